@@ -1,0 +1,126 @@
+//! The shape of a GPT-2 model, as Hugging Face's `config.json` writes it.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Shape and constants of a GPT-2 model (Hugging Face `GPT2Config` names).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gpt2Config {
+    /// Rows of the token embedding and columns of the tied head (V).
+    pub vocab_size: usize,
+    /// Longest context that the learned positions cover (T at most).
+    pub n_positions: usize,
+    /// Width of the residual stream (D).
+    pub n_embd: usize,
+    /// Number of transformer blocks (L).
+    pub n_layer: usize,
+    /// Attention heads per block (H); divides `n_embd`.
+    pub n_head: usize,
+    /// Width of the MLP; absent means 4 D.
+    #[serde(default)]
+    pub n_inner: Option<usize>,
+    /// Epsilon of every layer norm.
+    #[serde(default = "default_epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// Standard deviation of the weights at birth; residual projections divide it by sqrt(2 L).
+    #[serde(default = "default_range")]
+    pub initializer_range: f64,
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn default_range() -> f64 {
+    0.02
+}
+
+impl Gpt2Config {
+    /// Shape with GPT-2's constants: epsilon 1e-5, initialisation 0.02, MLP of 4 D.
+    pub fn new(vocab_size: usize, n_positions: usize, n_embd: usize, n_layer: usize, n_head: usize) -> Self {
+        Self {
+            vocab_size,
+            n_positions,
+            n_embd,
+            n_layer,
+            n_head,
+            n_inner: None,
+            layer_norm_epsilon: default_epsilon(),
+            initializer_range: default_range(),
+        }
+    }
+
+    /// Width of the MLP (F).
+    pub fn inner(&self) -> usize {
+        self.n_inner.unwrap_or(4 * self.n_embd)
+    }
+
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// Number of parameters, the tied head counted once.
+    pub fn parameters(&self) -> usize {
+        let (d, f) = (self.n_embd, self.inner());
+        let block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d);
+        self.vocab_size * d + self.n_positions * d + self.n_layer * block + 2 * d
+    }
+
+    /// Checks every limit; the error names the field, the value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        // Far above any GPT-2, far below where products of two fields overflow or an allocation could not succeed.
+        const MOST: usize = 1 << 24;
+        for (name, value) in [
+            ("vocab_size", self.vocab_size),
+            ("n_positions", self.n_positions),
+            ("n_embd", self.n_embd),
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_inner", self.inner()),
+        ] {
+            if value == 0 || value > MOST {
+                return Err(Error::usage(format!("model shape: {name} must lie between 1 and {MOST}, found {value}")));
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            return Err(Error::usage(format!(
+                "model shape: n_embd must be a multiple of n_head, found n_embd = {} and n_head = {}",
+                self.n_embd, self.n_head
+            )));
+        }
+        if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
+            return Err(Error::usage(format!(
+                "model shape: layer_norm_epsilon must be a positive number, found {}",
+                self.layer_norm_epsilon
+            )));
+        }
+        if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
+            return Err(Error::usage(format!(
+                "model shape: initializer_range must be a number of at least 0, found {}",
+                self.initializer_range
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_are_the_published_ones() {
+        assert_eq!(Gpt2Config::new(50257, 1024, 768, 12, 12).parameters(), 124_439_808);
+        assert_eq!(Gpt2Config::new(50257, 1024, 1024, 24, 16).parameters(), 354_823_168);
+        assert_eq!(Gpt2Config::new(50257, 1024, 1280, 36, 20).parameters(), 774_030_080);
+        assert_eq!(Gpt2Config::new(50257, 1024, 1600, 48, 25).parameters(), 1_557_611_200);
+    }
+
+    #[test]
+    fn impossible_shapes_are_named() {
+        let message = Gpt2Config::new(10, 8, 10, 1, 3).validate().unwrap_err().to_string();
+        assert!(message.contains("n_embd = 10") && message.contains("n_head = 3"), "{message}");
+        assert!(Gpt2Config::new(10, 0, 8, 1, 2).validate().unwrap_err().to_string().contains("n_positions"));
+    }
+}
