@@ -1,0 +1,176 @@
+//! Files and folders that appear whole or not at all.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes `path` through a temporary file in the same folder: synced, renamed, folder synced. On any error the
+/// temporary file is removed and what stood at `path` before is untouched.
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    write(&mut file)?;
+    file.commit()
+}
+
+/// A file that takes its name only on [`AtomicFile::commit`]; dropped before that, it vanishes.
+#[derive(Debug)]
+pub struct AtomicFile {
+    target: PathBuf,
+    temporary: PathBuf,
+    writer: Option<BufWriter<File>>,
+}
+
+impl AtomicFile {
+    /// Opens a temporary file beside `path`, creating the folder if need be.
+    pub fn create(path: &Path) -> Result<Self> {
+        let parent = parent_of(path);
+        fs::create_dir_all(parent).map_err(|e| Error::io("create folder", parent, e))?;
+        let temporary = temporary_beside(path);
+        // Plain creation rather than a private temporary file: the result obeys the umask.
+        let file = File::create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
+        Ok(Self { target: path.to_path_buf(), temporary, writer: Some(BufWriter::with_capacity(1 << 20, file)) })
+    }
+
+    /// Goes to an absolute position, for headers that are known only at the end.
+    pub fn seek(&mut self, position: u64) -> Result<()> {
+        let to = SeekFrom::Start(position);
+        self.writer().seek(to).map(|_| ()).map_err(|e| Error::io("write", &self.temporary, e))
+    }
+
+    /// Flushes, syncs and gives the file its name.
+    pub fn commit(mut self) -> Result<()> {
+        let failed = |e| Error::io("write", &self.target, e);
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        let done = writer.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|f| f.sync_all());
+        let done = done.and_then(|()| fs::rename(&self.temporary, &self.target));
+        if let Err(e) = done {
+            let _ = fs::remove_file(&self.temporary);
+            return Err(failed(e));
+        }
+        sync_folder(parent_of(&self.target))
+    }
+
+    fn writer(&mut self) -> &mut BufWriter<File> {
+        self.writer.as_mut().expect("present until commit")
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer().flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.writer.take().is_some() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A folder that takes its name only on [`AtomicDir::commit`]; dropped before that, it vanishes with its contents.
+#[derive(Debug)]
+pub struct AtomicDir {
+    target: PathBuf,
+    temporary: PathBuf,
+    committed: bool,
+}
+
+impl AtomicDir {
+    /// Makes a temporary folder beside `path`.
+    pub fn create(path: &Path) -> Result<Self> {
+        let temporary = temporary_beside(path);
+        fs::create_dir_all(&temporary).map_err(|e| Error::io("create folder", &temporary, e))?;
+        Ok(Self { target: path.to_path_buf(), temporary, committed: false })
+    }
+
+    /// Where to write until the commit.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Renames the folder to its name, replacing a folder of that name if there is one.
+    pub fn commit(mut self) -> Result<()> {
+        sync_folder(&self.temporary)?;
+        let old = temporary_beside(&self.target);
+        let replaced = self.target.exists();
+        if replaced {
+            fs::rename(&self.target, &old).map_err(|e| Error::io("replace", &self.target, e))?;
+        }
+        if let Err(e) = fs::rename(&self.temporary, &self.target) {
+            if replaced {
+                let _ = fs::rename(&old, &self.target);
+            }
+            return Err(Error::io("rename to", &self.target, e));
+        }
+        self.committed = true;
+        if replaced {
+            fs::remove_dir_all(&old).map_err(|e| Error::io("remove", &old, e))?;
+        }
+        sync_folder(parent_of(&self.target))
+    }
+}
+
+impl Drop for AtomicDir {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("sync folder", folder, e))
+}
+
+/// `.NAME.PID-N.tmp`: hidden, in the same folder (renames must not cross file systems), unique in this process.
+fn temporary_beside(path: &Path) -> PathBuf {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    parent_of(path).join(format!(".{name}.{}-{n}.tmp", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_atomic(&path, |w| w.write_all(b"one").map_err(|e| Error::data(e.to_string()))).unwrap();
+        let failed = write_atomic(&path, |w| {
+            w.write_all(b"two").unwrap();
+            Err(Error::data("no"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_replaces_the_old_one_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        for text in ["one", "two"] {
+            let dir = AtomicDir::create(&path).unwrap();
+            fs::write(dir.path().join(text), text).unwrap();
+            dir.commit().unwrap();
+        }
+        drop(AtomicDir::create(&path).unwrap());
+        assert!(path.join("two").exists() && !path.join("one").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

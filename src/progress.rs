@@ -1,0 +1,24 @@
+//! How long phases tell a person where they are. The library never prints; the command line brings an implementation.
+
+/// Receives the progress of one phase at a time.
+pub trait Progress: Sync {
+    /// A phase begins: its name, how many units it has if known, and what a unit is ("bytes", "documents").
+    fn start(&self, label: &str, total: Option<u64>, unit: &str);
+    /// `n` more units are done.
+    fn advance(&self, n: u64);
+    /// The phase is over.
+    fn finish(&self);
+    /// One line worth keeping on the screen.
+    fn note(&self, text: &str);
+}
+
+/// Says nothing: for tests and for library use.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _: &str, _: Option<u64>, _: &str) {}
+    fn advance(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+}
