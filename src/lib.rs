@@ -3,6 +3,7 @@
 pub mod error;
 pub mod files;
 pub mod model;
+pub mod ops;
 pub mod progress;
 pub mod rng;
 pub mod signal;

@@ -1,0 +1,139 @@
+//! Access to a tensor's memory on the CPU: the bridge between candle's storage and our kernels.
+
+use crate::error::{Error, Result};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use std::ops::Deref;
+use std::sync::Mutex;
+
+/// Read access to the whole storage behind an f32 CPU tensor, with where the tensor lies in it.
+pub struct Read<'a> {
+    guard: StorageRef<'a>,
+    start: usize,
+    len: usize,
+}
+
+impl Read<'_> {
+    fn storage(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(data)) => data,
+            _ => unreachable!("checked by the constructors"),
+        }
+    }
+}
+
+/// The elements of a contiguous tensor; for a strided view everything from its first element on.
+impl Deref for Read<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.storage()[self.start..self.start + self.len]
+    }
+}
+
+/// Read access to a contiguous f32 CPU tensor.
+pub fn read(tensor: &Tensor) -> Result<Read<'_>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    check(&guard, layout)?;
+    if !layout.is_contiguous() {
+        return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", layout.stride())));
+    }
+    Ok(Read { guard, start: layout.start_offset(), len: layout.shape().elem_count() })
+}
+
+/// Read access to an f32 CPU tensor of any strides: the slice starts at the view's first element.
+pub fn read_strided(tensor: &Tensor) -> Result<Read<'_>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let len = check(&guard, layout)?;
+    let start = layout.start_offset();
+    Ok(Read { guard, start, len: len - start })
+}
+
+fn check(guard: &Storage, layout: &Layout) -> Result<usize> {
+    match guard {
+        Storage::Cpu(CpuStorage::F32(data)) => Ok(data.len()),
+        _ => Err(Error::internal(format!("expected an f32 tensor on the CPU, found shape {:?}", layout.shape()))),
+    }
+}
+
+/// Runs `f` on the elements of a contiguous f32 CPU tensor, in place. The closure must not touch `tensor` itself.
+pub fn with_mut<R: Send>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
+    if !tensor.is_contiguous() {
+        return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", tensor.stride())));
+    }
+    let count = tensor.elem_count();
+    with_mut_strided(tensor, |data| f(&mut data[..count]))
+}
+
+/// Runs `f` on the storage of an f32 CPU tensor from the view's first element on, in place.
+pub fn with_mut_strided<R: Send>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
+    let op = Edit(Mutex::new((Some(f), None)));
+    tensor.inplace_op1(&op)?;
+    let (_, result) = op.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    result.ok_or_else(|| Error::internal("an in-place kernel did not run"))
+}
+
+/// candle lends mutable storage to in-place ops only, so the closure travels as one.
+struct Edit<F, R>(Mutex<(Option<F>, Option<R>)>);
+
+impl<F: FnOnce(&mut [f32]) -> R + Send, R: Send> InplaceOp1 for Edit<F, R> {
+    fn name(&self) -> &'static str {
+        "eslm-edit"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let CpuStorage::F32(data) = storage else { candle_core::bail!("expected an f32 tensor on the CPU") };
+        let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(f) = state.0.take() {
+            state.1 = Some(f(&mut data[layout.start_offset()..]));
+        }
+        Ok(())
+    }
+}
+
+/// Overwrites `dst` with `src` on any device.
+pub fn assign(dst: &Tensor, src: &Tensor) -> Result<()> {
+    Ok(dst.slice_set(&src.contiguous()?, 0, 0)?)
+}
+
+/// `dst += src` on any device, through a temporary: the slow path of accumulating kernels off the CPU.
+pub fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
+    assign(dst, &(dst + src)?)
+}
+
+/// A pointer that parallel tasks may share because each writes its own elements.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut(pub *mut f32);
+
+// SAFETY: every use splits the elements among tasks without overlap; see the callers.
+unsafe impl Send for SharedMut {}
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    pub(crate) fn get(self) -> *mut f32 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn edits_land_in_the_tensor_and_in_its_views() {
+        let t = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+        with_mut(&t, |x| x[4] = 5.0).unwrap();
+        with_mut_strided(&t.narrow(1, 2, 1).unwrap(), |x| x[3] = 7.0).unwrap();
+        assert_eq!(t.to_vec2::<f32>().unwrap(), [[0.0, 0.0, 0.0], [0.0, 5.0, 7.0]]);
+        assert_eq!(read(&t.narrow(0, 1, 1).unwrap()).unwrap()[1], 5.0);
+        assert_eq!(read_strided(&t.narrow(1, 1, 1).unwrap()).unwrap()[3], 5.0);
+        assert!(with_mut(&t.narrow(1, 0, 2).unwrap(), |_| ()).is_err());
+    }
+
+    #[test]
+    fn add_assign_works_without_kernels() {
+        let t = Tensor::new(&[1f64, 2.0], &Device::Cpu).unwrap();
+        add_assign(&t, &Tensor::new(&[0.5f64, 0.5], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(t.to_vec1::<f64>().unwrap(), [1.5, 2.5]);
+    }
+}

@@ -1,0 +1,8 @@
+//! The operations of the model and its training: one folder per op, one file per device.
+//!
+//! Every op has a short, slow `reference` on candle tensors (any device, any float type): the oracle of its tests and the
+//! path taken off the CPU. The fast path on the CPU works on f32 slices in `cpu.rs`. A result never depends on the number
+//! of threads: work is split into pieces of fixed size and partial sums are added in order.
+
+pub mod buffer;
+pub(crate) mod simd;
