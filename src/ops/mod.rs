@@ -6,3 +6,6 @@
 
 pub mod buffer;
 pub(crate) mod simd;
+pub mod matmul;
+#[cfg(test)]
+pub(crate) mod testing;
