@@ -5,7 +5,10 @@
 //! of threads: work is split into pieces of fixed size and partial sums are added in order.
 
 pub mod buffer;
-pub(crate) mod simd;
+pub mod embed;
+pub mod gelu;
+pub mod layer_norm;
 pub mod matmul;
+pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,7 +8,7 @@ use super::buffer;
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 
-pub(crate) use cpu::{Mat, MatMut, gemm};
+pub(crate) use cpu::{Mat, MatMut, add_to, gemm};
 
 /// `a · b` for `a` [M, K] and `b` [K, N], any strides.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
