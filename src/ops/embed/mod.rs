@@ -19,7 +19,7 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
             offset + context
         )));
     }
-    if !wte.device().is_cpu() {
+    if !super::fast(wte) {
         return reference(wte, wpe, tokens, context, offset);
     }
     let (wte, wpe) = (read(wte)?, read(wpe)?);
@@ -36,7 +36,7 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
 /// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T, D].
 pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], context: usize) -> Result<()> {
     let (n, width) = d.dims2()?;
-    if !d.device().is_cpu() {
+    if !super::fast(d) {
         let index = Tensor::new(tokens, d.device())?;
         buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
         let by_position = d.reshape((n / context, context, width))?.sum(0)?;
@@ -57,7 +57,7 @@ pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], contex
 
 /// The rows of `x` [N, D] at `rows`, in that order: [k, D].
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !super::fast(x) {
         return Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?);
     }
     let width = x.dim(1)?;
@@ -71,7 +71,7 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
 
 /// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D].
 pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
-    if !dst.device().is_cpu() {
+    if !super::fast(dst) {
         return buffer::assign(dst, &dst.index_add(&Tensor::new(rows, dst.device())?, src, 0)?);
     }
     let width = dst.dim(1)?;

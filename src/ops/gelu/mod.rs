@@ -4,7 +4,7 @@
 use super::buffer::{read, with_mut};
 use super::simd::{multiversion, tanh};
 use crate::error::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
@@ -14,7 +14,7 @@ const CHUNK: usize = 1 << 14;
 
 /// y with x's shape.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
-    if !(x.device().is_cpu() && x.dtype() == DType::F32) {
+    if !super::fast(x) {
         return reference(x);
     }
     let xs = read(x)?;
@@ -25,7 +25,7 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
 
 /// Turns the upstream gradient `dy` into the gradient with respect to x, in place.
 pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
-    if !(x.device().is_cpu() && x.dtype() == DType::F32) {
+    if !super::fast(x) {
         let t = inner(x)?.tanh()?;
         let slope = ((x.sqr()? * (3.0 * CUBIC * C))? + C)?;
         let d = ((&t + 1.0)? * 0.5)?.add(&((x * 0.5)? * (t.sqr()?.neg()? + 1.0)?)?.mul(&slope)?)?;
@@ -66,6 +66,7 @@ multiversion! {
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use candle_core::DType;
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {

@@ -4,7 +4,7 @@ mod cpu;
 
 use super::buffer;
 use crate::error::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 
 /// Normalised rows and what the backward needs of them.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct Normed {
 
 /// Forward for `x` [N, D], `w` [D], `b` [D].
 pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Normed> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if super::fast(x) {
         return cpu::forward(x, w, b, eps as f32);
     }
     let mean = x.mean_keepdim(D::Minus1)?;
@@ -27,7 +27,7 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Normed> {
 
 /// y again from x and its statistics: cheaper than keeping it on the tape.
 pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if super::fast(x) {
         return cpu::replay(x, stats, w, b);
     }
     Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?)
@@ -43,7 +43,7 @@ pub fn backward(
     dw: &Tensor,
     db: &Tensor,
 ) -> Result<()> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if super::fast(x) {
         return cpu::backward(dx, dy, x, stats, w, dw, db);
     }
     let xhat = normalise(x, stats)?;
@@ -69,6 +69,7 @@ pub fn reference(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor>
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use candle_core::DType;
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {
