@@ -1,7 +1,10 @@
 //! GPT-2: shapes, parameters, trunk and head, forward and backward by hand.
 
+mod birth;
 mod config;
+mod gpt2;
 mod params;
 
 pub use config::Gpt2Config;
+pub use gpt2::{Gpt2, Tape};
 pub use params::{Block, Layout, ParamSet};
