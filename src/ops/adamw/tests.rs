@@ -166,3 +166,27 @@ fn zero_gradients_only_decay_and_stay_finite() {
         assert_eq!(values(&params.tensors()[i]), before.into_iter().map(|p| p * keep).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn other_float_types_take_the_reference() {
+    let layout = layout();
+    let wide = |set: &ParamSet| {
+        let tensors = set.tensors().iter().map(|t| t.to_dtype(DType::F64).unwrap());
+        ParamSet::new(layout.clone(), tensors.collect())
+    };
+    let params = wide(&random(&layout, 1, 0.5));
+    let mut state = State::new(&layout, &Device::Cpu).unwrap();
+    for step in 0..5u32 {
+        let grads = wide(&random(&layout, 2 + step, 3.0));
+        assert!(
+            (global_norm(&grads).unwrap() / global_norm(&random(&layout, 2 + step, 3.0)).unwrap() - 1.0).abs() < 1e-12
+        );
+        OPTIMIZER.update(&params, &grads, &mut state, 1e-2 / f64::from(step + 1), 0.5 + 0.1 * step as f32).unwrap();
+    }
+    let (expected, _) = five_updates();
+    for (found, expected) in params.tensors().iter().zip(expected.tensors()) {
+        for (a, b) in values(&found.to_dtype(DType::F32).unwrap()).into_iter().zip(values(expected)) {
+            assert!((a - b).abs() <= 2e-6 * (1.0 + b.abs()), "{a} for {b}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Training: the learning rate, what is reported, what is saved.
+
+pub mod schedule;
