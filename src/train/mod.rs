@@ -1,3 +1,4 @@
 //! Training: the learning rate, what is reported, what is saved.
 
+pub mod events;
 pub mod schedule;

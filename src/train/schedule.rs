@@ -21,7 +21,7 @@ pub struct Schedule {
     pub kind: Kind,
     /// Steps over which the rate rises along a straight line to the peak; 0 starts at the peak.
     pub warmup: u64,
-    /// Rate towards which linear, cosine and WSD fall; reached at step `steps`, one after the last.
+    /// Where linear, cosine and WSD fall to, as a share of the peak; reached at step `steps`, one after the last.
     pub floor: f64,
     /// WSD only: share of all steps that the decay takes, in [0, 1].
     pub decay: f64,
@@ -31,10 +31,11 @@ pub struct Schedule {
 ///
 /// Step s of the warm-up has peak (s + 1) / warmup, so the first step already learns and the last one of the warm-up
 /// has the peak. A warm-up at least as long as the run is never left. With x = (s - start) / (steps - start):
-/// linear floor + (peak - floor)(1 - x), cosine floor + (peak - floor)(1 + cos(pi x))/2, where start is the end of the
-/// warm-up; WSD is linear with start = steps - round(decay steps), or the end of the warm-up if that is later.
+/// linear low + (peak - low)(1 - x), cosine low + (peak - low)(1 + cos(pi x))/2, where low = floor peak and start is the
+/// end of the warm-up; WSD is linear with start = steps - round(decay steps), or the end of the warm-up if that is later.
 pub fn lr(step: u64, schedule: &Schedule, peak: f64, steps: u64) -> f64 {
-    let Schedule { kind, warmup, floor, decay } = *schedule;
+    let Schedule { kind, warmup, decay, .. } = *schedule;
+    let floor = schedule.floor * peak;
     if step < warmup {
         return peak * (step + 1) as f64 / warmup as f64;
     }
@@ -77,6 +78,7 @@ mod tests {
                 close(lr(step as u64, &s, 2.0, 100), expected);
             }
             close(lr(4, &s, 2.0, 100), 2.0); // the joint: the peak again, before any fall
+            close(lr(100, &s, 2.0, 100), if kind == Kind::Constant { 2.0 } else { 0.2 }); // a share of the peak
         }
     }
 
