@@ -7,3 +7,6 @@
 pub mod adamw;
 pub mod buffer;
 pub(crate) mod simd;
+pub mod matmul;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,310 @@
+//! The words a run file may use where a key offers a choice.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, and `NAMES`.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident ($what:literal) { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every word, in the order of the variants.
+            pub const NAMES: &'static [&'static str] = &[$($word),+];
+
+            /// The word as run files write it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    other => Err(Error::usage(format!(
+                        "expected a {}: {}; found \"{other}\"{}",
+                        $what,
+                        list(Self::NAMES),
+                        did_you_mean(other, Self::NAMES.iter().copied()),
+                    ))),
+                }
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+                s.serialize_str(self.name())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+choice! {
+    /// How the training loss is formed.
+    Method ("method") {
+        /// Every token counts: causal language modelling, selection off.
+        Clm = "clm",
+        /// Value-at-risk token selection (ESLM, arXiv 2505.19893).
+        Eslm = "eslm",
+    }
+}
+
+choice! {
+    /// What ranks the tokens of a pool.
+    Score ("score") {
+        /// Entropy of the student's prediction.
+        Entropy = "entropy",
+        /// Negative log-likelihood of the target under the student.
+        Loss = "loss",
+        /// KL(teacher || student) at the objective's temperature.
+        Kl = "kl",
+        /// Entropy of the teacher's prediction.
+        TeacherEntropy = "teacher-entropy",
+        /// Student's loss minus the teacher's (Rho-1, arXiv 2404.07965).
+        Excess = "excess",
+        /// Uniform draws of the run's own generator: the control at equal keep.
+        Random = "random",
+    }
+}
+
+impl Score {
+    /// Whether the score reads the teacher's logits of every position.
+    pub fn needs_teacher(self) -> bool {
+        matches!(self, Self::Kl | Self::TeacherEntropy | Self::Excess)
+    }
+}
+
+choice! {
+    /// The positions that share one threshold.
+    Pool ("pool") {
+        /// All positions of a micro-batch (the paper's batch): `micro_rows` becomes part of the mathematics.
+        MicroBatch = "micro-batch",
+        /// The positions of one sequence.
+        Sequence = "sequence",
+    }
+}
+
+choice! {
+    /// Which end of the ranking is kept.
+    Tail ("tail") {
+        /// The largest scores.
+        High = "high",
+        /// The smallest scores.
+        Low = "low",
+    }
+}
+
+choice! {
+    /// Distance between teacher and student.
+    Divergence ("divergence") {
+        /// KL(teacher || student).
+        ForwardKl = "forward-kl",
+    }
+}
+
+choice! {
+    /// Shape of the learning rate over the run, after the warm-up.
+    ScheduleKind ("schedule") {
+        /// The peak throughout.
+        Constant = "constant",
+        /// A straight line from the peak to the floor.
+        Linear = "linear",
+        /// Half a cosine from the peak to the floor.
+        Cosine = "cosine",
+        /// Warm-up, stable, decay: the peak, then a straight line to the floor over the last share of the steps.
+        Wsd = "wsd",
+    }
+}
+
+choice! {
+    /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
+    HeadMode ("head mode") {
+        /// Keep them: (1 + 2k) dense heads of work, micro-batch x vocabulary of memory.
+        Keep = "keep",
+        /// Drop them and compute the kept rows again: (1 + 3k) dense heads, no such memory.
+        Recompute = "recompute",
+        /// Keep where a micro-batch's logits are small enough.
+        Auto = "auto",
+    }
+}
+
+choice! {
+    /// Which rows carry gradient. Same numbers, other cost.
+    BackwardMode ("backward mode") {
+        /// Only the rows that can differ from zero.
+        Exact = "exact",
+        /// Every row: the slow oracle.
+        Dense = "dense",
+    }
+}
+
+choice! {
+    /// Number format of weights, activations and gradients.
+    Dtype ("dtype") {
+        /// 32-bit floats.
+        F32 = "f32",
+    }
+}
+
+choice! {
+    /// Where a student's first weights come from.
+    Birth ("birth") {
+        /// GPT-2 initialisation with residual scaling.
+        Scratch = "scratch",
+        /// Chosen layers of the teacher.
+        TeacherLayers = "teacher-layers",
+        /// The weights stored with the student.
+        Checkpoint = "checkpoint",
+    }
+}
+
+/// The device a run asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceSpec {
+    /// The first CUDA device if this build and this machine have one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// CUDA device of that index.
+    Cuda(usize),
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Cpu => f.pad("cpu"),
+            Self::Cuda(i) => f.pad(&format!("cuda:{i}")),
+        }
+    }
+}
+
+impl FromStr for DeviceSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => match other.strip_prefix("cuda:").and_then(|i| i.parse().ok()) {
+                Some(index) => Ok(Self::Cuda(index)),
+                None => Err(Error::usage(format!(
+                    "expected a device: \"auto\", \"cpu\", \"cuda\" or \"cuda:INDEX\"; found \"{other}\""
+                ))),
+            },
+        }
+    }
+}
+
+impl serde::Serialize for DeviceSpec {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for DeviceSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Sequences per micro-batch: `"auto"` or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MicroRows {
+    /// As many as the memory plan allows ([`crate::config::arithmetic::settle`]).
+    Auto,
+    /// Exactly so many.
+    Rows(usize),
+}
+
+impl fmt::Display for MicroRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Rows(n) => f.pad(&n.to_string()),
+        }
+    }
+}
+
+impl serde::Serialize for MicroRows {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => s.serialize_str("auto"),
+            Self::Rows(n) => s.serialize_u64(*n as u64),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for MicroRows {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Word(String),
+            Number(usize),
+        }
+        match Written::deserialize(d)? {
+            Written::Word(word) if word == "auto" => Ok(Self::Auto),
+            Written::Number(n) if n > 0 => Ok(Self::Rows(n)),
+            _ => Err(serde::de::Error::custom("micro_rows must be \"auto\" or a whole number of at least 1")),
+        }
+    }
+}
+
+/// `"a", "b" or "c"`.
+pub(crate) fn list(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [only] => format!("\"{only}\""),
+        [rest @ .., last] => {
+            let rest: Vec<String> = rest.iter().map(|w| format!("\"{w}\"")).collect();
+            format!("{} or \"{last}\"", rest.join(", "))
+        }
+    }
+}
+
+/// `; did you mean "x"?`, or nothing where no candidate is close.
+pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    match nearest(word, candidates) {
+        Some(best) => format!("; did you mean \"{best}\"?"),
+        None => String::new(),
+    }
+}
+
+/// The candidate closest to `word`, if it is close enough to be what was meant. A dotted candidate is also compared
+/// by its last part, so that a key in the wrong section is found.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let last = |w: &'a str| w.rsplit('.').next().unwrap_or(w);
+    let bare = word.rsplit('.').next().unwrap_or(word);
+    candidates
+        .map(|c| {
+            let whole = strsim::damerau_levenshtein(word, c);
+            // The wrong section costs one edit: a typo within the right section wins.
+            let part = strsim::damerau_levenshtein(bare, last(c)) + 1;
+            (whole.min(part), c)
+        })
+        .filter(|(distance, c)| *distance <= 1 + c.len().min(word.len()) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, c)| c)
+}

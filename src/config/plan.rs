@@ -1,0 +1,311 @@
+//! A run, resolved: every value present and checked once. Printed by `plan`, stored in every checkpoint and as the
+//! `config.toml` of a run folder, which is itself a run file.
+
+use super::choice::{
+    BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind, Score, Tail,
+};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Everything a run is. The fields outside `eval`, `checkpoint`, `log` and `machine` are its mathematics.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Whether tokens are selected.
+    pub method: Method,
+    /// Seed of every random stream of the run.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Preset, model folder or Hub id of the teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// Preset, model folder or Hub id of the student.
+    pub student: String,
+    /// Where the student's first weights come from; absent: what its preset says (a folder or Hub id: checkpoint).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub birth: Option<Birth>,
+    /// Teacher layers that a student born of `teacher-layers` starts from; absent: what its preset says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// Overrides of the student's shape.
+    #[serde(default, skip_serializing_if = "ShapePlan::is_empty")]
+    pub shape: ShapePlan,
+    /// What is read.
+    pub data: DataPlan,
+    /// Which tokens count.
+    pub select: SelectPlan,
+    /// What a token costs.
+    pub objective: ObjectivePlan,
+    /// AdamW.
+    pub optim: OptimPlan,
+    /// The learning rate over the run.
+    pub schedule: SchedulePlan,
+    /// Validation during the run.
+    pub eval: EvalPlan,
+    /// Saving during the run.
+    pub checkpoint: CheckpointPlan,
+    /// Metrics during the run.
+    pub log: LogPlan,
+    /// How, not what: same results up to rounding, other speed and memory.
+    pub machine: MachinePlan,
+}
+
+/// Overrides of a preset's shape; all absent as a rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShapePlan {
+    /// Transformer blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_layer: Option<usize>,
+    /// Attention heads per block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_head: Option<usize>,
+    /// Width of the residual stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_embd: Option<usize>,
+    /// Longest context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_positions: Option<usize>,
+}
+
+impl ShapePlan {
+    /// Whether nothing is overridden.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// `base` with the overrides in place.
+    pub fn apply(&self, base: &crate::model::Gpt2Config) -> crate::model::Gpt2Config {
+        let mut shape = base.clone();
+        shape.n_layer = self.n_layer.unwrap_or(base.n_layer);
+        shape.n_head = self.n_head.unwrap_or(base.n_head);
+        shape.n_positions = self.n_positions.unwrap_or(base.n_positions);
+        if let Some(n_embd) = self.n_embd {
+            shape.n_embd = n_embd;
+            shape.n_inner = None; // 4 D of the new width
+        }
+        shape
+    }
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataPlan {
+    /// Folder written by `prepare`; absent: the built-in generated corpus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// Tokens per sequence (T).
+    pub context: usize,
+    /// Sequences per optimizer step.
+    pub rows: usize,
+}
+
+/// `[select]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectPlan {
+    /// What ranks the tokens.
+    pub score: Score,
+    /// Confidence level in [0, 1): `ceil((1 - alpha) M)` of a pool's M tokens are kept.
+    pub alpha: f64,
+    /// Which tokens share a threshold.
+    pub pool: Pool,
+    /// Which end of the ranking is kept.
+    pub tail: Tail,
+    /// Steps at the start that train on every token.
+    pub burn_in: u64,
+    /// Steps after that over which alpha grows from 0 to its target.
+    pub ramp: u64,
+}
+
+impl SelectPlan {
+    /// Alpha of a 0-based step: 0 during the burn-in, then linear from 0 (at step `burn_in`) to its target (at step
+    /// `burn_in + ramp` and after).
+    pub fn alpha_at(&self, step: u64) -> f64 {
+        let Some(since) = step.checked_sub(self.burn_in) else { return 0.0 };
+        if since >= self.ramp { self.alpha } else { self.alpha * (since as f64 / self.ramp as f64) }
+    }
+}
+
+/// `[objective]`: (1 - lambda) CE + lambda tau^2 D(teacher, student).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectivePlan {
+    /// Weight of the teacher in [0, 1].
+    pub lambda: f64,
+    /// Temperature tau of both distributions, positive.
+    pub temperature: f64,
+    /// D.
+    pub divergence: Divergence,
+}
+
+/// `[optim]`: AdamW; decay on matrices and embeddings only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimPlan {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 is off.
+    pub clip: f64,
+}
+
+/// `[schedule]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulePlan {
+    /// Shape after the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps from 0 to the peak.
+    pub warmup: u64,
+    /// Learning rate at the end, as a share of the peak.
+    pub floor: f64,
+    /// Share of the steps over which `wsd` decays.
+    pub decay: f64,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalPlan {
+    /// Steps between validations; 0 is only before the first step and after the last.
+    pub every: u64,
+    /// Sequences per validation; 0 is all.
+    pub rows: usize,
+    /// Tokens by which consecutive validation windows advance.
+    pub stride: usize,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointPlan {
+    /// Steps between checkpoints; 0 is only at the end.
+    pub every: u64,
+    /// Newest checkpoints that stay on disk.
+    pub keep: usize,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogPlan {
+    /// Steps between lines of `metrics.jsonl`.
+    pub every: u64,
+}
+
+/// `[machine]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachinePlan {
+    /// Where tensors live.
+    pub device: DeviceSpec,
+    /// Number format.
+    pub dtype: Dtype,
+    /// Sequences per micro-batch; divides `data.rows`.
+    pub micro_rows: MicroRows,
+    /// What happens to the logits between scoring and backward.
+    pub head: HeadMode,
+    /// Which rows carry gradient.
+    pub backward: BackwardMode,
+    /// CPU threads; 0 is all.
+    pub threads: usize,
+}
+
+impl Plan {
+    /// Tokens of one optimizer step, before selection.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.data.rows as u64 * self.data.context as u64
+    }
+
+    /// Tokens of the whole run, before selection.
+    pub fn tokens(&self) -> u64 {
+        self.tokens_per_step().saturating_mul(self.steps)
+    }
+
+    /// Whether any step can drop a token.
+    pub fn selects(&self) -> bool {
+        self.method == Method::Eslm && self.select.alpha > 0.0
+    }
+
+    /// Alpha of a 0-based step; 0 throughout for `clm`.
+    pub fn alpha_at(&self, step: u64) -> f64 {
+        if self.selects() { self.select.alpha_at(step) } else { 0.0 }
+    }
+
+    /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch.
+    pub fn micro_rows_matter(&self) -> bool {
+        self.selects() && self.select.pool == Pool::MicroBatch
+    }
+
+    /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,
+    /// `checkpoint`, `log` and `machine` (but with the dtype, and with `micro_rows` where it matters: call
+    /// [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
+    /// content the token files' own hashes identify.
+    pub fn mathematics(&self) -> Value {
+        let mut all = serde_json::to_value(self).unwrap_or(Value::Null); // plain data: always representable
+        if let Some(object) = all.as_object_mut() {
+            for part in ["eval", "checkpoint", "log", "machine"] {
+                object.shift_remove(part);
+            }
+            if let Some(data) = object.get_mut("data").and_then(Value::as_object_mut) {
+                data.shift_remove("dir");
+            }
+            object.insert("dtype".into(), Value::from(self.machine.dtype.name()));
+            if self.micro_rows_matter() {
+                let rows = match self.machine.micro_rows {
+                    MicroRows::Auto => Value::from("auto"),
+                    MicroRows::Rows(n) => Value::from(n),
+                };
+                object.insert("micro_rows".into(), rows);
+            }
+        }
+        all
+    }
+
+    /// What differs between a stored [`Plan::mathematics`] and this plan's: one line per key, empty if nothing does.
+    pub fn mathematics_differences(&self, stored: &Value) -> Vec<String> {
+        let (mut was, mut is) = (Vec::new(), Vec::new());
+        flatten("", stored, &mut was);
+        flatten("", &self.mathematics(), &mut is);
+        let find = |list: &[(String, Value)], key: &str| list.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+        let mut keys: Vec<&String> = is.iter().chain(&was).map(|(k, _)| k).collect();
+        let mut seen = std::collections::HashSet::new();
+        keys.retain(|k| seen.insert(k.as_str()));
+        let show = |v: Option<Value>| v.map_or_else(|| "absent".to_string(), |v| v.to_string());
+        keys.into_iter()
+            .filter_map(|k| {
+                let (a, b) = (find(&was, k), find(&is, k));
+                (a != b).then(|| format!("{k}: {} before, {} now", show(a), show(b)))
+            })
+            .collect()
+    }
+
+    /// Every value as a run file that loads to this same plan.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::internal(format!("cannot write the plan as TOML: {e}")))
+    }
+}
+
+/// Dotted keys of every leaf of `value` (lists are leaves).
+pub(crate) fn flatten(prefix: &str, value: &Value, into: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&name, inner, into);
+            }
+        }
+        leaf => into.push((prefix.to_string(), leaf.clone())),
+    }
+}

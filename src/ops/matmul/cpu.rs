@@ -1,0 +1,141 @@
+//! The `gemm` crate on slices and views.
+
+use crate::error::{Error, Result};
+use crate::ops::buffer::{SharedMut, read_strided, with_mut, with_mut_strided};
+use crate::ops::simd::multiversion;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// A read-only matrix in someone else's memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Element (i, j) lies at `i * row_stride + j * col_stride`. Panics if the last element lies outside `data`.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < data.len());
+        Self { data, rows, cols, row_stride, col_stride }
+    }
+
+    pub(crate) fn row_major(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::new(data, rows, cols, cols, 1)
+    }
+
+    pub(crate) fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// A matrix to write: a pointer, because parallel tasks write disjoint parts of one buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct MatMut {
+    data: SharedMut,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl MatMut {
+    pub(crate) fn new(data: &mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len());
+        Self { data: SharedMut(data.as_mut_ptr()), rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// # Safety
+    /// Elements `i * row_stride + j` of `data` are valid for writes and no other task touches them meanwhile.
+    pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data: SharedMut(data), rows, cols, row_stride, col_stride: 1 }
+    }
+}
+
+/// `dst = scale * a · b`, plus the old `dst` if `add`. Parallel only when the caller is not already.
+pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, parallel: bool) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    assert!(b.rows == k && dst.rows == m && dst.cols == n, "gemm of [{m}, {k}] and [{}, {n}]", b.rows);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    // SAFETY: the constructors checked that every element lies in its buffer; `dst` is exclusive by their contract.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.data.get(),
+            dst.col_stride as isize,
+            dst.row_stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `dst = a · b` or `dst += a · b` on tensors of any strides.
+pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()> {
+    let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
+    if k != kb || dst.dims2()? != (m, n) {
+        return Err(Error::internal(format!("product of {:?} and {:?} into {:?}", a.dims(), b.dims(), dst.dims())));
+    }
+    let (sa, sb, sd) = (a.stride(), b.stride(), dst.stride());
+    let (da, db) = (read_strided(a)?, read_strided(b)?);
+    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]));
+    with_mut_strided(dst, |out| {
+        assert!(m == 0 || n == 0 || (m - 1) * sd[0] + (n - 1) * sd[1] < out.len());
+        let dst =
+            MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
+        gemm(dst, add, a, b, 1.0, true);
+    })
+}
+
+/// Rows whose sums are formed by one task; fixed, so that the sum does not depend on the number of threads.
+const ROWS_PER_TASK: usize = 64;
+
+pub(super) fn column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
+    let (n, m) = d.dims2()?;
+    let stride = d.stride();
+    if stride[1] != 1 && n * m > 0 {
+        return Err(Error::internal("column sums need rows of adjacent elements"));
+    }
+    let row_stride = stride[0];
+    let d = read_strided(d)?;
+    let d: &[f32] = &d;
+    let partial: Vec<Vec<f32>> = (0..n.div_ceil(ROWS_PER_TASK))
+        .into_par_iter()
+        .map(|task| {
+            let mut sum = vec![0.0; m];
+            for row in task * ROWS_PER_TASK..n.min((task + 1) * ROWS_PER_TASK) {
+                add_to(&mut sum, &d[row * row_stride..row * row_stride + m]);
+            }
+            sum
+        })
+        .collect();
+    with_mut(dst, |dst| partial.iter().for_each(|sum| add_to(dst, sum)))
+}
+
+multiversion! {
+    /// `dst += src`.
+    pub(crate) fn add_to(dst: &mut [f32], src: &[f32]) {
+        for (d, s) in dst.iter_mut().zip(src) {
+            *d += *s;
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds in place.
+//!
+//! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time.
+
+mod cpu;
+
+use super::buffer;
+use crate::error::Result;
+use candle_core::{Device, Tensor};
+
+pub(crate) use cpu::{Mat, MatMut, gemm};
+
+/// `a · b` for `a` [M, K] and `b` [K, N], any strides.
+pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        return reference(a, b);
+    }
+    let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), &Device::Cpu)?;
+    cpu::into(&out, a, b, false)?;
+    Ok(out)
+}
+
+/// `dst += a · b`; `dst` [M, N] may be a strided view.
+pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+    if !a.device().is_cpu() {
+        return buffer::add_assign(dst, &reference(a, b)?);
+    }
+    cpu::into(dst, a, b, true)
+}
+
+/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` [M].
+pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return Ok(reference(x, w)?.broadcast_add(bias)?);
+    }
+    let (n, m) = (x.dim(0)?, w.dim(1)?);
+    let out = {
+        let bias = buffer::read(bias)?;
+        let mut data = Vec::with_capacity(n * m);
+        for _ in 0..n {
+            data.extend_from_slice(&bias);
+        }
+        Tensor::from_vec(data, (n, m), &Device::Cpu)?
+    };
+    cpu::into(&out, x, w, true)?;
+    Ok(out)
+}
+
+/// `dst += sum over rows of d`, for `d` [N, M] and `dst` [M]: the gradient of a bias.
+pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
+    if !d.device().is_cpu() {
+        return buffer::add_assign(dst, &d.sum(0)?);
+    }
+    cpu::column_sums(dst, d)
+}
+
+/// The slow way: contiguous copies and candle's matmul, on any device and float type.
+pub fn reference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(a.contiguous()?.matmul(&b.contiguous()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, random};
+
+    #[test]
+    fn products_of_views_match_the_reference() {
+        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (64, 33, 17), (1, 40, 9), (130, 70, 200)] {
+            let (a, b) = (random((m, k), 1), random((k, n), 2));
+            let want = reference(&a, &b).unwrap();
+            // f32 dot products of length k with entries near 1: about k * 6e-8 of rounding.
+            assert_close(&matmul(&a, &b).unwrap(), &want, 1e-5);
+            let (at, bt) = (a.t().unwrap().contiguous().unwrap(), b.t().unwrap().contiguous().unwrap());
+            assert_close(&matmul(&at.t().unwrap(), &bt.t().unwrap()).unwrap(), &want, 1e-5);
+
+            let dst = random((m, n + 4), 3);
+            let before = dst.copy().unwrap();
+            accumulate(&dst.narrow(1, 2, n).unwrap(), &a, &b).unwrap();
+            let inner = before.narrow(1, 2, n).unwrap();
+            assert_close(&dst.narrow(1, 2, n).unwrap(), &(inner + &want).unwrap(), 1e-5);
+            assert_close(&dst.narrow(1, 0, 2).unwrap(), &before.narrow(1, 0, 2).unwrap(), 0.0);
+            assert_close(&dst.narrow(1, n + 2, 2).unwrap(), &before.narrow(1, n + 2, 2).unwrap(), 0.0);
+        }
+    }
+
+    #[test]
+    fn linear_and_bias_gradient_match_the_reference() {
+        let (x, w, b) = (random((37, 12), 1), random((12, 21), 2), random(21, 3));
+        let want = reference(&x, &w).unwrap().broadcast_add(&b).unwrap();
+        assert_close(&linear(&x, &w, &b).unwrap(), &want, 1e-5);
+        let dst = random(21, 4);
+        let want_sum = (&dst + want.sum(0).unwrap()).unwrap();
+        accumulate_column_sums(&dst, &want).unwrap();
+        assert_close(&dst, &want_sum, 1e-5);
+    }
+
+    #[test]
+    fn empty_products_change_nothing() {
+        let dst = random((4, 3), 1);
+        let before = dst.copy().unwrap();
+        let a = Tensor::zeros((4, 0), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let b = Tensor::zeros((0, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        accumulate(&dst, &a, &b).unwrap();
+        assert_close(&dst, &before, 0.0);
+        assert_eq!(matmul(&b, &before.t().unwrap()).unwrap().dims(), [0, 4]);
+    }
+
+    #[test]
+    fn thread_count_does_not_change_a_bit() {
+        let (a, b) = (random((300, 250), 1), random((250, 190), 2));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| matmul(&a, &b).unwrap().to_vec2::<f32>().unwrap())
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(3) && one == run(7));
+    }
+}
