@@ -6,7 +6,7 @@
 
 pub mod adamw;
 pub mod buffer;
-pub(crate) mod simd;
 pub mod matmul;
+pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,31 +1,6 @@
 //! The learning rate as a pure function of the step: nothing to save, nothing to resume.
 
-/// What the rate does after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Stays at the peak.
-    Constant,
-    /// Falls along a straight line to the floor.
-    Linear,
-    /// Falls along half a cosine to the floor (Loshchilov & Hutter, "SGDR", ICLR 2017, without restarts).
-    Cosine,
-    /// Warm-up, stable, decay: stays at the peak, then falls along a straight line over the last share of the steps
-    /// (Hu et al., "MiniCPM", 2024).
-    Wsd,
-}
-
-/// The shape of the learning rate over a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
-    /// What follows the warm-up.
-    pub kind: Kind,
-    /// Steps over which the rate rises along a straight line to the peak; 0 starts at the peak.
-    pub warmup: u64,
-    /// Where linear, cosine and WSD fall to, as a share of the peak; reached at step `steps`, one after the last.
-    pub floor: f64,
-    /// WSD only: share of all steps that the decay takes, in [0, 1].
-    pub decay: f64,
-}
+use crate::config::{ScheduleKind as Kind, SchedulePlan};
 
 /// Learning rate of step `step` (0-based) of a run of `steps` steps whose highest rate is `peak`.
 ///
@@ -33,8 +8,8 @@ pub struct Schedule {
 /// has the peak. A warm-up at least as long as the run is never left. With x = (s - start) / (steps - start):
 /// linear low + (peak - low)(1 - x), cosine low + (peak - low)(1 + cos(pi x))/2, where low = floor peak and start is the
 /// end of the warm-up; WSD is linear with start = steps - round(decay steps), or the end of the warm-up if that is later.
-pub fn lr(step: u64, schedule: &Schedule, peak: f64, steps: u64) -> f64 {
-    let Schedule { kind, warmup, decay, .. } = *schedule;
+pub fn lr(step: u64, schedule: &SchedulePlan, peak: f64, steps: u64) -> f64 {
+    let SchedulePlan { kind, warmup, decay, .. } = *schedule;
     let floor = schedule.floor * peak;
     if step < warmup {
         return peak * (step + 1) as f64 / warmup as f64;
@@ -62,8 +37,8 @@ mod tests {
 
     const KINDS: [Kind; 4] = [Kind::Constant, Kind::Linear, Kind::Cosine, Kind::Wsd];
 
-    fn schedule(kind: Kind, warmup: u64) -> Schedule {
-        Schedule { kind, warmup, floor: 0.1, decay: 0.2 }
+    fn schedule(kind: Kind, warmup: u64) -> SchedulePlan {
+        SchedulePlan { kind, warmup, floor: 0.1, decay: 0.2 }
     }
 
     fn close(found: f64, expected: f64) {
@@ -117,7 +92,7 @@ mod tests {
             for steps in [1, 2, 10] {
                 for warmup in [0, 1, steps - 1, steps, steps + 7] {
                     for decay in [0.0, 0.5, 1.0] {
-                        let s = Schedule { kind, warmup, floor: 0.0, decay };
+                        let s = SchedulePlan { kind, warmup, floor: 0.0, decay };
                         for step in 0..steps + 2 {
                             let rate = lr(step, &s, 1.0, steps);
                             assert!((0.0..=1.0).contains(&rate), "{s:?} step {step} of {steps}: {rate}");

@@ -100,8 +100,7 @@ pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()
     let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]));
     with_mut_strided(dst, |out| {
         assert!(m == 0 || n == 0 || (m - 1) * sd[0] + (n - 1) * sd[1] < out.len());
-        let dst =
-            MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
+        let dst = MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
         gemm(dst, add, a, b, 1.0, true);
     })
 }
