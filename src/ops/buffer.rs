@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::Mutex;
 
 /// Read access to the whole storage behind an f32 CPU tensor, with where the tensor lies in it.
 pub struct Read<'a> {
@@ -56,7 +56,7 @@ fn check(guard: &Storage, layout: &Layout) -> Result<usize> {
 }
 
 /// Runs `f` on the elements of a contiguous f32 CPU tensor, in place. The closure must not touch `tensor` itself.
-pub fn with_mut<R: Send>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
+pub fn with_mut<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     if !tensor.is_contiguous() {
         return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", tensor.stride())));
     }
@@ -65,26 +65,27 @@ pub fn with_mut<R: Send>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send
 }
 
 /// Runs `f` on the storage of an f32 CPU tensor from the view's first element on, in place.
-pub fn with_mut_strided<R: Send>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
-    let op = Edit(Mutex::new((Some(f), None)));
+pub fn with_mut_strided<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let op = Edit { f: Cell::new(Some(f)), result: Cell::new(None) };
     tensor.inplace_op1(&op)?;
-    let (_, result) = op.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    result.ok_or_else(|| Error::internal("an in-place kernel did not run"))
+    op.result.into_inner().ok_or_else(|| Error::internal("an in-place kernel did not run"))
 }
 
 /// candle lends mutable storage to in-place ops only, so the closure travels as one.
-struct Edit<F, R>(Mutex<(Option<F>, Option<R>)>);
+struct Edit<F, R> {
+    f: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
 
-impl<F: FnOnce(&mut [f32]) -> R + Send, R: Send> InplaceOp1 for Edit<F, R> {
+impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Edit<F, R> {
     fn name(&self) -> &'static str {
         "eslm-edit"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let CpuStorage::F32(data) = storage else { candle_core::bail!("expected an f32 tensor on the CPU") };
-        let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(f) = state.0.take() {
-            state.1 = Some(f(&mut data[layout.start_offset()..]));
+        if let Some(f) = self.f.take() {
+            self.result.set(Some(f(&mut data[layout.start_offset()..])));
         }
         Ok(())
     }

@@ -5,8 +5,19 @@
 //! of threads: work is split into pieces of fixed size and partial sums are added in order.
 
 pub mod adamw;
+pub mod attention;
 pub mod buffer;
+pub mod buffer;
+pub mod embed;
+pub mod gelu;
+pub mod head;
+pub mod layer_norm;
 pub mod matmul;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
+
+/// Whether the f32 kernels for the CPU apply; everything else takes the reference path.
+pub(crate) fn fast(x: &candle_core::Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == candle_core::DType::F32
+}

@@ -8,11 +8,11 @@ use super::buffer;
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 
-pub(crate) use cpu::{Mat, MatMut, gemm};
+pub(crate) use cpu::{Mat, MatMut, add_to, gemm};
 
 /// `a · b` for `a` [M, K] and `b` [K, N], any strides.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if !a.device().is_cpu() {
+    if !super::fast(a) {
         return reference(a, b);
     }
     let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), &Device::Cpu)?;
@@ -22,7 +22,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
 pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
-    if !a.device().is_cpu() {
+    if !super::fast(a) {
         return buffer::add_assign(dst, &reference(a, b)?);
     }
     cpu::into(dst, a, b, true)
@@ -30,7 +30,7 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
 
 /// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` [M].
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !super::fast(x) {
         return Ok(reference(x, w)?.broadcast_add(bias)?);
     }
     let (n, m) = (x.dim(0)?, w.dim(1)?);
@@ -48,7 +48,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
 
 /// `dst += sum over rows of d`, for `d` [N, M] and `dst` [M]: the gradient of a bias.
 pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
-    if !d.device().is_cpu() {
+    if !super::fast(d) {
         return buffer::add_assign(dst, &d.sum(0)?);
     }
     cpu::column_sums(dst, d)

@@ -1,0 +1,234 @@
+//! Attention on f32: a task owns one head of one sequence and walks its queries in blocks.
+
+use super::{Attended, Gradients, Shape};
+use crate::error::Result;
+use crate::ops::buffer::{SharedMut, read};
+use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Queries per block: the scratch is BLOCK x T floats, which stays in the second-level cache up to T = 2048.
+const BLOCK: usize = 64;
+
+pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
+    let (n, width) = qkv.dims2()?;
+    let d = width / 3;
+    let data = read(qkv)?;
+    let data: &[f32] = &data;
+    let mut out = vec![0.0; n * d];
+    let mut lse = vec![0.0; shape.heads * n];
+    let (out_ptr, lse_ptr) = (SharedMut(out.as_mut_ptr()), SharedMut(lse.as_mut_ptr()));
+    (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
+        let head = Head::new(data, d, shape, task);
+        let mut scores = vec![0.0; BLOCK * shape.context];
+        for start in (0..shape.context).step_by(BLOCK) {
+            let rows = BLOCK.min(shape.context - start);
+            let visible = start + rows;
+            let scores = &mut scores[..rows * visible];
+            let q = head.q(start, rows);
+            gemm(MatMut::new(scores, rows, visible, visible), false, q, head.k(visible).t(), head.scale, false);
+            for (r, row) in scores.chunks_exact_mut(visible).enumerate() {
+                let row_lse = softmax_row(row, start + r + 1);
+                // SAFETY: this task alone writes head `task`'s entries of lse.
+                unsafe { *lse_ptr.get().add(task * shape.context + start + r) = row_lse };
+            }
+            // SAFETY: this task alone writes the columns of its head in the rows of its sequence.
+            let dst = unsafe { MatMut::from_raw(out_ptr.get().add(head.offset(d, start)), rows, head.dim, d) };
+            gemm(dst, false, Mat::row_major(scores, rows, visible), head.v(visible), 1.0, false);
+        }
+    });
+    Ok(Attended {
+        out: Tensor::from_vec(out, (n, d), &Device::Cpu)?,
+        lse: Tensor::from_vec(lse, shape.heads * n, &Device::Cpu)?,
+    })
+}
+
+pub(super) fn backward(
+    qkv: &Tensor,
+    attended: &Attended,
+    dout: &Tensor,
+    rows: Option<&[u32]>,
+    shape: Shape,
+) -> Result<Gradients> {
+    let (n, width) = qkv.dims2()?;
+    let d = width / 3;
+    let (data, out, lse, dout) = (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
+    let (data, out, lse, dout): (&[f32], &[f32], &[f32], &[f32]) = (&data, &out, &lse, &dout);
+    let every: Vec<u32>;
+    let rows = match rows {
+        Some(rows) => rows,
+        None => {
+            every = (0..n as u32).collect();
+            &every
+        }
+    };
+    let mut dq = vec![0.0; rows.len() * d];
+    let mut dkv = vec![0.0; n * 2 * d];
+    let (dq_ptr, dkv_ptr) = (SharedMut(dq.as_mut_ptr()), SharedMut(dkv.as_mut_ptr()));
+    (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
+        let head = Head::new(data, d, shape, task);
+        // The rows that belong to this sequence: a run of the ascending list.
+        let from = rows.partition_point(|&r| (r as usize) < head.first_row);
+        let to = rows.partition_point(|&r| (r as usize) < head.first_row + shape.context);
+        let mut scratch = Scratch::new(head.dim, shape.context);
+        for block in (from..to).step_by(BLOCK) {
+            let rows = &rows[block..to.min(block + BLOCK)];
+            let lse = &lse[task * shape.context..][..shape.context];
+            scratch.fill(&head, rows, block, out, dout, d);
+            let (count, visible) = (rows.len(), rows[rows.len() - 1] as usize - head.first_row + 1);
+            let (p, ds) = (&mut scratch.p[..count * visible], &mut scratch.ds[..count * visible]);
+            let q = Mat::row_major(&scratch.q[..count * head.dim], count, head.dim);
+            let dout = Mat::row_major(&scratch.dout[..count * head.dim], count, head.dim);
+            gemm(MatMut::new(p, count, visible, visible), false, q, head.k(visible).t(), head.scale, false);
+            gemm(MatMut::new(ds, count, visible, visible), false, dout, head.v(visible).t(), 1.0, false);
+            for (r, (p, ds)) in p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate() {
+                let position = rows[r] as usize - head.first_row;
+                gradient_row(p, ds, position + 1, lse[position], scratch.delta[r], head.scale);
+            }
+            let (p, ds) = (Mat::row_major(p, count, visible), Mat::row_major(ds, count, visible));
+            // SAFETY: this task alone writes the columns of its head in the rows of its sequence, of dq and of dkv.
+            let (dq, dk, dv) = unsafe {
+                let column = head.column;
+                let dkv = dkv_ptr.get().add(head.first_row * 2 * d + column);
+                (
+                    MatMut::from_raw(dq_ptr.get().add(block * d + column), count, head.dim, d),
+                    MatMut::from_raw(dkv, visible, head.dim, 2 * d),
+                    MatMut::from_raw(dkv.add(d), visible, head.dim, 2 * d),
+                )
+            };
+            gemm(dq, false, ds, head.k(visible), 1.0, false);
+            gemm(dk, true, ds.t(), q, 1.0, false);
+            gemm(dv, true, p.t(), dout, 1.0, false);
+        }
+    });
+    Ok(Gradients {
+        dq: Tensor::from_vec(dq, (rows.len(), d), &Device::Cpu)?,
+        dkv: Tensor::from_vec(dkv, (n, 2 * d), &Device::Cpu)?,
+    })
+}
+
+/// One head of one sequence inside the fused qkv.
+struct Head<'a> {
+    data: &'a [f32],
+    d: usize,
+    dim: usize,
+    first_row: usize,
+    column: usize,
+    scale: f32,
+}
+
+impl<'a> Head<'a> {
+    fn new(data: &'a [f32], d: usize, shape: Shape, task: usize) -> Self {
+        let dim = d / shape.heads;
+        let first_row = task / shape.heads * shape.context;
+        Self { data, d, dim, first_row, column: task % shape.heads * dim, scale: 1.0 / (dim as f32).sqrt() }
+    }
+
+    fn part(&self, which: usize, start: usize, rows: usize) -> Mat<'a> {
+        let offset = (self.first_row + start) * 3 * self.d + which * self.d + self.column;
+        Mat::new(&self.data[offset..], rows, self.dim, 3 * self.d, 1)
+    }
+
+    fn q(&self, start: usize, rows: usize) -> Mat<'a> {
+        self.part(0, start, rows)
+    }
+
+    fn k(&self, rows: usize) -> Mat<'a> {
+        self.part(1, 0, rows)
+    }
+
+    fn v(&self, rows: usize) -> Mat<'a> {
+        self.part(2, 0, rows)
+    }
+
+    fn offset(&self, width: usize, position: usize) -> usize {
+        (self.first_row + position) * width + self.column
+    }
+}
+
+/// What one task needs for a block of the backward.
+struct Scratch {
+    q: Vec<f32>,
+    dout: Vec<f32>,
+    delta: Vec<f32>,
+    p: Vec<f32>,
+    ds: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(dim: usize, context: usize) -> Self {
+        Self {
+            q: vec![0.0; BLOCK * dim],
+            dout: vec![0.0; BLOCK * dim],
+            delta: vec![0.0; BLOCK],
+            p: vec![0.0; BLOCK * context],
+            ds: vec![0.0; BLOCK * context],
+        }
+    }
+
+    /// Gathers q and dout of the rows, and delta = sum(dout * out) of each. `block` is the rows' place in `dout`.
+    fn fill(&mut self, head: &Head<'_>, rows: &[u32], block: usize, out: &[f32], dout: &[f32], d: usize) {
+        let dim = head.dim;
+        for (r, &row) in rows.iter().enumerate() {
+            let row = row as usize;
+            self.q[r * dim..][..dim].copy_from_slice(&head.data[row * 3 * d + head.column..][..dim]);
+            let upstream = &dout[(block + r) * d + head.column..][..dim];
+            self.dout[r * dim..][..dim].copy_from_slice(upstream);
+            self.delta[r] = dot(upstream, &out[row * d + head.column..][..dim]);
+        }
+    }
+}
+
+multiversion! {
+    /// Softmax of the first `visible` scores in place, zeros after them; returns their log-sum-exp.
+    fn softmax_row(row: &mut [f32], visible: usize) -> f32 {
+        let (seen, masked) = row.split_at_mut(visible);
+        masked.fill(0.0);
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in seen.chunks(LANES) {
+            for (lane, v) in lanes.iter_mut().zip(chunk) {
+                *lane = if *v > *lane { *v } else { *lane };
+            }
+        }
+        let max = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let mut sums = [0.0f32; LANES];
+        let mut chunks = seen.chunks_exact_mut(LANES);
+        for chunk in &mut chunks {
+            for (lane, v) in sums.iter_mut().zip(chunk) {
+                *v = exp(*v - max);
+                *lane += *v;
+            }
+        }
+        for (lane, v) in sums.iter_mut().zip(chunks.into_remainder()) {
+            *v = exp(*v - max);
+            *lane += *v;
+        }
+        let sum = sum_lanes(sums);
+        let inverse = 1.0 / sum;
+        for v in seen.iter_mut() {
+            *v *= inverse;
+        }
+        max + sum.ln()
+    }
+
+    /// Scores become probabilities (in `p`) and dP becomes dS = scale * P * (dP - delta) (in `ds`); masked ones zero.
+    fn gradient_row(p: &mut [f32], ds: &mut [f32], visible: usize, lse: f32, delta: f32, scale: f32) {
+        p[visible..].fill(0.0);
+        ds[visible..].fill(0.0);
+        for (p, ds) in p[..visible].iter_mut().zip(&mut ds[..visible]) {
+            *p = exp(*p - lse);
+            *ds = scale * *p * (*ds - delta);
+        }
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+        sum_lanes(lanes)
+    }
+}

@@ -1,0 +1,249 @@
+//! Causal multi-head attention (Vaswani et al., arXiv 1706.03762) without a [T, T] matrix kept in memory.
+//!
+//! Queries are taken in blocks; a block's scores against its visible keys live in a small scratch, the masked half is
+//! never computed, and the backward forms the probabilities again from the kept log-sum-exp (FlashAttention's
+//! recomputation, Dao et al., arXiv 2205.14135). The backward can be given the rows (positions) whose output carries
+//! gradient: it then forms dQ of those rows only, and dK and dV of all rows, which is exact.
+
+mod cpu;
+
+use super::embed::gather;
+use crate::error::Result;
+use candle_core::{D, Tensor};
+
+/// Batch, context and heads of one call: `n = batch * context` rows of width `heads * head_dim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Sequences (B).
+    pub batch: usize,
+    /// Positions per sequence (T).
+    pub context: usize,
+    /// Attention heads (H).
+    pub heads: usize,
+}
+
+/// Output and what the backward needs.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// Concatenated heads, [B T, D].
+    pub out: Tensor,
+    /// Log-sum-exp of each query's scores, [B, H, T] flattened.
+    pub lse: Tensor,
+}
+
+/// Forward for `qkv` [B T, 3 D], the output of the fused projection (q, k, v side by side).
+pub fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
+    if super::fast(qkv) {
+        return cpu::forward(qkv, shape);
+    }
+    let scores = scores(qkv, shape)?;
+    let max = scores.max_keepdim(D::Minus1)?;
+    let lse = (scores.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?;
+    Ok(Attended { out: reference(qkv, shape)?, lse: lse.flatten_all()? })
+}
+
+/// Gradients with respect to q (of the given rows) and to k and v (of every row).
+#[derive(Debug)]
+pub struct Gradients {
+    /// [k, D] when rows were given, else [B T, D].
+    pub dq: Tensor,
+    /// dk beside dv, [B T, 2 D].
+    pub dkv: Tensor,
+}
+
+/// Backward for upstream `dout`: [k, D] for the k ascending `rows` that carry gradient, or [B T, D] when `rows` is None.
+pub fn backward(
+    qkv: &Tensor,
+    attended: &Attended,
+    dout: &Tensor,
+    rows: Option<&[u32]>,
+    shape: Shape,
+) -> Result<Gradients> {
+    if super::fast(qkv) {
+        return cpu::backward(qkv, attended, dout, rows, shape);
+    }
+    let d = qkv.dim(1)? / 3;
+    let dout = match rows {
+        None => dout.clone(),
+        Some(rows) => {
+            let index = Tensor::new(rows, qkv.device())?;
+            Tensor::zeros((qkv.dim(0)?, d), qkv.dtype(), qkv.device())?.index_add(&index, dout, 0)?
+        }
+    };
+    let (q, k, v) = split(qkv, shape)?;
+    let lse = attended.lse.reshape((shape.batch, shape.heads, shape.context, 1))?;
+    let p = scores(qkv, shape)?.broadcast_sub(&lse)?.exp()?;
+    let dout = heads_apart(&dout, shape)?;
+    let delta = (&dout * heads_apart(&attended.out, shape)?)?.sum_keepdim(D::Minus1)?;
+    let ds = (&p * dout.matmul(&v.t()?.contiguous()?)?.broadcast_sub(&delta)?)?;
+    let ds = (ds * scale(qkv, shape))?;
+    let dq = heads_together(&ds.matmul(&k)?, shape)?;
+    let dk = heads_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?;
+    let dv = heads_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?;
+    let dq = match rows {
+        None => dq,
+        Some(rows) => gather(&dq, rows)?,
+    };
+    Ok(Gradients { dq, dkv: Tensor::cat(&[dk, dv], 1)? })
+}
+
+/// The formula in candle ops, with the whole [T, T] matrix, that autograd can differentiate.
+pub fn reference(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
+    let (_, _, v) = split(qkv, shape)?;
+    let scores = scores(qkv, shape)?;
+    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+    heads_together(&p.matmul(&v)?, shape)
+}
+
+fn scale(qkv: &Tensor, shape: Shape) -> f64 {
+    let head_dim = qkv.dims()[1] / 3 / shape.heads;
+    1.0 / (head_dim as f64).sqrt()
+}
+
+fn scores(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
+    let (q, k, _) = split(qkv, shape)?;
+    let t = shape.context;
+    let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (t, t), qkv.device())?.to_dtype(qkv.dtype())?;
+    Ok((q.matmul(&k.t()?.contiguous()?)? * scale(qkv, shape))?.broadcast_add(&mask)?)
+}
+
+fn split(qkv: &Tensor, shape: Shape) -> Result<(Tensor, Tensor, Tensor)> {
+    let d = qkv.dim(1)? / 3;
+    let part = |i| heads_apart(&qkv.narrow(1, i * d, d)?, shape);
+    Ok((part(0)?, part(1)?, part(2)?))
+}
+
+/// [B T, D] -> [B, H, T, D / H]
+fn heads_apart(x: &Tensor, s: Shape) -> Result<Tensor> {
+    Ok(x.contiguous()?.reshape((s.batch, s.context, s.heads, ()))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// [B, H, T, D / H] -> [B T, D]
+fn heads_together(x: &Tensor, s: Shape) -> Result<Tensor> {
+    Ok(x.transpose(1, 2)?.contiguous()?.reshape((s.batch * s.context, ()))?)
+}
+
+/// Output of one query position against `keys` [P, 2 D] (k beside v, oldest first): attention with a key-value cache.
+/// `q` is [1, D]; every key is visible.
+pub fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
+    let (p, d) = (keys.dim(0)?, q.dim(1)?);
+    let apart = |x: Tensor, rows: usize| -> Result<Tensor> {
+        Ok(x.contiguous()?.reshape((rows, heads, d / heads))?.transpose(0, 1)?.contiguous()?)
+    };
+    let (q, k, v) = (apart(q.clone(), 1)?, apart(keys.narrow(1, 0, d)?, p)?, apart(keys.narrow(1, d, d)?, p)?);
+    let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / ((d / heads) as f64).sqrt()))?;
+    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+    Ok(p.matmul(&v)?.reshape((1, d))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::embed::scatter_add;
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use candle_core::DType;
+
+    const SHAPES: [(Shape, usize); 4] = [
+        (Shape { batch: 1, context: 1, heads: 1 }, 4),
+        (Shape { batch: 2, context: 13, heads: 3 }, 24),
+        (Shape { batch: 3, context: 70, heads: 2 }, 16),
+        (Shape { batch: 1, context: 150, heads: 4 }, 32),
+    ];
+
+    fn together(g: &Gradients) -> Tensor {
+        Tensor::cat(&[&g.dq, &g.dkv], 1).unwrap()
+    }
+
+    #[test]
+    fn forward_and_backward_match_autograd_of_the_reference() {
+        for (shape, d) in SHAPES {
+            let n = shape.batch * shape.context;
+            let (qkv, dout) = (random((n, 3 * d), 1), random((n, d), 2));
+            let (out, grads) = autograd(&[&qkv], &dout, |v| reference(&v[0], shape));
+            let attended = forward(&qkv, shape).unwrap();
+            assert_close(&attended.out, &out, 2e-6);
+            let got = backward(&qkv, &attended, &dout, None, shape).unwrap();
+            assert_close(&together(&got), &grads[0], 5e-6);
+        }
+    }
+
+    #[test]
+    fn rows_give_what_zero_gradients_elsewhere_give() {
+        for (shape, d) in SHAPES {
+            let n = shape.batch * shape.context;
+            let qkv = random((n, 3 * d), 1);
+            let attended = forward(&qkv, shape).unwrap();
+            let every: Vec<u32> = (0..n as u32).collect();
+            let third: Vec<u32> = (0..n as u32).filter(|i| i % 3 == 1).collect();
+            let last_sequence: Vec<u32> = ((n - shape.context) as u32..n as u32).collect();
+            for rows in [vec![], vec![0], vec![n as u32 - 1], third, every, last_sequence] {
+                let dout = random((rows.len(), d), 2);
+                let dense = Tensor::zeros((n, d), DType::F32, qkv.device()).unwrap();
+                scatter_add(&dense, &dout, &rows).unwrap();
+                let (_, grads) = autograd(&[&qkv], &dense, |v| reference(&v[0], shape));
+                let got = backward(&qkv, &attended, &dout, Some(&rows), shape).unwrap();
+                assert_close(
+                    &got.dq,
+                    &gather(
+                        &grads[0].narrow(1, 0, d).unwrap().to_dtype(DType::F32).unwrap().contiguous().unwrap(),
+                        &rows,
+                    )
+                    .unwrap(),
+                    5e-6,
+                );
+                assert_close(&got.dkv, &grads[0].narrow(1, d, 2 * d).unwrap(), 5e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_off_the_cpu_gives_the_same() {
+        let (shape, d) = SHAPES[1];
+        let n = shape.batch * shape.context;
+        let (qkv, dout) = (random((n, 3 * d), 1), random((5, d), 2));
+        let rows = [0, 3, 14, 20, 25];
+        let fast = forward(&qkv, shape).unwrap();
+        let fast_grads = backward(&qkv, &fast, &dout, Some(&rows), shape).unwrap();
+        let (qkv, dout) = (qkv.to_dtype(DType::F64).unwrap(), dout.to_dtype(DType::F64).unwrap());
+        let slow = forward(&qkv, shape).unwrap();
+        let slow_grads = backward(&qkv, &slow, &dout, Some(&rows), shape).unwrap();
+        assert_close(&fast.lse, &slow.lse, 2e-6);
+        assert_close(&fast_grads.dq, &slow_grads.dq, 5e-6);
+        assert_close(&fast_grads.dkv, &slow_grads.dkv, 5e-6);
+    }
+
+    #[test]
+    fn the_reference_is_right_by_finite_differences() {
+        let shape = Shape { batch: 2, context: 3, heads: 2 };
+        check_finite_differences(&[&random((6, 12), 1)], |v| reference(&v[0], shape));
+    }
+
+    #[test]
+    fn one_step_equals_the_last_row() {
+        let shape = Shape { batch: 1, context: 9, heads: 2 };
+        let qkv = random((9, 24), 1);
+        let all = forward(&qkv, shape).unwrap().out;
+        let last =
+            step(&qkv.narrow(0, 8, 1).unwrap().narrow(1, 0, 8).unwrap(), &qkv.narrow(1, 8, 16).unwrap(), 2).unwrap();
+        assert_close(&last, &all.narrow(0, 8, 1).unwrap(), 2e-6);
+    }
+
+    #[test]
+    fn thread_count_does_not_change_a_bit() {
+        let (shape, d) = SHAPES[2];
+        let n = shape.batch * shape.context;
+        let (qkv, dout) = (random((n, 3 * d), 1), random((n, d), 2));
+        let run = |threads| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                let attended = forward(&qkv, shape).unwrap();
+                let grads = backward(&qkv, &attended, &dout, None, shape).unwrap();
+                together(&grads).to_vec2::<f32>().unwrap()
+            })
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(5));
+    }
+}

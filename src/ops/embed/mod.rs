@@ -1,0 +1,136 @@
+//! Token and position embedding, and row gather and scatter.
+
+use super::buffer::{self, read, with_mut};
+use super::matmul::add_to;
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at `offset`.
+pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
+    let (vocab, d) = wte.dims2()?;
+    if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
+        return Err(Error::data(format!("token id {bad} lies outside the model's vocabulary of {vocab}")));
+    }
+    if offset + context > wpe.dim(0)? {
+        let most = wpe.dim(0)?;
+        return Err(Error::data(format!(
+            "a context of {} tokens exceeds the model's {most} positions",
+            offset + context
+        )));
+    }
+    if !super::fast(wte) {
+        return reference(wte, wpe, tokens, context, offset);
+    }
+    let (wte, wpe) = (read(wte)?, read(wpe)?);
+    let (wte, wpe): (&[f32], &[f32]) = (&wte, &wpe);
+    let mut out = vec![0.0; tokens.len() * d];
+    out.par_chunks_mut(d).zip(tokens.par_iter()).enumerate().for_each(|(i, (row, &token))| {
+        let p = offset + i % context;
+        row.copy_from_slice(&wte[token as usize * d..][..d]);
+        add_to(row, &wpe[p * d..][..d]);
+    });
+    Ok(Tensor::from_vec(out, (tokens.len(), d), &Device::Cpu)?)
+}
+
+/// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T, D].
+pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], context: usize) -> Result<()> {
+    let (n, width) = d.dims2()?;
+    if !super::fast(d) {
+        let index = Tensor::new(tokens, d.device())?;
+        buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
+        let by_position = d.reshape((n / context, context, width))?.sum(0)?;
+        return buffer::assign(&dwpe.narrow(0, 0, context)?, &(dwpe.narrow(0, 0, context)? + by_position)?);
+    }
+    let d = read(d)?;
+    with_mut(dwte, |out| {
+        for (&token, row) in tokens.iter().zip(d.chunks_exact(width)) {
+            add_to(&mut out[token as usize * width..][..width], row);
+        }
+    })?;
+    with_mut(dwpe, |out| {
+        for (i, row) in d.chunks_exact(width).enumerate() {
+            add_to(&mut out[(i % context) * width..][..width], row);
+        }
+    })
+}
+
+/// The rows of `x` [N, D] at `rows`, in that order: [k, D].
+pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if !super::fast(x) {
+        return Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?);
+    }
+    let width = x.dim(1)?;
+    let data = read(x)?;
+    let mut out = Vec::with_capacity(rows.len() * width);
+    for &row in rows {
+        out.extend_from_slice(&data[row as usize * width..][..width]);
+    }
+    Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
+}
+
+/// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D].
+pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
+    if !super::fast(dst) {
+        return buffer::assign(dst, &dst.index_add(&Tensor::new(rows, dst.device())?, src, 0)?);
+    }
+    let width = dst.dim(1)?;
+    let src = read(src)?;
+    with_mut(dst, |dst| {
+        for (&row, src) in rows.iter().zip(src.chunks_exact(width)) {
+            add_to(&mut dst[row as usize * width..][..width], src);
+        }
+    })
+}
+
+/// The formula in candle ops.
+pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
+    let d = wte.dim(1)?;
+    let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?;
+    let positions = wpe.narrow(0, offset, context)?;
+    Ok(rows.reshape((tokens.len() / context, context, d))?.broadcast_add(&positions)?.reshape((tokens.len(), d))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, autograd, random};
+    use candle_core::DType;
+
+    #[test]
+    fn forward_and_backward_match_autograd_of_the_reference() {
+        let (wte, wpe) = (random((11, 6), 1), random((9, 6), 2));
+        let tokens: Vec<u32> = vec![3, 3, 10, 0, 7, 3];
+        let d = random((6, 6), 3);
+        let (out, grads) = autograd(&[&wte, &wpe], &d, |v| reference(&v[0], &v[1], &tokens, 3, 0));
+        assert_close(&forward(&wte, &wpe, &tokens, 3, 0).unwrap(), &out, 1e-6);
+        let (dwte, dwpe) = (random((11, 6), 4), random((9, 6), 5));
+        let want =
+            [(&dwte, &grads[0]), (&dwpe, &grads[1])].map(|(a, g)| (a.to_dtype(DType::F64).unwrap() + g).unwrap());
+        backward(&dwte, &dwpe, &d, &tokens, 3).unwrap();
+        assert_close(&dwte, &want[0], 1e-6);
+        assert_close(&dwpe, &want[1], 1e-6);
+    }
+
+    #[test]
+    fn offsets_shift_positions_and_limits_are_errors() {
+        let (wte, wpe) = (random((11, 6), 1), random((9, 6), 2));
+        let out = forward(&wte, &wpe, &[1, 2], 2, 4).unwrap();
+        assert_close(&out, &reference(&wte, &wpe, &[1, 2], 2, 4).unwrap(), 1e-6);
+        assert!(forward(&wte, &wpe, &[11], 1, 0).unwrap_err().to_string().contains("token id 11"));
+        assert!(forward(&wte, &wpe, &[1, 2], 2, 8).unwrap_err().to_string().contains("9 positions"));
+    }
+
+    #[test]
+    fn scatter_undoes_gather() {
+        let x = random((7, 5), 1);
+        let rows = [5, 0, 6];
+        let picked = gather(&x, &rows).unwrap();
+        assert_eq!(picked.dims(), [3, 5]);
+        let back = x.zeros_like().unwrap();
+        scatter_add(&back, &picked, &rows).unwrap();
+        assert_close(&gather(&back, &rows).unwrap(), &picked, 0.0);
+        assert_close(&gather(&back, &[1]).unwrap(), &gather(&x.zeros_like().unwrap(), &[1]).unwrap(), 0.0);
+        assert_eq!(gather(&x, &[]).unwrap().dims(), [0, 5]);
+    }
+}

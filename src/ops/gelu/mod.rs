@@ -1,0 +1,100 @@
+//! GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks & Gimpel, arXiv 1606.08415):
+//! 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+
+use super::buffer::{read, with_mut};
+use super::simd::{multiversion, tanh};
+use crate::error::Result;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+const CUBIC: f64 = 0.044_715;
+/// Elements per task.
+const CHUNK: usize = 1 << 14;
+
+/// y with x's shape.
+pub fn forward(x: &Tensor) -> Result<Tensor> {
+    if !super::fast(x) {
+        return reference(x);
+    }
+    let xs = read(x)?;
+    let mut out = vec![0.0; xs.len()];
+    out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| apply(y, x));
+    Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
+}
+
+/// Turns the upstream gradient `dy` into the gradient with respect to x, in place.
+pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
+    if !super::fast(x) {
+        let t = inner(x)?.tanh()?;
+        let slope = ((x.sqr()? * (3.0 * CUBIC * C))? + C)?;
+        let d = ((&t + 1.0)? * 0.5)?.add(&((x * 0.5)? * (t.sqr()?.neg()? + 1.0)?)?.mul(&slope)?)?;
+        return super::buffer::assign(dy, &(dy * d)?);
+    }
+    let xs = read(x)?;
+    let xs: &[f32] = &xs;
+    with_mut(dy, |dy| dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| apply_gradient(d, x)))
+}
+
+fn inner(x: &Tensor) -> Result<Tensor> {
+    Ok(((x + (x.sqr()? * x)?.affine(CUBIC, 0.0)?)? * C)?)
+}
+
+/// The formula in candle ops.
+pub fn reference(x: &Tensor) -> Result<Tensor> {
+    Ok(((x * 0.5)? * (inner(x)?.tanh()? + 1.0)?)?)
+}
+
+multiversion! {
+    fn apply(y: &mut [f32], x: &[f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
+            *y = 0.5 * x * (1.0 + t);
+        }
+    }
+
+    fn apply_gradient(dy: &mut [f32], x: &[f32]) {
+        for (d, &x) in dy.iter_mut().zip(x) {
+            let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
+            let slope = C as f32 * (1.0 + 3.0 * CUBIC as f32 * x * x);
+            *d *= 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use candle_core::DType;
+
+    #[test]
+    fn forward_and_backward_match_autograd_of_the_reference() {
+        for shape in [(1, 1), (3, 17), (9, 2000)] {
+            let x = (random(shape, 1) * 3.0).unwrap();
+            let dy = random(shape, 2);
+            let (out, grads) = autograd(&[&x], &dy, |v| reference(&v[0]));
+            assert_close(&forward(&x).unwrap(), &out, 1e-6);
+            let d = dy.copy().unwrap();
+            backward(&d, &x).unwrap();
+            assert_close(&d, &grads[0], 2e-6);
+            let (slow, x) = (dy.to_dtype(DType::F64).unwrap(), x.to_dtype(DType::F64).unwrap());
+            backward(&slow, &x).unwrap();
+            assert_close(&slow, &grads[0], 1e-12);
+        }
+    }
+
+    #[test]
+    fn the_reference_is_right_by_finite_differences() {
+        check_finite_differences(&[&random((4, 5), 1)], |v| reference(&v[0]));
+    }
+
+    #[test]
+    fn large_inputs_saturate() {
+        let x = Tensor::new(&[-1e4f32, -30.0, 0.0, 30.0, 1e4], &Device::Cpu).unwrap();
+        assert_eq!(forward(&x).unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0, 0.0, 30.0, 1e4]);
+        let d = Tensor::ones(5, DType::F32, &Device::Cpu).unwrap();
+        backward(&d, &x).unwrap();
+        assert_eq!(d.to_vec1::<f32>().unwrap(), [0.0, 0.0, 0.5, 1.0, 1.0]);
+    }
+}

@@ -1,0 +1,372 @@
+//! Head statistics and gradients on f32: a product per tile, then rows in parallel.
+
+use super::{Logits, Mix, RowStats, Stats};
+use crate::error::Result;
+use crate::ops::buffer::{read, with_mut};
+use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Columns per tile. Fixed, so that `keep` and `recompute` add up in the same order.
+const TILE: usize = 4096;
+
+pub(super) fn scan(
+    student: &mut Logits,
+    teacher: Option<&mut Logits>,
+    targets: &[u32],
+    tau: f32,
+) -> Result<Vec<RowStats>> {
+    let mut rows = vec![Running::default(); student.rows()];
+    let mut student_tiles = Tiles::new(student)?;
+    let mut teacher_tiles = match &teacher {
+        Some(t) => Some(Tiles::new(t)?),
+        None => None,
+    };
+    for start in (0..student.vocab()).step_by(TILE) {
+        let z = student_tiles.tile(start);
+        let t = teacher_tiles.as_mut().map(|t| t.tile(start));
+        rows.par_iter_mut().enumerate().for_each(|(i, row)| {
+            let z = z.row(i);
+            let target = (targets[i] as usize).wrapping_sub(start);
+            if let Some(logit) = z.get(target) {
+                row.z.target = *logit;
+            }
+            match &t {
+                None => {
+                    row.z.add(z, tau);
+                }
+                Some(t) => {
+                    let t = t.row(i);
+                    if let Some(logit) = t.get(target) {
+                        row.t.target = *logit;
+                    }
+                    row.add_pair(z, t, tau);
+                }
+            }
+        });
+    }
+    let (z, t) = (student_tiles.finish(), teacher_tiles.and_then(Tiles::finish));
+    if z.is_some() {
+        student.kept = z;
+    }
+    if let Some(teacher) = teacher
+        && t.is_some()
+    {
+        teacher.kept = t;
+    }
+    Ok(rows.iter().map(Running::finish).collect())
+}
+
+pub(super) fn gradient(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    stats: &[RowStats],
+    targets: &[u32],
+    weights: &[f32],
+    mix: Mix,
+    d_weight: &Tensor,
+) -> Result<Tensor> {
+    let (k, d) = student.hidden.dims2()?;
+    let mut d_hidden = vec![0.0; k * d];
+    let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
+    let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
+    let mut z_tiles = Tiles::new(student)?;
+    let mut t_tiles = match teacher {
+        Some(t) => Some(Tiles::new(t)?),
+        None => None,
+    };
+    with_mut(d_weight, |d_weight| {
+        let mut dz = vec![0.0; k * TILE.min(student.vocab())];
+        for start in (0..student.vocab()).step_by(TILE) {
+            let width = TILE.min(student.vocab() - start);
+            let dz = &mut dz[..k * width];
+            let z = z_tiles.tile(start);
+            let t = t_tiles.as_mut().map(|t| t.tile(start));
+            dz.par_chunks_exact_mut(width).enumerate().for_each(|(i, dz)| {
+                let (s, w) = (&stats[i], weights[i]);
+                match &t {
+                    None => ce_gradient(dz, z.row(i), s.student.max, s.student.log_sum, w * (1.0 - mix.lambda)),
+                    Some(t) => mixed_gradient(dz, z.row(i), t.row(i), s, w, mix.lambda, mix.temperature),
+                }
+                if let Some(at_target) = dz.get_mut((targets[i] as usize).wrapping_sub(start)) {
+                    *at_target -= w * (1.0 - mix.lambda);
+                }
+            });
+            let dz = Mat::row_major(dz, k, width);
+            let w_tile = Mat::row_major(&weight[start * d..(start + width) * d], width, d);
+            gemm(MatMut::new(&mut d_hidden, k, d, d), true, dz, w_tile, 1.0, true);
+            let dw_tile = MatMut::new(&mut d_weight[start * d..(start + width) * d], width, d, d);
+            gemm(dw_tile, true, dz.t(), Mat::row_major(hidden, k, d), 1.0, true);
+        }
+    })?;
+    Ok(Tensor::from_vec(d_hidden, (k, d), &Device::Cpu)?)
+}
+
+/// Walks the tiles of one set of logits: formed into a scratch, formed into the store, or read from it.
+struct Tiles<'a> {
+    hidden: crate::ops::buffer::Read<'a>,
+    weight: crate::ops::buffer::Read<'a>,
+    rows: usize,
+    d: usize,
+    vocab: usize,
+    index: Option<&'a [u32]>,
+    memory: Memory,
+}
+
+enum Memory {
+    Scratch(Vec<f32>),
+    Filling(Vec<f32>),
+    Stored(Arc<Vec<f32>>),
+}
+
+/// One tile: row i starts at `place(i) * stride + offset`.
+struct Tile<'a> {
+    data: &'a [f32],
+    index: Option<&'a [u32]>,
+    stride: usize,
+    offset: usize,
+    width: usize,
+}
+
+impl Tile<'_> {
+    fn row(&self, i: usize) -> &[f32] {
+        let place = self.index.map_or(i, |index| index[i] as usize);
+        &self.data[place * self.stride + self.offset..][..self.width]
+    }
+}
+
+impl<'a> Tiles<'a> {
+    fn new(logits: &'a Logits) -> Result<Self> {
+        let (rows, d) = logits.hidden.dims2()?;
+        let vocab = logits.vocab();
+        let memory = match &logits.kept {
+            Some(kept) => Memory::Stored(Arc::clone(kept)),
+            None if logits.keep => Memory::Filling(vec![0.0; rows * vocab]),
+            None => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
+        };
+        let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
+        Ok(Self { hidden, weight, rows, d, vocab, index: logits.index.as_deref(), memory })
+    }
+
+    fn tile(&mut self, start: usize) -> Tile<'_> {
+        let (rows, d, vocab) = (self.rows, self.d, self.vocab);
+        let width = TILE.min(vocab - start);
+        let a = Mat::row_major(&self.hidden, rows, d);
+        let b = Mat::row_major(&self.weight[start * d..(start + width) * d], width, d).t();
+        match &mut self.memory {
+            Memory::Stored(data) => Tile { data, index: self.index, stride: vocab, offset: start, width },
+            Memory::Filling(data) => {
+                if rows > 0 {
+                    gemm(MatMut::new(&mut data[start..], rows, width, vocab), false, a, b, 1.0, true);
+                }
+                Tile { data, index: None, stride: vocab, offset: start, width }
+            }
+            Memory::Scratch(data) => {
+                gemm(MatMut::new(data, rows, width, width), false, a, b, 1.0, true);
+                Tile { data, index: None, stride: width, offset: 0, width }
+            }
+        }
+    }
+
+    /// The filled store, if this walk was to keep the logits.
+    fn finish(self) -> Option<Arc<Vec<f32>>> {
+        match self.memory {
+            Memory::Filling(data) => Some(Arc::new(data)),
+            _ => None,
+        }
+    }
+}
+
+/// Statistics of the tiles seen so far, relative to the largest logit seen so far.
+#[derive(Clone, Copy)]
+struct Sums {
+    max: f32,
+    target: f32,
+    /// sum exp(z - max)
+    sum: f64,
+    /// sum (z - max) exp(z - max)
+    weighted: f64,
+    /// sum exp((z - max) / tau)
+    sum_tau: f64,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, target: 0.0, sum: 0.0, weighted: 0.0, sum_tau: 0.0 }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Running {
+    z: Sums,
+    t: Sums,
+    /// sum exp(a) (a - c) with a = (t - max_t) / tau, c = (z - max_z) / tau
+    cross: f64,
+    pair: bool,
+    tau: f64,
+}
+
+impl Sums {
+    /// Moves to a larger maximum and returns by how much the old one lay below it (0 for the first tile).
+    fn rebase(&mut self, max: f32, tau: f64) -> f64 {
+        if self.sum == 0.0 || max <= self.max {
+            if self.sum == 0.0 {
+                self.max = max;
+            }
+            return 0.0;
+        }
+        let below = f64::from(self.max) - f64::from(max);
+        let factor = below.exp();
+        self.weighted = (self.weighted + below * self.sum) * factor;
+        self.sum *= factor;
+        self.sum_tau *= (below / tau).exp();
+        self.max = max;
+        below
+    }
+
+    fn add(&mut self, z: &[f32], tau: f32) -> f64 {
+        let below = self.rebase(row_max(z), f64::from(tau));
+        let (sum, weighted) = sums(z, self.max);
+        self.sum += f64::from(sum);
+        self.weighted += f64::from(weighted);
+        self.sum_tau += f64::from(if tau == 1.0 { sum } else { sum_at(z, self.max, 1.0 / tau) });
+        below
+    }
+
+    fn finish(&self) -> Stats {
+        let log_sum = self.sum.ln();
+        Stats {
+            max: self.max,
+            log_sum: log_sum as f32,
+            log_sum_tau: self.sum_tau.ln() as f32,
+            nll: (log_sum + f64::from(self.max) - f64::from(self.target)) as f32,
+            entropy: (log_sum - self.weighted / self.sum) as f32,
+        }
+    }
+}
+
+impl Running {
+    fn add_pair(&mut self, z: &[f32], t: &[f32], tau: f32) {
+        let old_t = self.t;
+        let below_z = self.z.add(z, tau);
+        let below_t = self.t.add(t, tau);
+        let (tau64, inverse) = (f64::from(tau), 1.0 / tau);
+        if old_t.sum_tau > 0.0 {
+            self.cross = (self.cross + old_t.sum_tau * (below_t - below_z) / tau64) * (below_t / tau64).exp();
+        }
+        self.cross += f64::from(cross(t, z, self.t.max, self.z.max, inverse));
+        self.pair = true;
+        self.tau = tau64;
+    }
+
+    fn finish(&self) -> RowStats {
+        let student = self.z.finish();
+        if !self.pair {
+            return RowStats { student, ..RowStats::default() };
+        }
+        let kl = self.cross / self.t.sum_tau - self.t.sum_tau.ln() + self.z.sum_tau.ln();
+        // Rounding can leave a divergence of equal distributions just below zero; a NaN must stay one.
+        let kl = if kl < 0.0 { 0.0 } else { kl };
+        RowStats { student, teacher: self.t.finish(), kl: kl as f32 }
+    }
+}
+
+multiversion! {
+    fn row_max(z: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = z.chunks_exact(LANES);
+        let tail = chunks.remainder();
+        for chunk in chunks {
+            for (lane, v) in lanes.iter_mut().zip(chunk) {
+                *lane = if *v > *lane { *v } else { *lane };
+            }
+        }
+        for v in tail {
+            lanes[0] = if *v > lanes[0] { *v } else { lanes[0] };
+        }
+        lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    }
+
+    fn sums(z: &[f32], max: f32) -> (f32, f32) {
+        let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let chunks = z.chunks_exact(LANES);
+        let tail = chunks.remainder();
+        for chunk in chunks {
+            for l in 0..LANES {
+                let shifted = chunk[l] - max;
+                let e = exp(shifted);
+                sum[l] += e;
+                weighted[l] += shifted * e;
+            }
+        }
+        for (l, v) in tail.iter().enumerate() {
+            let e = exp(v - max);
+            sum[l] += e;
+            weighted[l] += (v - max) * e;
+        }
+        (sum_lanes(sum), sum_lanes(weighted))
+    }
+
+    fn sum_at(z: &[f32], max: f32, inverse_tau: f32) -> f32 {
+        let mut sum = [0.0f32; LANES];
+        let chunks = z.chunks_exact(LANES);
+        let tail = chunks.remainder();
+        for chunk in chunks {
+            for l in 0..LANES {
+                sum[l] += exp((chunk[l] - max) * inverse_tau);
+            }
+        }
+        for (l, v) in tail.iter().enumerate() {
+            sum[l] += exp((v - max) * inverse_tau);
+        }
+        sum_lanes(sum)
+    }
+
+    fn cross(t: &[f32], z: &[f32], max_t: f32, max_z: f32, inverse_tau: f32) -> f32 {
+        let mut sum = [0.0f32; LANES];
+        let (t_chunks, z_chunks) = (t.chunks_exact(LANES), z.chunks_exact(LANES));
+        let (t_tail, z_tail) = (t_chunks.remainder(), z_chunks.remainder());
+        for (t, z) in t_chunks.zip(z_chunks) {
+            for l in 0..LANES {
+                let a = (t[l] - max_t) * inverse_tau;
+                let c = (z[l] - max_z) * inverse_tau;
+                sum[l] += exp(a) * (a - c);
+            }
+        }
+        for (l, (t, z)) in t_tail.iter().zip(z_tail).enumerate() {
+            let a = (t - max_t) * inverse_tau;
+            let c = (z - max_z) * inverse_tau;
+            sum[l] += exp(a) * (a - c);
+        }
+        sum_lanes(sum)
+    }
+
+    fn ce_gradient(dz: &mut [f32], z: &[f32], max: f32, log_sum: f32, weight: f32) {
+        for (dz, z) in dz.iter_mut().zip(z) {
+            *dz = weight * exp(z - max - log_sum);
+        }
+    }
+
+    // w ((1 - lambda) p + lambda tau (p^tau - q^tau)): the target's -w (1 - lambda) is the caller's
+    fn mixed_gradient(dz: &mut [f32], z: &[f32], t: &[f32], s: &RowStats, weight: f32, lambda: f32, tau: f32) {
+        let (ce, kd) = (weight * (1.0 - lambda), weight * lambda * tau);
+        let inverse = 1.0 / tau;
+        let (zs, ts) = (s.student, s.teacher);
+        if tau == 1.0 {
+            for ((dz, z), t) in dz.iter_mut().zip(z).zip(t) {
+                let p = exp(z - zs.max - zs.log_sum);
+                let q = exp(t - ts.max - ts.log_sum);
+                *dz = ce * p + kd * (p - q);
+            }
+        } else {
+            for ((dz, z), t) in dz.iter_mut().zip(z).zip(t) {
+                let p = exp(z - zs.max - zs.log_sum);
+                let p_tau = exp((z - zs.max) * inverse - zs.log_sum_tau);
+                let q_tau = exp((t - ts.max) * inverse - ts.log_sum_tau);
+                *dz = ce * p + kd * (p_tau - q_tau);
+            }
+        }
+    }
+}

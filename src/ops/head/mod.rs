@@ -1,0 +1,176 @@
+//! The tied head: logits in vocabulary tiles, their statistics, and the loss with its gradient.
+//!
+//! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of gradient and is dropped,
+//! or, when asked to `keep`, the logits of the micro-batch are stored and read again (algorithms.md calls these
+//! `head = recompute` and `head = keep`; the numbers are the same). Statistics are relative to the row's maximum, so they
+//! hold for logits of any size and any temperature.
+
+mod cpu;
+pub mod reference;
+
+use super::embed::gather;
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Softmax statistics of one row of logits z. With tau the temperature, probabilities are
+/// `exp(z - max - log_sum)` at temperature 1 and `exp((z - max) / tau - log_sum_tau)` at tau.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Largest logit.
+    pub max: f32,
+    /// ln sum exp(z - max).
+    pub log_sum: f32,
+    /// ln sum exp((z - max) / tau).
+    pub log_sum_tau: f32,
+    /// -ln p(target), in nats.
+    pub nll: f32,
+    /// Entropy of p in nats.
+    pub entropy: f32,
+}
+
+/// Statistics of a student row and, where a teacher was scanned with it, of the teacher's row and between the two.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RowStats {
+    /// Of the student's logits.
+    pub student: Stats,
+    /// Of the teacher's logits; zeros without a teacher.
+    pub teacher: Stats,
+    /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0 without a teacher.
+    pub kl: f32,
+}
+
+/// Logits of N rows, `hidden · weightᵀ`, formed in tiles over the vocabulary.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    hidden: Tensor,
+    weight: Tensor,
+    keep: bool,
+    kept: Option<Arc<Vec<f32>>>,
+    /// Where row i lies in `kept`, after a selection.
+    index: Option<Vec<u32>>,
+}
+
+impl Logits {
+    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). With `keep`, the first scan
+    /// stores N V floats that later passes read; otherwise each pass forms them again.
+    pub fn new(hidden: Tensor, weight: Tensor, keep: bool) -> Self {
+        Self { hidden, weight, keep, kept: None, index: None }
+    }
+
+    /// Number of rows (N).
+    pub fn rows(&self) -> usize {
+        self.hidden.dims()[0]
+    }
+
+    /// Vocabulary (V).
+    pub fn vocab(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Whether logits are stored by now: a later pass costs no product.
+    pub fn stored(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// The rows' inputs to the head, [N, D].
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+
+    /// The same logits, of the given rows only.
+    pub fn select(&self, rows: &[u32]) -> Result<Self> {
+        let index = match &self.index {
+            Some(index) => rows.iter().map(|&r| index[r as usize]).collect(),
+            None => rows.to_vec(),
+        };
+        Ok(Self {
+            hidden: gather(&self.hidden, rows)?,
+            weight: self.weight.clone(),
+            keep: self.keep,
+            kept: self.kept.clone(),
+            index: self.kept.is_some().then_some(index),
+        })
+    }
+}
+
+/// The per-token objective `(1 - lambda) nll + lambda tau² KL(q^tau || p^tau)` (Hinton et al., arXiv 1503.02531).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mix {
+    /// Weight of the distillation term, in [0, 1]; 0 without a teacher.
+    pub lambda: f32,
+    /// Temperature tau > 0.
+    pub temperature: f32,
+}
+
+/// One pass over the vocabulary: statistics of every row, for `targets` [N], at temperature `tau`.
+pub fn scan(student: &mut Logits, teacher: Option<&mut Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
+    check(student, teacher.as_deref(), targets)?;
+    if super::fast(&student.hidden) {
+        cpu::scan(student, teacher, targets, tau)
+    } else {
+        reference::scan(student, teacher.as_deref(), targets, tau)
+    }
+}
+
+/// Loss sum and gradients over the given rows.
+#[derive(Debug)]
+pub struct LossGradient {
+    /// sum over rows of weight * per-token loss, in nats.
+    pub sum: f64,
+    /// Gradient of `sum` with respect to the rows' hidden vectors, [N, D].
+    pub d_hidden: Tensor,
+}
+
+/// Loss sum over all rows of `student` (select first), and its gradients: with respect to the hidden vectors in the
+/// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, with the same teacher;
+/// `weights` [N] multiply each row's loss.
+pub fn loss(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    stats: &[RowStats],
+    targets: &[u32],
+    weights: &[f32],
+    mix: Mix,
+    d_weight: &Tensor,
+) -> Result<LossGradient> {
+    check(student, teacher, targets)?;
+    if stats.len() != student.rows() || weights.len() != student.rows() {
+        return Err(Error::internal("statistics, weights and rows of the head loss differ in number"));
+    }
+    if mix.lambda != 0.0 && teacher.is_none() {
+        return Err(Error::internal("a distillation term needs a teacher"));
+    }
+    if !super::fast(&student.hidden) {
+        return reference::loss(student, teacher, targets, weights, mix, d_weight);
+    }
+    let tau = f64::from(mix.temperature);
+    let lambda = f64::from(mix.lambda);
+    let per_token = stats.iter().zip(weights).map(|(s, w)| {
+        f64::from(*w) * ((1.0 - lambda) * f64::from(s.student.nll) + lambda * tau * tau * f64::from(s.kl))
+    });
+    let sum = per_token.sum();
+    // A teacher without weight in the loss costs nothing.
+    let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, teacher, stats, targets, weights, mix, d_weight)? })
+}
+
+fn check(student: &Logits, teacher: Option<&Logits>, targets: &[u32]) -> Result<()> {
+    if targets.len() != student.rows() || teacher.is_some_and(|t| t.rows() != student.rows()) {
+        return Err(Error::internal("targets, student rows and teacher rows differ in number"));
+    }
+    if let Some(t) = teacher.filter(|t| t.vocab() != student.vocab()) {
+        return Err(Error::data(format!(
+            "teacher and student must share one vocabulary, found {} and {} entries",
+            t.vocab(),
+            student.vocab()
+        )));
+    }
+    match targets.iter().find(|&&t| t as usize >= student.vocab()) {
+        Some(bad) => Err(Error::data(format!("target id {bad} lies outside the vocabulary of {}", student.vocab()))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

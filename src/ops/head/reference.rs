@@ -1,0 +1,102 @@
+//! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the path off the CPU.
+
+use super::{Logits, LossGradient, Mix, RowStats, Stats};
+use crate::error::Result;
+use crate::ops::buffer;
+use candle_core::{D, DType, Tensor};
+
+/// z = hidden · weightᵀ, [N, V].
+pub fn logits(hidden: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(hidden.matmul(&weight.t()?.contiguous()?)?)
+}
+
+/// log softmax(z / tau) over the vocabulary.
+pub fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
+    let z = (z * (1.0 / tau))?;
+    let shifted = z.broadcast_sub(&z.max_keepdim(D::Minus1)?.detach())?;
+    Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+}
+
+/// Per-token objective [N] for student logits `z` and teacher logits `t`, both [N, V]: differentiable by candle.
+pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> Result<Tensor> {
+    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
+    let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
+    let nll = log_softmax(z, 1.0)?.gather(&index, 1)?.squeeze(1)?.neg()?;
+    match t {
+        None => Ok((nll * (1.0 - lambda))?),
+        Some(t) => Ok(((nll * (1.0 - lambda))? + (kl(z, t, tau)? * (lambda * tau * tau))?)?),
+    }
+}
+
+/// KL(q^tau || p^tau) per row, [N].
+pub fn kl(z: &Tensor, t: &Tensor, tau: f64) -> Result<Tensor> {
+    let (log_p, log_q) = (log_softmax(z, tau)?, log_softmax(t, tau)?);
+    Ok((log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?)
+}
+
+pub(super) fn scan(student: &Logits, teacher: Option<&Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
+    let z = logits(&student.hidden, &student.weight)?;
+    let students = stats(&z, targets, f64::from(tau))?;
+    let Some(teacher) = teacher else {
+        return Ok(students.into_iter().map(|student| RowStats { student, ..RowStats::default() }).collect());
+    };
+    let t = logits(&teacher.hidden, &teacher.weight)?;
+    let teachers = stats(&t, targets, f64::from(tau))?;
+    let kl = host(&kl(&z, &t, f64::from(tau))?)?;
+    let rows = students.into_iter().zip(teachers).zip(kl);
+    Ok(rows.map(|((student, teacher), kl)| RowStats { student, teacher, kl: kl as f32 }).collect())
+}
+
+fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {
+    let max = z.max_keepdim(D::Minus1)?;
+    let shifted = z.broadcast_sub(&max)?;
+    let log_sum = shifted.exp()?.sum(D::Minus1)?.log()?;
+    let log_sum_tau = (&shifted * (1.0 / tau))?.exp()?.sum(D::Minus1)?.log()?;
+    let log_p = log_softmax(z, 1.0)?;
+    let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
+    let nll = log_p.gather(&index, 1)?.squeeze(1)?.neg()?;
+    let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
+    let columns = [max.squeeze(1)?, log_sum, log_sum_tau, nll, entropy];
+    let [max, log_sum, log_sum_tau, nll, entropy] = columns.map(|c| host(&c));
+    let (max, log_sum, log_sum_tau, nll, entropy) = (max?, log_sum?, log_sum_tau?, nll?, entropy?);
+    let row = |i: usize| Stats {
+        max: max[i] as f32,
+        log_sum: log_sum[i] as f32,
+        log_sum_tau: log_sum_tau[i] as f32,
+        nll: nll[i] as f32,
+        entropy: entropy[i] as f32,
+    };
+    Ok((0..targets.len()).map(row).collect())
+}
+
+pub(super) fn loss(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    weights: &[f32],
+    mix: Mix,
+    d_weight: &Tensor,
+) -> Result<LossGradient> {
+    let z = logits(&student.hidden, &student.weight)?;
+    let t = match teacher {
+        Some(t) => Some(logits(&t.hidden, &t.weight)?),
+        None => None,
+    };
+    let w = Tensor::new(weights, z.device())?.to_dtype(z.dtype())?;
+    let sum = (per_token(&z, t.as_ref(), targets, mix)? * &w)?.sum_all()?;
+    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
+    let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
+    let minus = Tensor::ones((targets.len(), 1), z.dtype(), z.device())?.neg()?;
+    let mut dz = (log_softmax(&z, 1.0)?.exp()?.scatter_add(&index, &minus, 1)? * (1.0 - lambda))?;
+    if let Some(t) = &t {
+        let difference = (log_softmax(&z, tau)?.exp()? - log_softmax(t, tau)?.exp()?)?;
+        dz = (dz + (difference * (lambda * tau))?)?;
+    }
+    let dz = dz.broadcast_mul(&w.unsqueeze(1)?)?;
+    buffer::add_assign(d_weight, &dz.t()?.contiguous()?.matmul(&student.hidden)?)?;
+    Ok(LossGradient { sum: host(&sum.unsqueeze(0)?)?[0], d_hidden: dz.matmul(&student.weight)? })
+}
+
+fn host(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_dtype(DType::F64)?.to_vec1()?)
+}

@@ -1,0 +1,209 @@
+use super::*;
+use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+use candle_core::{DType, Device};
+
+/// (rows, width, vocabulary): below, at and above a tile, and odd.
+const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
+const MIXES: [Mix; 5] = [
+    Mix { lambda: 0.0, temperature: 1.0 },
+    Mix { lambda: 0.6, temperature: 2.0 },
+    Mix { lambda: 1.0, temperature: 1.0 },
+    Mix { lambda: 0.5, temperature: 0.05 },
+    Mix { lambda: 0.5, temperature: 20.0 },
+];
+
+struct Case {
+    hidden: Tensor,
+    weight: Tensor,
+    t_hidden: Tensor,
+    t_weight: Tensor,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+fn case((n, d, v): (usize, usize, usize)) -> Case {
+    Case {
+        hidden: random((n, d), 1),
+        weight: (random((v, d), 2) * 0.5).unwrap(),
+        t_hidden: random((n, d + 3), 3),
+        t_weight: (random((v, d + 3), 4) * 0.5).unwrap(),
+        targets: (0..n).map(|i| ((i * 7919) % v) as u32).collect(),
+        weights: (0..n).map(|i| 0.5 + i as f32 * 0.25).collect(),
+    }
+}
+
+impl Case {
+    fn student(&self, keep: bool) -> Logits {
+        Logits::new(self.hidden.clone(), self.weight.clone(), keep)
+    }
+
+    fn teacher(&self, keep: bool) -> Logits {
+        Logits::new(self.t_hidden.clone(), self.t_weight.clone(), keep)
+    }
+
+    fn in_f64(&self) -> Case {
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        Case {
+            hidden: wide(&self.hidden),
+            weight: wide(&self.weight),
+            t_hidden: wide(&self.t_hidden),
+            t_weight: wide(&self.t_weight),
+            targets: self.targets.clone(),
+            weights: self.weights.clone(),
+        }
+    }
+}
+
+fn assert_stats_close(got: &[RowStats], want: &[RowStats], tolerance: f32) {
+    assert_eq!(got.len(), want.len());
+    for (g, w) in got.iter().zip(want) {
+        let flat = |s: &RowStats| {
+            let one = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+            let mut all = [one(&s.student), one(&s.teacher)].concat();
+            all.push(s.kl);
+            all
+        };
+        for (i, (g, w)) in flat(g).iter().zip(flat(w)).enumerate() {
+            assert!((g - w).abs() <= tolerance * w.abs().max(1.0), "field {i}: got {g}, want {w}");
+        }
+    }
+}
+
+#[test]
+fn scan_matches_the_reference_in_f64() {
+    for shape in SHAPES {
+        let case = case(shape);
+        let wide = case.in_f64();
+        for tau in [0.05, 1.0, 2.0, 20.0] {
+            let want = reference::scan(&wide.student(false), Some(&wide.teacher(false)), &case.targets, tau).unwrap();
+            let got = scan(&mut case.student(false), Some(&mut case.teacher(false)), &case.targets, tau).unwrap();
+            // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
+            assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
+        }
+    }
+}
+
+#[test]
+fn loss_and_gradients_match_autograd_of_the_reference() {
+    for shape in SHAPES {
+        for mix in MIXES {
+            let case = case(shape);
+            let (mut s, mut t) = (case.student(true), case.teacher(true));
+            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
+            let dw = random(case.weight.dims(), 9);
+            let start = dw.to_dtype(DType::F64).unwrap();
+            let got = loss(&s, Some(&t), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+            let wide = case.in_f64();
+            let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
+            let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
+            let (per_token, grads) = autograd(&[&case.hidden, &case.weight], &upstream, |v| {
+                reference::per_token(&reference::logits(&v[0], &v[1])?, Some(&t_logits), &case.targets, mix)
+            });
+            let want: f64 =
+                per_token.to_vec1::<f64>().unwrap().iter().zip(&case.weights).map(|(l, w)| l * f64::from(*w)).sum();
+            // At tau 0.05 a logit's rounding of 1e-6 is 2e-5 of the exponent.
+            let tolerance = 1e-5 / f64::from(mix.temperature.min(1.0));
+            assert!((got.sum - want).abs() < tolerance * want.abs().max(1.0), "{} vs {want}", got.sum);
+            assert_close(&got.d_hidden, &grads[0], tolerance);
+            assert_close(&dw, &(start + &grads[1]).unwrap(), tolerance);
+        }
+    }
+}
+
+#[test]
+fn keep_and_recompute_and_rows_give_the_same_bits() {
+    let case = case((70, 24, 9001));
+    let mix = MIXES[1];
+    let rows: Vec<u32> = (0..70).filter(|i| i % 3 != 0).collect();
+    let pick = |all: &[u32]| rows.iter().map(|&r| all[r as usize]).collect::<Vec<_>>();
+    let run = |keep: bool, threads: usize| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            let (mut s, mut t) = (case.student(keep), case.teacher(keep));
+            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
+            assert_eq!(s.stored(), keep);
+            let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
+            let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+            let weights: Vec<f32> = rows.iter().map(|&r| case.weights[r as usize]).collect();
+            let dw = case.weight.zeros_like().unwrap();
+            let out = loss(&s, Some(&t), &picked, &pick(&case.targets), &weights, mix, &dw).unwrap();
+            (stats, out.sum.to_bits(), out.d_hidden.to_vec2::<f32>().unwrap(), dw.to_vec2::<f32>().unwrap())
+        })
+    };
+    let first = run(true, 1);
+    assert!(first == run(false, 1), "keep and recompute differ");
+    assert!(first == run(true, 2) && first == run(false, 3), "thread counts differ");
+}
+
+#[test]
+fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
+    let case = case((6, 16, 5000));
+    let mix = Mix { lambda: 1.0, temperature: 2.0 };
+    let (mut s, mut t) = (case.student(false), case.student(false));
+    let stats = scan(&mut s, Some(&mut t), &case.targets, 2.0).unwrap();
+    assert!(stats.iter().all(|s| s.kl == 0.0));
+    let dw = case.weight.zeros_like().unwrap();
+    let out = loss(&s, Some(&t), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+    assert_eq!(out.sum, 0.0);
+    assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
+    assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
+}
+
+#[test]
+fn extreme_logits_stay_finite() {
+    // hidden = identity makes the logits the columns of the weight.
+    let eye = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
+    let rows = |r: [[f32; 5]; 4]| Tensor::new(&r, &Device::Cpu).unwrap().t().unwrap().contiguous().unwrap();
+    let z = rows([[1e4, -1e4, 0.0, 1.0, 2.0], [0.0; 5], [-1e4; 5], [3.0, 1e4, 1e4, -1e4, 0.0]]);
+    let t = rows([[-1e4, 1e4, 0.0, 1.0, 2.0], [1e4, 0.0, 0.0, 0.0, 0.0], [-1e4; 5], [-3.0, 0.5, 1e4, -1e4, 9.0]]);
+    for tau in [0.05, 1.0, 20.0] {
+        let mix = Mix { lambda: 0.5, temperature: tau };
+        let (mut s, mut q) = (Logits::new(eye.clone(), z.clone(), false), Logits::new(eye.clone(), t.clone(), false));
+        let targets = [1, 2, 3, 4];
+        let stats = scan(&mut s, Some(&mut q), &targets, tau).unwrap();
+        let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+        let (ws, wq) = (Logits::new(wide(&eye), wide(&z), false), Logits::new(wide(&eye), wide(&t), false));
+        let want = reference::scan(&ws, Some(&wq), &targets, tau).unwrap();
+        assert_stats_close(&stats, &want, 1e-5);
+        let dw = z.zeros_like().unwrap();
+        let want_dw = wide(&dw);
+        let out = loss(&s, Some(&q), &stats, &targets, &[1.0; 4], mix, &dw).unwrap();
+        let want = reference::loss(&ws, Some(&wq), &targets, &[1.0; 4], mix, &want_dw).unwrap();
+        assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
+        assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
+        assert_close(&dw, &want_dw, 1e-5);
+    }
+}
+
+#[test]
+fn no_rows_is_no_error() {
+    let case = case((4, 8, 50));
+    for keep in [true, false] {
+        let mut s = case.student(keep);
+        let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+        let dw = case.weight.zeros_like().unwrap();
+        let none = s.select(&[]).unwrap();
+        let out = loss(&none, None, &[], &[], &[], MIXES[0], &dw).unwrap();
+        assert_eq!((out.sum, out.d_hidden.dims()), (0.0, [0usize, 8].as_slice()));
+        assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
+        assert_eq!(stats.len(), 4);
+        let mut empty = Logits::new(none.hidden().clone(), case.weight.clone(), keep);
+        assert!(scan(&mut empty, None, &[], 1.0).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn the_reference_is_right_by_finite_differences() {
+    let t = random((3, 7), 5).to_dtype(DType::F64).unwrap();
+    for mix in MIXES {
+        check_finite_differences(&[&random((3, 7), 4)], |v| reference::per_token(&v[0], Some(&t), &[0, 6, 3], mix));
+    }
+}
+
+#[test]
+fn mismatches_are_errors() {
+    let case = case((4, 8, 50));
+    let mut other = Logits::new(case.t_hidden.clone(), random((51, 11), 6), false);
+    let message = scan(&mut case.student(false), Some(&mut other), &case.targets, 1.0).unwrap_err().to_string();
+    assert!(message.contains("50") && message.contains("51"), "{message}");
+    assert!(scan(&mut case.student(false), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
+}

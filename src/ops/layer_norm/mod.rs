@@ -1,0 +1,129 @@
+//! Layer norm over the last dimension: y = (x - mean) / sqrt(var + eps) * w + b (Ba et al., arXiv 1607.06450).
+
+mod cpu;
+
+use super::buffer;
+use crate::error::Result;
+use candle_core::{D, Tensor};
+
+/// Normalised rows and what the backward needs of them.
+#[derive(Debug, Clone)]
+pub struct Normed {
+    /// y [N, D].
+    pub out: Tensor,
+    /// Mean and reciprocal standard deviation of each row, [N, 2].
+    pub stats: Tensor,
+}
+
+/// Forward for `x` [N, D], `w` [D], `b` [D].
+pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Normed> {
+    if super::fast(x) {
+        return cpu::forward(x, w, b, eps as f32);
+    }
+    let mean = x.mean_keepdim(D::Minus1)?;
+    let rstd = (x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    Ok(Normed { out: reference(x, w, b, eps)?, stats: Tensor::cat(&[mean, rstd], 1)? })
+}
+
+/// y again from x and its statistics: cheaper than keeping it on the tape.
+pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if super::fast(x) {
+        return cpu::replay(x, stats, w, b);
+    }
+    Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?)
+}
+
+/// Adds the gradient with respect to x to `dx` [N, D], that of w to `dw` and that of b to `db`, for upstream `dy` [N, D].
+pub fn backward(
+    dx: &Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    stats: &Tensor,
+    w: &Tensor,
+    dw: &Tensor,
+    db: &Tensor,
+) -> Result<()> {
+    if super::fast(x) {
+        return cpu::backward(dx, dy, x, stats, w, dw, db);
+    }
+    let xhat = normalise(x, stats)?;
+    buffer::add_assign(dw, &(dy * &xhat)?.sum(0)?)?;
+    buffer::add_assign(db, &dy.sum(0)?)?;
+    let g = dy.broadcast_mul(w)?;
+    let inner = (g.broadcast_sub(&g.mean_keepdim(1)?)? - xhat.broadcast_mul(&(&g * &xhat)?.mean_keepdim(1)?)?)?;
+    buffer::add_assign(dx, &inner.broadcast_mul(&stats.narrow(1, 1, 1)?)?)
+}
+
+fn normalise(x: &Tensor, stats: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_sub(&stats.narrow(1, 0, 1)?)?.broadcast_mul(&stats.narrow(1, 1, 1)?)?)
+}
+
+/// The formula in candle ops that its autograd can differentiate.
+pub fn reference(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    Ok(centred.broadcast_div(&std)?.broadcast_mul(w)?.broadcast_add(b)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use candle_core::DType;
+
+    #[test]
+    fn forward_and_backward_match_autograd_of_the_reference() {
+        for (n, d) in [(1, 1), (1, 8), (5, 24), (70, 33), (130, 64)] {
+            let (x, w, b, dy) = (random((n, d), 1), random(d, 2), random(d, 3), random((n, d), 4));
+            let (out, grads) = autograd(&[&x, &w, &b], &dy, |v| reference(&v[0], &v[1], &v[2], 1e-5));
+            let normed = forward(&x, &w, &b, 1e-5).unwrap();
+            // d = 1 has zero variance: x - mean is exactly 0 and rstd about 316, so the tolerance scales with it.
+            let tolerance = if d == 1 { 1e-3 } else { 2e-5 };
+            assert_close(&normed.out, &out, tolerance);
+            assert_close(&replay(&x, &normed.stats, &w, &b).unwrap(), &normed.out, 1e-6);
+            let (dx, dw, db) = (random((n, d), 5), random(d, 6), random(d, 7));
+            let want: Vec<Tensor> = [&dx, &dw, &db]
+                .iter()
+                .zip(&grads)
+                .map(|(start, g)| (start.to_dtype(DType::F64).unwrap() + g).unwrap())
+                .collect();
+            backward(&dx, &dy, &x, &normed.stats, &w, &dw, &db).unwrap();
+            for (got, want) in [&dx, &dw, &db].iter().zip(&want) {
+                assert_close(got, want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_off_the_cpu_gives_the_same() {
+        let f64s = |t: Tensor| t.to_dtype(DType::F64).unwrap();
+        let (x, w, b, dy) = (random((7, 12), 1), random(12, 2), random(12, 3), random((7, 12), 4));
+        let fast = forward(&x, &w, &b, 1e-5).unwrap();
+        let (dx, dw, db) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
+        backward(&dx, &dy, &x, &fast.stats, &w, &dw, &db).unwrap();
+        let (x, w, b, dy) = (f64s(x), f64s(w), f64s(b), f64s(dy));
+        let slow = forward(&x, &w, &b, 1e-5).unwrap();
+        let (sx, sw, sb) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
+        backward(&sx, &dy, &x, &slow.stats, &w, &sw, &sb).unwrap();
+        for (fast, slow) in [(&fast.out, &slow.out), (&fast.stats, &slow.stats), (&dx, &sx), (&dw, &sw), (&db, &sb)] {
+            assert_close(fast, slow, 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_reference_is_right_by_finite_differences() {
+        check_finite_differences(&[&random((3, 5), 1), &random(5, 2), &random(5, 3)], |v| {
+            reference(&v[0], &v[1], &v[2], 1e-5)
+        });
+    }
+
+    #[test]
+    fn no_rows_is_no_error() {
+        let x = random((0, 4), 1);
+        let (w, b) = (random(4, 2), random(4, 3));
+        let normed = forward(&x, &w, &b, 1e-5).unwrap();
+        let dw = w.zeros_like().unwrap();
+        backward(&x.copy().unwrap(), &x, &x, &normed.stats, &w, &dw, &b.zeros_like().unwrap()).unwrap();
+        assert_close(&dw, &w.zeros_like().unwrap(), 0.0);
+    }
+}
