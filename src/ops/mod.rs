@@ -7,7 +7,6 @@
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
-pub mod buffer;
 pub mod embed;
 pub mod gelu;
 pub mod head;

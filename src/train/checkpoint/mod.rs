@@ -30,7 +30,6 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const FIRST_MOMENT: &str = "adam_m.safetensors";
