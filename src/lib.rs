@@ -8,5 +8,6 @@ pub mod ops;
 pub mod progress;
 pub mod rng;
 pub mod signal;
+pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

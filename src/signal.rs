@@ -24,8 +24,30 @@ pub fn install() -> Result<()> {
 
 static ARMED: OnceLock<Arc<std::sync::atomic::AtomicBool>> = OnceLock::new();
 
-/// Errs with [`ErrorKind::Interrupted`] once a signal has arrived.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// While it lives, [`check`] reports no signal, in any thread; the signal is kept for later.
+#[derive(Debug)]
+#[must_use = "the hold ends when this is dropped"]
+pub struct Hold(());
+
+/// Begins a piece of work that a first signal must not cut short: saving, which the signal itself asks for.
+pub fn hold() -> Hold {
+    HELD.fetch_add(1, Ordering::Relaxed);
+    Hold(())
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        HELD.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Errs with [`ErrorKind::Interrupted`] once a signal has arrived, unless a [`Hold`] is alive.
 pub fn check() -> Result<()> {
+    if HELD.load(Ordering::Relaxed) > 0 {
+        return Ok(());
+    }
     match PENDING.get().map_or(0, |p| p.load(Ordering::Relaxed)) {
         0 => Ok(()),
         signal => {

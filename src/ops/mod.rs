@@ -4,6 +4,7 @@
 //! path taken off the CPU. The fast path on the CPU works on f32 slices in `cpu.rs`. A result never depends on the number
 //! of threads: work is split into pieces of fixed size and partial sums are added in order.
 
+pub mod adamw;
 pub mod attention;
 pub mod buffer;
 pub mod embed;

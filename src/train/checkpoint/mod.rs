@@ -1,0 +1,244 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped.
+//!
+//! `<run>/checkpoints/step-00000100/` appears whole or not at all and holds
+//!
+//! | file | what |
+//! |---|---|
+//! | `model.safetensors`, `config.json`, tokenizer files | the student, a Hugging Face folder that others can load |
+//! | `adam_m.safetensors`, `adam_v.safetensors` | AdamW's moments, f32, names of the layout |
+//! | `state.json` | steps, tokens, cursor, FLOPs, seconds, best validation, selector state, the plan |
+//! | `manifest.json` | size and SHA-256 of each file, data and tokenizer hash, version of this layout |
+//!
+//! Random draws are pure functions of the seed and the step, so no generator state is among them.
+
+mod exact;
+mod manifest;
+mod store;
+
+pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
+pub use store::{RunLock, latest, list};
+
+use crate::config::Plan;
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::{AtomicDir, write_atomic};
+use crate::model::weights::{SaveOptions, load_model, load_params, save_model, save_params};
+use crate::model::{Gpt2Config, Layout, ParamSet};
+use crate::ops::adamw;
+use crate::progress::Progress;
+use crate::train::events::Flops;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const FIRST_MOMENT: &str = "adam_m.safetensors";
+const SECOND_MOMENT: &str = "adam_v.safetensors";
+const STATE_FILE: &str = "state.json";
+/// What no checkpoint can do without.
+const REQUIRED: [&str; 5] = ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
+
+/// A run between two optimizer steps.
+#[derive(Debug, Clone)]
+pub struct TrainState {
+    /// The run as resolved.
+    pub plan: Plan,
+    /// The student's shape.
+    pub config: Gpt2Config,
+    /// The student's parameters.
+    pub params: ParamSet,
+    /// AdamW's moments and step count.
+    pub optimizer: adamw::State,
+    /// How far the run is.
+    pub counters: Counters,
+    /// What an adaptive selector remembers; `Null` if nothing.
+    pub selector: Value,
+    /// What the run reads.
+    pub inputs: Inputs,
+}
+
+/// How far a run is; totals since its start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens seen, before selection.
+    pub tokens: u64,
+    /// Sequences consumed from the loader.
+    pub cursor: u64,
+    /// Operations executed.
+    pub flops: Flops,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Lowest validation loss so far.
+    pub best_val_loss: Option<f64>,
+}
+
+/// Hashes of what a run reads, in hexadecimal: a run goes on with the same bytes or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Content hash of the training tokens.
+    pub data_hash: String,
+    /// Hash of the tokenizer that made them.
+    pub tokenizer_hash: String,
+}
+
+/// `state.json`.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    counters: Counters,
+    optimizer_step: u64,
+    selector: Value,
+    plan: Value,
+}
+
+/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep_last` (0 keeps all).
+/// Returns its folder. `model` says which tokenizer files go along.
+///
+/// A stop signal that arrives meanwhile is noticed after the checkpoint stands.
+pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, keep_last: usize) -> Result<PathBuf> {
+    // The loop saves because of a signal, too: the polls inside the writers must not stop exactly that.
+    let _hold = crate::signal::hold();
+    let step = state.counters.step;
+    let target = run.place(step);
+    let dir = AtomicDir::create(&target)?;
+    let inside = |name: &str| dir.path().join(name);
+    save_model(dir.path(), &state.config, &state.params, model)?;
+    save_params(&inside(FIRST_MOMENT), &state.optimizer.m, &BTreeMap::new())?;
+    save_params(&inside(SECOND_MOMENT), &state.optimizer.v, &BTreeMap::new())?;
+    write_state(&inside(STATE_FILE), state)?;
+    Manifest::write(dir.path(), step, &state.inputs.data_hash, &state.inputs.tokenizer_hash)?;
+    dir.commit()?;
+    run.prune(step, keep_last)?;
+    Ok(target)
+}
+
+fn write_state(path: &Path, state: &TrainState) -> Result<()> {
+    let internal = |e: serde_json::Error| Error::internal(format!("cannot describe the run's state: {e}"));
+    let saved = Saved {
+        counters: state.counters.clone(),
+        optimizer_step: state.optimizer.step,
+        selector: state.selector.clone(),
+        plan: serde_json::to_value(&state.plan).map_err(internal)?,
+    };
+    let value = exact::freeze(serde_json::to_value(saved).map_err(internal)?);
+    write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
+}
+
+/// Checks every file of the checkpoint `path` against its manifest; the error names the first damaged file.
+pub fn verify(path: &Path) -> Result<Manifest> {
+    let manifest = Manifest::read(path)?;
+    manifest.verify(path, &REQUIRED)?;
+    Ok(manifest)
+}
+
+/// What a run that wants to resume expects of a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// The run as it is now; its mathematics must be the checkpoint's, its machine may differ.
+    pub plan: &'a Plan,
+    /// Parameters of the student.
+    pub layout: &'a Layout,
+    /// What it reads.
+    pub inputs: &'a Inputs,
+}
+
+impl Expected<'_> {
+    /// Refuses a checkpoint of another run and shows what differs.
+    fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
+        let mut differences = self.plan.mathematics_differences(&plan.mathematics());
+        for (what, was, is) in [
+            ("training tokens (SHA-256)", &manifest.data_hash, &self.inputs.data_hash),
+            ("tokenizer (SHA-256)", &manifest.tokenizer_hash, &self.inputs.tokenizer_hash),
+        ] {
+            if was != is {
+                differences.push(format!("{what}: {was} before, {is} now"));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{} belongs to another run and cannot be resumed with this one: {}. Restore the old values, or start a new \
+             run folder",
+            path.display(),
+            differences.join("; ")
+        )))
+    }
+}
+
+/// Reads the checkpoint `path` onto `device`: verifies every file first, then that it belongs to the run that
+/// `expected` describes.
+pub fn load(path: &Path, expected: &Expected, device: &Device) -> Result<TrainState> {
+    let manifest = verify(path)?;
+    read(path, &manifest, expected, device)
+}
+
+fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) -> Result<TrainState> {
+    let state_path = path.join(STATE_FILE);
+    let text = std::fs::read(&state_path).map_err(|e| Error::io("read", &state_path, e))?;
+    let other = |e: serde_json::Error| {
+        Error::data(format!("{}: written by another version of this program ({e})", state_path.display()))
+    };
+    let value = exact::thaw(serde_json::from_slice(&text).map_err(other)?);
+    let saved: Saved = serde_json::from_value(value).map_err(other)?;
+    let plan: Plan = serde_json::from_value(saved.plan).map_err(other)?;
+    expected.check(path, manifest, &plan)?;
+    let (config, params) = load_model(path, device)?;
+    if params.layout() != expected.layout {
+        return Err(Error::usage(format!(
+            "{}: the student there has another shape ({} parameters in {} tensors) than this run's",
+            path.display(),
+            config.parameters(),
+            params.layout().entries.len()
+        )));
+    }
+    let moments = |name| load_params(&path.join(name), expected.layout, device);
+    Ok(TrainState {
+        plan,
+        config,
+        params,
+        optimizer: adamw::State { step: saved.optimizer_step, m: moments(FIRST_MOMENT)?, v: moments(SECOND_MOMENT)? },
+        counters: saved.counters,
+        selector: saved.selector,
+        inputs: Inputs { data_hash: manifest.data_hash.clone(), tokenizer_hash: manifest.tokenizer_hash.clone() },
+    })
+}
+
+/// Reads the newest checkpoint that is not damaged; None if the run has no checkpoint.
+///
+/// Damaged ones are said aloud and, once an older good one is found, renamed to `damaged-step-N`. If none is good,
+/// that is an error and nothing is renamed: a run never starts over in silence. A good checkpoint of another run is an
+/// error as well.
+pub fn load_latest_good(
+    run: &RunLock,
+    expected: &Expected,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Option<TrainState>> {
+    let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
+    for (_, path) in list(run.dir())?.into_iter().rev() {
+        match verify(&path) {
+            Ok(manifest) => {
+                let state = read(&path, &manifest, expected, device)?;
+                for (path, damage) in damaged {
+                    let aside = run.condemn(&path)?;
+                    progress.note(&format!("{damage}; set aside as {}", aside.display()));
+                }
+                progress.note(&format!("resuming from {}", path.display()));
+                return Ok(Some(state));
+            }
+            Err(e) if e.kind() == ErrorKind::Data => damaged.push((path, e)),
+            Err(e) => return Err(e), // could not be read or was interrupted: says nothing about the checkpoint
+        }
+    }
+    let Some((_, newest)) = damaged.into_iter().next() else { return Ok(None) };
+    Err(newest.context(format!(
+        "{} has no good checkpoint left; restore one from a copy, or start a new run folder. The newest",
+        run.dir().display()
+    )))
+}
+
+#[cfg(test)]
+mod tests;

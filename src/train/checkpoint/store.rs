@@ -1,0 +1,170 @@
+//! The `checkpoints/` folder of a run: who may write to it, what it holds, what goes.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+const FOLDER: &str = "checkpoints";
+const PREFIX: &str = "step-";
+const LOCK_FILE: &str = ".lock";
+
+/// The right to write into a run folder: one process at a time. Released when dropped, and by the system when the
+/// process dies, however it dies.
+#[derive(Debug)]
+pub struct RunLock {
+    dir: PathBuf,
+    // The lock lives as long as the open file.
+    _file: File,
+}
+
+impl RunLock {
+    /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process holds it. What a
+    /// killed process left unfinished in `checkpoints/` is removed.
+    pub fn acquire(run_dir: &Path) -> Result<Self> {
+        fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
+        let path = run_dir.join(LOCK_FILE);
+        let failed = |e| Error::io("lock", &path, e);
+        let mut file =
+            File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder); // only for the message
+                return Err(Error::usage(format!(
+                    "run folder {} is in use by another process ({}); wait until it ends, stop it, or choose another \
+                     folder",
+                    run_dir.display(),
+                    if holder.trim().is_empty() { "unknown" } else { holder.trim() }
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "process {}", std::process::id()))
+            .map_err(failed)?;
+        let lock = Self { dir: run_dir.to_path_buf(), _file: file };
+        lock.sweep()?;
+        Ok(lock)
+    }
+
+    /// The run folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the checkpoint of `step` stands.
+    pub(super) fn place(&self, step: u64) -> PathBuf {
+        self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
+    }
+
+    /// Removes all but the newest `keep` checkpoints up to `step`; 0 keeps all. Later ones belong to a future that
+    /// this run did not come from, and are not ours to remove.
+    pub(super) fn prune(&self, step: u64, keep: usize) -> Result<()> {
+        if keep == 0 {
+            return Ok(());
+        }
+        let old = list(&self.dir)?.into_iter().rev().filter(|(s, _)| *s <= step).skip(keep);
+        for (_, path) in old {
+            // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
+            let gone = set_aside(&path, |name, n| format!(".{name}.old-{n}.tmp"))?;
+            fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone, e))?;
+        }
+        Ok(())
+    }
+
+    /// Renames a checkpoint so that it no longer counts as one: `damaged-step-N`.
+    pub(super) fn condemn(&self, path: &Path) -> Result<PathBuf> {
+        set_aside(path, |name, n| if n == 0 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") })
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let folder = self.dir.join(FOLDER);
+        for name in names(&folder)? {
+            if name.starts_with(&format!(".{PREFIX}")) && name.ends_with(".tmp") {
+                let path = folder.join(name);
+                fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checkpoints of a run folder as (step, folder), oldest first. Temporaries and other names are ignored.
+pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = run_dir.join(FOLDER);
+    let mut found: Vec<(u64, PathBuf)> = names(&folder)?
+        .into_iter()
+        .filter_map(|name| {
+            let digits = name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+            Some((digits.parse().ok()?, folder.join(&name)))
+        })
+        .filter(|(_, path)| path.is_dir())
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The newest checkpoint of a run folder, judged by its name alone.
+pub fn latest(run_dir: &Path) -> Result<Option<PathBuf>> {
+    Ok(list(run_dir)?.pop().map(|(_, path)| path))
+}
+
+/// Gives a folder another, free name in the same place.
+fn set_aside(path: &Path, name: impl Fn(&str, u32) -> String) -> Result<PathBuf> {
+    let old = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let to = (0..).map(|n| path.with_file_name(name(&old, n))).find(|to| !to.exists());
+    let to = to.ok_or_else(|| Error::internal(format!("no free name beside {}", path.display())))?;
+    fs::rename(path, &to).map_err(|e| Error::io("rename", path, e))?;
+    Ok(to)
+}
+
+/// Names in a folder; none if it does not exist.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io("list", folder, e);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let names: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.file_name())).collect();
+    Ok(names.map_err(failed)?.into_iter().filter_map(|n| n.into_string().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_folder_has_one_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let first = RunLock::acquire(&run).unwrap();
+        let message = RunLock::acquire(&run).unwrap_err().to_string();
+        assert!(
+            message.contains("in use") && message.contains(&format!("process {}", std::process::id())),
+            "{message}"
+        );
+        drop(first);
+        RunLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn only_finished_checkpoints_count() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(latest(folder.path()).unwrap(), None);
+        let inside = folder.path().join(FOLDER);
+        for name in
+            ["step-00000090", "step-100000000", ".step-00000200.1-2.tmp", "damaged-step-00000300", "step-x", "step-"]
+        {
+            fs::create_dir_all(inside.join(name)).unwrap();
+        }
+        fs::write(inside.join("step-999999999"), "a file").unwrap();
+        assert_eq!(latest(folder.path()).unwrap(), Some(inside.join("step-100000000")));
+        let _lock = RunLock::acquire(folder.path()).unwrap();
+        assert!(!inside.join(".step-00000200.1-2.tmp").exists(), "what a killed process left is swept");
+        assert!(inside.join("damaged-step-00000300").exists());
+    }
+}

@@ -1,0 +1,284 @@
+use super::*;
+use crate::progress::Silent;
+use crate::rng::{Rng, Stream};
+use candle_core::Tensor;
+use serde_json::json;
+use std::fs;
+use std::sync::Mutex;
+
+const RUN_FILE: &str = r#"
+method = "eslm"
+seed = 7
+steps = 100
+student = "tiny"
+[data]
+context = 8
+rows = 4
+[select]
+score = "entropy"
+alpha = 0.30000000000000004
+pool = "sequence"
+tail = "high"
+burn_in = 0
+ramp = 0
+[objective]
+lambda = 0.5
+temperature = 2.0
+divergence = "forward-kl"
+[optim]
+lr = 6e-4
+beta1 = 0.9
+beta2 = 0.95
+eps = 1e-8
+weight_decay = 0.1
+clip = 1.0
+[schedule]
+kind = "cosine"
+warmup = 10
+floor = 0.1
+decay = 0.2
+[eval]
+every = 10
+rows = 4
+stride = 8
+[checkpoint]
+every = 10
+keep = 2
+[log]
+every = 1
+[machine]
+device = "cpu"
+dtype = "f32"
+micro_rows = 4
+head = "auto"
+backward = "exact"
+threads = 0
+"#;
+
+fn random(layout: &Layout, sub: u32) -> ParamSet {
+    let rng = Rng::new(5, Stream::Init);
+    let tensors = layout.entries.iter().enumerate().map(|(i, (_, shape))| {
+        let n = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> = (0..n).map(|j| rng.normal(sub + 50 * i as u32, j) as f32).collect();
+        Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
+    });
+    ParamSet::new(layout.clone(), tensors.collect())
+}
+
+fn state(step: u64) -> TrainState {
+    let config = Gpt2Config::new(11, 8, 6, 1, 2);
+    let layout = Layout::new(&config);
+    let flops = Flops { student_forward: 1e17 / 3.0, teacher: 1e21 / 7.0, ..Flops::default() };
+    let counters = Counters {
+        step,
+        tokens: 32 * step,
+        cursor: 4 * step,
+        flops,
+        seconds: 0.1 + step as f64 / 3.0,
+        best_val_loss: Some(2.0 / 3.0),
+    };
+    TrainState {
+        plan: toml::from_str(RUN_FILE).unwrap(),
+        config,
+        params: random(&layout, 1),
+        optimizer: adamw::State { step, m: random(&layout, 2), v: random(&layout, 3) },
+        counters,
+        selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
+        inputs: Inputs { data_hash: "d1".into(), tokenizer_hash: "t1".into() },
+    }
+}
+
+/// A run folder with checkpoints of these steps, all kept.
+fn run_with(steps: &[u64]) -> (tempfile::TempDir, RunLock) {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunLock::acquire(&folder.path().join("run")).unwrap();
+    for &step in steps {
+        save(&run, &state(step), &SaveOptions::default(), 0).unwrap();
+    }
+    (folder, run)
+}
+
+fn steps_of(run: &RunLock) -> Vec<u64> {
+    list(run.dir()).unwrap().into_iter().map(|(step, _)| step).collect()
+}
+
+fn load_with(path: &Path, change: impl FnOnce(&mut TrainState)) -> Result<TrainState> {
+    let mut now = state(0);
+    change(&mut now);
+    let layout = Layout::new(&now.config);
+    load(path, &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs }, &Device::Cpu)
+}
+
+fn resume(run: &RunLock, progress: &dyn Progress) -> Result<Option<TrainState>> {
+    let now = state(0);
+    let layout = Layout::new(&now.config);
+    load_latest_good(run, &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs }, &Device::Cpu, progress)
+}
+
+fn bits(set: &ParamSet) -> Vec<u32> {
+    set.tensors().iter().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[derive(Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Progress for Notes {
+    fn start(&self, _: &str, _: Option<u64>, _: &str) {}
+    fn advance(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, text: &str) {
+        self.0.lock().unwrap().push(text.into());
+    }
+}
+
+#[test]
+fn everything_comes_back_bit_for_bit() {
+    let (_folder, run) = run_with(&[12]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    assert!(path.ends_with("checkpoints/step-00000012"));
+    let (found, saved) = (load_with(&path, |_| ()).unwrap(), state(12));
+    assert_eq!(found.counters, saved.counters);
+    assert_eq!(found.selector, saved.selector);
+    assert_eq!((found.plan, found.config, found.inputs), (saved.plan, saved.config, saved.inputs));
+    assert_eq!(found.optimizer.step, 12);
+    let sets = [
+        (&found.params, &saved.params),
+        (&found.optimizer.m, &saved.optimizer.m),
+        (&found.optimizer.v, &saved.optimizer.v),
+    ];
+    for (found, saved) in sets {
+        assert_eq!(bits(found), bits(saved));
+    }
+    // The same state again makes the same bytes.
+    let again = save(&run, &state(12), &SaveOptions::default(), 0).unwrap();
+    assert_eq!(verify(&again).unwrap(), verify(&path).unwrap());
+}
+
+#[test]
+fn any_damage_is_named() {
+    let names = ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
+    for name in names {
+        let (_folder, run) = run_with(&[1]);
+        let path = latest(run.dir()).unwrap().unwrap();
+        let whole = fs::read(path.join(name)).unwrap();
+        let message = |what: &str| {
+            let error = load_with(&path, |_| ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Data, "{what}");
+            assert!(error.to_string().contains(name), "{what}: {error}");
+            error.to_string()
+        };
+        flip_a_bit(&path.join(name));
+        assert!(message("a flipped bit").contains("SHA-256"));
+        fs::write(path.join(name), &whole[..whole.len() - 1]).unwrap();
+        assert!(message("cut short").contains("bytes"));
+        fs::remove_file(path.join(name)).unwrap();
+        assert!(message("removed").contains("missing"));
+        fs::write(path.join(name), &whole).unwrap();
+        load_with(&path, |_| ()).unwrap();
+    }
+}
+
+#[test]
+fn a_manifest_cannot_lie() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let file = path.join(MANIFEST_FILE);
+    let good: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut changed = good.clone();
+        change(&mut changed);
+        fs::write(&file, changed.to_string()).unwrap();
+        load_with(&path, |_| ()).unwrap_err()
+    };
+    let error = refused(&|m| m["version"] = json!(2));
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("version 2"), "{error}");
+    assert!(refused(&|m| m["format"] = json!("other")).to_string().contains("format"));
+    assert!(refused(&|m| m["files"] = json!({})).to_string().contains("does not list"));
+    let outside = refused(&|m| m["files"]["../state.json"] = m["files"]["state.json"].clone());
+    assert!(outside.to_string().contains("no plain file name"), "{outside}");
+    fs::write(&file, "{").unwrap();
+    assert!(load_with(&path, |_| ()).unwrap_err().to_string().contains("manifest.json is damaged"));
+    fs::remove_file(&file).unwrap();
+    assert!(load_with(&path, |_| ()).unwrap_err().to_string().contains("manifest.json is missing"));
+}
+
+#[test]
+fn another_run_is_refused_with_the_difference() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let refused = |change: fn(&mut TrainState)| {
+        let error = load_with(&path, change).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        error.to_string()
+    };
+    let text = refused(|s| {
+        s.plan.optim.lr = 1e-3;
+        s.plan.seed = 8;
+    });
+    assert!(text.contains("optim.lr: 0.0006 before, 0.001 now") && text.contains("seed: 7 before, 8 now"), "{text}");
+    assert!(refused(|s| s.inputs.data_hash = "d2".into()).contains("d1 before, d2 now"));
+    assert!(refused(|s| s.inputs.tokenizer_hash = "t2".into()).contains("tokenizer (SHA-256): t1 before, t2 now"));
+    assert!(refused(|s| s.config = Gpt2Config::new(11, 8, 8, 1, 2)).contains("another shape"));
+    // The machine half is free.
+    load_with(&path, |s| {
+        s.plan.machine.threads = 3;
+        s.plan.checkpoint.every = 1;
+    })
+    .unwrap();
+}
+
+#[test]
+fn only_the_newest_stay() {
+    let (_folder, run) = run_with(&[1, 2, 3]);
+    save(&run, &state(4), &SaveOptions::default(), 2).unwrap();
+    assert_eq!(steps_of(&run), [3, 4]);
+    // A run that went back keeps what it saves, and what came later is not its own to remove.
+    save(&run, &state(2), &SaveOptions::default(), 1).unwrap();
+    assert_eq!(steps_of(&run), [2, 3, 4]);
+    let names = fs::read_dir(run.dir().join("checkpoints")).unwrap().count();
+    assert_eq!(names, 3, "nothing temporary is left");
+}
+
+#[test]
+fn a_failed_save_leaves_the_old_ones_and_nothing_else() {
+    let (folder, run) = run_with(&[1]);
+    let nowhere = folder.path().join("no-tokenizer");
+    fs::create_dir(&nowhere).unwrap();
+    let options = SaveOptions { tokenizer: Some(&nowhere), ..SaveOptions::default() };
+    save(&run, &state(2), &options, 1).unwrap_err();
+    assert_eq!(fs::read_dir(run.dir().join("checkpoints")).unwrap().count(), 1);
+    assert_eq!(resume(&run, &Silent).unwrap().unwrap().counters.step, 1);
+}
+
+#[test]
+fn the_newest_good_one_is_found_and_damage_is_said_aloud() {
+    let (_folder, run) = run_with(&[1, 2, 3]);
+    let folder = run.dir().join("checkpoints");
+    flip_a_bit(&folder.join("step-00000003").join(SECOND_MOMENT));
+    fs::remove_file(folder.join("step-00000002").join(MANIFEST_FILE)).unwrap();
+    let notes = Notes::default();
+    assert_eq!(resume(&run, &notes).unwrap().unwrap().counters.step, 1);
+    let said = notes.0.lock().unwrap().join("\n");
+    for part in [SECOND_MOMENT, "damaged-step-00000003", "manifest.json is missing", "damaged-step-00000002"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(steps_of(&run), [1], "set aside, so that the next resume does not meet them again");
+
+    flip_a_bit(&folder.join("step-00000001").join(STATE_FILE));
+    let error = resume(&run, &Silent).unwrap_err();
+    assert!(error.to_string().contains("no good checkpoint left") && error.to_string().contains(STATE_FILE), "{error}");
+    assert_eq!(steps_of(&run), [1], "and the next resume fails as well instead of starting over");
+}
+
+#[test]
+fn a_run_without_checkpoints_has_nothing_to_resume() {
+    let (_folder, run) = run_with(&[]);
+    assert!(resume(&run, &Silent).unwrap().is_none());
+}

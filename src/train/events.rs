@@ -1,0 +1,529 @@
+//! What a run reports while it trains: events, and where they go.
+//!
+//! Steps are counted as done: the first optimizer step reports `step = 1`, a validation before it `step = 0`.
+//! `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions left out.
+
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::ops::AddAssign;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Floating-point operations as executed, by part (a multiply-add is two). f64: exact to 2^53 and never overflowing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flops {
+    /// Student, forward, head included.
+    pub student_forward: f64,
+    /// Student, backward, head and recomputation included.
+    pub student_backward: f64,
+    /// Teacher's forward.
+    pub teacher: f64,
+    /// What only selection asked for.
+    pub scoring: f64,
+}
+
+impl Flops {
+    /// All parts together.
+    pub fn total(&self) -> f64 {
+        self.student_forward + self.student_backward + self.teacher + self.scoring
+    }
+}
+
+impl AddAssign for Flops {
+    fn add_assign(&mut self, other: Self) {
+        self.student_forward += other.student_forward;
+        self.student_backward += other.student_backward;
+        self.teacher += other.teacher;
+        self.scoring += other.scoring;
+    }
+}
+
+/// Seconds by phase of one step, or summed over several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    /// Reading the batch.
+    pub data: f64,
+    /// The student's trunk, forward.
+    pub forward: f64,
+    /// Scores from the student's logits.
+    pub scan: f64,
+    /// The teacher's trunk and head.
+    pub teacher: f64,
+    /// Choosing rows.
+    pub select: f64,
+    /// Loss and gradient of the head.
+    pub head: f64,
+    /// The student's trunk, backward.
+    pub backward: f64,
+    /// Norm, clipping and update.
+    pub optimizer: f64,
+}
+
+impl AddAssign for Phases {
+    fn add_assign(&mut self, other: Self) {
+        self.data += other.data;
+        self.forward += other.forward;
+        self.scan += other.scan;
+        self.teacher += other.teacher;
+        self.select += other.select;
+        self.head += other.head;
+        self.backward += other.backward;
+        self.optimizer += other.optimizer;
+    }
+}
+
+/// One logged optimizer step. Losses are in nats per token.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepEvent {
+    /// Optimizer steps done, this one included.
+    pub step: u64,
+    /// The objective that was minimised: mean over the kept tokens.
+    pub loss: f64,
+    /// Mean cross-entropy of all tokens: the honest metric.
+    pub full_loss: f64,
+    /// Mean cross-entropy of the kept tokens.
+    pub kept_loss: f64,
+    /// Mean cross-entropy of the dropped tokens; None where none was dropped.
+    pub dropped_loss: Option<f64>,
+    /// Number of kept tokens in the step.
+    pub kept: u64,
+    /// Kept tokens over valid tokens.
+    pub kept_share: f64,
+    /// Confidence level of the selection.
+    pub alpha: f64,
+    /// Value at risk: the lowest kept score, averaged over pools; None without scores.
+    pub var: Option<f64>,
+    /// Conditional value at risk: mean score of the kept tokens; None without scores.
+    pub cvar: Option<f64>,
+    /// Mean score of all tokens; None without scores.
+    pub score_mean: Option<f64>,
+    /// Share of tokens whose target has a probability above 0.9.
+    pub easy_share: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Tokens seen since the start of the run, before selection.
+    pub tokens: u64,
+    /// Tokens per second since the last logged step.
+    pub tokens_per_second: f64,
+    /// Operations executed since the start of the run.
+    pub flops: Flops,
+    /// Seconds of training since the start of the run.
+    pub seconds: f64,
+    /// Seconds by phase since the last logged step.
+    pub phases: Phases,
+}
+
+/// One validation on full tokens.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ValEvent {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Mean cross-entropy of the validation tokens.
+    pub val_loss: f64,
+    /// Training tokens seen since the start of the run.
+    pub tokens: u64,
+    /// Seconds of training since the start of the run.
+    pub seconds: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Summary {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Loss of the last validation.
+    pub val_loss: f64,
+    /// Lowest validation loss of the run.
+    pub best_val_loss: f64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Operations executed.
+    pub flops: Flops,
+    /// Seconds of training.
+    pub seconds: f64,
+}
+
+/// What a run says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Training begins or goes on.
+    RunStarted {
+        /// What is trained, in a few words.
+        label: String,
+        /// Steps done before (0 unless resumed).
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+        /// Seconds of training before.
+        seconds: f64,
+    },
+    /// A logged step.
+    Step(StepEvent),
+    /// A validation.
+    Validation(ValEvent),
+    /// A checkpoint stands on disk.
+    CheckpointSaved {
+        /// Its folder.
+        path: PathBuf,
+        /// Optimizer steps done in it.
+        step: u64,
+    },
+    /// One line for people.
+    Note(String),
+    /// The run is over.
+    Finished(Summary),
+}
+
+/// Somewhere events go.
+pub trait EventSink {
+    /// Takes one event, in order.
+    fn event(&mut self, event: &Event) -> Result<()>;
+}
+
+/// Drops every event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Null;
+
+impl EventSink for Null {
+    fn event(&mut self, _: &Event) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Passes every event to each sink in turn; all get it even if one fails, and the first failure is returned.
+#[derive(Default)]
+pub struct Tee<'a>(pub Vec<Box<dyn EventSink + 'a>>);
+
+impl EventSink for Tee<'_> {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        self.0.iter_mut().map(|sink| sink.event(event)).fold(Ok(()), Result::and)
+    }
+}
+
+/// `metrics.jsonl`: one JSON object per logged step and per validation, written whole, line by line.
+///
+/// A number that is not finite, or that does not exist (no token was dropped), is `null`.
+#[derive(Debug)]
+pub struct Jsonl {
+    file: File,
+    path: PathBuf,
+}
+
+impl Jsonl {
+    /// A new, empty file; an older one at `path` is replaced.
+    pub fn create(path: &Path) -> Result<Self> {
+        crate::files::write_atomic(path, |_| Ok(()))?;
+        Self::open(path)
+    }
+
+    /// Continues the file of a run that resumes after `step` steps: later lines, and a line cut short by a crash, are
+    /// dropped in one atomic replacement. A missing file begins empty.
+    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+        match File::open(path) {
+            Ok(old) => crate::files::write_atomic(path, |new| copy_until(old, new, step, path))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
+            Err(e) => return Err(Error::io("read", path, e)),
+        }
+        Self::open(path)
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+}
+
+fn copy_until(old: File, new: &mut dyn Write, step: u64, path: &Path) -> Result<()> {
+    for line in BufReader::new(old).split(b'\n') {
+        let mut line = line.map_err(|e| Error::io("read", path, e))?;
+        let parsed: Option<Value> = serde_json::from_slice(&line).ok();
+        let at = parsed.as_ref().and_then(|v| v.get("step")).and_then(Value::as_u64);
+        if at.is_some_and(|at| at <= step) {
+            line.push(b'\n');
+            new.write_all(&line).map_err(|e| Error::io("write", path, e))?;
+        }
+    }
+    Ok(())
+}
+
+impl EventSink for Jsonl {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        let mut line = match event {
+            Event::Step(e) => step_line(e),
+            Event::Validation(e) => {
+                json!({ "step": e.step, "val_loss": e.val_loss, "tokens": e.tokens, "seconds": e.seconds })
+            }
+            _ => return Ok(()),
+        }
+        .to_string();
+        line.push('\n');
+        // One write without a buffer in between: nothing is left to flush, and a crash cuts at most the last line.
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+fn step_line(e: &StepEvent) -> Value {
+    json!({
+        "step": e.step,
+        "loss": e.loss,
+        "full_loss": e.full_loss,
+        "kept_loss": e.kept_loss,
+        "dropped_loss": e.dropped_loss,
+        "kept": e.kept,
+        "kept_share": e.kept_share,
+        "alpha": e.alpha,
+        "var": e.var,
+        "cvar": e.cvar,
+        "score_mean": e.score_mean,
+        "easy_share": e.easy_share,
+        "grad_norm": e.grad_norm,
+        "lr": e.lr,
+        "tokens": e.tokens,
+        "tokens_per_second": e.tokens_per_second,
+        "flops": e.flops.total(),
+        "flops_by_part": e.flops,
+        "seconds": e.seconds,
+        "seconds_by_phase": e.phases,
+    })
+}
+
+/// A progress bar in steps, and a line of figures now and then.
+pub struct Terminal<'a> {
+    progress: &'a dyn Progress,
+    every: Duration,
+    state: Shown,
+}
+
+#[derive(Debug, Default)]
+struct Shown {
+    started: bool,
+    /// Steps of the run, and (step, seconds) where this session began.
+    steps: u64,
+    origin: (u64, f64),
+    step: u64,
+    line: Option<Instant>,
+}
+
+impl<'a> Terminal<'a> {
+    /// Lines of figures at most once per `every`; the first and the last step always have one.
+    pub fn new(progress: &'a dyn Progress, every: Duration) -> Self {
+        Self { progress, every, state: Shown::default() }
+    }
+}
+
+impl EventSink for Terminal<'_> {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        let shown = &mut self.state;
+        match event {
+            Event::RunStarted { label, step, steps, seconds } => {
+                *shown = Shown { started: true, steps: *steps, origin: (*step, *seconds), step: *step, line: None };
+                self.progress.start(label, Some(*steps), "steps");
+                self.progress.advance(*step);
+            }
+            Event::Step(e) => {
+                self.progress.advance(e.step.saturating_sub(shown.step));
+                shown.step = e.step;
+                if e.step >= shown.steps || shown.line.is_none_or(|last| last.elapsed() >= self.every) {
+                    shown.line = Some(Instant::now());
+                    self.progress.note(&figures(e, shown.steps, shown.origin));
+                }
+            }
+            Event::Validation(e) => self.progress.note(&format!(
+                "step {}  validation loss {:.4}  perplexity {:.2}",
+                e.step,
+                e.val_loss,
+                e.val_loss.exp()
+            )),
+            Event::CheckpointSaved { path, step } => {
+                self.progress.note(&format!("step {step}  saved {}", path.display()));
+            }
+            Event::Note(text) => self.progress.note(text),
+            Event::Finished(e) => {
+                if std::mem::take(&mut shown.started) {
+                    self.progress.finish();
+                }
+                self.progress.note(&format!(
+                    "{} steps, {} tokens, {:.3e} FLOPs in {}: validation loss {:.4} (best {:.4})",
+                    e.step,
+                    e.tokens,
+                    e.flops.total(),
+                    clock(e.seconds),
+                    e.val_loss,
+                    e.best_val_loss
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn figures(e: &StepEvent, steps: u64, origin: (u64, f64)) -> String {
+    let done = e.step.saturating_sub(origin.0).max(1);
+    let eta = (e.seconds - origin.1) / done as f64 * steps.saturating_sub(e.step) as f64;
+    format!(
+        "step {}/{steps}  loss {:.4}  full {:.4}  kept {:.0}%  lr {:.2e}  {:.0} tok/s  ETA {}",
+        e.step,
+        e.loss,
+        e.full_loss,
+        100.0 * e.kept_share,
+        e.lr,
+        e.tokens_per_second,
+        clock(eta)
+    )
+}
+
+/// 75 s -> "1m15s".
+fn clock(seconds: f64) -> String {
+    let s = if seconds.is_finite() { seconds.max(0.0).round() as u64 } else { 0 };
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s}s"),
+        (0, m, s) => format!("{m}m{s:02}s"),
+        (h, m, _) => format!("{h}h{m:02}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    fn step(step: u64) -> Event {
+        Event::Step(StepEvent { step, loss: 2.5, seconds: step as f64, kept_share: 0.5, ..StepEvent::default() })
+    }
+
+    fn lines(path: &Path) -> Vec<Value> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_per_step_and_validation_with_every_promised_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut sink = Jsonl::create(&path).unwrap();
+        let val = ValEvent { step: 0, val_loss: 9.5, tokens: 0, seconds: 0.0 };
+        sink.event(&Event::Note("not a metric".into())).unwrap();
+        sink.event(&Event::Validation(val)).unwrap();
+        sink.event(&step(1)).unwrap();
+        let lines = lines(&path); // read while the sink is still open: every line is already there
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], json!({ "step": 0, "val_loss": 9.5, "tokens": 0, "seconds": 0.0 }));
+        let keys = "step loss full_loss kept alpha var cvar grad_norm lr tokens tokens_per_second flops seconds kept_loss \
+                    dropped_loss kept_share score_mean easy_share flops_by_part seconds_by_phase";
+        for key in keys.split_whitespace() {
+            assert!(lines[1].get(key).is_some(), "{key} is missing from {}", lines[1]);
+        }
+        for key in ["student_forward", "student_backward", "teacher", "scoring"] {
+            assert!(lines[1]["flops_by_part"].get(key).is_some(), "{key}");
+        }
+        for key in ["data", "forward", "scan", "teacher", "select", "head", "backward", "optimizer"] {
+            assert!(lines[1]["seconds_by_phase"].get(key).is_some(), "{key}");
+        }
+        assert_eq!(lines[1]["loss"], 2.5);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_become_null() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut sink = Jsonl::create(&path).unwrap();
+        let bad = StepEvent {
+            step: 3,
+            loss: f64::NAN,
+            var: Some(f64::NEG_INFINITY),
+            flops: Flops { teacher: f64::INFINITY, ..Flops::default() },
+            phases: Phases { data: f64::NAN, ..Phases::default() },
+            ..StepEvent::default()
+        };
+        sink.event(&Event::Step(bad)).unwrap();
+        let line = &lines(&path)[0];
+        for value in [&line["loss"], &line["var"], &line["flops"], &line["dropped_loss"]] {
+            assert!(value.is_null(), "{line}");
+        }
+        assert!(line["flops_by_part"]["teacher"].is_null() && line["seconds_by_phase"]["data"].is_null());
+    }
+
+    #[test]
+    fn resuming_drops_later_lines_and_the_one_cut_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut sink = Jsonl::create(&path).unwrap();
+        for s in 1..=6 {
+            sink.event(&step(s)).unwrap();
+            sink.event(&Event::Validation(ValEvent { step: s, ..ValEvent::default() })).unwrap();
+        }
+        drop(sink);
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("{\"step\":3,\"lo"); // a crash in the middle of a write
+        std::fs::write(&path, text).unwrap();
+        let mut sink = Jsonl::resume(&path, 4).unwrap();
+        sink.event(&step(5)).unwrap();
+        let steps: Vec<u64> = lines(&path).iter().map(|l| l["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, [1, 1, 2, 2, 3, 3, 4, 4, 5]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary is left");
+
+        let fresh = folder.path().join("new").join("metrics.jsonl");
+        Jsonl::resume(&fresh, 4).unwrap().event(&step(5)).unwrap();
+        assert_eq!(lines(&fresh).len(), 1);
+    }
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    impl Progress for Recorder {
+        fn start(&self, label: &str, total: Option<u64>, unit: &str) {
+            self.0.lock().unwrap().push(format!("start {label} {total:?} {unit}"));
+        }
+        fn advance(&self, n: u64) {
+            self.0.lock().unwrap().push(format!("advance {n}"));
+        }
+        fn finish(&self) {
+            self.0.lock().unwrap().push("finish".into());
+        }
+        fn note(&self, text: &str) {
+            self.0.lock().unwrap().push(text.into());
+        }
+    }
+
+    #[test]
+    fn the_terminal_shows_progress_figures_and_time_left() {
+        let recorder = Recorder::default();
+        let mut sink = Terminal::new(&recorder, Duration::from_secs(3600));
+        let label = "student".to_string();
+        sink.event(&Event::RunStarted { label, step: 10, steps: 100, seconds: 10.0 }).unwrap();
+        for s in [20, 21, 100] {
+            sink.event(&step(s)).unwrap();
+        }
+        sink.event(&Event::Finished(Summary { step: 100, seconds: 100.0, ..Summary::default() })).unwrap();
+        let said = recorder.0.lock().unwrap();
+        assert_eq!(said[0], "start student Some(100) steps");
+        assert_eq!(said[1..3], ["advance 10", "advance 10"]);
+        // 10 steps in 10 seconds of this session, 80 to go.
+        assert!(said[3].contains("step 20/100") && said[3].contains("kept 50%") && said[3].ends_with("ETA 1m20s"));
+        assert_eq!(said[4..6], ["advance 1", "advance 79"], "step 21 came too soon for a line");
+        assert!(said[6].contains("step 100/100") && said[6].ends_with("ETA 0s"));
+        assert_eq!(said[7], "finish");
+        assert!(said[8].contains("1m40s"), "{}", said[8]);
+    }
+
+    #[test]
+    fn a_tee_serves_every_sink_and_returns_the_first_failure() {
+        struct Failing;
+        impl EventSink for Failing {
+            fn event(&mut self, _: &Event) -> Result<()> {
+                Err(Error::data("full"))
+            }
+        }
+        let recorder = Recorder::default();
+        let terminal = Terminal::new(&recorder, Duration::ZERO);
+        let mut tee = Tee(vec![Box::new(Null), Box::new(Failing), Box::new(terminal)]);
+        assert_eq!(tee.event(&Event::Note("hello".into())).unwrap_err().to_string(), "full");
+        assert_eq!(*recorder.0.lock().unwrap(), ["hello"]);
+    }
+}

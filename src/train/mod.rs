@@ -1,0 +1,5 @@
+//! Training: the learning rate, what is reported, what is saved.
+
+pub mod checkpoint;
+pub mod events;
+pub mod schedule;
