@@ -2,6 +2,7 @@
 
 mod config;
 mod params;
+pub mod preset;
 pub mod weights;
 
 pub use config::Gpt2Config;
