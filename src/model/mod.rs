@@ -4,6 +4,7 @@ mod birth;
 mod config;
 mod gpt2;
 mod params;
+pub mod preset;
 pub mod weights;
 
 pub use config::Gpt2Config;
