@@ -8,7 +8,9 @@ pub mod model;
 pub mod ops;
 pub mod progress;
 pub mod rng;
+pub mod select;
 pub mod signal;
+pub mod teacher;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

@@ -3,3 +3,6 @@
 pub mod checkpoint;
 pub mod events;
 pub mod schedule;
+mod step;
+
+pub use step::{StepReport, Trainer};

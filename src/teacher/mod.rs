@@ -1,0 +1,52 @@
+//! Who teaches: a frozen model that runs beside the student.
+//!
+//! The trunk must see every position, since a kept position attends to dropped ones; the head runs where its output is
+//! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal).
+
+use crate::data::tokens::TokenFile;
+use crate::error::{Error, Result};
+use crate::model::{Gpt2, Gpt2Config};
+use crate::ops::head::Logits;
+
+/// A teacher that computes its signal live. It keeps no tape and no gradients.
+#[derive(Debug, Clone)]
+pub struct Teacher {
+    model: Gpt2,
+}
+
+impl Teacher {
+    /// Checks that student and data speak the teacher's vocabulary.
+    pub fn new(model: Gpt2, student: &Gpt2Config) -> Result<Self> {
+        if model.config.vocab_size != student.vocab_size {
+            return Err(Error::usage(format!(
+                "teacher and student must share one tokenizer and vocabulary: the teacher has {} entries, the student \
+                 {}; choose a student of the teacher's family or prepare the data with the teacher's tokenizer",
+                model.config.vocab_size, student.vocab_size
+            )));
+        }
+        Ok(Self { model })
+    }
+
+    /// Shape and weights.
+    pub fn model(&self) -> &Gpt2 {
+        &self.model
+    }
+
+    /// Checks that the teacher's positions cover `context` and its vocabulary the tokens of `data`.
+    pub fn check(&self, context: usize, data: &TokenFile) -> Result<()> {
+        if context > self.model.config.n_positions {
+            return Err(Error::usage(format!(
+                "data.context = {context} exceeds the teacher's {} positions; set a smaller context",
+                self.model.config.n_positions
+            )));
+        }
+        data.check_vocab(self.model.config.vocab_size)
+    }
+
+    /// The dense signal over `inputs` [B, T]: logits of every row, formed when read. With `keep` the first reading
+    /// stores them.
+    pub fn signal(&self, inputs: &[u32], context: usize, keep: bool) -> Result<Logits> {
+        let hidden = self.model.forward(inputs, context)?;
+        Ok(Logits::new(hidden, self.model.params.wte().clone(), keep))
+    }
+}
