@@ -1,6 +1,7 @@
 //! eslm-kd distils and pretrains GPT-2-family language models on the tokens that matter.
 
 pub mod config;
+pub mod data;
 pub mod error;
 pub mod files;
 pub mod model;

@@ -1,11 +1,19 @@
 //! From the run file as written to the [`Plan`]: layered (file, environment, flags, `--set`), resolved, checked once.
 
+pub mod arithmetic;
 mod choice;
+mod file;
+pub mod keys;
+mod load;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 pub use choice::{
     BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind, Score, Tail,
 };
+pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
+pub use load::{Resolved, ResolvedValue, load, resolve};
 pub use plan::{
     CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan, SelectPlan,
     ShapePlan,

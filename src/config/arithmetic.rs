@@ -1,0 +1,279 @@
+//! What a plan costs, from shapes alone: floating-point operations, memory, disk.
+//!
+//! A multiply-add is 2 FLOPs. Matrix products and attention are counted; element-wise work (norms, GELU, softmax,
+//! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
+//! so the trainer counts what it executed with the same functions that `plan` predicts with.
+
+use super::choice::{BackwardMode, HeadMode, MicroRows};
+use super::load::largest_divisor;
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::model::Gpt2Config;
+use serde::Serialize;
+
+/// `head = "auto"` keeps the logits of a micro-batch up to so many bytes.
+pub const KEPT_LOGITS_BUDGET: u64 = 512 << 20;
+/// `micro_rows = "auto"` lets activations and kept logits of a micro-batch grow to so many bytes.
+pub const MICRO_BATCH_BUDGET: u64 = 1 << 30;
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+/// FLOPs of the trunk's forward pass over `sequences` of `context` tokens.
+pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    let tokens = sequences * context;
+    let matrices = 2 * tokens * block_weights(cfg);
+    // Scores and weighted values: two products, each D multiply-adds for every (position, key) pair.
+    let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
+    cfg.n_layer as u64 * (matrices + attention)
+}
+
+/// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x context` positions.
+///
+/// Every block below the last is dense: two products per matrix of the forward (gradients of input and of weight),
+/// and five in attention (scores again, since the tape keeps no probabilities; then dV, dP, dQ, dK). In the last
+/// block only keys and values see every row; queries, output projection and MLP see the kept rows, and attention runs
+/// for kept queries over `(context + 1) / 2` keys, the mean over positions.
+pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
+    let (d, tokens) = (cfg.n_embd as u64, sequences * context);
+    let dense = 2 * 2 * tokens * block_weights(cfg) + 5 * 2 * d * pairs(sequences, context);
+    let by_kept_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
+    let last = 2 * 2 * (tokens * 2 * d * d + kept_rows * by_kept_rows) + 5 * d * kept_rows * (context + 1);
+    (cfg.n_layer as u64 - 1) * dense + last
+}
+
+/// FLOPs of the trunk's backward pass with gradient in every row.
+pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    trunk_backward_exact(cfg, sequences, context, sequences * context)
+}
+
+/// FLOPs of the logits of `rows` positions.
+pub fn head_forward(cfg: &Gpt2Config, rows: u64) -> u64 {
+    2 * rows * cfg.n_embd as u64 * cfg.vocab_size as u64
+}
+
+/// FLOPs from the logit gradients of `rows` positions to those of their hidden states and of the head.
+pub fn head_backward(cfg: &Gpt2Config, rows: u64) -> u64 {
+    2 * head_forward(cfg, rows)
+}
+
+/// FLOPs of one optimizer step, by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct FlopsByPart {
+    /// Student: trunk, and the logits that the loss is formed from.
+    pub forward: u64,
+    /// Student: trunk and head.
+    pub backward: u64,
+    /// Teacher: trunk and head.
+    pub teacher: u64,
+    /// Student: logits that are formed to score and then dropped (`head = "recompute"`).
+    pub scoring: u64,
+}
+
+impl FlopsByPart {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.forward + self.backward + self.teacher + self.scoring
+    }
+}
+
+/// FLOPs of one optimizer step that keeps the share `keep` in (0, 1] of its rows. The plan's machine half must be
+/// settled ([`settle`]): `head = "auto"` counts as `keep`.
+///
+/// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
+/// `recompute` costs 1 + 3k. A teacher's head runs on all rows if the score reads it, else on kept rows if the
+/// objective does; a recomputed head runs again for kept rows.
+pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, keep: f64) -> FlopsByPart {
+    let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
+    let rows = sequences * context;
+    let kept = kept_rows(plan, keep);
+    let recompute = plan.machine.head == HeadMode::Recompute;
+    let with_gradient = if plan.machine.backward == BackwardMode::Dense { rows } else { kept };
+    let trunk = trunk_forward(student, sequences, context);
+    let teacher_flops = teacher.filter(|_| plan.uses_teacher()).map_or(0, |teacher| {
+        let scored = if plan.score_needs_teacher() { rows } else { 0 };
+        let again = recompute || scored == 0;
+        let distilled = if plan.objective.lambda > 0.0 && again { kept } else { 0 };
+        trunk_forward(teacher, sequences, context) + head_forward(teacher, scored + distilled)
+    });
+    FlopsByPart {
+        forward: trunk + head_forward(student, if recompute { with_gradient } else { rows }),
+        backward: trunk_backward_exact(student, sequences, context, with_gradient)
+            + head_backward(student, with_gradient),
+        teacher: teacher_flops,
+        scoring: if recompute { head_forward(student, rows) } else { 0 },
+    }
+}
+
+/// Rows of an optimizer step that are kept at share `keep`: rounded up within each sequence, as the selector does
+/// within its pools.
+pub fn kept_rows(plan: &Plan, keep: f64) -> u64 {
+    let context = plan.data.context as f64;
+    // Guard the ceiling against 0.9 * 10 = 9.000000000000002 in the product.
+    let per_sequence = (keep * context - 1e-9).ceil().clamp(1.0, context) as u64;
+    plan.data.rows as u64 * per_sequence
+}
+
+/// Mean share of rows kept over the run, burn-in and ramp included.
+pub fn mean_keep(plan: &Plan) -> f64 {
+    if !plan.selects() {
+        return 1.0;
+    }
+    let s = &plan.select;
+    let ramp_end = (s.burn_in + s.ramp).min(plan.steps);
+    // Alpha summed over the ramp's steps, which start at 0: alpha / ramp * (0 + 1 + ... + n - 1).
+    let n = ramp_end.saturating_sub(s.burn_in) as f64;
+    let ramped = if s.ramp == 0 { 0.0 } else { s.alpha / s.ramp as f64 * n * (n - 1.0) / 2.0 };
+    let full = (plan.steps - ramp_end) as f64 * s.alpha;
+    1.0 - (ramped + full) / plan.steps as f64
+}
+
+/// Bytes of device or host memory, by part: what the algorithm must hold, without allocator slack and scratch space.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryByPart {
+    /// Student parameters.
+    pub weights: u64,
+    /// Their gradients, accumulated over the micro-batches.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// The tape of one micro-batch.
+    pub activations: u64,
+    /// Logits of one micro-batch, student's and (if the score reads them) teacher's; 0 where they are recomputed.
+    pub logits: u64,
+    /// Teacher parameters and the activations of one of its blocks; no tape.
+    pub teacher: u64,
+}
+
+impl MemoryByPart {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.moments + self.activations + self.logits + self.teacher
+    }
+}
+
+/// Memory of a settled plan ([`settle`]).
+pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> MemoryByPart {
+    let micro = match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => plan.data.rows,
+    } as u64;
+    let tokens = micro * plan.data.context as u64;
+    let parameters = student.parameters() as u64;
+    MemoryByPart {
+        weights: F32 * parameters,
+        gradients: F32 * parameters,
+        moments: 2 * F32 * parameters,
+        activations: tokens * tape_bytes_per_token(student),
+        logits: if plan.machine.head == HeadMode::Recompute { 0 } else { logit_bytes(student, plan, micro) },
+        teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
+            let (d, f) = (t.n_embd as u64, t.inner() as u64);
+            F32 * t.parameters() as u64 + F32 * tokens * (2 * d + (3 * d).max(f))
+        }),
+    }
+}
+
+/// Bytes that the trunk's tape keeps per token: in each block the input (D), the statistics of both norms, queries,
+/// keys and values (3 D), the attention's output (D), the middle of the block (D) and the MLP before its GELU (F);
+/// then the last residual and its norm (2 D and statistics).
+pub fn tape_bytes_per_token(cfg: &Gpt2Config) -> u64 {
+    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
+    F32 * (cfg.n_layer as u64 * (6 * d + f + 4) + 2 * d + 2)
+}
+
+/// Bytes on disk of one checkpoint: weights and two moments (everything else is small).
+pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
+    3 * F32 * student.parameters() as u64
+}
+
+/// Bytes on disk of the whole run at its end: the kept checkpoints and the exported model.
+pub fn disk_bytes(student: &Gpt2Config, plan: &Plan) -> u64 {
+    plan.checkpoint.keep as u64 * checkpoint_bytes(student) + F32 * student.parameters() as u64
+}
+
+/// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the plan alone, never
+/// of the machine it runs on, so that it is the same everywhere.
+///
+/// `head = "auto"` keeps logits up to [`KEPT_LOGITS_BUDGET`]. `micro_rows = "auto"` is the largest divisor of
+/// `data.rows` whose tape and kept logits fit [`MICRO_BATCH_BUDGET`] with the head kept if any does, since keeping
+/// saves work; else recomputed; else 1.
+pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
+    let rows = plan.data.rows;
+    let fits_kept = |micro: usize| logit_bytes(student, plan, micro as u64) <= KEPT_LOGITS_BUDGET;
+    let mut settled = plan.clone();
+    let micro = match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => {
+            let bytes = |micro: usize, kept: bool| {
+                let tape = (micro * plan.data.context) as u64 * tape_bytes_per_token(student);
+                tape + if kept { logit_bytes(student, plan, micro as u64) } else { 0 }
+            };
+            let largest = |kept: bool| {
+                let per_row = bytes(1, kept).max(1);
+                let mut most = ((MICRO_BATCH_BUDGET / per_row) as usize).min(rows);
+                if kept && plan.machine.head == HeadMode::Auto {
+                    let per_row = logit_bytes(student, plan, 1).max(1);
+                    most = most.min((KEPT_LOGITS_BUDGET / per_row) as usize);
+                }
+                (most > 0).then(|| largest_divisor(rows, most))
+            };
+            let kept = if plan.machine.head == HeadMode::Recompute { None } else { largest(true) };
+            let recomputed = || if plan.machine.head == HeadMode::Keep { None } else { largest(false) };
+            kept.or_else(recomputed).unwrap_or(1)
+        }
+    };
+    settled.machine.micro_rows = MicroRows::Rows(micro);
+    if plan.machine.head == HeadMode::Auto {
+        settled.machine.head = if fits_kept(micro) { HeadMode::Keep } else { HeadMode::Recompute };
+    }
+    settled
+}
+
+/// Bytes of the logits of `micro` sequences: the student's, and the teacher's where the score reads them.
+fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
+    let sets = if plan.score_needs_teacher() { 2 } else { 1 };
+    sets * F32 * micro * plan.data.context as u64 * student.vocab_size as u64
+}
+
+/// Whether student, teacher and plan fit each other: context, vocabulary, layers.
+pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> Result<()> {
+    student.validate()?;
+    let context = plan.data.context;
+    let mut longest = vec![("student", &plan.student, student)];
+    if let (Some(shape), Some(name)) = (teacher, &plan.teacher) {
+        longest.push(("teacher", name, shape));
+    }
+    for (who, name, shape) in longest {
+        if context > shape.n_positions {
+            return Err(Error::usage(format!(
+                "data.context = {context} is longer than the {} positions of the {who} {name}; \
+                 lower it with --set data.context={}",
+                shape.n_positions, shape.n_positions
+            )));
+        }
+    }
+    let Some(teacher) = teacher else { return Ok(()) };
+    if teacher.vocab_size != student.vocab_size {
+        return Err(Error::usage(format!(
+            "teacher and student must share a vocabulary: the teacher has {} tokens, the student {}",
+            teacher.vocab_size, student.vocab_size
+        )));
+    }
+    if let Some(layer) = plan.layers.iter().flatten().find(|l| **l >= teacher.n_layer) {
+        return Err(Error::usage(format!(
+            "layers names the teacher's layer {layer}, but the teacher has layers 0 to {}",
+            teacher.n_layer - 1
+        )));
+    }
+    Ok(())
+}
+
+/// Multiply-adds per token in the matrices of one block: D x 3D, D x D, D x F, F x D.
+fn block_weights(cfg: &Gpt2Config) -> u64 {
+    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
+    4 * d * d + 2 * d * f
+}
+
+/// (position, key) pairs of causal attention.
+fn pairs(sequences: u64, context: u64) -> u64 {
+    sequences * (context * (context + 1) / 2)
+}

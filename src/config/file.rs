@@ -1,0 +1,228 @@
+//! What was written, where: a run file, the environment, flags and `--set`, one layer over the other.
+
+use super::choice::{did_you_mean, nearest};
+use super::keys::{self, KEYS, Key};
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use toml::Value;
+use toml::de::{DeTable, DeValue};
+
+/// Where a value comes from. Later variants win over earlier ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The table of keys.
+    Default,
+    /// Other values; the text says which.
+    Rule(String),
+    /// A line of a run file.
+    File { name: String, line: usize },
+    /// An environment variable.
+    Env(&'static str),
+    /// A flag.
+    Flag(&'static str),
+    /// `--set`.
+    Set,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Rule(why) => write!(f, "default ({why})"),
+            Self::File { name, line } => write!(f, "{name}:{line}"),
+            Self::Env(name) => write!(f, "environment {name}"),
+            Self::Flag(name) => write!(f, "--{name}"),
+            Self::Set => f.write_str("--set"),
+        }
+    }
+}
+
+/// The run files that are part of the binary, by name.
+pub const EMBEDDED: &[(&str, &str)] = &[
+    ("quickstart", include_str!("../../configs/quickstart.toml")),
+    ("pretrain-clm", include_str!("../../configs/pretrain-clm.toml")),
+    ("pretrain-eslm", include_str!("../../configs/pretrain-eslm.toml")),
+    ("distill-gpt2-medium", include_str!("../../configs/distill-gpt2-medium.toml")),
+];
+
+/// A run file's text and the name that messages and origins use for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFile {
+    /// Path or embedded name.
+    pub name: String,
+    /// TOML.
+    pub text: String,
+}
+
+impl RunFile {
+    /// The file at `place`, the `config.toml` of the run folder `place`, or the embedded run file of that name.
+    pub fn find(place: &str) -> Result<Self> {
+        let path = Path::new(place);
+        let path = if path.is_dir() { path.join("config.toml") } else { path.to_path_buf() };
+        if path.is_file() {
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+            return Ok(Self { name: path.display().to_string(), text });
+        }
+        if let Some(found) = Self::embedded(place) {
+            return Ok(found);
+        }
+        let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
+        Err(Error::usage(format!(
+            "no run file at {}{}. Expected a TOML file, a run folder with a config.toml, or one of the built-in names {}",
+            path.display(),
+            did_you_mean(place, names.iter().copied()),
+            super::choice::list(&names),
+        )))
+    }
+
+    /// The built-in run file of that name.
+    pub fn embedded(name: &str) -> Option<Self> {
+        let (name, text) = EMBEDDED.iter().find(|(n, _)| *n == name)?;
+        Some(Self { name: format!("built-in {name}.toml"), text: (*text).to_string() })
+    }
+}
+
+/// Values by key, each with its origin; writing a key again replaces it.
+#[derive(Debug, Clone, Default)]
+pub struct Written {
+    values: HashMap<&'static str, (Value, Origin)>,
+}
+
+impl Written {
+    /// The value of a key, if anyone wrote it.
+    pub fn get(&self, name: &str) -> Option<&(Value, Origin)> {
+        self.values.get(name)
+    }
+
+    /// Checks one value against its key and takes it.
+    pub fn put(&mut self, key: &'static Key, value: &Value, origin: Origin) -> Result<()> {
+        let Some(accepted) = key.kind.accept(value) else {
+            let hint = match value {
+                Value::String(word) => did_you_mean(word, key.kind.words().iter().copied()),
+                _ => String::new(),
+            };
+            return Err(Error::usage(format!(
+                "{origin}: {}: expected {}, found {}{hint}",
+                key.name,
+                key.kind.expectation(),
+                found(value)
+            )));
+        };
+        self.values.insert(key.name, (accepted, origin));
+        Ok(())
+    }
+
+    /// Takes every value of a run file.
+    pub fn put_file(&mut self, file: &RunFile) -> Result<()> {
+        let line_of =
+            |at: usize| 1 + file.text.as_bytes()[..at.min(file.text.len())].iter().filter(|b| **b == b'\n').count();
+        let syntax = |e: toml::de::Error| {
+            let line = e.span().map_or(1, |s| line_of(s.start));
+            Error::usage(format!("{}:{line}: not valid TOML: {}", file.name, e.message()))
+        };
+        // Two views of one text: values, and where each key stands.
+        let values: toml::Table = file.text.parse().map_err(syntax)?;
+        let places = DeTable::parse(&file.text).map_err(syntax)?;
+        for (key, place) in places.get_ref() {
+            let name: &str = key.get_ref();
+            let origin = |at: usize| Origin::File { name: file.name.clone(), line: line_of(at) };
+            let here = origin(key.span().start);
+            let Some(value) = values.get(name) else { continue };
+            if !keys::sections().contains(&name) {
+                self.put(known(name, value.is_table(), &here)?, value, here)?;
+                continue;
+            }
+            let (Value::Table(inner), DeValue::Table(inner_places)) = (value, place.get_ref()) else {
+                return Err(Error::usage(format!(
+                    "{here}: {name} is a section: expected [{name}] with keys below it, found {}",
+                    found(value)
+                )));
+            };
+            for (key, value) in inner {
+                let at = inner_places.iter().find(|(k, _)| k.get_ref() == key).map_or(0, |(k, _)| k.span().start);
+                let here = origin(at);
+                self.put(known(&format!("{name}.{key}"), false, &here)?, value, here)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values from outside the run file: flags, their environment twins, `--set`.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    list: Vec<(&'static Key, Value, Origin)>,
+}
+
+impl Overrides {
+    /// Adds a value for a key of [`KEYS`], as text.
+    pub fn put(&mut self, name: &str, text: &str, origin: Origin) -> Result<()> {
+        let key = known(name, false, &origin)?;
+        self.list.push((key, key.kind.read(text), origin));
+        Ok(())
+    }
+
+    /// Adds a `--set section.key=value`.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let Some((name, text)) = assignment.split_once('=') else {
+            return Err(Error::usage(format!("--set: expected section.key=value, found \"{assignment}\"")));
+        };
+        self.put(name.trim(), text.trim(), Origin::Set)
+    }
+
+    /// Whether a value for that key is here, and not only in the environment.
+    pub fn names(&self, name: &str) -> bool {
+        self.list.iter().any(|(key, _, origin)| key.name == name && !matches!(origin, Origin::Env(_)))
+    }
+
+    /// Writes them over what stands there: environment, then flags, then `--set` in the order given.
+    pub fn apply(&self, written: &mut Written) -> Result<()> {
+        let rank = |origin: &Origin| match origin {
+            Origin::Env(_) => 0,
+            Origin::Flag(_) => 1,
+            _ => 2,
+        };
+        for layer in 0..=2 {
+            for (key, value, origin) in self.list.iter().filter(|(_, _, o)| rank(o) == layer) {
+                written.put(key, value, origin.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The key of that name, or an error that names the nearest.
+fn known(name: &str, is_section: bool, origin: &Origin) -> Result<&'static Key> {
+    if let Some(key) = keys::find(name) {
+        return Ok(key);
+    }
+    let sections = keys::sections();
+    if is_section {
+        let hint = nearest(name, sections.iter().copied()).map(|s| format!("; did you mean [{s}]?"));
+        return Err(Error::usage(format!("{origin}: unknown section [{name}]{}", hint.unwrap_or_default())));
+    }
+    let hint = did_you_mean(name, KEYS.iter().map(|k| k.name));
+    let hint = match name.split_once('.') {
+        Some((section, _)) if hint.is_empty() && sections.contains(&section) => {
+            let prefix = format!("{section}.");
+            let keys: Vec<&str> = KEYS.iter().filter_map(|k| k.name.strip_prefix(prefix.as_str())).collect();
+            format!("; [{section}] has {}", keys.join(", "))
+        }
+        _ => hint,
+    };
+    Err(Error::usage(format!("{origin}: unknown key \"{name}\"{hint}")))
+}
+
+/// A value and its type, as messages show them.
+fn found(value: &Value) -> String {
+    match value {
+        Value::String(s) => format!("the text \"{s}\""),
+        Value::Boolean(b) => format!("{b} (true or false)"),
+        Value::Integer(_) | Value::Float(_) => format!("{value}"),
+        Value::Array(_) => format!("the list {value}"),
+        Value::Table(_) => "a section".into(),
+        Value::Datetime(d) => format!("the date {d}"),
+    }
+}

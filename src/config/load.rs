@@ -1,0 +1,229 @@
+//! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
+
+use super::choice::{Birth, Method, MicroRows, ScheduleKind, Score};
+use super::file::{Origin, Overrides, RunFile, Written};
+use super::keys::{Fallback, KEYS, Key};
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use toml::Value;
+
+/// A plan and where each of its values came from.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The run.
+    pub plan: Plan,
+    /// Every key in the order of [`KEYS`]; `None` is an absent key.
+    pub values: Vec<ResolvedValue>,
+}
+
+/// One key's value and origin.
+#[derive(Debug, Clone)]
+pub struct ResolvedValue {
+    /// The key.
+    pub key: &'static Key,
+    /// Its value.
+    pub value: Option<Value>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Loads a run: `file` (or defaults only), then the environment, flags and `--set` of `overrides`.
+pub fn load(file: Option<&RunFile>, overrides: &Overrides) -> Result<Resolved> {
+    let mut written = Written::default();
+    if let Some(file) = file {
+        written.put_file(file)?;
+    }
+    overrides.apply(&mut written)?;
+    resolve(&written)
+}
+
+/// The plan of what was written.
+pub fn resolve(written: &Written) -> Result<Resolved> {
+    let mut values: Vec<ResolvedValue> = Vec::with_capacity(KEYS.len());
+    for key in KEYS {
+        let (value, origin) = match (written.get(key.name), &key.default) {
+            (Some((value, origin)), _) => (Some(value.clone()), origin.clone()),
+            (None, Fallback::Absent) => (None, Origin::Default),
+            (None, Fallback::Is(text)) => (Some(key.kind.read(text)), Origin::Default),
+            (None, Fallback::Rule(why, rule)) => {
+                let get = |name: &str| values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone());
+                (Some(rule(&get)), Origin::Rule((*why).to_string()))
+            }
+        };
+        values.push(ResolvedValue { key, value, origin });
+    }
+    let mut resolved = Resolved { plan: build(&values)?, values };
+    if resolved.plan.method == Method::Clm {
+        resolved.without_selection()?;
+    }
+    resolved.check()?;
+    Ok(resolved)
+}
+
+/// The flat list as the typed plan. Every value was accepted by its key, so a failure is a bug.
+fn build(values: &[ResolvedValue]) -> Result<Plan> {
+    let mut table = toml::Table::new();
+    for ResolvedValue { key, value, .. } in values {
+        let Some(value) = value.clone() else { continue };
+        match key.name.split_once('.') {
+            None => table.insert(key.name.to_string(), value),
+            Some((section, name)) => {
+                let inner = table.entry(section).or_insert_with(|| Value::Table(toml::Table::new()));
+                inner.as_table_mut().and_then(|t| t.insert(name.to_string(), value))
+            }
+        };
+    }
+    Plan::deserialize(table).map_err(|e| Error::internal(format!("the table of keys does not fit the plan: {e}")))
+}
+
+impl Resolved {
+    /// The value of a key and where it came from.
+    pub fn value(&self, name: &str) -> Option<&ResolvedValue> {
+        self.values.iter().find(|v| v.key.name == name)
+    }
+
+    /// Things that are allowed but probably not what was meant.
+    pub fn notes(&self) -> Vec<String> {
+        let plan = &self.plan;
+        let mut notes = Vec::new();
+        let mut note = |text: String| notes.push(text);
+        if plan.schedule.warmup >= plan.steps {
+            note(format!(
+                "schedule.warmup = {} is not over within steps = {}: the learning rate never reaches its peak",
+                plan.schedule.warmup, plan.steps
+            ));
+        }
+        if plan.schedule.kind == ScheduleKind::Wsd {
+            let decay = plan.schedule.decay * plan.steps as f64;
+            if plan.schedule.warmup as f64 + decay > plan.steps as f64 {
+                note("schedule: warm-up and decay overlap".to_string());
+            }
+        }
+        if plan.selects() && plan.select.burn_in >= plan.steps {
+            note(format!(
+                "select.burn_in = {} covers all {} steps: nothing is ever dropped",
+                plan.select.burn_in, plan.steps
+            ));
+        }
+        if plan.micro_rows_matter() {
+            note("select.pool = \"micro-batch\" makes machine.micro_rows part of the mathematics".to_string());
+        }
+        if plan.method == Method::Eslm && plan.select.alpha == 0.0 {
+            note("method = \"eslm\" with select.alpha = 0 keeps every token, as \"clm\" does".to_string());
+        }
+        if plan.teacher.is_some() && !plan.uses_teacher() {
+            note("the teacher is never asked: objective.lambda = 0 and the score does not need it".to_string());
+        }
+        notes
+    }
+
+    /// `clm`: selection off. A file made for `eslm` stays usable with `--method clm`, but a flag for `eslm` only is
+    /// a contradiction.
+    fn without_selection(&mut self) -> Result<()> {
+        for (name, off) in [
+            ("select.score", Value::String(Score::Loss.to_string())),
+            ("select.alpha", Value::Float(0.0)),
+            ("select.burn_in", Value::Integer(0)),
+            ("select.ramp", Value::Integer(0)),
+        ] {
+            let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
+            let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set);
+            if asked && name == "select.alpha" && entry.value.as_ref() != Some(&off) {
+                return Err(Error::usage(format!(
+                    "{}: {name} has no meaning with method = \"clm\", which trains on every token; \
+                     use method = \"eslm\" or drop it",
+                    entry.origin
+                )));
+            }
+            if entry.value.as_ref() != Some(&off) {
+                entry.origin = Origin::Rule("method = clm selects nothing".to_string());
+                entry.value = Some(off);
+            }
+        }
+        self.plan = build(&self.values)?;
+        Ok(())
+    }
+
+    /// What no single key can check.
+    fn check(&self) -> Result<()> {
+        let plan = &self.plan;
+        let origin = |name: &str| self.value(name).map_or_else(String::new, |v| v.origin.to_string());
+        if plan.teacher.is_none() {
+            let add = "add teacher = \"NAME\" at the top of the run file or --teacher NAME";
+            if plan.score_needs_teacher() {
+                return Err(Error::usage(format!(
+                    "{}: select.score = \"{}\" compares with a teacher, but there is none; {add}, \
+                     or choose entropy, loss or random",
+                    origin("select.score"),
+                    plan.select.score
+                )));
+            }
+            if plan.objective.lambda > 0.0 {
+                return Err(Error::usage(format!(
+                    "{}: objective.lambda = {} weighs a teacher, but there is none; {add}, or set it to 0",
+                    origin("objective.lambda"),
+                    plan.objective.lambda
+                )));
+            }
+            if plan.birth == Some(Birth::TeacherLayers) {
+                return Err(Error::usage(format!(
+                    "{}: birth = \"teacher-layers\" copies from a teacher, but there is none; {add}",
+                    origin("birth")
+                )));
+            }
+        }
+        if plan.layers.is_some() && matches!(plan.birth, Some(Birth::Scratch | Birth::Checkpoint)) {
+            return Err(Error::usage(format!(
+                "{}: layers names the teacher's layers for birth = \"teacher-layers\", but birth is \"{}\"",
+                origin("layers"),
+                plan.birth.map_or("", Birth::name)
+            )));
+        }
+        if let MicroRows::Rows(micro) = plan.machine.micro_rows
+            && !plan.data.rows.is_multiple_of(micro)
+        {
+            return Err(Error::usage(format!(
+                "{}: machine.micro_rows = {micro} must divide data.rows = {} ({}); try {}",
+                origin("machine.micro_rows"),
+                plan.data.rows,
+                origin("data.rows"),
+                largest_divisor(plan.data.rows, micro)
+            )));
+        }
+        if let (Some(width), Some(heads)) = (plan.shape.n_embd, plan.shape.n_head)
+            && !width.is_multiple_of(heads)
+        {
+            return Err(Error::usage(format!(
+                "{}: shape.n_embd = {width} must be a multiple of shape.n_head = {heads}",
+                origin("shape.n_embd")
+            )));
+        }
+        if plan.eval.stride > plan.data.context {
+            return Err(Error::usage(format!(
+                "{}: eval.stride = {} would skip tokens: expected at most data.context = {}",
+                origin("eval.stride"),
+                plan.eval.stride,
+                plan.data.context
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Whether scoring reads the teacher's logits at every position.
+    pub fn score_needs_teacher(&self) -> bool {
+        self.method == Method::Eslm && self.select.score.needs_teacher()
+    }
+
+    /// Whether the teacher runs at all during training.
+    pub fn uses_teacher(&self) -> bool {
+        self.teacher.is_some() && (self.score_needs_teacher() || self.objective.lambda > 0.0)
+    }
+}
+
+/// The largest divisor of `n` that is at most `most` (both at least 1).
+pub(crate) fn largest_divisor(n: usize, most: usize) -> usize {
+    (1..=most.min(n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
+}

@@ -1,0 +1,191 @@
+//! The GPT-2 trunk (Radford et al. 2019): forward, and the backward by hand beside it.
+//!
+//! The trunk ends with the final norm; the tied head is [`crate::ops::head`]. Activations live on a [`Tape`] that the
+//! backward consumes block by block. The backward is row-aware: given the rows (positions) of the micro-batch whose
+//! final hidden vector carries gradient, the final norm and the last block's MLP, output projection and queries work on
+//! those rows only, which is exact; below the last block's keys and values every row carries gradient again.
+
+use super::{Block, Gpt2Config, ParamSet};
+use crate::error::Result;
+use crate::ops::attention::{self, Attended, Shape};
+use crate::ops::embed::{self, gather, scatter_add};
+use crate::ops::matmul::{accumulate, accumulate_column_sums, linear, matmul};
+use crate::ops::{gelu, layer_norm};
+use candle_core::Tensor;
+
+/// A model: its shape and its parameters.
+#[derive(Debug, Clone)]
+pub struct Gpt2 {
+    /// Shape and constants.
+    pub config: Gpt2Config,
+    /// Weights in the layout of the shape.
+    pub params: ParamSet,
+}
+
+/// What the backward needs of one forward over `batch x context` positions.
+#[derive(Debug)]
+pub struct Tape {
+    tokens: Vec<u32>,
+    shape: Shape,
+    blocks: Vec<BlockTape>,
+    /// Input of the final norm and its statistics.
+    last: Tensor,
+    last_stats: Tensor,
+}
+
+/// Kept per block: 10 D + F / D floats per position or so; layer-norm outputs and activations are formed again.
+#[derive(Debug)]
+struct BlockTape {
+    x: Tensor,
+    ln_1_stats: Tensor,
+    qkv: Tensor,
+    attended: Attended,
+    mid: Tensor,
+    ln_2_stats: Tensor,
+    fc: Tensor,
+}
+
+impl Gpt2 {
+    /// Hidden vectors after the final norm, [B T, D], for `tokens` [B, T] in row-major order. Keeps nothing.
+    pub fn forward(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
+        let shape = self.shape(tokens, context);
+        let mut x = self.embed(tokens, context)?;
+        for l in 0..self.config.n_layer {
+            x = self.block_forward(l, x, shape)?.1;
+        }
+        Ok(self.final_norm(&x)?.out)
+    }
+
+    /// As [`Gpt2::forward`], with the tape that [`Gpt2::backward`] consumes.
+    pub fn forward_with_tape(&self, tokens: &[u32], context: usize) -> Result<(Tensor, Tape)> {
+        let shape = self.shape(tokens, context);
+        let mut x = self.embed(tokens, context)?;
+        let mut blocks = Vec::with_capacity(self.config.n_layer);
+        for l in 0..self.config.n_layer {
+            let (tape, next) = self.block_forward(l, x, shape)?;
+            blocks.push(tape);
+            x = next;
+        }
+        let normed = self.final_norm(&x)?;
+        let tape = Tape { tokens: tokens.to_vec(), shape, blocks, last: x, last_stats: normed.stats };
+        Ok((normed.out, tape))
+    }
+
+    /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k
+    /// ascending `rows` that carry gradient, or [B T, D] when `rows` is None. The two give the same numbers when the
+    /// missing rows are zero.
+    pub fn backward(&self, tape: Tape, rows: Option<&[u32]>, d_hidden: &Tensor, grads: &ParamSet) -> Result<()> {
+        let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
+        let d = d_hidden.zeros_like()?;
+        let (ln_w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());
+        layer_norm::backward(&d, d_hidden, &pick(&last, rows)?, &pick(&last_stats, rows)?, ln_w, dw, db)?;
+        drop((last, last_stats));
+        let mut d = d;
+        let mut rows = rows;
+        for l in (0..self.config.n_layer).rev() {
+            let Some(tape) = blocks.pop() else { break };
+            d = self.block_backward(l, tape, rows, d, grads, shape)?;
+            rows = None;
+        }
+        embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)
+    }
+
+    fn shape(&self, tokens: &[u32], context: usize) -> Shape {
+        Shape { batch: tokens.len() / context, context, heads: self.config.n_head }
+    }
+
+    fn embed(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
+        embed::forward(self.params.wte(), self.params.wpe(), tokens, context, 0)
+    }
+
+    fn final_norm(&self, x: &Tensor) -> Result<layer_norm::Normed> {
+        layer_norm::forward(x, self.params.ln_f_w(), self.params.ln_f_b(), self.config.layer_norm_epsilon)
+    }
+
+    /// x + attention(ln_1(x)), then that + mlp(ln_2(that)); returns the tape and the block's output.
+    fn block_forward(&self, l: usize, x: Tensor, shape: Shape) -> Result<(BlockTape, Tensor)> {
+        let p = self.params.block(l);
+        let eps = self.config.layer_norm_epsilon;
+        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?;
+        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b)?;
+        let attended = attention::forward(&qkv, shape)?;
+        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b)?;
+        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?;
+        let fc = linear(&ln_2.out, p.fc_w, p.fc_b)?;
+        let out = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b)?;
+        Ok((BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc }, out))
+    }
+
+    /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input, of all rows.
+    fn block_backward(
+        &self,
+        l: usize,
+        tape: BlockTape,
+        rows: Option<&[u32]>,
+        d: Tensor,
+        grads: &ParamSet,
+        shape: Shape,
+    ) -> Result<Tensor> {
+        let (p, g) = (self.params.block(l), grads.block(l));
+        mlp_backward(&tape, rows, &d, p, g)?;
+        let d_att = matmul(&d, &p.attn_proj_w.t()?)?;
+        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d)?;
+        accumulate_column_sums(g.attn_proj_b, &d)?;
+        let attention::Gradients { dq, dkv } = attention::backward(&tape.qkv, &tape.attended, &d_att, rows, shape)?;
+        let BlockTape { x, ln_1_stats, .. } = tape;
+
+        // Queries have gradient on the given rows only, keys and values on all.
+        let width = self.config.n_embd;
+        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b)?;
+        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, rows)?.t()?, &dq)?;
+        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv)?;
+        accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
+        accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
+        let d_ln_1 = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?)?;
+        let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
+        let d = match rows {
+            None => {
+                accumulate(&d_ln_1, &dq, &w_q)?;
+                d
+            }
+            Some(rows) => {
+                scatter_add(&d_ln_1, &matmul(&dq, &w_q)?, rows)?;
+                let every = x.zeros_like()?;
+                scatter_add(&every, &d, rows)?;
+                every
+            }
+        };
+        layer_norm::backward(&d, &d_ln_1, &x, &ln_1_stats, p.ln_1_w, g.ln_1_w, g.ln_1_b)?;
+        Ok(d)
+    }
+}
+
+/// Adds the MLP half's gradient with respect to its input to `d`, in place.
+fn mlp_backward(tape: &BlockTape, rows: Option<&[u32]>, d: &Tensor, p: Block<'_>, g: Block<'_>) -> Result<()> {
+    let fc = pick(&tape.fc, rows)?;
+    let d_fc = matmul(d, &p.proj_w.t()?)?;
+    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d)?;
+    accumulate_column_sums(g.proj_b, d)?;
+    gelu::backward(&d_fc, &fc)?;
+    let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?);
+    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b)?;
+    accumulate(g.fc_w, &ln_2.t()?, &d_fc)?;
+    accumulate_column_sums(g.fc_b, &d_fc)?;
+    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?)?;
+    layer_norm::backward(d, &d_ln_2, &mid, &stats, p.ln_2_w, g.ln_2_w, g.ln_2_b)
+}
+
+/// `residual + x · w + bias`.
+fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let out = residual.broadcast_add(bias)?;
+    accumulate(&out, x, w)?;
+    Ok(out)
+}
+
+/// The given rows, or the tensor itself when every row counts.
+fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
+    match rows {
+        None => Ok(x.clone()),
+        Some(rows) => gather(x, rows),
+    }
+}
