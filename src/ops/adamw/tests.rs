@@ -105,7 +105,7 @@ fn update_and_norm_have_the_same_bits_for_any_thread_count() {
     let run = |threads| {
         let (bits, norm) = in_pool(threads, || {
             let (params, state) = five_updates();
-            let sets = [&params, &state.m, &state.v].map(|set| all(set));
+            let sets = [&params, &state.m, &state.v].map(all);
             (sets.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>(), global_norm(&grads).unwrap())
         });
         (bits, norm.to_bits())

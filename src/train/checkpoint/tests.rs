@@ -282,3 +282,26 @@ fn a_run_without_checkpoints_has_nothing_to_resume() {
     let (_folder, run) = run_with(&[]);
     assert!(resume(&run, &Silent).unwrap().is_none());
 }
+
+/// A pending signal stops every poll of the process, so the test does its work in a process of its own.
+#[test]
+fn a_stop_signal_does_not_stop_the_save_it_asks_for() {
+    const NAME: &str = "train::checkpoint::tests::a_stop_signal_does_not_stop_the_save_it_asks_for";
+    const CHILD: &str = "ESLM_KD_TEST_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+        return;
+    }
+    crate::signal::install().unwrap();
+    signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+    assert_eq!(crate::signal::check().unwrap_err().kind(), ErrorKind::Interrupted(15));
+    let (_folder, run) = run_with(&[5]);
+    assert_eq!(steps_of(&run), [5]);
+    let error = load_with(&latest(run.dir()).unwrap().unwrap(), |_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted(15), "the signal is noticed again after the save");
+}
