@@ -2,6 +2,8 @@
 
 mod config;
 mod params;
+pub mod preset;
+pub mod weights;
 
 pub use config::Gpt2Config;
 pub use params::{Block, Layout, ParamSet};

@@ -1,0 +1,306 @@
+use super::*;
+use safetensors::tensor::serialize;
+use std::collections::BTreeMap;
+use std::fs;
+
+fn small() -> Gpt2Config {
+    Gpt2Config::new(11, 5, 8, 2, 2)
+}
+
+/// Every element different, exact in bf16 where `coarse`.
+fn params(config: &Gpt2Config, coarse: bool) -> ParamSet {
+    let layout = Layout::new(config);
+    let mut next = 0u32;
+    let tensors = layout
+        .entries
+        .iter()
+        .map(|(_, shape)| {
+            let values: Vec<f32> = (0..shape.iter().product::<usize>())
+                .map(|_| {
+                    next += 1;
+                    if coarse { (next % 128) as f32 / 64.0 - 1.0 } else { (next as f32).sin() }
+                })
+                .collect();
+            Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()
+        })
+        .collect();
+    ParamSet::new(layout, tensors)
+}
+
+fn bits(params: &ParamSet) -> Vec<Vec<u32>> {
+    let of = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
+    params.tensors().iter().map(of).collect()
+}
+
+/// (name, dtype, shape, bytes)
+type Raw = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+fn raw(params: &ParamSet, prefix: &str, dtype: DType) -> Raw {
+    let store = match dtype {
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
+    };
+    params
+        .named()
+        .map(|(name, t)| {
+            let mut bytes = Vec::new();
+            t.to_dtype(dtype).unwrap().write_bytes(&mut bytes).unwrap();
+            (format!("{prefix}{name}"), store, t.dims().to_vec(), bytes)
+        })
+        .collect()
+}
+
+fn write(path: &Path, tensors: &Raw) {
+    let views = tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+/// A folder with a good config and the given tensors.
+fn folder(config: &Gpt2Config, tensors: &Raw) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let json = serde_json::json!({"model_type": "gpt2", "vocab_size": config.vocab_size, "n_embd": config.n_embd,
+        "n_positions": config.n_positions, "n_layer": config.n_layer, "n_head": config.n_head, "harmless": [1]});
+    fs::write(dir.path().join("config.json"), json.to_string()).unwrap();
+    write(&dir.path().join(WEIGHTS_FILE), tensors);
+    dir
+}
+
+fn refused(dir: &Path) -> String {
+    load_model(dir, &Device::Cpu).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_saved_is_loaded_bit_for_bit() {
+    let (config, params) =
+        (Gpt2Config { n_inner: Some(12), ..small() }, params(&Gpt2Config { n_inner: Some(12), ..small() }, false));
+    let dir = tempfile::tempdir().unwrap();
+    save_model(dir.path(), &config, &params, &SaveOptions { eot: Some(10), tokenizer: None }).unwrap();
+    let (read_config, read) = load_model(dir.path(), &Device::Cpu).unwrap();
+    assert_eq!(read_config, config);
+    assert_eq!(bits(&read), bits(&params));
+
+    let bytes = fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
+    assert!(header.tensors().contains_key("transformer.h.1.mlp.c_proj.bias"));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!((json["eos_token_id"].as_u64(), json["architectures"][0].as_str()), (Some(10), Some("GPT2LMHeadModel")));
+
+    save_model(dir.path(), &config, &params, &SaveOptions::default()).unwrap();
+    assert_eq!(fs::read(dir.path().join(WEIGHTS_FILE)).unwrap(), bytes, "same values, same bytes");
+}
+
+#[test]
+fn the_file_is_the_reference_writers_byte_for_byte() {
+    let params = params(&small(), false);
+    let dir = tempfile::tempdir().unwrap();
+    save_params(&dir.path().join("p"), &params, &BTreeMap::new()).unwrap();
+    write(&dir.path().join("q"), &raw(&params, "", DType::F32));
+    assert_eq!(fs::read(dir.path().join("p")).unwrap(), fs::read(dir.path().join("q")).unwrap());
+}
+
+#[cfg(unix)]
+#[test]
+fn files_obey_the_umask_and_tokenizer_files_are_copied() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+    let plain = dir.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    for name in ["vocab.json", "merges.txt"] {
+        let path = tokenizer.path().join(name);
+        fs::write(&path, name).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let options = SaveOptions { eot: None, tokenizer: Some(tokenizer.path()) };
+    save_model(dir.path(), &small(), &params(&small(), false), &options).unwrap();
+    for name in ["config.json", "generation_config.json", WEIGHTS_FILE, "vocab.json", "merges.txt"] {
+        assert_eq!(mode(&dir.path().join(name)), mode(&plain), "{name}");
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("merges.txt")).unwrap(), "merges.txt");
+}
+
+#[test]
+fn parameter_files_keep_every_bit_and_check_their_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("moments.safetensors");
+    let mut set = params(&small(), false);
+    let mut tensors = set.tensors().to_vec();
+    tensors[2] =
+        Tensor::from_vec(vec![f32::NAN, -0.0, 1e-45, f32::INFINITY, 1.0, 2.0, 3.0, 4.0], 8, &Device::Cpu).unwrap();
+    set = ParamSet::new(set.layout().clone(), tensors);
+    let metadata = BTreeMap::from([("step".to_string(), "7".to_string()), ("a".to_string(), "b".to_string())]);
+    save_params(&path, &set, &metadata).unwrap();
+    let read = load_params(&path, set.layout(), &Device::Cpu).unwrap();
+    assert_eq!(bits(&read), bits(&set));
+    let first = fs::read(&path).unwrap();
+    save_params(&path, &set, &metadata).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), first);
+
+    let other = Layout::new(&Gpt2Config::new(11, 5, 8, 3, 2));
+    let message = load_params(&path, &other, &Device::Cpu).unwrap_err().to_string();
+    assert!(message.contains("missing h.2.ln_1.weight"), "{message}");
+    write(&path, &raw(&set, "", DType::BF16));
+    let message = load_params(&path, set.layout(), &Device::Cpu).unwrap_err().to_string();
+    assert!(message.contains("F32") && message.contains("BF16"), "{message}");
+}
+
+#[test]
+fn a_tensor_that_shares_or_transposes_storage_is_saved_as_its_values() {
+    let config = small();
+    let set = params(&config, false);
+    let mut tensors = set.tensors().to_vec();
+    let (rows, columns) = tensors[0].dims2().unwrap();
+    let other = tensors[0].t().unwrap().contiguous().unwrap();
+    tensors[0] = other.t().unwrap();
+    tensors[1] = Tensor::cat(&[&tensors[0], &tensors[0]], 0).unwrap().narrow(0, rows - 2, 5).unwrap();
+    assert_eq!(tensors[0].dims(), [rows, columns]);
+    let set = ParamSet::new(set.layout().clone(), tensors);
+    let dir = tempfile::tempdir().unwrap();
+    save_params(&dir.path().join("p"), &set, &BTreeMap::new()).unwrap();
+    assert_eq!(bits(&load_params(&dir.path().join("p"), set.layout(), &Device::Cpu).unwrap()), bits(&set));
+}
+
+#[test]
+fn half_precisions_and_both_namings_load() {
+    let config = small();
+    let set = params(&config, true);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for prefix in ["", "transformer."] {
+            let mut tensors = raw(&set, prefix, dtype);
+            for l in 0..2 {
+                tensors.push((format!("{prefix}h.{l}.attn.bias"), Dtype::U8, vec![1, 1, 5, 5], vec![1; 25]));
+                tensors.push((format!("{prefix}h.{l}.attn.masked_bias"), Dtype::F32, vec![], vec![0; 4]));
+            }
+            let dir = folder(&config, &tensors);
+            assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set), "{dtype:?} {prefix}");
+        }
+    }
+}
+
+#[test]
+fn a_stored_head_must_be_the_embedding() {
+    let config = small();
+    let set = params(&config, false);
+    let mut tensors = raw(&set, "transformer.", DType::F32);
+    let mut head = tensors[0].clone();
+    head.0 = "lm_head.weight".into();
+    tensors.push(head);
+    assert_eq!(bits(&load_model(folder(&config, &tensors).path(), &Device::Cpu).unwrap().1), bits(&set));
+    tensors.last_mut().unwrap().3[5] ^= 1;
+    let message = refused(folder(&config, &tensors).path());
+    assert!(message.contains("untied heads are not supported"), "{message}");
+}
+
+#[test]
+fn shards_load_and_their_index_is_checked() {
+    let config = small();
+    let set = params(&config, false);
+    let tensors = raw(&set, "transformer.", DType::F32);
+    let dir = folder(&config, &tensors);
+    fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let halves = [tensors[..9].to_vec(), tensors[9..].to_vec()];
+    let mut map = serde_json::Map::new();
+    for (name, half) in names.iter().zip(&halves) {
+        write(&dir.path().join(name), half);
+        map.extend(half.iter().map(|t| (t.0.clone(), serde_json::json!(name))));
+    }
+    let index = |map: &serde_json::Map<String, serde_json::Value>| {
+        let json = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+        fs::write(dir.path().join(INDEX_FILE), json.to_string()).unwrap();
+    };
+    index(&map);
+    assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
+
+    let mut wrong = map.clone();
+    wrong["transformer.wte.weight"] = names[1].into();
+    index(&wrong);
+    assert!(refused(dir.path()).contains("says that tensor transformer.wte.weight is in"));
+    for bad in ["../x.safetensors", "/etc/x.safetensors", "C:\\x.safetensors", "a\nb.safetensors", "x.bin", ""] {
+        let mut wrong = map.clone();
+        wrong["transformer.wte.weight"] = bad.into();
+        index(&wrong);
+        let message = refused(dir.path());
+        assert!(message.contains("plain name"), "{bad}: {message}");
+    }
+    index(&map);
+    fs::remove_file(dir.path().join(names[1])).unwrap();
+    assert!(refused(dir.path()).contains(names[1]));
+}
+
+#[test]
+fn missing_extra_misshapen_and_unfinished_tensors_are_named() {
+    let config = small();
+    let good = raw(&params(&config, false), "", DType::F32);
+    let with = |change: &dyn Fn(&mut Raw)| {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        refused(folder(&config, &tensors).path())
+    };
+    let message = with(&|t| drop(t.remove(3)));
+    assert!(message.contains("missing h.0.ln_1.bias"), "{message}");
+    let message = with(&|t| t.push(("score.weight".into(), Dtype::F32, vec![1], vec![0; 4])));
+    assert!(message.contains("unexpected score.weight"), "{message}");
+    let message = with(&|t| t[4].2 = vec![24, 8]);
+    assert!(message.contains("h.0.attn.c_attn.weight must have shape [8, 24], found [24, 8]"), "{message}");
+    let message = with(&|t| (t[2].1, t[2].3) = (Dtype::F64, vec![0; 64]));
+    assert!(message.contains("h.0.ln_1.weight is stored as F64"), "{message}");
+    for (value, text) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let message = with(&|t| t[5].3[8..12].copy_from_slice(&value.to_le_bytes()));
+        assert!(
+            message.contains("h.0.attn.c_attn.bias") && message.contains(&format!("{text} at flat index 2")),
+            "{message}"
+        );
+    }
+    let message = with(&|t| t.push(("transformer.wte.weight".into(), Dtype::F32, vec![11, 8], vec![0; 352])));
+    assert!(message.contains("wte.weight is stored twice"), "{message}");
+}
+
+#[test]
+fn damaged_files_and_pickles_are_refused() {
+    let config = small();
+    let dir = folder(&config, &raw(&params(&config, false), "", DType::F32));
+    let path = dir.path().join(WEIGHTS_FILE);
+    let bytes = fs::read(&path).unwrap();
+    for cut in [0, 7, 100, bytes.len() - 1] {
+        fs::write(&path, &bytes[..cut]).unwrap();
+        assert!(refused(dir.path()).contains("not a valid safetensors file"), "{cut}");
+    }
+    fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    assert!(refused(dir.path()).contains("git lfs pull"));
+    fs::remove_file(&path).unwrap();
+    assert!(refused(dir.path()).contains("found neither"));
+    fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+    let message = refused(dir.path());
+    assert!(message.contains("never read") && message.contains("save_pretrained"), "{message}");
+}
+
+#[test]
+fn configs_of_other_models_are_refused() {
+    let parse = |text: &str| parse_config(text.as_bytes());
+    assert_eq!(parse(r#"{"model_type":"gpt2"}"#).unwrap(), Gpt2Config::new(50257, 1024, 768, 12, 12));
+    parse(r#"{"model_type":"gpt2","activation_function":"gelu_pytorch_tanh","n_ctx":7,"n_inner":null}"#).unwrap();
+    for (text, key) in [
+        ("{}", "model_type"),
+        (r#"{"model_type":"llama"}"#, "model_type"),
+        (r#"{"model_type":"gpt2","activation_function":"gelu"}"#, "activation_function"),
+        (r#"{"model_type":"gpt2","scale_attn_by_inverse_layer_idx":true}"#, "scale_attn_by_inverse_layer_idx"),
+        (r#"{"model_type":"gpt2","scale_attn_weights":false}"#, "scale_attn_weights"),
+        (r#"{"model_type":"gpt2","reorder_and_upcast_attn":true}"#, "reorder_and_upcast_attn"),
+        (r#"{"model_type":"gpt2","add_cross_attention":true}"#, "add_cross_attention"),
+        (r#"{"model_type":"gpt2","tie_word_embeddings":false}"#, "tie_word_embeddings"),
+        (r#"{"model_type":"gpt2","n_head":7}"#, "n_head = 7"),
+        (r#"{"model_type":"gpt2","n_embd":-1}"#, "config.json"),
+        (r#"{"model_type":"gpt2","n_layer":1e99}"#, "config.json"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.to_string().contains(key), "{text}: {error}");
+        assert_eq!(error.kind(), crate::ErrorKind::Data);
+    }
+    // A hostile layer count must not become a list of names.
+    let dir = folder(&small(), &raw(&params(&small(), false), "", DType::F32));
+    fs::write(dir.path().join("config.json"), r#"{"model_type":"gpt2","n_layer":16000000}"#).unwrap();
+    assert!(refused(dir.path()).contains("n_layer = 16000000"));
+}
