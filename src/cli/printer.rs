@@ -193,7 +193,10 @@ mod tests {
 
     #[test]
     fn lines_say_how_far_and_how_long() {
-        assert_eq!(phase(Some(4000), "documents", 1000).line(), "read: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left");
+        assert_eq!(
+            phase(Some(4000), "documents", 1000).line(),
+            "read: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left"
+        );
         assert_eq!(phase(Some(2048), "bytes", 1024).line(), "read: 1.00 KiB of 2.00 KiB, 50.0 %, 30 s left");
         assert_eq!(phase(None, "documents", 7).line(), "read: 7 documents after 30 s");
         // More than announced, or nothing announced: no division by zero, no negative time.
