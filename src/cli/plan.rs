@@ -30,7 +30,7 @@ Examples:
 pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let resolved = args.config.resolve(None)?;
     let report = Report::new(resolved)?;
-    ui.result(&report.json(), || report.text())
+    ui.result(&report.json(), || report.text(ui.verbose()))
 }
 
 /// The shape of a model that need not be loaded: a model folder, a run folder, or a preset.
@@ -129,8 +129,8 @@ impl Report {
         })
     }
 
-    fn text(&self) -> String {
-        let mut sections = vec![self.values(), self.models(), self.tokens(), self.flops(), self.memory()];
+    fn text(&self, meanings: bool) -> String {
+        let mut sections = vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
         let notes = self.resolved.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
@@ -138,12 +138,17 @@ impl Report {
         sections.join("\n")
     }
 
-    fn values(&self) -> String {
-        let mut table = Table::new(["key", "value", "origin", "meaning"]);
+    fn values(&self, meanings: bool) -> String {
+        let mut table = Table::new(["key", "value", "origin"].into_iter().chain(meanings.then_some("meaning")));
         for v in &self.resolved.values {
-            let value = v.value.as_ref().map_or_else(|| "absent".to_string(), ToString::to_string);
+            let value = match &v.value {
+                None => "absent".to_string(),
+                Some(toml::Value::Float(x)) if *x != 0.0 && x.abs() < 1e-3 => format!("{x:e}"),
+                Some(value) => value.to_string(),
+            };
             // Never a bare number, so that the column stays on the left.
-            table.row([v.key.name.to_string(), format!("= {value}"), v.origin.to_string(), v.key.help.to_string()]);
+            let cells = [v.key.name.to_string(), format!("= {value}"), v.origin.to_string()];
+            table.row(cells.into_iter().chain(meanings.then(|| v.key.help.to_string())));
         }
         table.to_string()
     }
@@ -198,7 +203,11 @@ impl Report {
         row("weights", m.weights, String::new());
         row("gradients", m.gradients, String::new());
         row("moments", m.moments, "two per weight".into());
-        row("activations", m.activations, format!("tape of {} sequences per micro-batch", plan.machine.micro_rows));
+        row(
+            "activations",
+            m.activations,
+            format!("tape of {} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64)),
+        );
         row("logits", m.logits, format!("head = {}", plan.machine.head));
         if self.teacher.is_some() {
             row("teacher", m.teacher, "weights, no tape".into());
@@ -237,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_text_names_every_key_and_says_what_selection_saves() {
-        let text = report(&["select.alpha=0.8"]).unwrap().text();
+        let text = report(&["select.alpha=0.8"]).unwrap().text(true);
         for key in crate::config::keys::KEYS {
             assert!(text.contains(key.name), "{} is missing", key.name);
         }

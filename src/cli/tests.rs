@@ -91,7 +91,9 @@ fn every_knob_is_a_key() {
 
 /// Parses the arguments of one verb without its name.
 fn parse<A: clap::Args + FromArgMatches>(args: &[&str]) -> A {
-    let command = A::augment_args(clap::Command::new("verb").no_binary_name(true));
+    // Whatever the environment of whoever runs the tests says.
+    let command =
+        A::augment_args(clap::Command::new("verb").no_binary_name(true)).mut_args(|arg| arg.env(None::<&str>));
     let matches = command.try_get_matches_from(args).unwrap_or_else(|e| panic!("{e}"));
     A::from_arg_matches(&matches).unwrap()
 }
