@@ -23,11 +23,14 @@ pub fn flops(n: u128) -> String {
 /// `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
 pub fn seconds(s: f64) -> String {
     let whole = s.round() as u64;
-    match whole {
-        _ if s < 10.0 => format!("{s:.1} s"),
-        ..60 => format!("{whole} s"),
-        ..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    if s < 10.0 {
+        format!("{s:.1} s")
+    } else if whole < 60 {
+        format!("{whole} s")
+    } else if whole < 3600 {
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    } else {
+        format!("{} h {:02} min", whole / 3600, whole % 3600 / 60)
     }
 }
 

@@ -56,8 +56,11 @@ pub enum Fallback {
     /// This TOML value.
     Is(&'static str),
     /// A function of keys above, and the reason as `plan` prints it.
-    Rule(&'static str, fn(&dyn Fn(&str) -> Option<Value>) -> Value),
+    Rule(&'static str, RuleFn),
 }
+
+/// From a look-up of keys above to the value.
+type RuleFn = fn(&dyn Fn(&str) -> Option<Value>) -> Value;
 
 const fn count(least: i64) -> Kind {
     Kind::Count { least, wide: false }
