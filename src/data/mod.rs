@@ -1,6 +1,7 @@
 //! From raw text to batches: readers, tokenizer, token files, loader, and our own story generator.
 
 pub mod bpe;
+pub mod corpus;
 pub mod loader;
 pub mod prepare;
 pub mod source;
