@@ -1,7 +1,9 @@
 //! eslm-kd distils and pretrains GPT-2-family language models on the tokens that matter.
 
+pub mod cli;
 pub mod error;
 pub mod files;
+pub mod hub;
 pub mod model;
 pub mod progress;
 pub mod rng;

@@ -1,0 +1,3 @@
+//! One file per verb; verbs are thin.
+
+pub mod download;
