@@ -116,7 +116,7 @@ impl Client {
         let (mut etag, mut size, mut at) = (None, None, None);
         for _ in 0..5 {
             let request = self.authorised(self.stay.head(url.clone()));
-            let response = self.wait(ANSWER, request.send())??.map_err(|e| self.unreachable(&e))?;
+            let response = self.wait(ANSWER, async { request.send().await })??.map_err(|e| self.unreachable(&e))?;
             let status = response.status();
             if !status.is_success() && !status.is_redirection() {
                 return Err(self.refused(id, file, status, response.headers()));
@@ -158,7 +158,7 @@ impl Client {
         if start > 0 {
             request = request.header(RANGE, format!("bytes={start}-"));
         }
-        let response = self.wait(ANSWER, request.send())??.map_err(|e| self.unreachable(&e))?;
+        let response = self.wait(ANSWER, async { request.send().await })??.map_err(|e| self.unreachable(&e))?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
             status => Err(self.refused(id, file, status, response.headers())),
@@ -168,7 +168,7 @@ impl Client {
     /// The next bytes; None at the end.
     pub fn chunk(&self, response: &mut reqwest::Response) -> Attempt<Option<impl AsRef<[u8]> + use<>>> {
         let limit = self.options.idle_timeout + TICK;
-        self.wait(limit, response.chunk())??.map_err(|e| self.unreachable(&e))
+        self.wait(limit, async { response.chunk().await })??.map_err(|e| self.unreachable(&e))
     }
 
     /// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the stop signal.
@@ -203,7 +203,7 @@ impl Client {
         Ok(())
     }
 
-    /// Drives a future, looking for a stop signal on every tick and giving up after `limit`.
+    /// Drives a future (one that starts its timers only when polled), looking for a stop signal on every tick and giving up after `limit`.
     fn wait<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Result<Attempt<T>> {
         let started = Instant::now();
         self.runtime.block_on(async {

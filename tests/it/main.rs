@@ -1,0 +1,4 @@
+//! The one integration test binary: each file tests one promise of the crate from outside.
+
+mod hub;
+mod support;
