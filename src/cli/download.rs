@@ -1,7 +1,7 @@
 //! `download NAME`: a model into the cache that Python's hub library shares.
 
-use crate::error::{Error, Result};
-use crate::hub::{HubOptions, Kind, ModelRef, resolve_model, snapshot_files};
+use crate::error::Result;
+use crate::hub::{HubOptions, Kind, ModelRef, locate, snapshot_files};
 use crate::progress::Progress;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -47,10 +47,9 @@ pub struct DownloadedFile {
 
 /// Runs the verb.
 pub fn run(args: &DownloadArgs, options: &HubOptions, progress: &dyn Progress) -> Result<DownloadReport> {
-    if let Ok(ModelRef::Folder { dir, .. }) = ModelRef::parse(&args.name, Kind::Any) {
-        return Err(Error::usage(format!("{} is a folder ({}); nothing to download", args.name, dir.display())));
-    }
-    let source = resolve_model(&args.name, args.revision.as_deref(), Kind::Any, options, progress)?;
+    // A folder of the same name is no obstacle: here a name is never a path.
+    let meant = ModelRef::named(&args.name, Kind::Any)?;
+    let source = locate(meant, &args.name, args.revision.as_deref(), options, progress)?;
     let files: Vec<DownloadedFile> =
         snapshot_files(&source.dir)?.into_iter().map(|(name, bytes)| DownloadedFile { name, bytes }).collect();
     Ok(DownloadReport {

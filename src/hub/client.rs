@@ -113,7 +113,7 @@ impl Client {
     /// because only the Hub's own answer carries the hash.
     pub fn head(&self, id: &str, commit: &str, file: &str) -> Attempt<Remote> {
         let mut url = self.file_url(id, commit, file)?;
-        let (mut etag, mut size, mut at) = (None, None, None);
+        let (mut linked, mut plain, mut size, mut at) = (None, None, None, None);
         for _ in 0..5 {
             let request = self.authorised(self.stay.head(url.clone()));
             let response = self.wait(ANSWER, async { request.send().await })??.map_err(|e| self.unreachable(&e))?;
@@ -122,21 +122,22 @@ impl Client {
                 return Err(self.refused(id, file, status, response.headers()));
             }
             let get = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-            etag = get("x-linked-etag").or(get("etag").filter(|_| etag.is_none())).map(str::to_string).or(etag);
-            // The length of a redirect's own body says nothing about the file.
+            linked = get("x-linked-etag").map(str::to_string).or(linked);
+            // The ETag and the length of a redirect are its own: of the page, or of a large file's pointer.
+            plain = get("etag").filter(|_| status.is_success()).map(str::to_string);
             let length = get("x-linked-size").or(get("content-length").filter(|_| status.is_success()));
             size = length.and_then(|v| v.parse::<u64>().ok()).or(size);
             at = get("x-repo-commit").map(str::to_string).or(at);
             let next = get("location").filter(|_| status.is_redirection()).and_then(|to| url.join(to).ok());
             match next {
-                Some(next) if next.origin() == url.origin() && get("x-linked-etag").is_none() => url = next,
+                Some(next) if next.origin() == url.origin() && linked.is_none() => url = next,
                 _ => break,
             }
         }
         if at.as_ref().is_some_and(|at| !at.eq_ignore_ascii_case(commit)) {
             return Err(Error::hub(format!("{id}: asked for {file} of commit {commit}, was told of another")).into());
         }
-        let Some(header) = etag else {
+        let Some(header) = linked.or(plain) else {
             return Err(Failure::passing(format!(
                 "{id}: {} answers for {file} without an ETag; a proxy or a login page may stand between us and the Hub",
                 self.options.endpoint

@@ -10,7 +10,8 @@
 //! * joins file names from the server to paths as they come,
 //! * reads neither HF_HUB_OFFLINE nor a stop signal.
 //!
-//! Each reason has a test in `tests/it/hub.rs`.
+//! Each was seen with hf-hub against the server of `tests/it/support/hub_server.rs` (an error page, a short body and a
+//! flipped bit were all cached as good), and has its test in `tests/it/hub.rs`.
 
 pub mod cache;
 mod client;
@@ -21,4 +22,5 @@ mod transfer;
 
 pub use fetch::{Fetched, What, fetch_model, snapshot_files};
 pub use options::HubOptions;
+pub(crate) use resolve::locate;
 pub use resolve::{Kind, ModelRef, ModelSource, resolve_model, resolve_tokenizer};

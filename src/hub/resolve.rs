@@ -56,6 +56,11 @@ impl ModelRef {
             let (dir, origin) = model_folder(path)?;
             return Ok(Self::Folder { dir, origin });
         }
+        Self::named(text, kind)
+    }
+
+    /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
+    pub fn named(text: &str, kind: Kind) -> Result<Self> {
         let by_name = match kind {
             Kind::Teacher => preset::teacher(text),
             Kind::Student => preset::student(text),
@@ -93,11 +98,22 @@ pub fn resolve_model(
     options: &HubOptions,
     progress: &dyn Progress,
 ) -> Result<ModelSource> {
+    locate(ModelRef::parse(text, kind)?, text, revision, options, progress)
+}
+
+/// The folder of what `text` was found to mean.
+pub(crate) fn locate(
+    meant: ModelRef,
+    text: &str,
+    revision: Option<&str>,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<ModelSource> {
     let hub = |id: &str, revision: Option<&str>, preset| {
         let fetched = fetch_model(id, revision, What::Model, options, progress)?;
         Ok(ModelSource { dir: fetched.dir, origin: format!("Hub {id}"), commit: Some(fetched.commit), preset })
     };
-    match ModelRef::parse(text, kind)? {
+    match meant {
         ModelRef::Folder { dir, origin } => match revision {
             None => Ok(ModelSource { dir, origin, commit: None, preset: None }),
             Some(r) => Err(Error::usage(format!("{text} is a folder; revision {r} is for models of the Hub"))),
@@ -265,6 +281,9 @@ mod tests {
         for path in ["./me/x", "/me/x", "~/x", "a/b/c", "me/"] {
             assert!(refused(path, Kind::Any).contains("no folder"), "{path}");
         }
+        // Tests run in the package's folder, where `src` is a path, and no model.
+        assert!(refused("src", Kind::Any).contains("src exists but is no model"));
+        assert!(ModelRef::named("src", Kind::Any).unwrap_err().to_string().contains("neither"));
         assert!(refused("../nowhere", Kind::Any).contains("no folder"));
     }
 

@@ -7,6 +7,9 @@
 //!
 //! Used by the tests, and by `examples/hub_server.rs` to serve folders by hand; files are streamed from disk.
 
+// The tests and the example each use a part of it.
+#![allow(dead_code)]
+
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use std::collections::BTreeMap;
@@ -127,7 +130,6 @@ impl HubServer {
     }
 
     /// Serves these bytes as a repository's files; returns the commit.
-    #[allow(dead_code)]
     pub fn add_repo(&self, id: &str, files: &[(&str, Vec<u8>)]) -> String {
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
             let body = Body::Memory(Arc::new(bytes.clone()));
@@ -137,7 +139,6 @@ impl HubServer {
     }
 
     /// Serves the plain files of a folder as a repository; returns the commit.
-    #[allow(dead_code)]
     pub fn add_folder(&self, id: &str, dir: &Path) -> std::io::Result<String> {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(dir)? {
@@ -158,13 +159,11 @@ impl HubServer {
         commit
     }
 
-    #[allow(dead_code)]
     pub fn fault(&self, on: On, file: &str, kind: Kind, times: usize) {
         self.state.faults.lock().unwrap().push(Fault { on, file: file.to_string(), kind, times });
     }
 
     /// The requests since the last call.
-    #[allow(dead_code)]
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
     }
@@ -286,10 +285,10 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
     }
     let mut extra = format!("X-Repo-Commit: {commit}\r\nAccept-Ranges: bytes\r\n");
     if direct.is_none() {
+        // A redirect's own ETag is not the file's.
+        extra += &format!("ETag: \"{}\"\r\n", "f".repeat(40));
         let (status, location) = if entry.large {
             extra += &format!("X-Linked-Etag: \"{}\"\r\nX-Linked-Size: {}\r\n", entry.etag, entry.body.len());
-            // A pointer's ETag, as the Hub sends it: not the file's.
-            extra += &format!("ETag: \"{}\"\r\n", "f".repeat(40));
             ("302 Found", format!("{}/cdn/{id}/resolve/{commit}/{file}?sig=1", state.cdn.lock().unwrap()))
         } else {
             ("307 Temporary Redirect", format!("/api/resolve-cache/models/{id}/resolve/{commit}/{file}"))
