@@ -53,19 +53,21 @@ pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<Para
             )));
         }
         tensors.push(Tensor::from_raw_buffer(view.data(), DType::F32, shape, device)?);
+        files.release(view.data());
     }
     Ok(ParamSet::new(layout.clone(), tensors))
 }
 
 /// Tensors by their names without prefix; what a GPT-2 checkpoint may carry beside its parameters is set apart.
 struct Stored<'a> {
+    files: &'a TensorFiles,
     tensors: HashMap<String, TensorView<'a>>,
     head: Option<TensorView<'a>>,
 }
 
 impl<'a> Stored<'a> {
     fn of(files: &'a TensorFiles, hugging_face: bool) -> Result<Self> {
-        let mut stored = Self { tensors: HashMap::new(), head: None };
+        let mut stored = Self { files, tensors: HashMap::new(), head: None };
         for (path, file) in files.iter() {
             for (full, view) in file? {
                 let name = match full.strip_prefix("transformer.") {
@@ -106,7 +108,9 @@ impl<'a> Stored<'a> {
         let mut tensors = Vec::with_capacity(layout.entries.len());
         for (name, _) in &layout.entries {
             crate::signal::check()?;
-            let tensor = to_f32(name, &self.tensors[name.as_str()]).map_err(|e| e.context(dir.display()))?;
+            let view = &self.tensors[name.as_str()];
+            let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
+            self.files.release(view.data());
             check_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
             tensors.push(tensor.to_device(device)?);
         }

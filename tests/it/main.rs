@@ -1,3 +1,5 @@
-//! One integration test binary; a module per subject.
+//! The integration tests, in one binary.
 
 mod cli;
+mod hub;
+mod support;

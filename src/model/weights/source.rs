@@ -68,6 +68,19 @@ impl TensorFiles {
         Ok(files)
     }
 
+    /// Tells the system that the mapped bytes of a tensor are not needed again soon, so that the file's pages do not
+    /// pile up beside the parameters made from them. Reading them again is still right, only slower.
+    pub fn release(&self, data: &[u8]) {
+        #[cfg(unix)]
+        for (_, map) in &self.files {
+            let Some(offset) = (data.as_ptr() as usize).checked_sub(map.as_ptr() as usize) else { continue };
+            if offset + data.len() <= map.len() {
+                // SAFETY: dropping clean pages of a read-only file mapping only means that they are read again.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len()) };
+            }
+        }
+    }
+
     /// (path, its tensors in the order of names).
     pub fn iter(&self) -> impl Iterator<Item = (&Path, Result<Vec<(String, TensorView<'_>)>>)> {
         self.files.iter().map(|(path, map)| (path.as_path(), tensors_of(path, map)))
