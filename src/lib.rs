@@ -1,5 +1,6 @@
 //! eslm-kd distils and pretrains GPT-2-family language models on the tokens that matter.
 
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;

@@ -1,1 +1,21 @@
-fn main() {}
+//! The `eslm-kd` command: parse, listen for signals, run, and turn an error into a message and an exit status.
+
+use clap::Parser;
+use eslm_kd::cli::{Cli, Printer};
+use eslm_kd::signal;
+use std::process::ExitCode;
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Printer::new(&cli.globals);
+    match signal::install().and_then(|()| cli.verb.run(&ui)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui.error(&error);
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+        }
+    }
+}

@@ -172,9 +172,9 @@ impl Overrides {
         self.put(name.trim(), text.trim(), Origin::Set)
     }
 
-    /// Whether a value for that key is here, and not only in the environment.
+    /// Whether a value for that key is here.
     pub fn names(&self, name: &str) -> bool {
-        self.list.iter().any(|(key, _, origin)| key.name == name && !matches!(origin, Origin::Env(_)))
+        self.list.iter().any(|(key, ..)| key.name == name)
     }
 
     /// Writes them over what stands there: environment, then flags, then `--set` in the order given.

@@ -1,1 +1,322 @@
+//! Layers, origins, messages, rules and the shipped run files.
 
+use super::keys::{Fallback, KEYS};
+use super::*;
+use crate::model::Gpt2Config;
+use toml::Value;
+
+fn file(text: &str) -> RunFile {
+    RunFile { name: "run.toml".into(), text: text.into() }
+}
+
+fn from_text(text: &str) -> crate::Result<Resolved> {
+    load(Some(&file(text)), &Overrides::default())
+}
+
+fn message(text: &str) -> String {
+    from_text(text).expect_err("the run file should be refused").to_string()
+}
+
+fn plan(text: &str) -> Plan {
+    from_text(text).unwrap_or_else(|e| panic!("{e}")).plan
+}
+
+#[test]
+fn defaults_alone_are_a_valid_plan() {
+    let resolved = load(None, &Overrides::default()).unwrap();
+    assert_eq!(resolved.plan.select.alpha, 0.1);
+    assert_eq!(resolved.plan.schedule.warmup, 30, "3 % of 1000 steps");
+    assert_eq!(resolved.plan.eval.stride, resolved.plan.data.context);
+    assert_eq!(resolved.plan.objective.lambda, 0.0, "no teacher, no distillation");
+    assert!(resolved.values.iter().all(|v| matches!(v.origin, Origin::Default | Origin::Rule(_))));
+}
+
+#[test]
+fn the_table_of_keys_and_the_plan_name_the_same_things() {
+    // Every optional key written, so that nothing is skipped.
+    let full = plan(
+        "teacher = 't'\nbirth = 'teacher-layers'\nlayers = [0]\n[data]\ndir = 'd'\n\
+         [shape]\nn_layer = 1\nn_head = 1\nn_embd = 4\nn_positions = 4\n",
+    );
+    let mut leaves = Vec::new();
+    super::plan::flatten("", &serde_json::to_value(&full).unwrap(), &mut leaves);
+    let of_plan: Vec<&str> = leaves.iter().map(|(k, _)| k.as_str()).collect();
+    let of_table: Vec<&str> = KEYS.iter().map(|k| k.name).collect();
+    assert_eq!(of_plan, of_table);
+}
+
+#[test]
+fn every_default_is_a_value_its_key_accepts() {
+    for key in KEYS {
+        if let Fallback::Is(text) = key.default {
+            assert!(key.kind.accept(&key.kind.read(text)).is_some(), "{}: {text}", key.name);
+        }
+        assert!(!key.help.is_empty() && !key.help.ends_with('.'), "{}", key.name);
+    }
+}
+
+#[test]
+fn later_layers_win_and_every_value_knows_its_origin() {
+    let run = file("steps = 10\nseed = 1\n[optim]\nlr = 1e-3\n[select]\n\nalpha = 0.2\n");
+    let mut over = Overrides::default();
+    // Given in the opposite order of their rank.
+    over.set("steps=40").unwrap();
+    over.put("steps", "30", Origin::Flag("steps")).unwrap();
+    over.put("steps", "20", Origin::Env("ESLM_KD_STEPS")).unwrap();
+    over.put("optim.lr", "2e-3", Origin::Flag("lr")).unwrap();
+    over.put("optim.lr", "3e-3", Origin::Env("ESLM_KD_LR")).unwrap();
+    over.put("seed", "7", Origin::Env("ESLM_KD_SEED")).unwrap();
+    let resolved = load(Some(&run), &over).unwrap();
+    assert_eq!(
+        (resolved.plan.steps, resolved.plan.optim.lr, resolved.plan.seed, resolved.plan.select.alpha),
+        (40, 2e-3, 7, 0.2)
+    );
+    let origin = |name: &str| resolved.value(name).unwrap().origin.to_string();
+    assert_eq!(origin("steps"), "--set");
+    assert_eq!(origin("optim.lr"), "--lr");
+    assert_eq!(origin("seed"), "environment ESLM_KD_SEED");
+    assert_eq!(origin("select.alpha"), "run.toml:7");
+    assert_eq!(origin("optim.beta1"), "default");
+    assert_eq!(origin("schedule.warmup"), "default (3 % of steps)");
+}
+
+#[test]
+fn the_last_set_of_a_key_wins() {
+    let mut over = Overrides::default();
+    over.set("select.alpha=0.2").unwrap();
+    over.set(" select.alpha = 0.3 ").unwrap();
+    assert_eq!(load(None, &over).unwrap().plan.select.alpha, 0.3);
+}
+
+#[test]
+fn texts_from_the_command_line_are_read_as_their_key_wants() {
+    let mut over = Overrides::default();
+    for assignment in [
+        "teacher=124",
+        "student=\"my model\"",
+        "layers=0,2, 4",
+        "objective.lambda=1",
+        "machine.micro_rows=8",
+        "machine.device=cuda:3",
+        "birth=teacher-layers",
+        "data.dir=a=b",
+    ] {
+        over.set(assignment).unwrap();
+    }
+    let plan = load(None, &over).unwrap().plan;
+    assert_eq!(plan.teacher.as_deref(), Some("124"), "a folder may be called 124");
+    assert_eq!(plan.student, "my model");
+    assert_eq!(plan.layers, Some(vec![0, 2, 4]));
+    assert_eq!(plan.objective.lambda, 1.0);
+    assert_eq!(plan.machine.micro_rows, MicroRows::Rows(8));
+    assert_eq!(plan.machine.device, DeviceSpec::Cuda(3));
+    assert_eq!(plan.data.dir.as_deref(), Some("a=b"));
+}
+
+#[test]
+fn unknown_keys_are_refused_with_place_and_suggestion() {
+    for (text, place, suggestion) in [
+        ("seed = 1\n[select]\nalhpa = 0.1\n", "run.toml:3: unknown key \"select.alhpa\"", "\"select.alpha\""),
+        ("[select]\nscores = 'loss'\n", "run.toml:2:", "\"select.score\""),
+        ("alpha = 0.1\n", "run.toml:1: unknown key \"alpha\"", "\"select.alpha\""),
+        ("[optim]\nwarmup = 3\n", "run.toml:2: unknown key \"optim.warmup\"", "\"schedule.warmup\""),
+        ("\n[selct]\nalpha = 0.1\n", "run.toml:2: unknown section [selct]", "[select]"),
+        ("stpes = 3\n", "run.toml:1:", "\"steps\""),
+        ("select.alhpa = 0.1\n", "run.toml:1:", "\"select.alpha\""),
+    ] {
+        let message = message(text);
+        assert!(message.contains(place) && message.contains(suggestion), "{text:?} gave: {message}");
+    }
+    let far = message("[data]\nzzzzzzzz = 1\n");
+    assert!(far.contains("[data] has dir, context, rows") && !far.contains("did you mean"), "{far}");
+    let set = Overrides::default().set("select.alfa=1").unwrap_err().to_string();
+    assert!(set.starts_with("--set: unknown key") && set.contains("select.alpha"), "{set}");
+    assert!(Overrides::default().set("select.alpha").unwrap_err().to_string().contains("section.key=value"));
+}
+
+#[test]
+fn wrong_types_and_ranges_say_expected_found_and_where() {
+    for (text, parts) in [
+        ("[select]\nalpha = 1.0\n", ["run.toml:2: select.alpha", "[0, 1)", "found 1.0"]),
+        ("[select]\nalpha = -0.1\n", ["run.toml:2", "[0, 1)", "found -0.1"]),
+        ("[select]\nalpha = nan\n", ["run.toml:2", "[0, 1)", "nan"]),
+        ("[select]\nalpha = 'high'\n", ["select.alpha", "[0, 1)", "the text \"high\""]),
+        ("steps = 0\n", ["run.toml:1: steps", "between 1 and", "found 0"]),
+        ("steps = 1.5\n", ["steps", "a whole number", "found 1.5"]),
+        ("seed = -1\n", ["seed", "at least 0", "found -1"]),
+        ("[optim]\nlr = 0\n", ["optim.lr", "above 0", "found 0"]),
+        ("[optim]\nlr = inf\n", ["optim.lr", "a finite number", "inf"]),
+        ("[objective]\ntemperature = 0.0\n", ["objective.temperature", "above 0", "found 0.0"]),
+        ("[objective]\nlambda = 1.1\n", ["objective.lambda", "[0, 1]", "found 1.1"]),
+        ("[select]\nscore = 'entrophy'\n", ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"]),
+        ("[machine]\ndevice = 'gpu'\n", ["machine.device", "cuda:INDEX", "the text \"gpu\""]),
+        ("[machine]\nmicro_rows = 0\n", ["machine.micro_rows", "\"auto\"", "found 0"]),
+        ("[machine]\ndtype = 'bf16'\n", ["machine.dtype", "\"f32\"", "\"bf16\""]),
+        ("layers = [0, -1]\n", ["layers", "whole numbers", "[0, -1]"]),
+        ("student = ''\n", ["student", "not empty", "the text \"\""]),
+        ("data = 'dir'\n", ["run.toml:1", "data is a section", "[data]"]),
+        ("[steps]\nn = 1\n", ["run.toml:1: steps", "whole number", "a section"]),
+        ("[select\n", ["run.toml:1", "not valid TOML", ""]),
+        ("seed = 1\nseed = 2\n", ["run.toml:2", "not valid TOML", "duplicate"]),
+    ] {
+        let message = message(text);
+        for part in parts {
+            assert!(message.contains(part), "{text:?}: no {part:?} in: {message}");
+        }
+    }
+    let mut over = Overrides::default();
+    over.put("select.alpha", "2", Origin::Env("ESLM_KD_ALPHA")).unwrap();
+    let message = load(None, &over).unwrap_err().to_string();
+    assert!(message.starts_with("environment ESLM_KD_ALPHA: select.alpha: expected"), "{message}");
+}
+
+#[test]
+fn values_that_do_not_fit_together_are_refused() {
+    for (text, parts) in [
+        ("[select]\nscore = 'kl'\n", ["run.toml:2", "select.score = \"kl\"", "--teacher"]),
+        ("[select]\nscore = 'excess'\n", ["select.score", "there is none", "random"]),
+        ("[objective]\nlambda = 0.5\n", ["run.toml:2", "objective.lambda = 0.5", "--teacher"]),
+        ("birth = 'teacher-layers'\n", ["run.toml:1", "teacher-layers", "--teacher"]),
+        ("birth = 'scratch'\nlayers = [1]\n", ["run.toml:2", "layers", "\"scratch\""]),
+        ("[data]\nrows = 12\n[machine]\nmicro_rows = 5\n", ["run.toml:4", "divide data.rows = 12", "try 4"]),
+        ("[shape]\nn_embd = 10\nn_head = 3\n", ["run.toml:2", "n_embd = 10", "n_head = 3"]),
+        ("[data]\ncontext = 8\n[eval]\nstride = 9\n", ["run.toml:4", "eval.stride = 9", "data.context = 8"]),
+    ] {
+        let message = message(text);
+        for part in parts {
+            assert!(message.contains(part), "{text:?}: no {part:?} in: {message}");
+        }
+    }
+}
+
+#[test]
+fn clm_switches_selection_off_and_a_flag_against_it_is_an_error() {
+    let text = "method = 'clm'\n[select]\nscore = 'kl'\nalpha = 0.3\nburn_in = 5\n";
+    let resolved = from_text(text).unwrap();
+    assert_eq!((resolved.plan.select.alpha, resolved.plan.select.burn_in), (0.0, 0));
+    assert_eq!(resolved.plan.alpha_at(100), 0.0);
+    assert!(resolved.value("select.alpha").unwrap().origin.to_string().contains("clm"));
+    let mut over = Overrides::default();
+    over.put("select.alpha", "0.2", Origin::Flag("alpha")).unwrap();
+    let message = load(Some(&file(text)), &over).unwrap_err().to_string();
+    assert!(message.contains("--alpha") && message.contains("clm"), "{message}");
+}
+
+#[test]
+fn a_teacher_brings_distillation() {
+    assert_eq!(plan("teacher = 'gpt2'\n").objective.lambda, 0.5);
+    assert_eq!(plan("teacher = 'gpt2'\n[objective]\nlambda = 0\n").objective.lambda, 0.0);
+}
+
+#[test]
+fn alpha_waits_then_ramps() {
+    let select = |burn_in, ramp| SelectPlan { burn_in, ramp, alpha: 0.4, ..plan("").select };
+    let s = select(10, 4);
+    let expected = [(0, 0.0), (9, 0.0), (10, 0.0), (11, 0.1), (12, 0.2), (13, 0.3), (14, 0.4), (1000, 0.4)];
+    for (step, alpha) in expected {
+        assert!((s.alpha_at(step) - alpha).abs() < 1e-15, "step {step}: {}", s.alpha_at(step));
+    }
+    assert_eq!(select(0, 0).alpha_at(0), 0.4);
+    assert_eq!((select(3, 0).alpha_at(2), select(3, 0).alpha_at(3)), (0.0, 0.4));
+}
+
+#[test]
+fn every_shipped_run_file_loads_and_round_trips_through_its_resolved_form() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        names.push(path.file_stem().unwrap().to_str().unwrap().to_string());
+        let run = RunFile::find(path.to_str().unwrap()).unwrap();
+        let first = load(Some(&run), &Overrides::default()).unwrap_or_else(|e| panic!("{e}"));
+        assert!(first.notes().is_empty(), "{}: {:?}", run.name, first.notes());
+        let text = first.plan.to_toml().unwrap();
+        let second = load(Some(&file(&text)), &Overrides::default()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert_eq!(first.plan, second.plan, "{}", run.name);
+        let stored: Plan = serde_json::from_str(&serde_json::to_string(&first.plan).unwrap()).unwrap();
+        assert_eq!(first.plan, stored, "{} as JSON", run.name);
+    }
+    names.sort();
+    let mut embedded: Vec<&str> = EMBEDDED.iter().map(|(n, _)| *n).collect();
+    embedded.sort_unstable();
+    assert_eq!(names, embedded, "every file of configs/ is built in, by its name");
+}
+
+#[test]
+fn a_plan_with_every_key_round_trips() {
+    let text = "method = 'eslm'\nteacher = 't'\nbirth = 'teacher-layers'\nlayers = [0, 2]\n[shape]\nn_layer = 2\n\
+                [data]\ndir = 'd'\nrows = 6\n[machine]\nmicro_rows = 3\ndevice = 'cuda'\n[optim]\nlr = 0.1\n";
+    let first = plan(text);
+    assert_eq!(plan(&first.to_toml().unwrap()), first);
+}
+
+#[test]
+fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
+    let base = plan("");
+    let same = plan(
+        "[data]\ndir = 'elsewhere'\n[machine]\nmicro_rows = 4\nhead = 'recompute'\nbackward = 'dense'\ndevice = 'cpu'\n\
+         threads = 3\n[eval]\nevery = 7\n[log]\nevery = 3\n[checkpoint]\nkeep = 9\n",
+    );
+    assert_eq!(base.mathematics(), same.mathematics());
+    assert!(same.mathematics_differences(&base.mathematics()).is_empty());
+    for text in [
+        "seed = 3\n",
+        "steps = 3\n",
+        "student = 'x'\n",
+        "[select]\nalpha = 0.5\n",
+        "[optim]\nclip = 0.0\n",
+        "[schedule]\nfloor = 0.0\n",
+        "[shape]\nn_layer = 3\n",
+    ] {
+        let differences = plan(text).mathematics_differences(&base.mathematics());
+        let last = text.trim_end().rsplit('\n').next().unwrap().split(' ').next().unwrap();
+        // A rule may move a second key (the warm-up follows the steps).
+        assert!(differences.iter().any(|d| d.contains(last)), "{text:?}: {differences:?}");
+    }
+    // A threshold shared by a micro-batch makes its size mathematics.
+    let pool = |micro: u32| plan(&format!("[select]\npool = 'micro-batch'\n[machine]\nmicro_rows = {micro}\n"));
+    assert_eq!(
+        pool(4).mathematics_differences(&pool(8).mathematics()),
+        vec!["micro_rows: 8 before, 4 now".to_string()]
+    );
+}
+
+#[test]
+fn run_files_are_found_by_path_by_run_folder_and_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.toml"), "steps = 5\n").unwrap();
+    let by_folder = RunFile::find(folder.path().to_str().unwrap()).unwrap();
+    assert_eq!(load(Some(&by_folder), &Overrides::default()).unwrap().plan.steps, 5);
+    assert_eq!(RunFile::find("quickstart").unwrap().name, "built-in quickstart.toml");
+    let message = RunFile::find("quikstart").unwrap_err().to_string();
+    assert!(message.contains("did you mean \"quickstart\"?"), "{message}");
+}
+
+#[test]
+fn shape_overrides_replace_only_what_they_name() {
+    let base = Gpt2Config { n_inner: Some(10), ..Gpt2Config::new(100, 64, 8, 2, 2) };
+    let shape = ShapePlan { n_layer: Some(5), ..ShapePlan::default() }.apply(&base);
+    assert_eq!((shape.n_layer, shape.n_inner, shape.n_embd), (5, Some(10), 8));
+    let wide = ShapePlan { n_embd: Some(16), ..ShapePlan::default() }.apply(&base);
+    assert_eq!((wide.n_embd, wide.inner()), (16, 64), "the MLP follows a new width");
+}
+
+#[test]
+fn words_and_devices_parse_and_print() {
+    for name in Score::NAMES {
+        assert_eq!(name.parse::<Score>().unwrap().to_string(), *name);
+    }
+    assert!("Entropy".parse::<Score>().unwrap_err().to_string().contains("did you mean \"entropy\"?"));
+    for (text, device) in [
+        ("auto", DeviceSpec::Auto),
+        ("cpu", DeviceSpec::Cpu),
+        ("cuda", DeviceSpec::Cuda(0)),
+        ("cuda:2", DeviceSpec::Cuda(2)),
+    ] {
+        assert_eq!(text.parse::<DeviceSpec>().unwrap(), device);
+        assert_eq!(device.to_string().parse::<DeviceSpec>().unwrap(), device);
+    }
+    assert!("cuda:".parse::<DeviceSpec>().is_err() && "cuda:-1".parse::<DeviceSpec>().is_err());
+    let auto: MicroRows = Value::String("auto".into()).try_into().unwrap();
+    assert_eq!(auto, MicroRows::Auto);
+}

@@ -1,0 +1,43 @@
+//! `distill`: a teacher's knowledge into a student, on selected tokens.
+
+use super::RunArgs;
+use crate::config::{Resolved, RunFile};
+use crate::error::{Error, Result};
+
+/// Distil a teacher into a student; without arguments, the quickstart: everything is generated here
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DistillArgs {
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd distill                                              the quickstart, nothing to download
+  eslm-kd distill --teacher gpt2-medium --student gpt2-124m --data data/mine
+  eslm-kd distill distill-gpt2-medium --data data/mine --score kl --alpha 0.8
+  eslm-kd distill my-run.toml --set objective.lambda=0.9 --set objective.temperature=2
+  eslm-kd distill my-run.toml --out runs/first --resume";
+
+/// The run file of `distill` without CONFIG.
+pub const QUICKSTART: &str = "quickstart";
+
+impl DistillArgs {
+    /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's own are named:
+    /// those start from the defaults.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let overrides = self.run.config.overrides()?;
+        let own = overrides.names("teacher") || overrides.names("data.dir");
+        let fallback = if own { None } else { RunFile::embedded(QUICKSTART) };
+        let resolved = self.run.resolve(fallback)?;
+        if resolved.plan.teacher.is_none() {
+            return Err(Error::usage(
+                "distill needs a teacher: add teacher = \"NAME\" at the top of the run file or --teacher NAME \
+                 (a preset such as gpt2-medium, a model folder or a Hub id); `pretrain` trains without one",
+            ));
+        }
+        Ok(resolved)
+    }
+}

@@ -1,0 +1,78 @@
+//! The command line: one file per verb, thin; results on stdout, everything else on stderr.
+
+pub mod distill;
+pub mod eval;
+pub mod export;
+pub mod generate;
+mod knobs;
+pub mod plan;
+pub mod pretrain;
+mod printer;
+#[cfg(test)]
+mod tests;
+pub mod text;
+
+pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, RunArgs};
+pub use printer::Printer;
+
+use crate::error::Result;
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand};
+
+/// Distils and pretrains GPT-2-family language models on the tokens that matter.
+#[derive(Debug, Parser)]
+#[command(name = "eslm-kd", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd plan quickstart                          what a run would cost, without running it
+  eslm-kd plan my-run.toml --set select.alpha=0.3
+
+Every verb has examples of its own: eslm-kd VERB --help.
+Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system, 130/143 stopped.";
+
+/// Options that every verb takes, before or after it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Globals {
+    /// Print the result as one line of JSON on stdout
+    #[arg(long, global = true, env = "ESLM_KD_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub json: bool,
+    /// Print nothing but results and errors
+    #[arg(
+        short, long, global = true, env = "ESLM_KD_QUIET", value_parser = FalseyValueParser::new(),
+        hide_env_values = true, conflicts_with = "verbose"
+    )]
+    pub quiet: bool,
+    /// Print more about what is going on
+    #[arg(
+        short, long, global = true, env = "ESLM_KD_VERBOSE", value_parser = FalseyValueParser::new(),
+        hide_env_values = true
+    )]
+    pub verbose: bool,
+    /// Never use the network: models must be in the cache
+    #[arg(long, global = true, env = "ESLM_KD_OFFLINE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub offline: bool,
+}
+
+/// The verbs: one line here and one in [`Verb::run`] each.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Plan(plan::PlanArgs),
+}
+
+impl Verb {
+    /// Does it.
+    pub fn run(&self, ui: &Printer) -> Result<()> {
+        match self {
+            Self::Plan(args) => plan::run(args, ui),
+        }
+    }
+}
