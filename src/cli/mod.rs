@@ -1,6 +1,7 @@
 //! The command line: one file per verb, thin; results on stdout, everything else on stderr.
 
 pub mod distill;
+pub mod download;
 pub mod eval;
 pub mod export;
 pub mod generate;
