@@ -21,7 +21,7 @@ pub struct EvalArgs {
     /// without it, the context
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub stride: Option<u32>,
-    /// auto, cpu, cuda or cuda:INDEX
+    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
     #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceSpec,
 }

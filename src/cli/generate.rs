@@ -28,7 +28,7 @@ pub struct GenerateArgs {
     /// Tokens to add at most
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..))]
     pub max_tokens: u32,
-    /// auto, cpu, cuda or cuda:INDEX
+    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
     #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceSpec,
 }

@@ -81,7 +81,7 @@ impl Knob {
         let words = keys::find(self.key).map_or(&[][..], |k| k.kind.words());
         let help = keys::find(self.key).map_or("", |k| k.help);
         let mut help: String = help[..1].to_uppercase() + &help[1..];
-        if !words.is_empty() && self.flag != "device" {
+        if words.len() > 1 && self.flag != "device" && self.flag != "method" {
             help += &format!(" ({})", words.join(", "));
         }
         Arg::new(self.flag)

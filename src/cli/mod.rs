@@ -42,24 +42,23 @@ Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 
 
 /// Options that every verb takes, before or after it.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of every verb")]
 pub struct Globals {
     /// Print the result as one line of JSON on stdout
-    #[arg(long, global = true, env = "ESLM_KD_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "ESLM_KD_JSON", global = true, value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(display_order = 100)]
     pub json: bool,
     /// Print nothing but results and errors
-    #[arg(
-        short, long, global = true, env = "ESLM_KD_QUIET", value_parser = FalseyValueParser::new(),
-        hide_env_values = true, conflicts_with = "verbose"
-    )]
+    #[arg(short, long, env = "ESLM_KD_QUIET", global = true, value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(display_order = 101, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Print more about what is going on
-    #[arg(
-        short, long, global = true, env = "ESLM_KD_VERBOSE", value_parser = FalseyValueParser::new(),
-        hide_env_values = true
-    )]
+    #[arg(short, long, env = "ESLM_KD_VERBOSE", global = true, value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(display_order = 102)]
     pub verbose: bool,
     /// Never use the network: models must be in the cache
-    #[arg(long, global = true, env = "ESLM_KD_OFFLINE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "ESLM_KD_OFFLINE", global = true, value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(display_order = 103)]
     pub offline: bool,
 }
 

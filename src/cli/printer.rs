@@ -30,6 +30,7 @@ struct Phase {
     started: Instant,
     spoke: Instant,
     bar: Option<ProgressBar>,
+    status: String,
 }
 
 impl Printer {
@@ -76,6 +77,17 @@ impl Printer {
                 Err(Error::io("write to", std::path::Path::new("standard output"), e))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// What is worth knowing about the phase in progress right now (a loss, a speed): shown with the bar, or with the
+    /// next progress line.
+    pub fn status(&self, text: &str) {
+        if let Some(phase) = self.lock().as_mut() {
+            phase.status = text.to_string();
+            if let Some(bar) = &phase.bar {
+                bar.set_message(format!("{} ({text})", phase.label));
+            }
         }
     }
 
@@ -126,7 +138,16 @@ impl Progress for Printer {
         });
         let now = Instant::now();
         let (label, unit) = (label.to_string(), unit.to_string());
-        let old = self.lock().replace(Phase { label, total, unit, done: 0, started: now, spoke: now, bar });
+        let old = self.lock().replace(Phase {
+            label,
+            total,
+            unit,
+            done: 0,
+            started: now,
+            spoke: now,
+            bar,
+            status: String::new(),
+        });
         if let Some(bar) = old.and_then(|p| p.bar) {
             bar.finish_and_clear();
         }
@@ -169,7 +190,7 @@ impl Phase {
     /// `label: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left`.
     fn line(&self) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
-        match self.total {
+        let line = match self.total {
             Some(total) if total > 0 && self.done > 0 => {
                 let share = (self.done as f64 / total as f64).min(1.0);
                 let left = text::seconds(elapsed * (1.0 / share - 1.0));
@@ -177,7 +198,8 @@ impl Phase {
                 format!("{}: {done} of {}, {}, {left} left", self.label, self.amount(total), text::percent(share))
             }
             _ => format!("{}: {} after {}", self.label, self.amount(self.done), text::seconds(elapsed)),
-        }
+        };
+        if self.status.is_empty() { line } else { format!("{line} ({})", self.status) }
     }
 }
 
@@ -188,14 +210,28 @@ mod tests {
     fn phase(total: Option<u64>, unit: &str, done: u64) -> Phase {
         // An instant in the past, so that the estimate has something to divide.
         let started = Instant::now().checked_sub(Duration::from_secs(30)).unwrap();
-        Phase { label: "read".into(), total, unit: unit.into(), done, started, spoke: started, bar: None }
+        Phase {
+            label: "read".into(),
+            total,
+            unit: unit.into(),
+            done,
+            started,
+            spoke: started,
+            bar: None,
+            status: String::new(),
+        }
     }
 
     #[test]
     fn lines_say_how_far_and_how_long() {
-        assert_eq!(phase(Some(4000), "documents", 1000).line(), "read: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left");
+        assert_eq!(
+            phase(Some(4000), "documents", 1000).line(),
+            "read: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left"
+        );
         assert_eq!(phase(Some(2048), "bytes", 1024).line(), "read: 1.00 KiB of 2.00 KiB, 50.0 %, 30 s left");
         assert_eq!(phase(None, "documents", 7).line(), "read: 7 documents after 30 s");
+        let training = Phase { status: "loss 3.2".into(), ..phase(None, "steps", 7) };
+        assert_eq!(training.line(), "read: 7 steps after 30 s (loss 3.2)");
         // More than announced, or nothing announced: no division by zero, no negative time.
         assert_eq!(phase(Some(2), "files", 3).line(), "read: 3 of 2 files, 100.0 %, 0.0 s left");
         assert_eq!(phase(Some(0), "files", 0).line(), "read: 0 files after 30 s");

@@ -101,7 +101,9 @@ fn is_number(text: &str) -> bool {
     let mut words = text.split_whitespace();
     let first = words.next().unwrap_or_default();
     let plain: String = first.chars().filter(|c| *c != ',').collect();
-    first == "-" || (plain.parse::<f64>().is_ok() && words.all(|w| w.chars().next().is_some_and(|c| !c.is_ascii_alphabetic()) || w.len() <= 6))
+    first == "-"
+        || (plain.parse::<f64>().is_ok()
+            && words.all(|w| w.chars().next().is_some_and(|c| !c.is_ascii_alphabetic()) || w.len() <= 6))
 }
 
 #[cfg(test)]

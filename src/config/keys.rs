@@ -80,7 +80,12 @@ use Fallback::{Absent, Is, Rule};
 
 /// The table. Defaults of `[optim]` and `[schedule]` are those of nanoGPT's GPT-2 124M run, which follow GPT-3.
 pub const KEYS: &[Key] = &[
-    key("method", Kind::Choice(Method::NAMES), Is("\"eslm\""), "clm trains on every token, eslm selects"),
+    key(
+        "method",
+        Kind::Choice(Method::NAMES),
+        Is("\"eslm\""),
+        "which tokens train the student: clm all, eslm selected ones",
+    ),
     key("seed", Kind::Count { least: 0, wide: true }, Is("42"), "seed of every random stream"),
     key("steps", Kind::Count { least: 1, wide: false }, Is("1000"), "optimizer steps"),
     key("teacher", Kind::Text, Absent, "preset, model folder or Hub id; absent: no teacher"),
@@ -139,9 +144,14 @@ pub const KEYS: &[Key] = &[
     key("checkpoint.every", count(0), Is("500"), "steps between checkpoints; 0 is only at the end"),
     key("checkpoint.keep", count(1), Is("2"), "newest checkpoints that stay on disk"),
     key("log.every", count(1), Is("10"), "steps between lines of metrics.jsonl"),
-    key("machine.device", Kind::Device, Is("\"auto\""), "auto, cpu, cuda or cuda:INDEX"),
+    key("machine.device", Kind::Device, Is("\"auto\""), "where tensors live: auto, cpu, cuda or cuda:INDEX"),
     key("machine.dtype", Kind::Choice(Dtype::NAMES), Is("\"f32\""), "number format"),
-    key("machine.micro_rows", Kind::CountOrAuto, Is("\"auto\""), "sequences per micro-batch; divides data.rows"),
+    key(
+        "machine.micro_rows",
+        Kind::CountOrAuto,
+        Is("\"auto\""),
+        "sequences per micro-batch, or auto; must divide data.rows",
+    ),
     key("machine.head", Kind::Choice(HeadMode::NAMES), Is("\"auto\""), "keep logits after scoring, or recompute"),
     key("machine.backward", Kind::Choice(BackwardMode::NAMES), Is("\"exact\""), "rows that carry gradient"),
     key("machine.threads", count(0), Is("0"), "CPU threads; 0 is all"),

@@ -1,0 +1,288 @@
+//! `plan`: what a run is and what it would cost. Trains nothing.
+
+use super::text::{self, Table};
+use super::{ConfigArgs, Printer};
+use crate::config::arithmetic::{self, FlopsByPart, MemoryByPart};
+use crate::config::{Plan, Resolved};
+use crate::error::{Error, Result};
+use crate::model::preset::{self, Role};
+use crate::model::{Gpt2Config, weights};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train nothing
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PlanArgs {
+    /// The run.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd plan quickstart
+  eslm-kd plan my-run.toml --alpha 0.5 --micro-rows 4
+  eslm-kd plan runs/first                           the run as it was resolved
+  eslm-kd plan my-run.toml --json | jq .flops.per_step";
+
+/// Prints the plan.
+pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
+    let resolved = args.config.resolve(None)?;
+    let report = Report::new(resolved)?;
+    ui.result(&report.json(), || report.text(ui.verbose()))
+}
+
+/// The shape of a model that need not be loaded: a model folder, a run folder, or a preset.
+pub fn shape_of(role: Role, name: &str) -> Result<Gpt2Config> {
+    let folder = Path::new(name);
+    for file in [folder.join("config.json"), folder.join("model/config.json")] {
+        if file.is_file() {
+            return weights::read_config(&file);
+        }
+    }
+    let found = match role {
+        Role::Teacher => preset::teacher(name).or_else(|| preset::student(name)),
+        Role::Student => preset::student(name).or_else(|| preset::teacher(name)),
+    };
+    found.map(preset::Preset::config).ok_or_else(|| {
+        let hint = preset::nearest(name, None).map_or_else(String::new, |n| format!("; did you mean \"{n}\"?"));
+        Error::usage(format!(
+            "the {} \"{name}\" is neither a folder with a config.json nor a preset ({}){hint}",
+            role.name(),
+            preset::names(Some(role)).join(", ")
+        ))
+    })
+}
+
+/// Everything `plan` says.
+struct Report {
+    resolved: Resolved,
+    /// The plan with its machine half decided.
+    settled: Plan,
+    student: Gpt2Config,
+    teacher: Option<Gpt2Config>,
+    /// Share of rows kept at the target alpha, and on average over the run.
+    keep: f64,
+    mean_keep: f64,
+    dense: FlopsByPart,
+    selected: FlopsByPart,
+    mean: FlopsByPart,
+    memory: MemoryByPart,
+}
+
+impl Report {
+    fn new(resolved: Resolved) -> Result<Self> {
+        let plan = &resolved.plan;
+        let student = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
+        let teacher = plan.teacher.as_deref().map(|name| shape_of(Role::Teacher, name)).transpose()?;
+        arithmetic::check_fit(&student, teacher.as_ref(), plan)?;
+        let settled = arithmetic::settle(&student, plan);
+        let keep = if plan.selects() { 1.0 - plan.select.alpha } else { 1.0 };
+        let mean_keep = arithmetic::mean_keep(plan);
+        let flops = |keep| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, keep);
+        let memory = arithmetic::memory(&student, teacher.as_ref(), &settled);
+        let (dense, selected, mean) = (flops(1.0), flops(keep), flops(mean_keep));
+        Ok(Self { resolved, settled, student, teacher, keep, mean_keep, dense, selected, mean, memory })
+    }
+
+    /// FLOPs of the whole run; linear in the kept rows, so the mean share gives the sum.
+    fn run_flops(&self) -> u128 {
+        u128::from(self.mean.total()) * u128::from(self.settled.steps)
+    }
+
+    fn json(&self) -> Value {
+        let plan = &self.settled;
+        let model =
+            |name: &str, shape: &Gpt2Config| json!({ "name": name, "parameters": shape.parameters(), "shape": shape });
+        let with_total = |part: Value, total: u64| {
+            let mut part = part;
+            part["total"] = Value::from(total);
+            part
+        };
+        let flops = |f: &FlopsByPart| with_total(json!(f), f.total());
+        let values: Vec<Value> = (self.resolved.values.iter())
+            .map(|v| json!({ "key": v.key.name, "value": v.value, "origin": v.origin.to_string() }))
+            .collect();
+        json!({
+            "values": values,
+            "student": model(&plan.student, &self.student),
+            "teacher": plan.teacher.as_deref().zip(self.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
+            "tokens": {
+                "per_step": plan.tokens_per_step(),
+                "kept_per_step": arithmetic::kept_rows(plan, self.keep),
+                "total": plan.tokens(),
+            },
+            "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head },
+            // As a float: a run may exceed what 64 bits count.
+            "flops": {
+                "per_step": flops(&self.selected),
+                "per_step_keeping_all": flops(&self.dense),
+                "total": self.run_flops() as f64,
+            },
+            "memory": with_total(json!(self.memory), self.memory.total()),
+            "disk": {
+                "checkpoint": arithmetic::checkpoint_bytes(&self.student),
+                "total": arithmetic::disk_bytes(&self.student, plan),
+            },
+            "notes": self.resolved.notes(),
+        })
+    }
+
+    fn text(&self, meanings: bool) -> String {
+        let mut sections = vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
+        let notes = self.resolved.notes();
+        if !notes.is_empty() {
+            sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
+        }
+        sections.join("\n")
+    }
+
+    fn values(&self, meanings: bool) -> String {
+        let mut table = Table::new(["key", "value", "origin"].into_iter().chain(meanings.then_some("meaning")));
+        for v in &self.resolved.values {
+            let value = match &v.value {
+                None => "absent".to_string(),
+                Some(toml::Value::Float(x)) if *x != 0.0 && x.abs() < 1e-3 => format!("{x:e}"),
+                Some(value) => value.to_string(),
+            };
+            // Never a bare number, so that the column stays on the left.
+            let cells = [v.key.name.to_string(), format!("= {value}"), v.origin.to_string()];
+            table.row(cells.into_iter().chain(meanings.then(|| v.key.help.to_string())));
+        }
+        table.to_string()
+    }
+
+    fn models(&self) -> String {
+        let mut table =
+            Table::new(["model", "name", "parameters", "vocabulary", "positions", "width", "blocks", "heads"]);
+        let mut row = |who: &str, name: &str, s: &Gpt2Config| {
+            let numbers = [s.parameters(), s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head];
+            let numbers = numbers.map(|n| text::count(n as u64));
+            table.row([who.to_string(), name.to_string()].into_iter().chain(numbers));
+        };
+        row("student", &self.settled.student, &self.student);
+        if let (Some(name), Some(shape)) = (&self.settled.teacher, &self.teacher) {
+            row("teacher", name, shape);
+        }
+        table.to_string()
+    }
+
+    fn tokens(&self) -> String {
+        let plan = &self.settled;
+        let mut table = Table::new(["tokens", "number", "how"]);
+        let rows =
+            format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
+        table.row(["per step".to_string(), text::count(plan.tokens_per_step()), rows]);
+        let kept = text::count(arithmetic::kept_rows(plan, self.keep));
+        let how =
+            format!("{} at the target alpha, {} on average", text::percent(self.keep), text::percent(self.mean_keep));
+        table.row(["kept per step".to_string(), kept, how]);
+        table.row(["in all".to_string(), text::count(plan.tokens()), format!("{} steps", text::count(plan.steps))]);
+        table.to_string()
+    }
+
+    fn flops(&self) -> String {
+        let mut table = Table::new(["FLOPs per step", "at target alpha", "keeping all"]);
+        let parts = |f: &FlopsByPart| [f.forward, f.backward, f.teacher, f.scoring, f.total()];
+        let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
+        for ((name, a), b) in names.into_iter().zip(parts(&self.selected)).zip(parts(&self.dense)) {
+            table.row([name.to_string(), text::flops(a.into()), text::flops(b.into())]);
+        }
+        table.row(["the whole run".to_string(), text::flops(self.run_flops())]);
+        table.to_string()
+    }
+
+    fn memory(&self) -> String {
+        let plan = &self.settled;
+        let m = &self.memory;
+        let mut table = Table::new(["memory and disk", "bytes", "how"]);
+        let mut row = |name: &str, bytes: u64, how: String| {
+            table.row([name.to_string(), text::bytes(bytes), how]);
+        };
+        row("weights", m.weights, String::new());
+        row("gradients", m.gradients, String::new());
+        row("moments", m.moments, "two per weight".into());
+        row(
+            "activations",
+            m.activations,
+            format!("tape of {} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64)),
+        );
+        row("logits", m.logits, format!("head = {}", plan.machine.head));
+        if self.teacher.is_some() {
+            row("teacher", m.teacher, "weights, no tape".into());
+        }
+        row("memory in all", m.total(), "without scratch space".into());
+        row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
+        let disk = format!("{} checkpoints and the exported model", plan.checkpoint.keep);
+        row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
+        table.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(set: &[&str]) -> Result<Report> {
+        let config = ConfigArgs {
+            config: Some("distill-gpt2-medium".into()),
+            set: set.iter().map(ToString::to_string).collect(),
+            ..ConfigArgs::default()
+        };
+        Report::new(config.resolve(None)?)
+    }
+
+    #[test]
+    fn the_numbers_of_the_shipped_comments_are_the_computed_ones() {
+        let json = report(&[]).unwrap().json();
+        assert_eq!(json["student"]["parameters"], 124_439_808);
+        assert_eq!(json["teacher"]["parameters"], 354_823_168);
+        assert_eq!(json["tokens"]["per_step"], 65_536);
+        assert_eq!(json["tokens"]["kept_per_step"], 32_768);
+        assert_eq!(json["tokens"]["total"], 655_360_000);
+        assert_eq!(json["memory"]["logits"].as_u64().unwrap() / 1_000_000, 205, "206 MB, rounded");
+    }
+
+    #[test]
+    fn the_text_names_every_key_and_says_what_selection_saves() {
+        let text = report(&["select.alpha=0.8"]).unwrap().text(true);
+        for key in crate::config::keys::KEYS {
+            assert!(text.contains(key.name), "{} is missing", key.name);
+        }
+        for part in ["--set", "built-in distill-gpt2-medium.toml:", "13,120", "student backward", "disk in all"] {
+            assert!(text.contains(part), "{part:?} is missing:\n{text}");
+        }
+        let json = report(&["select.alpha=0.8"]).unwrap().json();
+        let total = |which: &str| json["flops"][which]["total"].as_u64().unwrap();
+        assert!(total("per_step") < total("per_step_keeping_all"));
+    }
+
+    #[test]
+    fn models_that_cannot_be_found_or_do_not_fit_are_errors() {
+        let message = |set: &[&str]| report(set).err().expect("an error").to_string();
+        assert!(message(&["teacher=gpt2-meduim"]).contains("did you mean \"gpt2-medium\"?"));
+        assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
+        assert!(message(&["student=tiny", "data.context=64"]).contains("share a vocabulary"));
+        assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
+    }
+
+    #[test]
+    fn every_shipped_run_file_can_be_planned() {
+        for (name, _) in crate::config::EMBEDDED {
+            let config = ConfigArgs { config: Some((*name).into()), ..ConfigArgs::default() };
+            let report = Report::new(config.resolve(None).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(report.memory.total() > 0 && report.run_flops() > 0);
+        }
+    }
+
+    #[test]
+    fn a_folder_is_a_model_whose_shape_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let config = r#"{"model_type":"gpt2","vocab_size":11,"n_positions":8,"n_embd":4,"n_layer":1,"n_head":2}"#;
+        std::fs::create_dir(folder.path().join("model")).unwrap();
+        std::fs::write(folder.path().join("model/config.json"), config).unwrap();
+        assert_eq!(shape_of(Role::Student, path).unwrap().vocab_size, 11);
+    }
+}

@@ -1,0 +1,134 @@
+//! The command line's surface, frozen: adding or renaming a flag is a decision, and this list is where it is made.
+
+use super::*;
+use crate::config::Origin;
+use clap::{CommandFactory, FromArgMatches};
+
+/// Flags with their environment twins, positions in brackets.
+fn surface<A: clap::Args>() -> Vec<String> {
+    let command = A::augment_args(clap::Command::new("verb"));
+    let describe = |arg: &clap::Arg| {
+        let mut name = match (arg.get_short(), arg.get_long()) {
+            (Some(s), Some(l)) => format!("-{s} --{l}"),
+            (None, Some(l)) => format!("--{l}"),
+            _ => arg.get_value_names().map_or_else(String::new, |n| format!("[{}]", n.join(" "))),
+        };
+        if let Some(env) = arg.get_env() {
+            name += &format!(" {}", env.to_string_lossy());
+        }
+        name
+    };
+    command.get_arguments().map(describe).collect()
+}
+
+#[test]
+fn the_flags_and_their_twins_are_these() {
+    let knobs = [
+        "--teacher ESLM_KD_TEACHER",
+        "--student ESLM_KD_STUDENT",
+        "--data ESLM_KD_DATA",
+        "--method ESLM_KD_METHOD",
+        "--score ESLM_KD_SCORE",
+        "--alpha ESLM_KD_ALPHA",
+        "--steps ESLM_KD_STEPS",
+        "--seed ESLM_KD_SEED",
+        "--lr ESLM_KD_LR",
+        "--micro-rows ESLM_KD_MICRO_ROWS",
+        "--device ESLM_KD_DEVICE",
+    ];
+    let config: Vec<&str> = ["[CONFIG]", "--set"].into_iter().chain(knobs).collect();
+    let run: Vec<&str> = config.iter().copied().chain(["--out", "--resume"]).collect();
+    assert_eq!(surface::<plan::PlanArgs>(), config);
+    assert_eq!(surface::<pretrain::PretrainArgs>(), run);
+    assert_eq!(surface::<distill::DistillArgs>(), run);
+    assert_eq!(
+        surface::<eval::EvalArgs>(),
+        ["[MODEL]", "--data ESLM_KD_DATA", "--context", "--stride", "--device ESLM_KD_DEVICE"]
+    );
+    assert_eq!(
+        surface::<generate::GenerateArgs>(),
+        [
+            "[MODEL]",
+            "--prompt",
+            "--temperature",
+            "--top-k",
+            "--top-p",
+            "--seed ESLM_KD_SEED",
+            "--max-tokens",
+            "--device ESLM_KD_DEVICE",
+        ]
+    );
+    assert_eq!(surface::<export::ExportArgs>(), ["[RUN|CHECKPOINT]", "--out"]);
+    assert_eq!(
+        surface::<Globals>(),
+        [
+            "--json ESLM_KD_JSON",
+            "-q --quiet ESLM_KD_QUIET",
+            "-v --verbose ESLM_KD_VERBOSE",
+            "--offline ESLM_KD_OFFLINE",
+        ]
+    );
+}
+
+#[test]
+fn clap_finds_the_command_line_consistent_and_every_verb_has_examples() {
+    let command = Cli::command();
+    command.clone().debug_assert();
+    for verb in command.get_subcommands() {
+        let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Examples:"), "{} has no examples", verb.get_name());
+        assert!(verb.get_about().is_some(), "{} does not say what it does", verb.get_name());
+    }
+}
+
+#[test]
+fn every_knob_is_a_key() {
+    for knob in KNOBS {
+        assert!(crate::config::keys::find(knob.key).is_some(), "--{} sets {}", knob.flag, knob.key);
+        assert_eq!(knob.env, format!("ESLM_KD_{}", knob.flag.to_uppercase().replace('-', "_")));
+    }
+}
+
+/// Parses the arguments of one verb without its name.
+fn parse<A: clap::Args + FromArgMatches>(args: &[&str]) -> A {
+    // Whatever the environment of whoever runs the tests says.
+    let command =
+        A::augment_args(clap::Command::new("verb").no_binary_name(true)).mut_args(|arg| arg.env(None::<&str>));
+    let matches = command.try_get_matches_from(args).unwrap_or_else(|e| panic!("{e}"));
+    A::from_arg_matches(&matches).unwrap()
+}
+
+#[test]
+fn flags_become_values_with_their_origin() {
+    let args: pretrain::PretrainArgs = parse(&["--alpha", "0.25", "--set", "optim.lr=1e-2", "--lr", "0.5"]);
+    let resolved = args.resolve().unwrap();
+    assert_eq!((resolved.plan.select.alpha, resolved.plan.optim.lr), (0.25, 0.01));
+    assert_eq!(resolved.value("select.alpha").unwrap().origin, Origin::Flag("alpha"));
+    assert_eq!(resolved.value("optim.lr").unwrap().origin, Origin::Set, "--set is the last word");
+    let wrong: pretrain::PretrainArgs = parse(&["--alpha", "-1"]);
+    let message = wrong.resolve().unwrap_err().to_string();
+    assert!(message.starts_with("--alpha: select.alpha: expected a number in [0, 1), found -1"), "{message}");
+}
+
+#[test]
+fn distill_without_arguments_is_the_quickstart() {
+    let resolve = |args: &[&str]| parse::<distill::DistillArgs>(args).resolve();
+    let plan = resolve(&[]).unwrap().plan;
+    assert_eq!((plan.teacher.as_deref(), plan.student.as_str()), (Some("quickstart"), "tiny"));
+    assert_eq!(resolve(&["--steps", "7"]).unwrap().plan.student, "tiny");
+    let medium = resolve(&["--teacher", "gpt2-medium"]).unwrap().plan;
+    assert_eq!((medium.student.as_str(), medium.objective.lambda), ("gpt2-124m", 0.5));
+    let message = resolve(&["--data", "somewhere"]).unwrap_err().to_string();
+    assert!(message.contains("distill needs a teacher"), "{message}");
+}
+
+#[test]
+fn resume_reads_the_run_folder_when_no_config_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.toml"), "steps = 5\n").unwrap();
+    let out = folder.path().to_str().unwrap();
+    let steps = |args: &[&str]| parse::<pretrain::PretrainArgs>(args).resolve().unwrap().plan.steps;
+    assert_eq!(steps(&["--out", out, "--resume"]), 5);
+    assert_eq!(steps(&["--out", out, "--resume", "--steps", "6"]), 6);
+    assert_eq!(steps(&["--out", out]), 1000, "a new run ignores what stands there");
+}
