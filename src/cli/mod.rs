@@ -7,11 +7,13 @@ pub mod export;
 pub mod generate;
 mod knobs;
 pub mod plan;
+pub mod prepare;
 pub mod pretrain;
 mod printer;
 #[cfg(test)]
 mod tests;
 pub mod text;
+pub mod tokenizer;
 
 pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, RunArgs};
 pub use printer::Printer;

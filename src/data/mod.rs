@@ -1,4 +1,8 @@
 //! From raw text to batches: readers, tokenizer, token files, loader, and our own story generator.
 
+pub mod bpe;
 pub mod loader;
+pub mod prepare;
+pub mod source;
+pub mod tokenizer;
 pub mod tokens;

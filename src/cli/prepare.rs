@@ -1,0 +1,100 @@
+//! `eslm-kd prepare`: raw text to a data folder.
+
+use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use std::path::PathBuf;
+
+/// Tokenise text, JSON lines or Parquet into a data folder.
+///
+/// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end with the tokenizer's
+/// end-of-text token. In text files `<|endoftext|>` separates documents; a file without it is one document.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  eslm-kd prepare --input books.jsonl.gz --valid held-out.jsonl.gz --tokenizer gpt2 --out data/books
+  eslm-kd prepare --input a.parquet b.parquet --text-field content --valid-fraction 0.01 \\
+      --tokenizer runs/tokenizer --out data/mine")]
+pub struct PrepareArgs {
+    /// Input files, in this order.
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    pub input: Vec<PathBuf>,
+    /// Tokenizer: a folder or tokenizer.json, a Hub id, or a preset.
+    #[arg(long, value_name = "DIR|HUB-ID|PRESET")]
+    pub tokenizer: String,
+    /// Folder to write; one that prepare wrote before is replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Field of JSON lines, column of Parquet.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Validation files.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "valid_fraction")]
+    pub valid: Vec<PathBuf>,
+    /// Share of the input documents to set aside for validation.
+    #[arg(long, value_name = "F")]
+    pub valid_fraction: Option<f64>,
+}
+
+/// Runs the verb; the caller prints the report.
+pub fn run(args: &PrepareArgs, progress: &dyn Progress) -> Result<PrepareReport> {
+    let validation = match args.valid_fraction {
+        Some(fraction) => Validation::Fraction(fraction),
+        None if args.valid.is_empty() => Validation::None,
+        None => Validation::Files(args.valid.clone()),
+    };
+    let options = PrepareOptions {
+        inputs: args.input.clone(),
+        tokenizer: resolve_tokenizer(&args.tokenizer)?,
+        out: args.out.clone(),
+        text_field: args.text_field.clone(),
+        validation,
+    };
+    prepare(&options, progress)
+}
+
+/// Where the tokenizer named on the command line lies.
+fn resolve_tokenizer(name: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Error::usage(format!("tokenizer {name:?}: expected an existing folder or tokenizer.json")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tokenizer::{self, TokenizerArgs};
+    use crate::progress::Silent;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    enum Cli {
+        Prepare(PrepareArgs),
+        Tokenizer(TokenizerArgs),
+    }
+
+    #[test]
+    fn train_a_tokenizer_then_prepare() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(at("a.txt"), "One and two.<|endoftext|>Two and three and one.").unwrap();
+        let words = ["x", "tokenizer", "train", "--input", &at("a.txt"), "--vocab-size", "270", "--out", &at("tok")];
+        let Cli::Tokenizer(args) = Cli::try_parse_from(words).unwrap() else { panic!("verb") };
+        let report = tokenizer::run(&args, &Silent).unwrap();
+        assert_eq!((report.documents, report.vocab_size > 260), (2, true));
+        let common =
+            ["x", "prepare", "--input", &at("a.txt"), &at("a.txt"), "--tokenizer", &at("tok"), "--out", &at("d")];
+        let prepared = |more: &[&str]| {
+            let Cli::Prepare(args) = Cli::try_parse_from([&common, more].concat()).unwrap() else { panic!("verb") };
+            run(&args, &Silent)
+        };
+        assert_eq!(prepared(&[]).unwrap().train.documents, 4);
+        assert_eq!(prepared(&["--valid", &at("a.txt")]).unwrap().valid.unwrap().documents, 2);
+        assert!(prepared(&["--valid-fraction", "2"]).is_err());
+        assert!(Cli::try_parse_from([&common[..], &["--valid", "b", "--valid-fraction", "0.5"]].concat()).is_err());
+        assert!(resolve_tokenizer(&at("nothing")).is_err());
+        // A tokenizer is not overwritten by accident.
+        assert!(tokenizer::run(&args, &Silent).unwrap_err().to_string().contains("exists"));
+    }
+}

@@ -1,0 +1,65 @@
+//! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
+
+use crate::data::tokenizer::{Tokenizer, TrainOptions, TrainReport};
+use crate::error::{Error, Result};
+use crate::files::AtomicDir;
+use crate::progress::Progress;
+use std::path::PathBuf;
+
+/// Train a tokenizer.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TokenizerArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: TokenizerCommand,
+}
+
+/// What the verb can do.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum TokenizerCommand {
+    /// Learn a byte-level byte-pair encoding (GPT-2's scheme) and write Hugging Face's files.
+    #[command(after_help = "Example:
+  eslm-kd tokenizer train --input books.jsonl.gz --vocab-size 8192 --out runs/tokenizer")]
+    Train(TokenizerTrainArgs),
+}
+
+/// Arguments of `tokenizer train`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TokenizerTrainArgs {
+    /// Input files: .txt, .jsonl or .parquet, each also with .gz or .zst.
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    pub input: Vec<PathBuf>,
+    /// Tokens to learn, the 256 bytes and <|endoftext|> included.
+    #[arg(long, value_name = "N")]
+    pub vocab_size: usize,
+    /// New folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Field of JSON lines, column of Parquet.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Occurrences that a pair of tokens needs to become one.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub min_frequency: u64,
+}
+
+/// Runs the verb; the caller prints the report.
+pub fn run(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainReport> {
+    let TokenizerCommand::Train(args) = &args.command;
+    // A folder of that name may hold a model or another tokenizer: never replace it.
+    let taken = args.out.exists() && !args.out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    if taken {
+        let out = args.out.display();
+        return Err(Error::usage(format!("{out} exists; name a new folder with --out, or remove it yourself")));
+    }
+    let options = TrainOptions {
+        vocab_size: args.vocab_size,
+        min_frequency: args.min_frequency,
+        text_field: args.text_field.clone(),
+    };
+    let (tokenizer, report) = Tokenizer::train(&args.input, &options, progress)?;
+    let folder = AtomicDir::create(&args.out)?;
+    tokenizer.save(folder.path())?;
+    folder.commit()?;
+    Ok(report)
+}

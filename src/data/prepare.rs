@@ -1,0 +1,421 @@
+//! Raw text to a data folder: `train.bin`, `valid.bin`, `tokenizer/`, `manifest.json`, all or nothing.
+
+use crate::data::source::{self, Piece, ReadOptions, Source};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter, hex};
+use crate::error::{Error, Result};
+use crate::files::{AtomicDir, write_atomic};
+use crate::progress::Progress;
+use crate::rng::{Rng, Stream};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const TRAIN: &str = "train.bin";
+const VALID: &str = "valid.bin";
+const TOKENIZER: &str = "tokenizer";
+const MANIFEST: &str = "manifest.json";
+/// First field of the manifest.
+const FORMAT: &str = "eslm-kd data";
+/// The split is a property of the data, not of a run: its seed never changes.
+const SPLIT_SEED: u64 = 0;
+
+/// Where validation documents come from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Validation {
+    /// There are none.
+    #[default]
+    None,
+    /// From files of their own.
+    Files(Vec<PathBuf>),
+    /// Each document of the inputs with this probability, in (0, 1); decided by its number in the input.
+    Fraction(f64),
+}
+
+/// What to prepare.
+#[derive(Debug, Clone)]
+pub struct PrepareOptions {
+    /// Input files, in this order.
+    pub inputs: Vec<PathBuf>,
+    /// Folder or file of the tokenizer.
+    pub tokenizer: PathBuf,
+    /// The folder to write. One that `prepare` wrote before is replaced, any other is refused.
+    pub out: PathBuf,
+    /// Field of JSON lines, column of Parquet.
+    pub text_field: String,
+    /// Where validation documents come from.
+    pub validation: Validation,
+}
+
+/// One token file in figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SplitReport {
+    /// Documents.
+    pub documents: u64,
+    /// Tokens, one end-of-text per document included.
+    pub tokens: u64,
+    /// UTF-8 bytes of text.
+    pub bytes: u64,
+    /// SHA-256 of the tokens.
+    pub content_hash: String,
+}
+
+impl SplitReport {
+    fn new(header: &TokenHeader) -> Self {
+        Self {
+            documents: header.documents,
+            tokens: header.tokens,
+            bytes: header.source_bytes,
+            content_hash: hex(&header.content_hash),
+        }
+    }
+}
+
+/// What was prepared; also the manifest, so nothing in it depends on machine, folder or time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PrepareReport {
+    /// Always `eslm-kd data`.
+    pub format: &'static str,
+    /// Version of the folder's layout.
+    pub version: u32,
+    /// Names of the input files, without folders.
+    pub inputs: Vec<String>,
+    /// Names of the validation files, if there were any.
+    pub valid_inputs: Vec<String>,
+    /// The fraction asked for, if there was one.
+    pub valid_fraction: Option<f64>,
+    /// [`Tokenizer::hash`] in hexadecimal.
+    pub tokenizer_hash: String,
+    /// Size of the vocabulary.
+    pub vocab_size: u32,
+    /// Id of the end-of-text token that closes every document.
+    pub eot: u32,
+    /// The training tokens.
+    pub train: SplitReport,
+    /// The validation tokens.
+    pub valid: Option<SplitReport>,
+}
+
+/// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes written depend
+/// on the inputs and the tokenizer alone.
+pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
+    if let Validation::Fraction(f) = options.validation {
+        if !(f > 0.0 && f < 1.0) {
+            return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
+        }
+    }
+    check_replaceable(&options.out)?;
+    let tokenizer = Tokenizer::load(&options.tokenizer)?;
+    let sources = Source::open_all(&options.inputs)?;
+    let valid_sources = match &options.validation {
+        Validation::Files(paths) => Source::open_all(paths)?,
+        _ => Vec::new(),
+    };
+    let reading = ReadOptions { text_field: options.text_field.clone(), split: tokenizer.splits_safely() };
+
+    let folder = AtomicDir::create(&options.out)?;
+    tokenizer.save(&folder.path().join(TOKENIZER))?;
+    let mut train = TokenWriter::create(&folder.path().join(TRAIN), tokenizer.origin())?;
+    let mut valid = match options.validation {
+        Validation::None => None,
+        _ => Some(TokenWriter::create(&folder.path().join(VALID), tokenizer.origin())?),
+    };
+    let (mut number, split) = (0u64, Rng::new(SPLIT_SEED, Stream::Split));
+    source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
+        encode_batch(&tokenizer, &batch.pieces, |piece, tokens| {
+            let writer = match (&options.validation, &mut valid) {
+                (Validation::Fraction(f), Some(valid)) if f64::from(split.uniform(0, number)) < *f => valid,
+                _ => &mut train,
+            };
+            number += u64::from(piece.ends_document);
+            append(writer, piece, tokens, tokenizer.eot())
+        })
+    })?;
+    if let (Validation::Files(_), Some(valid)) = (&options.validation, &mut valid) {
+        source::for_each_batch(&valid_sources, &reading, "Tokenising validation", progress, |batch| {
+            encode_batch(&tokenizer, &batch.pieces, |piece, tokens| append(valid, piece, tokens, tokenizer.eot()))
+        })?;
+    }
+    check_not_empty(&options.validation, number, &train, valid.as_ref())?;
+
+    let names = |sources: &[Source]| sources.iter().map(Source::name).collect();
+    let report = PrepareReport {
+        format: FORMAT,
+        version: 1,
+        inputs: names(&sources),
+        valid_inputs: names(&valid_sources),
+        valid_fraction: if let Validation::Fraction(f) = options.validation { Some(f) } else { None },
+        tokenizer_hash: hex(&tokenizer.hash()),
+        vocab_size: tokenizer.vocab_size(),
+        eot: tokenizer.eot(),
+        train: SplitReport::new(&train.finish()?),
+        valid: valid.map(TokenWriter::finish).transpose()?.as_ref().map(SplitReport::new),
+    };
+    let manifest = folder.path().join(MANIFEST);
+    write_atomic(&manifest, |w| {
+        serde_json::to_writer_pretty(&mut *w, &report).map_err(|e| Error::io("write", &manifest, e.into()))?;
+        w.write_all(b"\n").map_err(|e| Error::io("write", &manifest, e))
+    })?;
+    folder.commit()?;
+    Ok(report)
+}
+
+/// Encodes in parallel, then hands over in order.
+fn encode_batch(
+    tokenizer: &Tokenizer,
+    pieces: &[Piece],
+    mut take: impl FnMut(&Piece, &[u32]) -> Result<()>,
+) -> Result<()> {
+    let encoded: Vec<Vec<u32>> = pieces.par_iter().map(|p| tokenizer.encode(&p.text)).collect::<Result<_>>()?;
+    pieces.iter().zip(&encoded).try_for_each(|(piece, tokens)| take(piece, tokens))
+}
+
+fn append(writer: &mut TokenWriter, piece: &Piece, tokens: &[u32], eot: u32) -> Result<()> {
+    writer.push(tokens)?;
+    writer.add_source_bytes(piece.text.len() as u64);
+    if piece.ends_document {
+        writer.push(&[eot])?;
+        writer.end_document();
+    }
+    Ok(())
+}
+
+fn check_not_empty(v: &Validation, documents: u64, train: &TokenWriter, valid: Option<&TokenWriter>) -> Result<()> {
+    if documents == 0 {
+        return Err(Error::data("no text found in the inputs: every document is empty"));
+    }
+    let empty = if train.tokens() == 0 {
+        "training"
+    } else if valid.is_some_and(|w| w.tokens() == 0) {
+        "validation"
+    } else {
+        return Ok(());
+    };
+    Err(match v {
+        Validation::Fraction(f) => Error::usage(format!(
+            "valid-fraction {f} of {documents} documents leaves none for {empty} (documents are never cut); \
+             change the fraction, name files with --valid, or separate documents in text files with <|endoftext|>"
+        )),
+        _ => Error::data(format!("no text found in the {empty} files: every document is empty")),
+    })
+}
+
+/// Replacing a folder deletes what is in it, so it must hold nothing that `prepare` did not write.
+fn check_replaceable(out: &Path) -> Result<()> {
+    let refuse = |what: &str| {
+        let out = out.display();
+        Err(Error::usage(format!("{out} exists and {what}; name a new folder with --out, or remove it yourself")))
+    };
+    if !out.exists() {
+        return Ok(());
+    }
+    if !out.is_dir() {
+        return refuse("is not a folder");
+    }
+    let mut entries = fs::read_dir(out).map_err(|e| Error::io("read folder", out, e))?.peekable();
+    if entries.peek().is_none() {
+        return Ok(());
+    }
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io("read folder", out, e))?.file_name();
+        if ![TRAIN, VALID, TOKENIZER, MANIFEST].iter().any(|known| name == *known) {
+            return refuse(&format!("holds {}, which no earlier prepare wrote", name.display()));
+        }
+    }
+    let manifest = fs::read(out.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    match manifest.unwrap_or(serde_json::Value::Null)["format"] == FORMAT {
+        true => Ok(()),
+        false => refuse("has no manifest.json of an earlier prepare"),
+    }
+}
+
+/// A prepared folder, open for training.
+#[derive(Debug, Clone)]
+pub struct DataDir {
+    /// Training tokens.
+    pub train: Arc<TokenFile>,
+    /// Validation tokens, if the folder has some.
+    pub valid: Option<Arc<TokenFile>>,
+    /// The tokenizer that made both.
+    pub tokenizer: Tokenizer,
+}
+
+impl DataDir {
+    /// Opens the folder and checks that both files were made by its tokenizer.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.join(TRAIN).is_file() {
+            let place = folder.display();
+            return Err(Error::data(format!(
+                "{place}: expected a folder made by `eslm-kd prepare`; it has no {TRAIN}"
+            )));
+        }
+        let tokenizer = Tokenizer::load(&folder.join(TOKENIZER))?;
+        let open = |name: &str| {
+            let file = TokenFile::open(&folder.join(name))?;
+            let (found, expected) = (file.header(), tokenizer.origin());
+            if found.tokenizer_hash != expected.tokenizer_hash
+                || (found.vocab_size, found.eot) != (expected.vocab_size, expected.eot)
+            {
+                return Err(Error::data(format!(
+                    "{}: made by tokenizer {}, but the folder's is {}; prepare the data again",
+                    file.path().display(),
+                    hex(&found.tokenizer_hash[..6]),
+                    hex(&expected.tokenizer_hash[..6])
+                )));
+            }
+            Ok(Arc::new(file))
+        };
+        let train = open(TRAIN)?;
+        let valid = folder.join(VALID).exists().then(|| open(VALID)).transpose()?;
+        Ok(Self { train, valid, tokenizer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::TrainOptions;
+    use crate::progress::Silent;
+
+    struct Setup {
+        folder: tempfile::TempDir,
+        documents: Vec<String>,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let documents: Vec<String> = (0..300)
+                .map(|i| match i {
+                    17 => "A long one. ".repeat(20_000),
+                    _ => format!("Document {i} has its {} own words,\n\n  and \"{}\" too.", i * 7, i * i),
+                })
+                .collect();
+            let lines: String = documents.iter().map(|d| serde_json::json!({ "text": d }).to_string() + "\n").collect();
+            fs::write(folder.path().join("in.jsonl"), lines).unwrap();
+            fs::write(folder.path().join("in.txt"), documents.join("<|endoftext|>")).unwrap();
+            let options = TrainOptions { vocab_size: 500, ..TrainOptions::default() };
+            let (tokenizer, _) = Tokenizer::train(&[folder.path().join("in.txt")], &options, &Silent).unwrap();
+            tokenizer.save(&folder.path().join("tok")).unwrap();
+            Self { folder, documents }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn options(&self, input: &str, out: &str, validation: Validation) -> PrepareOptions {
+            PrepareOptions {
+                inputs: vec![self.path(input)],
+                tokenizer: self.path("tok"),
+                out: self.path(out),
+                text_field: "text".into(),
+                validation,
+            }
+        }
+    }
+
+    #[test]
+    fn documents_come_back_whole_in_order_from_either_format() {
+        let setup = Setup::new();
+        let report = prepare(&setup.options("in.jsonl", "a", Validation::None), &Silent).unwrap();
+        let from_text = prepare(&setup.options("in.txt", "b", Validation::None), &Silent).unwrap();
+        assert_eq!(report.train, from_text.train);
+        let data = DataDir::open(&setup.path("a")).unwrap();
+        let tokens = data.train.to_vec(0..data.train.len()).unwrap();
+        data.train.verify().unwrap();
+        assert!(data.valid.is_none());
+        // The long document was encoded in pieces; the oracle encodes it whole.
+        let expected: Vec<u32> = setup
+            .documents
+            .iter()
+            .flat_map(|d| data.tokenizer.encode(d).unwrap().into_iter().chain([data.tokenizer.eot()]))
+            .collect();
+        assert!(tokens == expected);
+        assert_eq!((report.train.documents, report.train.tokens), (300, expected.len() as u64));
+        assert_eq!(report.train.bytes as usize, setup.documents.iter().map(String::len).sum::<usize>());
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&fs::read(setup.path("a/manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest, serde_json::to_value(&report).unwrap());
+        assert_eq!(manifest["inputs"], serde_json::json!(["in.jsonl"]));
+    }
+
+    #[test]
+    fn a_fraction_splits_by_document_and_threads_change_nothing() {
+        let setup = Setup::new();
+        let mut files = Vec::new();
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let options = setup.options("in.jsonl", "a", Validation::Fraction(0.2));
+            let report = pool.install(|| prepare(&options, &Silent)).unwrap();
+            let valid = report.valid.unwrap();
+            assert_eq!(valid.documents + report.train.documents, 300);
+            // Binomial(300, 0.2): mean 60, three standard deviations 21.
+            assert!((39..=81).contains(&valid.documents), "{}", valid.documents);
+            files.push(["train.bin", "valid.bin", "manifest.json"].map(|n| fs::read(setup.path("a").join(n)).unwrap()));
+        }
+        assert!(files[0] == files[1]);
+        let data = DataDir::open(&setup.path("a")).unwrap();
+        let text = |f: &TokenFile| data.tokenizer.decode(&f.to_vec(0..f.len()).unwrap()).unwrap();
+        let (train, valid) = (text(&data.train), text(data.valid.as_ref().unwrap()));
+        for document in &setup.documents {
+            let marked = format!("{document}<|endoftext|>");
+            assert!(train.contains(&marked) != valid.contains(&marked));
+        }
+    }
+
+    #[test]
+    fn validation_files_and_empty_splits() {
+        let setup = Setup::new();
+        fs::write(setup.path("v.txt"), "Own words.").unwrap();
+        fs::write(setup.path("blank.txt"), "\n").unwrap();
+        let own = Validation::Files(vec![setup.path("v.txt")]);
+        let report = prepare(&setup.options("in.txt", "a", own), &Silent).unwrap();
+        assert_eq!((report.valid.unwrap().documents, report.train.documents), (1, 300));
+        let error = |input, validation| {
+            let failed = prepare(&setup.options(input, "z", validation), &Silent);
+            assert!(!setup.path("z").exists());
+            failed.unwrap_err().to_string()
+        };
+        assert!(error("v.txt", Validation::Fraction(0.01)).contains("none for validation"));
+        assert!(error("v.txt", Validation::Fraction(0.99999)).contains("none for training"));
+        assert!(error("v.txt", Validation::Fraction(1.0)).contains("between 0 and 1"));
+        assert!(error("v.txt", Validation::Fraction(f64::NAN)).contains("between 0 and 1"));
+        assert!(error("blank.txt", Validation::None).contains("no text"));
+        assert!(error("v.txt", Validation::Files(vec![setup.path("blank.txt")])).contains("validation files"));
+        assert!(error("none.txt", Validation::None).contains("none.txt"));
+        let left: Vec<_> = fs::read_dir(setup.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|n| !n.to_string_lossy().ends_with(".tmp")), "{left:?}");
+    }
+
+    #[test]
+    fn only_its_own_folder_is_replaced() {
+        let setup = Setup::new();
+        let options = |out| setup.options("in.txt", out, Validation::None);
+        let refused = |out| prepare(&options(out), &Silent).unwrap_err().to_string();
+        assert!(refused("").contains("exists and holds"));
+        assert!(refused("in.txt").contains("is not a folder"));
+        fs::create_dir(setup.path("a")).unwrap();
+        prepare(&options("a"), &Silent).unwrap();
+        prepare(&options("a"), &Silent).unwrap();
+        fs::write(setup.path("a/notes.txt"), "mine").unwrap();
+        assert!(refused("a").contains("notes.txt"));
+        assert_eq!(fs::read(setup.path("a/notes.txt")).unwrap(), b"mine");
+        fs::remove_file(setup.path("a/notes.txt")).unwrap();
+        fs::remove_file(setup.path("a/manifest.json")).unwrap();
+        assert!(refused("a").contains("manifest.json"));
+    }
+
+    #[test]
+    fn a_folder_with_another_tokenizer_is_refused() {
+        let setup = Setup::new();
+        prepare(&setup.options("in.txt", "a", Validation::None), &Silent).unwrap();
+        let options = TrainOptions { vocab_size: 400, ..TrainOptions::default() };
+        let (other, _) = Tokenizer::train(&[setup.path("in.txt")], &options, &Silent).unwrap();
+        other.save(&setup.path("a/tokenizer")).unwrap();
+        assert!(DataDir::open(&setup.path("a")).unwrap_err().to_string().contains("made by tokenizer"));
+        assert!(DataDir::open(&setup.path("tok")).unwrap_err().to_string().contains("eslm-kd prepare"));
+    }
+}

@@ -1,0 +1,259 @@
+//! Readers: text, JSON lines and Parquet, each also compressed with gzip or Zstandard, in bounded memory.
+//!
+//! What a document is: in text files, what stands between `<|endoftext|>` marks (the whole file if there is none);
+//! in JSON lines, the text field of a line; in Parquet, a row of the text column. Documents of nothing but white
+//! space are left out. Long documents arrive in pieces, cut where no token of GPT-2's scheme can cross.
+
+mod parquet;
+mod pieces;
+mod records;
+
+pub use pieces::split_point;
+
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+
+/// Bytes of text that a piece should not exceed much.
+const PIECE_BYTES: usize = 64 << 10;
+/// Bytes of text that are read ahead and worked on together; the same on every machine, so results are too.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What the bytes of a file mean once decompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// UTF-8 text.
+    Text,
+    /// One JSON object per line.
+    JsonLines,
+    /// Apache Parquet.
+    Parquet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// An input file whose kind is known.
+#[derive(Debug, Clone)]
+pub struct Source {
+    path: PathBuf,
+    format: Format,
+    compression: Compression,
+    size: u64,
+}
+
+impl Source {
+    /// Looks at a file's name and first bytes. The format follows the name (`.txt .text .md`, `.jsonl .ndjson .json`,
+    /// `.parquet`, each with `.gz` or `.zst` behind); compression follows the first bytes, which must fit the name.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bad = |what: String| Err(Error::data(format!("{}: {what}", path.display())));
+        let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        if meta.is_dir() {
+            return bad("is a folder; name the files in it".into());
+        }
+        let mut magic = Vec::new();
+        (&mut file).take(4).read_to_end(&mut magic).map_err(|e| Error::io("read", path, e))?;
+        let compression = match magic[..] {
+            [0x1F, 0x8B, ..] => Compression::Gzip,
+            [0x28, 0xB5, 0x2F, 0xFD] => Compression::Zstd,
+            _ => Compression::None,
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let (stem, named) = match name.rsplit_once('.') {
+            Some((stem, "gz" | "gzip")) => (stem, Some(Compression::Gzip)),
+            Some((stem, "zst" | "zstd")) => (stem, Some(Compression::Zstd)),
+            _ => (name.as_str(), None),
+        };
+        if let Some(named) = named.filter(|n| *n != compression) {
+            return bad(format!("its name says {named:?}, but its first bytes are {magic:02x?}: damaged or misnamed"));
+        }
+        let format = match stem.rsplit_once('.').map(|(_, extension)| extension) {
+            Some("txt" | "text" | "md") => Format::Text,
+            Some("jsonl" | "ndjson" | "json") => Format::JsonLines,
+            Some("parquet") => Format::Parquet,
+            _ => return bad("unknown kind of file: expected .txt, .jsonl or .parquet, also with .gz or .zst".into()),
+        };
+        if magic == *b"PAR1" && format != Format::Parquet {
+            return bad("is a Parquet file; give it the extension .parquet".into());
+        }
+        Ok(Self { path: path.to_path_buf(), format, compression, size: meta.len() })
+    }
+
+    /// Looks at all, so that a typing error in the last name shows before the first file is read.
+    pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        if paths.is_empty() {
+            return Err(Error::usage("no input files given"));
+        }
+        paths.iter().map(|path| Self::open(path)).collect()
+    }
+
+    /// The file's name without its folder.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Bytes on disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn decompressed(&self, consumed: &Arc<AtomicU64>) -> Result<Box<dyn BufRead + Send>> {
+        let file = File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
+        let file = BufReader::with_capacity(1 << 18, Counting { inner: file, consumed: Arc::clone(consumed) });
+        Ok(match self.compression {
+            Compression::None => Box::new(file),
+            Compression::Gzip => {
+                Box::new(BufReader::with_capacity(1 << 18, flate2::bufread::MultiGzDecoder::new(file)))
+            }
+            Compression::Zstd => {
+                let decoder = zstd::Decoder::with_buffer(file).map_err(|e| self.unreadable(&e))?;
+                Box::new(BufReader::with_capacity(1 << 18, decoder))
+            }
+        })
+    }
+
+    /// The message for a failed read: with compression, mostly a damaged stream.
+    fn unreadable(&self, e: &std::io::Error) -> Error {
+        let path = self.path.display();
+        match self.compression {
+            Compression::None => Error::data(format!("cannot read {path}: {e}")),
+            kind => Error::data(format!("{path}: the {kind:?} stream is truncated or damaged ({e})")),
+        }
+    }
+
+    fn reader(&self, options: &ReadOptions, consumed: &Arc<AtomicU64>) -> Result<Box<dyn Documents>> {
+        let limit = options.split.then_some(PIECE_BYTES);
+        Ok(match self.format {
+            Format::Text => Box::new(pieces::TextReader::new(self.clone(), self.decompressed(consumed)?, limit)),
+            Format::JsonLines => {
+                let input = self.decompressed(consumed)?;
+                let lines = records::LineReader::new(self.clone(), input, options.text_field.clone());
+                Box::new(pieces::Cut::new(lines, limit))
+            }
+            Format::Parquet => {
+                let rows = parquet::RowReader::open(self, &options.text_field, consumed)?;
+                Box::new(pieces::Cut::new(rows, limit))
+            }
+        })
+    }
+}
+
+struct Counting {
+    inner: File,
+    consumed: Arc<AtomicU64>,
+}
+
+impl Read for Counting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.consumed.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// How inputs are read.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// Field of JSON lines, column of Parquet.
+    pub text_field: String,
+    /// Whether long documents may arrive in pieces cut at [`split_point`].
+    pub split: bool,
+}
+
+/// A document or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The text.
+    pub text: String,
+    /// Whether the document ends here.
+    pub ends_document: bool,
+}
+
+/// Consecutive pieces.
+#[derive(Debug, Default)]
+pub struct PieceBatch {
+    /// In input order.
+    pub pieces: Vec<Piece>,
+    /// Input bytes (as on disk) that reading it took, for progress.
+    pub consumed: u64,
+}
+
+/// A stream of pieces.
+trait Documents: Send {
+    fn next_piece(&mut self) -> Result<Option<Piece>>;
+}
+
+/// Reads all sources in order on a thread of its own, a batch ahead, and hands batches of about 4 MB to `handle`.
+/// Starts and finishes a phase `label` of `progress`, in bytes on disk.
+pub fn for_each_batch(
+    sources: &[Source],
+    options: &ReadOptions,
+    label: &str,
+    progress: &dyn Progress,
+    mut handle: impl FnMut(PieceBatch) -> Result<()>,
+) -> Result<()> {
+    let total = sources.iter().map(Source::size).sum();
+    progress.start(label, Some(total), "bytes");
+    let (sender, receiver) = sync_channel::<Result<PieceBatch>>(1);
+    let done = std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let outcome = read_batches(sources, options, |batch| sender.send(Ok(batch)).is_ok());
+            if let Err(e) = outcome {
+                let _ = sender.send(Err(e)); // the receiver is gone only when it has an error of its own
+            }
+        });
+        let mut run = || {
+            for batch in &receiver {
+                crate::signal::check()?;
+                let batch = batch?;
+                let consumed = batch.consumed;
+                handle(batch)?;
+                progress.advance(consumed);
+            }
+            Ok(())
+        };
+        let outcome = run();
+        drop(receiver); // lets a reader that is ahead stop
+        reader.join().map_err(|_| Error::internal("the reading thread panicked"))?;
+        outcome
+    });
+    progress.finish();
+    done
+}
+
+/// Calls `send` with each batch until it says false.
+fn read_batches(sources: &[Source], options: &ReadOptions, mut send: impl FnMut(PieceBatch) -> bool) -> Result<()> {
+    let consumed = Arc::new(AtomicU64::new(0));
+    let (mut batch, mut bytes, mut reported) = (PieceBatch::default(), 0, 0);
+    for source in sources {
+        let mut reader = source.reader(options, &consumed)?;
+        while let Some(piece) = reader.next_piece()? {
+            bytes += piece.text.len();
+            batch.pieces.push(piece);
+            if bytes >= BATCH_BYTES {
+                let now = consumed.load(Ordering::Relaxed);
+                batch.consumed = now - std::mem::replace(&mut reported, now);
+                bytes = 0;
+                if !send(std::mem::take(&mut batch)) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    batch.consumed = consumed.load(Ordering::Relaxed).saturating_sub(reported);
+    send(batch);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+use super::*;
+use crate::data::tokenizer::{Tokenizer, TrainOptions};
+use crate::progress::Silent;
+use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
+use std::fs;
+use std::io::Write;
+
+/// Text full of places where a careless cut would change tokens.
+fn tricky() -> String {
+    let bits = [
+        "don't",
+        " they'll",
+        "\n\n",
+        "  ",
+        " \n ",
+        "\t",
+        "x\u{a0}y",
+        "日本語、",
+        "。\n",
+        "—",
+        "\u{200b}",
+        "\u{85}",
+        "42",
+        "3.14",
+        "\r\n",
+        "!!!",
+        " ?!",
+        "é",
+        "e\u{301}",
+        "\u{3000}",
+        "🙂",
+        " 🙂",
+        "'s",
+        "a",
+        "\u{2028}",
+        "\n'd",
+    ];
+    // A fixed walk that meets every pair of bits.
+    (0..bits.len() * bits.len() * 4).map(|i| bits[(i * 7 + i / bits.len() * 3 + i * i % 5) % bits.len()]).collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn parquet_bytes(texts: &[Option<&str>]) -> Vec<u8> {
+    let numbers: ArrayRef = Arc::new(Int32Array::from_iter_values(0..texts.len() as i32));
+    let texts: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+    let batch = RecordBatch::try_from_iter_with_nullable([("id", numbers, false), ("text", texts, true)]).unwrap();
+    let mut out = Vec::new();
+    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut out, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    out
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn pieces(&self, name: &str, bytes: &[u8], field: &str) -> Result<Vec<Piece>> {
+        let source = Source::open(&self.file(name, bytes))?;
+        let options = ReadOptions { text_field: field.into(), split: true };
+        let (mut pieces, mut consumed) = (Vec::new(), 0);
+        for_each_batch(std::slice::from_ref(&source), &options, "", &Silent, |batch| {
+            consumed += batch.consumed;
+            pieces.extend(batch.pieces);
+            Ok(())
+        })?;
+        assert_eq!(consumed, source.size(), "progress adds up to the file's size");
+        Ok(pieces)
+    }
+
+    fn documents(&self, name: &str, bytes: &[u8]) -> Result<Vec<String>> {
+        let mut documents = vec![String::new()];
+        for piece in self.pieces(name, bytes, "text")? {
+            documents.last_mut().unwrap().push_str(&piece.text);
+            if piece.ends_document {
+                documents.push(String::new());
+            }
+        }
+        assert_eq!(documents.pop().unwrap(), "", "the last document ends");
+        Ok(documents)
+    }
+
+    fn error(&self, name: &str, bytes: &[u8]) -> String {
+        let message = self.documents(name, bytes).unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+        message
+    }
+}
+
+#[test]
+fn cutting_anywhere_allowed_leaves_the_tokens_as_they_are() {
+    let folder = Folder::new();
+    let text = tricky();
+    let path = folder.file("t.txt", text.as_bytes());
+    let options = TrainOptions { vocab_size: 600, ..TrainOptions::default() };
+    let (tokenizer, _) = Tokenizer::train(&[path], &options, &Silent).unwrap();
+    let whole = tokenizer.encode(&text).unwrap();
+    for target in [1, 7, 64, 1000] {
+        let (mut rest, mut ids, mut cuts) = (text.as_str(), Vec::new(), 0);
+        while let Some(at) = split_point(rest, target).filter(|_| rest.len() > target) {
+            ids.extend(tokenizer.encode(&rest[..at]).unwrap());
+            rest = &rest[at..];
+            cuts += 1;
+        }
+        ids.extend(tokenizer.encode(rest).unwrap());
+        assert!(cuts >= text.len() / (target + 200), "{cuts} cuts at {target}");
+        assert!(ids == whole, "target {target}");
+    }
+    // The test can fail: cutting behind a space does change tokens.
+    let at = text.find(" they").unwrap() + 1;
+    let careless = [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
+    assert!(careless != whole);
+}
+
+#[test]
+fn text_files_split_at_marks_and_long_documents_into_pieces() {
+    let folder = Folder::new();
+    let long = "word and\nword ".repeat(30_000);
+    let text = format!("\u{feff}one<|endoftext|>\n \n<|endoftext|>{long}<|endoftext|>three");
+    let expected = vec!["one".to_string(), long.clone(), "three".to_string()];
+    assert_eq!(folder.documents("a.txt", text.as_bytes()).unwrap(), expected);
+    assert_eq!(folder.documents("a.txt.gz", &gzip(text.as_bytes())).unwrap(), expected);
+    assert_eq!(folder.documents("a.txt.zst", &zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap(), expected);
+    assert_eq!(folder.documents("b.md", b"\n").unwrap(), Vec::<String>::new());
+    assert_eq!(folder.documents("b.txt", b"").unwrap(), Vec::<String>::new());
+    let pieces = folder.pieces("a.txt", text.as_bytes(), "text").unwrap();
+    assert!(pieces.len() > 5);
+    assert!(pieces.iter().all(|p| p.text.len() <= PIECE_BYTES));
+}
+
+#[test]
+fn a_mark_across_reads_is_found() {
+    let folder = Folder::new();
+    // The mark lies at every offset around the first read's end.
+    for shift in 0..20 {
+        let text = format!("{}<|endoftext|>b", "ab ".repeat(((1 << 16) - 15) / 3) + &"c".repeat(shift));
+        let documents = folder.documents("a.txt", text.as_bytes()).unwrap();
+        assert_eq!((documents.len(), documents[1].as_str()), (2, "b"), "shift {shift}");
+    }
+}
+
+#[test]
+fn json_lines_and_parquet_give_their_documents() {
+    let folder = Folder::new();
+    let lines = "{\"id\": [1, {\"text\": 2}], \"text\": \"a\\nb\"}\r\n\n  \n{\"text\": \" \"}\n{\"text\":\"c é\"}";
+    let expected = vec!["a\nb".to_string(), "c é".to_string()];
+    assert_eq!(folder.documents("a.jsonl", lines.as_bytes()).unwrap(), expected);
+    // Two gzip members, as from appending.
+    let members = [gzip(b"{\"text\": \"a\\nb\"}\n"), gzip("{\"text\": \"c é\"}\n".as_bytes())].concat();
+    assert_eq!(folder.documents("a.jsonl.gz", &members).unwrap(), expected);
+    // Compression is recognised without its extension.
+    assert_eq!(folder.documents("b.jsonl", &members).unwrap(), expected);
+    let table = parquet_bytes(&[Some("a\nb"), Some(""), Some("c é")]);
+    assert_eq!(folder.documents("a.parquet", &table).unwrap(), expected);
+    assert_eq!(folder.documents("a.parquet.gz", &gzip(&table)).unwrap(), expected);
+    assert_eq!(folder.documents("a.parquet.zst", &zstd::encode_all(&table[..], 1).unwrap()).unwrap(), expected);
+}
+
+#[test]
+fn damaged_streams_name_the_file() {
+    let folder = Folder::new();
+    let text = tricky().repeat(20);
+    let packed = gzip(text.as_bytes());
+    assert!(folder.error("a.txt.gz", &packed[..packed.len() / 2]).contains("truncated or damaged"));
+    let mut flipped = packed.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 0x40;
+    folder.error("a.txt.gz", &flipped); // found at the latest by the checksum
+    let packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    assert!(folder.error("a.txt.zst", &packed[..packed.len() / 2]).contains("truncated or damaged"));
+    assert!(folder.error("a.txt.gz", b"plain").contains("first bytes"));
+    assert!(folder.error("a.txt.gz", b"").contains("first bytes"));
+    assert!(folder.error("a.txt.gz", &packed).contains("first bytes"));
+    assert!(folder.error("a.csv", b"a,b").contains("unknown kind"));
+    assert!(folder.error("a", b"a").contains("unknown kind"));
+    let table = parquet_bytes(&[Some("a")]);
+    assert!(folder.error("a.txt", &table).contains("is a Parquet file"));
+    assert!(folder.error("a.parquet", &table[..table.len() - 3]).contains("not a readable Parquet"));
+    assert!(folder.error("a.parquet", b"").contains("not a readable Parquet"));
+    assert!(Source::open(folder.0.path()).unwrap_err().to_string().contains("is a folder"));
+    assert!(Source::open_all(&[]).is_err());
+}
+
+#[test]
+fn bad_records_name_their_line() {
+    let folder = Folder::new();
+    let error = |text: &str| folder.error("a.jsonl", text.as_bytes());
+    assert!(error("{\"text\":\"a\"}\n\n{\"body\":\"b\"}").contains("a.jsonl:3: no field \"text\""));
+    assert!(error("{\"text\":\"a\"}\n{\"text\":7}").contains("a.jsonl:2: field \"text\" is a number"));
+    assert!(error("{\"text\":\"a\"").contains("a.jsonl:1: EOF"));
+    assert!(error("[1]").contains("expected a JSON object"));
+    assert!(error("{\"text\":\"a\"} x").contains("trailing"));
+    let message = folder.error("b.jsonl", b"{\"text\":\"a\"}\n{\"text\":\"\xff\"}");
+    assert!(message.contains("b.jsonl:2: not UTF-8 at byte 22"), "{message}");
+    assert!(folder.error("a.parquet", &parquet_bytes(&[Some("a"), None])).contains("row 2: column \"text\" is null"));
+    let table = parquet_bytes(&[Some("a")]);
+    let message = folder.pieces("a.parquet", &table, "body").unwrap_err().to_string();
+    assert!(message.contains("no column \"body\"") && message.contains("id, text"), "{message}");
+    let message = folder.pieces("a.parquet", &table, "id").unwrap_err().to_string();
+    assert!(message.contains("holds Int32"), "{message}");
+}
+
+#[test]
+fn text_that_is_not_utf8_names_the_byte() {
+    let folder = Folder::new();
+    let mut text = "ünï ".repeat(40_000).into_bytes();
+    let at = text.len();
+    text.extend(b"\xfe more");
+    assert!(folder.error("a.txt", &text).contains(&format!("not UTF-8 at byte {at}")));
+    // An incomplete character at the very end.
+    assert!(folder.error("a.txt", b"abc\xe6\x97").contains("not UTF-8 at byte 3"));
+}
+
+#[test]
+fn an_error_of_the_consumer_stops_the_reader() {
+    let folder = Folder::new();
+    let path = folder.file("a.txt", "some words\n".repeat(2_000_000).as_bytes());
+    let options = ReadOptions { text_field: "text".into(), split: true };
+    let mut batches = 0;
+    let failed = for_each_batch(&Source::open_all(&[path]).unwrap(), &options, "", &Silent, |_| {
+        batches += 1;
+        Err(Error::data("full"))
+    });
+    assert_eq!((failed.unwrap_err().to_string().as_str(), batches), ("full", 1));
+}
