@@ -1,3 +1,5 @@
-//! One integration test binary; a module per subject.
+//! The one integration test binary: each file tests one promise of the crate from outside.
 
 mod cli;
+mod parity;
+mod support;
