@@ -75,6 +75,9 @@ impl Gpt2 {
     /// ascending `rows` that carry gradient, or [B T, D] when `rows` is None. The two give the same numbers when the
     /// missing rows are zero.
     pub fn backward(&self, tape: Tape, rows: Option<&[u32]>, d_hidden: &Tensor, grads: &ParamSet) -> Result<()> {
+        if rows.is_some_and(<[u32]>::is_empty) {
+            return Ok(()); // a micro-batch may select nothing
+        }
         let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
         let d = d_hidden.zeros_like()?;
         let (ln_w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());

@@ -1,7 +1,9 @@
 //! Access to a tensor's memory on the CPU: the bridge between candle's storage and our kernels.
 
 use crate::error::{Error, Result};
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, InplaceOp1, InplaceOp2, Layout, MetalStorage};
+use candle_core::{Storage, StorageRef, Tensor};
 use std::cell::Cell;
 use std::ops::Deref;
 
@@ -91,9 +93,57 @@ impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Edit<F, R> {
     }
 }
 
-/// Overwrites `dst` with `src` on any device.
+/// Overwrites `dst` with `src` on any device; `dst` is contiguous, or some columns of a matrix.
 pub fn assign(dst: &Tensor, src: &Tensor) -> Result<()> {
-    Ok(dst.slice_set(&src.contiguous()?, 0, 0)?)
+    let src = src.contiguous()?;
+    if dst.is_contiguous() {
+        return Ok(dst.slice_set(&src, 0, 0)?);
+    }
+    if dst.dims() != src.dims() || dst.rank() != 2 || dst.stride()[1] != 1 {
+        let (dims, stride, found) = (dst.dims(), dst.stride(), src.dims());
+        return Err(Error::internal(format!("cannot write {found:?} to a view of {dims:?} with strides {stride:?}")));
+    }
+    Ok(dst.inplace_op2(&src, &CopyRows)?)
+}
+
+/// Copies a contiguous matrix into a view whose rows lie apart.
+struct CopyRows;
+
+impl CopyRows {
+    fn copy<S: BackendStorage>(dst: &mut S, to: &Layout, src: &S, from: &Layout) -> candle_core::Result<()> {
+        let (rows, columns) = to.shape().dims2()?;
+        src.copy2d(dst, rows, columns, columns, to.stride()[0], from.start_offset(), to.start_offset())
+    }
+}
+
+impl InplaceOp2 for CopyRows {
+    fn name(&self) -> &'static str {
+        "eslm-copy-rows"
+    }
+
+    fn cpu_fwd(&self, dst: &mut CpuStorage, to: &Layout, src: &CpuStorage, from: &Layout) -> candle_core::Result<()> {
+        Self::copy(dst, to, src, from)
+    }
+
+    fn cuda_fwd(
+        &self,
+        dst: &mut CudaStorage,
+        to: &Layout,
+        src: &CudaStorage,
+        from: &Layout,
+    ) -> candle_core::Result<()> {
+        Self::copy(dst, to, src, from)
+    }
+
+    fn metal_fwd(
+        &self,
+        dst: &mut MetalStorage,
+        to: &Layout,
+        src: &MetalStorage,
+        from: &Layout,
+    ) -> candle_core::Result<()> {
+        Self::copy(dst, to, src, from)
+    }
 }
 
 /// `dst += src` on any device, through a temporary: the slow path of accumulating kernels off the CPU.
@@ -136,5 +186,15 @@ mod tests {
         let t = Tensor::new(&[1f64, 2.0], &Device::Cpu).unwrap();
         add_assign(&t, &Tensor::new(&[0.5f64, 0.5], &Device::Cpu).unwrap()).unwrap();
         assert_eq!(t.to_vec1::<f64>().unwrap(), [1.5, 2.5]);
+    }
+
+    #[test]
+    fn columns_of_a_matrix_can_be_written_without_kernels() {
+        let t = Tensor::new(&[[1f64, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
+        let ones = Tensor::ones((2, 2), DType::F64, &Device::Cpu).unwrap();
+        add_assign(&t.narrow(1, 1, 2).unwrap(), &ones).unwrap();
+        assert_eq!(t.to_vec2::<f64>().unwrap(), [[1.0, 3.0, 4.0], [4.0, 6.0, 7.0]]);
+        assert!(assign(&t.narrow(1, 1, 2).unwrap().t().unwrap(), &ones).is_err());
+        assert!(assign(&t.narrow(1, 0, 1).unwrap(), &ones).is_err());
     }
 }

@@ -1,5 +1,6 @@
-//! The integration tests, in one binary.
+//! The one integration test binary: each file tests one promise of the crate from outside.
 
 mod cli;
 mod hub;
+mod parity;
 mod support;

@@ -35,6 +35,9 @@ pub fn kl(z: &Tensor, t: &Tensor, tau: f64) -> Result<Tensor> {
 }
 
 pub(super) fn scan(student: &Logits, teacher: Option<&Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
+    if targets.is_empty() {
+        return Ok(Vec::new()); // candle reduces no empty tensors
+    }
     let z = logits(&student.hidden, &student.weight)?;
     let students = stats(&z, targets, f64::from(tau))?;
     let Some(teacher) = teacher else {
@@ -77,6 +80,9 @@ pub(super) fn loss(
     mix: Mix,
     d_weight: &Tensor,
 ) -> Result<LossGradient> {
+    if targets.is_empty() {
+        return Ok(LossGradient { sum: 0.0, d_hidden: student.hidden.clone() });
+    }
     let z = logits(&student.hidden, &student.weight)?;
     let t = match teacher {
         Some(t) => Some(logits(&t.hidden, &t.weight)?),
