@@ -13,9 +13,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const TRAIN: &str = "train.bin";
+pub const TRAIN: &str = "train.bin";
 const VALID: &str = "valid.bin";
-const TOKENIZER: &str = "tokenizer";
+pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";
 /// First field of the manifest.
 const FORMAT: &str = "eslm-kd data";
