@@ -145,6 +145,14 @@ impl Tokenizer {
             && added.is_some_and(|tokens| tokens.iter().all(plain))
     }
 
+    /// The text of the added token, if there is exactly one.
+    pub(crate) fn only_added_token(&self) -> Option<String> {
+        match self.json["added_tokens"].as_array()?.as_slice() {
+            [one] => one["content"].as_str().filter(|c| !c.is_empty()).map(String::from),
+            _ => None,
+        }
+    }
+
     /// Writes Hugging Face's files into `folder`, each atomically: `tokenizer.json`, `tokenizer_config.json`,
     /// `special_tokens_map.json`, and for byte-pair models `vocab.json` and `merges.txt`.
     pub fn save(&self, folder: &Path) -> Result<()> {

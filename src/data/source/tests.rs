@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 
 /// Text full of places where a careless cut would change tokens.
-fn tricky() -> String {
+pub(crate) fn tricky() -> String {
     let bits = [
         "don't",
         " they'll",
