@@ -101,10 +101,10 @@ pub struct PrepareReport {
 /// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes written depend
 /// on the inputs and the tokenizer alone.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
-    if let Validation::Fraction(f) = options.validation {
-        if !(f > 0.0 && f < 1.0) {
-            return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
-        }
+    if let Validation::Fraction(f) = options.validation
+        && !(f > 0.0 && f < 1.0)
+    {
+        return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
     }
     check_replaceable(&options.out)?;
     let tokenizer = Tokenizer::load(&options.tokenizer)?;
