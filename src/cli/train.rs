@@ -59,13 +59,13 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
 }
 
 fn human(report: &RunReport, plan: &Plan) -> String {
-    let mut table = Table::new(&["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
+    let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
     let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
-    table.row(&[
+    table.row([
         if plan.method == Method::Eslm { "eslm" } else { "clm" }.to_string(),
         count(report.steps),
         count(report.tokens),
-        flops(report.flops),
+        flops(report.flops as u128),
         seconds(report.seconds),
         number(report.val_loss, 4),
         number(report.perplexity, 2),

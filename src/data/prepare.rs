@@ -13,8 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Training tokens of a data folder.
 pub const TRAIN: &str = "train.bin";
 const VALID: &str = "valid.bin";
+/// Folder of the tokenizer inside a data folder.
 pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";
 /// First field of the manifest.

@@ -120,8 +120,9 @@ impl Run {
             let seconds = started.elapsed().as_secs_f64();
             self.counters.seconds += seconds;
             window.add(&report, seconds);
-            let due = |every: u64| every > 0 && self.counters.step.is_multiple_of(every);
-            let last = self.counters.step == plan.steps;
+            let step = self.counters.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
+            let last = step == plan.steps;
             if due(plan.log.every) || last {
                 sink.event(&Event::Step(std::mem::take(&mut window).event(&report, &self.counters)))?;
             }

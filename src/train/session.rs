@@ -74,10 +74,8 @@ impl Session {
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
             tokens.check_vocab(student.config.vocab_size)?;
         }
-        let inputs = Inputs {
-            data_hash: hex(&data.train.header().content_hash),
-            tokenizer_hash: hex(&data.tokenizer.hash()),
-        };
+        let inputs =
+            Inputs { data_hash: hex(&data.train.header().content_hash), tokenizer_hash: hex(&data.tokenizer.hash()) };
         Ok(Self {
             plan: settle(&student.config, plan),
             train: data.train,
@@ -147,7 +145,9 @@ fn student(
                 _ => None,
             };
             let Some(layers) = plan.layers.clone().or(default) else {
-                return Err(Error::usage("birth = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks"));
+                return Err(Error::usage(
+                    "birth = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks",
+                ));
             };
             let Some(teacher) = teacher else {
                 return Err(Error::usage("birth = \"teacher-layers\" needs a teacher"));
@@ -155,7 +155,9 @@ fn student(
             Gpt2::from_layers(teacher, &layers)
         }
         (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, around, device),
-        (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => load(&plan.student, Kind::Teacher, around, device),
+        (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => {
+            load(&plan.student, Kind::Teacher, around, device)
+        }
         (Some(BirthWord::Checkpoint), ..) => Err(Error::usage(format!(
             "birth = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
             plan.student
@@ -165,13 +167,7 @@ fn student(
 }
 
 /// From the preset's shape under the plan's overrides; the vocabulary is the teacher's, or else the data's.
-fn scratch(
-    plan: &Plan,
-    preset: &Preset,
-    teacher: Option<&Gpt2>,
-    vocabulary: usize,
-    device: &Device,
-) -> Result<Gpt2> {
+fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
     let base = Gpt2Config { vocab_size: teacher.map_or(vocabulary, |t| t.config.vocab_size), ..preset.config() };
     Gpt2::scratch(plan.shape.apply(&base), plan.seed, device)
 }
