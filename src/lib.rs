@@ -3,7 +3,9 @@
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
+pub mod eval;
 pub mod files;
 pub mod hub;
 pub mod model;

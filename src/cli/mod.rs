@@ -68,6 +68,9 @@ pub struct Globals {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Plan(plan::PlanArgs),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
+    Export(export::ExportArgs),
 }
 
 impl Verb {
@@ -75,6 +78,9 @@ impl Verb {
     pub fn run(&self, ui: &Printer) -> Result<()> {
         match self {
             Self::Plan(args) => plan::run(args, ui),
+            Self::Eval(args) => eval::run(args, ui),
+            Self::Generate(args) => generate::run(args, ui),
+            Self::Export(args) => export::run(args, ui),
         }
     }
 }
