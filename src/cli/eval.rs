@@ -1,6 +1,11 @@
 //! `eval`: mean loss, perplexity and bits per byte of a model on text.
 
+use super::{Printer, text};
 use crate::config::DeviceSpec;
+use crate::error::Result;
+use crate::eval::perplexity::{EvalOptions, evaluate};
+use crate::eval::{open_model, open_tokens};
+use crate::hub::HubOptions;
 use clap::value_parser;
 use std::path::PathBuf;
 
@@ -31,3 +36,30 @@ Examples:
   eslm-kd eval runs/first --data data/mine
   eslm-kd eval gpt2 --data novel.txt --stride 512
   eslm-kd eval runs/first/checkpoints/step-500 --data data/mine --json | jq .perplexity";
+
+/// Runs the verb.
+pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
+    let device = crate::device::open(args.device)?;
+    let model = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
+    let tokens = open_tokens(&args.data, &model, ui)?;
+    let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);
+    let mut options = EvalOptions::new(asked);
+    options.stride = args.stride.map_or(asked, |s| s as usize);
+    if asked <= model.model.config.n_positions && tokens.len() > 1 && options.stride <= asked {
+        // A text shorter than one window needs no padding.
+        let needed = usize::try_from(tokens.len() - 1).unwrap_or(usize::MAX).min(asked);
+        options = EvalOptions { stride: options.stride.min(needed), ..EvalOptions::new(needed) };
+    }
+    ui.detail(&format!("{}: {} tokens, {options:?}", model.origin, text::count(tokens.len())));
+    let found = evaluate(&model.model, &tokens, options, ui)?;
+    ui.result(&found, || {
+        let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);
+        table.row([
+            text::count(found.tokens),
+            format!("{:.4}", found.nll),
+            format!("{:.3}", found.perplexity),
+            found.bits_per_byte.map_or_else(|| "-".into(), |b| format!("{b:.4}")),
+        ]);
+        table.to_string()
+    })
+}

@@ -1,5 +1,8 @@
 //! `export`: a trained model as a Hugging Face folder.
 
+use super::{Printer, text};
+use crate::error::Result;
+use crate::eval::export::export;
 use std::path::PathBuf;
 
 /// Write a run's or a checkpoint's model as a Hugging Face folder that transformers can load
@@ -18,3 +21,17 @@ const EXAMPLES: &str = "\
 Examples:
   eslm-kd export runs/first --out models/first
   eslm-kd export runs/first/checkpoints/step-500 --out models/first-500";
+
+/// Runs the verb.
+pub fn run(args: &ExportArgs, ui: &Printer) -> Result<()> {
+    let report = export(&args.source, &args.out, ui)?;
+    ui.result(&report, || {
+        format!(
+            "{}: {} parameters, {}, from {}",
+            report.out.display(),
+            text::count(report.parameters as u64),
+            text::bytes(report.bytes),
+            report.origin
+        )
+    })
+}

@@ -1,7 +1,13 @@
 //! `generate`: text from a model.
 
+use super::Printer;
 use crate::config::DeviceSpec;
+use crate::eval::generate::{GenerateOptions, generate};
+use crate::eval::open_model;
+use crate::hub::HubOptions;
 use clap::value_parser;
+use serde_json::json;
+use std::time::Instant;
 
 /// Continue a prompt
 #[derive(Debug, Clone, clap::Args)]
@@ -51,4 +57,44 @@ fn top_p(text: &str) -> Result<f64, String> {
         Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
         _ => Err("expected a number in (0, 1]".into()),
     }
+}
+
+/// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the end.
+pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
+    let device = crate::device::open(args.device)?;
+    let open = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
+    let options = GenerateOptions {
+        temperature: args.temperature,
+        top_k: args.top_k.map(|k| k as usize),
+        top_p: args.top_p,
+        seed: args.seed,
+        max_tokens: args.max_tokens as usize,
+    };
+    let started = Instant::now();
+    let stream = !ui.json();
+    if stream {
+        ui.stdout(&args.prompt)?;
+    }
+    let done = generate(&open.model, open.tokenizer()?, &args.prompt, &options, |piece| {
+        if stream { ui.stdout(piece) } else { Ok(()) }
+    });
+    if stream {
+        // Also after an error or a signal: what follows starts on a line of its own.
+        ui.stdout("\n")?;
+    }
+    let done = done?;
+    let seconds = started.elapsed().as_secs_f64();
+    if stream {
+        ui.detail(&format!("{} tokens, {:.1} tokens/s", done.tokens, done.tokens as f64 / seconds));
+        return Ok(());
+    }
+    let report = json!({
+        "prompt": args.prompt,
+        "text": done.text,
+        "prompt_tokens": done.prompt_tokens,
+        "tokens": done.tokens,
+        "stop": done.stop,
+        "seconds": seconds,
+    });
+    ui.result(&report, String::new)
 }

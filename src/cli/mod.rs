@@ -74,6 +74,9 @@ pub enum Verb {
     Distill(distill::DistillArgs),
     Download(download::DownloadArgs),
     Plan(plan::PlanArgs),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
+    Export(export::ExportArgs),
 }
 
 impl Verb {
@@ -86,6 +89,9 @@ impl Verb {
             Self::Distill(args) => distill::run(args, ui),
             Self::Download(args) => download::run(args, ui),
             Self::Plan(args) => plan::run(args, ui),
+            Self::Eval(args) => eval::run(args, ui),
+            Self::Generate(args) => generate::run(args, ui),
+            Self::Export(args) => export::run(args, ui),
         }
     }
 }

@@ -1,3 +1,8 @@
-//! What a model is worth.
+//! What a model is worth and what it says: perplexity, generation, export.
 
+pub mod export;
+pub mod generate;
+mod open;
 pub mod perplexity;
+
+pub use open::{OpenModel, open_model, open_tokens};

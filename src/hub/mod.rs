@@ -23,4 +23,4 @@ mod transfer;
 pub use fetch::{Fetched, What, fetch_model, snapshot_files};
 pub use options::HubOptions;
 pub(crate) use resolve::locate;
-pub use resolve::{Kind, ModelRef, ModelSource, resolve_model, resolve_tokenizer};
+pub use resolve::{Kind, ModelRef, ModelSource, has_tokenizer, resolve_model, resolve_tokenizer};

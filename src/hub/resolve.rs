@@ -172,7 +172,8 @@ pub fn resolve_tokenizer(
     Ok(fetch_model(&id, revision.as_deref(), What::TokenizerOnly, options, progress)?.dir)
 }
 
-fn has_tokenizer(dir: &Path) -> bool {
+/// Whether a folder holds a tokenizer's files.
+pub fn has_tokenizer(dir: &Path) -> bool {
     dir.join("tokenizer.json").exists() || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
 }
 

@@ -35,10 +35,11 @@ pub struct Tape {
 
 /// Kept per block: 10 D + F / D floats per position or so; layer-norm outputs and activations are formed again.
 #[derive(Debug)]
-struct BlockTape {
+pub(super) struct BlockTape {
     x: Tensor,
     ln_1_stats: Tensor,
-    qkv: Tensor,
+    /// Queries, keys and values side by side, [B T, 3 D].
+    pub(super) qkv: Tensor,
     attended: Attended,
     mid: Tensor,
     ln_2_stats: Tensor,
@@ -101,12 +102,12 @@ impl Gpt2 {
         embed::forward(self.params.wte(), self.params.wpe(), tokens, context, 0)
     }
 
-    fn final_norm(&self, x: &Tensor) -> Result<layer_norm::Normed> {
+    pub(super) fn final_norm(&self, x: &Tensor) -> Result<layer_norm::Normed> {
         layer_norm::forward(x, self.params.ln_f_w(), self.params.ln_f_b(), self.config.layer_norm_epsilon)
     }
 
     /// x + attention(ln_1(x)), then that + mlp(ln_2(that)); returns the tape and the block's output.
-    fn block_forward(&self, l: usize, x: Tensor, shape: Shape) -> Result<(BlockTape, Tensor)> {
+    pub(super) fn block_forward(&self, l: usize, x: Tensor, shape: Shape) -> Result<(BlockTape, Tensor)> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
         let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?;
@@ -179,7 +180,7 @@ fn mlp_backward(tape: &BlockTape, rows: Option<&[u32]>, d: &Tensor, p: Block<'_>
 }
 
 /// `residual + x · w + bias`.
-fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub(super) fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let out = residual.broadcast_add(bias)?;
     accumulate(&out, x, w)?;
     Ok(out)

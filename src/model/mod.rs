@@ -1,12 +1,14 @@
 //! GPT-2: shapes, parameters, trunk and head, forward and backward by hand.
 
 mod birth;
+mod cache;
 mod config;
 mod gpt2;
 mod params;
 pub mod preset;
 pub mod weights;
 
+pub use cache::Cache;
 pub use config::Gpt2Config;
 pub use gpt2::{Gpt2, Tape};
 pub use params::{Block, Layout, ParamSet};

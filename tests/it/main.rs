@@ -2,5 +2,7 @@
 
 mod cli;
 mod hub;
+mod models;
 mod parity;
+mod steps;
 mod support;

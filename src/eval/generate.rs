@@ -1,0 +1,274 @@
+//! Text from a model, a token at a time.
+
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Gpt2;
+use crate::ops::matmul::matmul;
+use candle_core::{DType, Device, Tensor};
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+use serde::Serialize;
+
+/// Temperatures below this are 0: dividing by them would overflow.
+const COLDEST: f64 = 1e-6;
+/// An incomplete character has at most four bytes, so at most four tokens; after more, what is there is no text.
+const MOST_PENDING: usize = 8;
+
+/// How to choose tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Divides the logits before sampling; 0 always takes the likeliest token.
+    pub temperature: f64,
+    /// Sample among the K likeliest tokens only.
+    pub top_k: Option<usize>,
+    /// Sample among the likeliest tokens that together have probability P only; after `top_k`.
+    pub top_p: Option<f64>,
+    /// Seed of the sampling: the same seed gives the same text.
+    pub seed: u64,
+    /// Tokens to add at most.
+    pub max_tokens: usize,
+}
+
+/// Why generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// The model ended the text.
+    EndOfText,
+    /// `max_tokens` were added.
+    MaxTokens,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Generation {
+    /// The continuation alone, without end-of-text.
+    pub text: String,
+    /// Tokens of the prompt that the model read.
+    pub prompt_tokens: usize,
+    /// Tokens added, end-of-text included.
+    pub tokens: usize,
+    /// Why it ended.
+    pub stop: Stop,
+}
+
+/// Continues `prompt` (an empty one starts a new document, after end-of-text) and hands each piece of text to `take` as
+/// soon as it is whole characters. Of a prompt longer than the context the end counts; a full context slides
+/// ([`Gpt2::step`]).
+pub fn generate(
+    model: &Gpt2,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    options: &GenerateOptions,
+    mut take: impl FnMut(&str) -> Result<()>,
+) -> Result<Generation> {
+    let mut ids = tokenizer.encode(prompt)?;
+    if ids.is_empty() {
+        ids.push(tokenizer.eot());
+    }
+    let ids = &ids[ids.len().saturating_sub(model.config.n_positions)..];
+    let mut processor = LogitsProcessor::from_sampling(options.seed, sampling(options));
+    let mut stream = TextStream::new(tokenizer);
+    let mut text = String::new();
+    let mut emit = |piece: String| {
+        text.push_str(&piece);
+        if piece.is_empty() { Ok(()) } else { take(&piece) }
+    };
+    let (mut cache, mut hidden) = model.prefill(ids)?;
+    let (mut tokens, mut stop) = (0, Stop::MaxTokens);
+    while tokens < options.max_tokens {
+        crate::signal::check()?;
+        let token = processor.sample(&logits(model, tokenizer, &hidden)?)?;
+        tokens += 1;
+        if token == tokenizer.eot() {
+            stop = Stop::EndOfText;
+            break;
+        }
+        emit(stream.push(token)?)?;
+        if tokens < options.max_tokens {
+            hidden = model.step(token, &mut cache)?;
+        }
+    }
+    emit(stream.finish()?)?;
+    Ok(Generation { text, prompt_tokens: ids.len(), tokens, stop })
+}
+
+fn sampling(options: &GenerateOptions) -> Sampling {
+    let temperature = options.temperature;
+    if temperature < COLDEST {
+        return Sampling::ArgMax;
+    }
+    match (options.top_k, options.top_p) {
+        (None, None) => Sampling::All { temperature },
+        (Some(k), None) => Sampling::TopK { k, temperature },
+        (None, Some(p)) => Sampling::TopP { p, temperature },
+        (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+    }
+}
+
+/// Logits of the ids that the tokenizer knows (a padded embedding has more), on the CPU.
+fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Tensor> {
+    let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
+    let all = matmul(hidden, &model.params.wte().t()?)?.squeeze(0)?.narrow(0, 0, known)?;
+    let all = all.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    if all.to_vec1::<f32>()?.iter().any(|z| !z.is_finite()) {
+        return Err(Error::new(ErrorKind::NonFinite, "the model's logits are not finite; the model is broken"));
+    }
+    Ok(all)
+}
+
+/// Turns tokens into text as they come. A token may end inside a character, and some tokenizers decode a token
+/// differently after another one, so text is the difference between two decodings that start a piece earlier.
+struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<u32>,
+    /// Decoding starts here ...
+    from: usize,
+    /// ... and up to here the text is out already.
+    done: usize,
+}
+
+impl<'a> TextStream<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, ids: Vec::new(), from: 0, done: 0 }
+    }
+
+    fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let text = self.pending()?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.done < MOST_PENDING {
+            return Ok(String::new());
+        }
+        (self.from, self.done) = (self.done, self.ids.len());
+        Ok(text)
+    }
+
+    /// Whatever is left, whole or not.
+    fn finish(mut self) -> Result<String> {
+        let text = self.pending()?;
+        self.done = self.ids.len();
+        Ok(text)
+    }
+
+    fn pending(&self) -> Result<String> {
+        let old = self.tokenizer.decode(&self.ids[self.from..self.done])?;
+        let new = self.tokenizer.decode(&self.ids[self.from..])?;
+        Ok(match new.strip_prefix(&old) {
+            Some(rest) => rest.to_string(),
+            None => self.tokenizer.decode(&self.ids[self.done..])?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::TrainOptions;
+    use crate::model::Gpt2Config;
+    use crate::progress::Silent;
+
+    const TEXT: &str = "Anna's höher 日本語 👍🏽 cats, 日本 and höhere dogs; naïve café \u{1F468}\u{200d}\u{1F469}.\n";
+
+    fn tokenizer() -> Tokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        std::fs::write(&path, TEXT.repeat(3)).unwrap();
+        // Few merges: characters of several bytes stay several tokens.
+        Tokenizer::train(&[path], &TrainOptions { vocab_size: 262, ..TrainOptions::default() }, &Silent).unwrap().0
+    }
+
+    /// Random weights; the vocabulary is padded beyond the tokenizer's.
+    fn model(positions: usize) -> Gpt2 {
+        let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(272, positions, 24, 2, 3) };
+        Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
+    }
+
+    fn options() -> GenerateOptions {
+        GenerateOptions { temperature: 1.0, top_k: None, top_p: None, seed: 3, max_tokens: 40 }
+    }
+
+    fn run(model: &Gpt2, options: &GenerateOptions, prompt: &str) -> (Generation, Vec<String>) {
+        let mut pieces = Vec::new();
+        let done = generate(model, &tokenizer(), prompt, options, |piece| {
+            pieces.push(piece.to_string());
+            Ok(())
+        });
+        (done.unwrap(), pieces)
+    }
+
+    #[test]
+    fn pieces_are_whole_characters_and_add_up() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode(TEXT).unwrap();
+        assert!(ids.len() > TEXT.chars().count() + 10, "characters must span tokens for this test to mean anything");
+        let mut stream = TextStream::new(&tokenizer);
+        let mut all = String::new();
+        for id in ids {
+            let piece = stream.push(id).unwrap();
+            assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
+            all.push_str(&piece);
+        }
+        assert_eq!(all + &stream.finish().unwrap(), TEXT);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_come_out_as_replacements_and_do_not_hold_back_the_rest() {
+        let tokenizer = tokenizer();
+        let letter = tokenizer.encode("a").unwrap()[0];
+        let mut stream = TextStream::new(&tokenizer);
+        // A byte that is no character by itself.
+        let lone = (0..256).find(|&id| tokenizer.decode(&[id]).unwrap() == "\u{FFFD}").unwrap();
+        let mut pieces: Vec<String> = (0..20).map(|_| stream.push(lone).unwrap()).collect();
+        assert!(pieces.iter().any(|p| !p.is_empty()), "held back for ever");
+        pieces.push(stream.push(letter).unwrap());
+        pieces.push(stream.finish().unwrap());
+        let text = pieces.concat();
+        assert!(text.ends_with('a') && text.chars().filter(|c| *c == '\u{FFFD}').count() == 20, "{text:?}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_text_and_another_seed_another() {
+        let model = model(64);
+        let (first, pieces) = run(&model, &options(), "Anna");
+        assert_eq!(first.text, pieces.concat());
+        assert!(first.tokens > 5 && (first.stop == Stop::EndOfText || first.tokens == 40), "{first:?}");
+        assert_eq!(run(&model, &options(), "Anna").0, first);
+        assert_ne!(run(&model, &GenerateOptions { seed: 4, ..options() }, "Anna").0.text, first.text);
+    }
+
+    #[test]
+    fn greedy_takes_the_likeliest_token_of_a_full_forward() {
+        let (model, tokenizer) = (model(64), tokenizer());
+        let mut ids = tokenizer.encode("Anna").unwrap();
+        let start = ids.len();
+        for _ in 0..20 {
+            let hidden = model.forward(&ids, ids.len()).unwrap().narrow(0, ids.len() - 1, 1).unwrap();
+            let z = logits(&model, &tokenizer, &hidden).unwrap().to_vec1::<f32>().unwrap();
+            let best = (0..z.len()).max_by(|&a, &b| z[a].total_cmp(&z[b])).unwrap();
+            ids.push(best as u32);
+        }
+        let want = tokenizer.decode(&ids[start..]).unwrap();
+        assert!(!ids[start..].contains(&tokenizer.eot()), "choose another seed: the test is about what comes before");
+        for cold in [0.0, 1e-30] {
+            let greedy = GenerateOptions { temperature: cold, max_tokens: 20, ..options() };
+            assert_eq!(run(&model, &greedy, "Anna").0.text, want);
+            // One candidate is no choice.
+            let one = GenerateOptions { top_k: Some(1), max_tokens: 20, ..options() };
+            assert_eq!(run(&model, &one, "Anna").0.text, want);
+            let little = GenerateOptions { top_p: Some(1e-9), top_k: Some(5), max_tokens: 20, ..options() };
+            assert_eq!(run(&model, &little, "Anna").0.text, want);
+        }
+    }
+
+    #[test]
+    fn end_of_text_stops_and_long_texts_slide() {
+        let model = model(10);
+        // Over enough seeds some end by themselves: 1 of 262 tokens does.
+        let ends = |seed| run(&model, &GenerateOptions { seed, max_tokens: 60, temperature: 3.0, ..options() }, "").0;
+        let all: Vec<Generation> = (0..20).map(ends).collect();
+        assert!(all.iter().any(|g| g.stop == Stop::EndOfText && g.tokens < 60));
+        assert!(all.iter().any(|g| g.stop == Stop::MaxTokens && g.tokens == 60));
+        assert!(all.iter().all(|g| !g.text.contains("<|endoftext|>") && g.prompt_tokens == 1));
+        let long = run(&model, &options(), TEXT).0;
+        assert!(long.prompt_tokens == 10 && long.tokens > 10, "{long:?}");
+    }
+}

@@ -1,0 +1,147 @@
+//! One token at a time: keys and values of earlier positions are kept, not formed again.
+
+use super::Gpt2;
+use super::gpt2::linear_onto;
+use crate::error::{Error, Result};
+use crate::ops::buffer::assign;
+use crate::ops::matmul::linear;
+use crate::ops::{attention, embed, gelu, layer_norm};
+use candle_core::Tensor;
+
+/// What a model remembers of the tokens it has read.
+#[derive(Debug)]
+pub struct Cache {
+    /// Keys beside values of each block, [n_positions, 2 D]; the first `tokens.len()` rows are filled.
+    keys: Vec<Tensor>,
+    tokens: Vec<u32>,
+}
+
+impl Cache {
+    /// The tokens it holds, oldest first: all that were read, until the context was full for the first time.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+impl Gpt2 {
+    /// Reads `tokens` at once, at least one and at most `n_positions`: the cache, and the last position's hidden vector
+    /// after the final norm, [1, D].
+    pub fn prefill(&self, tokens: &[u32]) -> Result<(Cache, Tensor)> {
+        let (n, most, width) = (tokens.len(), self.config.n_positions, self.config.n_embd);
+        if n == 0 || n > most {
+            return Err(Error::internal(format!("a cache starts with 1 to {most} tokens, found {n}")));
+        }
+        let shape = attention::Shape { batch: 1, context: n, heads: self.config.n_head };
+        let mut x = embed::forward(self.params.wte(), self.params.wpe(), tokens, n, 0)?;
+        let mut keys = Vec::with_capacity(self.config.n_layer);
+        for l in 0..self.config.n_layer {
+            let (tape, next) = self.block_forward(l, x, shape)?;
+            let room = Tensor::zeros((most, 2 * width), next.dtype(), next.device())?;
+            assign(&room.narrow(0, 0, n)?, &tape.qkv.narrow(1, width, 2 * width)?)?;
+            keys.push(room);
+            x = next;
+        }
+        let hidden = self.final_norm(&x.narrow(0, n - 1, 1)?)?.out;
+        Ok((Cache { keys, tokens: tokens.to_vec() }, hidden))
+    }
+
+    /// Reads one more token: its hidden vector after the final norm, [1, D].
+    ///
+    /// When all positions are taken, the cache is built again from the newest half of them and the token: positions are
+    /// learned, so keys cannot move. The model then forgets the older half at once.
+    pub fn step(&self, token: u32, cache: &mut Cache) -> Result<Tensor> {
+        let (at, most, width) = (cache.tokens.len(), self.config.n_positions, self.config.n_embd);
+        if at == most {
+            let mut kept = cache.tokens[most - most / 2..].to_vec();
+            kept.push(token);
+            let (fresh, hidden) = self.prefill(&kept)?;
+            *cache = fresh;
+            return Ok(hidden);
+        }
+        let eps = self.config.layer_norm_epsilon;
+        let mut x = embed::forward(self.params.wte(), self.params.wpe(), &[token], 1, at)?;
+        for (l, keys) in cache.keys.iter().enumerate() {
+            let p = self.params.block(l);
+            let qkv = linear(&layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?.out, p.attn_w, p.attn_b)?;
+            assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, width, 2 * width)?)?;
+            let q = qkv.narrow(1, 0, width)?;
+            let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.config.n_head)?;
+            let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b)?;
+            let fc = linear(&layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?.out, p.fc_w, p.fc_b)?;
+            x = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b)?;
+        }
+        cache.tokens.push(token);
+        Ok(self.final_norm(&x)?.out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Gpt2Config, ParamSet};
+    use crate::ops::matmul::matmul;
+    use crate::ops::testing::assert_close;
+    use candle_core::{DType, Device};
+
+    const POSITIONS: usize = 12;
+
+    fn model(dtype: DType) -> Gpt2 {
+        let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) };
+        let Gpt2 { config, params } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
+        let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors) }
+    }
+
+    fn token(i: usize) -> u32 {
+        (i * i + 3 * i) as u32 % 50
+    }
+
+    fn logits(model: &Gpt2, hidden: &Tensor) -> Tensor {
+        matmul(hidden, &model.params.wte().t().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn cached_logits_equal_a_full_forward_at_every_position() {
+        for dtype in [DType::F32, DType::F64] {
+            let model = model(dtype);
+            let tokens: Vec<u32> = (0..POSITIONS).map(token).collect();
+            let full = logits(&model, &model.forward(&tokens, POSITIONS).unwrap());
+            for start in [1, 5, POSITIONS] {
+                let (mut cache, mut hidden) = model.prefill(&tokens[..start]).unwrap();
+                for at in start - 1..POSITIONS {
+                    assert_close(&logits(&model, &hidden), &full.narrow(0, at, 1).unwrap(), 1e-5);
+                    assert_eq!(cache.tokens(), &tokens[..=at]);
+                    if let Some(&next) = tokens.get(at + 1) {
+                        hidden = model.step(next, &mut cache).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_context_slides_by_half() {
+        let model = model(DType::F32);
+        let (mut cache, _) = model.prefill(&[token(0)]).unwrap();
+        for i in 1..40 {
+            let hidden = model.step(token(i), &mut cache).unwrap();
+            let seen = cache.tokens().len();
+            // Whatever was forgotten, the rest is the newest tokens, and the answer is the full forward's.
+            let want: Vec<u32> = (i + 1 - seen..=i).map(token).collect();
+            assert_eq!(cache.tokens(), want);
+            assert!(seen == i + 1 || (POSITIONS / 2 < seen && seen <= POSITIONS), "{i}: {seen}");
+            let full = model.forward(&want, seen).unwrap().narrow(0, seen - 1, 1).unwrap();
+            assert_close(&hidden, &full, 1e-5);
+        }
+    }
+
+    #[test]
+    fn impossible_starts_are_errors() {
+        let model = model(DType::F32);
+        assert!(model.prefill(&[]).is_err());
+        assert!(model.prefill(&[0; POSITIONS + 1]).is_err());
+        assert!(model.prefill(&[50]).unwrap_err().to_string().contains("50"));
+        let (mut cache, _) = model.prefill(&[1]).unwrap();
+        assert!(model.step(50, &mut cache).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! The verbs that take a model: eval, generate, export, through the built binary.
+
+use candle_core::Device;
+use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
+use eslm_kd::model::weights::{SaveOptions, save_model};
+use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::progress::Silent;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A folder with `text.txt` and a run of a random model with a tokenizer.
+struct World {
+    root: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let text: String =
+            (0..60).map(|i| format!("Anna put {i} pears in the basket; höher than {}.\n", i * 7)).collect();
+        let path = root.path().join("text.txt");
+        std::fs::write(&path, &text).unwrap();
+        let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+        let tokenizer = Tokenizer::train(&[path], &options, &Silent).unwrap().0;
+        let model = root.path().join("run/model");
+        tokenizer.save(&model).unwrap();
+        let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(300, 32, 24, 2, 3) };
+        let gpt2 = Gpt2::scratch(config, 1, &Device::Cpu).unwrap();
+        let options = SaveOptions { eot: Some(tokenizer.eot()), tokenizer: None };
+        save_model(&model, &gpt2.config, &gpt2.params, &options).unwrap();
+        Self { root }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Exit status, stdout, stderr of the binary, called inside the folder.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+            command.env_remove(name);
+        }
+        let out = command.args(args).current_dir(self.root.path()).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
+        assert_eq!((code, stdout.lines().count()), (0, 1), "{stdout}{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    fn refused(&self, args: &[&str], code: i32, message: &str) {
+        let (found, stdout, stderr) = self.run(args);
+        assert_eq!((found, stdout.as_str()), (code, ""), "{args:?}: {stderr}");
+        assert!(stderr.contains(message), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn eval_prints_four_numbers_and_an_export_has_the_same() {
+    let world = World::new();
+    let found = world.json(&["eval", "run", "--data", "text.txt"]);
+    let keys: Vec<&str> = found.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["tokens", "nll", "perplexity", "bits_per_byte"]);
+    let number = |key: &str| found[key].as_f64().unwrap();
+    let bytes = std::fs::metadata(world.path("text.txt")).unwrap().len() as f64;
+    assert!((number("perplexity") - number("nll").exp()).abs() < 1e-9 * number("perplexity"));
+    let bits = number("nll") * number("tokens") / 2f64.ln() / bytes;
+    assert!((number("bits_per_byte") - bits).abs() < 1e-9 * bits);
+    // Random weights: each of 300 tokens is about as likely as another, or worse.
+    assert!(number("nll") > 5.0 && number("nll") < 12.0, "{found}");
+    let other = world.json(&["eval", "run", "--data", "text.txt", "--stride", "5", "--context", "20"]);
+    assert!(other["tokens"] == found["tokens"] && other["nll"] != found["nll"]);
+
+    let exported = world.json(&["export", "run", "--out", "out"]);
+    assert_eq!((exported["out"].as_str(), exported["tokenizer"].as_bool()), (Some("out"), Some(true)));
+    assert_eq!(world.json(&["eval", "out", "--data", "text.txt"]), found);
+    let (code, stdout, _) = world.run(&["eval", "./out", "--data", "text.txt"]);
+    assert!(code == 0 && stdout.contains("perplexity"), "{stdout}");
+    std::fs::write(world.path("out/notes.txt"), "mine").unwrap();
+    world.refused(&["export", "run", "--out", "out"], 2, "notes.txt");
+    assert_eq!(std::fs::read_to_string(world.path("out/notes.txt")).unwrap(), "mine");
+}
+
+#[test]
+fn generate_continues_the_prompt_and_repeats_itself_for_the_same_seed() {
+    let world = World::new();
+    let base = ["generate", "run", "--prompt", "Anna put", "--max-tokens", "25"];
+    fn with<'a>(base: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [base, more].concat()
+    }
+    let (code, first, _) = world.run(&with(&base, &["--seed", "7"]));
+    assert!(code == 0 && first.starts_with("Anna put") && first.ends_with('\n'), "{first:?}");
+    assert_eq!(world.run(&with(&base, &["--seed", "7"])).1, first);
+    assert_ne!(world.run(&with(&base, &["--seed", "8"])).1, first);
+    let json = world.json(&with(&base, &["--seed", "7"]));
+    assert_eq!(first, format!("Anna put{}\n", json["text"].as_str().unwrap()));
+    assert_eq!((json["prompt"].as_str(), json["tokens"].as_u64()), (Some("Anna put"), Some(25)));
+    assert_eq!(json["stop"], "max-tokens");
+    let greedy = |seed| world.run(&with(&base, &["--temperature", "0", "--seed", seed])).1;
+    assert_eq!(greedy("1"), greedy("2"));
+    assert_eq!(world.run(&with(&base, &["--top-k", "1", "--seed", "3"])).1, greedy("1"));
+    // Beyond the 32 positions, and from nothing.
+    assert_eq!(world.json(&["generate", "run", "--max-tokens", "90", "--temperature", "0"])["prompt_tokens"], 1);
+}
+
+#[test]
+fn mistakes_end_with_a_message_and_their_status() {
+    let world = World::new();
+    world.refused(&["eval", "run", "--data", "text.txt", "--stride", "33"], 2, "stride");
+    world.refused(&["eval", "run", "--data", "text.txt", "--context", "33"], 2, "32 positions");
+    world.refused(&["eval", "run", "--data", "nowhere.txt"], 6, "nowhere.txt");
+    world.refused(&["eval", "nowhere", "--data", "text.txt"], 2, "nowhere");
+    world.refused(&["eval", "run", "--data", "run"], 3, "prepare");
+    world.refused(&["generate", "tiny"], 2, "without weights");
+    world.refused(&["eval", "run", "--data", "text.txt", "--device", "cuda:99"], 2, "cuda:99");
+    world.refused(&["export", "gpt2", "--out", "out"], 2, "gpt2");
+    for name in ["tokenizer.json", "vocab.json"] {
+        std::fs::remove_file(world.path("run/model").join(name)).unwrap();
+    }
+    world.refused(&["eval", "run", "--data", "text.txt"], 3, "no tokenizer");
+    std::fs::remove_file(world.path("run/model/model.safetensors")).unwrap();
+    world.refused(&["generate", "run"], 3, "model.safetensors");
+    assert!(!Path::new(&world.path("out")).exists());
+}
