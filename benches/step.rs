@@ -36,6 +36,7 @@ fn main() {
         plan.data.rows = rows;
         plan.data.context = 256;
         (plan.select.alpha, plan.select.score, plan.objective.lambda) = (alpha, score, lambda);
+        (plan.select.burn_in, plan.select.ramp) = (0, 0);
         plan.machine.micro_rows = MicroRows::Rows(rows);
         (plan.machine.head, plan.machine.backward) = (HeadMode::Keep, BackwardMode::Exact);
         let device = Device::Cpu;
@@ -55,7 +56,14 @@ fn main() {
             let p = report.phases;
             phases = format!(
                 "fwd {:.3} scan {:.3} teacher {:.3} select {:.4} head {:.3} bwd {:.3} opt {:.3} | {:.2} GFLOP",
-                p.forward, p.scan, p.teacher, p.select, p.head, p.backward, p.optimizer, report.flops.total() / 1e9
+                p.forward,
+                p.scan,
+                p.teacher,
+                p.select,
+                p.head,
+                p.backward,
+                p.optimizer,
+                report.flops.total() / 1e9
             );
         }
         times.sort_by(f64::total_cmp);

@@ -1,6 +1,6 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
-use super::RunArgs;
+use super::{Printer, RunArgs, train};
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 
@@ -40,4 +40,9 @@ impl DistillArgs {
         }
         Ok(resolved)
     }
+}
+
+/// Runs the verb.
+pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
+    train::run("distill", &args.run, &args.resolve()?, ui)
 }

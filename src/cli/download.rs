@@ -1,5 +1,7 @@
 //! `download NAME`: a model into the cache that Python's hub library shares.
 
+use super::Printer;
+use super::text::bytes;
 use crate::error::Result;
 use crate::hub::{HubOptions, Kind, ModelRef, locate, snapshot_files};
 use crate::progress::Progress;
@@ -46,7 +48,16 @@ pub struct DownloadedFile {
 }
 
 /// Runs the verb.
-pub fn run(args: &DownloadArgs, options: &HubOptions, progress: &dyn Progress) -> Result<DownloadReport> {
+pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
+    let report = fetched(args, &HubOptions::from_env(ui.offline())?, ui)?;
+    ui.result(&report, || {
+        let (size, files) = (bytes(report.bytes), report.files.len());
+        format!("{} at commit {}: {size} in {files} files\n{}", report.origin, report.commit, report.dir.display())
+    })
+}
+
+/// The verb without its printing: fetches and says what there is.
+pub fn fetched(args: &DownloadArgs, options: &HubOptions, progress: &dyn Progress) -> Result<DownloadReport> {
     // A folder of the same name is no obstacle: here a name is never a path.
     let meant = ModelRef::named(&args.name, Kind::Any)?;
     let source = locate(meant, &args.name, args.revision.as_deref(), options, progress)?;

@@ -14,6 +14,7 @@ mod printer;
 mod tests;
 pub mod text;
 pub mod tokenizer;
+mod train;
 
 pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, RunArgs};
 pub use printer::Printer;
@@ -67,6 +68,11 @@ pub struct Globals {
 /// The verbs: one line here and one in [`Verb::run`] each.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    Prepare(prepare::PrepareArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
+    Pretrain(pretrain::PretrainArgs),
+    Distill(distill::DistillArgs),
+    Download(download::DownloadArgs),
     Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
@@ -77,6 +83,11 @@ impl Verb {
     /// Does it.
     pub fn run(&self, ui: &Printer) -> Result<()> {
         match self {
+            Self::Prepare(args) => prepare::run(args, ui),
+            Self::Tokenizer(args) => tokenizer::run(args, ui),
+            Self::Pretrain(args) => pretrain::run(args, ui),
+            Self::Distill(args) => distill::run(args, ui),
+            Self::Download(args) => download::run(args, ui),
             Self::Plan(args) => plan::run(args, ui),
             Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),

@@ -1,7 +1,10 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
+use super::Printer;
+use super::text::{Table, bytes, count};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::hub::{HubOptions, resolve_tokenizer};
 use crate::progress::Progress;
 use std::path::PathBuf;
 
@@ -35,8 +38,14 @@ pub struct PrepareArgs {
     pub valid_fraction: Option<f64>,
 }
 
-/// Runs the verb; the caller prints the report.
-pub fn run(args: &PrepareArgs, progress: &dyn Progress) -> Result<PrepareReport> {
+/// Runs the verb.
+pub fn run(args: &PrepareArgs, ui: &Printer) -> Result<()> {
+    let hub = HubOptions::from_env(ui.offline())?;
+    let report = prepared(args, &hub, ui)?;
+    ui.result(&report, || human(args, &report))
+}
+
+fn prepared(args: &PrepareArgs, hub: &HubOptions, progress: &dyn Progress) -> Result<PrepareReport> {
     let validation = match args.valid_fraction {
         Some(fraction) => Validation::Fraction(fraction),
         None if args.valid.is_empty() => Validation::None,
@@ -44,7 +53,7 @@ pub fn run(args: &PrepareArgs, progress: &dyn Progress) -> Result<PrepareReport>
     };
     let options = PrepareOptions {
         inputs: args.input.clone(),
-        tokenizer: resolve_tokenizer(&args.tokenizer)?,
+        tokenizer: resolve_tokenizer(&args.tokenizer, None, hub, progress)?,
         out: args.out.clone(),
         text_field: args.text_field.clone(),
         validation,
@@ -52,13 +61,15 @@ pub fn run(args: &PrepareArgs, progress: &dyn Progress) -> Result<PrepareReport>
     prepare(&options, progress)
 }
 
-/// Where the tokenizer named on the command line lies.
-fn resolve_tokenizer(name: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(name);
-    if path.exists() {
-        return Ok(path);
+fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
+    let mut table = Table::new(["", "documents", "tokens", "text"]);
+    for (name, split) in [("train", Some(&report.train)), ("valid", report.valid.as_ref())] {
+        if let Some(split) = split {
+            table.row([name.to_string(), count(split.documents), count(split.tokens), bytes(split.bytes)]);
+        }
     }
-    Err(Error::usage(format!("tokenizer {name:?}: expected an existing folder or tokenizer.json")))
+    let out = args.out.display();
+    format!("{table}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first")
 }
 
 #[cfg(test)]
@@ -81,13 +92,13 @@ mod tests {
         std::fs::write(at("a.txt"), "One and two.<|endoftext|>Two and three and one.").unwrap();
         let words = ["x", "tokenizer", "train", "--input", &at("a.txt"), "--vocab-size", "270", "--out", &at("tok")];
         let Cli::Tokenizer(args) = Cli::try_parse_from(words).unwrap() else { panic!("verb") };
-        let report = tokenizer::run(&args, &Silent).unwrap();
+        let report = tokenizer::trained(&args, &Silent).unwrap();
         assert_eq!((report.documents, report.vocab_size > 260), (2, true));
         let common =
             ["x", "prepare", "--input", &at("a.txt"), &at("a.txt"), "--tokenizer", &at("tok"), "--out", &at("d")];
         let prepared = |more: &[&str]| {
             let Cli::Prepare(args) = Cli::try_parse_from([&common, more].concat()).unwrap() else { panic!("verb") };
-            run(&args, &Silent)
+            prepared(&args, &HubOptions::from_env(true)?, &Silent)
         };
         assert_eq!(prepared(&[]).unwrap().train.documents, 4);
         assert_eq!(prepared(&["--valid", &at("a.txt")]).unwrap().valid.unwrap().documents, 2);
@@ -95,6 +106,6 @@ mod tests {
         assert!(Cli::try_parse_from([&common[..], &["--valid", "b", "--valid-fraction", "0.5"]].concat()).is_err());
         assert!(resolve_tokenizer(&at("nothing")).is_err());
         // A tokenizer is not overwritten by accident.
-        assert!(tokenizer::run(&args, &Silent).unwrap_err().to_string().contains("exists"));
+        assert!(tokenizer::trained(&args, &Silent).unwrap_err().to_string().contains("exists"));
     }
 }

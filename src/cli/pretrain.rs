@@ -1,6 +1,6 @@
 //! `pretrain`: a student on text, with or without selection.
 
-use super::RunArgs;
+use super::{Printer, RunArgs, train};
 use crate::config::Resolved;
 use crate::error::Result;
 
@@ -25,4 +25,9 @@ impl PretrainArgs {
     pub fn resolve(&self) -> Result<Resolved> {
         self.run.resolve(None)
     }
+}
+
+/// Runs the verb.
+pub fn run(args: &PretrainArgs, ui: &Printer) -> Result<()> {
+    train::run("pretrain", &args.run, &args.resolve()?, ui)
 }

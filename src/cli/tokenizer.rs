@@ -1,5 +1,7 @@
 //! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
 
+use super::Printer;
+use super::text::{bytes, count};
 use crate::data::tokenizer::{Tokenizer, TrainOptions, TrainReport};
 use crate::error::{Error, Result};
 use crate::files::AtomicDir;
@@ -43,8 +45,19 @@ pub struct TokenizerTrainArgs {
     pub min_frequency: u64,
 }
 
-/// Runs the verb; the caller prints the report.
-pub fn run(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainReport> {
+/// Runs the verb.
+pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
+    let report = trained(args, ui)?;
+    let TokenizerCommand::Train(args) = &args.command;
+    let (tokens, text) = (count(report.vocab_size.into()), bytes(report.bytes));
+    ui.result(&report, || {
+        let out = args.out.display();
+        format!("tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {out} --out data/mine")
+    })
+}
+
+/// The verb without its printing: trains, writes and says what was learned.
+pub fn trained(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainReport> {
     let TokenizerCommand::Train(args) = &args.command;
     // A folder of that name may hold a model or another tokenizer: never replace it.
     let taken = args.out.exists() && !args.out.read_dir().is_ok_and(|mut entries| entries.next().is_none());

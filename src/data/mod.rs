@@ -2,6 +2,7 @@
 
 pub mod bpe;
 pub mod corpus;
+pub mod encoder;
 pub mod loader;
 pub mod prepare;
 pub mod source;

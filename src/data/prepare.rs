@@ -1,5 +1,6 @@
 //! Raw text to a data folder: `train.bin`, `valid.bin`, `tokenizer/`, `manifest.json`, all or nothing.
 
+use crate::data::encoder::Encoder;
 use crate::data::source::{self, Piece, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter, hex};
@@ -7,15 +8,16 @@ use crate::error::{Error, Result};
 use crate::files::{AtomicDir, write_atomic};
 use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
-use rayon::prelude::*;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const TRAIN: &str = "train.bin";
+/// Training tokens of a data folder.
+pub const TRAIN: &str = "train.bin";
 const VALID: &str = "valid.bin";
-const TOKENIZER: &str = "tokenizer";
+/// Folder of the tokenizer inside a data folder.
+pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";
 /// First field of the manifest.
 const FORMAT: &str = "eslm-kd data";
@@ -101,10 +103,10 @@ pub struct PrepareReport {
 /// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes written depend
 /// on the inputs and the tokenizer alone.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
-    if let Validation::Fraction(f) = options.validation {
-        if !(f > 0.0 && f < 1.0) {
-            return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
-        }
+    if let Validation::Fraction(f) = options.validation
+        && !(f > 0.0 && f < 1.0)
+    {
+        return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
     }
     check_replaceable(&options.out)?;
     let tokenizer = Tokenizer::load(&options.tokenizer)?;
@@ -122,9 +124,10 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         Validation::None => None,
         _ => Some(TokenWriter::create(&folder.path().join(VALID), tokenizer.origin())?),
     };
+    let encoder = Encoder::new(&tokenizer)?;
     let (mut number, split) = (0u64, Rng::new(SPLIT_SEED, Stream::Split));
     source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
-        encode_batch(&tokenizer, &batch.pieces, |piece, tokens| {
+        encode_batch(&encoder, &batch.pieces, |piece, tokens| {
             let writer = match (&options.validation, &mut valid) {
                 (Validation::Fraction(f), Some(valid)) if f64::from(split.uniform(0, number)) < *f => valid,
                 _ => &mut train,
@@ -135,7 +138,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
     })?;
     if let (Validation::Files(_), Some(valid)) = (&options.validation, &mut valid) {
         source::for_each_batch(&valid_sources, &reading, "Tokenising validation", progress, |batch| {
-            encode_batch(&tokenizer, &batch.pieces, |piece, tokens| append(valid, piece, tokens, tokenizer.eot()))
+            encode_batch(&encoder, &batch.pieces, |piece, tokens| append(valid, piece, tokens, tokenizer.eot()))
         })?;
     }
     check_not_empty(&options.validation, number, &train, valid.as_ref())?;
@@ -163,12 +166,9 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
 }
 
 /// Encodes in parallel, then hands over in order.
-fn encode_batch(
-    tokenizer: &Tokenizer,
-    pieces: &[Piece],
-    mut take: impl FnMut(&Piece, &[u32]) -> Result<()>,
-) -> Result<()> {
-    let encoded: Vec<Vec<u32>> = pieces.par_iter().map(|p| tokenizer.encode(&p.text)).collect::<Result<_>>()?;
+fn encode_batch(encoder: &Encoder, pieces: &[Piece], mut take: impl FnMut(&Piece, &[u32]) -> Result<()>) -> Result<()> {
+    let texts: Vec<&str> = pieces.iter().map(|p| p.text.as_str()).collect();
+    let encoded = encoder.encode_all(&texts)?;
     pieces.iter().zip(&encoded).try_for_each(|(piece, tokens)| take(piece, tokens))
 }
 

@@ -256,4 +256,4 @@ fn read_batches(sources: &[Source], options: &ReadOptions, mut send: impl FnMut(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

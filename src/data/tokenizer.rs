@@ -145,6 +145,14 @@ impl Tokenizer {
             && added.is_some_and(|tokens| tokens.iter().all(plain))
     }
 
+    /// The text of the added token, if there is exactly one.
+    pub(crate) fn only_added_token(&self) -> Option<String> {
+        match self.json["added_tokens"].as_array()?.as_slice() {
+            [one] => one["content"].as_str().filter(|c| !c.is_empty()).map(String::from),
+            _ => None,
+        }
+    }
+
     /// Writes Hugging Face's files into `folder`, each atomically: `tokenizer.json`, `tokenizer_config.json`,
     /// `special_tokens_map.json`, and for byte-pair models `vocab.json` and `merges.txt`.
     pub fn save(&self, folder: &Path) -> Result<()> {
@@ -412,7 +420,8 @@ mod tests {
         fs::write(folder.path().join("vocab.json"), r#"{"a":0,"b":1,"ab":2}"#).unwrap();
         assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no token <|endoftext|>"));
         let options = TrainOptions { vocab_size: 256, ..TrainOptions::default() };
-        assert!(Tokenizer::train(&[path.clone()], &options, &Silent).is_err());
+        let message = Tokenizer::train(std::slice::from_ref(&path), &options, &Silent).unwrap_err().to_string();
+        assert!(message.contains("at least 257"));
         let blank = folder.path().join("blank.txt");
         fs::write(&blank, " \n ").unwrap();
         let message = Tokenizer::train(&[blank], &TrainOptions::default(), &Silent).unwrap_err().to_string();

@@ -103,7 +103,8 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
     let has = |name: &str| info.files.iter().any(|f| f == name);
     let mut files: Vec<&str> = TOKENIZER_FILES.into_iter().filter(|f| has(f)).collect();
     if what == What::TokenizerOnly {
-        if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+        let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+        if !whole {
             return Err(Error::hub(format!(
                 "{id} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
             )));

@@ -98,24 +98,6 @@ pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Sum of `f(i)` for i below `n`, in [`LANES`] partial sums.
-#[inline(always)]
-pub(crate) fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
-        }
-        i += LANES;
-    }
-    for (l, j) in (whole..n).enumerate() {
-        lanes[l] += f(j);
-    }
-    sum_lanes(lanes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,13 +123,6 @@ mod tests {
         for i in -4000..=4000 {
             let x = i as f32 * 0.01;
             assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 3e-7, "at {x}");
-        }
-    }
-
-    #[test]
-    fn sums_cover_every_element() {
-        for n in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(sum_by(n, |i| i as f32), (0..n).sum::<usize>() as f32);
         }
     }
 }

@@ -2,7 +2,9 @@
 
 pub mod checkpoint;
 pub mod events;
+pub mod run;
 pub mod schedule;
+pub mod session;
 mod step;
 
 pub use step::{StepReport, Trainer};

@@ -72,16 +72,16 @@ impl RowReader {
 impl WholeDocuments for RowReader {
     fn next_document(&mut self) -> Result<Option<String>> {
         loop {
-            if let Some((array, row)) = &mut self.current {
-                if *row < array.len() {
-                    *row += 1;
-                    let text = text_at(array, *row - 1);
-                    return text.map(|t| Some(t.to_string())).map_err(|what| {
-                        let row = self.rows_read - array.len() as u64 + *row as u64;
-                        let place = self.source.path.display();
-                        Error::data(format!("{place}: row {row}: column {:?} {what}", self.field))
-                    });
-                }
+            if let Some((array, row)) = &mut self.current
+                && *row < array.len()
+            {
+                *row += 1;
+                let text = text_at(array, *row - 1);
+                return text.map(|t| Some(t.to_string())).map_err(|what| {
+                    let row = self.rows_read - array.len() as u64 + *row as u64;
+                    let place = self.source.path.display();
+                    Error::data(format!("{place}: row {row}: column {:?} {what}", self.field))
+                });
             }
             match self.batches.next() {
                 None => return Ok(None),

@@ -50,8 +50,8 @@ impl TextReader {
     fn fill(&mut self) -> Result<()> {
         self.buffer.drain(..std::mem::take(&mut self.start));
         let begin = self.partial.len();
-        // With whole documents asked for, grow in proportion, so that re-reading stays linear.
-        let more = self.limit.unwrap_or(self.buffer.len()).max(1 << 16) as u64;
+        // In proportion to what could not be handed out yet: looking through that again stays linear in all.
+        let more = self.buffer.len().max(1 << 16) as u64;
         let read = (&mut self.input).take(more).read_to_end(&mut self.partial);
         read.map_err(|e| self.source.unreadable(&e))?;
         self.ended = self.partial.len() == begin;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 
 /// Text full of places where a careless cut would change tokens.
-fn tricky() -> String {
+pub(crate) fn tricky() -> String {
     let bits = [
         "don't",
         " they'll",
@@ -137,6 +137,10 @@ fn text_files_split_at_marks_and_long_documents_into_pieces() {
     assert_eq!(folder.documents("a.txt.zst", &zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap(), expected);
     assert_eq!(folder.documents("b.md", b"\n").unwrap(), Vec::<String>::new());
     assert_eq!(folder.documents("b.txt", b"").unwrap(), Vec::<String>::new());
+    // Nothing to cut at: the document stays whole.
+    let unbroken = "a".repeat(1 << 20);
+    assert!(folder.documents("c.txt", unbroken.as_bytes()).unwrap() == std::slice::from_ref(&unbroken));
+    assert_eq!(folder.pieces("c.txt", unbroken.as_bytes(), "text").unwrap().len(), 1);
     let pieces = folder.pieces("a.txt", text.as_bytes(), "text").unwrap();
     assert!(pieces.len() > 5);
     assert!(pieces.iter().all(|p| p.text.len() <= PIECE_BYTES));

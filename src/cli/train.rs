@@ -1,0 +1,105 @@
+//! The body that `pretrain` and `distill` share: a plan becomes a run folder.
+
+use super::text::{Table, count, flops, seconds};
+use super::{Printer, RunArgs};
+use crate::config::{Method, Plan, Resolved};
+use crate::error::{Error, Result};
+use crate::hub::HubOptions;
+use crate::progress::Progress;
+use crate::train::events::{EventSink, Jsonl, Summary, Tee, Terminal};
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER, Run};
+use crate::train::session::{Session, Surroundings};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Between two updates of the progress line.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// What a run prints at its end; one object under `--json`.
+#[derive(Debug, Serialize)]
+struct RunReport {
+    run: PathBuf,
+    model: PathBuf,
+    steps: u64,
+    tokens: u64,
+    flops: f64,
+    seconds: f64,
+    val_loss: Option<f64>,
+    perplexity: Option<f64>,
+}
+
+/// Trains as `resolved` says and prints the summary.
+pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
+    for note in resolved.notes() {
+        ui.note(&note);
+    }
+    let plan = &resolved.plan;
+    use_threads(plan.machine.threads)?;
+    let out = match (&args.out, args.resume) {
+        (Some(out), _) => out.clone(),
+        (None, true) => return Err(Error::usage("--resume needs --out RUN: the run folder to continue")),
+        (None, false) => free_folder(verb),
+    };
+    let hub = HubOptions::from_env(ui.offline())?;
+    let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
+    let summary = train(session, &out, args.resume, ui)?;
+    let finite = |x: f64| x.is_finite().then_some(x);
+    let report = RunReport {
+        model: out.join(MODEL_FOLDER),
+        run: out,
+        steps: summary.step,
+        tokens: summary.tokens,
+        flops: summary.flops.total(),
+        seconds: summary.seconds,
+        val_loss: finite(summary.val_loss),
+        perplexity: finite(summary.val_loss).map(f64::exp),
+    };
+    ui.result(&report, || human(&report, plan))
+}
+
+fn human(report: &RunReport, plan: &Plan) -> String {
+    let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
+    let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
+    table.row([
+        if plan.method == Method::Eslm { "eslm" } else { "clm" }.to_string(),
+        count(report.steps),
+        count(report.tokens),
+        flops(report.flops as u128),
+        seconds(report.seconds),
+        number(report.val_loss, 4),
+        number(report.perplexity, 2),
+    ]);
+    let (run, model) = (report.run.display(), report.model.display());
+    format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
+}
+
+/// One run in its folder, with metrics on disk and progress on the terminal.
+pub fn train(session: Session, out: &Path, resume: bool, ui: &Printer) -> Result<Summary> {
+    let mut run = Run::open(session, out, resume, ui)?;
+    let metrics = out.join(METRICS_FILE);
+    let jsonl = if resume { Jsonl::resume(&metrics, run.step())? } else { Jsonl::create(&metrics)? };
+    let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(ui, REFRESH))];
+    let done = run.train(&mut Tee(sinks));
+    if done.is_err() {
+        ui.finish();
+    }
+    done
+}
+
+/// Threads of every parallel loop; 0 leaves one per core.
+pub fn use_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Ok(());
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::internal(format!("cannot start {threads} threads: {e}")))
+}
+
+/// `runs/VERB-N` with the lowest free N.
+fn free_folder(verb: &str) -> PathBuf {
+    let place = |n: u32| Path::new("runs").join(format!("{verb}-{n}"));
+    (1..).map(place).find(|p| !p.exists()).unwrap_or_else(|| place(0))
+}

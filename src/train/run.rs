@@ -1,0 +1,256 @@
+//! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
+
+use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
+use super::events::{Event, EventSink, Phases, StepEvent, Summary, ValEvent};
+use super::session::Session;
+use super::step::{StepReport, Trainer};
+use crate::config::MicroRows;
+use crate::data::loader::Loader;
+use crate::data::tokens::TokenFile;
+use crate::error::{Error, ErrorKind, Result};
+use crate::eval::perplexity::{EvalOptions, evaluate};
+use crate::files::{AtomicDir, write_atomic};
+use crate::model::weights::{SaveOptions, save_model};
+use crate::progress::{Progress, Silent};
+use crate::teacher::Teacher;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The exported model inside a run folder.
+pub const MODEL_FOLDER: &str = "model";
+/// The resolved plan inside a run folder.
+pub const CONFIG_FILE: &str = "config.toml";
+/// The metrics inside a run folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// A run in its folder, ready to train.
+pub struct Run {
+    lock: RunLock,
+    trainer: Trainer,
+    counters: Counters,
+    loader: Loader,
+    valid: Option<Arc<TokenFile>>,
+    config: RunConfig,
+    last_val: Option<f64>,
+}
+
+/// What stays the same over a run.
+struct RunConfig {
+    tokenizer: PathBuf,
+    eot: u32,
+    inputs: checkpoint::Inputs,
+}
+
+impl Run {
+    /// Takes the run folder `out`, which must be new unless `resume`; then the newest good checkpoint is loaded, if
+    /// there is one. Writes the resolved plan as `config.toml`.
+    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+        let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } = session;
+        let lock = RunLock::acquire(out)?;
+        let used = out.join(METRICS_FILE).exists() || checkpoint::latest(out)?.is_some();
+        if used && !resume {
+            return Err(Error::usage(format!(
+                "run folder {} already holds a run; add --resume to continue it, or choose another with --out",
+                out.display()
+            )));
+        }
+        let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
+        let saved = if resume { checkpoint::load_latest_good(&lock, &expected, &device, progress)? } else { None };
+        let loader = Loader::new(train, plan.data.context, plan.seed)?;
+        let text = plan.to_toml()?;
+        let path = out.join(CONFIG_FILE);
+        write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))?;
+        let mut trainer = Trainer::new(plan, student, teacher)?;
+        let mut counters = Counters::default();
+        if let Some(saved) = saved {
+            trainer.student.params = saved.params;
+            trainer.state = saved.optimizer;
+            counters = saved.counters;
+        }
+        let config = RunConfig { tokenizer, eot, inputs };
+        Ok(Self { lock, trainer, counters, loader, valid, config, last_val: None })
+    }
+
+    /// Steps done before, 0 unless resumed.
+    pub fn step(&self) -> u64 {
+        self.counters.step
+    }
+
+    /// Trains to the end of the plan. On a stop signal the state is saved first, then [`ErrorKind::Interrupted`] says
+    /// how to go on. Any other error leaves the last checkpoint as it was.
+    pub fn train(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
+        let steps = self.trainer.plan.steps;
+        let label = format!("{} {}", self.trainer.plan.method, self.trainer.plan.student);
+        let (step, seconds) = (self.counters.step, self.counters.seconds);
+        sink.event(&Event::RunStarted { label, step, steps, seconds })?;
+        match self.steps(sink) {
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted(_)) => {
+                let path = self.save(sink)?;
+                Err(e.context(format!(
+                    "step {} of {steps} is saved in {}; continue with --resume --out {}",
+                    self.counters.step,
+                    path.display(),
+                    self.lock.dir().display()
+                )))
+            }
+            Err(e) => Err(e),
+            Ok(()) => self.finish(sink),
+        }
+    }
+
+    fn steps(&mut self, sink: &mut dyn EventSink) -> Result<()> {
+        let plan = self.trainer.plan.clone();
+        if self.counters.step == 0 {
+            // Before any step: a broken evaluation or a hopeless start shows now, not after an hour.
+            self.validate(sink)?;
+        }
+        let mut window = Window::default();
+        while self.counters.step < plan.steps {
+            crate::signal::check()?;
+            let started = Instant::now();
+            let batch = self.loader.batch(self.counters.cursor, plan.data.rows)?;
+            let data_seconds = started.elapsed().as_secs_f64();
+            let mut report = self.trainer.step(self.counters.step, self.counters.cursor, &batch)?;
+            report.phases.data = data_seconds;
+            self.counters.step += 1;
+            self.counters.cursor += plan.data.rows as u64;
+            self.counters.tokens += report.valid;
+            self.counters.flops += report.flops;
+            let seconds = started.elapsed().as_secs_f64();
+            self.counters.seconds += seconds;
+            window.add(&report, seconds);
+            let step = self.counters.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
+            let last = step == plan.steps;
+            if due(plan.log.every) || last {
+                sink.event(&Event::Step(std::mem::take(&mut window).event(&report, &self.counters)))?;
+            }
+            if due(plan.eval.every) && !last {
+                self.validate(sink)?;
+            }
+            if due(plan.checkpoint.every) && !last {
+                self.save(sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
+        self.validate(sink)?;
+        self.save(sink)?;
+        self.export()?;
+        let summary = Summary {
+            step: self.counters.step,
+            val_loss: self.last_val.unwrap_or(f64::NAN),
+            best_val_loss: self.counters.best_val_loss.unwrap_or(f64::NAN),
+            tokens: self.counters.tokens,
+            flops: self.counters.flops,
+            seconds: self.counters.seconds,
+        };
+        sink.event(&Event::Finished(summary.clone()))?;
+        Ok(summary)
+    }
+
+    /// Mean cross-entropy of the validation tokens; nothing without them.
+    fn validate(&mut self, sink: &mut dyn EventSink) -> Result<()> {
+        let Some(valid) = &self.valid else { return Ok(()) };
+        let plan = &self.trainer.plan;
+        let options = EvalOptions {
+            context: plan.data.context,
+            stride: plan.eval.stride,
+            rows_limit: plan.eval.rows,
+            rows_per_batch: match plan.machine.micro_rows {
+                MicroRows::Rows(n) => n,
+                MicroRows::Auto => 1,
+            },
+        };
+        let val_loss = evaluate(&self.trainer.student, valid, options, &Silent)?.nll;
+        if !val_loss.is_finite() {
+            return Err(Error::new(
+                ErrorKind::NonFinite,
+                format!("validation loss is {val_loss} after step {}", self.counters.step),
+            ));
+        }
+        self.last_val = Some(val_loss);
+        let best = self.counters.best_val_loss.map_or(val_loss, |best| best.min(val_loss));
+        self.counters.best_val_loss = Some(best);
+        let Counters { step, tokens, seconds, .. } = self.counters;
+        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, seconds }))
+    }
+
+    /// Writes a checkpoint of the state between two steps.
+    fn save(&self, sink: &mut dyn EventSink) -> Result<PathBuf> {
+        let state = TrainState {
+            plan: self.trainer.plan.clone(),
+            config: self.trainer.student.config.clone(),
+            params: self.trainer.student.params.clone(),
+            optimizer: self.trainer.state.clone(),
+            counters: self.counters.clone(),
+            selector: serde_json::Value::Null,
+            inputs: self.config.inputs.clone(),
+        };
+        let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
+        sink.event(&Event::CheckpointSaved { path: path.clone(), step: self.counters.step })?;
+        Ok(path)
+    }
+
+    /// Writes `model/` in Hugging Face layout, whole or not at all.
+    fn export(&self) -> Result<()> {
+        let _hold = crate::signal::hold();
+        let dir = AtomicDir::create(&self.lock.dir().join(MODEL_FOLDER))?;
+        save_model(dir.path(), &self.trainer.student.config, &self.trainer.student.params, &self.save_options())?;
+        dir.commit()
+    }
+
+    fn save_options(&self) -> SaveOptions<'_> {
+        SaveOptions { eot: Some(self.config.eot), tokenizer: Some(&self.config.tokenizer) }
+    }
+
+    /// The teacher, for an evaluation beside the student's.
+    pub fn teacher(&self) -> Option<&Teacher> {
+        self.trainer.teacher.as_ref()
+    }
+}
+
+/// Steps since the last logged one.
+#[derive(Default)]
+struct Window {
+    tokens: u64,
+    seconds: f64,
+    phases: Phases,
+}
+
+impl Window {
+    fn add(&mut self, report: &StepReport, seconds: f64) {
+        self.tokens += report.valid;
+        self.seconds += seconds;
+        self.phases += report.phases;
+    }
+
+    fn event(self, report: &StepReport, counters: &Counters) -> StepEvent {
+        let (valid, kept) = (report.valid as f64, report.kept as f64);
+        let dropped = valid - kept;
+        StepEvent {
+            step: counters.step,
+            loss: report.loss / kept,
+            full_loss: report.nll / valid,
+            kept_loss: report.kept_nll / kept,
+            dropped_loss: (dropped > 0.0).then(|| (report.nll - report.kept_nll) / dropped),
+            kept: report.kept,
+            kept_share: kept / valid,
+            alpha: report.alpha,
+            var: (report.pools > 0).then(|| report.var / report.pools as f64),
+            cvar: (report.pools > 0).then(|| report.cvar / kept),
+            score_mean: report.score.map(|sum| sum / valid),
+            easy_share: report.easy as f64 / valid,
+            grad_norm: report.grad_norm,
+            lr: report.lr,
+            tokens: counters.tokens,
+            tokens_per_second: self.tokens as f64 / self.seconds,
+            flops: counters.flops,
+            seconds: counters.seconds,
+            phases: self.phases,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
+
+use crate::config::arithmetic::{check_fit, settle};
+use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
+use crate::data::prepare::{DataDir, TOKENIZER};
+use crate::data::tokens::{TokenFile, hex};
+use crate::error::{Error, Result};
+use crate::hub::{HubOptions, Kind, ModelRef, locate};
+use crate::model::preset::{Birth, Preset, Source};
+use crate::model::weights::load_model;
+use crate::model::{Gpt2, Gpt2Config};
+use crate::progress::Progress;
+use crate::teacher::Teacher;
+use crate::train::checkpoint::Inputs;
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Everything a run works with.
+#[derive(Debug)]
+pub struct Session {
+    /// The plan, settled.
+    pub plan: Plan,
+    /// Training tokens.
+    pub train: Arc<TokenFile>,
+    /// Validation tokens, if the data folder has some.
+    pub valid: Option<Arc<TokenFile>>,
+    /// Folder of the tokenizer that made them.
+    pub tokenizer: PathBuf,
+    /// Id of its end-of-text token.
+    pub eot: u32,
+    /// The student as born.
+    pub student: Gpt2,
+    /// The teacher, if the plan has one.
+    pub teacher: Option<Teacher>,
+    /// Where tensors live.
+    pub device: Device,
+    /// What is read, by hash.
+    pub inputs: Inputs,
+}
+
+/// Where the Hub is and who hears about long phases.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Hub access.
+    pub hub: &'a HubOptions,
+    /// Who hears.
+    pub progress: &'a dyn Progress,
+}
+
+impl Session {
+    /// Opens the plan's data folder, loads or fetches its teacher, and gives birth to its student.
+    pub fn open(plan: &Plan, around: Surroundings<'_>) -> Result<Self> {
+        let Some(dir) = &plan.data.dir else {
+            return Err(Error::usage(
+                "the run names no data: add --data DIR (a folder made by `eslm-kd prepare`), or run `eslm-kd distill` \
+                 without arguments for the built-in quickstart",
+            ));
+        };
+        Self::with_data(plan, Path::new(dir), around)
+    }
+
+    /// As [`Session::open`], on the given data folder.
+    pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
+        let device = device(plan.machine.device)?;
+        let data = DataDir::open(dir)?;
+        let teacher = match plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
+            Some(name) => Some(load(name, Kind::Teacher, around, &device)?),
+            None => None,
+        };
+        let student = student(plan, teacher.as_ref(), data.tokenizer.vocab_size() as usize, around, &device)?;
+        check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
+        let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
+        for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
+            tokens.check_vocab(student.config.vocab_size)?;
+        }
+        let inputs =
+            Inputs { data_hash: hex(&data.train.header().content_hash), tokenizer_hash: hex(&data.tokenizer.hash()) };
+        Ok(Self {
+            plan: settle(&student.config, plan),
+            train: data.train,
+            valid: data.valid,
+            tokenizer: dir.join(TOKENIZER),
+            eot: data.tokenizer.eot(),
+            student,
+            teacher,
+            device,
+            inputs,
+        })
+    }
+}
+
+/// The device of a plan. `auto` is the first CUDA device where this build and this machine have one, else the CPU.
+pub fn device(spec: DeviceSpec) -> Result<Device> {
+    match spec {
+        DeviceSpec::Cpu => Ok(Device::Cpu),
+        DeviceSpec::Auto => Ok(Device::cuda_if_available(0)?),
+        DeviceSpec::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::usage(
+            "this build has no CUDA: build with `cargo build --release --features cuda`, or use --device cpu",
+        )),
+        DeviceSpec::Cuda(i) => Device::new_cuda(i)
+            .map_err(|e| Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))),
+    }
+}
+
+fn load(name: &str, kind: Kind, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
+    let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
+    let (config, params) = load_model(&found.dir, device)?;
+    Ok(Gpt2 { config, params })
+}
+
+/// The student of a plan: a preset is born as it says unless the plan says otherwise; anything else is loaded.
+fn student(
+    plan: &Plan,
+    teacher: Option<&Gpt2>,
+    vocabulary: usize,
+    around: Surroundings<'_>,
+    device: &Device,
+) -> Result<Gpt2> {
+    let meant = ModelRef::parse(&plan.student, Kind::Student).or_else(|e| {
+        // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
+        ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
+    })?;
+    let ModelRef::Preset(preset) = meant else {
+        return match plan.birth {
+            None | Some(BirthWord::Checkpoint) => {
+                if !plan.shape.is_empty() {
+                    return Err(Error::usage("[shape] cannot change a student that starts from stored weights"));
+                }
+                load(&plan.student, Kind::Student, around, device)
+            }
+            Some(other) => Err(Error::usage(format!(
+                "birth = \"{other}\" needs a student preset, found the stored model {}; its birth is \"checkpoint\"",
+                plan.student
+            ))),
+        };
+    };
+    match (plan.birth, &preset.birth, &preset.source) {
+        (Some(BirthWord::Scratch), ..) | (None, Some(Birth::Scratch {}), _) => {
+            scratch(plan, preset, teacher, vocabulary, device)
+        }
+        (Some(BirthWord::TeacherLayers), ..) | (None, Some(Birth::TeacherLayers { .. }), _) => {
+            let default = match &preset.birth {
+                Some(Birth::TeacherLayers { layers }) => Some(layers.clone()),
+                _ => None,
+            };
+            let Some(layers) = plan.layers.clone().or(default) else {
+                return Err(Error::usage(
+                    "birth = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks",
+                ));
+            };
+            let Some(teacher) = teacher else {
+                return Err(Error::usage("birth = \"teacher-layers\" needs a teacher"));
+            };
+            Gpt2::from_layers(teacher, &layers)
+        }
+        (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, around, device),
+        (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => {
+            load(&plan.student, Kind::Teacher, around, device)
+        }
+        (Some(BirthWord::Checkpoint), ..) => Err(Error::usage(format!(
+            "birth = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
+            plan.student
+        ))),
+        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device),
+    }
+}
+
+/// From the preset's shape under the plan's overrides; the vocabulary is the teacher's, or else the data's.
+fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
+    let base = Gpt2Config { vocab_size: teacher.map_or(vocabulary, |t| t.config.vocab_size), ..preset.config() };
+    Gpt2::scratch(plan.shape.apply(&base), plan.seed, device)
+}
