@@ -10,6 +10,9 @@ use std::path::PathBuf;
 
 /// Train a tokenizer.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  eslm-kd tokenizer train --input books.jsonl.gz --vocab-size 8192 --out runs/tokenizer
+  eslm-kd tokenizer train --input a.parquet b.parquet --text-field content --vocab-size 32000 --out my-tokenizer")]
 pub struct TokenizerArgs {
     /// What to do.
     #[command(subcommand)]
