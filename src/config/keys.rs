@@ -26,7 +26,7 @@ pub enum Kind {
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A whole number of at least this and at most [`MOST`] (or [`i64::MAX`] where `wide`).
+    /// A whole number of at least this and at most 2^30 (or [`i64::MAX`] where `wide`).
     Count { least: i64, wide: bool },
     /// `"auto"` or a whole number of at least 1.
     CountOrAuto,

@@ -1,7 +1,7 @@
 //! What the Hub gives us, verified; the cache layout that Python's hub library shares.
 //!
 //! hf-hub's client answers what a repository holds (the model API). Everything that ends up in the cache goes
-//! through [`transfer`] instead, by hand, because hf-hub 1.0.0
+//! through `transfer.rs` instead, by hand, because hf-hub 1.0.0
 //!
 //! * never checks the status of the GET that fills the cache: an error page becomes the blob of a good ETag,
 //! * checks neither length nor hash before the rename, has no resume and no time-outs,

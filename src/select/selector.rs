@@ -19,7 +19,7 @@ pub struct Selector {
 /// What was kept of one micro-batch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Selection {
-    /// Kept positions, ascending, as row indices into the micro-batch [k].
+    /// Kept positions, ascending, as row indices into the micro-batch `[k]`.
     pub rows: Vec<u32>,
     /// Sum over pools of the pool's value at risk, and the number of pools that had positions.
     pub var_sum: f64,

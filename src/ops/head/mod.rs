@@ -103,7 +103,7 @@ pub struct Mix {
     pub temperature: f32,
 }
 
-/// One pass over the vocabulary: statistics of every row, for `targets` [N], at temperature `tau`.
+/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at temperature `tau`.
 pub fn scan(student: &mut Logits, teacher: Option<&mut Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
     check(student, teacher.as_deref(), targets)?;
     if super::fast(&student.hidden) {
@@ -124,7 +124,7 @@ pub struct LossGradient {
 
 /// Loss sum over all rows of `student` (select first), and its gradients: with respect to the hidden vectors in the
 /// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, with the same teacher;
-/// `weights` [N] multiply each row's loss.
+/// `weights` `[N]` multiply each row's loss.
 pub fn loss(
     student: &Logits,
     teacher: Option<&Logits>,

@@ -17,7 +17,7 @@ pub fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
 }
 
-/// Per-token objective [N] for student logits `z` and teacher logits `t`, both [N, V]: differentiable by candle.
+/// Per-token objective `[N]` for student logits `z` and teacher logits `t`, both [N, V]: differentiable by candle.
 pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> Result<Tensor> {
     let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
     let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
@@ -28,7 +28,7 @@ pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> R
     }
 }
 
-/// KL(q^tau || p^tau) per row, [N].
+/// KL(q^tau || p^tau) per row, `[N]`.
 pub fn kl(z: &Tensor, t: &Tensor, tau: f64) -> Result<Tensor> {
     let (log_p, log_q) = (log_softmax(z, tau)?, log_softmax(t, tau)?);
     Ok((log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?)

@@ -28,7 +28,7 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     cpu::into(dst, a, b, true)
 }
 
-/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` [M].
+/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` `[M]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !super::fast(x) {
         return Ok(reference(x, w)?.broadcast_add(bias)?);
@@ -46,7 +46,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// `dst += sum over rows of d`, for `d` [N, M] and `dst` [M]: the gradient of a bias.
+/// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
 pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
     if !super::fast(d) {
         return buffer::add_assign(dst, &d.sum(0)?);
