@@ -104,7 +104,8 @@ mod tests {
         assert_eq!(prepared(&["--valid", &at("a.txt")]).unwrap().valid.unwrap().documents, 2);
         assert!(prepared(&["--valid-fraction", "2"]).is_err());
         assert!(Cli::try_parse_from([&common[..], &["--valid", "b", "--valid-fraction", "0.5"]].concat()).is_err());
-        assert!(resolve_tokenizer(&at("nothing")).is_err());
+        let offline = HubOptions::from_env(true).unwrap();
+        assert!(resolve_tokenizer(&at("nothing"), None, &offline, &Silent).is_err());
         // A tokenizer is not overwritten by accident.
         assert!(tokenizer::trained(&args, &Silent).unwrap_err().to_string().contains("exists"));
     }

@@ -1,9 +1,7 @@
 //! One optimizer step: the house in one function. Losses are sums and counts; the one division is by the kept tokens of
 //! the whole step, so micro-batches and selection add up.
 
-use crate::config::arithmetic::{
-    head_backward, head_forward, trunk_backward_dense, trunk_backward_exact, trunk_forward,
-};
+use crate::config::arithmetic::{self, Flops, Work};
 use crate::config::{BackwardMode, HeadMode, MicroRows, Plan, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,7 +11,7 @@ use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats};
 use crate::select::{ScoreContext, Selection, Selector, scores};
 use crate::teacher::Teacher;
-use crate::train::events::{Flops, Phases};
+use crate::train::events::Phases;
 use crate::train::schedule;
 use candle_core::Tensor;
 use std::time::Instant;
@@ -77,8 +75,8 @@ impl Trainer {
         Ok(Self { plan, student, teacher, state, grads })
     }
 
-    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0. On an
-    /// error no parameter has changed.
+    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
+    /// errors and metrics count steps done. On an error no parameter has changed.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let mut report = StepReport { alpha: self.plan.alpha_at(step), ..StepReport::default() };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
@@ -89,7 +87,7 @@ impl Trainer {
             let done = self.micro_batch(&micro, cursor + start as u64, &mut report);
             if let Err(e) = done {
                 self.forget_gradients()?;
-                return Err(e.context(format!("step {step}")));
+                return Err(e.context(format!("step {}", step + 1)));
             }
         }
         let clock = Instant::now();
@@ -98,7 +96,7 @@ impl Trainer {
             let updated = self.update(&mut report);
             if let Err(e) = updated {
                 self.forget_gradients()?;
-                return Err(e.context(format!("step {step}")));
+                return Err(e.context(format!("step {}", step + 1)));
             }
         }
         report.phases.optimizer += clock.elapsed().as_secs_f64();
@@ -108,7 +106,7 @@ impl Trainer {
     fn micro_batch(&mut self, batch: &Batch, first_sequence: u64, report: &mut StepReport) -> Result<()> {
         let mut clock = Clock::start();
         let (context, n) = (batch.context, batch.inputs.len());
-        let keep = self.plan.machine.head == HeadMode::Keep;
+        let keep = self.plan.machine.head != HeadMode::Recompute;
         let selecting = report.alpha > 0.0;
         let mix = Mix {
             lambda: self.plan.objective.lambda as f32,
@@ -129,13 +127,22 @@ impl Trainer {
         let mut logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
         let scored_by = if teacher_scores { signal.as_mut() } else { None };
         let stats = head::scan(&mut logits, scored_by, &batch.targets, mix.temperature)?;
-        check_losses(&stats, batch)?;
+        // Whatever the score: a NaN is never dropped in silence.
+        let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
+        check_finite("loss of the student", losses, batch)?;
         clock.lap(&mut report.phases.scan);
 
         let selection = self.select(selecting.then_some(score), &stats, batch, first_sequence, report)?;
         report.add(&stats, batch, &selection);
         clock.lap(&mut report.phases.select);
-        self.count_flops(batch, selection.rows.len(), signal.is_some(), teacher_scores, &mut report.flops);
+        let work = Work {
+            sequences: batch.rows as u64,
+            context: context as u64,
+            kept: selection.rows.len() as u64,
+            selecting,
+        };
+        let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
+        report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         if selection.rows.is_empty() {
             return Ok(());
         }
@@ -155,6 +162,10 @@ impl Trainer {
             }
             _ => stats,
         };
+        if mix.lambda > 0.0 {
+            let divergences = selection.rows.iter().zip(&stats).map(|(&r, s)| (r as usize, s.kl));
+            check_finite("KL to the teacher", divergences, batch)?;
+        }
         clock.lap(&mut report.phases.teacher);
         let weights = vec![1.0; targets.len()];
         let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
@@ -208,34 +219,6 @@ impl Trainer {
         self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
         Ok(())
     }
-
-    /// Operations of one micro-batch as executed with `k` kept rows. What the heads do for dropped rows counts as scoring.
-    fn count_flops(&self, batch: &Batch, k: usize, signal: bool, teacher_scores: bool, flops: &mut Flops) {
-        let (sequences, context, k) = (batch.rows as u64, batch.context as u64, k as u64);
-        let dropped = sequences * context - k;
-        let recompute = self.plan.machine.head == HeadMode::Recompute;
-        let kl = signal && self.plan.objective.lambda > 0.0;
-        let student = &self.student.config;
-        flops.student_forward += (trunk_forward(student, sequences, context) + head_forward(student, k)) as f64;
-        flops.scoring += head_forward(student, dropped) as f64;
-        if k > 0 {
-            let trunk = match self.plan.machine.backward {
-                BackwardMode::Exact => trunk_backward_exact(student, sequences, context, k),
-                BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
-            };
-            // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
-            let again = if recompute { 1 + u64::from(kl && !teacher_scores) } else { 0 };
-            flops.student_backward += (trunk + head_backward(student, k) + again * head_forward(student, k)) as f64;
-        }
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| signal) {
-            let teacher = &teacher.model().config;
-            let passes = u64::from(teacher_scores || kl) + u64::from(kl && recompute);
-            flops.teacher += (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, k)) as f64;
-            if teacher_scores {
-                flops.scoring += head_forward(teacher, dropped) as f64;
-            }
-        }
-    }
 }
 
 impl StepReport {
@@ -278,14 +261,13 @@ fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
     }
 }
 
-/// The loss of every valid position must be finite, whatever the score: a NaN is never dropped in silence.
-fn check_losses(stats: &[RowStats], batch: &Batch) -> Result<()> {
-    let bad = stats.iter().zip(&batch.valid).position(|(s, valid)| *valid && !s.student.nll.is_finite());
-    let Some(i) = bad else { return Ok(()) };
+/// What enters the loss must be finite; `values` are (position in the micro-batch, value).
+fn check_finite(what: &str, mut values: impl Iterator<Item = (usize, f32)>, batch: &Batch) -> Result<()> {
+    let Some((i, value)) = values.find(|(_, value)| !value.is_finite()) else { return Ok(()) };
     let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
     Err(Error::new(
         ErrorKind::NonFinite,
-        format!("the student's loss is {} at sequence {sequence}, position {position}", stats[i].student.nll),
+        format!("expected a finite {what}, found {value} at sequence {sequence}, position {position}"),
     ))
 }
 
