@@ -8,13 +8,9 @@ use crate::progress::Progress;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Fetch a model of the Hub into the cache, verified.
-///
-/// Examples:
-///   eslm-kd download gpt2-medium
-///   eslm-kd download org/name --revision v1.0
+/// Fetch a model of the Hub into the cache, verified
 #[derive(Debug, Clone, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub struct DownloadArgs {
     /// A teacher preset or a Hub id (org/name).
     pub name: String,
@@ -22,6 +18,11 @@ pub struct DownloadArgs {
     #[arg(long)]
     pub revision: Option<String>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd download gpt2-medium
+  eslm-kd download org/name --revision v1.0";
 
 /// What was fetched, or was there already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -3,10 +3,13 @@
 use super::text::{self, Table};
 use super::{ConfigArgs, Printer};
 use crate::config::arithmetic::{self, Flops, MemoryByPart};
-use crate::config::{Plan, Resolved};
+use crate::config::{Birth, Plan, Resolved};
+use crate::data::prepare::TRAIN;
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::model::preset::{self, Role};
 use crate::model::{Gpt2Config, weights};
+use crate::train::session::scratch_shape;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -55,6 +58,20 @@ pub fn shape_of(role: Role, name: &str) -> Result<Gpt2Config> {
     })
 }
 
+/// The student's shape as the run would make it. A student from scratch speaks the vocabulary of teacher or data.
+fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config> {
+    let own = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
+    let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
+    let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
+    let from_scratch = match (plan.birth, preset.and_then(|p| p.birth.as_ref())) {
+        (Some(birth), _) => birth == Birth::Scratch,
+        (None, birth) => matches!(birth, Some(preset::Birth::Scratch {}) | None),
+    };
+    let Some(preset) = preset.filter(|_| from_scratch) else { return Ok(own) };
+    let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
+    Ok(scratch_shape(plan, preset, teacher, data.map(|tokens| tokens.header().vocab_size as usize)))
+}
+
 /// Everything `plan` says.
 struct Report {
     resolved: Resolved,
@@ -73,8 +90,8 @@ struct Report {
 impl Report {
     fn new(resolved: Resolved) -> Result<Self> {
         let plan = &resolved.plan;
-        let student = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
         let teacher = plan.teacher.as_deref().map(|name| shape_of(Role::Teacher, name)).transpose()?;
+        let student = student_shape(plan, teacher.as_ref())?;
         arithmetic::check_fit(&student, teacher.as_ref(), plan)?;
         let settled = arithmetic::settle(&student, plan);
         let alpha = if plan.selects() { plan.select.alpha } else { 0.0 };
@@ -258,7 +275,10 @@ mod tests {
         let message = |set: &[&str]| report(set).err().expect("an error").to_string();
         assert!(message(&["teacher=gpt2-meduim"]).contains("did you mean \"gpt2-medium\"?"));
         assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
-        assert!(message(&["student=tiny", "data.context=64"]).contains("share a vocabulary"));
+        let wide = report(&["student=tiny", "data.context=64"]).unwrap();
+        assert_eq!(wide.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
+        let stored = message(&["student=distilgpt2", "birth=checkpoint", "teacher=quickstart", "data.context=64"]);
+        assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
     }
 

@@ -104,7 +104,7 @@ pub struct Work {
 /// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
 /// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
-/// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that the score did not
+/// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
 /// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
 /// one runs again for the gradient.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
@@ -124,7 +124,7 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
         };
         // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
-        let again = if recompute { 1 + u64::from(distils && !teacher_scores) } else { 0 };
+        let again = if recompute { 1 + u64::from(distils && selecting && !teacher_scores) } else { 0 };
         flops.student_backward = (trunk + head_backward(student, kept) + again * head_forward(student, kept)) as f64;
     }
     if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {

@@ -166,8 +166,19 @@ fn student(
     }
 }
 
-/// From the preset's shape under the plan's overrides; the vocabulary is the teacher's, or else the data's.
 fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
-    let base = Gpt2Config { vocab_size: teacher.map_or(vocabulary, |t| t.config.vocab_size), ..preset.config() };
-    Gpt2::scratch(plan.shape.apply(&base), plan.seed, device)
+    Gpt2::scratch(scratch_shape(plan, preset, teacher.map(|t| &t.config), Some(vocabulary)), plan.seed, device)
+}
+
+/// Shape of a student from scratch: the preset's under the plan's overrides, with the teacher's vocabulary, or else the
+/// data's, or else the preset's own.
+pub fn scratch_shape(
+    plan: &Plan,
+    preset: &Preset,
+    teacher: Option<&Gpt2Config>,
+    vocabulary: Option<usize>,
+) -> Gpt2Config {
+    let base = preset.config();
+    let vocab_size = teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
+    plan.shape.apply(&Gpt2Config { vocab_size, ..base })
 }

@@ -78,28 +78,30 @@ impl Trainer {
     /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
     /// errors and metrics count steps done. On an error no parameter has changed.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
+        let done = self.try_step(step, cursor, batch);
+        if done.is_err() {
+            // The next step must not see half of this one.
+            let wte = self.grads.wte();
+            self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
+        }
+        done.map_err(|e| e.context(format!("step {}", step + 1)))
+    }
+
+    fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let mut report = StepReport { alpha: self.plan.alpha_at(step), ..StepReport::default() };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
         for start in (0..batch.rows).step_by(micro_rows) {
             let micro = batch.slice(start..batch.rows.min(start + micro_rows));
-            let done = self.micro_batch(&micro, cursor + start as u64, &mut report);
-            if let Err(e) = done {
-                self.forget_gradients()?;
-                return Err(e.context(format!("step {}", step + 1)));
-            }
+            self.micro_batch(&micro, cursor + start as u64, &mut report)?;
         }
-        let clock = Instant::now();
+        let mut clock = Clock::start();
         report.lr = schedule::lr(step, &self.plan.schedule, self.plan.optim.lr, self.plan.steps);
         if report.kept > 0 {
-            let updated = self.update(&mut report);
-            if let Err(e) = updated {
-                self.forget_gradients()?;
-                return Err(e.context(format!("step {}", step + 1)));
-            }
+            self.update(&mut report)?;
         }
-        report.phases.optimizer += clock.elapsed().as_secs_f64();
+        clock.lap(&mut report.phases.optimizer);
         Ok(report)
     }
 
@@ -125,8 +127,10 @@ impl Trainer {
         };
         clock.lap(&mut report.phases.teacher);
         let mut logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
-        let scored_by = if teacher_scores { signal.as_mut() } else { None };
-        let stats = head::scan(&mut logits, scored_by, &batch.targets, mix.temperature)?;
+        // Where every row of the teacher is read anyway, one pass serves score and loss.
+        let together = teacher_scores || !selecting;
+        let beside = if together { signal.as_mut() } else { None };
+        let stats = head::scan(&mut logits, beside, &batch.targets, mix.temperature)?;
         // Whatever the score: a NaN is never dropped in silence.
         let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
         check_finite("loss of the student", losses, batch)?;
@@ -157,12 +161,10 @@ impl Trainer {
             None => None,
         };
         let stats = match &mut signal {
-            Some(signal) if mix.lambda > 0.0 && !teacher_scores => {
-                head::scan(&mut logits, Some(signal), targets, mix.temperature)?
-            }
+            Some(signal) if !together => head::scan(&mut logits, Some(signal), targets, mix.temperature)?,
             _ => stats,
         };
-        if mix.lambda > 0.0 {
+        if signal.is_some() && mix.lambda > 0.0 {
             let divergences = selection.rows.iter().zip(&stats).map(|(&r, s)| (r as usize, s.kl));
             check_finite("KL to the teacher", divergences, batch)?;
         }
@@ -211,13 +213,6 @@ impl Trainer {
         let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip { optim.clip / report.grad_norm } else { 1.0 };
         let adamw = AdamW { beta1: optim.beta1, beta2: optim.beta2, eps: optim.eps, weight_decay: optim.weight_decay };
         adamw.update(&self.student.params, &self.grads, &mut self.state, report.lr, (clip / kept) as f32)
-    }
-
-    /// After an error in the middle of a step: the next step must not see half of this one.
-    fn forget_gradients(&mut self) -> Result<()> {
-        let wte = self.grads.wte();
-        self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
-        Ok(())
     }
 }
 
