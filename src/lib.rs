@@ -3,7 +3,6 @@
 pub mod cli;
 pub mod config;
 pub mod data;
-pub mod device;
 pub mod error;
 pub mod eval;
 pub mod files;

@@ -1,6 +1,6 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
-use super::{Printer, RunArgs, train};
+use super::{Printer, RunArgs, quickstart, train};
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 
@@ -44,5 +44,10 @@ impl DistillArgs {
 
 /// Runs the verb.
 pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
-    train::run("distill", &args.run, &args.resolve()?, ui)
+    let resolved = args.resolve()?;
+    let plan = &resolved.plan;
+    if plan.teacher.as_deref() == Some(quickstart::TEACHER) && plan.data.dir.is_none() {
+        return quickstart::run(&args.run, plan, ui);
+    }
+    train::run("distill", &args.run, &resolved, ui)
 }

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 
 /// Fetch a model of the Hub into the cache, verified
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = "Examples:
+  eslm-kd download gpt2-medium
+  eslm-kd download org/name --revision v1.0")]
 pub struct DownloadArgs {
     /// A teacher preset or a Hub id (org/name).
     pub name: String,
@@ -18,11 +20,6 @@ pub struct DownloadArgs {
     #[arg(long)]
     pub revision: Option<String>,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  eslm-kd download gpt2-medium
-  eslm-kd download org/name --revision v1.0";
 
 /// What was fetched, or was there already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::eval::{open_model, open_tokens};
 use crate::hub::HubOptions;
+use crate::train::session::device;
 use clap::value_parser;
 use std::path::PathBuf;
 
@@ -39,7 +40,7 @@ Examples:
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
-    let device = crate::device::open(args.device)?;
+    let device = device(args.device)?;
     let model = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
     let tokens = open_tokens(&args.data, &model, ui)?;
     let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);

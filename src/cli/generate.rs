@@ -5,6 +5,7 @@ use crate::config::DeviceSpec;
 use crate::eval::generate::{GenerateOptions, generate};
 use crate::eval::open_model;
 use crate::hub::HubOptions;
+use crate::train::session::device;
 use clap::value_parser;
 use serde_json::json;
 use std::time::Instant;
@@ -61,7 +62,7 @@ fn top_p(text: &str) -> Result<f64, String> {
 
 /// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the end.
 pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
-    let device = crate::device::open(args.device)?;
+    let device = device(args.device)?;
     let open = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
     let options = GenerateOptions {
         temperature: args.temperature,

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod prepare;
 pub mod pretrain;
 mod printer;
+mod quickstart;
 #[cfg(test)]
 mod tests;
 pub mod text;

@@ -42,6 +42,9 @@ impl fmt::Display for Origin {
 /// The run files that are part of the binary, by name.
 pub const EMBEDDED: &[(&str, &str)] = &[
     ("quickstart", include_str!("../../configs/quickstart.toml")),
+    ("quickstart-teacher", include_str!("../../configs/quickstart-teacher.toml")),
+    ("pretrain-14m", include_str!("../../configs/pretrain-14m.toml")),
+    ("distill-4m", include_str!("../../configs/distill-4m.toml")),
     ("pretrain-clm", include_str!("../../configs/pretrain-clm.toml")),
     ("pretrain-eslm", include_str!("../../configs/pretrain-eslm.toml")),
     ("distill-gpt2-medium", include_str!("../../configs/distill-gpt2-medium.toml")),

@@ -1,7 +1,7 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
 
 use crate::config::arithmetic::{check_fit, settle};
-use crate::config::{Birth as BirthWord, Plan};
+use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
 use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
@@ -63,7 +63,7 @@ impl Session {
 
     /// As [`Session::open`], on the given data folder.
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
-        let device = crate::device::open(plan.machine.device)?;
+        let device = device(plan.machine.device)?;
         let data = DataDir::open(dir)?;
         let teacher = match plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
             Some(name) => Some(load(name, Kind::Teacher, &data.tokenizer, around, &device)?),
@@ -88,6 +88,19 @@ impl Session {
             device,
             inputs,
         })
+    }
+}
+
+/// The device of a plan. `auto` is the first CUDA device where this build and this machine have one, else the CPU.
+pub fn device(spec: DeviceSpec) -> Result<Device> {
+    match spec {
+        DeviceSpec::Cpu => Ok(Device::Cpu),
+        DeviceSpec::Auto => Ok(Device::cuda_if_available(0)?),
+        DeviceSpec::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::usage(
+            "this build has no CUDA: build with `cargo build --release --features cuda`, or use --device cpu",
+        )),
+        DeviceSpec::Cuda(i) => Device::new_cuda(i)
+            .map_err(|e| Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))),
     }
 }
 

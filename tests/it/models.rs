@@ -118,7 +118,7 @@ fn mistakes_end_with_a_message_and_their_status() {
     world.refused(&["eval", "nowhere", "--data", "text.txt"], 2, "nowhere");
     world.refused(&["eval", "run", "--data", "run"], 3, "prepare");
     world.refused(&["generate", "tiny"], 2, "without weights");
-    world.refused(&["eval", "run", "--data", "text.txt", "--device", "cuda:99"], 2, "cuda:99");
+    world.refused(&["eval", "run", "--data", "text.txt", "--device", "cuda:99"], 2, "CUDA");
     world.refused(&["export", "gpt2", "--out", "out"], 2, "gpt2");
     for name in ["tokenizer.json", "vocab.json"] {
         std::fs::remove_file(world.path("run/model").join(name)).unwrap();
