@@ -38,8 +38,15 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  eslm-kd plan quickstart                          what a run would cost, without running it
-  eslm-kd plan my-run.toml --set select.alpha=0.3
+  eslm-kd distill                                                     the quickstart: data, teacher and student
+  eslm-kd tokenizer train --input books.txt --vocab-size 8192 --out tok
+  eslm-kd prepare --input books.txt --valid-fraction 0.01 --tokenizer tok --out data
+  eslm-kd pretrain --data data --student gpt2-30m --out runs/first    --resume goes on after a stop
+  eslm-kd distill --data data --teacher runs/first --student tiny --set data.context=128 --out runs/second
+  eslm-kd eval runs/second --data data                                perplexity, bits per byte
+  eslm-kd generate runs/second --prompt \"Once upon\"
+  eslm-kd export runs/second --out my-model                           a Hugging Face folder
+  eslm-kd plan quickstart                                             what a run would cost; trains nothing
 
 Every verb has examples of its own: eslm-kd VERB --help.
 Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system, 130/143 stopped.";

@@ -2,11 +2,14 @@
 
 use super::text::{self, Table};
 use super::{ConfigArgs, Printer};
-use crate::config::arithmetic::{self, FlopsByPart, MemoryByPart};
-use crate::config::{Plan, Resolved};
+use crate::config::arithmetic::{self, Flops, MemoryByPart};
+use crate::config::{Birth, Plan, Resolved};
+use crate::data::prepare::TRAIN;
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::model::preset::{self, Role};
 use crate::model::{Gpt2Config, weights};
+use crate::train::session::scratch_shape;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -55,6 +58,20 @@ pub fn shape_of(role: Role, name: &str) -> Result<Gpt2Config> {
     })
 }
 
+/// The student's shape as the run would make it. A student from scratch speaks the vocabulary of teacher or data.
+fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config> {
+    let own = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
+    let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
+    let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
+    let from_scratch = match (plan.birth, preset.and_then(|p| p.birth.as_ref())) {
+        (Some(birth), _) => birth == Birth::Scratch,
+        (None, birth) => matches!(birth, Some(preset::Birth::Scratch {}) | None),
+    };
+    let Some(preset) = preset.filter(|_| from_scratch) else { return Ok(own) };
+    let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
+    Ok(scratch_shape(plan, preset, teacher, data.map(|tokens| tokens.header().vocab_size as usize)))
+}
+
 /// Everything `plan` says.
 struct Report {
     resolved: Resolved,
@@ -62,45 +79,38 @@ struct Report {
     settled: Plan,
     student: Gpt2Config,
     teacher: Option<Gpt2Config>,
-    /// Share of rows kept at the target alpha, and on average over the run.
-    keep: f64,
-    mean_keep: f64,
-    dense: FlopsByPart,
-    selected: FlopsByPart,
-    mean: FlopsByPart,
+    /// The target; 0 where nothing is selected.
+    alpha: f64,
+    dense: Flops,
+    selected: Flops,
+    run: f64,
     memory: MemoryByPart,
 }
 
 impl Report {
     fn new(resolved: Resolved) -> Result<Self> {
         let plan = &resolved.plan;
-        let student = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
         let teacher = plan.teacher.as_deref().map(|name| shape_of(Role::Teacher, name)).transpose()?;
+        let student = student_shape(plan, teacher.as_ref())?;
         arithmetic::check_fit(&student, teacher.as_ref(), plan)?;
         let settled = arithmetic::settle(&student, plan);
-        let keep = if plan.selects() { 1.0 - plan.select.alpha } else { 1.0 };
-        let mean_keep = arithmetic::mean_keep(plan);
-        let flops = |keep| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, keep);
+        let alpha = if plan.selects() { plan.select.alpha } else { 0.0 };
+        let flops = |alpha| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, alpha);
+        let (dense, selected) = (flops(0.0), flops(alpha));
+        let run = arithmetic::flops_of_run(&student, teacher.as_ref(), &settled);
         let memory = arithmetic::memory(&student, teacher.as_ref(), &settled);
-        let (dense, selected, mean) = (flops(1.0), flops(keep), flops(mean_keep));
-        Ok(Self { resolved, settled, student, teacher, keep, mean_keep, dense, selected, mean, memory })
-    }
-
-    /// FLOPs of the whole run; linear in the kept rows, so the mean share gives the sum.
-    fn run_flops(&self) -> u128 {
-        u128::from(self.mean.total()) * u128::from(self.settled.steps)
+        Ok(Self { resolved, settled, student, teacher, alpha, dense, selected, run, memory })
     }
 
     fn json(&self) -> Value {
         let plan = &self.settled;
         let model =
             |name: &str, shape: &Gpt2Config| json!({ "name": name, "parameters": shape.parameters(), "shape": shape });
-        let with_total = |part: Value, total: u64| {
-            let mut part = part;
-            part["total"] = Value::from(total);
+        let with_total = |mut part: Value, total: Value| {
+            part["total"] = total;
             part
         };
-        let flops = |f: &FlopsByPart| with_total(json!(f), f.total());
+        let flops = |f: &Flops| with_total(json!(f), f.total().into());
         let values: Vec<Value> = (self.resolved.values.iter())
             .map(|v| json!({ "key": v.key.name, "value": v.value, "origin": v.origin.to_string() }))
             .collect();
@@ -110,17 +120,16 @@ impl Report {
             "teacher": plan.teacher.as_deref().zip(self.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
             "tokens": {
                 "per_step": plan.tokens_per_step(),
-                "kept_per_step": arithmetic::kept_rows(plan, self.keep),
+                "kept_per_step": arithmetic::kept_rows(plan, self.alpha),
                 "total": plan.tokens(),
             },
             "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head },
-            // As a float: a run may exceed what 64 bits count.
             "flops": {
                 "per_step": flops(&self.selected),
                 "per_step_keeping_all": flops(&self.dense),
-                "total": self.run_flops() as f64,
+                "total": self.run,
             },
-            "memory": with_total(json!(self.memory), self.memory.total()),
+            "memory": with_total(json!(self.memory), self.memory.total().into()),
             "disk": {
                 "checkpoint": arithmetic::checkpoint_bytes(&self.student),
                 "total": arithmetic::disk_bytes(&self.student, plan),
@@ -174,9 +183,12 @@ impl Report {
         let rows =
             format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
         table.row(["per step".to_string(), text::count(plan.tokens_per_step()), rows]);
-        let kept = text::count(arithmetic::kept_rows(plan, self.keep));
-        let how =
-            format!("{} at the target alpha, {} on average", text::percent(self.keep), text::percent(self.mean_keep));
+        let kept = text::count(arithmetic::kept_rows(plan, self.alpha));
+        let how = format!(
+            "{} at the target alpha, {} on average",
+            text::percent(1.0 - self.alpha),
+            text::percent(arithmetic::mean_keep(plan))
+        );
         table.row(["kept per step".to_string(), kept, how]);
         table.row(["in all".to_string(), text::count(plan.tokens()), format!("{} steps", text::count(plan.steps))]);
         table.to_string()
@@ -184,12 +196,12 @@ impl Report {
 
     fn flops(&self) -> String {
         let mut table = Table::new(["FLOPs per step", "at target alpha", "keeping all"]);
-        let parts = |f: &FlopsByPart| [f.forward, f.backward, f.teacher, f.scoring, f.total()];
+        let parts = |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
         let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
         for ((name, a), b) in names.into_iter().zip(parts(&self.selected)).zip(parts(&self.dense)) {
-            table.row([name.to_string(), text::flops(a.into()), text::flops(b.into())]);
+            table.row([name.to_string(), text::flops(a as u128), text::flops(b as u128)]);
         }
-        table.row(["the whole run".to_string(), text::flops(self.run_flops())]);
+        table.row(["the whole run".to_string(), text::flops(self.run as u128)]);
         table.to_string()
     }
 
@@ -254,7 +266,7 @@ mod tests {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
         let json = report(&["select.alpha=0.8"]).unwrap().json();
-        let total = |which: &str| json["flops"][which]["total"].as_u64().unwrap();
+        let total = |which: &str| json["flops"][which]["total"].as_f64().unwrap();
         assert!(total("per_step") < total("per_step_keeping_all"));
     }
 
@@ -263,7 +275,10 @@ mod tests {
         let message = |set: &[&str]| report(set).err().expect("an error").to_string();
         assert!(message(&["teacher=gpt2-meduim"]).contains("did you mean \"gpt2-medium\"?"));
         assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
-        assert!(message(&["student=tiny", "data.context=64"]).contains("share a vocabulary"));
+        let wide = report(&["student=tiny", "data.context=64"]).unwrap();
+        assert_eq!(wide.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
+        let stored = message(&["student=distilgpt2", "birth=checkpoint", "teacher=quickstart", "data.context=64"]);
+        assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
     }
 
@@ -272,7 +287,7 @@ mod tests {
         for (name, _) in crate::config::EMBEDDED {
             let config = ConfigArgs { config: Some((*name).into()), ..ConfigArgs::default() };
             let report = Report::new(config.resolve(None).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert!(report.memory.total() > 0 && report.run_flops() > 0);
+            assert!(report.memory.total() > 0 && report.run > 0.0);
         }
     }
 

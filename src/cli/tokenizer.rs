@@ -8,23 +8,25 @@ use crate::files::AtomicDir;
 use crate::progress::Progress;
 use std::path::PathBuf;
 
-/// Train a tokenizer.
+/// Train a tokenizer
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Examples:
-  eslm-kd tokenizer train --input books.jsonl.gz --vocab-size 8192 --out runs/tokenizer
-  eslm-kd tokenizer train --input a.parquet b.parquet --text-field content --vocab-size 32000 --out my-tokenizer")]
+#[command(after_help = EXAMPLES)]
 pub struct TokenizerArgs {
     /// What to do.
     #[command(subcommand)]
     pub command: TokenizerCommand,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd tokenizer train --input books.jsonl.gz --vocab-size 8192 --out runs/tokenizer
+  eslm-kd tokenizer train --input a.parquet b.parquet --text-field content --vocab-size 32000 --out tok";
+
 /// What the verb can do.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum TokenizerCommand {
     /// Learn a byte-level byte-pair encoding (GPT-2's scheme) and write Hugging Face's files.
-    #[command(after_help = "Example:
-  eslm-kd tokenizer train --input books.jsonl.gz --vocab-size 8192 --out runs/tokenizer")]
+    #[command(after_help = EXAMPLES)]
     Train(TokenizerTrainArgs),
 }
 

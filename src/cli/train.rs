@@ -44,7 +44,6 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let hub = HubOptions::from_env(ui.offline())?;
     let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;
-    let finite = |x: f64| x.is_finite().then_some(x);
     let report = RunReport {
         model: out.join(MODEL_FOLDER),
         run: out,
@@ -52,8 +51,8 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         tokens: summary.tokens,
         flops: summary.flops.total(),
         seconds: summary.seconds,
-        val_loss: finite(summary.val_loss),
-        perplexity: finite(summary.val_loss).map(f64::exp),
+        val_loss: summary.val_loss,
+        perplexity: summary.val_loss.map(f64::exp),
     };
     ui.result(&report, || human(&report, plan))
 }

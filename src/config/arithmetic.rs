@@ -4,12 +4,14 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
-use super::choice::{BackwardMode, HeadMode, MicroRows};
+use super::choice::{BackwardMode, HeadMode, MicroRows, Pool};
 use super::load::largest_divisor;
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
-use serde::Serialize;
+use crate::select::kept_of;
+use serde::{Deserialize, Serialize};
+use std::ops::AddAssign;
 
 /// `head = "auto"` keeps the logits of a micro-batch up to so many bytes.
 pub const KEPT_LOGITS_BUDGET: u64 = 512 << 20;
@@ -56,75 +58,142 @@ pub fn head_backward(cfg: &Gpt2Config, rows: u64) -> u64 {
     2 * head_forward(cfg, rows)
 }
 
-/// FLOPs of one optimizer step, by what they are for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct FlopsByPart {
-    /// Student: trunk, and the logits that the loss is formed from.
-    pub forward: u64,
-    /// Student: trunk and head.
-    pub backward: u64,
-    /// Teacher: trunk and head.
-    pub teacher: u64,
-    /// Student: logits that are formed to score and then dropped (`head = "recompute"`).
-    pub scoring: u64,
+/// Floating-point operations by part (a multiply-add is two). f64: exact to 2^53 and never overflowing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flops {
+    /// Student, forward: the trunk, and the logits of kept rows.
+    pub student_forward: f64,
+    /// Student, backward: trunk and head, recomputed logits included.
+    pub student_backward: f64,
+    /// Teacher: the trunk, and the logits of kept rows.
+    pub teacher: f64,
+    /// Logits of dropped rows, which only selection reads: the student's, and the teacher's if the score asks for them.
+    pub scoring: f64,
 }
 
-impl FlopsByPart {
-    /// The sum.
-    pub fn total(&self) -> u64 {
-        self.forward + self.backward + self.teacher + self.scoring
+impl Flops {
+    /// All parts together.
+    pub fn total(&self) -> f64 {
+        self.student_forward + self.student_backward + self.teacher + self.scoring
     }
 }
 
-/// FLOPs of one optimizer step that keeps the share `keep` in (0, 1] of its rows. The plan's machine half must be
-/// settled ([`settle`]): `head = "auto"` counts as `keep`.
+impl AddAssign for Flops {
+    fn add_assign(&mut self, other: Self) {
+        self.student_forward += other.student_forward;
+        self.student_backward += other.student_backward;
+        self.teacher += other.teacher;
+        self.scoring += other.scoring;
+    }
+}
+
+/// What a micro-batch, or a whole step, has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Sequences.
+    pub sequences: u64,
+    /// Positions of each.
+    pub context: u64,
+    /// Positions that the loss is formed from.
+    pub kept: u64,
+    /// Whether scores were formed: a step of the burn-in, for one, asks for none.
+    pub selecting: bool,
+}
+
+/// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
+/// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
 /// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
-/// `recompute` costs 1 + 3k. A teacher's head runs on all rows if the score reads it, else on kept rows if the
-/// objective does; a recomputed head runs again for kept rows.
-pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, keep: f64) -> FlopsByPart {
-    let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
-    let rows = sequences * context;
-    let kept = kept_rows(plan, keep);
+/// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
+/// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
+/// one runs again for the gradient.
+pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
+    let Work { sequences, context, kept, selecting } = work;
+    let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute;
-    let with_gradient = if plan.machine.backward == BackwardMode::Dense { rows } else { kept };
-    let trunk = trunk_forward(student, sequences, context);
-    let teacher_flops = teacher.filter(|_| plan.uses_teacher()).map_or(0, |teacher| {
-        let scored = if plan.score_needs_teacher() { rows } else { 0 };
-        let again = recompute || scored == 0;
-        let distilled = if plan.objective.lambda > 0.0 && again { kept } else { 0 };
-        trunk_forward(teacher, sequences, context) + head_forward(teacher, scored + distilled)
-    });
-    FlopsByPart {
-        forward: trunk + head_forward(student, if recompute { with_gradient } else { rows }),
-        backward: trunk_backward_exact(student, sequences, context, with_gradient)
-            + head_backward(student, with_gradient),
-        teacher: teacher_flops,
-        scoring: if recompute { head_forward(student, rows) } else { 0 },
+    let distils = teacher.is_some() && plan.objective.lambda > 0.0;
+    let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
+    let mut flops = Flops {
+        student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
+        scoring: head_forward(student, dropped) as f64,
+        ..Flops::default()
+    };
+    if kept > 0 {
+        let trunk = match plan.machine.backward {
+            BackwardMode::Exact => trunk_backward_exact(student, sequences, context, kept),
+            BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
+        };
+        // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
+        let again = if recompute { 1 + u64::from(distils && selecting && !teacher_scores) } else { 0 };
+        flops.student_backward = (trunk + head_backward(student, kept) + again * head_forward(student, kept)) as f64;
+    }
+    if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
+        let passes = 1 + u64::from(distils && recompute);
+        flops.teacher = (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, kept)) as f64;
+        if teacher_scores {
+            flops.scoring += head_forward(teacher, dropped) as f64;
+        }
+    }
+    flops
+}
+
+/// FLOPs of one optimizer step of a settled plan at confidence level `alpha`.
+pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, alpha: f64) -> Flops {
+    let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
+    let kept = kept_rows(plan, alpha);
+    flops(student, teacher, plan, Work { sequences, context, kept, selecting: alpha > 0.0 })
+}
+
+/// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
+pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
+    let at = |alpha| flops_per_step(student, teacher, plan, alpha).total();
+    let Stages { plain, ramp, full } = Stages::of(plan);
+    let ramp_flops = if ramp > 0 { ramp as f64 * at(ramp_mean(plan, ramp)) } else { 0.0 };
+    plain as f64 * at(0.0) + ramp_flops + full as f64 * at(plan.select.alpha)
+}
+
+/// Rows of an optimizer step that are kept at confidence level `alpha`: rounded up within each pool. The plan must be
+/// settled: a pool may be a micro-batch.
+pub fn kept_rows(plan: &Plan, alpha: f64) -> u64 {
+    let (rows, context) = (plan.data.rows, plan.data.context);
+    let pool_rows = match (plan.select.pool, plan.machine.micro_rows) {
+        (Pool::Sequence, _) => 1,
+        (Pool::MicroBatch, MicroRows::Rows(n)) => n,
+        (Pool::MicroBatch, MicroRows::Auto) => rows,
+    };
+    (rows / pool_rows) as u64 * kept_of(alpha, pool_rows * context) as u64
+}
+
+/// Steps of a run by what they select.
+struct Stages {
+    /// On all tokens: burn-in, or no selection at all.
+    plain: u64,
+    ramp: u64,
+    /// At the target alpha.
+    full: u64,
+}
+
+impl Stages {
+    fn of(plan: &Plan) -> Self {
+        if !plan.selects() {
+            return Self { plain: plan.steps, ramp: 0, full: 0 };
+        }
+        let plain = plan.select.burn_in.min(plan.steps);
+        let ramp = plan.select.ramp.min(plan.steps - plain);
+        Self { plain, ramp, full: plan.steps - plain - ramp }
     }
 }
 
-/// Rows of an optimizer step that are kept at share `keep`: rounded up within each sequence, as the selector does
-/// within its pools.
-pub fn kept_rows(plan: &Plan, keep: f64) -> u64 {
-    let context = plan.data.context as f64;
-    // Guard the ceiling against 0.9 * 10 = 9.000000000000002 in the product.
-    let per_sequence = (keep * context - 1e-9).ceil().clamp(1.0, context) as u64;
-    plan.data.rows as u64 * per_sequence
+/// Mean alpha of the ramp's first `steps` steps (at least 1), which start at 0: alpha / ramp * (steps - 1) / 2.
+fn ramp_mean(plan: &Plan, steps: u64) -> f64 {
+    plan.select.alpha / plan.select.ramp as f64 * (steps - 1) as f64 / 2.0
 }
 
 /// Mean share of rows kept over the run, burn-in and ramp included.
 pub fn mean_keep(plan: &Plan) -> f64 {
-    if !plan.selects() {
-        return 1.0;
-    }
-    let s = &plan.select;
-    let ramp_end = (s.burn_in + s.ramp).min(plan.steps);
-    // Alpha summed over the ramp's steps, which start at 0: alpha / ramp * (0 + 1 + ... + n - 1).
-    let n = ramp_end.saturating_sub(s.burn_in) as f64;
-    let ramped = if s.ramp == 0 { 0.0 } else { s.alpha / s.ramp as f64 * n * (n - 1.0) / 2.0 };
-    let full = (plan.steps - ramp_end) as f64 * s.alpha;
-    1.0 - (ramped + full) / plan.steps as f64
+    let Stages { ramp, full, .. } = Stages::of(plan);
+    let ramped = if ramp > 0 { ramp as f64 * ramp_mean(plan, ramp) } else { 0.0 };
+    1.0 - (ramped + full as f64 * plan.select.alpha) / plan.steps as f64
 }
 
 /// Bytes of device or host memory, by part: what the algorithm must hold, without allocator slack and scratch space.
@@ -290,154 +359,4 @@ fn pairs(sequences: u64, context: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Overrides, RunFile, load};
-
-    fn plan(text: &str) -> Plan {
-        load(Some(&RunFile { name: "run.toml".into(), text: text.into() }), &Overrides::default()).unwrap().plan
-    }
-
-    fn gpt2() -> Gpt2Config {
-        Gpt2Config::new(50257, 1024, 768, 12, 12)
-    }
-
-    /// One sequence of 124M at full context, `head = keep`.
-    const ONE: &str = "[data]\nrows = 1\n[machine]\nhead = 'keep'\nmicro_rows = 1\n";
-
-    #[test]
-    fn the_blocks_equal_a_count_by_hand() {
-        // D 2, F 8, L 1, V 5, one sequence of T 3: matrices 2*6 + 2*2 + 2*8 + 8*2 = 48 multiply-adds per token.
-        let cfg = Gpt2Config::new(5, 3, 2, 1, 1);
-        // Pairs 1 + 2 + 3 = 6; attention 2 products x D 2 x 6 = 24 multiply-adds.
-        assert_eq!(trunk_forward(&cfg, 1, 3), 2 * (3 * 48 + 24));
-        assert_eq!(trunk_backward_dense(&cfg, 1, 3), 2 * (2 * 3 * 48 + 60));
-        // One kept row: keys and values (8 per token) for 3 rows; 40 for one row; attention for 2 keys on average.
-        assert_eq!(trunk_backward_exact(&cfg, 1, 3, 1), 2 * (2 * (3 * 8 + 40) + 5 * 2 * 2));
-        assert_eq!(head_forward(&cfg, 3), 2 * 3 * 10);
-        assert_eq!(head_backward(&cfg, 2), 2 * 2 * 2 * 10);
-    }
-
-    #[test]
-    fn a_second_block_is_always_dense() {
-        let shape = |layers| Gpt2Config::new(5, 3, 2, layers, 1);
-        let extra = trunk_backward_exact(&shape(2), 1, 3, 1) - trunk_backward_exact(&shape(1), 1, 3, 1);
-        assert_eq!(extra, trunk_backward_dense(&shape(1), 1, 3));
-    }
-
-    #[test]
-    fn exact_selection_saves_what_the_mathematics_says() {
-        // Published for 124M at T = 1024: 2.2, 11 and 17.6 % of the step at keep 0.9, 0.5 and 0.2.
-        let plan = plan(ONE);
-        let dense = flops_per_step(&gpt2(), None, &plan, 1.0).total() as f64;
-        for (keep, saved) in [(0.9, 2.2), (0.5, 11.0), (0.2, 17.6)] {
-            let percent = 100.0 * (1.0 - flops_per_step(&gpt2(), None, &plan, keep).total() as f64 / dense);
-            assert!((percent - saved).abs() < 0.6, "keep {keep}: {percent:.2} %, expected {saved} %");
-        }
-    }
-
-    #[test]
-    fn heads_cost_what_the_mathematics_says() {
-        let keep = plan(ONE);
-        let recompute = plan(&ONE.replace("'keep'", "'recompute'"));
-        let unit = head_forward(&gpt2(), 1024) as f64;
-        let trunk = trunk_forward(&gpt2(), 1, 1024);
-        for k in [1.0f64, 0.5] {
-            let head = |plan: &Plan| {
-                let f = flops_per_step(&gpt2(), None, plan, k);
-                let kept = kept_rows(plan, k);
-                (f.total() - trunk - trunk_backward_exact(&gpt2(), 1, 1024, kept)) as f64 / unit
-            };
-            assert!((head(&keep) - (1.0 + 2.0 * k)).abs() < 1e-9);
-            assert!((head(&recompute) - (1.0 + 3.0 * k)).abs() < 1e-9);
-        }
-    }
-
-    #[test]
-    fn a_teacher_runs_its_head_only_where_it_is_read() {
-        let teacher = Gpt2Config::new(50257, 1024, 1024, 24, 16);
-        let trunk = trunk_forward(&teacher, 1, 1024);
-        let rows = |extra: &str| {
-            let plan = plan(&format!("teacher = 't'\n{ONE}{extra}"));
-            flops_per_step(&gpt2(), Some(&teacher), &plan, 0.5).teacher.saturating_sub(trunk)
-                / head_forward(&teacher, 1)
-        };
-        assert_eq!(rows(""), 512, "entropy needs no teacher: kept rows only");
-        assert_eq!(rows("[select]\nscore = 'kl'\n"), 1024);
-        assert_eq!(rows("[select]\nscore = 'kl'\n[objective]\nlambda = 0\n"), 1024);
-        let unused = plan(&format!("teacher = 't'\n{ONE}[objective]\nlambda = 0\n"));
-        assert_eq!(flops_per_step(&gpt2(), Some(&teacher), &unused, 0.5).teacher, 0);
-    }
-
-    #[test]
-    fn dense_backward_costs_the_same_at_every_keep() {
-        let plan = plan(&format!("{ONE}backward = 'dense'\n"));
-        assert_eq!(flops_per_step(&gpt2(), None, &plan, 0.2), flops_per_step(&gpt2(), None, &plan, 1.0));
-    }
-
-    #[test]
-    fn kept_rows_round_up_per_sequence() {
-        let p = plan("[data]\nrows = 3\ncontext = 10\n[machine]\nmicro_rows = 1\n");
-        assert_eq!([1.0, 0.9, 0.85, 0.01].map(|k| kept_rows(&p, k)), [30, 27, 27, 3]);
-    }
-
-    #[test]
-    fn mean_keep_is_the_mean_over_the_steps() {
-        for text in ["burn_in = 3\nramp = 4", "ramp = 50", "burn_in = 40", "burn_in = 0", "burn_in = 8\nramp = 30"] {
-            let p = plan(&format!("steps = 20\n[select]\nalpha = 0.4\n{text}\n"));
-            let mean = 1.0 - (0..20).map(|s| p.alpha_at(s)).sum::<f64>() / 20.0;
-            assert!((mean_keep(&p) - mean).abs() < 1e-12, "{text}: {} {mean}", mean_keep(&p));
-        }
-    }
-
-    #[test]
-    fn settling_fits_the_budgets_and_divides_the_rows() {
-        for (text, cfg) in [
-            ("", gpt2()),
-            ("[data]\nrows = 30\ncontext = 128\n", Gpt2Config::new(2048, 256, 128, 4, 4)),
-            ("teacher = 't'\n[data]\nrows = 96\ncontext = 256\n[select]\nscore = 'kl'\n", gpt2()),
-        ] {
-            let settled = settle(&cfg, &plan(text));
-            let MicroRows::Rows(micro) = settled.machine.micro_rows else { panic!("not settled") };
-            assert!(settled.data.rows.is_multiple_of(micro));
-            assert_eq!(settled.machine.head, HeadMode::Keep);
-            let m = memory(&cfg, None, &settled);
-            assert!(m.activations + m.logits <= MICRO_BATCH_BUDGET && m.logits <= KEPT_LOGITS_BUDGET, "{m:?}");
-            // Settling again changes nothing.
-            assert_eq!(settle(&cfg, &settled), settled);
-        }
-        // 16 sequences of 206 MB of logits are too many to keep.
-        let many = plan("[machine]\nmicro_rows = 16\n");
-        assert_eq!(settle(&gpt2(), &many).machine.head, HeadMode::Recompute);
-        // A vocabulary whose logits alone burst the budget still trains, one sequence at a time.
-        let wide = Gpt2Config::new(400_000, 1024, 64, 1, 1);
-        let settled = settle(&wide, &plan(""));
-        assert_eq!(settled.machine.head, HeadMode::Recompute);
-    }
-
-    #[test]
-    fn memory_and_disk_follow_the_parameters() {
-        let p = plan(ONE);
-        let m = memory(&gpt2(), None, &p);
-        assert_eq!(m.weights, 4 * 124_439_808);
-        assert_eq!((m.gradients, m.moments), (m.weights, 2 * m.weights));
-        assert_eq!(m.logits, 4 * 1024 * 50257);
-        // Per token: 12 blocks x (6 x 768 + 3072 + 4) + 2 x 768 + 2 floats.
-        assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
-        assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations);
-        assert_eq!(disk_bytes(&gpt2(), &p), (2 * 3 + 1) * m.weights);
-    }
-
-    #[test]
-    fn shapes_that_do_not_fit_are_named() {
-        let p = plan("teacher = 'big'\nlayers = [0, 9]\n[data]\ncontext = 64\n");
-        let shape = |vocab, positions| Gpt2Config::new(vocab, positions, 8, 2, 2);
-        let fails = |s: Gpt2Config, t: Gpt2Config| check_fit(&s, Some(&t), &p).unwrap_err().to_string();
-        assert!(fails(shape(10, 32), shape(10, 64)).contains("32 positions of the student gpt2-124m"));
-        assert!(fails(shape(10, 64), shape(10, 48)).contains("48 positions of the teacher big"));
-        assert!(fails(shape(10, 64), shape(11, 64)).contains("the teacher has 11 tokens, the student 10"));
-        assert!(fails(shape(10, 64), shape(10, 64)).contains("layer 9"));
-        let huge = plan("[data]\nrows = 1073741824\n");
-        assert!(check_fit(&gpt2(), None, &huge).unwrap_err().to_string().contains("data.rows = 1073741824"));
-    }
-}
+mod tests;

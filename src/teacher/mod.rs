@@ -3,7 +3,6 @@
 //! The trunk must see every position, since a kept position attends to dropped ones; the head runs where its output is
 //! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal).
 
-use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::head::Logits;
@@ -30,17 +29,6 @@ impl Teacher {
     /// Shape and weights.
     pub fn model(&self) -> &Gpt2 {
         &self.model
-    }
-
-    /// Checks that the teacher's positions cover `context` and its vocabulary the tokens of `data`.
-    pub fn check(&self, context: usize, data: &TokenFile) -> Result<()> {
-        if context > self.model.config.n_positions {
-            return Err(Error::usage(format!(
-                "data.context = {context} exceeds the teacher's {} positions; set a smaller context",
-                self.model.config.n_positions
-            )));
-        }
-        data.check_vocab(self.model.config.vocab_size)
     }
 
     /// The dense signal over `inputs` [B, T]: logits of every row, formed when read. With `keep` the first reading

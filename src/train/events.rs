@@ -3,6 +3,7 @@
 //! Steps are counted as done: the first optimizer step reports `step = 1`, a validation before it `step = 0`.
 //! `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions left out.
 
+pub use crate::config::arithmetic::Flops;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
@@ -12,35 +13,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Floating-point operations as executed, by part (a multiply-add is two). f64: exact to 2^53 and never overflowing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Flops {
-    /// Student, forward, head included.
-    pub student_forward: f64,
-    /// Student, backward, head and recomputation included.
-    pub student_backward: f64,
-    /// Teacher's forward.
-    pub teacher: f64,
-    /// What only selection asked for.
-    pub scoring: f64,
-}
-
-impl Flops {
-    /// All parts together.
-    pub fn total(&self) -> f64 {
-        self.student_forward + self.student_backward + self.teacher + self.scoring
-    }
-}
-
-impl AddAssign for Flops {
-    fn add_assign(&mut self, other: Self) {
-        self.student_forward += other.student_forward;
-        self.student_backward += other.student_backward;
-        self.teacher += other.teacher;
-        self.scoring += other.scoring;
-    }
-}
 
 /// Seconds by phase of one step, or summed over several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -137,10 +109,10 @@ pub struct ValEvent {
 pub struct Summary {
     /// Optimizer steps done.
     pub step: u64,
-    /// Loss of the last validation.
-    pub val_loss: f64,
+    /// Loss of the last validation; None without validation tokens.
+    pub val_loss: Option<f64>,
     /// Lowest validation loss of the run.
-    pub best_val_loss: f64,
+    pub best_val_loss: Option<f64>,
     /// Training tokens seen.
     pub tokens: u64,
     /// Operations executed.
@@ -348,14 +320,16 @@ impl EventSink for Terminal<'_> {
                 if std::mem::take(&mut shown.started) {
                     self.progress.finish();
                 }
+                let validated = match (e.val_loss, e.best_val_loss) {
+                    (Some(last), Some(best)) => format!(": validation loss {last:.4} (best {best:.4})"),
+                    _ => String::new(),
+                };
                 self.progress.note(&format!(
-                    "{} steps, {} tokens, {:.3e} FLOPs in {}: validation loss {:.4} (best {:.4})",
+                    "{} steps, {} tokens, {:.3e} FLOPs in {}{validated}",
                     e.step,
                     e.tokens,
                     e.flops.total(),
                     clock(e.seconds),
-                    e.val_loss,
-                    e.best_val_loss
                 ));
             }
         }

@@ -29,10 +29,11 @@ pub struct Run {
     lock: RunLock,
     trainer: Trainer,
     counters: Counters,
+    /// Steps done when this process took over: their checkpoint stands.
+    resumed_at: u64,
     loader: Loader,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
-    last_val: Option<f64>,
 }
 
 /// What stays the same over a run.
@@ -69,7 +70,7 @@ impl Run {
             counters = saved.counters;
         }
         let config = RunConfig { tokenizer, eot, inputs };
-        Ok(Self { lock, trainer, counters, loader, valid, config, last_val: None })
+        Ok(Self { lock, trainer, resumed_at: counters.step, counters, loader, valid, config })
     }
 
     /// Steps done before, 0 unless resumed.
@@ -101,12 +102,21 @@ impl Run {
 
     fn steps(&mut self, sink: &mut dyn EventSink) -> Result<()> {
         let plan = self.trainer.plan.clone();
-        if self.counters.step == 0 {
-            // Before any step: a broken evaluation or a hopeless start shows now, not after an hour.
-            self.validate(sink)?;
-        }
+        let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         let mut window = Window::default();
-        while self.counters.step < plan.steps {
+        loop {
+            let step = self.counters.step;
+            // Step 0, too: a broken evaluation or a hopeless start shows now, not after an hour. And here rather than
+            // after the step, so that a run stopped while it validated makes up for it when it goes on.
+            if step == 0 || step == plan.steps || due(plan.eval.every, step) {
+                self.validate(sink)?;
+            }
+            if step == plan.steps {
+                return Ok(());
+            }
+            if step > self.resumed_at && due(plan.checkpoint.every, step) {
+                self.save(sink)?;
+            }
             crate::signal::check()?;
             let started = Instant::now();
             let batch = self.loader.batch(self.counters.cursor, plan.data.rows)?;
@@ -121,29 +131,19 @@ impl Run {
             self.counters.seconds += seconds;
             window.add(&report, seconds);
             let step = self.counters.step;
-            let due = |every: u64| every > 0 && step.is_multiple_of(every);
-            let last = step == plan.steps;
-            if due(plan.log.every) || last {
+            if due(plan.log.every, step) || step == plan.steps {
                 sink.event(&Event::Step(std::mem::take(&mut window).event(&report, &self.counters)))?;
             }
-            if due(plan.eval.every) && !last {
-                self.validate(sink)?;
-            }
-            if due(plan.checkpoint.every) && !last {
-                self.save(sink)?;
-            }
         }
-        Ok(())
     }
 
     fn finish(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
-        self.validate(sink)?;
         self.save(sink)?;
         self.export()?;
         let summary = Summary {
             step: self.counters.step,
-            val_loss: self.last_val.unwrap_or(f64::NAN),
-            best_val_loss: self.counters.best_val_loss.unwrap_or(f64::NAN),
+            val_loss: self.counters.last_validation.map(|(_, loss)| loss),
+            best_val_loss: self.counters.best_val_loss,
             tokens: self.counters.tokens,
             flops: self.counters.flops,
             seconds: self.counters.seconds,
@@ -152,9 +152,12 @@ impl Run {
         Ok(summary)
     }
 
-    /// Mean cross-entropy of the validation tokens; nothing without them.
+    /// Mean cross-entropy of the validation tokens; nothing without them, or if this step has been validated.
     fn validate(&mut self, sink: &mut dyn EventSink) -> Result<()> {
         let Some(valid) = &self.valid else { return Ok(()) };
+        if self.counters.last_validation.is_some_and(|(step, _)| step == self.counters.step) {
+            return Ok(());
+        }
         let plan = &self.trainer.plan;
         let options = EvalOptions {
             context: plan.data.context,
@@ -172,11 +175,12 @@ impl Run {
                 format!("validation loss is {val_loss} after step {}", self.counters.step),
             ));
         }
-        self.last_val = Some(val_loss);
+        let Counters { step, tokens, seconds, .. } = self.counters;
+        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, seconds }))?;
+        self.counters.last_validation = Some((step, val_loss));
         let best = self.counters.best_val_loss.map_or(val_loss, |best| best.min(val_loss));
         self.counters.best_val_loss = Some(best);
-        let Counters { step, tokens, seconds, .. } = self.counters;
-        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, seconds }))
+        Ok(())
     }
 
     /// Writes a checkpoint of the state between two steps.

@@ -3,9 +3,10 @@
 use crate::config::arithmetic::{check_fit, settle};
 use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
 use crate::data::prepare::{DataDir, TOKENIZER};
+use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::hub::{HubOptions, Kind, ModelRef, locate};
+use crate::hub::{HubOptions, Kind, ModelRef, has_tokenizer, locate};
 use crate::model::preset::{Birth, Preset, Source};
 use crate::model::weights::load_model;
 use crate::model::{Gpt2, Gpt2Config};
@@ -65,10 +66,10 @@ impl Session {
         let device = device(plan.machine.device)?;
         let data = DataDir::open(dir)?;
         let teacher = match plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
-            Some(name) => Some(load(name, Kind::Teacher, around, &device)?),
+            Some(name) => Some(load(name, Kind::Teacher, &data.tokenizer, around, &device)?),
             None => None,
         };
-        let student = student(plan, teacher.as_ref(), data.tokenizer.vocab_size() as usize, around, &device)?;
+        let student = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
         check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
         let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
@@ -103,8 +104,19 @@ pub fn device(spec: DeviceSpec) -> Result<Device> {
     }
 }
 
-fn load(name: &str, kind: Kind, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
+/// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.
+fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
     let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
+    if has_tokenizer(&found.dir) {
+        let (own, data) = (Tokenizer::load(&found.dir)?.hash(), tokenizer.hash());
+        if own != data {
+            return Err(Error::data(format!(
+                "{name}: its tokenizer is {}, but the data was made by {}; prepare the data with --tokenizer {name}",
+                hex(&own[..6]),
+                hex(&data[..6])
+            )));
+        }
+    }
     let (config, params) = load_model(&found.dir, device)?;
     Ok(Gpt2 { config, params })
 }
@@ -113,10 +125,11 @@ fn load(name: &str, kind: Kind, around: Surroundings<'_>, device: &Device) -> Re
 fn student(
     plan: &Plan,
     teacher: Option<&Gpt2>,
-    vocabulary: usize,
+    tokenizer: &Tokenizer,
     around: Surroundings<'_>,
     device: &Device,
 ) -> Result<Gpt2> {
+    let vocabulary = tokenizer.vocab_size() as usize;
     let meant = ModelRef::parse(&plan.student, Kind::Student).or_else(|e| {
         // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
         ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
@@ -127,7 +140,7 @@ fn student(
                 if !plan.shape.is_empty() {
                     return Err(Error::usage("[shape] cannot change a student that starts from stored weights"));
                 }
-                load(&plan.student, Kind::Student, around, device)
+                load(&plan.student, Kind::Student, tokenizer, around, device)
             }
             Some(other) => Err(Error::usage(format!(
                 "birth = \"{other}\" needs a student preset, found the stored model {}; its birth is \"checkpoint\"",
@@ -154,9 +167,9 @@ fn student(
             };
             Gpt2::from_layers(teacher, &layers)
         }
-        (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, around, device),
+        (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, tokenizer, around, device),
         (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => {
-            load(&plan.student, Kind::Teacher, around, device)
+            load(&plan.student, Kind::Teacher, tokenizer, around, device)
         }
         (Some(BirthWord::Checkpoint), ..) => Err(Error::usage(format!(
             "birth = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
@@ -166,8 +179,19 @@ fn student(
     }
 }
 
-/// From the preset's shape under the plan's overrides; the vocabulary is the teacher's, or else the data's.
 fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
-    let base = Gpt2Config { vocab_size: teacher.map_or(vocabulary, |t| t.config.vocab_size), ..preset.config() };
-    Gpt2::scratch(plan.shape.apply(&base), plan.seed, device)
+    Gpt2::scratch(scratch_shape(plan, preset, teacher.map(|t| &t.config), Some(vocabulary)), plan.seed, device)
+}
+
+/// Shape of a student from scratch: the preset's under the plan's overrides, with the teacher's vocabulary, or else the
+/// data's, or else the preset's own.
+pub fn scratch_shape(
+    plan: &Plan,
+    preset: &Preset,
+    teacher: Option<&Gpt2Config>,
+    vocabulary: Option<usize>,
+) -> Gpt2Config {
+    let base = preset.config();
+    let vocab_size = teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
+    plan.shape.apply(&Gpt2Config { vocab_size, ..base })
 }

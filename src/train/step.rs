@@ -1,9 +1,7 @@
 //! One optimizer step: the house in one function. Losses are sums and counts; the one division is by the kept tokens of
 //! the whole step, so micro-batches and selection add up.
 
-use crate::config::arithmetic::{
-    head_backward, head_forward, trunk_backward_dense, trunk_backward_exact, trunk_forward,
-};
+use crate::config::arithmetic::{self, Flops, Work};
 use crate::config::{BackwardMode, HeadMode, MicroRows, Plan, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,7 +11,7 @@ use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats};
 use crate::select::{ScoreContext, Selection, Selector, scores};
 use crate::teacher::Teacher;
-use crate::train::events::{Flops, Phases};
+use crate::train::events::Phases;
 use crate::train::schedule;
 use candle_core::Tensor;
 use std::time::Instant;
@@ -77,38 +75,40 @@ impl Trainer {
         Ok(Self { plan, student, teacher, state, grads })
     }
 
-    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0. On an
-    /// error no parameter has changed.
+    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
+    /// errors and metrics count steps done. On an error no parameter has changed.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
+        let done = self.try_step(step, cursor, batch);
+        if done.is_err() {
+            // The next step must not see half of this one.
+            let wte = self.grads.wte();
+            self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
+        }
+        done.map_err(|e| e.context(format!("step {}", step + 1)))
+    }
+
+    fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let mut report = StepReport { alpha: self.plan.alpha_at(step), ..StepReport::default() };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
         for start in (0..batch.rows).step_by(micro_rows) {
             let micro = batch.slice(start..batch.rows.min(start + micro_rows));
-            let done = self.micro_batch(&micro, cursor + start as u64, &mut report);
-            if let Err(e) = done {
-                self.forget_gradients()?;
-                return Err(e.context(format!("step {step}")));
-            }
+            self.micro_batch(&micro, cursor + start as u64, &mut report)?;
         }
-        let clock = Instant::now();
+        let mut clock = Clock::start();
         report.lr = schedule::lr(step, &self.plan.schedule, self.plan.optim.lr, self.plan.steps);
         if report.kept > 0 {
-            let updated = self.update(&mut report);
-            if let Err(e) = updated {
-                self.forget_gradients()?;
-                return Err(e.context(format!("step {step}")));
-            }
+            self.update(&mut report)?;
         }
-        report.phases.optimizer += clock.elapsed().as_secs_f64();
+        clock.lap(&mut report.phases.optimizer);
         Ok(report)
     }
 
     fn micro_batch(&mut self, batch: &Batch, first_sequence: u64, report: &mut StepReport) -> Result<()> {
         let mut clock = Clock::start();
         let (context, n) = (batch.context, batch.inputs.len());
-        let keep = self.plan.machine.head == HeadMode::Keep;
+        let keep = self.plan.machine.head != HeadMode::Recompute;
         let selecting = report.alpha > 0.0;
         let mix = Mix {
             lambda: self.plan.objective.lambda as f32,
@@ -127,15 +127,26 @@ impl Trainer {
         };
         clock.lap(&mut report.phases.teacher);
         let mut logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
-        let scored_by = if teacher_scores { signal.as_mut() } else { None };
-        let stats = head::scan(&mut logits, scored_by, &batch.targets, mix.temperature)?;
-        check_losses(&stats, batch)?;
+        // Where every row of the teacher is read anyway, one pass serves score and loss.
+        let together = teacher_scores || !selecting;
+        let beside = if together { signal.as_mut() } else { None };
+        let stats = head::scan(&mut logits, beside, &batch.targets, mix.temperature)?;
+        // Whatever the score: a NaN is never dropped in silence.
+        let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
+        check_finite("loss of the student", losses, batch)?;
         clock.lap(&mut report.phases.scan);
 
         let selection = self.select(selecting.then_some(score), &stats, batch, first_sequence, report)?;
         report.add(&stats, batch, &selection);
         clock.lap(&mut report.phases.select);
-        self.count_flops(batch, selection.rows.len(), signal.is_some(), teacher_scores, &mut report.flops);
+        let work = Work {
+            sequences: batch.rows as u64,
+            context: context as u64,
+            kept: selection.rows.len() as u64,
+            selecting,
+        };
+        let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
+        report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         if selection.rows.is_empty() {
             return Ok(());
         }
@@ -150,11 +161,13 @@ impl Trainer {
             None => None,
         };
         let stats = match &mut signal {
-            Some(signal) if mix.lambda > 0.0 && !teacher_scores => {
-                head::scan(&mut logits, Some(signal), targets, mix.temperature)?
-            }
+            Some(signal) if !together => head::scan(&mut logits, Some(signal), targets, mix.temperature)?,
             _ => stats,
         };
+        if signal.is_some() && mix.lambda > 0.0 {
+            let divergences = selection.rows.iter().zip(&stats).map(|(&r, s)| (r as usize, s.kl));
+            check_finite("KL to the teacher", divergences, batch)?;
+        }
         clock.lap(&mut report.phases.teacher);
         let weights = vec![1.0; targets.len()];
         let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
@@ -201,41 +214,6 @@ impl Trainer {
         let adamw = AdamW { beta1: optim.beta1, beta2: optim.beta2, eps: optim.eps, weight_decay: optim.weight_decay };
         adamw.update(&self.student.params, &self.grads, &mut self.state, report.lr, (clip / kept) as f32)
     }
-
-    /// After an error in the middle of a step: the next step must not see half of this one.
-    fn forget_gradients(&mut self) -> Result<()> {
-        let wte = self.grads.wte();
-        self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
-        Ok(())
-    }
-
-    /// Operations of one micro-batch as executed with `k` kept rows. What the heads do for dropped rows counts as scoring.
-    fn count_flops(&self, batch: &Batch, k: usize, signal: bool, teacher_scores: bool, flops: &mut Flops) {
-        let (sequences, context, k) = (batch.rows as u64, batch.context as u64, k as u64);
-        let dropped = sequences * context - k;
-        let recompute = self.plan.machine.head == HeadMode::Recompute;
-        let kl = signal && self.plan.objective.lambda > 0.0;
-        let student = &self.student.config;
-        flops.student_forward += (trunk_forward(student, sequences, context) + head_forward(student, k)) as f64;
-        flops.scoring += head_forward(student, dropped) as f64;
-        if k > 0 {
-            let trunk = match self.plan.machine.backward {
-                BackwardMode::Exact => trunk_backward_exact(student, sequences, context, k),
-                BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
-            };
-            // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
-            let again = if recompute { 1 + u64::from(kl && !teacher_scores) } else { 0 };
-            flops.student_backward += (trunk + head_backward(student, k) + again * head_forward(student, k)) as f64;
-        }
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| signal) {
-            let teacher = &teacher.model().config;
-            let passes = u64::from(teacher_scores || kl) + u64::from(kl && recompute);
-            flops.teacher += (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, k)) as f64;
-            if teacher_scores {
-                flops.scoring += head_forward(teacher, dropped) as f64;
-            }
-        }
-    }
 }
 
 impl StepReport {
@@ -278,14 +256,13 @@ fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
     }
 }
 
-/// The loss of every valid position must be finite, whatever the score: a NaN is never dropped in silence.
-fn check_losses(stats: &[RowStats], batch: &Batch) -> Result<()> {
-    let bad = stats.iter().zip(&batch.valid).position(|(s, valid)| *valid && !s.student.nll.is_finite());
-    let Some(i) = bad else { return Ok(()) };
+/// What enters the loss must be finite; `values` are (position in the micro-batch, value).
+fn check_finite(what: &str, mut values: impl Iterator<Item = (usize, f32)>, batch: &Batch) -> Result<()> {
+    let Some((i, value)) = values.find(|(_, value)| !value.is_finite()) else { return Ok(()) };
     let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
     Err(Error::new(
         ErrorKind::NonFinite,
-        format!("the student's loss is {} at sequence {sequence}, position {position}", stats[i].student.nll),
+        format!("expected a finite {what}, found {value} at sequence {sequence}, position {position}"),
     ))
 }
 

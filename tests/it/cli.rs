@@ -70,10 +70,19 @@ fn mistakes_exit_with_2_and_speak_on_stderr() {
 
 #[test]
 fn help_has_examples() {
-    for args in [&["--help"][..], &["plan", "--help"]] {
-        let (code, stdout, _) = run(&mut eslm_kd(args));
-        assert!(code == 0 && stdout.contains("Examples:") && stdout.contains("--offline"), "{stdout}");
+    let verbs = ["prepare", "tokenizer", "pretrain", "distill", "download", "plan", "eval", "generate", "export"];
+    let (_, top, _) = run(&mut eslm_kd(&["--help"]));
+    for args in
+        verbs.map(|verb| vec![verb, "--help"]).into_iter().chain([vec!["--help"], vec!["tokenizer", "train", "--help"]])
+    {
+        let (code, stdout, _) = run(&mut eslm_kd(&args));
+        assert!(code == 0 && stdout.contains("Examples:") && stdout.contains("--offline"), "{args:?}: {stdout}");
+        assert!(args.len() == 1 || top.contains(&format!("\n  {} ", args[0])), "{} is missing:\n{top}", args[0]);
     }
+    let listed = top.split("Commands:").nth(1).and_then(|s| s.split("Options").next()).unwrap();
+    // A longer description goes on further to the right.
+    let found = listed.lines().filter_map(|l| l.strip_prefix("  ")).filter(|l| !l.starts_with(' ')).count();
+    assert_eq!(found, verbs.len() + 1, "a verb is missing above (help is one):\n{listed}");
 }
 
 /// A reader that has gone away is no reason to panic or to fail.

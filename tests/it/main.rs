@@ -2,7 +2,9 @@
 
 mod cli;
 mod hub;
+mod laws;
 mod models;
 mod parity;
+mod run;
 mod steps;
 mod support;

@@ -72,6 +72,9 @@ pub struct Counters {
     pub seconds: f64,
     /// Lowest validation loss so far.
     pub best_val_loss: Option<f64>,
+    /// The last validation: steps done then, and its loss.
+    #[serde(default)]
+    pub last_validation: Option<(u64, f64)>,
 }
 
 /// Hashes of what a run reads, in hexadecimal: a run goes on with the same bytes or not at all.

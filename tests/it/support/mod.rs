@@ -1,2 +1,3 @@
 pub mod golden;
 pub mod hub_server;
+pub mod tiny;

@@ -1,0 +1,176 @@
+//! Costs by hand, and the plans that must cost them.
+
+use super::*;
+use crate::config::{Overrides, RunFile, load};
+
+fn plan(text: &str) -> Plan {
+    load(Some(&RunFile { name: "run.toml".into(), text: text.into() }), &Overrides::default()).unwrap().plan
+}
+
+fn gpt2() -> Gpt2Config {
+    Gpt2Config::new(50257, 1024, 768, 12, 12)
+}
+
+/// One sequence of 124M at full context, `head = keep`.
+const ONE: &str = "[data]\nrows = 1\n[machine]\nhead = 'keep'\nmicro_rows = 1\n";
+
+#[test]
+fn the_blocks_equal_a_count_by_hand() {
+    // D 2, F 8, L 1, V 5, one sequence of T 3: matrices 2*6 + 2*2 + 2*8 + 8*2 = 48 multiply-adds per token.
+    let cfg = Gpt2Config::new(5, 3, 2, 1, 1);
+    // Pairs 1 + 2 + 3 = 6; attention 2 products x D 2 x 6 = 24 multiply-adds.
+    assert_eq!(trunk_forward(&cfg, 1, 3), 2 * (3 * 48 + 24));
+    assert_eq!(trunk_backward_dense(&cfg, 1, 3), 2 * (2 * 3 * 48 + 60));
+    // One kept row: keys and values (8 per token) for 3 rows; 40 for one row; attention for 2 keys on average.
+    assert_eq!(trunk_backward_exact(&cfg, 1, 3, 1), 2 * (2 * (3 * 8 + 40) + 5 * 2 * 2));
+    assert_eq!(head_forward(&cfg, 3), 2 * 3 * 10);
+    assert_eq!(head_backward(&cfg, 2), 2 * 2 * 2 * 10);
+}
+
+#[test]
+fn a_second_block_is_always_dense() {
+    let shape = |layers| Gpt2Config::new(5, 3, 2, layers, 1);
+    let extra = trunk_backward_exact(&shape(2), 1, 3, 1) - trunk_backward_exact(&shape(1), 1, 3, 1);
+    assert_eq!(extra, trunk_backward_dense(&shape(1), 1, 3));
+}
+
+#[test]
+fn exact_selection_saves_what_the_mathematics_says() {
+    // Published for 124M at T = 1024: 2.2, 11 and 17.6 % of the step at keep 0.9, 0.5 and 0.2.
+    let plan = plan(ONE);
+    let dense = flops_per_step(&gpt2(), None, &plan, 0.0).total();
+    for (alpha, saved) in [(0.1, 2.2), (0.5, 11.0), (0.8, 17.6)] {
+        let percent = 100.0 * (1.0 - flops_per_step(&gpt2(), None, &plan, alpha).total() / dense);
+        assert!((percent - saved).abs() < 0.6, "alpha {alpha}: {percent:.2} %, expected {saved} %");
+    }
+}
+
+#[test]
+fn heads_cost_what_the_mathematics_says() {
+    let keep = plan(ONE);
+    let recompute = plan(&ONE.replace("'keep'", "'recompute'"));
+    let unit = head_forward(&gpt2(), 1024) as f64;
+    let trunk = trunk_forward(&gpt2(), 1, 1024);
+    for k in [1.0f64, 0.5] {
+        let head = |plan: &Plan| {
+            let f = flops_per_step(&gpt2(), None, plan, 1.0 - k);
+            let kept = kept_rows(plan, 1.0 - k);
+            (f.total() - (trunk + trunk_backward_exact(&gpt2(), 1, 1024, kept)) as f64) / unit
+        };
+        assert!((head(&keep) - (1.0 + 2.0 * k)).abs() < 1e-9);
+        assert!((head(&recompute) - (1.0 + 3.0 * k)).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn a_teacher_runs_its_head_only_where_it_is_read() {
+    let teacher = Gpt2Config::new(50257, 1024, 1024, 24, 16);
+    let rows = |extra: &str, alpha: f64| {
+        let plan = plan(&format!("teacher = 't'\n{ONE}{extra}"));
+        let f = flops_per_step(&gpt2(), Some(&teacher), &plan, alpha);
+        let of = |flops: f64, shape: &Gpt2Config| flops / head_forward(shape, 1) as f64;
+        let dropped = f.scoring - head_forward(&gpt2(), 1024 - kept_rows(&plan, alpha)) as f64;
+        (of(f.teacher - trunk_forward(&teacher, 1, 1024) as f64, &teacher), of(dropped, &teacher))
+    };
+    assert_eq!(rows("", 0.5), (512.0, 0.0), "entropy needs no teacher: kept rows only");
+    assert_eq!(rows("[select]\nscore = 'kl'\n", 0.5), (512.0, 512.0));
+    assert_eq!(rows("[select]\nscore = 'kl'\n", 0.0), (1024.0, 0.0));
+    assert_eq!(rows("[select]\nscore = 'kl'\n[objective]\nlambda = 0\n", 0.5), (512.0, 512.0));
+    let silent = |extra: &str, alpha| {
+        let plan = plan(&format!("teacher = 't'\n{ONE}{extra}[objective]\nlambda = 0\n"));
+        flops_per_step(&gpt2(), Some(&teacher), &plan, alpha).teacher == 0.0
+    };
+    assert!(silent("", 0.5) && silent("[select]\nscore = 'kl'\n", 0.0) && !silent("[select]\nscore = 'kl'\n", 0.5));
+}
+
+#[test]
+fn dense_backward_saves_in_the_head_alone() {
+    let plan = plan(&format!("{ONE}backward = 'dense'\n"));
+    let at = |alpha| flops_per_step(&gpt2(), None, &plan, alpha).total();
+    assert_eq!(at(0.0) - at(0.5), head_backward(&gpt2(), 512) as f64);
+}
+
+#[test]
+fn a_run_is_the_sum_of_its_steps() {
+    let teacher = Gpt2Config::new(50257, 1024, 1024, 24, 16);
+    for lambda in [0.0, 0.5] {
+        // Alpha moves by 1/16 per step of the ramp, so that no row is rounded and the mean is exact.
+        let text = format!(
+            "steps = 20\nteacher = 't'\n[select]\nscore = 'kl'\nalpha = 0.5\nburn_in = 5\nramp = 8\n[objective]\nlambda = {lambda}"
+        );
+        let plan = settle(&gpt2(), &plan(&text));
+        let at = |step| flops_per_step(&gpt2(), Some(&teacher), &plan, plan.alpha_at(step)).total();
+        let sum: f64 = (0..20).map(at).sum();
+        let run = flops_of_run(&gpt2(), Some(&teacher), &plan);
+        // Without distillation the ramp's first step, at alpha 0, asks no teacher.
+        assert!((run - sum).abs() <= if lambda > 0.0 { 1e-12 * sum } else { 0.05 * sum }, "{run} {sum}");
+    }
+}
+
+#[test]
+fn kept_rows_round_up_per_pool() {
+    let p = plan("[data]\nrows = 3\ncontext = 10\n[machine]\nmicro_rows = 1\n");
+    assert_eq!([0.0, 0.1, 0.15, 0.99].map(|a| kept_rows(&p, a)), [30, 27, 27, 3]);
+    let p = plan("[data]\nrows = 4\ncontext = 10\n[machine]\nmicro_rows = 2\n[select]\npool = 'micro-batch'\n");
+    assert_eq!([0.0, 0.15, 0.99].map(|a| kept_rows(&p, a)), [40, 34, 2]);
+}
+
+#[test]
+fn mean_keep_is_the_mean_over_the_steps() {
+    for text in ["burn_in = 3\nramp = 4", "ramp = 50", "burn_in = 40", "burn_in = 0", "burn_in = 8\nramp = 30"] {
+        let p = plan(&format!("steps = 20\n[select]\nalpha = 0.4\n{text}\n"));
+        let mean = 1.0 - (0..20).map(|s| p.alpha_at(s)).sum::<f64>() / 20.0;
+        assert!((mean_keep(&p) - mean).abs() < 1e-12, "{text}: {} {mean}", mean_keep(&p));
+    }
+}
+
+#[test]
+fn settling_fits_the_budgets_and_divides_the_rows() {
+    for (text, cfg) in [
+        ("", gpt2()),
+        ("[data]\nrows = 30\ncontext = 128\n", Gpt2Config::new(2048, 256, 128, 4, 4)),
+        ("teacher = 't'\n[data]\nrows = 96\ncontext = 256\n[select]\nscore = 'kl'\n", gpt2()),
+    ] {
+        let settled = settle(&cfg, &plan(text));
+        let MicroRows::Rows(micro) = settled.machine.micro_rows else { panic!("not settled") };
+        assert!(settled.data.rows.is_multiple_of(micro));
+        assert_eq!(settled.machine.head, HeadMode::Keep);
+        let m = memory(&cfg, None, &settled);
+        assert!(m.activations + m.logits <= MICRO_BATCH_BUDGET && m.logits <= KEPT_LOGITS_BUDGET, "{m:?}");
+        // Settling again changes nothing.
+        assert_eq!(settle(&cfg, &settled), settled);
+    }
+    // 16 sequences of 206 MB of logits are too many to keep.
+    let many = plan("[machine]\nmicro_rows = 16\n");
+    assert_eq!(settle(&gpt2(), &many).machine.head, HeadMode::Recompute);
+    // A vocabulary whose logits alone burst the budget still trains, one sequence at a time.
+    let wide = Gpt2Config::new(400_000, 1024, 64, 1, 1);
+    let settled = settle(&wide, &plan(""));
+    assert_eq!(settled.machine.head, HeadMode::Recompute);
+}
+
+#[test]
+fn memory_and_disk_follow_the_parameters() {
+    let p = plan(ONE);
+    let m = memory(&gpt2(), None, &p);
+    assert_eq!(m.weights, 4 * 124_439_808);
+    assert_eq!((m.gradients, m.moments), (m.weights, 2 * m.weights));
+    assert_eq!(m.logits, 4 * 1024 * 50257);
+    // Per token: 12 blocks x (6 x 768 + 3072 + 4) + 2 x 768 + 2 floats.
+    assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
+    assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations);
+    assert_eq!(disk_bytes(&gpt2(), &p), (2 * 3 + 1) * m.weights);
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_named() {
+    let p = plan("teacher = 'big'\nlayers = [0, 9]\n[data]\ncontext = 64\n");
+    let shape = |vocab, positions| Gpt2Config::new(vocab, positions, 8, 2, 2);
+    let fails = |s: Gpt2Config, t: Gpt2Config| check_fit(&s, Some(&t), &p).unwrap_err().to_string();
+    assert!(fails(shape(10, 32), shape(10, 64)).contains("32 positions of the student gpt2-124m"));
+    assert!(fails(shape(10, 64), shape(10, 48)).contains("48 positions of the teacher big"));
+    assert!(fails(shape(10, 64), shape(11, 64)).contains("the teacher has 11 tokens, the student 10"));
+    assert!(fails(shape(10, 64), shape(10, 64)).contains("layer 9"));
+    let huge = plan("[data]\nrows = 1073741824\n");
+    assert!(check_fit(&gpt2(), None, &huge).unwrap_err().to_string().contains("data.rows = 1073741824"));
+}

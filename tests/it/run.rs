@@ -1,0 +1,392 @@
+//! Whole runs of the built binary: the way from text to a distilled student, what a run folder holds, stopping and
+//! going on, and what is refused.
+
+use crate::support::tiny;
+use candle_core::Device;
+use eslm_kd::config::{self, Overrides, RunFile};
+use eslm_kd::model::weights::{SaveOptions, load_model, save_model};
+use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::train::checkpoint::RunLock;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A student of two narrow blocks on sequences of 16 tokens.
+const TINY: [&str; 16] = [
+    "--student",
+    "tiny",
+    "--set",
+    "shape.n_layer=2",
+    "--set",
+    "shape.n_head=2",
+    "--set",
+    "shape.n_embd=16",
+    "--set",
+    "shape.n_positions=16",
+    "--set",
+    "data.context=16",
+    "--set",
+    "data.rows=8",
+    "--set",
+    "log.every=1",
+];
+
+/// An empty folder and the binary inside it.
+struct Place {
+    root: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { root: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+            command.env_remove(name);
+        }
+        command.args(args).arg("--offline").current_dir(self.root.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Exit status, stdout, stderr.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+
+    /// The one JSON object on stdout.
+    fn json(&self, args: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
+        assert_eq!((code, stdout.lines().count()), (0, 1), "{args:?}: {stdout}{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    /// Ends with `code` and one line on stderr that has `parts`.
+    fn refused(&self, args: &[&str], code: i32, parts: &[&str]) {
+        let (found, stdout, stderr) = self.run(&[args, &["--quiet"]].concat());
+        assert_eq!((found, stdout.as_str()), (code, ""), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{args:?}: {stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{args:?}: no {part:?} in {stderr}");
+        }
+    }
+
+    /// The lines of a run's metrics.
+    fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn data() -> String {
+    tiny::data().display().to_string()
+}
+
+/// A pretraining of the tiny student.
+fn pretrain<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["pretrain", "--data", data][..], &TINY, more].concat()
+}
+
+/// A copy of the world's data folder under another name.
+fn copy_data(to: &Path) {
+    fs::create_dir_all(to.join("tokenizer")).unwrap();
+    for folder in ["", "tokenizer"] {
+        for entry in fs::read_dir(tiny::data().join(folder)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+/// A Hugging Face folder with random weights and perhaps the world's tokenizer.
+fn save_random(to: &Path, vocab: usize, positions: usize, tokenizer: bool) {
+    fs::create_dir_all(to).unwrap();
+    let model = Gpt2::scratch(Gpt2Config::new(vocab, positions, 16, 1, 2), 9, &Device::Cpu).unwrap();
+    let folder = tiny::world().join("tokenizer");
+    let options = SaveOptions { eot: None, tokenizer: tokenizer.then_some(&folder) };
+    save_model(to, &model.config, &model.params, &options).unwrap();
+}
+
+#[test]
+fn from_text_to_a_distilled_student() {
+    let place = Place::new();
+    let world = tiny::world();
+    fs::copy(world.join("stories.jsonl"), place.path("stories.jsonl")).unwrap();
+    let tokenizer =
+        place.json(&["tokenizer", "train", "--input", "stories.jsonl", "--vocab-size", "300", "--out", "tok"]);
+    assert_eq!(tokenizer["vocab_size"], 300);
+    let split = ["--tokenizer", "tok", "--valid-fraction", "0.05", "--out", "data"];
+    let prepared = place.json(&[&["prepare", "--input", "stories.jsonl"][..], &split].concat());
+    assert!(prepared["valid"]["documents"].as_u64().unwrap() > 0, "{prepared}");
+
+    let lengths = ["--steps", "30", "--set", "eval.every=10", "--set", "checkpoint.every=10", "--lr", "0.01"];
+    let args = pretrain("data", &[&lengths[..], &["--method", "clm", "--out", "runs/teacher"]].concat());
+    let report = place.json(&args);
+    assert_eq!((report["run"].as_str(), report["steps"].as_u64()), (Some("runs/teacher"), Some(30)));
+    assert_eq!(report["tokens"], 30 * 8 * 16);
+    let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["run", "model", "steps", "tokens", "flops", "seconds", "val_loss", "perplexity"]);
+
+    // What the run folder holds.
+    for file in ["config.toml", "metrics.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer.json"]
+    {
+        assert!(place.path("runs/teacher").join(file).is_file(), "{file}");
+    }
+    let mut saved: Vec<_> =
+        fs::read_dir(place.path("runs/teacher/checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    saved.sort();
+    assert_eq!(saved, ["step-00000020", "step-00000030"], "checkpoint.keep is 2");
+    load_model(&place.path("runs/teacher/model"), &Device::Cpu).unwrap();
+    let (steps, validations): (Vec<Value>, Vec<Value>) =
+        place.metrics("runs/teacher").into_iter().partition(|line| line["val_loss"].is_null());
+    let at = |lines: &[Value]| lines.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(at(&steps), (1..=30).collect::<Vec<_>>());
+    assert_eq!(at(&validations), [0, 10, 20, 30]);
+    for line in &steps {
+        for key in
+            ["loss", "full_loss", "kept", "alpha", "grad_norm", "lr", "tokens", "tokens_per_second", "flops", "seconds"]
+        {
+            assert!(line[key].is_number(), "{key}: {line}");
+        }
+        assert!(line["var"].is_null() && line["cvar"].is_null(), "nothing was selected: {line}");
+        assert_eq!((line["kept"].as_u64(), &line["loss"]), (Some(128), &line["full_loss"]));
+    }
+    let loss = |line: &Value| line["val_loss"].as_f64().unwrap();
+    assert!(loss(&validations[3]) < loss(&validations[0]) - 0.5, "{validations:?}");
+    assert_eq!(report["val_loss"], validations[3]["val_loss"]);
+
+    // The model is the run's, whoever loads it; config.toml is the run.
+    let eval = place.json(&["eval", "runs/teacher", "--data", "data"]);
+    assert!((eval["nll"].as_f64().unwrap() - loss(&validations[3])).abs() < 1e-6, "{eval} {report}");
+    let file = RunFile::find(&place.path("runs/teacher").display().to_string()).unwrap();
+    let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
+    assert_eq!(plan.to_toml().unwrap(), file.text);
+    place.json(&["pretrain", "runs/teacher", "--out", "runs/again"]);
+    let weights = |run: &str| fs::read(place.path(run).join("model/model.safetensors")).unwrap();
+    assert!(weights("runs/again") == weights("runs/teacher"), "config.toml repeats the run");
+
+    let args = [
+        &["distill", "--data", "data", "--teacher", "runs/teacher", "--out", "runs/student", "--seed", "5"][..],
+        &TINY,
+        &lengths,
+        &["--score", "kl", "--alpha", "0.5", "--micro-rows", "4"],
+    ]
+    .concat();
+    let student = place.json(&args);
+    assert!(student["val_loss"].as_f64().unwrap() < loss(&validations[0]) - 0.3, "{student}");
+    for line in place.metrics("runs/student").iter().filter(|line| line["val_loss"].is_null()) {
+        let number = |key: &str| line[key].as_f64().unwrap();
+        assert_eq!((number("kept"), number("kept_share"), number("alpha")), (64.0, 0.5, 0.5));
+        assert!(number("cvar") >= number("var") && number("cvar") > number("score_mean"), "{line}");
+        let parts = &line["flops_by_part"];
+        let sum: f64 = parts.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
+        assert!((sum - number("flops")).abs() < 1.0 && parts["teacher"].as_f64().unwrap() > 0.0, "{line}");
+    }
+    // `plan` forecast it.
+    let planned = place.json(&["plan", "runs/student"]);
+    assert_eq!(planned["flops"]["total"], student["flops"]);
+    assert_eq!(planned["tokens"]["total"], student["tokens"]);
+
+    let text = place.json(&["generate", "runs/student", "--prompt", "Once", "--max-tokens", "8", "--seed", "1"]);
+    assert_eq!(text["tokens"], 8);
+    place.json(&["export", "runs/student", "--out", "exported"]);
+    let nll = |model: &str| place.json(&["eval", model, "--data", "data"])["nll"].clone();
+    assert_eq!(nll("exported"), nll("runs/student"));
+}
+
+/// Sends a signal to a run once its metrics have `lines` lines; false if it ended before.
+fn stop(child: &mut Child, metrics: &Path, lines: usize, signal: &str) -> bool {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = fs::read(metrics).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count());
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if found >= lines {
+            return Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success();
+        }
+        assert!(Instant::now() < give_up, "no progress in {}", metrics.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Metrics without what a clock said.
+fn timeless(lines: Vec<Value>) -> Vec<Value> {
+    let strip = |mut line: Value| {
+        for key in ["seconds", "tokens_per_second", "seconds_by_phase"] {
+            line.as_object_mut().unwrap().shift_remove(key);
+        }
+        line
+    };
+    lines.into_iter().map(strip).collect()
+}
+
+#[test]
+fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
+    let place = Place::new();
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    let data = data();
+    let args = |out: &'static str| {
+        [
+            &["distill", "--data", &data, "--teacher", "teacher", "--out", out][..],
+            &TINY,
+            &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--steps", "240"],
+            &["--set", "select.burn_in=20", "--set", "select.ramp=100", "--set", "select.pool=micro-batch"],
+            &["--set", "eval.every=4", "--set", "checkpoint.every=9", "--set", "machine.threads=1"],
+        ]
+        .concat()
+    };
+    let (code, _, stderr) = place.run(&args("whole"));
+    assert_eq!(code, 0, "{stderr}");
+    let whole = timeless(place.metrics("whole"));
+    assert_eq!(whole.len(), 240 + 61);
+    let weights = |run: &str| fs::read(place.path(run).join("model/model.safetensors")).unwrap();
+
+    // A machine that looks away may see a run end before its signal; then the attempt says nothing.
+    let caught = (0..5).any(|_| {
+        let _ = fs::remove_dir_all(place.path("parts"));
+        let metrics = place.path("parts/metrics.jsonl");
+        let spawn = |resume: &[&str]| {
+            let mut command = place.command(&[&args("parts")[..], resume].concat());
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let mut child = spawn(&[]);
+        if !stop(&mut child, &metrics, 40, "-INT") {
+            return false;
+        }
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if output.status.code() == Some(0) {
+            return false;
+        }
+        assert_eq!(output.status.code(), Some(130), "{stderr}");
+        let last = stderr.lines().last().unwrap();
+        assert!(last.contains("is saved in") && last.contains("--resume --out parts"), "{stderr}");
+
+        let stood = fs::read(&metrics).unwrap().iter().filter(|b| **b == b'\n').count();
+        let mut child = spawn(&["--resume"]);
+        if !stop(&mut child, &metrics, stood + 60, "-KILL") {
+            return false;
+        }
+        let killed = child.wait_with_output().unwrap();
+        if killed.status.code().is_some() {
+            return false;
+        }
+        let before: u64 = place.metrics_step("parts");
+        let (code, _, stderr) = place.run(&["distill", "--resume", "--out", "parts"]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stderr.contains("resuming from"), "{stderr}");
+        assert!(before > 40 && before < 240, "killed in the middle, after step {before}");
+        true
+    });
+    assert!(caught, "the run always ended before the signal");
+    assert!(weights("parts") == weights("whole"), "the weights differ");
+    assert_eq!(timeless(place.metrics("parts")), whole);
+
+    // Once more on what is finished changes nothing.
+    let (code, _, stderr) = place.run(&["distill", "--resume", "--out", "parts"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(weights("parts") == weights("whole"));
+    assert_eq!(timeless(place.metrics("parts")), whole);
+}
+
+impl Place {
+    /// The last step in a run's metrics, whose last line may be cut short.
+    fn metrics_step(&self, run: &str) -> u64 {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let steps = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["step"].as_u64());
+        steps.max().unwrap()
+    }
+}
+
+#[test]
+fn a_run_folder_belongs_to_one_run_and_one_process() {
+    let place = Place::new();
+    let data = data();
+    let args = pretrain(&data, &["--steps", "2", "--out", "run"]);
+    let lock = RunLock::acquire(&place.path("run")).unwrap();
+    place.refused(&args, 2, &["run folder run is in use by another process", &std::process::id().to_string()]);
+    drop(lock);
+    place.json(&args);
+    let before = fs::read(place.path("run/metrics.jsonl")).unwrap();
+    place.refused(&args, 2, &["already holds a run", "--resume", "--out"]);
+    // The same run or none at all: what differs is said.
+    let other = [&args[..], &["--resume", "--seed", "8", "--alpha", "0.2"]].concat();
+    place.refused(
+        &other,
+        2,
+        &["belongs to another run", "seed: 42 before, 8 now", "select.alpha: 0.1 before, 0.2 now"],
+    );
+    let elsewhere = place.path("data");
+    copy_data(&elsewhere);
+    let moved = pretrain("data", &["--steps", "2", "--out", "run", "--resume", "--set", "eval.every=1"]);
+    assert_eq!(place.run(&moved).0, 0, "another place of the same data, or another rhythm, is no other run");
+    assert_eq!(fs::read(place.path("run/metrics.jsonl")).unwrap(), before);
+    place.refused(&["pretrain", "--resume"], 2, &["--resume needs --out RUN"]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let place = Place::new();
+    let data = data();
+    copy_data(&place.path("mixed"));
+    fs::write(place.path("short.txt"), "Anna put a pear in the basket, and a pear beside it.").unwrap();
+    place.json(&["tokenizer", "train", "--input", "short.txt", "--vocab-size", "270", "--out", "other"]);
+    for name in fs::read_dir(place.path("mixed/tokenizer")).unwrap().map(|e| e.unwrap().file_name()) {
+        fs::copy(place.path("other").join(&name), place.path("mixed/tokenizer").join(&name)).unwrap();
+    }
+    place.json(&["prepare", "--input", "short.txt", "--tokenizer", "other", "--out", "short"]);
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    save_random(&place.path("wide"), tiny::VOCAB + 8, 16, false);
+    save_random(&place.path("narrow"), 100, 16, false);
+    save_random(&place.path("brief"), tiny::VOCAB, 8, true);
+
+    let refused = |more: &[&str], code: i32, parts: &[&str]| {
+        place.refused(&[more, &["--steps", "2", "--out", "run"]].concat(), code, parts);
+        assert!(!place.path("run").exists(), "{more:?} left a run folder");
+    };
+    refused(&[&["pretrain"][..], &TINY].concat(), 2, &["--data DIR"]);
+    refused(&pretrain("nowhere", &[]), 3, &["nowhere", "eslm-kd prepare"]);
+    refused(&pretrain("mixed", &[]), 3, &["mixed/train.bin", "made by tokenizer", "prepare the data again"]);
+    refused(&pretrain(&data, &["--set", "data.context=17"]), 2, &["data.context = 17", "16 positions", "student tiny"]);
+    refused(&pretrain(&data, &["--set", "student=tinny"]), 2, &["tinny", "tiny"]);
+    refused(&pretrain(&data, &["--score", "kl"]), 2, &["compares with a teacher", "--teacher NAME"]);
+    let distill = |teacher: &'static str| [&["distill", "--data", &data, "--teacher", teacher][..], &TINY].concat();
+    refused(&distill("gpt2-meduim"), 2, &["gpt2-meduim", "gpt2-medium"]);
+    refused(&distill("brief"), 2, &["data.context = 16", "8 positions", "teacher brief"]);
+    refused(&distill("narrow"), 3, &["its tokenizer has 320 tokens, the model only 100"]);
+    let fixed = ["--data", &data, "--set", "data.context=16", "--set", "data.rows=8"];
+    let stored = |more: &[&'static str]| [&["distill"][..], more, &fixed].concat();
+    refused(&stored(&["--teacher", "wide", "--student", "teacher"]), 2, &["share a vocabulary", "328", "320"]);
+    // Ids of another tokenizer would be noise to this teacher, though its vocabulary is large enough.
+    let short = ["--data", "short", "--set", "data.context=8", "--set", "data.rows=2"];
+    let args = [&["distill", "--teacher", "teacher", "--student", "tiny"][..], &short].concat();
+    refused(&args, 3, &["teacher: its tokenizer is", "--tokenizer teacher"]);
+    let args = [&["pretrain", "--student", "teacher"][..], &short].concat();
+    refused(&args, 3, &["teacher: its tokenizer is"]);
+}
+
+#[test]
+fn without_validation_tokens_a_run_trains_and_validates_nothing() {
+    let place = Place::new();
+    copy_data(&place.path("data"));
+    fs::remove_file(place.path("data/valid.bin")).unwrap();
+    let (code, stdout, stderr) = place.run(&pretrain("data", &["--steps", "3", "--out", "run", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert!(report["val_loss"].is_null() && report["perplexity"].is_null() && report["steps"] == 3, "{report}");
+    assert!(!stderr.contains("NaN") && !stderr.contains("validation"), "{stderr}");
+    let lines = place.metrics("run");
+    assert!(lines.len() == 3 && lines.iter().all(|l| l.get("val_loss").is_none()), "{lines:?}");
+}
