@@ -32,7 +32,9 @@ fn train(data: &str, out: &str) -> Result<()> {
     let plan = config::load(None, &wanted)?.plan;
     let session = Session::open(&plan, Surroundings { hub: &HubOptions::from_env(false)?, progress: &Silent })?;
     let summary = Run::open(session, Path::new(out), false, &Silent)?.train(&mut Losses)?;
-    println!("validation loss {:.4} after {} tokens", summary.val_loss, summary.tokens);
+    if let Some(loss) = summary.val_loss {
+        println!("validation loss {loss:.4} after {} tokens", summary.tokens);
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Scores: one number per position from the statistics of a head scan (algorithms.md, section 1).
+//! Scores: one number per position from the statistics of a head scan.
 
 use crate::config::Score;
 use crate::data::loader::Batch;

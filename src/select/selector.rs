@@ -1,4 +1,4 @@
-//! The value-at-risk selector (ESLM, arXiv 2505.19893; algorithms.md, section 2).
+//! The value-at-risk selector (ESLM, arXiv 2505.19893).
 //!
 //! Of a pool of M valid positions the k = ceil((1 - alpha) M) with the largest scores are kept (the smallest with
 //! `tail = "low"`); the k-th is the value at risk. Ties at the threshold go to the lower position, so exactly k are kept.
