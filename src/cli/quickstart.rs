@@ -4,13 +4,13 @@
 //! to the run folder: plain pretraining, dense distillation, distillation on selected tokens.
 
 use super::text::{Table, count, flops, seconds};
-use super::train::{train, use_threads};
+use super::train::{out_folder, train, use_threads};
 use super::{Printer, RunArgs};
 use crate::config::{self, Method, Overrides, Plan, RunFile};
 use crate::data::corpus;
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::{Tokenizer, TrainOptions};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::AtomicDir;
 use crate::hub::HubOptions;
 use crate::model::weights::read_config;
@@ -29,7 +29,8 @@ pub const TEACHER: &str = "quickstart";
 const STORIES: std::ops::Range<u64> = 0..20_000;
 const VALID_STORIES: std::ops::Range<u64> = 1_000_000..1_000_300;
 const CORPUS_SEED: u64 = 1;
-/// Run folder of the student that the quickstart is about.
+/// Run folders of the students that learn from the teacher.
+const DENSE: &str = "dense";
 const ESLM: &str = "eslm";
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the corpus or the way it is prepared changes.
@@ -58,29 +59,43 @@ struct Report {
 /// Runs the whole of it.
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_threads(plan.machine.threads)?;
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs/quickstart"));
+    let out = out_folder("quickstart", args)?;
     let hub = HubOptions::from_env(ui.offline())?;
     let around = Surroundings { hub: &hub, progress: ui };
+    let models = compared(plan, &out, args.resume, around, ui).map_err(|e| match e.kind() {
+        // A run inside names its own folder; what continues the whole is this verb.
+        ErrorKind::Interrupted(_) => Error::new(
+            e.kind(),
+            format!("stopped, and all state saved; continue with: eslm-kd distill --resume --out {}", out.display()),
+        ),
+        _ => e,
+    })?;
+    let last = if plan.selects() { ESLM } else { DENSE };
+    let report = Report { model: out.join(last).join(MODEL_FOLDER), run: out, models };
+    ui.result(&report, || human(&report))
+}
+
+/// Data, teacher and students, each made or found; a line for each model.
+fn compared(plan: &Plan, out: &Path, resume: bool, around: Surroundings<'_>, ui: &Printer) -> Result<Vec<Line>> {
     let cache = cache_folder()?;
     let data = data_folder(&cache, ui)?;
     let teacher = teacher_folder(&cache, &data, plan, around, ui)?;
     let mut models = vec![line("teacher", &teacher)?];
     for (folder, model, plan) in students(plan, &teacher.join(MODEL_FOLDER)) {
         let folder = out.join(folder);
-        if args.resume && is_finished(&folder) {
+        if resume && is_finished(&folder) {
             ui.note(&format!("{model}: found in {}", folder.display()));
         } else {
             ui.note(&format!("{model}:"));
-            train(Session::with_data(&plan, &data, around)?, &folder, args.resume, ui)?;
+            train(Session::with_data(&plan, &data, around)?, &folder, resume, ui)?;
         }
         models.push(line(model, &folder)?);
     }
-    let report = Report { model: out.join(ESLM).join(MODEL_FOLDER), run: out, models };
-    ui.result(&report, || human(&report))
+    Ok(models)
 }
 
-/// Plain, dense and selected: equal tokens, equal seeds, one difference at a time.
-fn students(plan: &Plan, teacher: &Path) -> [(&'static str, &'static str, Plan); 3] {
+/// Plain, dense and, if the plan selects, selected: equal tokens, equal seeds, one difference at a time.
+fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Plan)> {
     let mut eslm = plan.clone();
     eslm.teacher = Some(teacher.display().to_string());
     let mut dense = eslm.clone();
@@ -88,11 +103,13 @@ fn students(plan: &Plan, teacher: &Path) -> [(&'static str, &'static str, Plan);
     let mut plain = dense.clone();
     plain.teacher = None;
     plain.objective.lambda = 0.0;
-    [
+    let mut students = vec![
         ("plain", "student, plain pretraining", plain),
-        ("dense", "student, dense distillation", dense),
+        (DENSE, "student, dense distillation", dense),
         (ESLM, "student, ESLM distillation", eslm),
-    ]
+    ];
+    students.truncate(if plan.selects() { 3 } else { 2 });
+    students
 }
 
 /// Where the quickstart keeps what the next one can use: `ESLM_KD_CACHE`, or `eslm-kd` in the user's cache folder.
@@ -203,11 +220,12 @@ mod tests {
     fn the_three_students_differ_in_one_thing_each() {
         let file = RunFile::embedded("quickstart").unwrap();
         let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
-        let [plain, dense, eslm] = students(&plan, Path::new("t")).map(|(_, _, plan)| plan);
+        let students = students(&plan, Path::new("t"));
+        let [(_, _, plain), (_, _, dense), (_, _, eslm)] = students.as_slice() else { panic!("three students") };
         assert!(!plain.uses_teacher() && dense.uses_teacher() && eslm.uses_teacher());
         assert!(!plain.selects() && !dense.selects() && eslm.selects());
         assert!(
-            [&plain, &dense].iter().all(|p| (p.tokens(), p.seed, &p.optim) == (eslm.tokens(), eslm.seed, &eslm.optim))
+            [plain, dense].iter().all(|p| (p.tokens(), p.seed, &p.optim) == (eslm.tokens(), eslm.seed, &eslm.optim))
         );
     }
 }

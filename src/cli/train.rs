@@ -36,11 +36,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     }
     let plan = &resolved.plan;
     use_threads(plan.machine.threads)?;
-    let out = match (&args.out, args.resume) {
-        (Some(out), _) => out.clone(),
-        (None, true) => return Err(Error::usage("--resume needs --out RUN: the run folder to continue")),
-        (None, false) => free_folder(verb),
-    };
+    let out = out_folder(verb, args)?;
     let hub = HubOptions::from_env(ui.offline())?;
     let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;
@@ -86,19 +82,22 @@ pub fn train(session: Session, out: &Path, resume: bool, ui: &Printer) -> Result
     done
 }
 
-/// Threads of every parallel loop; 0 leaves one per core.
+/// Threads of every parallel loop, this one included; 0 is one per core. A caller outside the pool would hand over every
+/// product and sleep until it is done.
 pub fn use_threads(threads: usize) -> Result<()> {
-    if threads == 0 {
-        return Ok(());
-    }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global()
         .map_err(|e| Error::internal(format!("cannot start {threads} threads: {e}")))
 }
 
-/// `runs/VERB-N` with the lowest free N.
-fn free_folder(verb: &str) -> PathBuf {
-    let place = |n: u32| Path::new("runs").join(format!("{verb}-{n}"));
-    (1..).map(place).find(|p| !p.exists()).unwrap_or_else(|| place(0))
+/// `--out`, or `runs/NAME-N` with the lowest free N.
+pub fn out_folder(name: &str, args: &RunArgs) -> Result<PathBuf> {
+    let place = |n: u32| Path::new("runs").join(format!("{name}-{n}"));
+    match (&args.out, args.resume) {
+        (Some(out), _) => Ok(out.clone()),
+        (None, true) => Err(Error::usage("--resume needs --out RUN: the run folder to continue")),
+        (None, false) => Ok((1..).map(place).find(|p| !p.exists()).unwrap_or_else(|| place(0))),
+    }
 }
