@@ -36,7 +36,7 @@ const EXAMPLES: &str = "\
 Examples:
   eslm-kd eval runs/first --data data/mine
   eslm-kd eval gpt2 --data novel.txt --stride 512
-  eslm-kd eval runs/first/checkpoints/step-500 --data data/mine --json | jq .perplexity";
+  eslm-kd eval runs/first/checkpoints/step-00000500 --data data/mine --json | jq .perplexity";
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {

@@ -20,7 +20,7 @@ pub struct ExportArgs {
 const EXAMPLES: &str = "\
 Examples:
   eslm-kd export runs/first --out models/first
-  eslm-kd export runs/first/checkpoints/step-500 --out models/first-500";
+  eslm-kd export runs/first/checkpoints/step-00000500 --out models/first-500";
 
 /// Runs the verb.
 pub fn run(args: &ExportArgs, ui: &Printer) -> Result<()> {

@@ -297,9 +297,10 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
     settled
 }
 
-/// Bytes of the logits of `micro` sequences: the student's, and the teacher's where the score reads them.
+/// Bytes of the logits of `micro` sequences at most: the student's, and the teacher's, whose kept rows are all rows
+/// during a burn-in.
 fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
-    let sets = if plan.score_needs_teacher() { 2 } else { 1 };
+    let sets = 1 + u64::from(plan.uses_teacher());
     sets * F32 * micro * plan.data.context as u64 * student.vocab_size as u64
 }
 

@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use serde::Deserialize;
 use toml::Value;
 
+/// Far above any machine's cores, far below what makes the system fail.
+const MOST_THREADS: usize = 1024;
+
 /// A plan and where each of its values came from.
 #[derive(Debug, Clone)]
 pub struct Resolved {
@@ -197,6 +200,14 @@ impl Resolved {
             return Err(Error::usage(format!(
                 "{}: shape.n_embd = {width} must be a multiple of shape.n_head = {heads}",
                 origin("shape.n_embd")
+            )));
+        }
+        if plan.machine.threads > MOST_THREADS {
+            return Err(Error::usage(format!(
+                "{}: machine.threads = {} is more than any machine has use for: expected at most {MOST_THREADS}; 0 is one \
+                 per core",
+                origin("machine.threads"),
+                plan.machine.threads
             )));
         }
         if plan.eval.stride > plan.data.context {

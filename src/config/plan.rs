@@ -94,7 +94,7 @@ impl ShapePlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlan {
-    /// Folder written by `prepare`; absent: the built-in generated corpus.
+    /// Folder written by `prepare`; only the quickstart does without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
     /// Tokens per sequence (T).

@@ -122,8 +122,8 @@ pub(crate) fn locate(
         ModelRef::Preset(preset) => match &preset.source {
             Some(Source::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r)), Some(preset)),
             Some(Source::Generated {}) => Err(Error::usage(format!(
-                "the preset {text} has no weights to fetch: its teacher is pretrained on first use by \
-                 `eslm-kd distill --teacher {text}`"
+                "the preset {text} has no weights to fetch: its teacher is pretrained by `eslm-kd distill` without arguments, \
+                 on the built-in corpus only; name a run folder, a model folder or a Hub id"
             ))),
             None => Err(Error::usage(format!(
                 "the preset {text} is a student's shape without weights; name a run folder, a checkpoint, a model \
