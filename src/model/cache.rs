@@ -1,10 +1,9 @@
 //! One token at a time: keys and values of earlier positions are kept, not formed again.
 
 use super::Gpt2;
-use super::gpt2::linear_onto;
 use crate::error::{Error, Result};
 use crate::ops::buffer::assign;
-use crate::ops::matmul::linear;
+use crate::ops::matmul::{linear, linear_onto};
 use crate::ops::{attention, embed, gelu, layer_norm};
 use candle_core::Tensor;
 

@@ -9,7 +9,7 @@ use super::{Block, Gpt2Config, ParamSet};
 use crate::error::Result;
 use crate::ops::attention::{self, Attended, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::ops::matmul::{accumulate, accumulate_column_sums, linear, matmul};
+use crate::ops::matmul::{accumulate, accumulate_column_sums, linear, linear_onto, matmul};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;
 
@@ -177,13 +177,6 @@ fn mlp_backward(tape: &BlockTape, rows: Option<&[u32]>, d: &Tensor, p: Block<'_>
     accumulate_column_sums(g.fc_b, &d_fc)?;
     let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?)?;
     layer_norm::backward(d, &d_ln_2, &mid, &stats, p.ln_2_w, g.ln_2_w, g.ln_2_b)
-}
-
-/// `residual + x · w + bias`.
-pub(super) fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let out = residual.broadcast_add(bias)?;
-    accumulate(&out, x, w)?;
-    Ok(out)
 }
 
 /// The given rows, or the tensor itself when every row counts.

@@ -130,7 +130,8 @@ impl Trainer {
         // Where every row of the teacher is read anyway, one pass serves score and loss.
         let together = teacher_scores || !selecting;
         let beside = if together { signal.as_mut() } else { None };
-        let stats = head::scan(&mut logits, beside, &batch.targets, mix.temperature)?;
+        let tau = if together { mix.temperature } else { 1.0 };
+        let stats = head::scan(&mut logits, beside, &batch.targets, tau)?;
         // Whatever the score: a NaN is never dropped in silence.
         let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
         check_finite("loss of the student", losses, batch)?;

@@ -1,9 +1,9 @@
 //! The `gemm` crate on slices and views.
 
 use crate::error::{Error, Result};
-use crate::ops::buffer::{SharedMut, read_strided, with_mut, with_mut_strided};
+use crate::ops::buffer::{SharedMut, read, read_strided, with_mut, with_mut_strided};
 use crate::ops::simd::multiversion;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 /// A read-only matrix in someone else's memory.
@@ -103,6 +103,52 @@ pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()
         let dst = MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
         gemm(dst, add, a, b, 1.0, true);
     })
+}
+
+/// `a · b` in fresh memory, which is written once.
+pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
+    if k != kb || k == 0 {
+        let out = Tensor::zeros((m, n), a.dtype(), a.device())?;
+        into(&out, a, b, true)?;
+        return Ok(out);
+    }
+    let (sa, sb) = (a.stride(), b.stride());
+    let (da, db) = (read_strided(a)?, read_strided(b)?);
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: the capacity covers the matrix, and the product with add = false writes every element and reads none.
+    unsafe {
+        let dst = MatMut::from_raw(out.as_mut_ptr(), m, n, n);
+        gemm(dst, false, Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]), 1.0, true);
+        out.set_len(m * n);
+    }
+    Ok(Tensor::from_vec(out, (m, n), &Device::Cpu)?)
+}
+
+/// `residual + x · w + bias`: bias and residual are laid down first, then the product is added.
+pub(super) fn linear(residual: Option<&Tensor>, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (n, m) = (x.dim(0)?, w.dim(1)?);
+    if bias.dims() != [m] || residual.is_some_and(|r| r.dims() != [n, m]) {
+        return Err(Error::internal(format!("bias {:?} or residual does not fit [{n}, {m}]", bias.dims())));
+    }
+    let mut out = Vec::with_capacity(n * m);
+    {
+        let bias = read(bias)?;
+        let residual = residual.map(read).transpose()?;
+        let (bias, residual): (&[f32], Option<&[f32]>) = (&bias, residual.as_deref());
+        out.spare_capacity_mut()[..n * m].par_chunks_mut(m.max(1)).enumerate().for_each(|(i, row)| match residual {
+            None => row.iter_mut().zip(bias).for_each(|(out, b)| _ = out.write(*b)),
+            Some(residual) => {
+                let residual = &residual[i * m..][..m];
+                row.iter_mut().zip(bias).zip(residual).for_each(|((out, b), r)| _ = out.write(r + b));
+            }
+        });
+    }
+    // SAFETY: the loop above wrote all n * m elements.
+    unsafe { out.set_len(n * m) };
+    let out = Tensor::from_vec(out, (n, m), &Device::Cpu)?;
+    into(&out, x, w, true)?;
+    Ok(out)
 }
 
 /// Rows whose sums are formed by one task; fixed, so that the sum does not depend on the number of threads.

@@ -15,9 +15,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !super::fast(a) {
         return reference(a, b);
     }
-    let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), &Device::Cpu)?;
-    cpu::into(&out, a, b, false)?;
-    Ok(out)
+    cpu::product(a, b)
 }
 
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
@@ -28,22 +26,20 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     cpu::into(dst, a, b, true)
 }
 
-/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` `[M]`.
+/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` [M].
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !super::fast(x) {
         return Ok(reference(x, w)?.broadcast_add(bias)?);
     }
-    let (n, m) = (x.dim(0)?, w.dim(1)?);
-    let out = {
-        let bias = buffer::read(bias)?;
-        let mut data = Vec::with_capacity(n * m);
-        for _ in 0..n {
-            data.extend_from_slice(&bias);
-        }
-        Tensor::from_vec(data, (n, m), &Device::Cpu)?
-    };
-    cpu::into(&out, x, w, true)?;
-    Ok(out)
+    cpu::linear(None, x, w, bias)
+}
+
+/// `residual + x · w + bias` for `residual` [N, M].
+pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if !super::fast(x) {
+        return Ok((residual + reference(x, w)?.broadcast_add(bias)?)?);
+    }
+    cpu::linear(Some(residual), x, w, bias)
 }
 
 /// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
@@ -89,6 +85,8 @@ mod tests {
         let (x, w, b) = (random((37, 12), 1), random((12, 21), 2), random(21, 3));
         let want = reference(&x, &w).unwrap().broadcast_add(&b).unwrap();
         assert_close(&linear(&x, &w, &b).unwrap(), &want, 1e-5);
+        let residual = random((37, 21), 5);
+        assert_close(&linear_onto(&residual, &x, &w, &b).unwrap(), &(&residual + &want).unwrap(), 1e-5);
         let dst = random(21, 4);
         let want_sum = (&dst + want.sum(0).unwrap()).unwrap();
         accumulate_column_sums(&dst, &want).unwrap();
