@@ -207,3 +207,16 @@ fn mismatches_are_errors() {
     assert!(message.contains("50") && message.contains("51"), "{message}");
     assert!(scan(&mut case.student(false), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
 }
+
+#[test]
+fn cross_entropy_is_candles() {
+    let case = case((7, 24, 101));
+    let mut s = case.student(true);
+    let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+    let dw = case.weight.zeros_like().unwrap();
+    let ours = loss(&s, None, &stats, &case.targets, &[1.0; 7], MIXES[0], &dw).unwrap().sum / 7.0;
+    let z = reference::logits(&case.hidden, &case.weight).unwrap();
+    let targets = Tensor::new(case.targets.as_slice(), &Device::Cpu).unwrap();
+    let theirs = candle_nn::loss::cross_entropy(&z, &targets).unwrap().to_scalar::<f32>().unwrap();
+    assert!((ours - f64::from(theirs)).abs() < 2e-6, "{ours} vs {theirs}");
+}

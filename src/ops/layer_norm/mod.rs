@@ -126,4 +126,11 @@ mod tests {
         backward(&x.copy().unwrap(), &x, &x, &normed.stats, &w, &dw, &b.zeros_like().unwrap()).unwrap();
         assert_close(&dw, &w.zeros_like().unwrap(), 0.0);
     }
+
+    #[test]
+    fn the_forward_is_candles() {
+        let (x, w, b) = (random((9, 33), 1), random(33, 2), random(33, 3));
+        let theirs = candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5).unwrap();
+        assert_close(&forward(&x, &w, &b, 1e-5).unwrap().out, &theirs, 2e-6);
+    }
 }
