@@ -6,6 +6,7 @@ use crate::config::{Method, Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::hub::HubOptions;
 use crate::progress::Progress;
+use crate::train::checkpoint;
 use crate::train::events::{EventSink, Jsonl, Summary, Tee, Terminal};
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER, Run};
 use crate::train::session::{Session, Surroundings};
@@ -37,6 +38,9 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let plan = &resolved.plan;
     use_threads(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
+    if !args.resume {
+        checkpoint::check_free(&out)?; // before a teacher is fetched
+    }
     let hub = HubOptions::from_env(ui.offline())?;
     let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;

@@ -43,33 +43,53 @@ struct RunConfig {
     inputs: checkpoint::Inputs,
 }
 
-impl Run {
-    /// Takes the run folder `out`, which must be new unless `resume`; then the newest good checkpoint is loaded, if
-    /// there is one. Writes the resolved plan as `config.toml`.
-    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+/// What a run starts from, found before anything is written.
+struct Prepared {
+    trainer: Trainer,
+    saved: Option<TrainState>,
+    loader: Loader,
+    valid: Option<Arc<TokenFile>>,
+    config: RunConfig,
+}
+
+impl Prepared {
+    fn new(session: Session, lock: &RunLock, resume: bool, progress: &dyn Progress) -> Result<Self> {
         let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } = session;
-        let lock = RunLock::acquire(out)?;
-        let used = out.join(METRICS_FILE).exists() || checkpoint::latest(out)?.is_some();
-        if used && !resume {
-            return Err(Error::usage(format!(
-                "run folder {} already holds a run; add --resume to continue it, or choose another with --out",
-                out.display()
-            )));
-        }
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
-        let saved = if resume { checkpoint::load_latest_good(&lock, &expected, &device, progress)? } else { None };
+        let saved = if resume { checkpoint::load_latest_good(lock, &expected, &device, progress)? } else { None };
         let loader = Loader::new(train, plan.data.context, plan.seed)?;
-        let text = plan.to_toml()?;
+        let trainer = Trainer::new(plan, student, teacher)?;
+        Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, eot, inputs } })
+    }
+}
+
+impl Run {
+    /// Takes the run folder `out`, which must be new or empty unless `resume`; then the newest good checkpoint is
+    /// loaded, if there is one. Writes the resolved plan as `config.toml`. A folder that is refused is left as it was.
+    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+        if !resume {
+            checkpoint::check_free(out)?;
+        }
+        let lock = RunLock::acquire(out)?;
+        // Again, now that nobody else can begin a run there.
+        let prepared = if resume { Ok(()) } else { checkpoint::check_free(out) }
+            .and_then(|()| Prepared::new(session, &lock, resume, progress));
+        let Prepared { mut trainer, saved, loader, valid, config } = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                lock.abandon();
+                return Err(e);
+            }
+        };
+        let text = trainer.plan.to_toml()?;
         let path = out.join(CONFIG_FILE);
         write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))?;
-        let mut trainer = Trainer::new(plan, student, teacher)?;
         let mut counters = Counters::default();
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
             counters = saved.counters;
         }
-        let config = RunConfig { tokenizer, eot, inputs };
         Ok(Self { lock, trainer, resumed_at: counters.step, counters, loader, valid, config })
     }
 

@@ -337,6 +337,29 @@ fn a_run_folder_belongs_to_one_run_and_one_process() {
 }
 
 #[test]
+fn a_folder_that_holds_anything_is_left_alone() {
+    let place = Place::new();
+    let data = data();
+    for name in ["mine/model/model.safetensors", "mine/config.toml", "mine/notes.txt", ".hidden"] {
+        let file = place.path("out").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "mine").unwrap();
+        let out = file.parent().unwrap().display().to_string();
+        place.refused(&pretrain(&data, &["--steps", "2", "--out", &out]), 2, &[&out, "--out"]);
+        place.refused(&["distill", "--out", &out], 2, &[&out, "--out"]);
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        assert!(!file.with_file_name(".lock").exists());
+    }
+    place.refused(&pretrain(&data, &["--out", "out/.hidden"]), 2, &["out/.hidden exists and is not a folder"]);
+    // Refused for what it reads: no folder is left behind; an empty one is as good as none.
+    let long = ["--set", "shape.n_positions=65536", "--set", "data.context=65536", "--set", "eval.stride=65536"];
+    place.refused(&pretrain(&data, &[&long[..], &["--out", "fresh"]].concat()), 3, &["65536"]);
+    assert!(!place.path("fresh").exists());
+    fs::create_dir(place.path("empty")).unwrap();
+    place.json(&pretrain(&data, &["--steps", "1", "--out", "empty"]));
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_one_line() {
     let place = Place::new();
     let data = data();

@@ -16,7 +16,7 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
-pub use store::{RunLock, latest, list};
+pub use store::{RunLock, check_free, latest, list};
 
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};

@@ -14,6 +14,8 @@ const LOCK_FILE: &str = ".lock";
 #[derive(Debug)]
 pub struct RunLock {
     dir: PathBuf,
+    /// Whether the folder was made for this lock.
+    fresh: bool,
     // The lock lives as long as the open file.
     _file: File,
 }
@@ -22,6 +24,7 @@ impl RunLock {
     /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process holds it. What a
     /// killed process left unfinished in `checkpoints/` is removed.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
+        let fresh = !run_dir.exists();
         fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
         let path = run_dir.join(LOCK_FILE);
         let failed = |e| Error::io("lock", &path, e);
@@ -45,7 +48,7 @@ impl RunLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {}", std::process::id()))
             .map_err(failed)?;
-        let lock = Self { dir: run_dir.to_path_buf(), _file: file };
+        let lock = Self { dir: run_dir.to_path_buf(), fresh, _file: file };
         lock.sweep()?;
         Ok(lock)
     }
@@ -53,6 +56,13 @@ impl RunLock {
     /// The run folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Gives up before anything was written: a folder that was made for this lock goes with it.
+    pub(crate) fn abandon(self) {
+        if self.fresh && names(&self.dir).is_ok_and(|names| names == [LOCK_FILE]) {
+            let _ = fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
+        }
     }
 
     /// Where the checkpoint of `step` stands.
@@ -89,6 +99,28 @@ impl RunLock {
             }
         }
         Ok(())
+    }
+}
+
+/// Errs unless `run_dir` is free for a new run: it does not exist, or is a folder with nothing in it (a lock file, which
+/// outlives its process, does not count). Touches nothing.
+pub fn check_free(run_dir: &Path) -> Result<()> {
+    let refuse = |what: &str| Err(Error::usage(format!("run folder {} {what} with --out", run_dir.display())));
+    if !run_dir.exists() {
+        return Ok(());
+    }
+    if !run_dir.is_dir() {
+        return refuse("exists and is not a folder; choose another place");
+    }
+    let found = names(run_dir)?;
+    if found.iter().any(|name| name == "config.toml") || latest(run_dir)?.is_some() {
+        return refuse("already holds a run; add --resume to continue it, or choose another");
+    }
+    match found.iter().find(|name| *name != LOCK_FILE) {
+        Some(name) => {
+            refuse(&format!("is not empty (it holds {name}), and a run takes a folder of its own; choose another"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -130,7 +162,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         Err(e) => return Err(failed(e)),
     };
     let names: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.file_name())).collect();
-    Ok(names.map_err(failed)?.into_iter().filter_map(|n| n.into_string().ok()).collect())
+    Ok(names.map_err(failed)?.into_iter().map(|n| n.to_string_lossy().into_owned()).collect())
 }
 
 #[cfg(test)]
@@ -149,6 +181,28 @@ mod tests {
         );
         drop(first);
         RunLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn only_a_folder_without_content_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let message = |run: &Path| check_free(run).unwrap_err().to_string();
+        check_free(&run).unwrap();
+        assert!(!run.exists());
+        RunLock::acquire(&run).unwrap().abandon();
+        assert!(!run.exists(), "what was made for the lock goes with it");
+        drop(RunLock::acquire(&run).unwrap());
+        check_free(&run).unwrap();
+        RunLock::acquire(&run).unwrap().abandon();
+        assert!(run.exists(), "what was there before stays");
+        fs::write(run.join("notes.txt"), "mine").unwrap();
+        assert!(message(&run).contains("is not empty (it holds notes.txt)"));
+        fs::write(run.join("config.toml"), "").unwrap();
+        assert!(message(&run).contains("already holds a run; add --resume"));
+        assert!(message(&run.join("notes.txt")).contains("is not a folder"));
+        RunLock::acquire(&run).unwrap().abandon();
+        assert_eq!(fs::read(run.join("notes.txt")).unwrap(), b"mine");
     }
 
     #[test]
