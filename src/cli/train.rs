@@ -8,7 +8,7 @@ use crate::hub::HubOptions;
 use crate::progress::Progress;
 use crate::train::checkpoint;
 use crate::train::events::{EventSink, Jsonl, Summary, Tee, Terminal};
-use crate::train::run::{METRICS_FILE, MODEL_FOLDER, Run};
+use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, Run};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,9 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let plan = &resolved.plan;
     use_threads(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
-    if !args.resume {
-        checkpoint::check_free(&out)?; // before a teacher is fetched
+    match args.resume {
+        true => check_resumable(&out, ui)?,
+        false => checkpoint::check_free(&out)?, // before a teacher is fetched
     }
     let hub = HubOptions::from_env(ui.offline())?;
     let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
@@ -55,6 +56,22 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         perplexity: summary.val_loss.map(f64::exp),
     };
     ui.result(&report, || human(&report, plan))
+}
+
+/// Errs unless `out` holds a run that can go on: what was asked to continue must not begin in silence.
+fn check_resumable(out: &Path, ui: &Printer) -> Result<()> {
+    if checkpoint::latest(out)?.is_some() {
+        return Ok(());
+    }
+    if !out.join(CONFIG_FILE).is_file() {
+        return Err(Error::usage(format!(
+            "nothing to resume in {}: it holds neither {CONFIG_FILE} nor a checkpoint; name the run folder with --out, or \
+             leave --resume out to begin a new run",
+            out.display()
+        )));
+    }
+    ui.note(&format!("{}: no checkpoint yet: from step 0", out.display()));
+    Ok(())
 }
 
 fn human(report: &RunReport, plan: &Plan) -> String {

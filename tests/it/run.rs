@@ -360,6 +360,30 @@ fn a_folder_that_holds_anything_is_left_alone() {
 }
 
 #[test]
+fn resuming_needs_something_to_resume() {
+    let place = Place::new();
+    let data = data();
+    let args = pretrain(&data, &["--steps", "2", "--out", "run", "--resume"]);
+    place.refused(&args, 2, &["nothing to resume in run", "config.toml"]);
+    assert!(!place.path("run").exists());
+    fs::create_dir(place.path("run")).unwrap();
+    fs::write(place.path("run/notes.txt"), "mine").unwrap();
+    place.refused(&args, 2, &["nothing to resume in run"]);
+    assert_eq!(fs::read_dir(place.path("run")).unwrap().count(), 1);
+
+    // Killed before its first checkpoint.
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "early"]));
+    let whole = timeless(place.metrics("early"));
+    fs::remove_dir_all(place.path("early/checkpoints")).unwrap();
+    fs::remove_dir_all(place.path("early/model")).unwrap();
+    let (code, _, stderr) = place.run(&["pretrain", "--resume", "--out", "early"]);
+    assert!(code == 0 && stderr.contains("no checkpoint yet: from step 0"), "{stderr}");
+    assert!(place.path("early/model").is_dir());
+    let again = timeless(place.metrics("early"));
+    assert_eq!(again.last(), whole.last());
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_one_line() {
     let place = Place::new();
     let data = data();
