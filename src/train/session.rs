@@ -134,14 +134,10 @@ fn student(
         // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
         ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
     })?;
+    check_birth(plan, if let ModelRef::Preset(preset) = meant { Some(preset) } else { None })?;
     let ModelRef::Preset(preset) = meant else {
         return match plan.birth {
-            None | Some(BirthWord::Checkpoint) => {
-                if !plan.shape.is_empty() {
-                    return Err(Error::usage("[shape] cannot change a student that starts from stored weights"));
-                }
-                load(&plan.student, Kind::Student, tokenizer, around, device)
-            }
+            None | Some(BirthWord::Checkpoint) => load(&plan.student, Kind::Student, tokenizer, around, device),
             Some(other) => Err(Error::usage(format!(
                 "birth = \"{other}\" needs a student preset, found the stored model {}; its birth is \"checkpoint\"",
                 plan.student
@@ -177,6 +173,35 @@ fn student(
         ))),
         (None, None, _) => scratch(plan, preset, teacher, vocabulary, device),
     }
+}
+
+/// Errs where the plan says `[shape]` or `layers` and the student's birth reads none: nothing that is asked for is
+/// ignored. `preset` is the student's; a stored model has none.
+pub fn check_birth(plan: &Plan, preset: Option<&Preset>) -> Result<()> {
+    let birth = plan.birth.unwrap_or(match preset.map(|p| &p.birth) {
+        Some(None | Some(Birth::Scratch {})) => BirthWord::Scratch,
+        Some(Some(Birth::TeacherLayers { .. })) => BirthWord::TeacherLayers,
+        None | Some(Some(Birth::Checkpoint { .. })) => BirthWord::Checkpoint,
+    });
+    let whose = match birth {
+        BirthWord::Scratch => "",
+        BirthWord::TeacherLayers => "has its teacher's shape (birth = \"teacher-layers\"; layers = [..] says how deep)",
+        BirthWord::Checkpoint => "starts from stored weights and has their shape",
+    };
+    if birth != BirthWord::Scratch && !plan.shape.is_empty() {
+        return Err(Error::usage(format!(
+            "[shape] cannot change the student {}, which {whose}; remove it, or set birth = \"scratch\"",
+            plan.student
+        )));
+    }
+    if birth != BirthWord::TeacherLayers && plan.layers.is_some() {
+        return Err(Error::usage(format!(
+            "layers names the teacher's layers to start from, but the student {} has birth = \"{birth}\"; remove \
+             layers, or set birth = \"teacher-layers\"",
+            plan.student
+        )));
+    }
+    Ok(())
 }
 
 fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
