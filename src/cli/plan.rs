@@ -227,7 +227,7 @@ impl Report {
         }
         row("memory in all", m.total(), "without scratch space".into());
         row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
-        let disk = format!("{} checkpoints and the exported model", plan.checkpoint.keep);
+        let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.keep);
         row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
         table.to_string()
     }
