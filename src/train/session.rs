@@ -8,7 +8,7 @@ use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
 use crate::hub::{HubOptions, Kind, ModelRef, has_tokenizer, locate};
 use crate::model::preset::{Birth, Preset, Source};
-use crate::model::weights::load_model;
+use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::teacher::Teacher;
@@ -65,18 +65,23 @@ impl Session {
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
         let device = device(plan.machine.device)?;
         let data = DataDir::open(dir)?;
-        let teacher = match plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
-            Some(name) => Some(load(name, Kind::Teacher, &data.tokenizer, around, &device)?),
-            None => None,
-        };
+        let (mut teacher, mut teacher_hash) = (None, None);
+        if let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
+            let dir = find(name, Kind::Teacher, &data.tokenizer, around)?;
+            teacher = Some(load_folder(&dir, &device)?);
+            teacher_hash = Some(weights_hash(&dir)?);
+        }
         let student = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
         check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
         let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
             tokens.check_vocab(student.config.vocab_size)?;
         }
-        let inputs =
-            Inputs { data_hash: hex(&data.train.header().content_hash), tokenizer_hash: hex(&data.tokenizer.hash()) };
+        let inputs = Inputs {
+            data_hash: hex(&data.train.header().content_hash),
+            tokenizer_hash: hex(&data.tokenizer.hash()),
+            teacher_hash,
+        };
         Ok(Self {
             plan: settle(&student.config, plan),
             train: data.train,
@@ -106,6 +111,11 @@ pub fn device(spec: DeviceSpec) -> Result<Device> {
 
 /// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.
 fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
+    load_folder(&find(name, kind, tokenizer, around)?, device)
+}
+
+/// The folder of a stored model that fits the data.
+fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>) -> Result<PathBuf> {
     let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
     if has_tokenizer(&found.dir) {
         let (own, data) = (Tokenizer::load(&found.dir)?.hash(), tokenizer.hash());
@@ -117,7 +127,11 @@ fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>,
             )));
         }
     }
-    let (config, params) = load_model(&found.dir, device)?;
+    Ok(found.dir)
+}
+
+fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
+    let (config, params) = load_model(dir, device)?;
     Ok(Gpt2 { config, params })
 }
 

@@ -4,7 +4,7 @@
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::config::{self, Overrides, RunFile};
-use eslm_kd::model::weights::{SaveOptions, load_model, save_model};
+use eslm_kd::model::weights::{SaveOptions, load_model, save_model, weights_hash};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::train::checkpoint::RunLock;
 use serde_json::Value;
@@ -381,6 +381,25 @@ fn resuming_needs_something_to_resume() {
     assert!(place.path("early/model").is_dir());
     let again = timeless(place.metrics("early"));
     assert_eq!(again.last(), whole.last());
+}
+
+#[test]
+fn a_run_does_not_go_on_with_another_teacher_of_the_same_name() {
+    let place = Place::new();
+    let data = data();
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    let args =
+        [&["distill", "--data", &data, "--teacher", "teacher", "--steps", "2", "--out", "run"][..], &TINY].concat();
+    place.json(&args);
+    let manifest = fs::read(place.path("run/checkpoints/step-00000002/manifest.json")).unwrap();
+    let hash = weights_hash(&place.path("teacher")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&manifest).unwrap()["teacher_hash"], hash);
+    let weights = place.path("teacher/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let resume = [&args[..], &["--resume"]].concat();
+    place.refused(&resume, 2, &["belongs to another run", "teacher's weights (SHA-256)", &format!("{hash} before")]);
 }
 
 #[test]
