@@ -17,6 +17,9 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Bytes of a token file whose verification takes a noticeable time.
+const LARGE: u64 = 1 << 28;
+
 /// Everything a run works with.
 #[derive(Debug)]
 pub struct Session {
@@ -65,6 +68,10 @@ impl Session {
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
         let device = device(plan.machine.device)?;
         let data = DataDir::open(dir)?;
+        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
+        for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
+            verify(tokens, around.progress)?;
+        }
         let (mut teacher, mut teacher_hash) = (None, None);
         if let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
             let dir = find(name, Kind::Teacher, &data.tokenizer, around)?;
@@ -107,6 +114,18 @@ pub fn device(spec: DeviceSpec) -> Result<Device> {
         DeviceSpec::Cuda(i) => Device::new_cuda(i)
             .map_err(|e| Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))),
     }
+}
+
+/// Compares a token file with its content hash; a large one is heard of.
+fn verify(tokens: &TokenFile, progress: &dyn Progress) -> Result<()> {
+    let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
+    if bytes < LARGE {
+        return tokens.verify();
+    }
+    progress.start(&format!("Verifying {}", tokens.path().display()), None, "bytes");
+    let done = tokens.verify();
+    progress.finish();
+    done
 }
 
 /// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.

@@ -413,6 +413,15 @@ fn what_does_not_fit_is_refused_in_one_line() {
         fs::copy(place.path("other").join(&name), place.path("mixed/tokenizer").join(&name)).unwrap();
     }
     place.json(&["prepare", "--input", "short.txt", "--tokenizer", "other", "--out", "short"]);
+    for name in ["train", "valid"] {
+        let folder = place.path(&format!("flipped-{name}"));
+        copy_data(&folder);
+        let file = folder.join(format!("{name}.bin"));
+        let mut bytes = fs::read(&file).unwrap();
+        let low_byte = bytes.len() - 2;
+        bytes[low_byte] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    }
     save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
     save_random(&place.path("wide"), tiny::VOCAB + 8, 16, false);
     save_random(&place.path("narrow"), 100, 16, false);
@@ -425,6 +434,8 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&[&["pretrain"][..], &TINY].concat(), 2, &["--data DIR"]);
     refused(&pretrain("nowhere", &[]), 3, &["nowhere", "eslm-kd prepare"]);
     refused(&pretrain("mixed", &[]), 3, &["mixed/train.bin", "made by tokenizer", "prepare the data again"]);
+    refused(&pretrain("flipped-train", &[]), 3, &["flipped-train/train.bin", "damaged; prepare the data again"]);
+    refused(&pretrain("flipped-valid", &[]), 3, &["flipped-valid/valid.bin", "damaged; prepare the data again"]);
     refused(&pretrain(&data, &["--set", "data.context=17"]), 2, &["data.context = 17", "16 positions", "student tiny"]);
     refused(&pretrain(&data, &["--set", "student=tinny"]), 2, &["tinny", "tiny"]);
     refused(&pretrain(&data, &["--score", "kl"]), 2, &["compares with a teacher", "--teacher NAME"]);
