@@ -29,8 +29,8 @@ pub struct Run {
     lock: RunLock,
     trainer: Trainer,
     counters: Counters,
-    /// Steps done when this process took over: their checkpoint stands.
-    resumed_at: u64,
+    /// Steps done in the checkpoint that was loaded or saved last.
+    saved_at: Option<u64>,
     loader: Loader,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
@@ -85,12 +85,13 @@ impl Run {
         let path = out.join(CONFIG_FILE);
         write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))?;
         let mut counters = Counters::default();
+        let saved_at = saved.as_ref().map(|saved| saved.counters.step);
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
             counters = saved.counters;
         }
-        Ok(Self { lock, trainer, resumed_at: counters.step, counters, loader, valid, config })
+        Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
     }
 
     /// Steps done before, 0 unless resumed.
@@ -134,7 +135,7 @@ impl Run {
             if step == plan.steps {
                 return Ok(());
             }
-            if step > self.resumed_at && due(plan.checkpoint.every, step) {
+            if step > 0 && due(plan.checkpoint.every, step) {
                 self.save(sink)?;
             }
             crate::signal::check()?;
@@ -203,8 +204,14 @@ impl Run {
         Ok(())
     }
 
-    /// Writes a checkpoint of the state between two steps.
-    fn save(&self, sink: &mut dyn EventSink) -> Result<PathBuf> {
+    /// Writes a checkpoint of the state between two steps, unless the one of this step stands: replacing a good copy
+    /// by an equal one has only risks.
+    fn save(&mut self, sink: &mut dyn EventSink) -> Result<PathBuf> {
+        let step = self.counters.step;
+        let standing = self.lock.place(step);
+        if self.saved_at == Some(step) && standing.is_dir() {
+            return Ok(standing);
+        }
         let state = TrainState {
             plan: self.trainer.plan.clone(),
             config: self.trainer.student.config.clone(),
@@ -215,7 +222,8 @@ impl Run {
             inputs: self.config.inputs.clone(),
         };
         let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
-        sink.event(&Event::CheckpointSaved { path: path.clone(), step: self.counters.step })?;
+        self.saved_at = Some(step);
+        sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
         Ok(path)
     }
 

@@ -295,10 +295,13 @@ fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
     assert_eq!(timeless(place.metrics("parts")), whole);
 
     // Once more on what is finished changes nothing.
+    let manifest = place.path("parts/checkpoints/step-00000240/manifest.json");
+    let stood = fs::metadata(&manifest).unwrap().modified().unwrap();
     let (code, _, stderr) = place.run(&["distill", "--resume", "--out", "parts"]);
     assert_eq!(code, 0, "{stderr}");
     assert!(weights("parts") == weights("whole"));
     assert_eq!(timeless(place.metrics("parts")), whole);
+    assert_eq!(fs::metadata(&manifest).unwrap().modified().unwrap(), stood, "a standing checkpoint is not replaced");
 }
 
 impl Place {

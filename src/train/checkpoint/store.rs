@@ -1,12 +1,14 @@
 //! The `checkpoints/` folder of a run: who may write to it, what it holds, what goes.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 const FOLDER: &str = "checkpoints";
 const PREFIX: &str = "step-";
+/// In the name of a checkpoint that is being removed.
+const OLD: &str = "old-";
 const LOCK_FILE: &str = ".lock";
 
 /// The right to write into a run folder: one process at a time. Released when dropped, and by the system when the
@@ -22,7 +24,7 @@ pub struct RunLock {
 
 impl RunLock {
     /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process holds it. What a
-    /// killed process left unfinished in `checkpoints/` is removed.
+    /// killed process left unfinished in `checkpoints/` is removed; what was whole but for its name gets it.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
         let fresh = !run_dir.exists();
         fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
@@ -66,7 +68,7 @@ impl RunLock {
     }
 
     /// Where the checkpoint of `step` stands.
-    pub(super) fn place(&self, step: u64) -> PathBuf {
+    pub(in crate::train) fn place(&self, step: u64) -> PathBuf {
         self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
     }
 
@@ -79,7 +81,7 @@ impl RunLock {
         let old = list(&self.dir)?.into_iter().rev().filter(|(s, _)| *s <= step).skip(keep);
         for (_, path) in old {
             // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
-            let gone = set_aside(&path, |name, n| format!(".{name}.old-{n}.tmp"))?;
+            let gone = set_aside(&path, |name, n| format!(".{name}.{OLD}{n}.tmp"))?;
             fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone, e))?;
         }
         Ok(())
@@ -90,11 +92,21 @@ impl RunLock {
         set_aside(path, |name, n| if n == 0 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") })
     }
 
+    /// Removes what a killed process left, except where it is the only copy of a checkpoint: whole, but without its
+    /// name, because it was to be renamed next or was being replaced.
     fn sweep(&self) -> Result<()> {
         let folder = self.dir.join(FOLDER);
         for name in names(&folder)? {
-            if name.starts_with(&format!(".{PREFIX}")) && name.ends_with(".tmp") {
-                let path = folder.join(name);
+            let middle = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".tmp"));
+            let Some((target, rest)) = middle.filter(|m| m.starts_with(PREFIX)).and_then(|m| m.split_once('.')) else {
+                continue;
+            };
+            let (path, target) = (folder.join(&name), folder.join(target));
+            // What is named "old" was pruned: newer ones stand.
+            let whole = !rest.starts_with(OLD) && !target.exists() && is_whole(&path)?;
+            if whole {
+                fs::rename(&path, &target).map_err(|e| Error::io("rename", &path, e))?;
+            } else {
                 fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
             }
         }
@@ -142,6 +154,15 @@ pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// The newest checkpoint of a run folder, judged by its name alone.
 pub fn latest(run_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(run_dir)?.pop().map(|(_, path)| path))
+}
+
+/// Whether every file of a checkpoint is as its manifest says.
+fn is_whole(path: &Path) -> Result<bool> {
+    match super::verify(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::Data => Ok(false),
+        Err(e) => Err(e), // could not be read or was interrupted: no reason to remove it
+    }
 }
 
 /// Gives a folder another, free name in the same place.

@@ -250,6 +250,32 @@ fn a_checkpoint_from_before_teachers_were_noted_still_loads() {
 }
 
 #[test]
+fn the_only_copy_of_a_checkpoint_survives_a_crash_before_its_rename() {
+    let (folder, run) = run_with(&[1, 2, 3]);
+    drop(run);
+    let run = folder.path().join("run");
+    let inside = run.join("checkpoints");
+    let moved = |from: &str, to: &str| fs::rename(inside.join(from), inside.join(to)).unwrap();
+    let names = || {
+        drop(RunLock::acquire(&run).unwrap());
+        let mut names: Vec<_> =
+            fs::read_dir(&inside).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // Replaced and not yet replaced; pruned; damaged.
+    moved("step-00000003", ".step-00000003.17-4.tmp");
+    moved("step-00000001", ".step-00000001.old-0.tmp");
+    assert_eq!(names(), ["step-00000002", "step-00000003"]);
+    verify(&inside.join("step-00000003")).unwrap();
+    moved("step-00000002", ".step-00000002.17-4.tmp");
+    flip_a_bit(&inside.join(".step-00000002.17-4.tmp").join(STATE_FILE));
+    assert_eq!(names(), ["step-00000003"]);
+    fs::create_dir(inside.join(".step-00000003.18-0.tmp")).unwrap();
+    assert_eq!(names(), ["step-00000003"]);
+}
+
+#[test]
 fn only_the_newest_stay() {
     let (_folder, run) = run_with(&[1, 2, 3]);
     save(&run, &state(4), &SaveOptions::default(), 2).unwrap();
