@@ -94,7 +94,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
 pub fn train(session: Session, out: &Path, resume: bool, ui: &Printer) -> Result<Summary> {
     let mut run = Run::open(session, out, resume, ui)?;
     let metrics = out.join(METRICS_FILE);
-    let jsonl = if resume { Jsonl::resume(&metrics, run.step())? } else { Jsonl::create(&metrics)? };
+    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
     let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(ui, REFRESH))];
     let done = run.train(&mut Tee(sinks));
     if done.is_err() {

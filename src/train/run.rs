@@ -99,6 +99,13 @@ impl Run {
         self.counters.step
     }
 
+    /// Steps done at the last validation that the state knows of; later ones will be made again.
+    pub fn validated(&self) -> Option<u64> {
+        let Counters { step, last_validation, best_val_loss, .. } = &self.counters;
+        // A checkpoint from before the last validation was noted knows of one by its loss alone.
+        last_validation.map(|(step, _)| step).or(best_val_loss.map(|_| *step))
+    }
+
     /// Trains to the end of the plan. On a stop signal the state is saved first, then [`ErrorKind::Interrupted`] says
     /// how to go on. Any other error leaves the last checkpoint as it was.
     pub fn train(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
