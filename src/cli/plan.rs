@@ -9,7 +9,7 @@ use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::model::preset::{self, Role};
 use crate::model::{Gpt2Config, weights};
-use crate::train::session::scratch_shape;
+use crate::train::session::{check_birth, scratch_shape};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -63,6 +63,7 @@ fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config
     let own = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
     let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
     let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
+    check_birth(plan, preset)?;
     let from_scratch = match (plan.birth, preset.and_then(|p| p.birth.as_ref())) {
         (Some(birth), _) => birth == Birth::Scratch,
         (None, birth) => matches!(birth, Some(preset::Birth::Scratch {}) | None),
@@ -226,7 +227,7 @@ impl Report {
         }
         row("memory in all", m.total(), "without scratch space".into());
         row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
-        let disk = format!("{} checkpoints and the exported model", plan.checkpoint.keep);
+        let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.keep);
         row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
         table.to_string()
     }
@@ -280,6 +281,8 @@ mod tests {
         let stored = message(&["student=distilgpt2", "birth=checkpoint", "teacher=quickstart", "data.context=64"]);
         assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
+        let fixed = message(&["student=distil-82m", "teacher=gpt2", "shape.n_layer=3"]);
+        assert!(fixed.contains("[shape] cannot change the student distil-82m"), "{fixed}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::files::AtomicDir;
 use crate::hub::HubOptions;
 use crate::model::weights::read_config;
 use crate::progress::Progress;
+use crate::train::checkpoint::check_free;
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
@@ -60,6 +61,9 @@ struct Report {
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_threads(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
+    if !args.resume {
+        check_free(&out)?;
+    }
     let hub = HubOptions::from_env(ui.offline())?;
     let around = Surroundings { hub: &hub, progress: ui };
     let models = compared(plan, &out, args.resume, around, ui).map_err(|e| match e.kind() {

@@ -6,8 +6,9 @@ use crate::config::{Method, Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::hub::HubOptions;
 use crate::progress::Progress;
+use crate::train::checkpoint;
 use crate::train::events::{EventSink, Jsonl, Summary, Tee, Terminal};
-use crate::train::run::{METRICS_FILE, MODEL_FOLDER, Run};
+use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, Run};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,10 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let plan = &resolved.plan;
     use_threads(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
+    match args.resume {
+        true => check_resumable(&out, ui)?,
+        false => checkpoint::check_free(&out)?, // before a teacher is fetched
+    }
     let hub = HubOptions::from_env(ui.offline())?;
     let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;
@@ -51,6 +56,22 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         perplexity: summary.val_loss.map(f64::exp),
     };
     ui.result(&report, || human(&report, plan))
+}
+
+/// Errs unless `out` holds a run that can go on: what was asked to continue must not begin in silence.
+fn check_resumable(out: &Path, ui: &Printer) -> Result<()> {
+    if checkpoint::latest(out)?.is_some() {
+        return Ok(());
+    }
+    if !out.join(CONFIG_FILE).is_file() {
+        return Err(Error::usage(format!(
+            "nothing to resume in {}: it holds neither {CONFIG_FILE} nor a checkpoint; name the run folder with --out, or \
+             leave --resume out to begin a new run",
+            out.display()
+        )));
+    }
+    ui.note(&format!("{}: no checkpoint yet: from step 0", out.display()));
+    Ok(())
 }
 
 fn human(report: &RunReport, plan: &Plan) -> String {
@@ -73,7 +94,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
 pub fn train(session: Session, out: &Path, resume: bool, ui: &Printer) -> Result<Summary> {
     let mut run = Run::open(session, out, resume, ui)?;
     let metrics = out.join(METRICS_FILE);
-    let jsonl = if resume { Jsonl::resume(&metrics, run.step())? } else { Jsonl::create(&metrics)? };
+    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
     let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(ui, REFRESH))];
     let done = run.train(&mut Tee(sinks));
     if done.is_err() {

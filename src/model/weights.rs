@@ -35,6 +35,12 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
     Ok((config, params))
 }
 
+/// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of `model.safetensors`, or of its
+/// shards one after the other in the order of their names. Who fetched or copied them, and where to, does not matter.
+pub fn weights_hash(dir: &Path) -> Result<String> {
+    TensorFiles::open_model(dir)?.hash()
+}
+
 /// Reads a file that [`save_params`] wrote: exactly the tensors of `layout`, in f32, with every bit kept (NaN too:
 /// whether that is acceptable is the caller's question).
 pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<ParamSet> {

@@ -194,11 +194,12 @@ impl Jsonl {
         Self::open(path)
     }
 
-    /// Continues the file of a run that resumes after `step` steps: later lines, and a line cut short by a crash, are
-    /// dropped in one atomic replacement. A missing file begins empty.
-    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+    /// Continues the file of a run that resumes after `step` steps and whose last validation was after `validated` of
+    /// them: later lines, and a line cut short by a crash, are dropped in one atomic replacement. A missing file
+    /// begins empty.
+    pub fn resume(path: &Path, step: u64, validated: Option<u64>) -> Result<Self> {
         match File::open(path) {
-            Ok(old) => crate::files::write_atomic(path, |new| copy_until(old, new, step, path))?,
+            Ok(old) => crate::files::write_atomic(path, |new| copy_until(old, new, step, validated, path))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
             Err(e) => return Err(Error::io("read", path, e)),
         }
@@ -211,12 +212,16 @@ impl Jsonl {
     }
 }
 
-fn copy_until(old: File, new: &mut dyn Write, step: u64, path: &Path) -> Result<()> {
+fn copy_until(old: File, new: &mut dyn Write, step: u64, validated: Option<u64>, path: &Path) -> Result<()> {
     for line in BufReader::new(old).split(b'\n') {
         let mut line = line.map_err(|e| Error::io("read", path, e))?;
         let parsed: Option<Value> = serde_json::from_slice(&line).ok();
         let at = parsed.as_ref().and_then(|v| v.get("step")).and_then(Value::as_u64);
-        if at.is_some_and(|at| at <= step) {
+        let last = match parsed.as_ref().and_then(|v| v.get("val_loss")) {
+            Some(_) => validated,
+            None => Some(step),
+        };
+        if at.zip(last).is_some_and(|(at, last)| at <= last) {
             line.push(b'\n');
             new.write_all(&line).map_err(|e| Error::io("write", path, e))?;
         }

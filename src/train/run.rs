@@ -29,8 +29,8 @@ pub struct Run {
     lock: RunLock,
     trainer: Trainer,
     counters: Counters,
-    /// Steps done when this process took over: their checkpoint stands.
-    resumed_at: u64,
+    /// Steps done in the checkpoint that was loaded or saved last.
+    saved_at: Option<u64>,
     loader: Loader,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
@@ -43,39 +43,67 @@ struct RunConfig {
     inputs: checkpoint::Inputs,
 }
 
-impl Run {
-    /// Takes the run folder `out`, which must be new unless `resume`; then the newest good checkpoint is loaded, if
-    /// there is one. Writes the resolved plan as `config.toml`.
-    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+/// What a run starts from, found before anything is written.
+struct Prepared {
+    trainer: Trainer,
+    saved: Option<TrainState>,
+    loader: Loader,
+    valid: Option<Arc<TokenFile>>,
+    config: RunConfig,
+}
+
+impl Prepared {
+    fn new(session: Session, lock: &RunLock, resume: bool, progress: &dyn Progress) -> Result<Self> {
         let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } = session;
-        let lock = RunLock::acquire(out)?;
-        let used = out.join(METRICS_FILE).exists() || checkpoint::latest(out)?.is_some();
-        if used && !resume {
-            return Err(Error::usage(format!(
-                "run folder {} already holds a run; add --resume to continue it, or choose another with --out",
-                out.display()
-            )));
-        }
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
-        let saved = if resume { checkpoint::load_latest_good(&lock, &expected, &device, progress)? } else { None };
+        let saved = if resume { checkpoint::load_latest_good(lock, &expected, &device, progress)? } else { None };
         let loader = Loader::new(train, plan.data.context, plan.seed)?;
-        let text = plan.to_toml()?;
+        let trainer = Trainer::new(plan, student, teacher)?;
+        Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, eot, inputs } })
+    }
+}
+
+impl Run {
+    /// Takes the run folder `out`, which must be new or empty unless `resume`; then the newest good checkpoint is
+    /// loaded, if there is one. Writes the resolved plan as `config.toml`. A folder that is refused is left as it was.
+    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+        if !resume {
+            checkpoint::check_free(out)?;
+        }
+        let lock = RunLock::acquire(out)?;
+        // Again, now that nobody else can begin a run there.
+        let prepared = if resume { Ok(()) } else { checkpoint::check_free(out) }
+            .and_then(|()| Prepared::new(session, &lock, resume, progress));
+        let Prepared { mut trainer, saved, loader, valid, config } = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                lock.abandon();
+                return Err(e);
+            }
+        };
+        let text = trainer.plan.to_toml()?;
         let path = out.join(CONFIG_FILE);
         write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))?;
-        let mut trainer = Trainer::new(plan, student, teacher)?;
         let mut counters = Counters::default();
+        let saved_at = saved.as_ref().map(|saved| saved.counters.step);
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
             counters = saved.counters;
         }
-        let config = RunConfig { tokenizer, eot, inputs };
-        Ok(Self { lock, trainer, resumed_at: counters.step, counters, loader, valid, config })
+        Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
     }
 
     /// Steps done before, 0 unless resumed.
     pub fn step(&self) -> u64 {
         self.counters.step
+    }
+
+    /// Steps done at the last validation that the state knows of; later ones will be made again.
+    pub fn validated(&self) -> Option<u64> {
+        let Counters { step, last_validation, best_val_loss, .. } = &self.counters;
+        // A checkpoint from before the last validation was noted knows of one by its loss alone.
+        last_validation.map(|(step, _)| step).or(best_val_loss.map(|_| *step))
     }
 
     /// Trains to the end of the plan. On a stop signal the state is saved first, then [`ErrorKind::Interrupted`] says
@@ -114,7 +142,7 @@ impl Run {
             if step == plan.steps {
                 return Ok(());
             }
-            if step > self.resumed_at && due(plan.checkpoint.every, step) {
+            if step > 0 && due(plan.checkpoint.every, step) {
                 self.save(sink)?;
             }
             crate::signal::check()?;
@@ -183,8 +211,14 @@ impl Run {
         Ok(())
     }
 
-    /// Writes a checkpoint of the state between two steps.
-    fn save(&self, sink: &mut dyn EventSink) -> Result<PathBuf> {
+    /// Writes a checkpoint of the state between two steps, unless the one of this step stands: replacing a good copy
+    /// by an equal one has only risks.
+    fn save(&mut self, sink: &mut dyn EventSink) -> Result<PathBuf> {
+        let step = self.counters.step;
+        let standing = self.lock.place(step);
+        if self.saved_at == Some(step) && standing.is_dir() {
+            return Ok(standing);
+        }
         let state = TrainState {
             plan: self.trainer.plan.clone(),
             config: self.trainer.student.config.clone(),
@@ -195,7 +229,8 @@ impl Run {
             inputs: self.config.inputs.clone(),
         };
         let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
-        sink.event(&Event::CheckpointSaved { path: path.clone(), step: self.counters.step })?;
+        self.saved_at = Some(step);
+        sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
         Ok(path)
     }
 

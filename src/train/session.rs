@@ -8,7 +8,7 @@ use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
 use crate::hub::{HubOptions, Kind, ModelRef, has_tokenizer, locate};
 use crate::model::preset::{Birth, Preset, Source};
-use crate::model::weights::load_model;
+use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::teacher::Teacher;
@@ -16,6 +16,9 @@ use crate::train::checkpoint::Inputs;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Bytes of a token file whose verification takes a noticeable time.
+const LARGE: u64 = 1 << 28;
 
 /// Everything a run works with.
 #[derive(Debug)]
@@ -65,18 +68,27 @@ impl Session {
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
         let device = device(plan.machine.device)?;
         let data = DataDir::open(dir)?;
-        let teacher = match plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
-            Some(name) => Some(load(name, Kind::Teacher, &data.tokenizer, around, &device)?),
-            None => None,
-        };
+        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
+        for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
+            verify(tokens, around.progress)?;
+        }
+        let (mut teacher, mut teacher_hash) = (None, None);
+        if let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
+            let dir = find(name, Kind::Teacher, &data.tokenizer, around)?;
+            teacher = Some(load_folder(&dir, &device)?);
+            teacher_hash = Some(weights_hash(&dir)?);
+        }
         let student = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
         check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
         let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
             tokens.check_vocab(student.config.vocab_size)?;
         }
-        let inputs =
-            Inputs { data_hash: hex(&data.train.header().content_hash), tokenizer_hash: hex(&data.tokenizer.hash()) };
+        let inputs = Inputs {
+            data_hash: hex(&data.train.header().content_hash),
+            tokenizer_hash: hex(&data.tokenizer.hash()),
+            teacher_hash,
+        };
         Ok(Self {
             plan: settle(&student.config, plan),
             train: data.train,
@@ -104,8 +116,25 @@ pub fn device(spec: DeviceSpec) -> Result<Device> {
     }
 }
 
+/// Compares a token file with its content hash; a large one is heard of.
+fn verify(tokens: &TokenFile, progress: &dyn Progress) -> Result<()> {
+    let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
+    if bytes < LARGE {
+        return tokens.verify();
+    }
+    progress.start(&format!("Verifying {}", tokens.path().display()), None, "bytes");
+    let done = tokens.verify();
+    progress.finish();
+    done
+}
+
 /// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.
 fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
+    load_folder(&find(name, kind, tokenizer, around)?, device)
+}
+
+/// The folder of a stored model that fits the data.
+fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>) -> Result<PathBuf> {
     let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
     if has_tokenizer(&found.dir) {
         let (own, data) = (Tokenizer::load(&found.dir)?.hash(), tokenizer.hash());
@@ -117,7 +146,11 @@ fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>,
             )));
         }
     }
-    let (config, params) = load_model(&found.dir, device)?;
+    Ok(found.dir)
+}
+
+fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
+    let (config, params) = load_model(dir, device)?;
     Ok(Gpt2 { config, params })
 }
 
@@ -134,14 +167,10 @@ fn student(
         // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
         ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
     })?;
+    check_birth(plan, if let ModelRef::Preset(preset) = meant { Some(preset) } else { None })?;
     let ModelRef::Preset(preset) = meant else {
         return match plan.birth {
-            None | Some(BirthWord::Checkpoint) => {
-                if !plan.shape.is_empty() {
-                    return Err(Error::usage("[shape] cannot change a student that starts from stored weights"));
-                }
-                load(&plan.student, Kind::Student, tokenizer, around, device)
-            }
+            None | Some(BirthWord::Checkpoint) => load(&plan.student, Kind::Student, tokenizer, around, device),
             Some(other) => Err(Error::usage(format!(
                 "birth = \"{other}\" needs a student preset, found the stored model {}; its birth is \"checkpoint\"",
                 plan.student
@@ -177,6 +206,35 @@ fn student(
         ))),
         (None, None, _) => scratch(plan, preset, teacher, vocabulary, device),
     }
+}
+
+/// Errs where the plan says `[shape]` or `layers` and the student's birth reads none: nothing that is asked for is
+/// ignored. `preset` is the student's; a stored model has none.
+pub fn check_birth(plan: &Plan, preset: Option<&Preset>) -> Result<()> {
+    let birth = plan.birth.unwrap_or(match preset.map(|p| &p.birth) {
+        Some(None | Some(Birth::Scratch {})) => BirthWord::Scratch,
+        Some(Some(Birth::TeacherLayers { .. })) => BirthWord::TeacherLayers,
+        None | Some(Some(Birth::Checkpoint { .. })) => BirthWord::Checkpoint,
+    });
+    let whose = match birth {
+        BirthWord::Scratch => "",
+        BirthWord::TeacherLayers => "has its teacher's shape (birth = \"teacher-layers\"; layers = [..] says how deep)",
+        BirthWord::Checkpoint => "starts from stored weights and has their shape",
+    };
+    if birth != BirthWord::Scratch && !plan.shape.is_empty() {
+        return Err(Error::usage(format!(
+            "[shape] cannot change the student {}, which {whose}; remove it, or set birth = \"scratch\"",
+            plan.student
+        )));
+    }
+    if birth != BirthWord::TeacherLayers && plan.layers.is_some() {
+        return Err(Error::usage(format!(
+            "layers names the teacher's layers to start from, but the student {} has birth = \"{birth}\"; remove \
+             layers, or set birth = \"teacher-layers\"",
+            plan.student
+        )));
+    }
+    Ok(())
 }
 
 fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {

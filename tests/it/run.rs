@@ -4,7 +4,7 @@
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::config::{self, Overrides, RunFile};
-use eslm_kd::model::weights::{SaveOptions, load_model, save_model};
+use eslm_kd::model::weights::{SaveOptions, load_model, save_model, weights_hash};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::train::checkpoint::RunLock;
 use serde_json::Value;
@@ -295,10 +295,13 @@ fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
     assert_eq!(timeless(place.metrics("parts")), whole);
 
     // Once more on what is finished changes nothing.
+    let manifest = place.path("parts/checkpoints/step-00000240/manifest.json");
+    let stood = fs::metadata(&manifest).unwrap().modified().unwrap();
     let (code, _, stderr) = place.run(&["distill", "--resume", "--out", "parts"]);
     assert_eq!(code, 0, "{stderr}");
     assert!(weights("parts") == weights("whole"));
     assert_eq!(timeless(place.metrics("parts")), whole);
+    assert_eq!(fs::metadata(&manifest).unwrap().modified().unwrap(), stood, "a standing checkpoint is not replaced");
 }
 
 impl Place {
@@ -337,6 +340,71 @@ fn a_run_folder_belongs_to_one_run_and_one_process() {
 }
 
 #[test]
+fn a_folder_that_holds_anything_is_left_alone() {
+    let place = Place::new();
+    let data = data();
+    for name in ["mine/model/model.safetensors", "mine/config.toml", "mine/notes.txt", ".hidden"] {
+        let file = place.path("out").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "mine").unwrap();
+        let out = file.parent().unwrap().display().to_string();
+        place.refused(&pretrain(&data, &["--steps", "2", "--out", &out]), 2, &[&out, "--out"]);
+        place.refused(&["distill", "--out", &out], 2, &[&out, "--out"]);
+        assert_eq!(fs::read(&file).unwrap(), b"mine");
+        assert!(!file.with_file_name(".lock").exists());
+    }
+    place.refused(&pretrain(&data, &["--out", "out/.hidden"]), 2, &["out/.hidden exists and is not a folder"]);
+    // Refused for what it reads: no folder is left behind; an empty one is as good as none.
+    let long = ["--set", "shape.n_positions=65536", "--set", "data.context=65536", "--set", "eval.stride=65536"];
+    place.refused(&pretrain(&data, &[&long[..], &["--out", "fresh"]].concat()), 3, &["65536"]);
+    assert!(!place.path("fresh").exists());
+    fs::create_dir(place.path("empty")).unwrap();
+    place.json(&pretrain(&data, &["--steps", "1", "--out", "empty"]));
+}
+
+#[test]
+fn resuming_needs_something_to_resume() {
+    let place = Place::new();
+    let data = data();
+    let args = pretrain(&data, &["--steps", "2", "--out", "run", "--resume"]);
+    place.refused(&args, 2, &["nothing to resume in run", "config.toml"]);
+    assert!(!place.path("run").exists());
+    fs::create_dir(place.path("run")).unwrap();
+    fs::write(place.path("run/notes.txt"), "mine").unwrap();
+    place.refused(&args, 2, &["nothing to resume in run"]);
+    assert_eq!(fs::read_dir(place.path("run")).unwrap().count(), 1);
+
+    // Killed before its first checkpoint.
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "early"]));
+    let whole = timeless(place.metrics("early"));
+    fs::remove_dir_all(place.path("early/checkpoints")).unwrap();
+    fs::remove_dir_all(place.path("early/model")).unwrap();
+    let (code, _, stderr) = place.run(&["pretrain", "--resume", "--out", "early"]);
+    assert!(code == 0 && stderr.contains("no checkpoint yet: from step 0"), "{stderr}");
+    assert!(place.path("early/model").is_dir());
+    assert_eq!(timeless(place.metrics("early")), whole);
+}
+
+#[test]
+fn a_run_does_not_go_on_with_another_teacher_of_the_same_name() {
+    let place = Place::new();
+    let data = data();
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    let args =
+        [&["distill", "--data", &data, "--teacher", "teacher", "--steps", "2", "--out", "run"][..], &TINY].concat();
+    place.json(&args);
+    let manifest = fs::read(place.path("run/checkpoints/step-00000002/manifest.json")).unwrap();
+    let hash = weights_hash(&place.path("teacher")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&manifest).unwrap()["teacher_hash"], hash);
+    let weights = place.path("teacher/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let resume = [&args[..], &["--resume"]].concat();
+    place.refused(&resume, 2, &["belongs to another run", "teacher's weights (SHA-256)", &format!("{hash} before")]);
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_one_line() {
     let place = Place::new();
     let data = data();
@@ -347,6 +415,15 @@ fn what_does_not_fit_is_refused_in_one_line() {
         fs::copy(place.path("other").join(&name), place.path("mixed/tokenizer").join(&name)).unwrap();
     }
     place.json(&["prepare", "--input", "short.txt", "--tokenizer", "other", "--out", "short"]);
+    for name in ["train", "valid"] {
+        let folder = place.path(&format!("flipped-{name}"));
+        copy_data(&folder);
+        let file = folder.join(format!("{name}.bin"));
+        let mut bytes = fs::read(&file).unwrap();
+        let low_byte = bytes.len() - 2;
+        bytes[low_byte] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    }
     save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
     save_random(&place.path("wide"), tiny::VOCAB + 8, 16, false);
     save_random(&place.path("narrow"), 100, 16, false);
@@ -359,6 +436,8 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&[&["pretrain"][..], &TINY].concat(), 2, &["--data DIR"]);
     refused(&pretrain("nowhere", &[]), 3, &["nowhere", "eslm-kd prepare"]);
     refused(&pretrain("mixed", &[]), 3, &["mixed/train.bin", "made by tokenizer", "prepare the data again"]);
+    refused(&pretrain("flipped-train", &[]), 3, &["flipped-train/train.bin", "damaged; prepare the data again"]);
+    refused(&pretrain("flipped-valid", &[]), 3, &["flipped-valid/valid.bin", "damaged; prepare the data again"]);
     refused(&pretrain(&data, &["--set", "data.context=17"]), 2, &["data.context = 17", "16 positions", "student tiny"]);
     refused(&pretrain(&data, &["--set", "student=tinny"]), 2, &["tinny", "tiny"]);
     refused(&pretrain(&data, &["--score", "kl"]), 2, &["compares with a teacher", "--teacher NAME"]);
@@ -366,8 +445,16 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&distill("gpt2-meduim"), 2, &["gpt2-meduim", "gpt2-medium"]);
     refused(&distill("brief"), 2, &["data.context = 16", "8 positions", "teacher brief"]);
     refused(&distill("narrow"), 3, &["its tokenizer has 320 tokens, the model only 100"]);
+    let born = |more: &[&'static str]| [&distill("teacher")[..], more].concat();
+    refused(&born(&["--set", "layers=[0]"]), 2, &["layers", "student tiny", "birth = \"scratch\""]);
+    let layers = ["--set", "birth=teacher-layers", "--set", "layers=[0]"];
+    refused(&born(&layers), 2, &["[shape] cannot change the student tiny", "teacher-layers"]);
     let fixed = ["--data", &data, "--set", "data.context=16", "--set", "data.rows=8"];
     let stored = |more: &[&'static str]| [&["distill"][..], more, &fixed].concat();
+    let deep = ["--teacher", "teacher", "--student", "teacher", "--set", "shape.n_layer=2"];
+    refused(&stored(&deep), 2, &["[shape] cannot change the student teacher", "stored weights"]);
+    let layers = ["--teacher", "teacher", "--student", "teacher", "--set", "layers=[0]"];
+    refused(&stored(&layers), 2, &["layers", "student teacher", "birth = \"checkpoint\""]);
     refused(&stored(&["--teacher", "wide", "--student", "teacher"]), 2, &["share a vocabulary", "328", "320"]);
     // Ids of another tokenizer would be noise to this teacher, though its vocabulary is large enough.
     let short = ["--data", "short", "--set", "data.context=8", "--set", "data.rows=2"];

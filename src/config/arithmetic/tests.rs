@@ -159,7 +159,7 @@ fn memory_and_disk_follow_the_parameters() {
     // Per token: 12 blocks x (6 x 768 + 3072 + 4) + 2 x 768 + 2 floats.
     assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations);
-    assert_eq!(disk_bytes(&gpt2(), &p), (2 * 3 + 1) * m.weights);
+    assert_eq!(disk_bytes(&gpt2(), &p), (2 + 1) * 3 * m.weights);
 }
 
 #[test]

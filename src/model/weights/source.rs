@@ -5,6 +5,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -66,6 +67,17 @@ impl TensorFiles {
             }
         }
         Ok(files)
+    }
+
+    /// SHA-256 of the files, one after the other.
+    pub fn hash(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for part in self.files.iter().flat_map(|(_, map)| map.chunks(1 << 24)) {
+            crate::signal::check()?;
+            hasher.update(part);
+            self.release(part);
+        }
+        Ok(format!("{:x}", hasher.finalize()))
     }
 
     /// Tells the system that the mapped bytes of a tensor are not needed again soon, so that the file's pages do not

@@ -1,5 +1,6 @@
 //! `manifest.json`: size and SHA-256 of every file of a checkpoint, so that damage is found and named before use.
 
+use super::Inputs;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Manifest {
     pub data_hash: String,
     /// Hash of the tokenizer that made them.
     pub tokenizer_hash: String,
+    /// SHA-256 of the teacher's weights; None without a teacher, and in checkpoints from before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_hash: Option<String>,
     /// Every file but this one, by name.
     pub files: BTreeMap<String, FileSum>,
 }
@@ -42,8 +46,17 @@ pub struct FileSum {
 }
 
 impl Manifest {
+    /// What the run read.
+    pub(super) fn inputs(&self) -> Inputs {
+        Inputs {
+            data_hash: self.data_hash.clone(),
+            tokenizer_hash: self.tokenizer_hash.clone(),
+            teacher_hash: self.teacher_hash.clone(),
+        }
+    }
+
     /// Describes the files that `dir` holds now, and writes the description beside them.
-    pub(super) fn write(dir: &Path, step: u64, data_hash: &str, tokenizer_hash: &str) -> Result<()> {
+    pub(super) fn write(dir: &Path, step: u64, inputs: &Inputs) -> Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", dir, e))?;
@@ -54,8 +67,9 @@ impl Manifest {
             format: FORMAT.into(),
             version: VERSION,
             step,
-            data_hash: data_hash.into(),
-            tokenizer_hash: tokenizer_hash.into(),
+            data_hash: inputs.data_hash.clone(),
+            tokenizer_hash: inputs.tokenizer_hash.clone(),
+            teacher_hash: inputs.teacher_hash.clone(),
             files: sums.into_iter().collect::<Result<_>>()?,
         };
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::internal(e.to_string()))?;

@@ -7,7 +7,7 @@
 //! | `model.safetensors`, `config.json`, tokenizer files | the student, a Hugging Face folder that others can load |
 //! | `adam_m.safetensors`, `adam_v.safetensors` | AdamW's moments, f32, names of the layout |
 //! | `state.json` | steps, tokens, cursor, FLOPs, seconds, best validation, selector state, the plan |
-//! | `manifest.json` | size and SHA-256 of each file, data and tokenizer hash, version of this layout |
+//! | `manifest.json` | size and SHA-256 of each file, hashes of data, tokenizer and teacher, version of this layout |
 //!
 //! Random draws are pure functions of the seed and the step, so no generator state is among them.
 
@@ -16,7 +16,7 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
-pub use store::{RunLock, latest, list};
+pub use store::{RunLock, check_free, latest, list};
 
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +84,8 @@ pub struct Inputs {
     pub data_hash: String,
     /// Hash of the tokenizer that made them.
     pub tokenizer_hash: String,
+    /// Hash of the teacher's weights ([`crate::model::weights::weights_hash`]), if the run has one.
+    pub teacher_hash: Option<String>,
 }
 
 /// `state.json`.
@@ -111,7 +113,7 @@ pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, keep_last: u
     save_params(&inside(FIRST_MOMENT), &state.optimizer.m, &BTreeMap::new())?;
     save_params(&inside(SECOND_MOMENT), &state.optimizer.v, &BTreeMap::new())?;
     write_state(&inside(STATE_FILE), state)?;
-    Manifest::write(dir.path(), step, &state.inputs.data_hash, &state.inputs.tokenizer_hash)?;
+    Manifest::write(dir.path(), step, &state.inputs)?;
     dir.commit()?;
     run.prune(step, keep_last)?;
     Ok(target)
@@ -151,10 +153,15 @@ impl Expected<'_> {
     /// Refuses a checkpoint of another run and shows what differs.
     fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
         let mut differences = self.plan.mathematics_differences(&plan.mathematics());
-        for (what, was, is) in [
-            ("training tokens (SHA-256)", &manifest.data_hash, &self.inputs.data_hash),
-            ("tokenizer (SHA-256)", &manifest.tokenizer_hash, &self.inputs.tokenizer_hash),
-        ] {
+        let (before, now) = (manifest.inputs(), self.inputs);
+        // A checkpoint may not know its teacher's hash, and a run without a teacher differs in its plan.
+        let teachers = before.teacher_hash.as_ref().zip(now.teacher_hash.as_ref());
+        let pairs = [
+            Some(("training tokens (SHA-256)", (&before.data_hash, &now.data_hash))),
+            Some(("tokenizer (SHA-256)", (&before.tokenizer_hash, &now.tokenizer_hash))),
+            teachers.map(|hashes| ("teacher's weights (SHA-256)", hashes)),
+        ];
+        for (what, (was, is)) in pairs.into_iter().flatten() {
             if was != is {
                 differences.push(format!("{what}: {was} before, {is} now"));
             }
@@ -205,7 +212,7 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
         optimizer: adamw::State { step: saved.optimizer_step, m: moments(FIRST_MOMENT)?, v: moments(SECOND_MOMENT)? },
         counters: saved.counters,
         selector: saved.selector,
-        inputs: Inputs { data_hash: manifest.data_hash.clone(), tokenizer_hash: manifest.tokenizer_hash.clone() },
+        inputs: manifest.inputs(),
     })
 }
 

@@ -1,12 +1,14 @@
 //! The `checkpoints/` folder of a run: who may write to it, what it holds, what goes.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 const FOLDER: &str = "checkpoints";
 const PREFIX: &str = "step-";
+/// In the name of a checkpoint that is being removed.
+const OLD: &str = "old-";
 const LOCK_FILE: &str = ".lock";
 
 /// The right to write into a run folder: one process at a time. Released when dropped, and by the system when the
@@ -14,14 +16,17 @@ const LOCK_FILE: &str = ".lock";
 #[derive(Debug)]
 pub struct RunLock {
     dir: PathBuf,
+    /// Whether the folder was made for this lock.
+    fresh: bool,
     // The lock lives as long as the open file.
     _file: File,
 }
 
 impl RunLock {
     /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process holds it. What a
-    /// killed process left unfinished in `checkpoints/` is removed.
+    /// killed process left unfinished in `checkpoints/` is removed; what was whole but for its name gets it.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
+        let fresh = !run_dir.exists();
         fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
         let path = run_dir.join(LOCK_FILE);
         let failed = |e| Error::io("lock", &path, e);
@@ -45,7 +50,7 @@ impl RunLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {}", std::process::id()))
             .map_err(failed)?;
-        let lock = Self { dir: run_dir.to_path_buf(), _file: file };
+        let lock = Self { dir: run_dir.to_path_buf(), fresh, _file: file };
         lock.sweep()?;
         Ok(lock)
     }
@@ -55,8 +60,15 @@ impl RunLock {
         &self.dir
     }
 
+    /// Gives up before anything was written: a folder that was made for this lock goes with it.
+    pub(crate) fn abandon(self) {
+        if self.fresh && names(&self.dir).is_ok_and(|names| names == [LOCK_FILE]) {
+            let _ = fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
+        }
+    }
+
     /// Where the checkpoint of `step` stands.
-    pub(super) fn place(&self, step: u64) -> PathBuf {
+    pub(in crate::train) fn place(&self, step: u64) -> PathBuf {
         self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
     }
 
@@ -69,7 +81,7 @@ impl RunLock {
         let old = list(&self.dir)?.into_iter().rev().filter(|(s, _)| *s <= step).skip(keep);
         for (_, path) in old {
             // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
-            let gone = set_aside(&path, |name, n| format!(".{name}.old-{n}.tmp"))?;
+            let gone = set_aside(&path, |name, n| format!(".{name}.{OLD}{n}.tmp"))?;
             fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone, e))?;
         }
         Ok(())
@@ -80,15 +92,47 @@ impl RunLock {
         set_aside(path, |name, n| if n == 0 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") })
     }
 
+    /// Removes what a killed process left, except where it is the only copy of a checkpoint: whole, but without its
+    /// name, because it was to be renamed next or was being replaced.
     fn sweep(&self) -> Result<()> {
         let folder = self.dir.join(FOLDER);
         for name in names(&folder)? {
-            if name.starts_with(&format!(".{PREFIX}")) && name.ends_with(".tmp") {
-                let path = folder.join(name);
+            let middle = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".tmp"));
+            let Some((target, rest)) = middle.filter(|m| m.starts_with(PREFIX)).and_then(|m| m.split_once('.')) else {
+                continue;
+            };
+            let (path, target) = (folder.join(&name), folder.join(target));
+            // What is named "old" was pruned: newer ones stand.
+            let whole = !rest.starts_with(OLD) && !target.exists() && is_whole(&path)?;
+            if whole {
+                fs::rename(&path, &target).map_err(|e| Error::io("rename", &path, e))?;
+            } else {
                 fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Errs unless `run_dir` is free for a new run: it does not exist, or is a folder with nothing in it (a lock file, which
+/// outlives its process, does not count). Touches nothing.
+pub fn check_free(run_dir: &Path) -> Result<()> {
+    let refuse = |what: &str| Err(Error::usage(format!("run folder {} {what} with --out", run_dir.display())));
+    if !run_dir.exists() {
+        return Ok(());
+    }
+    if !run_dir.is_dir() {
+        return refuse("exists and is not a folder; choose another place");
+    }
+    let found = names(run_dir)?;
+    if found.iter().any(|name| name == "config.toml") || latest(run_dir)?.is_some() {
+        return refuse("already holds a run; add --resume to continue it, or choose another");
+    }
+    match found.iter().find(|name| *name != LOCK_FILE) {
+        Some(name) => {
+            refuse(&format!("is not empty (it holds {name}), and a run takes a folder of its own; choose another"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -112,6 +156,15 @@ pub fn latest(run_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(run_dir)?.pop().map(|(_, path)| path))
 }
 
+/// Whether every file of a checkpoint is as its manifest says.
+fn is_whole(path: &Path) -> Result<bool> {
+    match super::verify(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::Data => Ok(false),
+        Err(e) => Err(e), // could not be read or was interrupted: no reason to remove it
+    }
+}
+
 /// Gives a folder another, free name in the same place.
 fn set_aside(path: &Path, name: impl Fn(&str, u32) -> String) -> Result<PathBuf> {
     let old = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -130,7 +183,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         Err(e) => return Err(failed(e)),
     };
     let names: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.file_name())).collect();
-    Ok(names.map_err(failed)?.into_iter().filter_map(|n| n.into_string().ok()).collect())
+    Ok(names.map_err(failed)?.into_iter().map(|n| n.to_string_lossy().into_owned()).collect())
 }
 
 #[cfg(test)]
@@ -149,6 +202,28 @@ mod tests {
         );
         drop(first);
         RunLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn only_a_folder_without_content_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let message = |run: &Path| check_free(run).unwrap_err().to_string();
+        check_free(&run).unwrap();
+        assert!(!run.exists());
+        RunLock::acquire(&run).unwrap().abandon();
+        assert!(!run.exists(), "what was made for the lock goes with it");
+        drop(RunLock::acquire(&run).unwrap());
+        check_free(&run).unwrap();
+        RunLock::acquire(&run).unwrap().abandon();
+        assert!(run.exists(), "what was there before stays");
+        fs::write(run.join("notes.txt"), "mine").unwrap();
+        assert!(message(&run).contains("is not empty (it holds notes.txt)"));
+        fs::write(run.join("config.toml"), "").unwrap();
+        assert!(message(&run).contains("already holds a run; add --resume"));
+        assert!(message(&run.join("notes.txt")).contains("is not a folder"));
+        RunLock::acquire(&run).unwrap().abandon();
+        assert_eq!(fs::read(run.join("notes.txt")).unwrap(), b"mine");
     }
 
     #[test]

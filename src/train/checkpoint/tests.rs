@@ -85,7 +85,7 @@ fn state(step: u64) -> TrainState {
         optimizer: adamw::State { step, m: random(&layout, 2), v: random(&layout, 3) },
         counters,
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
-        inputs: Inputs { data_hash: "d1".into(), tokenizer_hash: "t1".into() },
+        inputs: Inputs { data_hash: "d1".into(), tokenizer_hash: "t1".into(), teacher_hash: Some("w1".into()) },
     }
 }
 
@@ -226,6 +226,8 @@ fn another_run_is_refused_with_the_difference() {
     assert!(text.contains("optim.lr: 0.0006 before, 0.001 now") && text.contains("seed: 7 before, 8 now"), "{text}");
     assert!(refused(|s| s.inputs.data_hash = "d2".into()).contains("d1 before, d2 now"));
     assert!(refused(|s| s.inputs.tokenizer_hash = "t2".into()).contains("tokenizer (SHA-256): t1 before, t2 now"));
+    let text = refused(|s| s.inputs.teacher_hash = Some("w2".into()));
+    assert!(text.contains("teacher's weights (SHA-256): w1 before, w2 now"), "{text}");
     assert!(refused(|s| s.config = Gpt2Config::new(11, 8, 8, 1, 2)).contains("another shape"));
     // The machine half is free.
     load_with(&path, |s| {
@@ -233,6 +235,44 @@ fn another_run_is_refused_with_the_difference() {
         s.plan.checkpoint.every = 1;
     })
     .unwrap();
+}
+
+#[test]
+fn a_checkpoint_from_before_teachers_were_noted_still_loads() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let file = path.join(MANIFEST_FILE);
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(manifest.as_object_mut().unwrap().remove("teacher_hash"), Some(json!("w1")));
+    fs::write(&file, manifest.to_string()).unwrap();
+    let found = load_with(&path, |s| s.inputs.teacher_hash = Some("w2".into())).unwrap();
+    assert_eq!(found.inputs.teacher_hash, None);
+}
+
+#[test]
+fn the_only_copy_of_a_checkpoint_survives_a_crash_before_its_rename() {
+    let (folder, run) = run_with(&[1, 2, 3]);
+    drop(run);
+    let run = folder.path().join("run");
+    let inside = run.join("checkpoints");
+    let moved = |from: &str, to: &str| fs::rename(inside.join(from), inside.join(to)).unwrap();
+    let names = || {
+        drop(RunLock::acquire(&run).unwrap());
+        let mut names: Vec<_> =
+            fs::read_dir(&inside).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // Replaced and not yet replaced; pruned; damaged.
+    moved("step-00000003", ".step-00000003.17-4.tmp");
+    moved("step-00000001", ".step-00000001.old-0.tmp");
+    assert_eq!(names(), ["step-00000002", "step-00000003"]);
+    verify(&inside.join("step-00000003")).unwrap();
+    moved("step-00000002", ".step-00000002.17-4.tmp");
+    flip_a_bit(&inside.join(".step-00000002.17-4.tmp").join(STATE_FILE));
+    assert_eq!(names(), ["step-00000003"]);
+    fs::create_dir(inside.join(".step-00000003.18-0.tmp")).unwrap();
+    assert_eq!(names(), ["step-00000003"]);
 }
 
 #[test]

@@ -70,15 +70,22 @@ fn resuming_drops_later_lines_and_the_one_cut_short() {
     let mut text = std::fs::read_to_string(&path).unwrap();
     text.push_str("{\"step\":3,\"lo"); // a crash in the middle of a write
     std::fs::write(&path, text).unwrap();
-    let mut sink = Jsonl::resume(&path, 4).unwrap();
+    let mut sink = Jsonl::resume(&path, 4, Some(3)).unwrap();
     sink.event(&step(5)).unwrap();
     let steps: Vec<u64> = lines(&path).iter().map(|l| l["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, [1, 1, 2, 2, 3, 3, 4, 4, 5]);
+    assert_eq!(steps, [1, 1, 2, 2, 3, 3, 4, 5], "a validation that the checkpoint does not know of goes");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary is left");
 
     let fresh = folder.path().join("new").join("metrics.jsonl");
-    Jsonl::resume(&fresh, 4).unwrap().event(&step(5)).unwrap();
+    Jsonl::resume(&fresh, 4, None).unwrap().event(&step(5)).unwrap();
     assert_eq!(lines(&fresh).len(), 1);
+
+    // Nothing was saved yet: everything begins again.
+    let mut sink = Jsonl::create(&path).unwrap();
+    sink.event(&Event::Validation(ValEvent::default())).unwrap();
+    sink.event(&step(1)).unwrap();
+    drop(Jsonl::resume(&path, 0, None).unwrap());
+    assert!(lines(&path).is_empty());
 }
 
 #[derive(Default)]
