@@ -6,7 +6,7 @@ mod cpu;
 
 use super::buffer;
 use crate::error::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 pub(crate) use cpu::{Mat, MatMut, add_to, gemm};
 
@@ -59,6 +59,7 @@ pub fn reference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, random};
+    use candle_core::Device;
 
     #[test]
     fn products_of_views_match_the_reference() {
