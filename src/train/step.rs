@@ -93,6 +93,8 @@ impl Trainer {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
         for start in (0..batch.rows).step_by(micro_rows) {
+            // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
+            crate::signal::check()?;
             let micro = batch.slice(start..batch.rows.min(start + micro_rows));
             self.micro_batch(&micro, cursor + start as u64, &mut report)?;
         }
