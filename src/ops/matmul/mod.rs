@@ -26,7 +26,7 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
     cpu::into(dst, a, b, true)
 }
 
-/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` [M].
+/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M.
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !super::fast(x) {
         return Ok(reference(x, w)?.broadcast_add(bias)?);
