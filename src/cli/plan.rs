@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(json["tokens"]["per_step"], 65_536);
         assert_eq!(json["tokens"]["kept_per_step"], 32_768);
         assert_eq!(json["tokens"]["total"], 655_360_000);
-        assert_eq!(json["memory"]["logits"].as_u64().unwrap() / 1_000_000, 205, "206 MB, rounded");
+        assert_eq!(json["memory"]["logits"].as_u64().unwrap() / 1_000_000, 411, "206 MB for each of two models");
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn wrong_types_and_ranges_say_expected_found_and_where() {
         ("seed = -1\n", ["seed", "at least 0", "found -1"]),
         ("[optim]\nlr = 0\n", ["optim.lr", "above 0", "found 0"]),
         ("[optim]\nlr = inf\n", ["optim.lr", "a finite number", "inf"]),
-        ("[objective]\ntemperature = 0.0\n", ["objective.temperature", "above 0", "found 0.0"]),
+        ("[objective]\ntemperature = 0.0\n", ["objective.temperature", "at least 0.001", "found 0.0"]),
         ("[objective]\nlambda = 1.1\n", ["objective.lambda", "[0, 1]", "found 1.1"]),
         ("[select]\nscore = 'entrophy'\n", ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"]),
         ("[machine]\ndevice = 'gpu'\n", ["machine.device", "cuda:INDEX", "the text \"gpu\""]),
