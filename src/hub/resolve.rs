@@ -118,7 +118,9 @@ pub(crate) fn locate(
             None => Ok(ModelSource { dir, origin, commit: None, preset: None }),
             Some(r) => Err(Error::usage(format!("{text} is a folder; revision {r} is for models of the Hub"))),
         },
-        ModelRef::Hub { id } => hub(&id, revision, None),
+        // A mistyped path looks like a Hub id: say how it was read.
+        ModelRef::Hub { id } => hub(&id, revision, None)
+            .map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)"))),
         ModelRef::Preset(preset) => match &preset.source {
             Some(Source::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r)), Some(preset)),
             Some(Source::Generated {}) => Err(Error::usage(format!(
