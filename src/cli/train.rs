@@ -2,7 +2,7 @@
 
 use super::text::{Table, count, flops, seconds};
 use super::{Printer, RunArgs};
-use crate::config::{Method, Plan, Resolved};
+use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::hub::HubOptions;
 use crate::progress::Progress;
@@ -78,7 +78,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
     let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
     let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
     table.row([
-        if plan.method == Method::Eslm { "eslm" } else { "clm" }.to_string(),
+        plan.method.to_string(),
         count(report.steps),
         count(report.tokens),
         flops(report.flops as u128),

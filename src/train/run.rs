@@ -12,7 +12,6 @@ use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, write_atomic};
 use crate::model::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
-use crate::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -244,11 +243,6 @@ impl Run {
 
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { eot: Some(self.config.eot), tokenizer: Some(&self.config.tokenizer) }
-    }
-
-    /// The teacher, for an evaluation beside the student's.
-    pub fn teacher(&self) -> Option<&Teacher> {
-        self.trainer.teacher.as_ref()
     }
 }
 
