@@ -80,7 +80,7 @@ mod tests {
 
     fn row(nll: f32, entropy: f32, t_nll: f32, t_entropy: f32, kl: f32) -> RowStats {
         let stats = |nll, entropy| Stats { nll, entropy, ..Stats::default() };
-        RowStats { student: stats(nll, entropy), teacher: stats(t_nll, t_entropy), kl }
+        RowStats { student: stats(nll, entropy), teacher: stats(t_nll, t_entropy), kl, ..RowStats::default() }
     }
 
     #[test]
