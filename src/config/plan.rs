@@ -5,6 +5,7 @@ use super::choice::{
     BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind, Score, Tail,
 };
 use crate::error::{Error, Result};
+use crate::objective;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -140,6 +141,25 @@ pub struct ObjectivePlan {
     pub temperature: f64,
     /// D.
     pub divergence: Divergence,
+    /// Share of the teacher in the mixture of `jsd`, in (0, 1).
+    pub beta: f64,
+    /// Share of the first distribution in the mixture of the skewed divergences, in [0, 1).
+    pub skew: f64,
+}
+
+impl ObjectivePlan {
+    /// D with its parameter.
+    pub fn divergence(&self) -> objective::Divergence {
+        let skew = self.skew as f32;
+        match self.divergence {
+            Divergence::ForwardKl => objective::Divergence::ForwardKl,
+            Divergence::ReverseKl => objective::Divergence::ReverseKl,
+            Divergence::Jsd => objective::Divergence::Jsd { beta: self.beta as f32 },
+            Divergence::SkewKl => objective::Divergence::SkewKl { skew },
+            Divergence::SkewReverseKl => objective::Divergence::SkewReverseKl { skew },
+            Divergence::Tv => objective::Divergence::TotalVariation,
+        }
+    }
 }
 
 /// `[optim]`: AdamW; decay on matrices and embeddings only.

@@ -113,6 +113,7 @@ impl Trainer {
         let keep = self.plan.machine.head != HeadMode::Recompute;
         let selecting = report.alpha > 0.0;
         let mix = Mix {
+            divergence: self.plan.objective.divergence(),
             lambda: self.plan.objective.lambda as f32,
             temperature: if self.teacher.is_some() { self.plan.objective.temperature as f32 } else { 1.0 },
         };
