@@ -254,7 +254,12 @@ mod tests {
     fn shared_values_go_to_the_arms_that_they_fit_and_own_values_win() {
         let set = ["select.alpha=0.4", "objective.lambda=0.7", "steps=9", "teacher=t"];
         let all = arms(
-            &["distill-4m", "distill-4m+method=clm+teacher=none", "distill-4m+method=clm", "distill-4m+steps=5+teacher=u"],
+            &[
+                "distill-4m",
+                "distill-4m+method=clm+teacher=none",
+                "distill-4m+method=clm",
+                "distill-4m+steps=5+teacher=u",
+            ],
             &set,
         )
         .unwrap();
@@ -282,7 +287,9 @@ mod tests {
     #[test]
     fn mistakes_name_the_arm() {
         assert!(message(&[], &[]).contains("at least one arm"));
-        assert!(message(&["distill-4m+select.alhpa=1"], &[]).contains("arm \"distill-4m+select.alhpa=1\": --set: unknown"));
+        assert!(
+            message(&["distill-4m+select.alhpa=1"], &[]).contains("arm \"distill-4m+select.alhpa=1\": --set: unknown")
+        );
         assert!(message(&["distill-4n"], &[]).contains("did you mean \"distill-4m\"?"));
         assert!(message(&["distill-4m+seed=3"], &[]).contains("--seeds"));
         assert!(message(&["a:distill-4m", "b:distill-4m+data.dir=e"], &[]).contains("same data"));

@@ -14,6 +14,7 @@ pub use choice::{
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub use load::{Resolved, ResolvedValue, load, resolve};
+pub(crate) use plan::flatten;
 pub use plan::{
     CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan, SelectPlan,
     ShapePlan,

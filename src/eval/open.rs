@@ -64,11 +64,7 @@ pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> R
 }
 
 /// As [`open_tokens`], with the tokenizer by itself, or the reason why there is none.
-pub fn open_tokens_by(
-    data: &Path,
-    tokenizer: Result<&Tokenizer>,
-    progress: &dyn Progress,
-) -> Result<Arc<TokenFile>> {
+pub fn open_tokens_by(data: &Path, tokenizer: Result<&Tokenizer>, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
     let tokens = if data.is_dir() {
         DataDir::open(data)?.valid.ok_or_else(|| {
             Error::usage(format!(
