@@ -269,7 +269,7 @@ impl Running {
         let kl = self.cross / self.t.sum_tau - self.t.sum_tau.ln() + self.z.sum_tau.ln();
         // Rounding can leave a divergence of equal distributions just below zero; a NaN must stay one.
         let kl = if kl < 0.0 { 0.0 } else { kl };
-        RowStats { student, teacher: self.t.finish(), kl: kl as f32 }
+        RowStats { student, teacher: self.t.finish(), kl: kl as f32, reverse_kl: 0.0 }
     }
 }
 

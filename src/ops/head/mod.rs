@@ -38,6 +38,8 @@ pub struct RowStats {
     pub teacher: Stats,
     /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0 without a teacher.
     pub kl: f32,
+    /// KL(p || q) at temperature tau, in nats.
+    pub reverse_kl: f32,
 }
 
 /// Logits of N rows, `hidden · weightᵀ`, formed in tiles over the vocabulary.

@@ -47,7 +47,7 @@ pub(super) fn scan(student: &Logits, teacher: Option<&Logits>, targets: &[u32], 
     let teachers = stats(&t, targets, f64::from(tau))?;
     let kl = host(&kl(&z, &t, f64::from(tau))?)?;
     let rows = students.into_iter().zip(teachers).zip(kl);
-    Ok(rows.map(|((student, teacher), kl)| RowStats { student, teacher, kl: kl as f32 }).collect())
+    Ok(rows.map(|((student, teacher), kl)| RowStats { student, teacher, kl: kl as f32, reverse_kl: 0.0 }).collect())
 }
 
 fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {
