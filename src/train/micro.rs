@@ -7,7 +7,7 @@ use crate::config::{BackwardMode, HeadMode, Pool, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::embed::scatter_add;
-use crate::ops::head::{self, Logits, Mix, RowStats};
+use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
 use crate::select::{Mixture, Rows, ScoreContext, Selection, scores};
 use candle_core::Tensor;
@@ -47,7 +47,8 @@ impl Trainer {
         let together = teacher_scores || !selecting;
         let beside = if together { signal.as_mut() } else { None };
         let tau = if together { mix.temperature } else { 1.0 };
-        let stats = head::scan(&mut logits, beside, &batch.targets, tau)?;
+        let options = ScanOptions { tau, reverse_kl: selecting && score == Score::ReverseKl };
+        let stats = head::scan(&mut logits, beside, &batch.targets, options)?;
         // Whatever the score: a NaN is never dropped in silence.
         let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
         check_finite("loss of the student", losses, batch)?;

@@ -46,7 +46,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 16] = [
+const MATHEMATICS: [&[&str]; 17] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -59,6 +59,7 @@ const MATHEMATICS: [&[&str]; 16] = [
     &["select.score=kl", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
     &["select.score=teacher-entropy", "teacher=t", "objective.lambda=0.5"],
     &["select.score=excess", "teacher=t", "objective.lambda=0.5"],
+    &["select.score=reverse-kl", "teacher=t", "objective.temperature=2"],
     &["select.score=entropy-kl", "teacher=t", "objective.lambda=0.5"],
     &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
     &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
@@ -367,7 +368,9 @@ fn reported_flops_are_those_of_the_blocks() {
 #[test]
 fn the_forecast_of_plan_is_what_a_step_reports() {
     let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
-    for mathematics in MATHEMATICS {
+    // What a carried threshold keeps and what a mixture draws is known on average only.
+    let exact = |m: &&[&str]| !m.iter().any(|s| s.contains("carried") || s.contains("mix="));
+    for mathematics in MATHEMATICS.into_iter().filter(exact) {
         for alpha in ["0", "0.3", "0.9"] {
             for machine in [
                 &["machine.head=keep", "machine.backward=exact"][..],
