@@ -109,6 +109,8 @@ pub struct ValEvent {
     pub val_loss: f64,
     /// Training tokens seen since the start of the run.
     pub tokens: u64,
+    /// Operations executed since the start of the run, validations left out.
+    pub flops: f64,
     /// Seconds of training since the start of the run.
     pub seconds: f64,
 }
@@ -243,7 +245,13 @@ impl EventSink for Jsonl {
         let mut line = match event {
             Event::Step(e) => step_line(e),
             Event::Validation(e) => {
-                json!({ "step": e.step, "val_loss": e.val_loss, "tokens": e.tokens, "seconds": e.seconds })
+                json!({
+                    "step": e.step,
+                    "val_loss": e.val_loss,
+                    "tokens": e.tokens,
+                    "flops": e.flops,
+                    "seconds": e.seconds,
+                })
             }
             _ => return Ok(()),
         }

@@ -1,7 +1,7 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
 
 use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
-use super::events::{Event, EventSink, Phases, StepEvent, Summary, ValEvent};
+use super::events::{Event, EventSink, Jsonl, Phases, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
 use super::{StepReport, Trainer};
 use crate::config::MicroRows;
@@ -16,7 +16,7 @@ use crate::select::Memory;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The exported model inside a run folder.
 pub const MODEL_FOLDER: &str = "model";
@@ -24,6 +24,22 @@ pub const MODEL_FOLDER: &str = "model";
 pub const CONFIG_FILE: &str = "config.toml";
 /// The metrics inside a run folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Between two updates of the progress line.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// One run in the folder `out` from open to end, with metrics on disk and figures for `progress`.
+pub fn train(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Summary> {
+    let mut run = Run::open(session, out, resume, progress)?;
+    let metrics = out.join(METRICS_FILE);
+    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
+    let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
+    let done = run.train(&mut Tee(sinks));
+    if done.is_err() {
+        progress.finish();
+    }
+    done
+}
 
 /// A run in its folder, ready to train.
 pub struct Run {
@@ -205,8 +221,8 @@ impl Run {
                 format!("validation loss is {val_loss} after step {}", self.counters.step),
             ));
         }
-        let Counters { step, tokens, seconds, .. } = self.counters;
-        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, seconds }))?;
+        let Counters { step, tokens, flops, seconds, .. } = self.counters;
+        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, flops: flops.total(), seconds }))?;
         self.counters.last_validation = Some((step, val_loss));
         let best = self.counters.best_val_loss.map_or(val_loss, |best| best.min(val_loss));
         self.counters.best_val_loss = Some(best);
