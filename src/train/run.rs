@@ -3,7 +3,7 @@
 use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use super::events::{Event, EventSink, Jsonl, Phases, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
-use super::step::{StepReport, Trainer};
+use super::{StepReport, Trainer};
 use crate::config::MicroRows;
 use crate::data::loader::Loader;
 use crate::data::tokens::TokenFile;
@@ -12,6 +12,8 @@ use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, write_atomic};
 use crate::model::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
+use crate::select::Memory;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,6 +106,7 @@ impl Run {
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
+            trainer.memory = read_memory(saved.selector)?;
             counters = saved.counters;
         }
         Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
@@ -240,7 +243,8 @@ impl Run {
             params: self.trainer.student.params.clone(),
             optimizer: self.trainer.state.clone(),
             counters: self.counters.clone(),
-            selector: serde_json::Value::Null,
+            selector: serde_json::to_value(&self.trainer.memory)
+                .map_err(|e| Error::internal(format!("cannot describe the selector's memory: {e}")))?,
             inputs: self.config.inputs.clone(),
         };
         let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
@@ -260,6 +264,15 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { eot: Some(self.config.eot), tokenizer: Some(&self.config.tokenizer) }
     }
+}
+
+/// What selection remembered; a checkpoint from before it remembered anything holds null.
+fn read_memory(stored: Value) -> Result<Memory> {
+    if stored.is_null() {
+        return Ok(Memory::default());
+    }
+    serde_json::from_value(stored)
+        .map_err(|e| Error::data(format!("the checkpoint's selector state was written by another version ({e})")))
 }
 
 /// Steps since the last logged one.
@@ -282,17 +295,22 @@ impl Window {
         let dropped = valid - kept;
         StepEvent {
             step: counters.step,
-            loss: report.loss / kept,
+            loss: report.loss / report.denominator,
             full_loss: report.nll / valid,
             kept_loss: report.kept_nll / kept,
             dropped_loss: (dropped > 0.0).then(|| (report.nll - report.kept_nll) / dropped),
             kept: report.kept,
+            rows: report.rows,
+            effective_rows: report.effective_rows(),
             kept_share: kept / valid,
             alpha: report.alpha,
             var: (report.pools > 0).then(|| report.var / report.pools as f64),
             cvar: (report.pools > 0).then(|| report.cvar / kept),
-            score_mean: report.score.map(|sum| sum / valid),
-            easy_share: report.easy as f64 / valid,
+            score_mean: (!report.scores.is_empty())
+                .then(|| report.scores.iter().map(|s| f64::from(*s)).sum::<f64>() / valid),
+            carried: report.carried,
+            ada_delta: report.ada_delta,
+            easy_share: report.easy_share(),
             grad_norm: report.grad_norm,
             lr: report.lr,
             tokens: counters.tokens,

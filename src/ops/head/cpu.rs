@@ -1,6 +1,6 @@
 //! Head statistics and gradients on f32: a product per tile, then rows in parallel.
 
-use super::{Logits, Mix, RowStats, Stats};
+use super::{Logits, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
 use crate::ops::buffer::{read, with_mut};
 use crate::ops::matmul::{Mat, MatMut, gemm};
@@ -16,8 +16,9 @@ pub(super) fn scan(
     student: &mut Logits,
     teacher: Option<&mut Logits>,
     targets: &[u32],
-    tau: f32,
+    options: ScanOptions,
 ) -> Result<Vec<RowStats>> {
+    let tau = options.tau;
     let mut rows = vec![Running::default(); student.rows()];
     let mut student_tiles = Tiles::new(student)?;
     let mut teacher_tiles = match &teacher {
@@ -42,7 +43,7 @@ pub(super) fn scan(
                     if let Some(logit) = t.get(target) {
                         row.t.target = *logit;
                     }
-                    row.add_pair(z, t, tau);
+                    row.add_pair(z, t, options);
                 }
             }
         });
@@ -204,6 +205,8 @@ struct Running {
     t: Sums,
     /// sum exp(a) (a - c) with a = (t - max_t) / tau, c = (z - max_z) / tau
     cross: f64,
+    /// The same with the two exchanged, if it was asked for: sum exp(c) (c - a)
+    reverse: Option<f64>,
     pair: bool,
     tau: f64,
 }
@@ -248,8 +251,9 @@ impl Sums {
 }
 
 impl Running {
-    fn add_pair(&mut self, z: &[f32], t: &[f32], tau: f32) {
-        let old_t = self.t;
+    fn add_pair(&mut self, z: &[f32], t: &[f32], options: ScanOptions) {
+        let tau = options.tau;
+        let (old_z, old_t) = (self.z, self.t);
         let below_z = self.z.add(z, tau);
         let below_t = self.t.add(t, tau);
         let (tau64, inverse) = (f64::from(tau), 1.0 / tau);
@@ -257,6 +261,13 @@ impl Running {
             self.cross = (self.cross + old_t.sum_tau * (below_t - below_z) / tau64) * (below_t / tau64).exp();
         }
         self.cross += f64::from(cross(t, z, self.t.max, self.z.max, inverse));
+        if options.reverse_kl {
+            let mut reverse = self.reverse.unwrap_or(0.0);
+            if old_z.sum_tau > 0.0 {
+                reverse = (reverse + old_z.sum_tau * (below_z - below_t) / tau64) * (below_z / tau64).exp();
+            }
+            self.reverse = Some(reverse + f64::from(cross(z, t, self.z.max, self.t.max, inverse)));
+        }
         self.pair = true;
         self.tau = tau64;
     }
@@ -266,11 +277,16 @@ impl Running {
         if !self.pair {
             return RowStats { student, ..RowStats::default() };
         }
-        let kl = self.cross / self.t.sum_tau - self.t.sum_tau.ln() + self.z.sum_tau.ln();
-        // Rounding can leave a divergence of equal distributions just below zero; a NaN must stay one.
-        let kl = if kl < 0.0 { 0.0 } else { kl };
-        RowStats { student, teacher: self.t.finish(), kl: kl as f32 }
+        let between = self.z.sum_tau.ln() - self.t.sum_tau.ln();
+        let kl = not_negative(self.cross / self.t.sum_tau + between) as f32;
+        let reverse_kl = self.reverse.map_or(0.0, |r| not_negative(r / self.z.sum_tau - between)) as f32;
+        RowStats { student, teacher: self.t.finish(), kl, reverse_kl }
     }
+}
+
+/// Rounding can leave a divergence of equal distributions just below zero; a NaN must stay one.
+pub(super) fn not_negative(divergence: f64) -> f64 {
+    if divergence < 0.0 { 0.0 } else { divergence }
 }
 
 multiversion! {

@@ -38,6 +38,23 @@ pub struct RowStats {
     pub teacher: Stats,
     /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0 without a teacher.
     pub kl: f32,
+    /// KL(p || q) at temperature tau, in nats; 0 unless [`ScanOptions::reverse_kl`] asked for it.
+    pub reverse_kl: f32,
+}
+
+/// What a scan measures beyond the student's own statistics. A bare temperature converts into it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScanOptions {
+    /// Temperature tau > 0 of the divergences and of `log_sum_tau`.
+    pub tau: f32,
+    /// Whether KL(p || q) is formed beside KL(q || p): one more exponential per entry.
+    pub reverse_kl: bool,
+}
+
+impl From<f32> for ScanOptions {
+    fn from(tau: f32) -> Self {
+        Self { tau, reverse_kl: false }
+    }
 }
 
 /// Logits of N rows, `hidden · weightᵀ`, formed in tiles over the vocabulary.
@@ -103,13 +120,19 @@ pub struct Mix {
     pub temperature: f32,
 }
 
-/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at temperature `tau`.
-pub fn scan(student: &mut Logits, teacher: Option<&mut Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
+/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or as `options` say.
+pub fn scan(
+    student: &mut Logits,
+    teacher: Option<&mut Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+) -> Result<Vec<RowStats>> {
+    let options = options.into();
     check(student, teacher.as_deref(), targets)?;
     if super::fast(&student.hidden) {
-        cpu::scan(student, teacher, targets, tau)
+        cpu::scan(student, teacher, targets, options)
     } else {
-        reference::scan(student, teacher.as_deref(), targets, tau)
+        reference::scan(student, teacher.as_deref(), targets, options)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the path off the CPU.
 
-use super::{Logits, LossGradient, Mix, RowStats, Stats};
+use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
 use crate::ops::buffer;
 use candle_core::{D, DType, Tensor};
@@ -34,7 +34,12 @@ pub fn kl(z: &Tensor, t: &Tensor, tau: f64) -> Result<Tensor> {
     Ok((log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?)
 }
 
-pub(super) fn scan(student: &Logits, teacher: Option<&Logits>, targets: &[u32], tau: f32) -> Result<Vec<RowStats>> {
+pub(super) fn scan(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    ScanOptions { tau, reverse_kl }: ScanOptions,
+) -> Result<Vec<RowStats>> {
     if targets.is_empty() {
         return Ok(Vec::new()); // candle reduces no empty tensors
     }
@@ -45,9 +50,16 @@ pub(super) fn scan(student: &Logits, teacher: Option<&Logits>, targets: &[u32], 
     };
     let t = logits(&teacher.hidden, &teacher.weight)?;
     let teachers = stats(&t, targets, f64::from(tau))?;
-    let kl = host(&kl(&z, &t, f64::from(tau))?)?;
-    let rows = students.into_iter().zip(teachers).zip(kl);
-    Ok(rows.map(|((student, teacher), kl)| RowStats { student, teacher, kl: kl as f32 }).collect())
+    let forward = host(&kl(&z, &t, f64::from(tau))?)?;
+    let reverse = if reverse_kl { host(&kl(&t, &z, f64::from(tau))?)? } else { vec![0.0; forward.len()] };
+    let rows = students.into_iter().zip(teachers).zip(forward.into_iter().zip(reverse));
+    let row = |((student, teacher), (kl, reverse)): (_, (f64, f64))| RowStats {
+        student,
+        teacher,
+        kl: kl as f32,
+        reverse_kl: reverse as f32,
+    };
+    Ok(rows.map(row).collect())
 }
 
 fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {

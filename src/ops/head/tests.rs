@@ -60,7 +60,7 @@ fn assert_stats_close(got: &[RowStats], want: &[RowStats], tolerance: f32) {
         let flat = |s: &RowStats| {
             let one = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
             let mut all = [one(&s.student), one(&s.teacher)].concat();
-            all.push(s.kl);
+            all.extend([s.kl, s.reverse_kl]);
             all
         };
         for (i, (g, w)) in flat(g).iter().zip(flat(w)).enumerate() {
@@ -75,10 +75,16 @@ fn scan_matches_the_reference_in_f64() {
         let case = case(shape);
         let wide = case.in_f64();
         for tau in [0.05, 1.0, 2.0, 20.0] {
-            let want = reference::scan(&wide.student(false), Some(&wide.teacher(false)), &case.targets, tau).unwrap();
-            let got = scan(&mut case.student(false), Some(&mut case.teacher(false)), &case.targets, tau).unwrap();
-            // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
-            assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
+            for reverse_kl in [false, true] {
+                let options = ScanOptions { tau, reverse_kl };
+                let (s, t) = (wide.student(false), wide.teacher(false));
+                let want = reference::scan(&s, Some(&t), &case.targets, options).unwrap();
+                let (mut s, mut t) = (case.student(false), case.teacher(false));
+                let got = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
+                // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
+                assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
+                assert_eq!(got.iter().any(|s| s.reverse_kl > 0.0), reverse_kl);
+            }
         }
     }
 }
@@ -139,8 +145,8 @@ fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
     let case = case((6, 16, 5000));
     let mix = Mix { lambda: 1.0, temperature: 2.0 };
     let (mut s, mut t) = (case.student(false), case.student(false));
-    let stats = scan(&mut s, Some(&mut t), &case.targets, 2.0).unwrap();
-    assert!(stats.iter().all(|s| s.kl == 0.0));
+    let stats = scan(&mut s, Some(&mut t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
+    assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
     let out = loss(&s, Some(&t), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
     assert_eq!(out.sum, 0.0);
@@ -159,10 +165,11 @@ fn extreme_logits_stay_finite() {
         let mix = Mix { lambda: 0.5, temperature: tau };
         let (mut s, mut q) = (Logits::new(eye.clone(), z.clone(), false), Logits::new(eye.clone(), t.clone(), false));
         let targets = [1, 2, 3, 4];
-        let stats = scan(&mut s, Some(&mut q), &targets, tau).unwrap();
+        let options = ScanOptions { tau, reverse_kl: true };
+        let stats = scan(&mut s, Some(&mut q), &targets, options).unwrap();
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let (ws, wq) = (Logits::new(wide(&eye), wide(&z), false), Logits::new(wide(&eye), wide(&t), false));
-        let want = reference::scan(&ws, Some(&wq), &targets, tau).unwrap();
+        let want = reference::scan(&ws, Some(&wq), &targets, options).unwrap();
         assert_stats_close(&stats, &want, 1e-5);
         let dw = z.zeros_like().unwrap();
         let want_dw = wide(&dw);
