@@ -21,6 +21,7 @@
 //! | [`ops`] | the operations of model and training, each with a slow reference and a CPU kernel |
 //! | [`train`] | a step, a run, the session it opens, schedule, checkpoints, events |
 //! | [`eval`] | perplexity, generation, export |
+//! | [`compare`] | methods x seeds: arms, budgets, runs, evaluation, statistics, report |
 //! | [`error`], [`files`], [`progress`], [`rng`], [`signal`] | what all of them share |
 //!
 //! # Rules that hold everywhere
@@ -32,6 +33,7 @@
 //! * Errors are [`Error`]: one message for people, a kind for programs.
 
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod error;

@@ -19,6 +19,8 @@ pub enum Stream {
     Sample = 5,
     /// Train / validation split of documents.
     Split = 6,
+    /// Dropped tokens that the mean-CVaR mixture draws.
+    Rest = 7,
 }
 
 /// A generator for one (seed, stream): every method takes the index of the draw.

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, thin; results on stdout, everything else on stderr.
 
+pub mod compare;
 pub mod distill;
 pub mod download;
 pub mod eval;
@@ -80,6 +81,7 @@ pub enum Verb {
     Tokenizer(tokenizer::TokenizerArgs),
     Pretrain(pretrain::PretrainArgs),
     Distill(distill::DistillArgs),
+    Compare(compare::CompareArgs),
     Download(download::DownloadArgs),
     Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
@@ -95,6 +97,7 @@ impl Verb {
             Self::Tokenizer(args) => tokenizer::run(args, ui),
             Self::Pretrain(args) => pretrain::run(args, ui),
             Self::Distill(args) => distill::run(args, ui),
+            Self::Compare(args) => compare::run(args, ui),
             Self::Download(args) => download::run(args, ui),
             Self::Plan(args) => plan::run(args, ui),
             Self::Eval(args) => eval::run(args, ui),

@@ -4,7 +4,7 @@
 //! to the run folder: plain pretraining, dense distillation, distillation on selected tokens.
 
 use super::text::{Table, count, flops, seconds};
-use super::train::{out_folder, train, use_threads};
+use super::train::{out_folder, use_threads};
 use super::{Printer, RunArgs};
 use crate::config::{self, Method, Overrides, Plan, RunFile};
 use crate::data::corpus;
@@ -16,7 +16,7 @@ use crate::hub::HubOptions;
 use crate::model::weights::read_config;
 use crate::progress::Progress;
 use crate::train::checkpoint::check_free;
-use crate::train::run::{METRICS_FILE, MODEL_FOLDER};
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
 use serde_json::Value;

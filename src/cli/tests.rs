@@ -42,6 +42,21 @@ fn the_flags_and_their_twins_are_these() {
     assert_eq!(surface::<pretrain::PretrainArgs>(), run);
     assert_eq!(surface::<distill::DistillArgs>(), run);
     assert_eq!(
+        surface::<compare::CompareArgs>(),
+        [
+            "[[LABEL:]CONFIG[+KEY=VALUE...]]",
+            "--set",
+            "--data ESLM_KD_DATA",
+            "--seeds",
+            "--out",
+            "--budget",
+            "--also",
+            "--baseline",
+            "--keep-checkpoints",
+            "--report-only",
+        ]
+    );
+    assert_eq!(
         surface::<eval::EvalArgs>(),
         ["[MODEL]", "--data ESLM_KD_DATA", "--context", "--stride", "--device ESLM_KD_DEVICE"]
     );

@@ -7,15 +7,10 @@ use crate::error::{Error, Result};
 use crate::hub::HubOptions;
 use crate::progress::Progress;
 use crate::train::checkpoint;
-use crate::train::events::{EventSink, Jsonl, Summary, Tee, Terminal};
-use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, Run};
+use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// Between two updates of the progress line.
-const REFRESH: Duration = Duration::from_millis(500);
 
 /// What a run prints at its end; one object under `--json`.
 #[derive(Debug, Serialize)]
@@ -88,19 +83,6 @@ fn human(report: &RunReport, plan: &Plan) -> String {
     ]);
     let (run, model) = (report.run.display(), report.model.display());
     format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
-}
-
-/// One run in its folder, with metrics on disk and progress on the terminal.
-pub fn train(session: Session, out: &Path, resume: bool, ui: &Printer) -> Result<Summary> {
-    let mut run = Run::open(session, out, resume, ui)?;
-    let metrics = out.join(METRICS_FILE);
-    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
-    let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(ui, REFRESH))];
-    let done = run.train(&mut Tee(sinks));
-    if done.is_err() {
-        ui.finish();
-    }
-    done
 }
 
 /// Threads of every parallel loop, this one included; 0 is one per core. A caller outside the pool would hand over every

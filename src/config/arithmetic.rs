@@ -140,7 +140,7 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
 /// FLOPs of one optimizer step of a settled plan at confidence level `alpha`.
 pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, alpha: f64) -> Flops {
     let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
-    let kept = kept_rows(plan, alpha);
+    let kept = gradient_rows(plan, alpha);
     flops(student, teacher, plan, Work { sequences, context, kept, selecting: alpha > 0.0 })
 }
 
@@ -159,9 +159,17 @@ pub fn kept_rows(plan: &Plan, alpha: f64) -> u64 {
     let pool_rows = match (plan.select.pool, plan.machine.micro_rows) {
         (Pool::Sequence, _) => 1,
         (Pool::MicroBatch, MicroRows::Rows(n)) => n,
-        (Pool::MicroBatch, MicroRows::Auto) => rows,
+        (Pool::MicroBatch, MicroRows::Auto) | (Pool::Carried, _) => rows,
     };
     (rows / pool_rows) as u64 * kept_of(alpha, pool_rows * context) as u64
+}
+
+/// Rows of an optimizer step that carry gradient: the kept ones, and of the others the share that the mixture draws.
+pub fn gradient_rows(plan: &Plan, alpha: f64) -> u64 {
+    let kept = kept_rows(plan, alpha);
+    let dropped = plan.tokens_per_step() - kept;
+    let drawn = if plan.select.mix < 1.0 { (plan.select.rest * dropped as f64).round() as u64 } else { 0 };
+    kept + drawn
 }
 
 /// Steps of a run by what they select.

@@ -78,6 +78,10 @@ choice! {
         Loss = "loss",
         /// KL(teacher || student) at the objective's temperature.
         Kl = "kl",
+        /// KL(student || teacher) at the objective's temperature.
+        ReverseKl = "reverse-kl",
+        /// Entropy of the student times KL, each normalised to [0, 1] in the pool (SE-KD, arXiv 2602.01395).
+        EntropyKl = "entropy-kl",
         /// Entropy of the teacher's prediction.
         TeacherEntropy = "teacher-entropy",
         /// Student's loss minus the teacher's (Rho-1, arXiv 2404.07965).
@@ -90,7 +94,7 @@ choice! {
 impl Score {
     /// Whether the score reads the teacher's logits of every position.
     pub fn needs_teacher(self) -> bool {
-        matches!(self, Self::Kl | Self::TeacherEntropy | Self::Excess)
+        matches!(self, Self::Kl | Self::ReverseKl | Self::EntropyKl | Self::TeacherEntropy | Self::Excess)
     }
 }
 
@@ -101,6 +105,8 @@ choice! {
         MicroBatch = "micro-batch",
         /// The positions of one sequence.
         Sequence = "sequence",
+        /// Every position, against a threshold estimated from earlier steps: scoring and gradient in one pass.
+        Carried = "carried",
     }
 }
 
@@ -111,6 +117,18 @@ choice! {
         High = "high",
         /// The smallest scores.
         Low = "low",
+    }
+}
+
+choice! {
+    /// How alpha moves once burn-in and ramp are over.
+    AlphaSchedule ("schedule of alpha") {
+        /// Not at all.
+        Fixed = "fixed",
+        /// Against the trend of the conditional value at risk (Ada-ESLM, arXiv 2505.19893).
+        AdaEslm = "ada-eslm",
+        /// With the share of easy tokens: no more is dropped than is known.
+        EasyShare = "easy-share",
     }
 }
 

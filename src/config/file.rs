@@ -117,6 +117,11 @@ impl Written {
         Ok(())
     }
 
+    /// Forgets the value of a key, as if nobody had written it.
+    pub fn remove(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
     /// Takes every value of a run file.
     pub fn put_file(&mut self, file: &RunFile) -> Result<()> {
         let line_of =

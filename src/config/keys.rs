@@ -2,7 +2,8 @@
 //! [`super::Plan`]; rules look only at keys above them.
 
 use super::choice::{
-    BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, Pool, ScheduleKind, Score, Tail, list,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, Pool, ScheduleKind, Score,
+    Tail, list,
 };
 use toml::Value;
 
@@ -109,6 +110,24 @@ pub const KEYS: &[Key] = &[
     key("select.tail", Kind::Choice(Tail::NAMES), Is("\"high\""), "which end of the ranking is kept"),
     key("select.burn_in", count(0), Is("0"), "steps at the start that train on every token"),
     key("select.ramp", count(0), Is("0"), "steps after that over which alpha grows from 0"),
+    key(
+        "select.schedule",
+        Kind::Choice(AlphaSchedule::NAMES),
+        Is("\"fixed\""),
+        "alpha after the ramp: fixed, ada-eslm, or the share of easy tokens up to alpha",
+    ),
+    key("select.interval", count(1), Is("50"), "steps between updates of ada-eslm; memory of easy-share"),
+    key("select.gamma", NOT_NEGATIVE, Is("1.0"), "how strongly ada-eslm answers a change of CVaR"),
+    key("select.alpha_min", BELOW_ONE, Is("0.01"), "least alpha of ada-eslm"),
+    key("select.alpha_max", BELOW_ONE, Is("0.9"), "largest alpha of ada-eslm"),
+    key("select.mix", SHARE, Is("1.0"), "weight of the kept tokens' mean; the rest is the mean of all tokens"),
+    key(
+        "select.rest",
+        within(0.0, false, 1.0, true),
+        Is("0.25"),
+        "share of the dropped tokens drawn for the mean of all, where mix < 1",
+    ),
+    key("select.carry", BELOW_ONE, Is("0.9"), "share of the old threshold in the new one, where pool = \"carried\""),
     key(
         "objective.lambda",
         SHARE,

@@ -1,6 +1,6 @@
 //! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
 
-use super::choice::{Birth, Method, MicroRows, ScheduleKind, Score};
+use super::choice::{AlphaSchedule, Birth, Method, MicroRows, Pool, ScheduleKind, Score};
 use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
@@ -129,6 +129,8 @@ impl Resolved {
             ("select.alpha", Value::Float(0.0)),
             ("select.burn_in", Value::Integer(0)),
             ("select.ramp", Value::Integer(0)),
+            ("select.schedule", Value::String(AlphaSchedule::Fixed.to_string())),
+            ("select.mix", Value::Float(1.0)),
         ] {
             let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
             let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set);
@@ -176,6 +178,7 @@ impl Resolved {
                 )));
             }
         }
+        self.check_selection(&origin)?;
         if plan.layers.is_some() && matches!(plan.birth, Some(Birth::Scratch | Birth::Checkpoint)) {
             return Err(Error::usage(format!(
                 "{}: layers names the teacher's layers for birth = \"teacher-layers\", but birth is \"{}\"",
@@ -216,6 +219,29 @@ impl Resolved {
                 origin("eval.stride"),
                 plan.eval.stride,
                 plan.data.context
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_selection(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
+        let (plan, select) = (&self.plan, &self.plan.select);
+        if plan.method == Method::Eslm && select.pool == Pool::Carried && select.score == Score::EntropyKl {
+            return Err(Error::usage(format!(
+                "{}: select.score = \"entropy-kl\" is normalised within its pool, and pool = \"carried\" has none; choose \
+                 pool = \"sequence\" or another score",
+                origin("select.score")
+            )));
+        }
+        let clamp = select.alpha_min..=select.alpha_max;
+        if select.schedule == AlphaSchedule::AdaEslm && !clamp.contains(&select.alpha) {
+            return Err(Error::usage(format!(
+                "{}: select.schedule = \"ada-eslm\" moves alpha between alpha_min = {} and alpha_max = {}, but it starts at \
+                 alpha = {}; move the start or the bounds",
+                origin("select.alpha"),
+                select.alpha_min,
+                select.alpha_max,
+                select.alpha
             )));
         }
         Ok(())

@@ -10,10 +10,12 @@ mod plan;
 mod tests;
 
 pub use choice::{
-    BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind, Score, Tail,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind,
+    Score, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub use load::{Resolved, ResolvedValue, load, resolve};
+pub(crate) use plan::flatten;
 pub use plan::{
     CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan, SelectPlan,
     ShapePlan,

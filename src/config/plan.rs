@@ -2,10 +2,12 @@
 //! `config.toml` of a run folder, which is itself a run file.
 
 use super::choice::{
-    BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind, Score, Tail,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind,
+    Score, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
+use crate::select::Selector;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -120,14 +122,35 @@ pub struct SelectPlan {
     pub burn_in: u64,
     /// Steps after that over which alpha grows from 0 to its target.
     pub ramp: u64,
+    /// What moves alpha after that.
+    pub schedule: AlphaSchedule,
+    /// Steps between two updates of `ada-eslm`; time constant, in steps, of `easy-share`.
+    pub interval: u64,
+    /// How strongly `ada-eslm` answers a relative change of CVaR.
+    pub gamma: f64,
+    /// Least alpha of `ada-eslm`.
+    pub alpha_min: f64,
+    /// Largest alpha of `ada-eslm`.
+    pub alpha_max: f64,
+    /// Weight mu of the kept tokens' mean in the objective; 1 - mu is the weight of the mean of all tokens.
+    pub mix: f64,
+    /// Probability with which a dropped token is drawn for the mean of all, where `mix` < 1.
+    pub rest: f64,
+    /// Share of the old threshold in the new one, where `pool` is `carried`.
+    pub carry: f64,
 }
 
 impl SelectPlan {
-    /// Alpha of a 0-based step: 0 during the burn-in, then linear from 0 (at step `burn_in`) to its target (at step
-    /// `burn_in + ramp` and after).
-    pub fn alpha_at(&self, step: u64) -> f64 {
+    /// How far alpha is on its way at a 0-based step: 0 during the burn-in, then linear from 0 (at step `burn_in`) to 1
+    /// (at step `burn_in + ramp` and after).
+    pub fn ramp_at(&self, step: u64) -> f64 {
         let Some(since) = step.checked_sub(self.burn_in) else { return 0.0 };
-        if since >= self.ramp { self.alpha } else { self.alpha * (since as f64 / self.ramp as f64) }
+        if since >= self.ramp { 1.0 } else { since as f64 / self.ramp as f64 }
+    }
+
+    /// Alpha of a 0-based step under a fixed schedule.
+    pub fn alpha_at(&self, step: u64) -> f64 {
+        self.alpha * self.ramp_at(step)
     }
 }
 
@@ -258,7 +281,13 @@ impl Plan {
         self.method == Method::Eslm && self.select.alpha > 0.0
     }
 
-    /// Alpha of a 0-based step; 0 throughout for `clm`.
+    /// How selection divides the tokens of a micro-batch at confidence level `alpha`.
+    pub fn selector(&self, alpha: f64) -> Selector {
+        Selector { alpha, pool: self.select.pool, tail: self.select.tail }
+    }
+
+    /// Alpha of a 0-based step as far as the plan alone knows it; 0 throughout for `clm`. A schedule other than `fixed`
+    /// depends on what the run sees: [`crate::select::Memory::alpha`].
     pub fn alpha_at(&self, step: u64) -> f64 {
         if self.selects() { self.select.alpha_at(step) } else { 0.0 }
     }

@@ -5,4 +5,4 @@ pub mod generate;
 mod open;
 pub mod perplexity;
 
-pub use open::{OpenModel, open_model, open_tokens};
+pub use open::{OpenModel, open_model, open_tokens, open_tokens_by};

@@ -60,6 +60,11 @@ pub fn open_model(text: &str, options: &HubOptions, device: &Device, progress: &
 ///
 /// A model with a tokenizer of its own refuses tokens that another one made.
 pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
+    open_tokens_by(data, model.tokenizer(), progress)
+}
+
+/// As [`open_tokens`], with the tokenizer by itself, or the reason why there is none.
+pub fn open_tokens_by(data: &Path, tokenizer: Result<&Tokenizer>, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
     let tokens = if data.is_dir() {
         DataDir::open(data)?.valid.ok_or_else(|| {
             Error::usage(format!(
@@ -71,10 +76,10 @@ pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> R
     } else if data.extension().is_some_and(|e| e == "bin") {
         Arc::new(TokenFile::open(data)?)
     } else {
-        return Ok(Arc::new(tokenise(data, model.tokenizer()?, progress)?));
+        return Ok(Arc::new(tokenise(data, tokenizer?, progress)?));
     };
-    let (found, own) = (tokens.header().tokenizer_hash, model.tokenizer.as_ref().map(Tokenizer::hash));
-    if let Some(own) = own.filter(|own| *own != found) {
+    let (found, own) = (tokens.header().tokenizer_hash, tokenizer.map(Tokenizer::hash));
+    if let Some(own) = own.ok().filter(|own| *own != found) {
         let short = |hash: &Hash| hex(&hash[..6]);
         return Err(Error::data(format!(
             "{}: made by tokenizer {}, but the model's is {}; prepare the data with the model's tokenizer",

@@ -54,6 +54,18 @@ pub fn evaluate(
     options: EvalOptions,
     progress: &dyn Progress,
 ) -> Result<Evaluation> {
+    evaluate_each(model, tokens, options, progress, |_| ())
+}
+
+/// As [`evaluate`], and hands every loss on: `each` gets the negative log-likelihoods in nats in the order of the tokens,
+/// some at a time, from that of the file's second token on.
+pub fn evaluate_each(
+    model: &Gpt2,
+    tokens: &Arc<TokenFile>,
+    options: EvalOptions,
+    progress: &dyn Progress,
+    mut each: impl FnMut(&[f32]),
+) -> Result<Evaluation> {
     tokens.check_vocab(model.config.vocab_size)?;
     let EvalOptions { context, stride, rows_limit, rows_per_batch } = options;
     if context == 0 || context > model.config.n_positions {
@@ -84,6 +96,7 @@ pub fn evaluate(
                 ));
             }
             sum = losses.iter().fold(sum, |sum, nll| sum + f64::from(*nll));
+            each(&losses);
             count += losses.len() as u64;
             progress.advance(losses.len() as u64);
             done += rows as u64;
@@ -169,6 +182,20 @@ mod tests {
             let bits = got.nll * (f64::from(n) - 1.0) / 2f64.ln() / (4.0 * f64::from(n));
             assert!((got.bits_per_byte.unwrap() - bits).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn every_loss_is_handed_on_in_order() {
+        let (model, file) = (model(), tokens(50));
+        let mut losses = Vec::new();
+        let all = evaluate_each(&model, &file, options(16, 5, 0, 3), &Silent, |l| losses.extend_from_slice(l)).unwrap();
+        assert_eq!(losses.len(), 49);
+        assert_eq!(losses.iter().fold(0.0, |sum, l| sum + f64::from(*l)) / 49.0, all.nll);
+        // The first window's losses are those of its tokens alone.
+        let mut first = Vec::new();
+        let head = tokens(17);
+        evaluate_each(&model, &head, options(16, 16, 0, 1), &Silent, |l| first.extend_from_slice(l)).unwrap();
+        assert!(first.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-5), "{first:?}");
     }
 
     #[test]

@@ -1,7 +1,15 @@
-//! Which tokens matter: a score per position, and the value-at-risk selector that keeps its tail.
+//! Which tokens matter: a score per position, the value-at-risk selector that keeps its tail, and what moves it.
 
+mod adaptive;
+mod carried;
+mod memory;
+mod mixture;
 mod score;
 mod selector;
 
-pub use score::{ScoreContext, scores};
+pub use adaptive::{AdaEslm, EasyShare};
+pub use carried::Carried;
+pub use memory::{Memory, Observed, exact_var};
+pub use mixture::{Mixture, Rows};
+pub use score::{ScoreContext, check_finite, score_of, scores};
 pub use selector::{Selection, Selector, kept_of};

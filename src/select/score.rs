@@ -1,6 +1,7 @@
 //! Scores: one number per position from the statistics of a head scan.
 
-use crate::config::Score;
+use super::selector::pools;
+use crate::config::{Pool, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::head::RowStats;
@@ -8,18 +9,30 @@ use crate::rng::{Rng, Stream};
 
 /// What a score needs beside the statistics.
 #[derive(Debug, Clone, Copy)]
-pub struct ScoreContext {
-    /// Generator of the run, for `random`.
+pub struct ScoreContext<'a> {
     rng: Rng,
-    /// Sequences that the run consumed before this micro-batch: with the position it numbers every token of a run, so
-    /// that a draw depends neither on the micro-batch nor on where a run was interrupted.
     first_sequence: u64,
+    among: Option<&'a [u32]>,
 }
 
-impl ScoreContext {
+impl<'a> ScoreContext<'a> {
     /// For the micro-batch whose first sequence is number `first_sequence` of the run with this seed.
     pub fn new(seed: u64, first_sequence: u64) -> Self {
-        Self { rng: Rng::new(seed, Stream::Score), first_sequence }
+        Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
+    }
+
+    /// Where only these sequences of the micro-batch, ascending, are left.
+    #[must_use]
+    pub fn among(self, sequences: Option<&'a [u32]>) -> Self {
+        Self { among: sequences, ..self }
+    }
+
+    /// The number in the run of position `i` of the micro-batch: draws by it depend neither on the micro-batch nor on
+    /// where a run was interrupted.
+    pub fn token(&self, i: usize, context: usize) -> u64 {
+        let row = i / context;
+        let sequence = self.first_sequence + self.among.map_or(row as u64, |among| u64::from(among[row]));
+        sequence * context as u64 + (i % context) as u64
     }
 }
 
@@ -27,38 +40,73 @@ impl ScoreContext {
 /// sequence and position; scores of positions that do not count are 0.
 ///
 /// `entropy` H(p) and `loss` nll are ESLM's VaR-entropy and CVaR-loss (arXiv 2505.19893); `excess` is the student's nll
-/// minus the teacher's (Rho-1, arXiv 2404.07965); `kl` is KL(q || p) at the scan's temperature; `teacher-entropy` H(q);
-/// `random` is uniform in [0, 1).
-pub fn scores(score: Score, stats: &[RowStats], batch: &Batch, context: ScoreContext) -> Result<Vec<f32>> {
-    let one = |i: usize, s: &RowStats| match score {
-        Score::Entropy => s.student.entropy,
-        Score::Loss => s.student.nll,
-        Score::Kl => s.kl,
-        Score::TeacherEntropy => s.teacher.entropy,
-        Score::Excess => s.student.nll - s.teacher.nll,
-        Score::Random => {
-            let token = context.first_sequence * batch.context as u64 + i as u64;
-            context.rng.uniform(0, token)
-        }
-    };
-    let place = |i: usize| (batch.sequence_ids[i / batch.context], i % batch.context);
-    stats
-        .iter()
-        .enumerate()
-        .map(|(i, s)| match (batch.valid[i], one(i, s)) {
-            (false, _) => Ok(0.0),
-            (true, value) if value.is_finite() => Ok(value),
-            (true, value) => {
-                let (sequence, position) = place(i);
-                Err(Error::new(
-                    ErrorKind::NonFinite,
-                    format!(
-                        "expected a finite {score} score, found {value} at sequence {sequence}, position {position}"
-                    ),
-                ))
+/// minus the teacher's (Rho-1, arXiv 2404.07965); `kl` is KL(q || p) and `reverse-kl` KL(p || q) at the scan's
+/// temperature; `teacher-entropy` is H(q); `random` is uniform in [0, 1). `entropy-kl` (SE-KD, arXiv 2602.01395) is
+/// H(p) times KL(q || p), each mapped to [0, 1] by its least and largest value among the valid positions of its `pool`
+/// (to 0 where these are equal).
+pub fn scores(
+    score: Score,
+    pool: Pool,
+    stats: &[RowStats],
+    batch: &Batch,
+    context: ScoreContext<'_>,
+) -> Result<Vec<f32>> {
+    let mut scores = (0..stats.len())
+        .map(|i| {
+            if !batch.valid[i] {
+                return Ok(0.0);
             }
+            check_finite(score, score_of(score, &stats[i], || context.token(i, batch.context), context.rng), i, batch)
         })
-        .collect()
+        .collect::<Result<Vec<f32>>>()?;
+    if score == Score::EntropyKl {
+        let kl = scores_of_kl(stats, batch)?;
+        for members in pools(pool, stats.len(), batch.context) {
+            let unit = |values: &[f32]| {
+                let valid = || members.clone().filter(|&i| batch.valid[i]).map(|i| values[i]);
+                let (low, high) = (valid().fold(f32::INFINITY, f32::min), valid().fold(f32::NEG_INFINITY, f32::max));
+                move |x: f32| if high > low { (x - low) / (high - low) } else { 0.0 }
+            };
+            let (unit_entropy, unit_kl) = (unit(&scores), unit(&kl));
+            for i in members.clone().filter(|&i| batch.valid[i]) {
+                scores[i] = unit_entropy(scores[i]) * unit_kl(kl[i]);
+            }
+        }
+    }
+    Ok(scores)
+}
+
+fn scores_of_kl(stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
+    let one = |(i, s): (usize, &RowStats)| {
+        if batch.valid[i] { check_finite(Score::EntropyKl, s.kl, i, batch) } else { Ok(0.0) }
+    };
+    stats.iter().enumerate().map(one).collect()
+}
+
+/// The score of one position as far as its own statistics go: of `entropy-kl` the entropy. `token` is its number in the
+/// run.
+pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
+    match score {
+        Score::Entropy | Score::EntropyKl => stats.student.entropy,
+        Score::Loss => stats.student.nll,
+        Score::Kl => stats.kl,
+        Score::ReverseKl => stats.reverse_kl,
+        Score::TeacherEntropy => stats.teacher.entropy,
+        Score::Excess => stats.student.nll - stats.teacher.nll,
+        Score::Random => rng.uniform(0, token()),
+    }
+}
+
+/// The score of position `i` of `batch`, or an error that names it unless it is finite.
+pub fn check_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
+    Err(Error::new(
+        ErrorKind::NonFinite,
+        format!("expected a finite {score} score, found {value} at sequence {sequence}, position {position}"),
+    ))
 }
 
 #[cfg(test)]
@@ -80,7 +128,11 @@ mod tests {
 
     fn row(nll: f32, entropy: f32, t_nll: f32, t_entropy: f32, kl: f32) -> RowStats {
         let stats = |nll, entropy| Stats { nll, entropy, ..Stats::default() };
-        RowStats { student: stats(nll, entropy), teacher: stats(t_nll, t_entropy), kl, ..RowStats::default() }
+        RowStats { student: stats(nll, entropy), teacher: stats(t_nll, t_entropy), kl, reverse_kl: 2.0 * kl }
+    }
+
+    fn scores(score: Score, stats: &[RowStats], batch: &Batch, context: ScoreContext<'_>) -> Result<Vec<f32>> {
+        super::scores(score, Pool::Sequence, stats, batch, context)
     }
 
     #[test]
@@ -90,6 +142,7 @@ mod tests {
         assert_eq!(of(Score::Entropy), 2.0);
         assert_eq!(of(Score::Loss), 5.0);
         assert_eq!(of(Score::Kl), 0.25);
+        assert_eq!(of(Score::ReverseKl), 0.5);
         assert_eq!(of(Score::TeacherEntropy), 0.5);
         assert_eq!(of(Score::Excess), 3.5);
     }
@@ -104,6 +157,34 @@ mod tests {
         assert_eq!(whole[6..], of(2, 12, 6));
         assert_ne!(whole[..6], of(2, 12, 6));
         assert!(whole.iter().all(|s| (0.0..1.0).contains(s)));
+    }
+
+    #[test]
+    fn entropy_kl_is_the_product_of_what_is_normalised_in_the_pool() {
+        let of = |entropy, kl| row(0.0, entropy, 0.0, 0.0, kl);
+        let stats = [of(1.0, 0.5), of(3.0, 0.0), of(2.0, 1.0), of(9.0, 0.3), of(9.0, 0.3), of(9.0, 8.0)];
+        let mut batch = batch(2, 3);
+        let by = |pool, batch: &Batch| super::scores(Score::EntropyKl, pool, &stats, batch, ScoreContext::new(1, 0));
+        // First sequence: entropies 0, 1, 1/2 and divergences 1/2, 0, 1; in the second every entropy is the same.
+        assert_eq!(by(Pool::Sequence, &batch).unwrap(), [0.0, 0.0, 0.5, 0.0, 0.0, 0.0]);
+        let whole = by(Pool::MicroBatch, &batch).unwrap();
+        assert_eq!((whole[0], whole[2], whole[5]), (0.0, 0.125 * 0.125, 1.0));
+        // What does not count neither has a score nor widens the range.
+        batch.valid[5] = false;
+        assert_eq!(by(Pool::MicroBatch, &batch).unwrap()[2], 0.125);
+        let mut broken = stats;
+        broken[1].kl = f32::INFINITY;
+        let failed = super::scores(Score::EntropyKl, Pool::Sequence, &broken, &batch, ScoreContext::new(1, 0));
+        assert!(failed.unwrap_err().to_string().contains("entropy-kl score, found inf at sequence 40, position 1"));
+    }
+
+    #[test]
+    fn sequences_that_are_left_keep_their_numbers() {
+        let stats = vec![RowStats::default(); 6];
+        let context = ScoreContext::new(9, 10);
+        let whole = scores(Score::Random, &stats, &batch(2, 3), context).unwrap();
+        let second = scores(Score::Random, &stats[..3], &batch(1, 3), context.among(Some(&[1]))).unwrap();
+        assert_eq!(whole[3..], second);
     }
 
     #[test]

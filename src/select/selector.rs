@@ -4,6 +4,7 @@
 //! `tail = "low"`); the k-th is the value at risk. Ties at the threshold go to the lower position, so exactly k are kept.
 
 use crate::config::{Pool, Tail};
+use std::ops::Range;
 
 /// Keeps the tail of a score distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,21 +38,31 @@ pub fn kept_of(alpha: f64, m: usize) -> usize {
     (((1.0 - alpha) * m as f64 - 1e-9).ceil().max(0.0) as usize).clamp(m.min(1), m)
 }
 
+/// The pools of `n` positions. One with a carried threshold is only ever a whole step's, for its exact threshold.
+pub(super) fn pools(pool: Pool, n: usize, context: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = match pool {
+        Pool::MicroBatch | Pool::Carried => n,
+        Pool::Sequence => context,
+    };
+    (0..n).step_by(size.max(1)).map(move |start| start..n.min(start + size))
+}
+
 impl Selector {
     /// Selects among the valid positions. `scores` and `valid` are [B T] with `context` positions per sequence; scores
     /// of valid positions are finite (see [`super::scores`]).
     pub fn select(&self, scores: &[f32], valid: &[bool], context: usize) -> Selection {
-        let pool = match self.pool {
-            Pool::MicroBatch => scores.len(),
-            Pool::Sequence => context,
-        };
         let mut selection = Selection::default();
-        for start in (0..scores.len()).step_by(pool.max(1)) {
-            let end = scores.len().min(start + pool);
-            let members: Vec<u32> = (start..end).filter(|&i| valid[i]).map(|i| i as u32).collect();
+        for pool in pools(self.pool, scores.len(), context) {
+            let members: Vec<u32> = pool.filter(|&i| valid[i]).map(|i| i as u32).collect();
             self.select_pool(scores, members, &mut selection);
         }
         selection
+    }
+
+    /// How many of the valid positions [`Selector::select`] would keep; with a carried threshold, how many it aims at.
+    pub fn kept(&self, valid: &[bool], context: usize) -> usize {
+        let members = |pool: Range<usize>| valid[pool].iter().filter(|v| **v).count();
+        pools(self.pool, valid.len(), context).map(|pool| kept_of(self.alpha, members(pool))).sum()
     }
 
     fn select_pool(&self, scores: &[f32], mut members: Vec<u32>, selection: &mut Selection) {
@@ -121,6 +132,9 @@ mod tests {
         assert_eq!(s.rows, [0, 1, 2]);
         let none = selector(0.5, Pool::Sequence, Tail::High).select(&scores, &[false; 9], 3);
         assert_eq!(none, Selection::default());
+        for (pool, kept) in [(Pool::Sequence, 4), (Pool::MicroBatch, 3)] {
+            assert_eq!(selector(0.6, pool, Tail::High).kept(&valid, 3), kept);
+        }
     }
 
     proptest! {

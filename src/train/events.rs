@@ -3,6 +3,7 @@
 //! Steps are counted as done: the first optimizer step reports `step = 1`, a validation before it `step = 0`.
 //! `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions left out.
 
+use super::CarriedReport;
 pub use crate::config::arithmetic::Flops;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -63,6 +64,10 @@ pub struct StepEvent {
     pub dropped_loss: Option<f64>,
     /// Number of kept tokens in the step.
     pub kept: u64,
+    /// Number of tokens that carried gradient: the kept ones and those that the mixture drew.
+    pub rows: u64,
+    /// Effective number of these, (sum |g|)^2 / sum |g|^2 with g their gradients at the head's input.
+    pub effective_rows: f64,
     /// Kept tokens over valid tokens.
     pub kept_share: f64,
     /// Confidence level of the selection.
@@ -73,6 +78,10 @@ pub struct StepEvent {
     pub cvar: Option<f64>,
     /// Mean score of all tokens; None without scores.
     pub score_mean: Option<f64>,
+    /// The carried threshold, its lag and its error; None without one.
+    pub carried: Option<CarriedReport>,
+    /// The relative change of CVaR that moved alpha last (Ada-ESLM); None before, or without.
+    pub ada_delta: Option<f64>,
     /// Share of tokens whose target has a probability above 0.9.
     pub easy_share: f64,
     /// Global gradient norm before clipping.
@@ -100,6 +109,8 @@ pub struct ValEvent {
     pub val_loss: f64,
     /// Training tokens seen since the start of the run.
     pub tokens: u64,
+    /// Operations executed since the start of the run, validations left out.
+    pub flops: f64,
     /// Seconds of training since the start of the run.
     pub seconds: f64,
 }
@@ -234,7 +245,13 @@ impl EventSink for Jsonl {
         let mut line = match event {
             Event::Step(e) => step_line(e),
             Event::Validation(e) => {
-                json!({ "step": e.step, "val_loss": e.val_loss, "tokens": e.tokens, "seconds": e.seconds })
+                json!({
+                    "step": e.step,
+                    "val_loss": e.val_loss,
+                    "tokens": e.tokens,
+                    "flops": e.flops,
+                    "seconds": e.seconds,
+                })
             }
             _ => return Ok(()),
         }
@@ -258,6 +275,12 @@ fn step_line(e: &StepEvent) -> Value {
         "var": e.var,
         "cvar": e.cvar,
         "score_mean": e.score_mean,
+        "rows": e.rows,
+        "effective_rows": e.effective_rows,
+        "threshold": e.carried.map(|c| c.threshold),
+        "threshold_lag": e.carried.map(|c| c.lag),
+        "threshold_error": e.carried.map(|c| c.error),
+        "ada_delta": e.ada_delta,
         "easy_share": e.easy_share,
         "grad_norm": e.grad_norm,
         "lr": e.lr,

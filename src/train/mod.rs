@@ -2,9 +2,12 @@
 
 pub mod checkpoint;
 pub mod events;
+mod micro;
+mod report;
 pub mod run;
 pub mod schedule;
 pub mod session;
 mod step;
 
-pub use step::{StepReport, Trainer};
+pub use report::{CarriedReport, StepReport};
+pub use step::Trainer;

@@ -1,9 +1,9 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
 
 use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
-use super::events::{Event, EventSink, Phases, StepEvent, Summary, ValEvent};
+use super::events::{Event, EventSink, Jsonl, Phases, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
-use super::step::{StepReport, Trainer};
+use super::{StepReport, Trainer};
 use crate::config::MicroRows;
 use crate::data::loader::Loader;
 use crate::data::tokens::TokenFile;
@@ -12,9 +12,11 @@ use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, write_atomic};
 use crate::model::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
+use crate::select::Memory;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The exported model inside a run folder.
 pub const MODEL_FOLDER: &str = "model";
@@ -22,6 +24,22 @@ pub const MODEL_FOLDER: &str = "model";
 pub const CONFIG_FILE: &str = "config.toml";
 /// The metrics inside a run folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Between two updates of the progress line.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// One run in the folder `out` from open to end, with metrics on disk and figures for `progress`.
+pub fn train(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Summary> {
+    let mut run = Run::open(session, out, resume, progress)?;
+    let metrics = out.join(METRICS_FILE);
+    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
+    let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
+    let done = run.train(&mut Tee(sinks));
+    if done.is_err() {
+        progress.finish();
+    }
+    done
+}
 
 /// A run in its folder, ready to train.
 pub struct Run {
@@ -88,6 +106,7 @@ impl Run {
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
+            trainer.memory = read_memory(saved.selector)?;
             counters = saved.counters;
         }
         Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
@@ -202,8 +221,8 @@ impl Run {
                 format!("validation loss is {val_loss} after step {}", self.counters.step),
             ));
         }
-        let Counters { step, tokens, seconds, .. } = self.counters;
-        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, seconds }))?;
+        let Counters { step, tokens, flops, seconds, .. } = self.counters;
+        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, flops: flops.total(), seconds }))?;
         self.counters.last_validation = Some((step, val_loss));
         let best = self.counters.best_val_loss.map_or(val_loss, |best| best.min(val_loss));
         self.counters.best_val_loss = Some(best);
@@ -224,7 +243,8 @@ impl Run {
             params: self.trainer.student.params.clone(),
             optimizer: self.trainer.state.clone(),
             counters: self.counters.clone(),
-            selector: serde_json::Value::Null,
+            selector: serde_json::to_value(&self.trainer.memory)
+                .map_err(|e| Error::internal(format!("cannot describe the selector's memory: {e}")))?,
             inputs: self.config.inputs.clone(),
         };
         let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
@@ -244,6 +264,15 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { eot: Some(self.config.eot), tokenizer: Some(&self.config.tokenizer) }
     }
+}
+
+/// What selection remembered; a checkpoint from before it remembered anything holds null.
+fn read_memory(stored: Value) -> Result<Memory> {
+    if stored.is_null() {
+        return Ok(Memory::default());
+    }
+    serde_json::from_value(stored)
+        .map_err(|e| Error::data(format!("the checkpoint's selector state was written by another version ({e})")))
 }
 
 /// Steps since the last logged one.
@@ -266,17 +295,22 @@ impl Window {
         let dropped = valid - kept;
         StepEvent {
             step: counters.step,
-            loss: report.loss / kept,
+            loss: report.loss / report.denominator,
             full_loss: report.nll / valid,
             kept_loss: report.kept_nll / kept,
             dropped_loss: (dropped > 0.0).then(|| (report.nll - report.kept_nll) / dropped),
             kept: report.kept,
+            rows: report.rows,
+            effective_rows: report.effective_rows(),
             kept_share: kept / valid,
             alpha: report.alpha,
             var: (report.pools > 0).then(|| report.var / report.pools as f64),
             cvar: (report.pools > 0).then(|| report.cvar / kept),
-            score_mean: report.score.map(|sum| sum / valid),
-            easy_share: report.easy as f64 / valid,
+            score_mean: (!report.scores.is_empty())
+                .then(|| report.scores.iter().map(|s| f64::from(*s)).sum::<f64>() / valid),
+            carried: report.carried,
+            ada_delta: report.ada_delta,
+            easy_share: report.easy_share(),
             grad_norm: report.grad_norm,
             lr: report.lr,
             tokens: counters.tokens,

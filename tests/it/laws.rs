@@ -46,7 +46,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 12] = [
+const MATHEMATICS: [&[&str]; 17] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -59,6 +59,11 @@ const MATHEMATICS: [&[&str]; 12] = [
     &["select.score=kl", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
     &["select.score=teacher-entropy", "teacher=t", "objective.lambda=0.5"],
     &["select.score=excess", "teacher=t", "objective.lambda=0.5"],
+    &["select.score=reverse-kl", "teacher=t", "objective.temperature=2"],
+    &["select.score=entropy-kl", "teacher=t", "objective.lambda=0.5"],
+    &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
+    &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
+    &["select.score=loss", "select.schedule=ada-eslm", "select.interval=1", "select.mix=0.25", "select.pool=carried"],
 ];
 
 fn plan(settings: &[&str]) -> Plan {
@@ -134,7 +139,7 @@ fn alpha_0_is_plain_training_bit_for_bit() {
             for s in 0..5 {
                 let (x, y) = (step(&mut a, s), step(&mut b, s));
                 assert_eq!((x.loss, x.nll, x.kept, x.flops), (y.loss, y.nll, y.kept, y.flops), "{more:?}");
-                assert_eq!((x.score, x.kept, x.valid), (None, 64, 64));
+                assert_eq!((x.scores.len(), x.kept, x.valid), (0, 64, 64));
             }
             assert_eq!(state(&a), state(&b), "{more:?}");
             assert_ne!(bits(&a.student.params), before);
@@ -190,7 +195,9 @@ fn kept_rows(trainer: &Trainer, batch: &Batch, first_sequence: u64) -> Vec<u32> 
     let hidden = trainer.student.forward(&batch.inputs, CONTEXT).unwrap();
     let mut logits = Logits::new(hidden, trainer.student.params.wte().clone(), true);
     let stats = head::scan(&mut logits, None, &batch.targets, 1.0).unwrap();
-    let scores = scores(plan.select.score, &stats, batch, ScoreContext::new(plan.seed, first_sequence)).unwrap();
+    let scores =
+        scores(plan.select.score, plan.select.pool, &stats, batch, ScoreContext::new(plan.seed, first_sequence))
+            .unwrap();
     let selector = Selector { alpha: plan.select.alpha, pool: plan.select.pool, tail: plan.select.tail };
     selector.select(&scores, &batch.valid, CONTEXT).rows
 }
@@ -320,7 +327,7 @@ fn the_kept_share_follows_alpha_through_burn_in_and_ramp() {
         let k = [16, 16, 16, 13, 10, 7, 7][s];
         assert_eq!(kept_of(alpha, CONTEXT), k);
         assert_eq!((report.kept, report.valid), (4 * k as u64, 64));
-        assert_eq!(report.score.is_some(), alpha > 0.0);
+        assert_eq!(!report.scores.is_empty(), alpha > 0.0);
         assert_eq!(report.pools, if alpha > 0.0 { 4 } else { 0 });
         flops.push(report.flops.total());
     }
@@ -361,7 +368,9 @@ fn reported_flops_are_those_of_the_blocks() {
 #[test]
 fn the_forecast_of_plan_is_what_a_step_reports() {
     let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
-    for mathematics in MATHEMATICS {
+    // What a carried threshold keeps and what a mixture draws is known on average only.
+    let exact = |m: &&[&str]| !m.iter().any(|s| s.contains("carried") || s.contains("mix="));
+    for mathematics in MATHEMATICS.into_iter().filter(exact) {
         for alpha in ["0", "0.3", "0.9"] {
             for machine in [
                 &["machine.head=keep", "machine.backward=exact"][..],

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{self, Overrides, RunFile};
 use crate::progress::Silent;
 use crate::rng::{Rng, Stream};
 use candle_core::Tensor;
@@ -10,50 +11,23 @@ const RUN_FILE: &str = r#"
 method = "eslm"
 seed = 7
 steps = 100
+teacher = "t"
 student = "tiny"
 [data]
 context = 8
 rows = 4
 [select]
-score = "entropy"
 alpha = 0.30000000000000004
-pool = "sequence"
-tail = "high"
-burn_in = 0
-ramp = 0
 [objective]
-lambda = 0.5
 temperature = 2.0
-divergence = "forward-kl"
-[optim]
-lr = 6e-4
-beta1 = 0.9
-beta2 = 0.95
-eps = 1e-8
-weight_decay = 0.1
-clip = 1.0
-[schedule]
-kind = "cosine"
-warmup = 10
-floor = 0.1
-decay = 0.2
-[eval]
-every = 10
-rows = 4
-stride = 8
-[checkpoint]
-every = 10
-keep = 2
-[log]
-every = 1
 [machine]
-device = "cpu"
-dtype = "f32"
 micro_rows = 4
-head = "auto"
-backward = "exact"
-threads = 0
 "#;
+
+fn plan() -> Plan {
+    let file = RunFile { name: "run.toml".into(), text: RUN_FILE.into() };
+    config::load(Some(&file), &Overrides::default()).unwrap().plan
+}
 
 fn random(layout: &Layout, sub: u32) -> ParamSet {
     let rng = Rng::new(5, Stream::Init);
@@ -79,7 +53,7 @@ fn state(step: u64) -> TrainState {
         last_validation: Some((11, 5.0 / 7.0)),
     };
     TrainState {
-        plan: toml::from_str(RUN_FILE).unwrap(),
+        plan: plan(),
         config,
         params: random(&layout, 1),
         optimizer: adamw::State { step, m: random(&layout, 2), v: random(&layout, 3) },

@@ -1,0 +1,128 @@
+//! `compare`: methods x seeds on the same data, trained, evaluated and reported.
+
+use super::Printer;
+use super::text::{Table, count, flops, seconds};
+use super::train::use_threads;
+use crate::compare::arms::resolve_arms;
+use crate::compare::budget::Budget;
+use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
+use crate::compare::{Comparison, compare};
+use crate::error::{Error, Result};
+use crate::hub::HubOptions;
+use crate::train::session::Surroundings;
+use clap::value_parser;
+use std::path::PathBuf;
+
+/// Compare methods: train several arms on the same data and seeds, test the differences, write a report
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CompareArgs {
+    /// What to compare: a run file, run folder or built-in name; `+key=value` sets a key of this arm (`+teacher=none`
+    /// takes the teacher away), `LABEL:` in front names it
+    #[arg(value_name = "[LABEL:]CONFIG[+KEY=VALUE...]", required_unless_present = "report_only")]
+    pub arms: Vec<String>,
+    /// Set a key of every arm's run file; an arm's own value wins, and select.* and objective.* go only to arms that
+    /// select or have a teacher; repeatable
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Folder written by `prepare`, with a validation split, for every arm
+    #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Train every arm with the seeds 1 to N
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Folder of the comparison; one that exists is continued
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What the arms have in common
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub budget: Budget,
+    /// Evaluate on other text, too: a name and a text file, token file or data folder; repeatable
+    #[arg(long, value_name = "NAME=FILE|DIR")]
+    pub also: Vec<String>,
+    /// Measure differences to this arm; without it, the first that selects nothing and has no teacher
+    #[arg(long, value_name = "LABEL")]
+    pub baseline: Option<String>,
+    /// Keep the checkpoints of finished runs
+    #[arg(long)]
+    pub keep_checkpoints: bool,
+    /// Train nothing: report on the runs that are finished
+    #[arg(long, conflicts_with_all = ["arms", "set", "also", "keep_checkpoints"])]
+    pub report_only: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd compare plain:distill-4m+method=clm distill-4m+select.score=loss distill-4m+select.score=random \\
+      --data data/mine --seeds 3 --out compare/scores
+  eslm-kd compare plain:my.toml+method=clm dense:my.toml+method=clm+teacher=runs/t eslm:my.toml+teacher=runs/t \\
+      --data data/mine --budget flops --also plays=shakespeare.txt --out compare/teacher
+  eslm-kd compare --report-only --out compare/scores --json";
+
+/// Runs the verb.
+pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
+    if !args.report_only {
+        let asked = args.resolve()?;
+        use_threads(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
+        let hub = HubOptions::from_env(ui.offline())?;
+        compare(&asked, Surroundings { hub: &hub, progress: ui })?;
+    }
+    let summary = Summary::read(&args.out, args.baseline.as_deref())?;
+    summary.write_csv()?;
+    ui.result(&summary.json(), || human(&summary))
+}
+
+impl CompareArgs {
+    fn resolve(&self) -> Result<Comparison> {
+        let data = self.data.as_deref().filter(|d| !d.is_empty());
+        let mut also: Vec<(String, PathBuf)> = Vec::with_capacity(self.also.len());
+        for text in &self.also {
+            match text.split_once('=') {
+                Some((name, place)) if !name.trim().is_empty() && !place.is_empty() => {
+                    if also.iter().any(|(n, _)| n == name.trim()) {
+                        return Err(Error::usage(format!("--also {text}: the name \"{name}\" is taken")));
+                    }
+                    also.push((name.trim().to_string(), place.into()));
+                }
+                _ => return Err(Error::usage(format!("--also: expected NAME=FILE or NAME=DIR, found \"{text}\""))),
+            }
+        }
+        Ok(Comparison {
+            arms: resolve_arms(&self.arms, &self.set, data)?,
+            seeds: (1..=self.seeds).collect(),
+            out: self.out.clone(),
+            budget: self.budget,
+            also,
+            baseline: self.baseline.clone(),
+            keep_checkpoints: self.keep_checkpoints,
+        })
+    }
+}
+
+fn human(summary: &Summary) -> String {
+    let mut table =
+        Table::new(["arm", "seeds", "steps", "tokens", "FLOPs", "time", "validation CE", "to baseline", "p (Holm)"]);
+    for (i, arm) in summary.arms.iter().enumerate() {
+        let mean = |s: Option<crate::compare::stats::Spread>| s.map_or(0.0, |s| s.mean);
+        let difference = arm.to_baseline.map(|d| format!("{:+.4}", d.mean));
+        let p = arm.to_baseline.and_then(|d| d.test).map(|t| format!("{:.3}", t.p_holm));
+        let dash = || "-".to_string();
+        table.row([
+            arm.arm.label.clone(),
+            count(arm.runs.len() as u64),
+            count(arm.runs[0].steps),
+            count(arm.runs[0].metrics.tokens as u64),
+            flops(mean(arm.spread(|r| Some(r.metrics.flops))) as u128),
+            seconds(mean(arm.spread(|r| Some(r.metrics.seconds)))),
+            arm.ce().map_or_else(dash, |s| Shown(s).to_string()),
+            if summary.baseline == Some(i) { "baseline".into() } else { difference.unwrap_or_else(dash) },
+            p.unwrap_or_else(dash),
+        ]);
+    }
+    let at = |name: &str| summary.out.join(name).display().to_string();
+    let mut text = format!("{table}\nruns: {}\ncurves: {}\n", at(REPORT_CSV), at(CURVES_CSV));
+    if !summary.missing.is_empty() {
+        text += &format!("{} runs are not finished and not in it\n", summary.missing.len());
+    }
+    text
+}

@@ -1,0 +1,303 @@
+//! A comparison: arms (methods) times seeds on the same data, trained, evaluated and reported.
+//!
+//! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
+//! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
+//! [`stats`].
+
+pub mod arms;
+pub mod budget;
+pub mod evaluate;
+pub mod runs;
+pub mod state;
+pub mod stats;
+pub mod summary;
+
+use crate::config::{Plan, arithmetic};
+use crate::data::prepare::DataDir;
+use crate::data::tokens::{TokenFile, hex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::eval::open_tokens_by;
+use crate::model::Gpt2Config;
+use crate::train::session::{Session, Surroundings};
+use arms::Arm;
+use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
+use candle_core::Device;
+use evaluate::{OtherText, Texts};
+use runs::Metrics;
+use state::{ArmState, DataState, State};
+use std::path::{Path, PathBuf};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// What is compared.
+    pub arms: Vec<Arm>,
+    /// Seeds of every arm.
+    pub seeds: Vec<u64>,
+    /// The folder of the comparison.
+    pub out: PathBuf,
+    /// What is held equal.
+    pub budget: Budget,
+    /// Name and place of other text.
+    pub also: Vec<(String, PathBuf)>,
+    /// Label of the arm that the others are measured against; None finds it.
+    pub baseline: Option<String>,
+    /// Whether finished runs keep their checkpoints.
+    pub keep_checkpoints: bool,
+}
+
+/// What an arm needs besides its plan, found before anything is trained.
+struct Probe {
+    /// The plan with its machine half decided, as written otherwise.
+    settled: Plan,
+    student: Gpt2Config,
+    teacher: Option<Gpt2Config>,
+    teacher_hash: Option<String>,
+    device: Device,
+}
+
+impl Probe {
+    fn new(arm: &Arm, around: Surroundings<'_>) -> Result<Self> {
+        let session = Session::open(&arm.plan, around).map_err(|e| e.context(format!("arm \"{}\"", arm.label)))?;
+        Ok(Self {
+            student: session.student.config.clone(),
+            teacher: session.teacher.as_ref().map(|t| t.model().config.clone()),
+            teacher_hash: session.inputs.teacher_hash,
+            settled: session.plan,
+            device: session.device,
+        })
+    }
+}
+
+/// Trains and evaluates what is not there yet, seed by seed. What is finished stays; what was interrupted goes on.
+///
+/// On a stop signal the run at hand is saved, and the same call goes on with it.
+pub fn compare(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
+    compare_all(asked, around).map_err(|e| match e.kind() {
+        // A run inside names its own folder; what continues the whole is this verb.
+        ErrorKind::Interrupted(_) => Error::new(
+            e.kind(),
+            "stopped, and all state saved; the same command goes on where it stopped (with --report-only in place of \
+             arms and seeds, `compare` reports on the runs that are finished)",
+        ),
+        _ => e,
+    })
+}
+
+fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
+    let out = &asked.out;
+    let known = State::read(out)?;
+    if known.is_none() {
+        check_free(out)?;
+    }
+    let (texts, data) = open_data(asked, around)?;
+    let mut probes = Vec::with_capacity(asked.arms.len());
+    for arm in &asked.arms {
+        probes.push(Probe::new(arm, around)?);
+    }
+    let mut state = agree(known, asked, &probes, data)?;
+    let baseline = arms::baseline(&asked.arms, Some(&state.baseline))?;
+    for (arm, probe) in asked.arms.iter().zip(&probes) {
+        check_runs(&state, arm, probe, asked)?;
+    }
+    state.write(out)?;
+
+    // The baseline first: with a budget of seconds, the others' steps follow from it.
+    let mut order: Vec<usize> = (0..asked.arms.len()).collect();
+    order.sort_by_key(|i| *i != baseline);
+    let all = asked.seeds.len() * order.len();
+    let mut done = 0;
+    for &seed in &asked.seeds {
+        for &i in &order {
+            crate::signal::check()?;
+            done += 1;
+            let (arm, probe) = (&asked.arms[i], &probes[i]);
+            let steps = steps_of(&mut state, asked, &probes, (i, baseline), around)?;
+            let plan = Plan { seed, ..with_steps(&probe.settled, steps) };
+            let folder = runs::folder(out, &arm.label, seed);
+            let stands = if runs::is_finished(&folder) { ", found" } else { "" };
+            around.progress.note(&format!("run {done} of {all}: {}, seed {seed}{stands}", arm.label));
+            runs::run(&plan, &folder, asked.keep_checkpoints, around)?;
+            texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
+        }
+    }
+    Ok(())
+}
+
+/// Errs unless `out` is new or empty.
+fn check_free(out: &Path) -> Result<()> {
+    let taken = out.exists() && std::fs::read_dir(out).map_err(|e| Error::io("read", out, e))?.next().is_some();
+    if taken {
+        return Err(Error::usage(format!(
+            "--out {}: the folder is not empty and holds no comparison ({}); choose another",
+            out.display(),
+            state::FILE
+        )));
+    }
+    Ok(())
+}
+
+/// The data folder that all arms share, and the other texts in its tokens.
+fn open_data(asked: &Comparison, around: Surroundings<'_>) -> Result<(Texts, DataState)> {
+    let dir = asked.arms.first().and_then(|a| a.plan.data.dir.clone()).ok_or_else(|| {
+        Error::usage(
+            "the arms name no data: add --data DIR, a folder made by `eslm-kd prepare` with a validation split",
+        )
+    })?;
+    let data = DataDir::open(Path::new(&dir))?;
+    let valid = data.valid.ok_or_else(|| {
+        Error::usage(format!(
+            "{dir}: the folder has no validation split, and a comparison needs one; prepare it again with --valid or \
+             --valid-fraction"
+        ))
+    })?;
+    let mut also = Vec::with_capacity(asked.also.len());
+    for (name, place) in &asked.also {
+        let tokens = open_tokens_by(place, Ok(&data.tokenizer), around.progress)
+            .map_err(|e| e.context(format!("--also {name}")))?;
+        if tokens.len() < 2 {
+            return Err(Error::data(format!("--also {name}: nothing to predict in {} tokens", tokens.len())));
+        }
+        also.push(OtherText { name: name.clone(), tokens });
+    }
+    let hash = |file: &TokenFile| hex(&file.header().content_hash);
+    let state = DataState {
+        dir,
+        train_hash: hash(&data.train),
+        valid_hash: hash(&valid),
+        train_tokens: data.train.len(),
+        valid_tokens: valid.len(),
+        vocabulary: data.train.header().vocab_size,
+    };
+    Ok((Texts::new(&data.train, valid, also)?, state))
+}
+
+/// The comparison that stands in the folder, extended by what is asked for; errs where the two contradict each other.
+fn agree(known: Option<State>, asked: &Comparison, probes: &[Probe], data: DataState) -> Result<State> {
+    let refuse =
+        |what: String| Err(Error::usage(format!("--out {}: {what}; choose another --out", asked.out.display())));
+    let mut state = known.unwrap_or_else(|| State::new(asked.budget, data.clone()));
+    let hashes = |d: &DataState| (d.train_hash.clone(), d.valid_hash.clone());
+    if hashes(&state.data) != hashes(&data) {
+        return refuse(format!("the comparison there read other data ({})", state.data.dir));
+    }
+    if state.budget != asked.budget {
+        let (was, is) = (state.budget.name(), asked.budget.name());
+        return refuse(format!("the comparison there has --budget {was}, this one {is}"));
+    }
+    state.data.dir = data.dir;
+    for (arm, probe) in asked.arms.iter().zip(probes) {
+        let now = ArmState {
+            label: arm.label.clone(),
+            spec: arm.spec.clone(),
+            config: arm.plan.to_toml()?,
+            teacher_hash: probe.teacher_hash.clone(),
+            parameters: probe.student.parameters() as u64,
+            steps: None,
+            seconds_per_step: None,
+        };
+        let started = asked.out.join("runs").join(arms::folder_name(&arm.label)).exists();
+        let Some(old) = state.find(&arm.label) else {
+            state.arms.push(now);
+            continue;
+        };
+        if !started {
+            *old = now;
+            continue;
+        }
+        let differences = arm.plan.mathematics_differences(&old.arm()?.plan.mathematics());
+        if !differences.is_empty() {
+            return Err(Error::usage(format!(
+                "arm \"{}\": the comparison in {} has another arm of that name ({}); give this one another label, or \
+                 choose another --out",
+                arm.label,
+                asked.out.display(),
+                differences.join("; ")
+            )));
+        }
+        if old.teacher_hash != now.teacher_hash {
+            return refuse(format!("arm \"{}\" had a teacher with other weights there", arm.label));
+        }
+        *old = ArmState { steps: old.steps, seconds_per_step: old.seconds_per_step, ..now };
+    }
+    let known_baseline = asked.arms.iter().any(|a| a.label == state.baseline).then_some(state.baseline.as_str());
+    let baseline = arms::baseline(&asked.arms, asked.baseline.as_deref().or(known_baseline))?;
+    let label = &asked.arms[baseline].label;
+    if asked.budget != Budget::Tokens && !state.baseline.is_empty() && state.baseline != *label {
+        let (old, budget) = (&state.baseline, asked.budget.name());
+        return refuse(format!("the {budget} of the comparison there are those of \"{old}\", now of \"{label}\""));
+    }
+    state.baseline.clone_from(label);
+    state.seeds.extend(&asked.seeds);
+    state.seeds.sort_unstable();
+    state.seeds.dedup();
+    for (name, _) in &asked.also {
+        if !state.also.contains(name) {
+            state.also.push(name.clone());
+        }
+    }
+    Ok(state)
+}
+
+/// Errs if a finished run of the arm is another one than it would be now.
+fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Result<()> {
+    let stored = state.arms.iter().find(|a| a.label == arm.label).and_then(|a| a.steps);
+    let Some(steps) = stored.or((asked.budget == Budget::Tokens).then_some(arm.plan.steps)) else { return Ok(()) };
+    for &seed in &asked.seeds {
+        let folder = runs::folder(&asked.out, &arm.label, seed);
+        if runs::is_finished(&folder) {
+            runs::check_same(&folder, &Plan { seed, ..with_steps(&probe.settled, steps) })?;
+        }
+    }
+    Ok(())
+}
+
+/// The arm's steps under the budget; decided once and kept in `compare.json`.
+fn steps_of(
+    state: &mut State,
+    asked: &Comparison,
+    probes: &[Probe],
+    (i, baseline): (usize, usize),
+    around: Surroundings<'_>,
+) -> Result<u64> {
+    let (arm, probe) = (&asked.arms[i], &probes[i]);
+    let label = &arm.label;
+    if let Some(steps) = state.find(label).and_then(|a| a.steps) {
+        return Ok(steps);
+    }
+    let base = &asked.arms[baseline];
+    let mut measured = None;
+    let steps = if *label == base.label {
+        base.plan.steps
+    } else {
+        match asked.budget {
+            Budget::Tokens => arm.plan.steps,
+            Budget::Flops => {
+                let other = &probes[baseline];
+                let target = arithmetic::flops_of_run(&other.student, other.teacher.as_ref(), &other.settled);
+                steps_for_flops(target, &probe.student, probe.teacher.as_ref(), &probe.settled)
+            }
+            Budget::Seconds => {
+                let first = asked.seeds.first().copied().unwrap_or_default();
+                let target = Metrics::read(&runs::folder(&asked.out, &base.label, first))?.seconds;
+                around.progress.note(&format!("{label}: measuring seconds per step"));
+                let per_step = seconds_per_step(Session::open(&arm.plan, around)?)?;
+                measured = Some(per_step);
+                steps_for_seconds(target, per_step)
+            }
+        }
+    };
+    if asked.budget != Budget::Tokens {
+        let how = measured.map_or_else(String::new, |s| format!(" at {s:.4} s each"));
+        around.progress.note(&format!(
+            "{label}: {steps} steps{how}, for the {} of {}",
+            asked.budget.name(),
+            base.label
+        ));
+    }
+    if let Some(known) = state.find(label) {
+        (known.steps, known.seconds_per_step) = (Some(steps), measured);
+    }
+    state.write(&asked.out)?;
+    Ok(steps)
+}

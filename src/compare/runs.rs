@@ -1,0 +1,140 @@
+//! One run of a comparison: where it lies, how far it is, training it, and what its metrics say.
+
+use crate::config::{Overrides, Plan, RunFile, load};
+use crate::error::{Error, Result};
+use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, train};
+use crate::train::session::{Session, Surroundings};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+use super::arms::folder_name;
+
+/// Checkpoints inside a run folder.
+const CHECKPOINTS: &str = "checkpoints";
+
+/// The run folder of an arm and a seed.
+pub fn folder(out: &Path, label: &str, seed: u64) -> PathBuf {
+    out.join("runs").join(folder_name(label)).join(format!("seed-{seed}"))
+}
+
+/// Whether the run is over: the exported model is the last thing that it writes.
+pub fn is_finished(run: &Path) -> bool {
+    run.join(MODEL_FOLDER).is_dir()
+}
+
+/// Errs if `run` is finished and was another one than `plan` (settled) says.
+pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
+    let file = RunFile::find(&run.to_string_lossy())?;
+    let stored = load(Some(&file), &Overrides::default())?.plan;
+    let differences = plan.mathematics_differences(&stored.mathematics());
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{}: the finished run there is another one ({}); give the arm another label, or choose another --out",
+        run.display(),
+        differences.join("; ")
+    )))
+}
+
+/// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its checkpoints go, unless
+/// they are to be kept.
+pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Surroundings<'_>) -> Result<()> {
+    if !is_finished(run) {
+        train(Session::open(plan, around)?, run, true, around.progress)?;
+    }
+    let checkpoints = run.join(CHECKPOINTS);
+    if !keep_checkpoints && checkpoints.is_dir() {
+        std::fs::remove_dir_all(&checkpoints).map_err(|e| Error::io("remove", &checkpoints, e))?;
+    }
+    Ok(())
+}
+
+/// One validation of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: f64,
+    /// Operations executed.
+    pub flops: f64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Mean cross-entropy, over the sequences that `eval.rows` names.
+    pub val_loss: f64,
+}
+
+/// What the metrics of a finished run say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metrics {
+    /// Validations, in order.
+    pub curve: Vec<Point>,
+    /// Training tokens seen.
+    pub tokens: f64,
+    /// Operations executed.
+    pub flops: f64,
+    /// Seconds of training.
+    pub seconds: f64,
+}
+
+impl Metrics {
+    /// Reads `metrics.jsonl` of a run folder.
+    pub fn read(run: &Path) -> Result<Self> {
+        let path = run.join(METRICS_FILE);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        let last = |key: &str| {
+            lines.iter().rev().find_map(|l| l[key].as_f64()).ok_or_else(|| {
+                Error::data(format!(
+                    "{}: no line has \"{key}\"; remove the run folder and compare again",
+                    path.display()
+                ))
+            })
+        };
+        let point = |l: &Value| {
+            Some(Point {
+                step: l["step"].as_u64()?,
+                val_loss: l["val_loss"].as_f64()?,
+                tokens: l["tokens"].as_f64()?,
+                flops: l["flops"].as_f64()?,
+                seconds: l["seconds"].as_f64()?,
+            })
+        };
+        Ok(Self {
+            curve: lines.iter().filter_map(point).collect(),
+            tokens: last("tokens")?,
+            flops: last("flops")?,
+            seconds: last("seconds")?,
+        })
+    }
+}
+
+/// The resolved plan of a run folder.
+pub fn plan_of(run: &Path) -> Result<Plan> {
+    let file = RunFile::find(&run.join(CONFIG_FILE).to_string_lossy())?;
+    Ok(load(Some(&file), &Overrides::default())?.plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_give_the_curve_and_the_totals() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = [
+            r#"{"step":0,"val_loss":9.0,"tokens":0,"flops":0.0,"seconds":0.0}"#,
+            r#"{"step":1,"loss":8.0,"tokens":64,"flops":10.0,"seconds":0.5}"#,
+            r#"{"step":2,"loss":7.0,"tokens":128,"flops":20.0,"seconds":1.0}"#,
+            r#"{"step":2,"val_loss":7.5,"tokens":128,"flops":20.0,"seconds":1.0}"#,
+        ];
+        std::fs::write(folder.path().join(METRICS_FILE), lines.join("\n")).unwrap();
+        let found = Metrics::read(folder.path()).unwrap();
+        let losses: Vec<(u64, f64)> = found.curve.iter().map(|p| (p.step, p.val_loss)).collect();
+        assert_eq!(losses, [(0, 9.0), (2, 7.5)]);
+        assert_eq!((found.tokens, found.flops, found.seconds), (128.0, 20.0, 1.0));
+        std::fs::write(folder.path().join(METRICS_FILE), "").unwrap();
+        assert!(Metrics::read(folder.path()).unwrap_err().to_string().contains("no line has"));
+    }
+}
