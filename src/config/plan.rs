@@ -281,6 +281,12 @@ impl Plan {
         self.method == Method::Eslm && self.select.alpha > 0.0
     }
 
+    /// Whether a selecting step scores and differentiates in one pass over the head, once there is a threshold to carry. A
+    /// teacher that only kept rows are compared with is better asked afterwards.
+    pub fn one_pass(&self) -> bool {
+        self.select.pool == Pool::Carried && (!self.uses_teacher() || self.score_needs_teacher())
+    }
+
     /// How selection divides the tokens of a micro-batch at confidence level `alpha`.
     pub fn selector(&self, alpha: f64) -> Selector {
         Selector { alpha, pool: self.select.pool, tail: self.select.tail }
