@@ -5,6 +5,7 @@ use super::text::{Table, count, flops, seconds};
 use super::train::use_threads;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
+use crate::compare::report::{self, REPORT_HTML};
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::{Comparison, compare};
 use crate::error::{Error, Result};
@@ -69,6 +70,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     }
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;
+    report::write(&summary)?;
     ui.result(&summary.json(), || human(&summary))
 }
 
@@ -120,7 +122,8 @@ fn human(summary: &Summary) -> String {
         ]);
     }
     let at = |name: &str| summary.out.join(name).display().to_string();
-    let mut text = format!("{table}\nruns: {}\ncurves: {}\n", at(REPORT_CSV), at(CURVES_CSV));
+    let mut text =
+        format!("{table}\nreport: {}\nruns: {}\ncurves: {}\n", at(REPORT_HTML), at(REPORT_CSV), at(CURVES_CSV));
     if !summary.missing.is_empty() {
         text += &format!("{} runs are not finished and not in it\n", summary.missing.len());
     }

@@ -2,15 +2,18 @@
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
-//! [`stats`].
+//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]).
 
 pub mod arms;
 pub mod budget;
 pub mod evaluate;
+pub mod figures;
+pub mod report;
 pub mod runs;
 pub mod state;
 pub mod stats;
 pub mod summary;
+pub mod svg;
 
 use crate::config::{Plan, arithmetic};
 use crate::data::prepare::DataDir;

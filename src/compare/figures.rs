@@ -1,0 +1,161 @@
+//! The charts of a comparison: cross-entropy against tokens, FLOPs and seconds, and by token frequency.
+
+use super::runs::Point;
+use super::summary::{ArmResult, Summary};
+use super::svg::{Chart, Line, MOST_LINES};
+
+/// Share of the longest run after which the losses decide what part of the axis is shown.
+const START: f64 = 0.2;
+
+/// Arms that share a chart: all of them, or the baseline with as many others as there is room for.
+pub fn groups(summary: &Summary) -> Vec<Vec<usize>> {
+    let others: Vec<usize> = (0..summary.arms.len()).filter(|i| Some(*i) != summary.baseline).collect();
+    let base: Vec<usize> = summary.baseline.into_iter().collect();
+    if others.is_empty() {
+        return vec![base];
+    }
+    let charts = others.len().div_ceil(MOST_LINES - base.len());
+    let each = others.len().div_ceil(charts);
+    others.chunks(each).map(|part| [base.as_slice(), part].concat()).collect()
+}
+
+/// Style of an arm in a group: 0 is the baseline's alone.
+fn style(summary: &Summary, group: &[usize], place: usize) -> usize {
+    let shift = usize::from(summary.baseline != group.first().copied());
+    (place + shift) % MOST_LINES
+}
+
+/// A quantity of the x axis.
+struct Axis {
+    name: &'static str,
+    of: fn(&Point) -> f64,
+    /// Name of a unit and how much of the quantity it is, ascending.
+    units: &'static [(&'static str, f64)],
+}
+
+const TOKENS: Axis = Axis {
+    name: "training tokens",
+    of: |p| p.tokens,
+    units: &[("", 1.0), ("thousands", 1e3), ("millions", 1e6), ("billions", 1e9), ("trillions", 1e12)],
+};
+const FLOPS: Axis = Axis {
+    name: "executed operations",
+    of: |p| p.flops,
+    units: &[
+        ("FLOP", 1.0),
+        ("MFLOP", 1e6),
+        ("GFLOP", 1e9),
+        ("TFLOP", 1e12),
+        ("PFLOP", 1e15),
+        ("EFLOP", 1e18),
+        ("ZFLOP", 1e21),
+    ],
+};
+const SECONDS: Axis = Axis {
+    name: "training time",
+    of: |p| p.seconds,
+    units: &[("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0)],
+};
+
+impl Axis {
+    /// The largest unit of which the axis has more than two; and the axis' name with it.
+    fn unit(&self, most: f64) -> (String, f64) {
+        let (unit, size) = self.units.iter().rev().find(|(_, size)| most > 2.0 * size).unwrap_or(&self.units[0]);
+        let name = if unit.is_empty() { self.name.to_string() } else { format!("{} ({unit})", self.name) };
+        (name, *size)
+    }
+}
+
+/// Validation cross-entropy of a group against tokens, FLOPs and seconds.
+pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
+    let arms: Vec<&ArmResult> = group.iter().map(|&i| &summary.arms[i]).collect();
+    [TOKENS, FLOPS, SECONDS]
+        .iter()
+        .map(|axis| {
+            let most = arms.iter().flat_map(|a| &a.curve).map(axis.of).fold(0.0, f64::max);
+            let (x, size) = axis.unit(most);
+            let lines = (arms.iter().enumerate())
+                .map(|(place, arm)| Line {
+                    name: arm.arm.label.clone(),
+                    style: style(summary, group, place),
+                    points: arm.curve.iter().map(|p| ((axis.of)(p) / size, p.val_loss)).collect(),
+                    band: arm.band.clone(),
+                })
+                .collect();
+            Chart {
+                title: format!("Validation cross-entropy against {}", axis.name),
+                range: focus(&arms, axis, most),
+                x,
+                y: "validation CE (nats per token)".into(),
+                lines,
+                places: Vec::new(),
+                zero: false,
+            }
+        })
+        .collect()
+}
+
+/// The part of y that later points fill: the fall from the first losses would hide every difference.
+fn focus(arms: &[&ArmResult], axis: &Axis, most: f64) -> (f64, f64) {
+    let mut low = f64::INFINITY;
+    let mut high = f64::NEG_INFINITY;
+    for arm in arms {
+        let late = arm.curve.iter().position(|p| (axis.of)(p) >= START * most).unwrap_or(0);
+        for (low_y, high_y) in arm.band.iter().skip(late) {
+            (low, high) = (low.min(*low_y), high.max(*high_y));
+        }
+    }
+    pad(low, high)
+}
+
+/// Some room above and below; never an empty range.
+fn pad(low: f64, high: f64) -> (f64, f64) {
+    if !low.is_finite() || !high.is_finite() {
+        return (0.0, 1.0);
+    }
+    let room = (0.05 * (high - low)).max(1e-3);
+    (low - room, high + room)
+}
+
+/// Mean over the seeds of every decile's cross-entropy.
+pub fn deciles(arm: &ArmResult) -> Vec<f64> {
+    let n = arm.runs.iter().map(|r| r.evaluation.deciles.len()).min().unwrap_or(0);
+    (0..n).filter_map(|g| arm.spread(|r| Some(r.evaluation.deciles[g].ce)).map(|s| s.mean)).collect()
+}
+
+/// Deciles of `arm` less those of the baseline, over the seeds that both have.
+pub fn decile_differences(arm: &ArmResult, base: &ArmResult) -> Vec<f64> {
+    let pairs: Vec<_> = (arm.runs.iter())
+        .filter_map(|r| Some((r, base.runs.iter().find(|b| b.seed == r.seed)?)))
+        .map(|(r, b)| (&r.evaluation.deciles, &b.evaluation.deciles))
+        .collect();
+    let groups = pairs.iter().map(|(a, b)| a.len().min(b.len())).min().unwrap_or(0);
+    (0..groups).map(|g| pairs.iter().map(|(a, b)| a[g].ce - b[g].ce).sum::<f64>() / pairs.len() as f64).collect()
+}
+
+/// Differences to the baseline by token frequency; None without a baseline or anything beside it.
+pub fn decile_chart(summary: &Summary, group: &[usize]) -> Option<Chart> {
+    let base = &summary.arms[summary.baseline?];
+    let lines: Vec<Line> = (group.iter().enumerate())
+        .filter(|(_, i)| Some(**i) != summary.baseline)
+        .map(|(place, &i)| Line {
+            name: summary.arms[i].arm.label.clone(),
+            style: style(summary, group, place),
+            points: (1..).map(f64::from).zip(decile_differences(&summary.arms[i], base)).collect(),
+            band: Vec::new(),
+        })
+        .filter(|line| !line.points.is_empty())
+        .collect();
+    let ys = || lines.iter().flat_map(|l| &l.points).map(|p| p.1);
+    let range = pad(ys().fold(0.0, f64::min), ys().fold(0.0, f64::max));
+    let places = (1..=lines.first()?.points.len()).map(|g| g.to_string()).collect();
+    Some(Chart {
+        title: format!("Difference of cross-entropy to {} by token frequency", base.arm.label),
+        x: "decile of validation tokens, from rare to frequent in the training tokens".into(),
+        y: "difference of CE (nats)".into(),
+        lines,
+        range,
+        places,
+        zero: true,
+    })
+}
