@@ -21,6 +21,8 @@ pub enum Stream {
     Split = 6,
     /// Dropped tokens that the mean-CVaR mixture draws.
     Rest = 7,
+    /// The `random` score of phase one.
+    Probe = 9,
 }
 
 /// A generator for one (seed, stream): every method takes the index of the draw.

@@ -99,6 +99,29 @@ impl Score {
 }
 
 choice! {
+    /// What ranks the sequences of a micro-batch in phase one.
+    ProbeScore ("probe score") {
+        /// Mean entropy of the early prediction.
+        Entropy = "entropy",
+        /// Mean negative log-likelihood of the targets under it.
+        Loss = "loss",
+        /// Uniform draws: the control at equal keep.
+        Random = "random",
+    }
+}
+
+impl ProbeScore {
+    /// The token score whose mean it is.
+    pub fn of_tokens(self) -> Score {
+        match self {
+            Self::Entropy => Score::Entropy,
+            Self::Loss => Score::Loss,
+            Self::Random => Score::Random,
+        }
+    }
+}
+
+choice! {
     /// The positions that share one threshold.
     Pool ("pool") {
         /// All positions of a micro-batch (the paper's batch): `micro_rows` becomes part of the mathematics.

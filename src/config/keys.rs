@@ -2,7 +2,7 @@
 //! [`super::Plan`]; rules look only at keys above them.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, Pool, ScheduleKind, Score,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, Pool, ProbeScore, ScheduleKind, Score,
     Tail, list,
 };
 use toml::Value;
@@ -128,6 +128,15 @@ pub const KEYS: &[Key] = &[
         "share of the dropped tokens drawn for the mean of all, where mix < 1",
     ),
     key("select.carry", BELOW_ONE, Is("0.9"), "share of the old threshold in the new one, where pool = \"carried\""),
+    key("select.alpha_seq", BELOW_ONE, Is("0.0"), "share of a micro-batch's sequences that phase one drops"),
+    key("select.exit_layer", count(1), Is("1"), "blocks before phase one"),
+    key("select.probe_stride", count(1), Is("8"), "phase one probes one position of so many"),
+    key(
+        "select.probe_score",
+        Kind::Choice(ProbeScore::NAMES),
+        Is("\"entropy\""),
+        "what ranks the sequences: its mean over the probed positions",
+    ),
     key(
         "objective.lambda",
         SHARE,

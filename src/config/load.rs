@@ -110,9 +110,10 @@ impl Resolved {
             ));
         }
         if plan.micro_rows_matter() {
-            note("select.pool = \"micro-batch\" makes machine.micro_rows part of the mathematics".to_string());
+            let why = if plan.select.alpha_seq > 0.0 { "alpha_seq > 0" } else { "pool = \"micro-batch\"" };
+            note(format!("select.{why} makes machine.micro_rows part of the mathematics"));
         }
-        if plan.method == Method::Eslm && plan.select.alpha == 0.0 {
+        if plan.method == Method::Eslm && !plan.selects() {
             note("method = \"eslm\" with select.alpha = 0 keeps every token, as \"clm\" does".to_string());
         }
         if plan.teacher.is_some() && !plan.uses_teacher() {
@@ -131,6 +132,7 @@ impl Resolved {
             ("select.ramp", Value::Integer(0)),
             ("select.schedule", Value::String(AlphaSchedule::Fixed.to_string())),
             ("select.mix", Value::Float(1.0)),
+            ("select.alpha_seq", Value::Float(0.0)),
         ] {
             let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
             let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set);
@@ -231,6 +233,15 @@ impl Resolved {
                 "{}: select.score = \"entropy-kl\" is normalised within its pool, and pool = \"carried\" has none; choose \
                  pool = \"sequence\" or another score",
                 origin("select.score")
+            )));
+        }
+        if select.alpha_seq > 0.0 && select.mix < 1.0 {
+            return Err(Error::usage(format!(
+                "{}: select.mix = {} weighs the mean of all tokens, of which phase one (alpha_seq = {}) never sees those of the \
+                 sequences it drops; set mix = 1 or alpha_seq = 0",
+                origin("select.mix"),
+                select.mix,
+                select.alpha_seq
             )));
         }
         let clamp = select.alpha_min..=select.alpha_max;

@@ -2,8 +2,8 @@
 //! `config.toml` of a run folder, which is itself a run file.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ScheduleKind,
-    Score, Tail,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ProbeScore,
+    ScheduleKind, Score, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
@@ -138,6 +138,43 @@ pub struct SelectPlan {
     pub rest: f64,
     /// Share of the old threshold in the new one, where `pool` is `carried`.
     pub carry: f64,
+    /// Share in [0, 1) of a micro-batch's sequences that phase one drops; 0 is no phase one.
+    pub alpha_seq: f64,
+    /// Blocks before phase one.
+    pub exit_layer: usize,
+    /// Phase one probes the last of so many positions.
+    pub probe_stride: usize,
+    /// What ranks the sequences.
+    pub probe_score: ProbeScore,
+}
+
+/// Confidence levels of a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Level {
+    /// Of the token selection.
+    pub alpha: f64,
+    /// Of phase one.
+    pub alpha_seq: f64,
+}
+
+impl From<f64> for Level {
+    /// Without phase one.
+    fn from(alpha: f64) -> Self {
+        Self { alpha, alpha_seq: 0.0 }
+    }
+}
+
+impl Level {
+    /// Part of the way there.
+    #[must_use]
+    pub fn scaled(self, share: f64) -> Self {
+        Self { alpha: self.alpha * share, alpha_seq: self.alpha_seq * share }
+    }
+
+    /// Whether nothing is dropped.
+    pub fn is_plain(self) -> bool {
+        self == Self::default()
+    }
 }
 
 impl SelectPlan {
@@ -276,9 +313,28 @@ impl Plan {
         self.tokens_per_step().saturating_mul(self.steps)
     }
 
-    /// Whether any step can drop a token.
+    /// Whether any step can drop a token, alone or with its sequence.
     pub fn selects(&self) -> bool {
-        self.method == Method::Eslm && self.select.alpha > 0.0
+        self.method == Method::Eslm && (self.select.alpha > 0.0 || self.select.alpha_seq > 0.0)
+    }
+
+    /// The confidence levels that a run is on its way to; 0 throughout for `clm`.
+    pub fn level(&self) -> Level {
+        match self.selects() {
+            true => Level { alpha: self.select.alpha, alpha_seq: self.select.alpha_seq },
+            false => Level::default(),
+        }
+    }
+
+    /// The levels of a 0-based step as far as the plan alone knows them: a schedule other than `fixed` depends on what the
+    /// run sees ([`crate::select::Memory::alpha`]).
+    pub fn level_at(&self, step: u64) -> Level {
+        self.level().scaled(self.select.ramp_at(step))
+    }
+
+    /// Alpha of the token selection at a 0-based step, as [`Plan::level_at`].
+    pub fn alpha_at(&self, step: u64) -> f64 {
+        self.level_at(step).alpha
     }
 
     /// Whether a selecting step scores and differentiates in one pass over the head, once there is a threshold to carry. A
@@ -292,15 +348,11 @@ impl Plan {
         Selector { alpha, pool: self.select.pool, tail: self.select.tail }
     }
 
-    /// Alpha of a 0-based step as far as the plan alone knows it; 0 throughout for `clm`. A schedule other than `fixed`
-    /// depends on what the run sees: [`crate::select::Memory::alpha`].
-    pub fn alpha_at(&self, step: u64) -> f64 {
-        if self.selects() { self.select.alpha_at(step) } else { 0.0 }
-    }
 
-    /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch.
+    /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch's tokens, or by
+    /// its sequences.
     pub fn micro_rows_matter(&self) -> bool {
-        self.selects() && self.select.pool == Pool::MicroBatch
+        self.selects() && (self.select.pool == Pool::MicroBatch || self.select.alpha_seq > 0.0)
     }
 
     /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,

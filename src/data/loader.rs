@@ -59,6 +59,24 @@ impl Batch {
         }
     }
 
+    /// Some rows, in the given order.
+    ///
+    /// # Panics
+    /// When there is no such row, as slices do.
+    #[must_use]
+    pub fn pick(&self, rows: &[u32]) -> Self {
+        let mut picked = Self::with_capacity(rows.len(), self.context);
+        for row in rows.iter().map(|&r| r as usize) {
+            let positions = row * self.context..(row + 1) * self.context;
+            picked.inputs.extend_from_slice(&self.inputs[positions.clone()]);
+            picked.targets.extend_from_slice(&self.targets[positions.clone()]);
+            picked.valid.extend_from_slice(&self.valid[positions]);
+            picked.sequence_ids.push(self.sequence_ids[row]);
+        }
+        picked.rows = rows.len();
+        picked
+    }
+
     /// Number of predictions that count.
     pub fn valid_count(&self) -> usize {
         self.valid.iter().filter(|v| **v).count()

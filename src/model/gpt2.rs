@@ -25,25 +25,25 @@ pub struct Gpt2 {
 /// What the backward needs of one forward over `batch x context` positions.
 #[derive(Debug)]
 pub struct Tape {
-    tokens: Vec<u32>,
-    shape: Shape,
-    blocks: Vec<BlockTape>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) shape: Shape,
+    pub(super) blocks: Vec<BlockTape>,
     /// Input of the final norm and its statistics.
-    last: Tensor,
-    last_stats: Tensor,
+    pub(super) last: Tensor,
+    pub(super) last_stats: Tensor,
 }
 
 /// Kept per block: 10 D + F / D floats per position or so; layer-norm outputs and activations are formed again.
 #[derive(Debug)]
 pub(super) struct BlockTape {
-    x: Tensor,
-    ln_1_stats: Tensor,
+    pub(super) x: Tensor,
+    pub(super) ln_1_stats: Tensor,
     /// Queries, keys and values side by side, [B T, 3 D].
     pub(super) qkv: Tensor,
-    attended: Attended,
-    mid: Tensor,
-    ln_2_stats: Tensor,
-    fc: Tensor,
+    pub(super) attended: Attended,
+    pub(super) mid: Tensor,
+    pub(super) ln_2_stats: Tensor,
+    pub(super) fc: Tensor,
 }
 
 impl Gpt2 {
@@ -59,17 +59,7 @@ impl Gpt2 {
 
     /// As [`Gpt2::forward`], with the tape that [`Gpt2::backward`] consumes.
     pub fn forward_with_tape(&self, tokens: &[u32], context: usize) -> Result<(Tensor, Tape)> {
-        let shape = self.shape(tokens, context);
-        let mut x = self.embed(tokens, context)?;
-        let mut blocks = Vec::with_capacity(self.config.n_layer);
-        for l in 0..self.config.n_layer {
-            let (tape, next) = self.block_forward(l, x, shape)?;
-            blocks.push(tape);
-            x = next;
-        }
-        let normed = self.final_norm(&x)?;
-        let tape = Tape { tokens: tokens.to_vec(), shape, blocks, last: x, last_stats: normed.stats };
-        Ok((normed.out, tape))
+        self.finish(self.begin(tokens, context, 0)?)
     }
 
     /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k
@@ -94,11 +84,11 @@ impl Gpt2 {
         embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)
     }
 
-    fn shape(&self, tokens: &[u32], context: usize) -> Shape {
+    pub(super) fn shape(&self, tokens: &[u32], context: usize) -> Shape {
         Shape { batch: tokens.len() / context, context, heads: self.config.n_head }
     }
 
-    fn embed(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
+    pub(super) fn embed(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
         embed::forward(self.params.wte(), self.params.wpe(), tokens, context, 0)
     }
 

@@ -3,6 +3,7 @@
 mod birth;
 mod cache;
 mod config;
+mod early_exit;
 mod gpt2;
 mod params;
 pub mod preset;
@@ -10,5 +11,6 @@ pub mod weights;
 
 pub use cache::Cache;
 pub use config::Gpt2Config;
+pub use early_exit::Partial;
 pub use gpt2::{Gpt2, Tape};
 pub use params::{Block, Layout, ParamSet};

@@ -44,7 +44,7 @@ impl Memory {
         }
         let select = &plan.select;
         let target = match select.schedule {
-            AlphaSchedule::Fixed => return select.alpha_at(step),
+            AlphaSchedule::Fixed => select.alpha,
             AlphaSchedule::AdaEslm => self.ada.as_ref().map_or(select.alpha, |ada| ada.alpha),
             AlphaSchedule::EasyShare => self.easy.as_ref().map_or(0.0, |easy| easy.alpha(select.alpha)),
         };

@@ -2,6 +2,7 @@
 
 mod adaptive;
 mod carried;
+mod hierarchical;
 mod memory;
 mod mixture;
 mod score;
@@ -9,6 +10,7 @@ mod selector;
 
 pub use adaptive::{AdaEslm, EasyShare};
 pub use carried::Carried;
+pub use hierarchical::{keep_sequences, probe_rows};
 pub use memory::{Memory, Observed, exact_var};
 pub use mixture::{Mixture, Rows};
 pub use score::{ScoreContext, score_is_finite, score_of, scores};

@@ -21,6 +21,12 @@ impl<'a> ScoreContext<'a> {
         Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
     }
 
+    /// The same for the probes of phase one, whose random scores are no token's.
+    #[must_use]
+    pub fn for_probes(self, seed: u64) -> Self {
+        Self { rng: Rng::new(seed, Stream::Probe), ..self }
+    }
+
     /// The generator of `random` scores.
     pub fn rng(&self) -> Rng {
         self.rng

@@ -56,11 +56,11 @@ pub struct StepEvent {
     pub step: u64,
     /// The objective that was minimised: mean over the kept tokens.
     pub loss: f64,
-    /// Mean cross-entropy of all tokens: the honest metric.
-    pub full_loss: f64,
+    /// Mean cross-entropy of all tokens: the honest metric. None where phase one left sequences unscored.
+    pub full_loss: Option<f64>,
     /// Mean cross-entropy of the kept tokens.
     pub kept_loss: f64,
-    /// Mean cross-entropy of the dropped tokens; None where none was dropped.
+    /// Mean cross-entropy of the dropped tokens of the sequences that went on; None where none was dropped.
     pub dropped_loss: Option<f64>,
     /// Number of kept tokens in the step.
     pub kept: u64,
@@ -70,6 +70,8 @@ pub struct StepEvent {
     pub effective_rows: f64,
     /// Kept tokens over valid tokens.
     pub kept_share: f64,
+    /// Sequences that went on after phase one, over all.
+    pub sequences_share: f64,
     /// Confidence level of the selection.
     pub alpha: f64,
     /// Value at risk: the lowest kept score, averaged over pools; None without scores.
@@ -271,6 +273,7 @@ fn step_line(e: &StepEvent) -> Value {
         "dropped_loss": e.dropped_loss,
         "kept": e.kept,
         "kept_share": e.kept_share,
+        "sequences_share": e.sequences_share,
         "alpha": e.alpha,
         "var": e.var,
         "cvar": e.cvar,
@@ -369,10 +372,10 @@ fn figures(e: &StepEvent, steps: u64, origin: (u64, f64)) -> String {
     let done = e.step.saturating_sub(origin.0).max(1);
     let eta = (e.seconds - origin.1) / done as f64 * steps.saturating_sub(e.step) as f64;
     format!(
-        "step {}/{steps}  loss {:.4}  full {:.4}  kept {:.0}%  lr {:.2e}  {:.0} tok/s  ETA {}",
+        "step {}/{steps}  loss {:.4}  full {}  kept {:.0}%  lr {:.2e}  {:.0} tok/s  ETA {}",
         e.step,
         e.loss,
-        e.full_loss,
+        e.full_loss.map_or_else(|| "-".to_string(), |loss| format!("{loss:.4}")),
         100.0 * e.kept_share,
         e.lr,
         e.tokens_per_second,

@@ -2,14 +2,15 @@
 
 use super::report::StepReport;
 use super::step::Trainer;
-use crate::config::arithmetic::{self, Work};
+use crate::config::arithmetic::{self, Probe, Work};
 use crate::config::{BackwardMode, HeadMode, Pool, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::Partial;
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
-use crate::select::{Carried, Mixture, Rows, ScoreContext, Selection, score_is_finite, score_of, scores};
+use crate::select::{Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, probe_rows, score_is_finite, score_of, scores};
 use candle_core::Tensor;
 use std::borrow::Cow;
 use std::time::Instant;
@@ -24,6 +25,15 @@ struct Micro<'a> {
     mixture: Mixture,
     /// Whether the teacher's logits are read at every position, for the score or because every position counts.
     together: bool,
+}
+
+/// A forward pass after phase one.
+struct Begun {
+    partial: Partial,
+    /// What phase one cost; None without it.
+    probe: Option<Probe>,
+    /// The sequences that go on; None where all do.
+    left: Option<Vec<u32>>,
 }
 
 /// Rows that carry gradient, ascending, and their gradient at the head's input [k, D].
@@ -42,6 +52,13 @@ impl Trainer {
         report: &mut StepReport,
     ) -> Result<()> {
         let mut clock = Clock::start();
+        let numbers = ScoreContext::new(self.plan.seed, first_sequence);
+        let Begun { partial, probe, left } = self.phase_one(batch, numbers, report.alpha_seq)?;
+        let picked = left.as_ref().map(|left| batch.pick(left));
+        let (sequences, batch) = (batch.rows, picked.as_ref().unwrap_or(batch));
+        let numbers = numbers.among(left.as_deref());
+        report.sequences.0 += sequences as u64;
+        report.sequences.1 += batch.rows as u64;
         let context = batch.context;
         let keep = self.plan.machine.head != HeadMode::Recompute;
         let score = (report.alpha > 0.0).then_some(self.plan.select.score);
@@ -52,10 +69,9 @@ impl Trainer {
             temperature: if self.teacher.is_some() { self.plan.objective.temperature as f32 } else { 1.0 },
         };
         let together = teacher_scores || score.is_none();
-        let numbers = ScoreContext::new(self.plan.seed, first_sequence);
         let micro = Micro { batch, numbers, score, mix, mixture, together };
 
-        let (hidden, tape) = self.student.forward_with_tape(&batch.inputs, context)?;
+        let (hidden, tape) = self.student.finish(partial)?;
         clock.lap(&mut report.phases.forward);
         let signal = match &self.teacher {
             Some(teacher) if mix.lambda > 0.0 || teacher_scores => {
@@ -78,6 +94,7 @@ impl Trainer {
             kept: head.as_ref().map_or(0, |head| head.rows.len() as u64),
             selecting: score.is_some(),
             one_pass: one_pass.is_some(),
+            probe,
         };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
@@ -95,6 +112,34 @@ impl Trainer {
         }
         clock.lap(&mut report.phases.backward);
         Ok(())
+    }
+
+    /// The student's first blocks, and the sequences that go on from there.
+    fn phase_one(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
+        let select = &self.plan.select;
+        if alpha_seq == 0.0 {
+            let partial = self.student.begin(&batch.inputs, batch.context, 0)?;
+            return Ok(Begun { partial, probe: None, left: None });
+        }
+        let partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
+        let rows = probe_rows(batch.rows, batch.context, select.probe_stride);
+        let hidden = self.student.probe(&partial, &rows)?;
+        let mut logits = Logits::new(hidden, self.student.params.wte().clone(), false);
+        let stats = head::scan(&mut logits, None, &pick(Some(&rows), &batch.targets), 1.0)?;
+        let (score, numbers) = (select.probe_score.of_tokens(), numbers.for_probes(self.plan.seed));
+        let valid = pick(Some(&rows), &batch.valid);
+        let one = |(i, &row): (usize, &u32)| {
+            let value = score_of(score, &stats[i], || numbers.token(row as usize, batch.context), numbers.rng());
+            if valid[i] { score_is_finite(score, value, row as usize, batch) } else { Ok(0.0) }
+        };
+        let scores = rows.iter().enumerate().map(one).collect::<Result<Vec<f32>>>()?;
+        let left = keep_sequences(alpha_seq, batch.rows, &scores, &valid);
+        let probe = Probe {
+            sequences: batch.rows as u64,
+            exit_layer: select.exit_layer as u64,
+            rows: rows.len() as u64,
+        };
+        Ok(Begun { partial: partial.keep(&left)?, probe: Some(probe), left: Some(left) })
     }
 
     /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None if there are none.

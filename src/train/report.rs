@@ -15,6 +15,10 @@ const EASY_NLL: f32 = 0.105_360_52;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
     /// Positions that count.
+    pub tokens: u64,
+    /// Sequences, and those of them that went on after phase one.
+    pub sequences: (u64, u64),
+    /// Positions that count in the sequences that went on: the others were never scored.
     pub valid: u64,
     /// Those of them that the selector kept.
     pub kept: u64,
@@ -24,7 +28,7 @@ pub struct StepReport {
     pub loss: f64,
     /// What sums are divided by: the kept positions, unless the mixture fixed their number beforehand.
     pub denominator: f64,
-    /// Sum of the cross-entropy over all positions.
+    /// Sum of the cross-entropy over the `valid` positions.
     pub nll: f64,
     /// Sum of the cross-entropy over kept positions.
     pub kept_nll: f64,
@@ -44,8 +48,10 @@ pub struct StepReport {
     pub ada_delta: Option<f64>,
     /// Sums over rows of the norm of their gradient at the head's input, and of its square.
     pub row_norms: (f64, f64),
-    /// Confidence level of the step.
+    /// Confidence level of the token selection, and of phase one.
     pub alpha: f64,
+    /// See `alpha`.
+    pub alpha_seq: f64,
     /// Learning rate of the step.
     pub lr: f64,
     /// Global norm of the mean loss's gradient, before clipping.

@@ -171,7 +171,7 @@ impl Run {
             report.phases.data = data_seconds;
             self.counters.step += 1;
             self.counters.cursor += plan.data.rows as u64;
-            self.counters.tokens += report.valid;
+            self.counters.tokens += report.tokens;
             self.counters.flops += report.flops;
             let seconds = started.elapsed().as_secs_f64();
             self.counters.seconds += seconds;
@@ -285,25 +285,26 @@ struct Window {
 
 impl Window {
     fn add(&mut self, report: &StepReport, seconds: f64) {
-        self.tokens += report.valid;
+        self.tokens += report.tokens;
         self.seconds += seconds;
         self.phases += report.phases;
     }
 
     fn event(self, report: &StepReport, counters: &Counters) -> StepEvent {
-        let (valid, kept) = (report.valid as f64, report.kept as f64);
+        let (tokens, valid, kept) = (report.tokens as f64, report.valid as f64, report.kept as f64);
         let dropped = valid - kept;
         StepEvent {
             step: counters.step,
             loss: report.loss / report.denominator,
-            full_loss: report.nll / valid,
+            full_loss: (report.valid == report.tokens).then(|| report.nll / valid),
             kept_loss: report.kept_nll / kept,
             dropped_loss: (dropped > 0.0).then(|| (report.nll - report.kept_nll) / dropped),
             kept: report.kept,
             rows: report.rows,
             effective_rows: report.effective_rows(),
-            kept_share: kept / valid,
+            kept_share: kept / tokens,
             alpha: report.alpha,
+            sequences_share: report.sequences.1 as f64 / report.sequences.0 as f64,
             var: (report.pools > 0).then(|| report.var / report.pools as f64),
             cvar: (report.pools > 0).then(|| report.cvar / kept),
             score_mean: (!report.scores.is_empty())

@@ -51,7 +51,10 @@ impl Trainer {
     }
 
     fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
-        let mut report = StepReport { alpha: self.memory.alpha(&self.plan, step), ..StepReport::default() };
+        let alpha = self.memory.alpha(&self.plan, step);
+        let alpha_seq = self.plan.level_at(step).alpha_seq;
+        let tokens = batch.valid_count() as u64;
+        let mut report = StepReport { alpha, alpha_seq, tokens, ..StepReport::default() };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
