@@ -4,7 +4,7 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
-use super::choice::{BackwardMode, HeadMode, MicroRows, Pool};
+use super::choice::{BackwardMode, Divergence, HeadMode, MicroRows, Pool, Signal};
 use super::load::largest_divisor;
 use super::plan::Plan;
 use crate::error::{Error, Result};
@@ -98,6 +98,8 @@ pub struct Work {
     pub kept: u64,
     /// Whether scores were formed: a step of the burn-in, for one, asks for none.
     pub selecting: bool,
+    /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
+    pub distils: bool,
 }
 
 /// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
@@ -106,12 +108,15 @@ pub struct Work {
 /// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
 /// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
 /// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
-/// one runs again for the gradient.
+/// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
+/// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
+/// head per token, are not counted.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting } = work;
+    let Work { sequences, context, kept, selecting, distils } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute;
-    let distils = teacher.is_some() && plan.objective.lambda > 0.0;
+    let distils = teacher.is_some() && distils;
+    let summed = u64::from(distils && sums_first(plan));
     let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
     let mut flops = Flops {
         student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
@@ -123,12 +128,13 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
             BackwardMode::Exact => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
         };
-        // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
-        let again = if recompute { 1 + u64::from(distils && selecting && !teacher_scores) } else { 0 };
+        // Formed again for the gradient, before that for the divergence's sums, and before that for the scan of the kept
+        // rows beside the teacher.
+        let again = if recompute { 1 + summed + u64::from(distils && selecting && !teacher_scores) } else { 0 };
         flops.student_backward = (trunk + head_backward(student, kept) + again * head_forward(student, kept)) as f64;
     }
     if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
-        let passes = 1 + u64::from(distils && recompute);
+        let passes = 1 + if distils && recompute { 1 + summed } else { 0 };
         flops.teacher = (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, kept)) as f64;
         if teacher_scores {
             flops.scoring += head_forward(teacher, dropped) as f64;
@@ -141,7 +147,13 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
 pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, alpha: f64) -> Flops {
     let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
     let kept = gradient_rows(plan, alpha);
-    flops(student, teacher, plan, Work { sequences, context, kept, selecting: alpha > 0.0 })
+    let distils = plan.objective.distils();
+    flops(student, teacher, plan, Work { sequences, context, kept, selecting: alpha > 0.0, distils })
+}
+
+/// Whether the divergence's sums take a pass over the vocabulary of their own.
+fn sums_first(plan: &Plan) -> bool {
+    plan.objective.signal == Signal::Dense && plan.objective.divergence != Divergence::ForwardKl
 }
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
@@ -149,7 +161,27 @@ pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &P
     let at = |alpha| flops_per_step(student, teacher, plan, alpha).total();
     let Stages { plain, ramp, full } = Stages::of(plan);
     let ramp_flops = if ramp > 0 { ramp as f64 * at(ramp_mean(plan, ramp)) } else { 0.0 };
-    plain as f64 * at(0.0) + ramp_flops + full as f64 * at(plan.select.alpha)
+    let all = plain as f64 * at(0.0) + ramp_flops + full as f64 * at(plan.select.alpha);
+    all - without_lambda(student, teacher, plan)
+}
+
+/// What the first or the last step saves where a scheduled lambda begins or ends at 0: nowhere between can it be 0.
+fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
+    if !plan.objective.distils() {
+        return 0.0;
+    }
+    let mut ends = vec![0, plan.steps - 1];
+    ends.dedup();
+    let silent = ends.into_iter().filter(|&step| plan.objective.lambda_at(step, plan.steps) == 0.0);
+    silent
+        .map(|step| {
+            let alpha = plan.alpha_at(step);
+            let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
+            let work =
+                Work { sequences, context, kept: gradient_rows(plan, alpha), selecting: alpha > 0.0, distils: false };
+            flops_per_step(student, teacher, plan, alpha).total() - flops(student, teacher, plan, work).total()
+        })
+        .sum()
 }
 
 /// Rows of an optimizer step that are kept at confidence level `alpha`: rounded up within each pool. The plan must be

@@ -26,10 +26,11 @@ impl Trainer {
         let (context, n) = (batch.context, batch.inputs.len());
         let keep = self.plan.machine.head != HeadMode::Recompute;
         let selecting = report.alpha > 0.0;
+        let objective = &self.plan.objective;
         let mix = Mix {
-            divergence: self.plan.objective.divergence(),
-            lambda: self.plan.objective.lambda as f32,
-            temperature: if self.teacher.is_some() { self.plan.objective.temperature as f32 } else { 1.0 },
+            lambda: report.lambda as f32,
+            temperature: if self.teacher.is_some() { report.temperature as f32 } else { 1.0 },
+            divergence: objective.divergence(),
         };
 
         let (hidden, tape) = self.student.forward_with_tape(&batch.inputs, context)?;
@@ -64,7 +65,13 @@ impl Trainer {
             if selecting { mixture.rows(selection.rows, &batch.valid, draw) } else { Rows::plain(selection.rows) };
         report.rows += rows.len() as u64;
         clock.lap(&mut report.phases.select);
-        let work = Work { sequences: batch.rows as u64, context: context as u64, kept: rows.len() as u64, selecting };
+        let work = Work {
+            sequences: batch.rows as u64,
+            context: context as u64,
+            kept: rows.len() as u64,
+            selecting,
+            distils: mix.lambda > 0.0,
+        };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         if rows.is_empty() {
@@ -88,9 +95,15 @@ impl Trainer {
             let divergences = rows.iter().zip(&stats).map(|(&r, s)| (r as usize, s.kl));
             check_finite("KL to the teacher", divergences, batch)?;
         }
+        let signal = match signal.filter(|_| mix.lambda > 0.0) {
+            Some(dense) => {
+                let tokens: Vec<u64> = rows.iter().map(|&r| numbers.token(r as usize, context)).collect();
+                Some(objective.signal_kind().reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
+            }
+            None => None,
+        };
         clock.lap(&mut report.phases.teacher);
-        let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
-        let loss = head::loss(&logits, signal, &stats, targets, &weights, mix, self.grads.wte())?;
+        let loss = head::loss(&logits, signal.as_ref(), &stats, targets, &weights, mix, self.grads.wte())?;
         report.loss += loss.sum;
         report.add_row_norms(&loss.d_hidden)?;
         drop(logits);

@@ -51,7 +51,12 @@ impl Trainer {
     }
 
     fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
-        let mut report = StepReport { alpha: self.memory.alpha(&self.plan, step), ..StepReport::default() };
+        let mut report = StepReport {
+            alpha: self.memory.alpha(&self.plan, step),
+            lambda: self.plan.objective.lambda_at(step, self.plan.steps),
+            temperature: self.plan.objective.temperature_at(step, self.plan.steps),
+            ..StepReport::default()
+        };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
