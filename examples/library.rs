@@ -17,7 +17,8 @@ struct Losses;
 impl EventSink for Losses {
     fn event(&mut self, event: &Event) -> Result<()> {
         if let Event::Step(e) = event {
-            println!("step {}: full-token loss {:.4}, {:.0} % kept", e.step, e.full_loss, 100.0 * e.kept_share);
+            let full = e.full_loss.map_or_else(|| "unknown".into(), |loss| format!("{loss:.4}"));
+            println!("step {}: full-token loss {full}, {:.0} % kept", e.step, 100.0 * e.kept_share);
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ pub enum Stream {
     Split = 6,
     /// Dropped tokens that the mean-CVaR mixture draws.
     Rest = 7,
+    /// Ids drawn from the teacher's distribution.
+    Teacher = 8,
     /// The `random` score of phase one.
     Probe = 9,
 }

@@ -3,7 +3,7 @@
 use super::text::{self, Table};
 use super::{ConfigArgs, Printer};
 use crate::config::arithmetic::{self, Flops, MemoryByPart};
-use crate::config::{Birth, Plan, Resolved};
+use crate::config::{Birth, Level, Plan, Resolved};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
@@ -81,7 +81,7 @@ struct Report {
     student: Gpt2Config,
     teacher: Option<Gpt2Config>,
     /// The target; 0 where nothing is selected.
-    alpha: f64,
+    level: Level,
     dense: Flops,
     selected: Flops,
     run: f64,
@@ -95,12 +95,12 @@ impl Report {
         let student = student_shape(plan, teacher.as_ref())?;
         arithmetic::check_fit(&student, teacher.as_ref(), plan)?;
         let settled = arithmetic::settle(&student, plan);
-        let alpha = if plan.selects() { plan.select.alpha } else { 0.0 };
-        let flops = |alpha| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, alpha);
-        let (dense, selected) = (flops(0.0), flops(alpha));
+        let level = plan.level();
+        let flops = |level| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, level);
+        let (dense, selected) = (flops(Level::default()), flops(level));
         let run = arithmetic::flops_of_run(&student, teacher.as_ref(), &settled);
         let memory = arithmetic::memory(&student, teacher.as_ref(), &settled);
-        Ok(Self { resolved, settled, student, teacher, alpha, dense, selected, run, memory })
+        Ok(Self { resolved, settled, student, teacher, level, dense, selected, run, memory })
     }
 
     fn json(&self) -> Value {
@@ -121,7 +121,7 @@ impl Report {
             "teacher": plan.teacher.as_deref().zip(self.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
             "tokens": {
                 "per_step": plan.tokens_per_step(),
-                "kept_per_step": arithmetic::kept_rows(plan, self.alpha),
+                "kept_per_step": arithmetic::kept_rows(plan, self.level),
                 "total": plan.tokens(),
             },
             "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head },
@@ -184,10 +184,10 @@ impl Report {
         let rows =
             format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
         table.row(["per step".to_string(), text::count(plan.tokens_per_step()), rows]);
-        let kept = text::count(arithmetic::kept_rows(plan, self.alpha));
+        let kept = text::count(arithmetic::kept_rows(plan, self.level));
         let how = format!(
             "{} at the target alpha, {} on average",
-            text::percent(1.0 - self.alpha),
+            text::percent((1.0 - self.level.alpha) * (1.0 - self.level.alpha_seq)),
             text::percent(arithmetic::mean_keep(plan))
         );
         table.row(["kept per step".to_string(), kept, how]);

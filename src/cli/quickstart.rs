@@ -107,6 +107,7 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
     let mut plain = dense.clone();
     plain.teacher = None;
     plain.objective.lambda = 0.0;
+    plain.objective.lambda_end = None;
     let mut students = vec![
         ("plain", "student, plain pretraining", plain),
         (DENSE, "student, dense distillation", dense),

@@ -138,6 +138,7 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         if alone {
             written.remove("teacher");
             written.remove("objective.lambda");
+            written.remove("objective.lambda_end");
         }
         own.apply(&mut written)?;
         Ok(written)

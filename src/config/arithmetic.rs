@@ -4,12 +4,12 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
-use super::choice::{BackwardMode, HeadMode, MicroRows, Pool};
+use super::choice::{BackwardMode, Divergence, HeadMode, MicroRows, Pool, Signal};
 use super::load::largest_divisor;
-use super::plan::Plan;
+use super::plan::{Level, Plan};
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
-use crate::select::kept_of;
+use crate::select::{kept_of, probe_rows};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -22,11 +22,16 @@ const F32: u64 = 4;
 
 /// FLOPs of the trunk's forward pass over `sequences` of `context` tokens.
 pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    blocks_forward(cfg, cfg.n_layer as u64, sequences, context)
+}
+
+/// FLOPs of the forward pass of the first `layers` blocks.
+pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u64) -> u64 {
     let tokens = sequences * context;
     let matrices = 2 * tokens * block_weights(cfg);
     // Scores and weighted values: two products, each D multiply-adds for every (position, key) pair.
     let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
-    cfg.n_layer as u64 * (matrices + attention)
+    layers * (matrices + attention)
 }
 
 /// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x context` positions.
@@ -87,6 +92,17 @@ impl AddAssign for Flops {
     }
 }
 
+/// What phase one had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Sequences that began.
+    pub sequences: u64,
+    /// Blocks that all of them went through.
+    pub exit_layer: u64,
+    /// Positions whose logits were formed to judge them.
+    pub rows: u64,
+}
+
 /// What a micro-batch, or a whole step, has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
@@ -100,6 +116,10 @@ pub struct Work {
     pub selecting: bool,
     /// Whether kept rows were differentiated as they were scored, from logits in hand.
     pub one_pass: bool,
+    /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
+    pub distils: bool,
+    /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
+    pub probe: Option<Probe>,
 }
 
 /// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
@@ -108,29 +128,38 @@ pub struct Work {
 /// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
 /// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
 /// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
-/// one runs again for the gradient.
+/// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
+/// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
+/// head per token, are not counted.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting, one_pass } = work;
+    let Work { sequences, context, kept, selecting, one_pass, distils, probe } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
-    let distils = teacher.is_some() && plan.objective.lambda > 0.0;
+    let distils = teacher.is_some() && distils;
+    let summed = u64::from(distils && !one_pass && sums_first(plan));
     let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
     let mut flops = Flops {
         student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
         scoring: head_forward(student, dropped) as f64,
         ..Flops::default()
     };
+    if let Some(probe) = probe {
+        // The first blocks of sequences that went no further served the probe alone.
+        let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
+        flops.scoring += (began + head_forward(student, probe.rows)) as f64;
+    }
     if kept > 0 {
         let trunk = match plan.machine.backward {
             BackwardMode::Exact => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
         };
-        // Formed again for the gradient, and before that for the scan of the kept rows beside the teacher.
-        let again = if recompute { 1 + u64::from(distils && selecting && !teacher_scores) } else { 0 };
+        // Formed again for the gradient, before that for the divergence's sums, and before that for the scan of the kept
+        // rows beside the teacher.
+        let again = if recompute { 1 + summed + u64::from(distils && selecting && !teacher_scores) } else { 0 };
         flops.student_backward = (trunk + head_backward(student, kept) + again * head_forward(student, kept)) as f64;
     }
     if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
-        let passes = 1 + u64::from(distils && recompute);
+        let passes = 1 + if distils && recompute { 1 + summed } else { 0 };
         flops.teacher = (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, kept)) as f64;
         if teacher_scores {
             flops.scoring += head_forward(teacher, dropped) as f64;
@@ -139,39 +168,96 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
     flops
 }
 
-/// FLOPs of one optimizer step of a settled plan at confidence level `alpha`.
-pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, alpha: f64) -> Flops {
-    let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
-    let kept = gradient_rows(plan, alpha);
-    let selecting = alpha > 0.0;
-    let one_pass = selecting && plan.one_pass();
-    flops(student, teacher, plan, Work { sequences, context, kept, selecting, one_pass })
+/// FLOPs of one optimizer step of a settled plan at these confidence levels.
+pub fn flops_per_step(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    level: impl Into<Level>,
+) -> Flops {
+    flops(student, teacher, plan, work_of_step(plan, level.into()))
+}
+
+fn work_of_step(plan: &Plan, level: Level) -> Work {
+    let (rows, context, stride) = (plan.data.rows, plan.data.context, plan.select.probe_stride);
+    let selecting = level.alpha > 0.0;
+    let probe = (level.alpha_seq > 0.0).then(|| Probe {
+        sequences: rows as u64,
+        exit_layer: plan.select.exit_layer as u64,
+        rows: probe_rows(rows, context, stride).len() as u64,
+    });
+    Work {
+        sequences: kept_sequences(plan, level.alpha_seq),
+        context: context as u64,
+        kept: gradient_rows(plan, level),
+        selecting,
+        one_pass: selecting && plan.one_pass(),
+        distils: plan.objective.distils(),
+        probe,
+    }
+}
+
+/// Whether the divergence's sums take a pass over the vocabulary of their own.
+fn sums_first(plan: &Plan) -> bool {
+    plan.objective.signal == Signal::Dense && plan.objective.divergence != Divergence::ForwardKl
 }
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
 pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
-    let at = |alpha| flops_per_step(student, teacher, plan, alpha).total();
+    let at = |level| flops_per_step(student, teacher, plan, level).total();
     let Stages { plain, ramp, full } = Stages::of(plan);
     let ramp_flops = if ramp > 0 { ramp as f64 * at(ramp_mean(plan, ramp)) } else { 0.0 };
-    plain as f64 * at(0.0) + ramp_flops + full as f64 * at(plan.select.alpha)
+    let all = plain as f64 * at(Level::default()) + ramp_flops + full as f64 * at(plan.level());
+    all - without_lambda(student, teacher, plan)
 }
 
-/// Rows of an optimizer step that are kept at confidence level `alpha`: rounded up within each pool. The plan must be
+/// What the first or the last step saves where a scheduled lambda begins or ends at 0: nowhere between can it be 0.
+fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
+    if !plan.objective.distils() {
+        return 0.0;
+    }
+    let mut ends = vec![0, plan.steps - 1];
+    ends.dedup();
+    let silent = ends.into_iter().filter(|&step| plan.objective.lambda_at(step, plan.steps) == 0.0);
+    silent
+        .map(|step| {
+            let with = work_of_step(plan, plan.level_at(step));
+            let total = |work| flops(student, teacher, plan, work).total();
+            total(with) - total(Work { distils: false, ..with })
+        })
+        .sum()
+}
+
+/// Rows of an optimizer step that are kept at these confidence levels: rounded up within each pool. The plan must be
 /// settled: a pool may be a micro-batch.
-pub fn kept_rows(plan: &Plan, alpha: f64) -> u64 {
-    let (rows, context) = (plan.data.rows, plan.data.context);
-    let pool_rows = match (plan.select.pool, plan.machine.micro_rows) {
-        (Pool::Sequence, _) => 1,
-        (Pool::MicroBatch, MicroRows::Rows(n)) => n,
-        (Pool::MicroBatch, MicroRows::Auto) | (Pool::Carried, _) => rows,
-    };
-    (rows / pool_rows) as u64 * kept_of(alpha, pool_rows * context) as u64
+pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
+    let Level { alpha, alpha_seq } = level.into();
+    let (context, micro) = (plan.data.context, micro_rows(plan));
+    let sequences = kept_sequences(plan, alpha_seq);
+    match plan.select.pool {
+        Pool::Sequence => sequences * kept_of(alpha, context) as u64,
+        Pool::MicroBatch => (plan.data.rows / micro * kept_of(alpha, kept_of(alpha_seq, micro) * context)) as u64,
+        Pool::Carried => kept_of(alpha, sequences as usize * context) as u64,
+    }
+}
+
+/// Sequences of an optimizer step that phase one lets go on at confidence level `alpha_seq`.
+pub fn kept_sequences(plan: &Plan, alpha_seq: f64) -> u64 {
+    let micro = micro_rows(plan);
+    (plan.data.rows / micro * kept_of(alpha_seq, micro)) as u64
+}
+
+fn micro_rows(plan: &Plan) -> usize {
+    match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => plan.data.rows,
+    }
 }
 
 /// Rows of an optimizer step that carry gradient: the kept ones, and of the others the share that the mixture draws.
-pub fn gradient_rows(plan: &Plan, alpha: f64) -> u64 {
-    let kept = kept_rows(plan, alpha);
-    let dropped = plan.tokens_per_step() - kept;
+pub fn gradient_rows(plan: &Plan, level: Level) -> u64 {
+    let kept = kept_rows(plan, level);
+    let dropped = kept_sequences(plan, level.alpha_seq) * plan.data.context as u64 - kept;
     let drawn = if plan.select.mix < 1.0 { (plan.select.rest * dropped as f64).round() as u64 } else { 0 };
     kept + drawn
 }
@@ -196,16 +282,17 @@ impl Stages {
     }
 }
 
-/// Mean alpha of the ramp's first `steps` steps (at least 1), which start at 0: alpha / ramp * (steps - 1) / 2.
-fn ramp_mean(plan: &Plan, steps: u64) -> f64 {
-    plan.select.alpha / plan.select.ramp as f64 * (steps - 1) as f64 / 2.0
+/// Mean level of the ramp's first `steps` steps (at least 1), which start at 0: the target's (steps - 1) / (2 ramp).
+fn ramp_mean(plan: &Plan, steps: u64) -> Level {
+    plan.level().scaled((steps - 1) as f64 / 2.0 / plan.select.ramp as f64)
 }
 
-/// Mean share of rows kept over the run, burn-in and ramp included.
+/// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
 pub fn mean_keep(plan: &Plan) -> f64 {
-    let Stages { ramp, full, .. } = Stages::of(plan);
-    let ramped = if ramp > 0 { ramp as f64 * ramp_mean(plan, ramp) } else { 0.0 };
-    1.0 - (ramped + full as f64 * plan.select.alpha) / plan.steps as f64
+    let keep = |level: Level| (1.0 - level.alpha) * (1.0 - level.alpha_seq);
+    let Stages { plain, ramp, full } = Stages::of(plan);
+    let ramped = if ramp > 0 { ramp as f64 * keep(ramp_mean(plan, ramp)) } else { 0.0 };
+    (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
 }
 
 /// Bytes of device or host memory, by part: what the algorithm must hold, without allocator slack and scratch space.
@@ -334,6 +421,23 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
                 "data.context = {context} is longer than the {} positions of the {who} {name}; \
                  lower it with --set data.context={}",
                 shape.n_positions, shape.n_positions
+            )));
+        }
+    }
+    if plan.selects() && plan.select.alpha_seq > 0.0 {
+        let select = &plan.select;
+        if select.exit_layer >= student.n_layer {
+            return Err(Error::usage(format!(
+                "select.exit_layer = {} leaves no block to save: expected less than the {} blocks of the student {}",
+                select.exit_layer, student.n_layer, plan.student
+            )));
+        }
+        let micro = micro_rows(&settle(student, plan));
+        if kept_of(select.alpha_seq, micro) == micro {
+            return Err(Error::usage(format!(
+                "select.alpha_seq = {} drops none of the {micro} sequences of a micro-batch; raise it, or \
+                 machine.micro_rows",
+                select.alpha_seq
             )));
         }
     }

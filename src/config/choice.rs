@@ -174,6 +174,28 @@ choice! {
 }
 
 choice! {
+    /// What the loss hears of the teacher.
+    Signal ("signal") {
+        /// Its whole distribution.
+        Dense = "dense",
+        /// Its `objective.top_k` most likely entries, and the mass of the rest as one.
+        TopK = "top-k",
+        /// `objective.samples` draws from it (Random Sampling KD, arXiv 2503.16870).
+        Sampled = "sampled",
+    }
+}
+
+choice! {
+    /// How lambda and temperature move to their values at the end.
+    ObjectiveSchedule ("schedule of the objective") {
+        /// On a straight line.
+        Linear = "linear",
+        /// On half a cosine.
+        Cosine = "cosine",
+    }
+}
+
+choice! {
     /// Shape of the learning rate over the run, after the warm-up.
     ScheduleKind ("schedule") {
         /// The peak throughout.

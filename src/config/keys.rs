@@ -2,8 +2,8 @@
 //! [`super::Plan`]; rules look only at keys above them.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, Pool, ProbeScore, ScheduleKind, Score,
-    Tail, list,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, ObjectiveSchedule, Pool,
+    ProbeScore, ScheduleKind, Score, Signal, Tail, list,
 };
 use toml::Value;
 
@@ -72,6 +72,7 @@ const fn within(low: f64, low_in: bool, high: f64, high_in: bool) -> Kind {
 }
 
 const POSITIVE: Kind = within(0.0, false, f64::INFINITY, false);
+const TEMPERATURE: Kind = within(1e-3, true, f64::INFINITY, false);
 const NOT_NEGATIVE: Kind = within(0.0, true, f64::INFINITY, false);
 const SHARE: Kind = within(0.0, true, 1.0, true);
 const BELOW_ONE: Kind = within(0.0, true, 1.0, false);
@@ -143,12 +144,7 @@ pub const KEYS: &[Key] = &[
         Rule("0.5 with a teacher, else 0", |get| Value::Float(if get("teacher").is_some() { 0.5 } else { 0.0 })),
         "weight of the teacher's divergence; the rest is cross-entropy",
     ),
-    key(
-        "objective.temperature",
-        within(1e-3, true, f64::INFINITY, false),
-        Is("1.0"),
-        "temperature of teacher and student in the divergence",
-    ),
+    key("objective.temperature", TEMPERATURE, Is("1.0"), "temperature of teacher and student in the divergence"),
     key("objective.divergence", Kind::Choice(Divergence::NAMES), Is("\"forward-kl\""), "distance to the teacher"),
     key("objective.beta", within(0.0, false, 1.0, false), Is("0.5"), "the teacher's share of jsd's mixture"),
     key(
@@ -156,6 +152,17 @@ pub const KEYS: &[Key] = &[
         BELOW_ONE,
         Is("0.1"),
         "share of skew-kl's teacher or skew-reverse-kl's student in its mixture",
+    ),
+    key("objective.signal", Kind::Choice(Signal::NAMES), Is("\"dense\""), "what the loss hears of the teacher"),
+    key("objective.top_k", count(1), Is("64"), "entries that signal = \"top-k\" keeps; the rest is one bucket"),
+    key("objective.samples", count(1), Is("50"), "draws per token of signal = \"sampled\""),
+    key("objective.lambda_end", SHARE, Absent, "lambda at the last step; absent: constant"),
+    key("objective.temperature_end", TEMPERATURE, Absent, "temperature at the last step; absent: constant"),
+    key(
+        "objective.schedule",
+        Kind::Choice(ObjectiveSchedule::NAMES),
+        Is("\"linear\""),
+        "way of lambda and temperature to their ends",
     ),
     key("optim.lr", POSITIVE, Is("6e-4"), "peak learning rate"),
     key("optim.beta1", BELOW_ONE, Is("0.9"), "decay of the first moment"),

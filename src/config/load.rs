@@ -1,6 +1,6 @@
 //! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
 
-use super::choice::{AlphaSchedule, Birth, Method, MicroRows, Pool, ScheduleKind, Score};
+use super::choice::{AlphaSchedule, Birth, Divergence, Method, MicroRows, Pool, ScheduleKind, Score, Signal};
 use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
@@ -166,11 +166,14 @@ impl Resolved {
                     plan.select.score
                 )));
             }
-            if plan.objective.lambda > 0.0 {
+            let ends = [
+                ("objective.lambda", Some(plan.objective.lambda)),
+                ("objective.lambda_end", plan.objective.lambda_end),
+            ];
+            if let Some((name, Some(lambda))) = ends.into_iter().find(|(_, lambda)| lambda.is_some_and(|l| l > 0.0)) {
                 return Err(Error::usage(format!(
-                    "{}: objective.lambda = {} weighs a teacher, but there is none; {add}, or set it to 0",
-                    origin("objective.lambda"),
-                    plan.objective.lambda
+                    "{}: {name} = {lambda} weighs a teacher, but there is none; {add}, or set it to 0",
+                    origin(name)
                 )));
             }
             if plan.birth == Some(Birth::TeacherLayers) {
@@ -181,6 +184,7 @@ impl Resolved {
             }
         }
         self.check_selection(&origin)?;
+        self.check_objective(&origin)?;
         if plan.layers.is_some() && matches!(plan.birth, Some(Birth::Scratch | Birth::Checkpoint)) {
             return Err(Error::usage(format!(
                 "{}: layers names the teacher's layers for birth = \"teacher-layers\", but birth is \"{}\"",
@@ -259,6 +263,21 @@ impl Resolved {
     }
 }
 
+impl Resolved {
+    fn check_objective(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
+        let objective = &self.plan.objective;
+        if objective.signal == Signal::Sampled && objective.divergence != Divergence::ForwardKl {
+            return Err(Error::usage(format!(
+                "{}: objective.signal = \"sampled\" estimates forward-kl without bias, and no other divergence, but \
+                 objective.divergence is \"{}\"; choose forward-kl, or signal = \"top-k\" or \"dense\"",
+                origin("objective.signal"),
+                objective.divergence
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl Plan {
     /// Whether scoring reads the teacher's logits at every position.
     pub fn score_needs_teacher(&self) -> bool {
@@ -267,7 +286,7 @@ impl Plan {
 
     /// Whether the teacher runs at all during training.
     pub fn uses_teacher(&self) -> bool {
-        self.teacher.is_some() && (self.score_needs_teacher() || self.objective.lambda > 0.0)
+        self.teacher.is_some() && (self.score_needs_teacher() || self.objective.distils())
     }
 }
 

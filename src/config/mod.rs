@@ -10,13 +10,13 @@ mod plan;
 mod tests;
 
 pub use choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ProbeScore, ScheduleKind,
-    Score, Tail,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, ObjectiveSchedule,
+    Pool, ProbeScore, ScheduleKind, Score, Signal, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub use load::{Resolved, ResolvedValue, load, resolve};
 pub(crate) use plan::flatten;
 pub use plan::{
-    CheckpointPlan, DataPlan, EvalPlan, Level, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan, SelectPlan,
-    ShapePlan,
+    CheckpointPlan, DataPlan, EvalPlan, Level, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan,
+    SelectPlan, ShapePlan,
 };

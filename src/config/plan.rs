@@ -2,12 +2,13 @@
 //! `config.toml` of a run folder, which is itself a run file.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, Pool, ProbeScore,
-    ScheduleKind, Score, Tail,
+    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, ObjectiveSchedule,
+    Pool, ProbeScore, ScheduleKind, Score, Signal, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
 use crate::select::Selector;
+use crate::teacher::SignalKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -205,9 +206,63 @@ pub struct ObjectivePlan {
     pub beta: f64,
     /// Share of the first distribution in the mixture of the skewed divergences, in [0, 1).
     pub skew: f64,
+    /// What the loss hears of the teacher.
+    pub signal: Signal,
+    /// Entries of a top-k signal.
+    pub top_k: usize,
+    /// Draws per token of a sampled signal.
+    pub samples: u32,
+    /// Lambda at the last step; absent: constant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_end: Option<f64>,
+    /// Temperature at the last step; absent: constant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_end: Option<f64>,
+    /// How both move there.
+    pub schedule: ObjectiveSchedule,
 }
 
 impl ObjectivePlan {
+    /// Lambda of a 0-based step of a run of `steps` steps: exactly `lambda` at the first, `lambda_end` at the last.
+    pub fn lambda_at(&self, step: u64, steps: u64) -> f64 {
+        self.between(self.lambda, self.lambda_end, step, steps)
+    }
+
+    /// The temperature, likewise.
+    pub fn temperature_at(&self, step: u64, steps: u64) -> f64 {
+        self.between(self.temperature, self.temperature_end, step, steps)
+    }
+
+    fn between(&self, from: f64, to: Option<f64>, step: u64, steps: u64) -> f64 {
+        let Some(to) = to else { return from };
+        let last = steps.saturating_sub(1).max(1);
+        let x = step.min(last) as f64 / last as f64;
+        let left = match self.schedule {
+            ObjectiveSchedule::Linear => 1.0 - x,
+            ObjectiveSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * x).cos()),
+        };
+        to + (from - to) * left
+    }
+
+    /// Whether the teacher has weight in some step.
+    pub fn distils(&self) -> bool {
+        self.lambda > 0.0 || self.lambda_end.is_some_and(|end| end > 0.0)
+    }
+
+    /// Whether the loss hears all of the teacher's distribution.
+    pub fn is_dense(&self) -> bool {
+        self.signal == Signal::Dense
+    }
+
+    /// What the loss hears of the teacher, and how much of it.
+    pub fn signal_kind(&self) -> SignalKind {
+        match self.signal {
+            Signal::Dense => SignalKind::Dense,
+            Signal::TopK => SignalKind::TopK(self.top_k),
+            Signal::Sampled => SignalKind::Sampled(self.samples),
+        }
+    }
+
     /// D with its parameter.
     pub fn divergence(&self) -> objective::Divergence {
         let skew = self.skew as f32;
@@ -340,14 +395,14 @@ impl Plan {
     /// Whether a selecting step scores and differentiates in one pass over the head, once there is a threshold to carry. A
     /// teacher that only kept rows are compared with is better asked afterwards.
     pub fn one_pass(&self) -> bool {
-        self.select.pool == Pool::Carried && (!self.uses_teacher() || self.score_needs_teacher())
+        self.select.pool == Pool::Carried
+            && (!self.uses_teacher() || (self.score_needs_teacher() && self.objective.is_dense()))
     }
 
     /// How selection divides the tokens of a micro-batch at confidence level `alpha`.
     pub fn selector(&self, alpha: f64) -> Selector {
         Selector { alpha, pool: self.select.pool, tail: self.select.tail }
     }
-
 
     /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch's tokens, or by
     /// its sequences.

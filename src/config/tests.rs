@@ -36,7 +36,8 @@ fn the_table_of_keys_and_the_plan_name_the_same_things() {
     // Every optional key written, so that nothing is skipped.
     let full = plan(
         "teacher = 't'\nbirth = 'teacher-layers'\nlayers = [0]\n[data]\ndir = 'd'\n\
-         [shape]\nn_layer = 1\nn_head = 1\nn_embd = 4\nn_positions = 4\n",
+         [shape]\nn_layer = 1\nn_head = 1\nn_embd = 4\nn_positions = 4\n\
+         [objective]\nlambda_end = 0.1\ntemperature_end = 2.0\n",
     );
     let mut leaves = Vec::new();
     super::plan::flatten("", &serde_json::to_value(&full).unwrap(), &mut leaves);
@@ -147,6 +148,7 @@ fn wrong_types_and_ranges_say_expected_found_and_where() {
         ("[optim]\nlr = 0\n", ["optim.lr", "above 0", "found 0"]),
         ("[optim]\nlr = inf\n", ["optim.lr", "a finite number", "inf"]),
         ("[objective]\ntemperature = 0.0\n", ["objective.temperature", "at least 0.001", "found 0.0"]),
+        ("[objective]\nbeta = 1.0\n", ["objective.beta", "(0, 1)", "found 1.0"]),
         ("[objective]\nlambda = 1.1\n", ["objective.lambda", "[0, 1]", "found 1.1"]),
         ("[select]\nscore = 'entrophy'\n", ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"]),
         ("[machine]\ndevice = 'gpu'\n", ["machine.device", "cuda:INDEX", "the text \"gpu\""]),
@@ -176,6 +178,8 @@ fn values_that_do_not_fit_together_are_refused() {
         ("[select]\nscore = 'kl'\n", ["run.toml:2", "select.score = \"kl\"", "--teacher"]),
         ("[select]\nscore = 'excess'\n", ["select.score", "there is none", "random"]),
         ("[objective]\nlambda = 0.5\n", ["run.toml:2", "objective.lambda = 0.5", "--teacher"]),
+        ("[objective]\nlambda_end = 0.5\n", ["run.toml:2", "objective.lambda_end = 0.5", "--teacher"]),
+        ("[objective]\ndivergence = 'jsd'\nsignal = 'sampled'\n", ["run.toml:3", "forward-kl", "\"jsd\""]),
         ("birth = 'teacher-layers'\n", ["run.toml:1", "teacher-layers", "--teacher"]),
         ("birth = 'scratch'\nlayers = [1]\n", ["run.toml:2", "layers", "\"scratch\""]),
         ("[data]\nrows = 12\n[machine]\nmicro_rows = 5\n", ["run.toml:4", "divide data.rows = 12", "try 4"]),
@@ -322,4 +326,21 @@ fn words_and_devices_parse_and_print() {
     assert!("cuda:".parse::<DeviceSpec>().is_err() && "cuda:-1".parse::<DeviceSpec>().is_err());
     let auto: MicroRows = Value::String("auto".into()).try_into().unwrap();
     assert_eq!(auto, MicroRows::Auto);
+}
+
+#[test]
+fn lambda_and_temperature_move_from_their_start_to_their_end() {
+    let objective =
+        |more: &str| plan(&format!("teacher = 't'\nsteps = 11\n[objective]\nlambda = 0.8\n{more}")).objective;
+    let linear = objective("lambda_end = 0.0\ntemperature = 2\ntemperature_end = 1\n");
+    assert_eq!((linear.lambda_at(0, 11), linear.lambda_at(10, 11), linear.lambda_at(99, 11)), (0.8, 0.0, 0.0));
+    assert!((linear.lambda_at(5, 11) - 0.4).abs() < 1e-12 && (linear.temperature_at(5, 11) - 1.5).abs() < 1e-12);
+    assert_eq!((linear.temperature_at(0, 11), linear.temperature_at(10, 11)), (2.0, 1.0));
+    assert_eq!(linear.lambda_at(0, 1), 0.8, "a run of one step starts and does not end");
+    let cosine = objective("lambda_end = 0.0\nschedule = 'cosine'\n");
+    assert_eq!((cosine.lambda_at(0, 11), cosine.lambda_at(10, 11)), (0.8, 0.0));
+    assert!((cosine.lambda_at(2, 11) - 0.4 * (1.0 + (0.2 * std::f64::consts::PI).cos())).abs() < 1e-12);
+    assert_eq!(objective("").lambda_at(7, 11), 0.8);
+    let late = plan("teacher = 't'\n[objective]\nlambda = 0\nlambda_end = 0.5\n");
+    assert!(late.uses_teacher(), "a teacher that speaks later is a teacher");
 }

@@ -1,7 +1,12 @@
 //! Who teaches: a frozen model that runs beside the student.
 //!
 //! The trunk must see every position, since a kept position attends to dropped ones; the head runs where its output is
-//! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal).
+//! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal). What the loss
+//! is formed from is a [`Signal`]: those logits, or their largest entries, or a sample.
+
+pub mod signal;
+
+pub use signal::{Signal, SignalKind};
 
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};

@@ -88,6 +88,10 @@ pub struct StepEvent {
     pub easy_share: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
+    /// Weight of the teacher in this step.
+    pub lambda: f64,
+    /// Temperature of this step.
+    pub temperature: f64,
     /// Learning rate of this step.
     pub lr: f64,
     /// Tokens seen since the start of the run, before selection.
@@ -286,6 +290,8 @@ fn step_line(e: &StepEvent) -> Value {
         "ada_delta": e.ada_delta,
         "easy_share": e.easy_share,
         "grad_norm": e.grad_norm,
+        "lambda": e.lambda,
+        "temperature": e.temperature,
         "lr": e.lr,
         "tokens": e.tokens,
         "tokens_per_second": e.tokens_per_second,

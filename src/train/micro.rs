@@ -10,7 +10,9 @@ use crate::model::Partial;
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
-use crate::select::{Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, probe_rows, score_is_finite, score_of, scores};
+use crate::select::{
+    Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, probe_rows, score_is_finite, score_of, scores,
+};
 use candle_core::Tensor;
 use std::borrow::Cow;
 use std::time::Instant;
@@ -63,10 +65,11 @@ impl Trainer {
         let keep = self.plan.machine.head != HeadMode::Recompute;
         let score = (report.alpha > 0.0).then_some(self.plan.select.score);
         let teacher_scores = score.is_some_and(Score::needs_teacher);
+        let objective = &self.plan.objective;
         let mix = Mix {
-            divergence: self.plan.objective.divergence(),
-            lambda: self.plan.objective.lambda as f32,
-            temperature: if self.teacher.is_some() { self.plan.objective.temperature as f32 } else { 1.0 },
+            lambda: report.lambda as f32,
+            temperature: if self.teacher.is_some() { report.temperature as f32 } else { 1.0 },
+            divergence: objective.divergence(),
         };
         let together = teacher_scores || score.is_none();
         let micro = Micro { batch, numbers, score, mix, mixture, together };
@@ -83,7 +86,8 @@ impl Trainer {
         let logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
         let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
         // With a threshold at hand a row's fate is known with its score, unless its teacher is asked for kept rows only.
-        let one_pass = carried.filter(|_| signal.is_none() || together);
+        let one_pass =
+            carried.filter(|_| signal.is_none() || (together && (mix.lambda == 0.0 || objective.is_dense())));
         let head = match one_pass {
             Some(carried) => self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?,
             None => self.two_passes(&micro, carried, logits, signal, report, &mut clock)?,
@@ -95,6 +99,7 @@ impl Trainer {
             selecting: score.is_some(),
             one_pass: one_pass.is_some(),
             probe,
+            distils: mix.lambda > 0.0,
         };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
@@ -134,11 +139,8 @@ impl Trainer {
         };
         let scores = rows.iter().enumerate().map(one).collect::<Result<Vec<f32>>>()?;
         let left = keep_sequences(alpha_seq, batch.rows, &scores, &valid);
-        let probe = Probe {
-            sequences: batch.rows as u64,
-            exit_layer: select.exit_layer as u64,
-            rows: rows.len() as u64,
-        };
+        let probe =
+            Probe { sequences: batch.rows as u64, exit_layer: select.exit_layer as u64, rows: rows.len() as u64 };
         Ok(Begun { partial: partial.keep(&left)?, probe: Some(probe), left: Some(left) })
     }
 
@@ -184,9 +186,16 @@ impl Trainer {
             let mut rows = rows.iter().zip(stats.iter());
             rows.try_for_each(|(&r, s)| micro.check("KL to the teacher", r as usize, s.kl))?;
         }
+        let signal = match signal.filter(|_| mix.lambda > 0.0) {
+            Some(dense) => {
+                let tokens: Vec<u64> = rows.iter().map(|&r| micro.numbers.token(r as usize, batch.context)).collect();
+                let kind = self.plan.objective.signal_kind();
+                Some(kind.reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
+            }
+            None => None,
+        };
         clock.lap(&mut report.phases.teacher);
-        let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
-        let loss = head::loss(&logits, signal, &stats, &targets, &weights, mix, self.grads.wte())?;
+        let loss = head::loss(&logits, signal.as_ref(), &stats, &targets, &weights, mix, self.grads.wte())?;
         report.loss += loss.sum;
         clock.lap(&mut report.phases.head);
         Ok(Some(Head { rows, d_hidden: loss.d_hidden }))

@@ -52,6 +52,10 @@ pub struct StepReport {
     pub alpha: f64,
     /// See `alpha`.
     pub alpha_seq: f64,
+    /// Weight of the teacher in the step.
+    pub lambda: f64,
+    /// Temperature of the step.
+    pub temperature: f64,
     /// Learning rate of the step.
     pub lr: f64,
     /// Global norm of the mean loss's gradient, before clipping.

@@ -313,6 +313,8 @@ impl Window {
             ada_delta: report.ada_delta,
             easy_share: report.easy_share(),
             grad_norm: report.grad_norm,
+            lambda: report.lambda,
+            temperature: report.temperature,
             lr: report.lr,
             tokens: counters.tokens,
             tokens_per_second: self.tokens as f64 / self.seconds,

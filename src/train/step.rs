@@ -51,10 +51,14 @@ impl Trainer {
     }
 
     fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
-        let alpha = self.memory.alpha(&self.plan, step);
-        let alpha_seq = self.plan.level_at(step).alpha_seq;
-        let tokens = batch.valid_count() as u64;
-        let mut report = StepReport { alpha, alpha_seq, tokens, ..StepReport::default() };
+        let mut report = StepReport {
+            alpha: self.memory.alpha(&self.plan, step),
+            alpha_seq: self.plan.level_at(step).alpha_seq,
+            lambda: self.plan.objective.lambda_at(step, self.plan.steps),
+            temperature: self.plan.objective.temperature_at(step, self.plan.steps),
+            tokens: batch.valid_count() as u64,
+            ..StepReport::default()
+        };
         let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };

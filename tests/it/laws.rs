@@ -46,7 +46,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 17] = [
+const MATHEMATICS: [&[&str]; 18] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -60,6 +60,13 @@ const MATHEMATICS: [&[&str]; 17] = [
     &["select.score=teacher-entropy", "teacher=t", "objective.lambda=0.5"],
     &["select.score=excess", "teacher=t", "objective.lambda=0.5"],
     &["select.score=reverse-kl", "teacher=t", "objective.temperature=2"],
+    &[
+        "select.score=reverse-kl",
+        "teacher=t",
+        "objective.divergence=jsd",
+        "objective.signal=top-k",
+        "objective.top_k=9",
+    ],
     &["select.score=entropy-kl", "teacher=t", "objective.lambda=0.5"],
     &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
     &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
@@ -387,6 +394,88 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
             }
         }
     }
+}
+
+/// Phase one: half of the sequences go on after the first block, judged on every fourth position.
+const PHASE_ONE: [&str; 3] = ["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"];
+
+#[test]
+fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
+    for more in [
+        &["select.alpha=0"][..],
+        &["select.score=entropy"],
+        &["select.score=random", "teacher=t", "objective.lambda=0.5", "machine.head=recompute"],
+        &["select.score=loss", "machine.backward=dense"],
+    ] {
+        let settings = [&PHASE_ONE[..], more].concat();
+        let batch = batch(0, ROWS);
+        let mut trainer = trainer(&settings);
+        let report = trainer.step(0, 0, &batch).unwrap();
+        assert_eq!((report.sequences, report.valid, report.tokens), ((4, 2), 32, 64), "{settings:?}");
+        // Which two went on is seen from the sequences alone: those whose step without phase one is the same.
+        let same = |pair: [u32; 2]| {
+            let mut plain = self::trainer(&[more, &["data.rows=2", "machine.micro_rows=2"]].concat());
+            let other = plain.step(0, u64::from(pair[0]), &batch.pick(&pair)).unwrap();
+            let consecutive = pair[1] == pair[0] + 1;
+            let close = largest_difference(&trainer, &plain) < 1e-6 && other.kept == report.kept;
+            (close, consecutive)
+        };
+        let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]].map(same);
+        let random = more.contains(&"select.score=random");
+        // Random scores go by a sequence's number in the run, which a pair with a gap cannot have by itself.
+        let found = pairs.iter().filter(|(close, consecutive)| *close && (*consecutive || !random)).count();
+        assert!(found == 1 || random, "{settings:?}: {pairs:?}");
+    }
+}
+
+#[test]
+fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
+    let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
+    for more in [&["select.alpha=0"][..], &["select.alpha=0.5"], &["teacher=t", "select.score=kl", "select.alpha=0.3"]]
+    {
+        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "machine.backward=dense"]] {
+            let settings = [&PHASE_ONE[..], more, machine, &["select.burn_in=1", "machine.micro_rows=2"]].concat();
+            let mut trainer = trainer(&settings);
+            let plan = trainer.plan.clone();
+            let shape = plan.teacher.as_ref().map(|_| &teacher);
+            for (s, sequences) in [(0, (4, 4)), (1, (4, 2))] {
+                let report = step(&mut trainer, s);
+                assert_eq!(report.sequences, sequences, "{settings:?}");
+                assert_eq!(report.flops, flops_per_step(&student, shape, &plan, plan.level_at(s)), "{settings:?}");
+            }
+        }
+    }
+    // By hand: the first of two blocks for all, the second for half, four probes of each sequence.
+    let settings = [&PHASE_ONE[..], &["select.alpha=0"]].concat();
+    let flops = step(&mut trainer(&settings), 0).flops;
+    let half = |f: u64| f as f64 / 2.0;
+    let trunk = trunk_forward(&student, 4, 16);
+    assert_eq!(flops.student_forward, half(trunk) + head_forward(&student, 32) as f64);
+    assert_eq!(flops.scoring, half(trunk) / 2.0 + head_forward(&student, 16) as f64);
+    let backward = trunk_backward_exact(&student, 2, 16, 32) + head_backward(&student, 32);
+    assert_eq!(flops.student_backward, backward as f64);
+}
+
+#[test]
+fn a_micro_batch_may_keep_nothing() {
+    let settings = ["select.score=loss", "select.pool=carried", "machine.micro_rows=1", "optim.weight_decay=0"];
+    let mut trainer = trainer(&settings);
+    trainer.memory.carried = Some(eslm_kd::select::Carried { threshold: f32::MAX, lag: 1.0 });
+    let before = bits(&trainer.student.params);
+    let report = step(&mut trainer, 0);
+    assert_eq!((report.kept, report.rows, report.valid, report.loss), (0, 0, 64, 0.0));
+    assert!(bits(&trainer.student.params) == before, "nothing was learned");
+    // The threshold comes back into reach, and some micro-batches keep while others do not.
+    let losses = {
+        let mut losses = report.scores.clone();
+        losses.sort_by(f32::total_cmp);
+        losses
+    };
+    trainer.memory.carried = Some(eslm_kd::select::Carried { threshold: losses[63], lag: 1.0 });
+    let report = step(&mut trainer, 0);
+    assert_eq!((report.kept, report.rows), (1, 1));
+    assert!(bits(&trainer.student.params) != before);
+    assert!(report.carried.is_some_and(|c| c.error > 0.0 && c.lag == 1.0));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Tensor};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::objective::Divergence;
 use eslm_kd::ops::embed::scatter_add;
-use eslm_kd::ops::head::{self, Logits, Mix, RowStats};
+use eslm_kd::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use eslm_kd::ops::matmul::matmul;
+use eslm_kd::teacher::Signal;
 
 const SHAPES: [&str; 2] = ["small", "odd"];
 const PLAIN: Mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
@@ -105,8 +106,8 @@ impl Case {
         let (s, t) = (s.select(rows).unwrap(), t.select(rows).unwrap());
         let stats: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
         let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r as usize]).collect();
-        let t = (mix.lambda != 0.0).then_some(&t);
-        let out = head::loss(&s, t, &stats, &targets, &vec![1.0; rows.len()], mix, grads.wte()).unwrap();
+        let t = (mix.lambda != 0.0).then_some(Signal::Dense(t));
+        let out = head::loss(&s, t.as_ref(), &stats, &targets, &vec![1.0; rows.len()], mix, grads.wte()).unwrap();
         if way.sparse {
             self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
         } else {
@@ -317,33 +318,59 @@ fn thread_count_does_not_change_a_bit() {
 }
 
 #[test]
-fn forward_kl_and_its_gradient_match_pytorch_at_every_extreme() {
+fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
     let golden = Golden::open("divergences");
     let (n, v) = golden.tensor("z").dims2().unwrap();
     let (z, t) = (golden.values("z"), golden.values("t"));
+    let no_tv_gradient: Vec<usize> = serde_json::from_str(golden.metadata("tv_grad_skip")).unwrap();
+    assert!(!no_tv_gradient.is_empty() && no_tv_gradient.len() < n);
     let targets = vec![0; n];
-    for (name, tau) in ["0.05", "1", "20"].iter().zip(golden.values("taus")) {
-        // hidden = identity: row i of the logits is column i of the weight.
-        let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
-        let logits =
-            |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap(), false);
-        let (mut student, mut teacher) = (logits("z"), logits("t"));
-        let stats = head::scan(&mut student, Some(&mut teacher), &targets, tau as f32).unwrap();
-        let kl = golden.values(&format!("kl.{name}.value"));
-        let grad = golden.values(&format!("kl.{name}.grad"));
-        let mix = Mix { lambda: 1.0, temperature: tau as f32, divergence: Divergence::ForwardKl };
-        let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
-        let out = head::loss(&student, Some(&teacher), &stats, &targets, &vec![1.0; n], mix, &d_weight).unwrap();
-        assert!(out.sum.is_finite() && values(&out.d_hidden).iter().all(|d| d.is_finite()));
-        let got = values(&d_weight.t().unwrap());
-        for row in 0..n {
-            let range = row * v..(row + 1) * v;
-            let top = largest(&z[range.clone()]).max(largest(&t[range.clone()]));
-            let tolerance = 1e-6 * (1.0 + kl[row]) + 0.5f64.powi(21) * top / tau;
-            assert_within(&format!("kl, tau {name}, row {row}"), &[f64::from(stats[row].kl)], &[kl[row]], tolerance);
-            let tolerance = 5e-6 * largest(&grad[range.clone()]).max(tau * kl[row]).max(1.0);
-            let what = format!("gradient of kl, tau {name}, row {row}");
-            assert_within(&what, &got[range.clone()], &grad[range], tolerance);
+    for (word, divergence) in [
+        ("kl", Divergence::ForwardKl),
+        ("reverse_kl", Divergence::ReverseKl),
+        ("jsd", Divergence::Jsd { beta: 0.5 }),
+        ("skew_kl", Divergence::SkewKl { skew: 0.1 }),
+        ("skew_reverse_kl", Divergence::SkewReverseKl { skew: 0.1 }),
+        ("tv", Divergence::TotalVariation),
+    ] {
+        for (name, tau) in ["0.05", "1", "20"].iter().zip(golden.values("taus")) {
+            let value = golden.values(&format!("{word}.{name}.value"));
+            let grad = golden.values(&format!("{word}.{name}.grad"));
+            let mix = Mix { lambda: 1.0, temperature: tau as f32, divergence };
+            // hidden = identity: row i of the logits is column i of the weight.
+            let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
+            let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
+            let logits =
+                |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap(), false);
+            let (mut student, mut teacher) = (logits("z"), logits("t"));
+            let options = ScanOptions { tau: tau as f32, reverse_kl: true };
+            let stats = head::scan(&mut student, Some(&mut teacher), &targets, options).unwrap();
+            let signal = Signal::Dense(teacher);
+            let out = head::loss(&student, Some(&signal), &stats, &targets, &vec![1.0; n], mix, &d_weight).unwrap();
+            assert!(out.sum.is_finite() && values(&out.d_hidden).iter().all(|d| d.is_finite()));
+            let got = values(&d_weight.t().unwrap());
+            for row in 0..n {
+                let range = row * v..(row + 1) * v;
+                let top = largest(&z[range.clone()]).max(largest(&t[range.clone()]));
+                let tolerance = 1e-6 * (1.0 + value[row]) + 0.5f64.powi(21) * top / tau;
+                let what = format!("{word}, tau {name}, row {row}");
+                // One row at a time, so that a small value is not measured against the sum of all.
+                let only = |all: &Logits| all.select(&[row as u32]).unwrap();
+                let Signal::Dense(teacher) = &signal else { unreachable!() };
+                let scratch = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
+                let signal = Signal::Dense(only(teacher));
+                let alone =
+                    head::loss(&only(&student), Some(&signal), &stats[row..=row], &[0], &[1.0], mix, &scratch).unwrap();
+                assert_within(&what, &[alone.sum / (tau * tau)], &[value[row]], tolerance);
+                match word {
+                    "kl" => assert_within(&what, &[f64::from(stats[row].kl)], &[value[row]], tolerance),
+                    "reverse_kl" => assert_within(&what, &[f64::from(stats[row].reverse_kl)], &[value[row]], tolerance),
+                    "tv" if no_tv_gradient.contains(&row) => continue,
+                    _ => {}
+                }
+                let tolerance = 5e-6 * largest(&grad[range.clone()]).max(tau * value[row]).max(1.0);
+                assert_within(&format!("gradient of {what}"), &got[range.clone()], &grad[range], tolerance);
+            }
         }
     }
 }

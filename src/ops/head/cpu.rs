@@ -1,5 +1,6 @@
 //! Head statistics and gradients on f32: a product per tile, then rows in parallel.
 
+use super::sparse::{self, SparseRow};
 use super::{Logits, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
 use crate::objective::Divergence;
@@ -7,6 +8,7 @@ use crate::objective::divergence::{Normal, Sums as Divergent};
 use crate::ops::buffer::{read, with_mut};
 use crate::ops::matmul::{Mat, MatMut, gemm};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -46,17 +48,36 @@ pub(super) fn scan(
     Ok(rows.iter().map(Running::finish).collect())
 }
 
-/// Divergence and gradient sum of every row. Forward KL is known from the scan; any other divergence needs the rows'
-/// normalisers first, so it takes a pass of its own.
-pub(super) fn divergences(
-    student: &Logits,
-    teacher: Option<&Logits>,
-    stats: &[RowStats],
-    mix: Mix,
-) -> Result<Vec<Divergent>> {
-    let Some(teacher) = teacher.filter(|_| mix.divergence != Divergence::ForwardKl) else {
-        return Ok(stats.iter().map(|s| Divergent { value: f64::from(s.kl), gradient: 0.0 }).collect());
-    };
+/// What the teacher says of the rows of a loss.
+pub(super) enum Taught<'a> {
+    Nothing,
+    /// Logits, and each row's sums; forward KL needs none, the scan knows it.
+    Dense(&'a Logits, Option<Vec<Divergent>>),
+    Sparse(Vec<SparseRow>),
+}
+
+impl<'a> Taught<'a> {
+    pub(super) fn new(student: &Logits, teacher: Option<&'a Signal>, stats: &[RowStats], mix: Mix) -> Result<Self> {
+        match teacher {
+            None => Ok(Self::Nothing),
+            Some(Signal::Dense(t)) if mix.divergence == Divergence::ForwardKl => Ok(Self::Dense(t, None)),
+            Some(Signal::Dense(t)) => Ok(Self::Dense(t, Some(divergences(student, t, stats, mix)?))),
+            Some(signal) => Ok(Self::Sparse(sparse::rows(student, signal, stats, mix)?)),
+        }
+    }
+
+    /// The divergence of row i, whose statistics are `s`.
+    pub(super) fn value(&self, i: usize, s: &RowStats) -> f64 {
+        match self {
+            Self::Nothing => 0.0,
+            Self::Dense(_, sums) => sums.as_ref().map_or(f64::from(s.kl), |sums| sums[i].value),
+            Self::Sparse(rows) => rows[i].value(),
+        }
+    }
+}
+
+/// Divergence and gradient sum of every row. They need the rows' normalisers, so they take a pass of their own.
+fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<Divergent>> {
     let mut sums = vec![Divergent::default(); stats.len()];
     let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
     for start in (0..student.vocab()).step_by(TILE) {
@@ -81,28 +102,37 @@ fn normal(s: &RowStats, mix: Mix) -> Normal {
     Normal { student: of(&s.student), teacher: of(&s.teacher), inverse_tau: 1.0 / mix.temperature }
 }
 
+/// What the teacher says of a tile of a row.
+pub(super) enum TaughtTile<'a> {
+    Nothing,
+    /// Logits and G, the row's gradient sum (unused by forward KL).
+    Dense(&'a [f32], f64),
+    /// The row, and where the tile begins.
+    Sparse(&'a SparseRow, usize),
+}
+
 /// The gradient of `weight` times a row's loss with respect to a tile of its logits. `target` is relative to the tile and
 /// may lie outside.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn row_gradient(
     dz: &mut [f32],
     z: &[f32],
-    t: Option<&[f32]>,
+    taught: TaughtTile<'_>,
     s: &RowStats,
-    sums: &Divergent,
     target: usize,
     weight: f32,
     mix: Mix,
 ) {
-    let ce = weight * (1.0 - mix.lambda);
-    match (t, mix.divergence) {
-        (Some(t), Divergence::ForwardKl) => mixed_gradient(dz, z, t, s, weight, mix.lambda, mix.temperature),
-        (t, divergence) => {
-            ce_gradient(dz, z, s.student.max, s.student.log_sum, ce);
-            if let Some(t) = t {
-                let scale = weight * mix.lambda * mix.temperature;
-                divergence.add_gradient(dz, z, t, &normal(s, mix), sums.gradient as f32, scale);
+    let (ce, scale) = (weight * (1.0 - mix.lambda), weight * mix.lambda * mix.temperature);
+    if let (TaughtTile::Dense(t, _), Divergence::ForwardKl) = (&taught, mix.divergence) {
+        mixed_gradient(dz, z, t, s, weight, mix.lambda, mix.temperature);
+    } else {
+        ce_gradient(dz, z, s.student.max, s.student.log_sum, ce);
+        match taught {
+            TaughtTile::Nothing => {}
+            TaughtTile::Dense(t, total) => {
+                mix.divergence.add_gradient(dz, z, t, &normal(s, mix), total as f32, scale);
             }
+            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, mix, ce, scale),
         }
     }
     if let Some(at_target) = dz.get_mut(target) {
@@ -110,12 +140,10 @@ pub(super) fn row_gradient(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn gradient(
     student: &Logits,
-    teacher: Option<&Logits>,
+    taught: &Taught<'_>,
     stats: &[RowStats],
-    sums: &[Divergent],
     targets: &[u32],
     weights: &[f32],
     mix: Mix,
@@ -126,9 +154,9 @@ pub(super) fn gradient(
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
     let mut z_tiles = Tiles::new(student, false)?;
-    let mut t_tiles = match teacher {
-        Some(t) => Some(Tiles::new(t, false)?),
-        None => None,
+    let mut t_tiles = match taught {
+        Taught::Dense(t, _) => Some(Tiles::new(t, false)?),
+        Taught::Nothing | Taught::Sparse(_) => None,
     };
     with_mut(d_weight, |d_weight| {
         let mut dz = vec![0.0; k * TILE.min(student.vocab())];
@@ -138,9 +166,15 @@ pub(super) fn gradient(
             let z = z_tiles.tile(start);
             let t = t_tiles.as_mut().map(|t| t.tile(start));
             dz.par_chunks_exact_mut(width).enumerate().for_each(|(i, dz)| {
-                let t = t.as_ref().map(|t| t.row(i));
+                let said = match (taught, &t) {
+                    (Taught::Dense(_, sums), Some(t)) => {
+                        TaughtTile::Dense(t.row(i), sums.as_ref().map_or(0.0, |sums| sums[i].gradient))
+                    }
+                    (Taught::Sparse(rows), _) => TaughtTile::Sparse(&rows[i], start),
+                    _ => TaughtTile::Nothing,
+                };
                 let target = (targets[i] as usize).wrapping_sub(start);
-                row_gradient(dz, z.row(i), t, &stats[i], &sums[i], target, weights[i], mix);
+                row_gradient(dz, z.row(i), said, &stats[i], target, weights[i], mix);
             });
             let dz = Mat::row_major(dz, k, width);
             let w_tile = Mat::row_major(&weight[start * d..(start + width) * d], width, d);

@@ -4,13 +4,14 @@
 //! and the gradients of the rows that stay are formed while the logits are still in hand. Against [`super::scan`] and
 //! [`super::loss`] this saves the second product (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
 
-use super::cpu::{self, Running, TILE};
+use super::cpu::{self, Running, TILE, TaughtTile};
 use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
 use crate::error::{Error, Result};
 use crate::objective::Divergence;
 use crate::objective::divergence::Sums;
 use crate::ops::buffer::{read, with_mut};
 use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -38,7 +39,7 @@ pub struct Fused {
 /// `weigh` is called once for each row, in order, on the caller's thread; its error ends the pass, with some blocks'
 /// gradient already in `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those
 /// of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
-/// divergence has weight.
+/// divergence has weight; the teacher's signal is dense.
 pub fn fused(
     student: &Logits,
     teacher: Option<&Logits>,
@@ -80,7 +81,8 @@ fn by_reference(
     }
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
-    let teacher = teacher.filter(|_| mix.lambda != 0.0).map(|t| t.select(&rows)).transpose()?;
+    let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    let teacher = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
     let out = loss(&student.select(&rows)?, teacher.as_ref(), &picked, &targets, &weights, mix, d_weight)?;
     Ok(Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden })
 }
@@ -235,9 +237,9 @@ impl<'a> Pass<'a> {
     fn gradient(&self, dz: &mut [f32], z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept], sums: &[Sums]) {
         let v = self.student.vocab;
         dz.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each(|((dz, kept), sums)| {
-            let (z, t) = (&z[kept.place * v..][..v], t.map(|t| &t[kept.place * v..][..v]));
-            let target = self.targets[kept.row] as usize;
-            cpu::row_gradient(dz, z, t, &block[kept.place], sums, target, kept.weight, self.mix);
+            let z = &z[kept.place * v..][..v];
+            let said = t.map_or(TaughtTile::Nothing, |t| TaughtTile::Dense(&t[kept.place * v..][..v], sums.gradient));
+            cpu::row_gradient(dz, z, said, &block[kept.place], self.targets[kept.row] as usize, kept.weight, self.mix);
         });
     }
 }

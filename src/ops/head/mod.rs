@@ -7,13 +7,17 @@
 
 mod cpu;
 mod fused;
+mod reduce;
 pub mod reference;
+mod sparse;
 
 pub use crate::objective::Mix;
 pub use fused::{Fused, fused};
+pub use reduce::{sample, top_k};
 
 use super::embed::gather;
 use crate::error::{Error, Result};
+use crate::teacher::Signal;
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -141,18 +145,24 @@ pub struct LossGradient {
 }
 
 /// Loss sum over all rows of `student` (select first), and its gradients: with respect to the hidden vectors in the
-/// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, with the same teacher;
-/// `weights` `[N]` multiply each row's loss.
+/// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, beside the same teacher
+/// if its signal is dense; `weights` `[N]` multiply each row's loss.
 pub fn loss(
     student: &Logits,
-    teacher: Option<&Logits>,
+    teacher: Option<&Signal>,
     stats: &[RowStats],
     targets: &[u32],
     weights: &[f32],
     mix: Mix,
     d_weight: &Tensor,
 ) -> Result<LossGradient> {
-    check(student, teacher, targets)?;
+    check(student, None, targets)?;
+    if let Some(signal) = teacher {
+        signal.check_vocab(student.vocab())?;
+    }
+    if teacher.is_some_and(|t| t.rows() != student.rows()) {
+        return Err(Error::internal("rows of the student and of the teacher's signal differ in number"));
+    }
     if stats.len() != student.rows() || weights.len() != student.rows() {
         return Err(Error::internal("statistics, weights and rows of the head loss differ in number"));
     }
@@ -164,9 +174,10 @@ pub fn loss(
     }
     // A teacher without weight in the loss costs nothing.
     let teacher = teacher.filter(|_| mix.lambda != 0.0);
-    let sums = cpu::divergences(student, teacher, stats, mix)?;
-    let sum = stats.iter().zip(&sums).zip(weights).map(|((s, d), w)| f64::from(*w) * per_token(s, d.value, mix)).sum();
-    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, teacher, stats, &sums, targets, weights, mix, d_weight)? })
+    let taught = cpu::Taught::new(student, teacher, stats, mix)?;
+    let rows = stats.iter().zip(weights).enumerate();
+    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), mix)).sum();
+    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, &taught, stats, targets, weights, mix, d_weight)? })
 }
 
 /// The loss of a row whose divergence is `divergence`.
@@ -179,17 +190,24 @@ fn check(student: &Logits, teacher: Option<&Logits>, targets: &[u32]) -> Result<
     if targets.len() != student.rows() || teacher.is_some_and(|t| t.rows() != student.rows()) {
         return Err(Error::internal("targets, student rows and teacher rows differ in number"));
     }
-    if let Some(t) = teacher.filter(|t| t.vocab() != student.vocab()) {
-        return Err(Error::data(format!(
-            "teacher and student must share one vocabulary, found {} and {} entries",
-            t.vocab(),
-            student.vocab()
-        )));
+    if let Some(teacher) = teacher {
+        check_vocab(teacher, student.vocab())?;
     }
     match targets.iter().find(|&&t| t as usize >= student.vocab()) {
         Some(bad) => Err(Error::data(format!("target id {bad} lies outside the vocabulary of {}", student.vocab()))),
         None => Ok(()),
     }
+}
+
+/// Whether logits are over a vocabulary of `vocab` entries.
+pub(crate) fn check_vocab(teacher: &Logits, vocab: usize) -> Result<()> {
+    if teacher.vocab() == vocab {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "teacher and student must share one vocabulary, found {} and {vocab} entries",
+        teacher.vocab()
+    )))
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the path off the CPU.
 
-use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats};
+use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, sparse};
 use crate::error::{Error, Result};
 use crate::objective::Divergence;
 use crate::ops::buffer;
+use crate::teacher::Signal;
 use candle_core::{D, DType, Tensor, Var};
 
 /// z = hidden · weightᵀ, [N, V].
@@ -21,13 +22,32 @@ pub fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
 /// Per-token objective `[N]` for student logits `z` and teacher logits `t`, both [N, V]: differentiable by candle.
 pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> Result<Tensor> {
     let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
-    let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
-    let nll = log_softmax(z, 1.0)?.gather(&index, 1)?.squeeze(1)?.neg()?;
+    let nll = nll(z, targets)?;
     match t {
         None => Ok((nll * (1.0 - lambda))?),
         Some(t) => Ok(((nll * (1.0 - lambda))?
             + (divergence(mix.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)? * (lambda * tau * tau))?)?),
     }
+}
+
+/// As [`per_token`], beside a top-k or sampled signal.
+pub fn per_token_sparse(z: &Tensor, signal: &Signal, targets: &[u32], mix: Mix) -> Result<Tensor> {
+    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
+    let divergence = sparse::by_reference(&log_softmax(z, tau)?, signal, mix)?;
+    Ok(((nll(z, targets)? * (1.0 - lambda))? + (divergence * (lambda * tau * tau))?)?)
+}
+
+fn nll(z: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
+    Ok(log_softmax(z, 1.0)?.gather(&index, 1)?.squeeze(1)?.neg()?)
+}
+
+/// The rows of logits, in f32 on the host.
+pub(super) fn host_rows(of: &Logits) -> Result<Vec<Vec<f32>>> {
+    if of.rows() == 0 {
+        return Ok(Vec::new());
+    }
+    Ok(logits(&of.hidden, &of.weight)?.to_dtype(DType::F32)?.to_vec2()?)
 }
 
 /// The divergence of each row of log q from that of log p, both [N, V]: `[N]`, differentiable by candle.
@@ -113,7 +133,7 @@ fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {
 
 pub(super) fn loss(
     student: &Logits,
-    teacher: Option<&Logits>,
+    teacher: Option<&Signal>,
     targets: &[u32],
     weights: &[f32],
     mix: Mix,
@@ -124,12 +144,17 @@ pub(super) fn loss(
     }
     let z = logits(&student.hidden, &student.weight)?;
     let t = match teacher {
-        Some(t) => Some(logits(&t.hidden, &t.weight)?),
-        None => None,
+        Some(Signal::Dense(t)) => Some(logits(&t.hidden, &t.weight)?),
+        _ => None,
     };
     let w = Tensor::new(weights, z.device())?.to_dtype(z.dtype())?;
-    let weighed = |z: &Tensor| Ok::<Tensor, Error>((per_token(z, t.as_ref(), targets, mix)? * &w)?.sum_all()?);
-    if t.is_some() && mix.divergence != Divergence::ForwardKl {
+    let weighed = |z: &Tensor| match teacher {
+        Some(signal @ (Signal::TopK(_) | Signal::Sampled(_))) => {
+            Ok::<Tensor, Error>((per_token_sparse(z, signal, targets, mix)? * &w)?.sum_all()?)
+        }
+        _ => Ok((per_token(z, t.as_ref(), targets, mix)? * &w)?.sum_all()?),
+    };
+    if teacher.is_some_and(|_| t.is_none() || mix.divergence != Divergence::ForwardKl) {
         let z = Var::from_tensor(&z)?;
         let sum = weighed(&z)?;
         let grads = sum.backward()?;

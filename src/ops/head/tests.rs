@@ -1,6 +1,7 @@
 use super::*;
 use crate::objective::Divergence;
 use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+use crate::teacher::Signal;
 use candle_core::{DType, Device};
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
@@ -106,7 +107,7 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
             let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
             let dw = random(case.weight.dims(), 9);
             let start = dw.to_dtype(DType::F64).unwrap();
-            let got = loss(&s, Some(&t), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+            let got = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
             let wide = case.in_f64();
             let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
             let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
@@ -144,7 +145,7 @@ fn bits_of_one_mix(mix: Mix) {
             let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
             let weights: Vec<f32> = rows.iter().map(|&r| case.weights[r as usize]).collect();
             let dw = case.weight.zeros_like().unwrap();
-            let out = loss(&s, Some(&t), &picked, &pick(&case.targets), &weights, mix, &dw).unwrap();
+            let out = loss(&s, Some(&Signal::Dense(t)), &picked, &pick(&case.targets), &weights, mix, &dw).unwrap();
             (stats, out.sum.to_bits(), out.d_hidden.to_vec2::<f32>().unwrap(), dw.to_vec2::<f32>().unwrap())
         })
     };
@@ -166,7 +167,7 @@ fn nothing_to_learn(mix: Mix) {
     let stats = scan(&mut s, Some(&mut t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
-    let out = loss(&s, Some(&t), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+    let out = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
     assert_eq!(out.sum, 0.0);
     assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
     assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
@@ -192,8 +193,8 @@ fn extreme_logits_stay_finite() {
         assert_stats_close(&stats, &want, 1e-5);
         let dw = z.zeros_like().unwrap();
         let want_dw = wide(&dw);
-        let out = loss(&s, Some(&q), &stats, &targets, &[1.0; 4], mix, &dw).unwrap();
-        let want = reference::loss(&ws, Some(&wq), &targets, &[1.0; 4], mix, &want_dw).unwrap();
+        let out = loss(&s, Some(&Signal::Dense(q)), &stats, &targets, &[1.0; 4], mix, &dw).unwrap();
+        let want = reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw).unwrap();
         assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
         assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
         assert_close(&dw, &want_dw, 1e-5);
@@ -256,7 +257,7 @@ fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> 
     let targets: Vec<u32> = rows.iter().map(|&r| case.targets[r as usize]).collect();
     let weights: Vec<f32> = rows.iter().map(|&r| weights[r as usize]).collect();
     let dw = random(case.weight.dims(), 9);
-    let t = t.map(|t| t.select(&rows).unwrap());
+    let t = t.map(|t| Signal::Dense(t.select(&rows).unwrap()));
     let out = loss(&s.select(&rows).unwrap(), t.as_ref(), &picked, &targets, &weights, mix, &dw).unwrap();
     (Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
 }

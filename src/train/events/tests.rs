@@ -22,7 +22,7 @@ fn a_line_per_step_and_validation_with_every_promised_key() {
     let lines = lines(&path); // read while the sink is still open: every line is already there
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0], json!({ "step": 0, "val_loss": 9.5, "tokens": 0, "flops": 2.5, "seconds": 0.0 }));
-    let keys = "step loss full_loss kept alpha var cvar grad_norm lr tokens tokens_per_second flops seconds kept_loss \
+    let keys = "step loss full_loss kept alpha var cvar grad_norm lambda temperature lr tokens tokens_per_second flops seconds kept_loss \
                 dropped_loss kept_share score_mean easy_share flops_by_part seconds_by_phase";
     for key in keys.split_whitespace() {
         assert!(lines[1].get(key).is_some(), "{key} is missing from {}", lines[1]);

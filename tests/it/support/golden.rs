@@ -27,6 +27,11 @@ impl Golden {
         self.tensors.get(name).unwrap_or_else(|| panic!("the golden file has no tensor {name}"))
     }
 
+    /// A setting, as JSON text.
+    pub fn metadata(&self, name: &str) -> &str {
+        &self.metadata[name]
+    }
+
     /// All values of a tensor, row-major.
     pub fn values(&self, name: &str) -> Vec<f64> {
         values(self.tensor(name))
