@@ -41,6 +41,7 @@ pub mod eval;
 pub mod files;
 pub mod hub;
 pub mod model;
+pub mod objective;
 pub mod ops;
 pub mod progress;
 pub mod rng;

@@ -98,6 +98,8 @@ pub struct Work {
     pub kept: u64,
     /// Whether scores were formed: a step of the burn-in, for one, asks for none.
     pub selecting: bool,
+    /// Whether kept rows were differentiated as they were scored, from logits in hand.
+    pub one_pass: bool,
 }
 
 /// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
@@ -108,9 +110,9 @@ pub struct Work {
 /// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
 /// one runs again for the gradient.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting } = work;
+    let Work { sequences, context, kept, selecting, one_pass } = work;
     let dropped = sequences * context - kept;
-    let recompute = plan.machine.head == HeadMode::Recompute;
+    let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
     let distils = teacher.is_some() && plan.objective.lambda > 0.0;
     let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
     let mut flops = Flops {
@@ -141,7 +143,9 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
 pub fn flops_per_step(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, alpha: f64) -> Flops {
     let (sequences, context) = (plan.data.rows as u64, plan.data.context as u64);
     let kept = gradient_rows(plan, alpha);
-    flops(student, teacher, plan, Work { sequences, context, kept, selecting: alpha > 0.0 })
+    let selecting = alpha > 0.0;
+    let one_pass = selecting && plan.one_pass();
+    flops(student, teacher, plan, Work { sequences, context, kept, selecting, one_pass })
 }
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.

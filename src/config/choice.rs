@@ -137,6 +137,16 @@ choice! {
     Divergence ("divergence") {
         /// KL(teacher || student).
         ForwardKl = "forward-kl",
+        /// KL(student || teacher).
+        ReverseKl = "reverse-kl",
+        /// Generalised Jensen-Shannon divergence; `objective.beta` is the teacher's share of the mixture.
+        Jsd = "jsd",
+        /// KL(teacher || mixture); `objective.skew` is the teacher's share of the mixture.
+        SkewKl = "skew-kl",
+        /// KL(student || mixture); `objective.skew` is the student's share of the mixture.
+        SkewReverseKl = "skew-reverse-kl",
+        /// Total variation: half the sum of absolute differences.
+        Tv = "tv",
     }
 }
 

@@ -141,6 +141,13 @@ pub const KEYS: &[Key] = &[
         "temperature of teacher and student in the divergence",
     ),
     key("objective.divergence", Kind::Choice(Divergence::NAMES), Is("\"forward-kl\""), "distance to the teacher"),
+    key("objective.beta", within(0.0, false, 1.0, false), Is("0.5"), "the teacher's share of jsd's mixture"),
+    key(
+        "objective.skew",
+        BELOW_ONE,
+        Is("0.1"),
+        "share of skew-kl's teacher or skew-reverse-kl's student in its mixture",
+    ),
     key("optim.lr", POSITIVE, Is("6e-4"), "peak learning rate"),
     key("optim.beta1", BELOW_ONE, Is("0.9"), "decay of the first moment"),
     key("optim.beta2", BELOW_ONE, Is("0.95"), "decay of the second moment"),

@@ -6,6 +6,7 @@ use super::choice::{
     Score, Tail,
 };
 use crate::error::{Error, Result};
+use crate::objective;
 use crate::select::Selector;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -163,6 +164,25 @@ pub struct ObjectivePlan {
     pub temperature: f64,
     /// D.
     pub divergence: Divergence,
+    /// Share of the teacher in the mixture of `jsd`, in (0, 1).
+    pub beta: f64,
+    /// Share of the first distribution in the mixture of the skewed divergences, in [0, 1).
+    pub skew: f64,
+}
+
+impl ObjectivePlan {
+    /// D with its parameter.
+    pub fn divergence(&self) -> objective::Divergence {
+        let skew = self.skew as f32;
+        match self.divergence {
+            Divergence::ForwardKl => objective::Divergence::ForwardKl,
+            Divergence::ReverseKl => objective::Divergence::ReverseKl,
+            Divergence::Jsd => objective::Divergence::Jsd { beta: self.beta as f32 },
+            Divergence::SkewKl => objective::Divergence::SkewKl { skew },
+            Divergence::SkewReverseKl => objective::Divergence::SkewReverseKl { skew },
+            Divergence::Tv => objective::Divergence::TotalVariation,
+        }
+    }
 }
 
 /// `[optim]`: AdamW; decay on matrices and embeddings only.
@@ -259,6 +279,12 @@ impl Plan {
     /// Whether any step can drop a token.
     pub fn selects(&self) -> bool {
         self.method == Method::Eslm && self.select.alpha > 0.0
+    }
+
+    /// Whether a selecting step scores and differentiates in one pass over the head, once there is a threshold to carry. A
+    /// teacher that only kept rows are compared with is better asked afterwards.
+    pub fn one_pass(&self) -> bool {
+        self.select.pool == Pool::Carried && (!self.uses_teacher() || self.score_needs_teacher())
     }
 
     /// How selection divides the tokens of a micro-batch at confidence level `alpha`.

@@ -11,5 +11,5 @@ pub use adaptive::{AdaEslm, EasyShare};
 pub use carried::Carried;
 pub use memory::{Memory, Observed, exact_var};
 pub use mixture::{Mixture, Rows};
-pub use score::{ScoreContext, check_finite, score_of, scores};
+pub use score::{ScoreContext, score_is_finite, score_of, scores};
 pub use selector::{Selection, Selector, kept_of};

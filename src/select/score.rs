@@ -21,6 +21,11 @@ impl<'a> ScoreContext<'a> {
         Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
     }
 
+    /// The generator of `random` scores.
+    pub fn rng(&self) -> Rng {
+        self.rng
+    }
+
     /// Where only these sequences of the micro-batch, ascending, are left.
     #[must_use]
     pub fn among(self, sequences: Option<&'a [u32]>) -> Self {
@@ -56,7 +61,12 @@ pub fn scores(
             if !batch.valid[i] {
                 return Ok(0.0);
             }
-            check_finite(score, score_of(score, &stats[i], || context.token(i, batch.context), context.rng), i, batch)
+            score_is_finite(
+                score,
+                score_of(score, &stats[i], || context.token(i, batch.context), context.rng),
+                i,
+                batch,
+            )
         })
         .collect::<Result<Vec<f32>>>()?;
     if score == Score::EntropyKl {
@@ -78,7 +88,7 @@ pub fn scores(
 
 fn scores_of_kl(stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
     let one = |(i, s): (usize, &RowStats)| {
-        if batch.valid[i] { check_finite(Score::EntropyKl, s.kl, i, batch) } else { Ok(0.0) }
+        if batch.valid[i] { score_is_finite(Score::EntropyKl, s.kl, i, batch) } else { Ok(0.0) }
     };
     stats.iter().enumerate().map(one).collect()
 }
@@ -98,7 +108,7 @@ pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng
 }
 
 /// The score of position `i` of `batch`, or an error that names it unless it is finite.
-pub fn check_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
+pub fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
     if value.is_finite() {
         return Ok(value);
     }

@@ -9,9 +9,28 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
-use crate::select::{Mixture, Rows, ScoreContext, Selection, scores};
+use crate::select::{Carried, Mixture, Rows, ScoreContext, Selection, score_is_finite, score_of, scores};
 use candle_core::Tensor;
+use std::borrow::Cow;
 use std::time::Instant;
+
+/// What the steps of a micro-batch share.
+struct Micro<'a> {
+    batch: &'a Batch,
+    numbers: ScoreContext<'a>,
+    /// What tokens are ranked by; None where every one counts.
+    score: Option<Score>,
+    mix: Mix,
+    mixture: Mixture,
+    /// Whether the teacher's logits are read at every position, for the score or because every position counts.
+    together: bool,
+}
+
+/// Rows that carry gradient, ascending, and their gradient at the head's input [k, D].
+struct Head {
+    rows: Vec<u32>,
+    d_hidden: Tensor,
+}
 
 impl Trainer {
     /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run, and its sums.
@@ -23,129 +42,210 @@ impl Trainer {
         report: &mut StepReport,
     ) -> Result<()> {
         let mut clock = Clock::start();
-        let (context, n) = (batch.context, batch.inputs.len());
+        let context = batch.context;
         let keep = self.plan.machine.head != HeadMode::Recompute;
-        let selecting = report.alpha > 0.0;
+        let score = (report.alpha > 0.0).then_some(self.plan.select.score);
+        let teacher_scores = score.is_some_and(Score::needs_teacher);
         let mix = Mix {
+            divergence: self.plan.objective.divergence(),
             lambda: self.plan.objective.lambda as f32,
             temperature: if self.teacher.is_some() { self.plan.objective.temperature as f32 } else { 1.0 },
         };
+        let together = teacher_scores || score.is_none();
+        let numbers = ScoreContext::new(self.plan.seed, first_sequence);
+        let micro = Micro { batch, numbers, score, mix, mixture, together };
 
         let (hidden, tape) = self.student.forward_with_tape(&batch.inputs, context)?;
         clock.lap(&mut report.phases.forward);
-        let score = self.plan.select.score;
-        let teacher_scores = selecting && score.needs_teacher();
-        let mut signal = match &self.teacher {
+        let signal = match &self.teacher {
             Some(teacher) if mix.lambda > 0.0 || teacher_scores => {
                 Some(teacher.signal(&batch.inputs, context, keep)?)
             }
             _ => None,
         };
         clock.lap(&mut report.phases.teacher);
-        let mut logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
-        // Where every row of the teacher is read anyway, one pass serves score and loss.
-        let together = teacher_scores || !selecting;
-        let beside = if together { signal.as_mut() } else { None };
-        let tau = if together { mix.temperature } else { 1.0 };
-        let options = ScanOptions { tau, reverse_kl: selecting && score == Score::ReverseKl };
-        let stats = head::scan(&mut logits, beside, &batch.targets, options)?;
-        // Whatever the score: a NaN is never dropped in silence.
-        let losses = (0..n).filter(|&i| batch.valid[i]).map(|i| (i, stats[i].student.nll));
-        check_finite("loss of the student", losses, batch)?;
-        clock.lap(&mut report.phases.scan);
-
-        let selection = self.select(selecting.then_some(score), &stats, batch, first_sequence, report)?;
-        report.add(&stats, batch, &selection);
-        let numbers = ScoreContext::new(self.plan.seed, first_sequence);
-        let rng = Rng::new(self.plan.seed, Stream::Rest);
-        let draw = |i: u32| rng.uniform(0, numbers.token(i as usize, context));
-        let Rows { rows, weights } =
-            if selecting { mixture.rows(selection.rows, &batch.valid, draw) } else { Rows::plain(selection.rows) };
-        report.rows += rows.len() as u64;
-        clock.lap(&mut report.phases.select);
-        let work = Work { sequences: batch.rows as u64, context: context as u64, kept: rows.len() as u64, selecting };
+        let logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
+        let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
+        // With a threshold at hand a row's fate is known with its score, unless its teacher is asked for kept rows only.
+        let one_pass = carried.filter(|_| signal.is_none() || together);
+        let head = match one_pass {
+            Some(carried) => self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?,
+            None => self.two_passes(&micro, carried, logits, signal, report, &mut clock)?,
+        };
+        let work = Work {
+            sequences: batch.rows as u64,
+            context: context as u64,
+            kept: head.as_ref().map_or(0, |head| head.rows.len() as u64),
+            selecting: score.is_some(),
+            one_pass: one_pass.is_some(),
+        };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
-        if rows.is_empty() {
-            return Ok(());
-        }
-
-        // Without a gap in the rows there is nothing to gather: the same path, bit for bit, as plain training.
-        let gaps = (rows.len() < n).then_some(rows.as_slice());
-        let picked = Picked::new(gaps, &stats, &batch.targets);
-        let (stats, targets) = (picked.stats.unwrap_or(stats), picked.targets.as_deref().unwrap_or(&batch.targets));
-        let mut logits = select_rows(logits, gaps)?;
-        let mut signal = match signal {
-            Some(signal) => Some(select_rows(signal, gaps)?),
-            None => None,
-        };
-        let stats = match &mut signal {
-            Some(signal) if !together => head::scan(&mut logits, Some(signal), targets, mix.temperature)?,
-            _ => stats,
-        };
-        if signal.is_some() && mix.lambda > 0.0 {
-            let divergences = rows.iter().zip(&stats).map(|(&r, s)| (r as usize, s.kl));
-            check_finite("KL to the teacher", divergences, batch)?;
-        }
-        clock.lap(&mut report.phases.teacher);
-        let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
-        let loss = head::loss(&logits, signal, &stats, targets, &weights, mix, self.grads.wte())?;
-        report.loss += loss.sum;
-        report.add_row_norms(&loss.d_hidden)?;
-        drop(logits);
-        clock.lap(&mut report.phases.head);
-        match (gaps, self.plan.machine.backward) {
+        let Some(Head { rows, d_hidden }) = head else { return Ok(()) };
+        report.rows += rows.len() as u64;
+        report.add_row_norms(&d_hidden)?;
+        let n = batch.inputs.len();
+        match (gaps(&rows, n), self.plan.machine.backward) {
             (Some(rows), BackwardMode::Dense) => {
-                let dense = Tensor::zeros((n, loss.d_hidden.dim(1)?), loss.d_hidden.dtype(), loss.d_hidden.device())?;
-                scatter_add(&dense, &loss.d_hidden, rows)?;
+                let dense = Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
+                scatter_add(&dense, &d_hidden, rows)?;
                 self.student.backward(tape, None, &dense, &self.grads)?;
             }
-            _ => self.student.backward(tape, gaps, &loss.d_hidden, &self.grads)?,
+            (rows, _) => self.student.backward(tape, rows, &d_hidden, &self.grads)?,
         }
         clock.lap(&mut report.phases.backward);
         Ok(())
     }
 
+    /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None if there are none.
+    fn two_passes(
+        &self,
+        micro: &Micro<'_>,
+        carried: Option<Carried>,
+        mut logits: Logits,
+        mut signal: Option<Logits>,
+        report: &mut StepReport,
+        clock: &mut Clock,
+    ) -> Result<Option<Head>> {
+        let Micro { batch, mix, .. } = *micro;
+        // Where every row of the teacher is read anyway, one scan serves score and loss.
+        let beside = if micro.together { signal.as_mut() } else { None };
+        let tau = if micro.together { mix.temperature } else { 1.0 };
+        let stats = head::scan(&mut logits, beside, &batch.targets, micro.options(tau))?;
+        // Whatever the score: a NaN is never dropped in silence.
+        stats.iter().enumerate().try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
+        clock.lap(&mut report.phases.scan);
+
+        let selection = self.select(micro, carried, &stats, report)?;
+        report.add(&stats, batch, &selection);
+        let Rows { rows, weights } = match micro.score {
+            Some(_) => micro.mixture.rows(selection.rows, &batch.valid, |i| self.draw(micro, i as usize)),
+            None => Rows::plain(selection.rows),
+        };
+        clock.lap(&mut report.phases.select);
+        if rows.is_empty() {
+            return Ok(None);
+        }
+
+        let picked = gaps(&rows, batch.inputs.len());
+        let (targets, stats) = (pick(picked, &batch.targets), pick(picked, &stats));
+        let mut logits = select_rows(logits, picked)?;
+        let mut signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
+        let stats = match &mut signal {
+            Some(signal) if !micro.together => head::scan(&mut logits, Some(signal), &targets, mix.temperature)?.into(),
+            _ => stats,
+        };
+        if signal.is_some() && mix.lambda > 0.0 {
+            let mut rows = rows.iter().zip(stats.iter());
+            rows.try_for_each(|(&r, s)| micro.check("KL to the teacher", r as usize, s.kl))?;
+        }
+        clock.lap(&mut report.phases.teacher);
+        let signal = signal.as_ref().filter(|_| mix.lambda > 0.0);
+        let loss = head::loss(&logits, signal, &stats, &targets, &weights, mix, self.grads.wte())?;
+        report.loss += loss.sum;
+        clock.lap(&mut report.phases.head);
+        Ok(Some(Head { rows, d_hidden: loss.d_hidden }))
+    }
+
+    /// Scores, decides and differentiates row after row. None if no row is left.
+    fn one_pass(
+        &self,
+        micro: &Micro<'_>,
+        carried: Carried,
+        logits: &Logits,
+        signal: Option<&Logits>,
+        report: &mut StepReport,
+        clock: &mut Clock,
+    ) -> Result<Option<Head>> {
+        let Micro { batch, mix, .. } = *micro;
+        let Some(score) = micro.score else { return Err(Error::internal("one pass without a score")) };
+        let mut selection = Selection::default();
+        let mut weigh = |i: usize, stats: &RowStats| -> Result<f32> {
+            micro.check("loss of the student", i, stats.student.nll)?;
+            if signal.is_some() && mix.lambda > 0.0 {
+                micro.check("KL to the teacher", i, stats.kl)?;
+            }
+            if !batch.valid[i] {
+                return Ok(0.0);
+            }
+            let value = score_of(score, stats, || micro.numbers.token(i, batch.context), micro.numbers.rng());
+            let value = score_is_finite(score, value, i, batch)?;
+            report.scores.push(value);
+            let kept = carried.keeps(value, self.plan.select.tail);
+            if kept {
+                selection.rows.push(i as u32);
+                selection.score_sum += f64::from(value);
+            }
+            Ok(micro.mixture.weight(kept, || self.draw(micro, i)))
+        };
+        let options = micro.options(mix.temperature);
+        let done = head::fused(logits, signal, &batch.targets, options, mix, &mut weigh, self.grads.wte())?;
+        report.add(&done.stats, batch, &selection);
+        report.loss += done.sum;
+        clock.lap(&mut report.phases.head);
+        Ok((!done.rows.is_empty()).then_some(Head { rows: done.rows, d_hidden: done.d_hidden }))
+    }
+
     /// The kept positions: all that count where there is no score to select by.
     fn select(
         &self,
-        score: Option<Score>,
+        micro: &Micro<'_>,
+        carried: Option<Carried>,
         stats: &[RowStats],
-        batch: &Batch,
-        first_sequence: u64,
         report: &mut StepReport,
     ) -> Result<Selection> {
+        let batch = micro.batch;
         let every = || (0..batch.valid.len() as u32).filter(|&i| batch.valid[i as usize]);
-        let Some(score) = score else {
+        let Some(score) = micro.score else {
             return Ok(Selection { rows: every().collect(), ..Selection::default() });
         };
         let select = &self.plan.select;
-        let context = ScoreContext::new(self.plan.seed, first_sequence);
-        let scores = scores(score, select.pool, stats, batch, context)?;
+        let scores = scores(score, select.pool, stats, batch, micro.numbers)?;
         report.scores.extend(every().map(|i| scores[i as usize]));
         if select.pool != Pool::Carried {
             return Ok(self.plan.selector(report.alpha).select(&scores, &batch.valid, batch.context));
         }
         // Before there is a threshold every position is kept, and the step's scores make the first one.
-        let keeps = |i: &u32| self.memory.carried.is_none_or(|carried| carried.keeps(scores[*i as usize], select.tail));
+        let keeps = |i: &u32| carried.is_none_or(|carried| carried.keeps(scores[*i as usize], select.tail));
         let rows: Vec<u32> = every().filter(keeps).collect();
         let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
         Ok(Selection { rows, score_sum, ..Selection::default() })
     }
+
+    /// The draw from [0, 1) that decides whether the mixture takes position `i`.
+    fn draw(&self, micro: &Micro<'_>, i: usize) -> f32 {
+        Rng::new(self.plan.seed, Stream::Rest).uniform(0, micro.numbers.token(i, micro.batch.context))
+    }
 }
 
-/// Statistics and targets of the kept rows; None where every row is kept.
-struct Picked {
-    stats: Option<Vec<RowStats>>,
-    targets: Option<Vec<u32>>,
-}
+impl Micro<'_> {
+    fn options(&self, tau: f32) -> ScanOptions {
+        ScanOptions { tau, reverse_kl: self.score == Some(Score::ReverseKl) }
+    }
 
-impl Picked {
-    fn new(rows: Option<&[u32]>, stats: &[RowStats], targets: &[u32]) -> Self {
-        Self {
-            stats: rows.map(|rows| rows.iter().map(|&r| stats[r as usize]).collect()),
-            targets: rows.map(|rows| rows.iter().map(|&r| targets[r as usize]).collect()),
+    /// What enters the loss must be finite where it counts.
+    fn check(&self, what: &str, i: usize, value: f32) -> Result<()> {
+        if value.is_finite() || !self.batch.valid[i] {
+            return Ok(());
         }
+        let (sequence, position) = (self.batch.sequence_ids[i / self.batch.context], i % self.batch.context);
+        Err(Error::new(
+            ErrorKind::NonFinite,
+            format!("expected a finite {what}, found {value} at sequence {sequence}, position {position}"),
+        ))
+    }
+}
+
+/// The rows, unless they are all of `n`: without a gap there is nothing to gather, and the path is that of plain training,
+/// bit for bit.
+fn gaps(rows: &[u32], n: usize) -> Option<&[u32]> {
+    (rows.len() < n).then_some(rows)
+}
+
+fn pick<'a, T: Clone>(rows: Option<&[u32]>, all: &'a [T]) -> Cow<'a, [T]> {
+    match rows {
+        Some(rows) => rows.iter().map(|&r| all[r as usize].clone()).collect(),
+        None => Cow::Borrowed(all),
     }
 }
 
@@ -154,16 +254,6 @@ fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
         Some(rows) => logits.select(rows),
         None => Ok(logits),
     }
-}
-
-/// What enters the loss must be finite; `values` are (position in the micro-batch, value).
-fn check_finite(what: &str, mut values: impl Iterator<Item = (usize, f32)>, batch: &Batch) -> Result<()> {
-    let Some((i, value)) = values.find(|(_, value)| !value.is_finite()) else { return Ok(()) };
-    let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
-    Err(Error::new(
-        ErrorKind::NonFinite,
-        format!("expected a finite {what}, found {value} at sequence {sequence}, position {position}"),
-    ))
 }
 
 /// Adds the time since the last lap to a phase.

@@ -4,13 +4,14 @@
 use crate::support::golden::{Golden, assert_gradients, assert_within, largest, values};
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
+use eslm_kd::objective::Divergence;
 use eslm_kd::ops::embed::scatter_add;
 use eslm_kd::ops::head::{self, Logits, Mix, RowStats};
 use eslm_kd::ops::matmul::matmul;
 
 const SHAPES: [&str; 2] = ["small", "odd"];
-const PLAIN: Mix = Mix { lambda: 0.0, temperature: 1.0 };
-const DISTIL: Mix = Mix { lambda: 0.6, temperature: 2.0 };
+const PLAIN: Mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
+const DISTIL: Mix = Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl };
 
 /// Student, teacher and a batch.
 struct Case {
@@ -330,7 +331,7 @@ fn forward_kl_and_its_gradient_match_pytorch_at_every_extreme() {
         let stats = head::scan(&mut student, Some(&mut teacher), &targets, tau as f32).unwrap();
         let kl = golden.values(&format!("kl.{name}.value"));
         let grad = golden.values(&format!("kl.{name}.grad"));
-        let mix = Mix { lambda: 1.0, temperature: tau as f32 };
+        let mix = Mix { lambda: 1.0, temperature: tau as f32, divergence: Divergence::ForwardKl };
         let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
         let out = head::loss(&student, Some(&teacher), &stats, &targets, &vec![1.0; n], mix, &d_weight).unwrap();
         assert!(out.sum.is_finite() && values(&out.d_hidden).iter().all(|d| d.is_finite()));

@@ -2,6 +2,8 @@
 
 use super::{Logits, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
+use crate::objective::Divergence;
+use crate::objective::divergence::{Normal, Sums as Divergent};
 use crate::ops::buffer::{read, with_mut};
 use crate::ops::matmul::{Mat, MatMut, gemm};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
@@ -10,7 +12,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Columns per tile. Fixed, so that `keep` and `recompute` add up in the same order.
-const TILE: usize = 4096;
+pub(super) const TILE: usize = 4096;
 
 pub(super) fn scan(
     student: &mut Logits,
@@ -18,34 +20,18 @@ pub(super) fn scan(
     targets: &[u32],
     options: ScanOptions,
 ) -> Result<Vec<RowStats>> {
-    let tau = options.tau;
     let mut rows = vec![Running::default(); student.rows()];
-    let mut student_tiles = Tiles::new(student)?;
+    let mut student_tiles = Tiles::new(student, student.keep)?;
     let mut teacher_tiles = match &teacher {
-        Some(t) => Some(Tiles::new(t)?),
+        Some(t) => Some(Tiles::new(t, t.keep)?),
         None => None,
     };
     for start in (0..student.vocab()).step_by(TILE) {
         let z = student_tiles.tile(start);
         let t = teacher_tiles.as_mut().map(|t| t.tile(start));
         rows.par_iter_mut().enumerate().for_each(|(i, row)| {
-            let z = z.row(i);
             let target = (targets[i] as usize).wrapping_sub(start);
-            if let Some(logit) = z.get(target) {
-                row.z.target = *logit;
-            }
-            match &t {
-                None => {
-                    row.z.add(z, tau);
-                }
-                Some(t) => {
-                    let t = t.row(i);
-                    if let Some(logit) = t.get(target) {
-                        row.t.target = *logit;
-                    }
-                    row.add_pair(z, t, options);
-                }
-            }
+            row.add(z.row(i), t.as_ref().map(|t| t.row(i)), target, options);
         });
     }
     let (z, t) = (student_tiles.finish(), teacher_tiles.and_then(Tiles::finish));
@@ -60,10 +46,76 @@ pub(super) fn scan(
     Ok(rows.iter().map(Running::finish).collect())
 }
 
+/// Divergence and gradient sum of every row. Forward KL is known from the scan; any other divergence needs the rows'
+/// normalisers first, so it takes a pass of its own.
+pub(super) fn divergences(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    stats: &[RowStats],
+    mix: Mix,
+) -> Result<Vec<Divergent>> {
+    let Some(teacher) = teacher.filter(|_| mix.divergence != Divergence::ForwardKl) else {
+        return Ok(stats.iter().map(|s| Divergent { value: f64::from(s.kl), gradient: 0.0 }).collect());
+    };
+    let mut sums = vec![Divergent::default(); stats.len()];
+    let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
+    for start in (0..student.vocab()).step_by(TILE) {
+        let (z, t) = (z_tiles.tile(start), t_tiles.tile(start));
+        sums.par_iter_mut().zip(stats).enumerate().for_each(|(i, (sums, s))| {
+            add_sums(sums, z.row(i), t.row(i), s, mix);
+        });
+    }
+    sums.iter_mut().for_each(|s| s.value = not_negative(s.value));
+    Ok(sums)
+}
+
+/// Adds a tile of a row to its sums.
+pub(super) fn add_sums(sums: &mut Divergent, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
+    let (value, gradient) = mix.divergence.sums(z, t, &normal(s, mix));
+    sums.value += f64::from(value);
+    sums.gradient += f64::from(gradient);
+}
+
+fn normal(s: &RowStats, mix: Mix) -> Normal {
+    let of = |s: &Stats| (s.max, s.log_sum_tau);
+    Normal { student: of(&s.student), teacher: of(&s.teacher), inverse_tau: 1.0 / mix.temperature }
+}
+
+/// The gradient of `weight` times a row's loss with respect to a tile of its logits. `target` is relative to the tile and
+/// may lie outside.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn row_gradient(
+    dz: &mut [f32],
+    z: &[f32],
+    t: Option<&[f32]>,
+    s: &RowStats,
+    sums: &Divergent,
+    target: usize,
+    weight: f32,
+    mix: Mix,
+) {
+    let ce = weight * (1.0 - mix.lambda);
+    match (t, mix.divergence) {
+        (Some(t), Divergence::ForwardKl) => mixed_gradient(dz, z, t, s, weight, mix.lambda, mix.temperature),
+        (t, divergence) => {
+            ce_gradient(dz, z, s.student.max, s.student.log_sum, ce);
+            if let Some(t) = t {
+                let scale = weight * mix.lambda * mix.temperature;
+                divergence.add_gradient(dz, z, t, &normal(s, mix), sums.gradient as f32, scale);
+            }
+        }
+    }
+    if let Some(at_target) = dz.get_mut(target) {
+        *at_target -= ce;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
 pub(super) fn gradient(
     student: &Logits,
     teacher: Option<&Logits>,
     stats: &[RowStats],
+    sums: &[Divergent],
     targets: &[u32],
     weights: &[f32],
     mix: Mix,
@@ -73,9 +125,9 @@ pub(super) fn gradient(
     let mut d_hidden = vec![0.0; k * d];
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
-    let mut z_tiles = Tiles::new(student)?;
+    let mut z_tiles = Tiles::new(student, false)?;
     let mut t_tiles = match teacher {
-        Some(t) => Some(Tiles::new(t)?),
+        Some(t) => Some(Tiles::new(t, false)?),
         None => None,
     };
     with_mut(d_weight, |d_weight| {
@@ -86,14 +138,9 @@ pub(super) fn gradient(
             let z = z_tiles.tile(start);
             let t = t_tiles.as_mut().map(|t| t.tile(start));
             dz.par_chunks_exact_mut(width).enumerate().for_each(|(i, dz)| {
-                let (s, w) = (&stats[i], weights[i]);
-                match &t {
-                    None => ce_gradient(dz, z.row(i), s.student.max, s.student.log_sum, w * (1.0 - mix.lambda)),
-                    Some(t) => mixed_gradient(dz, z.row(i), t.row(i), s, w, mix.lambda, mix.temperature),
-                }
-                if let Some(at_target) = dz.get_mut((targets[i] as usize).wrapping_sub(start)) {
-                    *at_target -= w * (1.0 - mix.lambda);
-                }
+                let t = t.as_ref().map(|t| t.row(i));
+                let target = (targets[i] as usize).wrapping_sub(start);
+                row_gradient(dz, z.row(i), t, &stats[i], &sums[i], target, weights[i], mix);
             });
             let dz = Mat::row_major(dz, k, width);
             let w_tile = Mat::row_major(&weight[start * d..(start + width) * d], width, d);
@@ -106,7 +153,7 @@ pub(super) fn gradient(
 }
 
 /// Walks the tiles of one set of logits: formed into a scratch, formed into the store, or read from it.
-struct Tiles<'a> {
+pub(super) struct Tiles<'a> {
     hidden: crate::ops::buffer::Read<'a>,
     weight: crate::ops::buffer::Read<'a>,
     rows: usize,
@@ -123,7 +170,7 @@ enum Memory {
 }
 
 /// One tile: row i starts at `place(i) * stride + offset`.
-struct Tile<'a> {
+pub(super) struct Tile<'a> {
     data: &'a [f32],
     index: Option<&'a [u32]>,
     stride: usize,
@@ -132,26 +179,27 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    fn row(&self, i: usize) -> &[f32] {
+    pub(super) fn row(&self, i: usize) -> &[f32] {
         let place = self.index.map_or(i, |index| index[i] as usize);
         &self.data[place * self.stride + self.offset..][..self.width]
     }
 }
 
 impl<'a> Tiles<'a> {
-    fn new(logits: &'a Logits) -> Result<Self> {
+    /// With `fill`, logits that are not stored yet will be.
+    pub(super) fn new(logits: &'a Logits, fill: bool) -> Result<Self> {
         let (rows, d) = logits.hidden.dims2()?;
         let vocab = logits.vocab();
         let memory = match &logits.kept {
             Some(kept) => Memory::Stored(Arc::clone(kept)),
-            None if logits.keep => Memory::Filling(vec![0.0; rows * vocab]),
+            None if fill => Memory::Filling(vec![0.0; rows * vocab]),
             None => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
         let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
         Ok(Self { hidden, weight, rows, d, vocab, index: logits.index.as_deref(), memory })
     }
 
-    fn tile(&mut self, start: usize) -> Tile<'_> {
+    pub(super) fn tile(&mut self, start: usize) -> Tile<'_> {
         let (rows, d, vocab) = (self.rows, self.d, self.vocab);
         let width = TILE.min(vocab - start);
         let a = Mat::row_major(&self.hidden, rows, d);
@@ -200,7 +248,7 @@ impl Default for Sums {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Running {
+pub(super) struct Running {
     z: Sums,
     t: Sums,
     /// sum exp(a) (a - c) with a = (t - max_t) / tau, c = (z - max_z) / tau
@@ -251,6 +299,21 @@ impl Sums {
 }
 
 impl Running {
+    /// Adds a tile; `target` is relative to it and may lie outside.
+    pub(super) fn add(&mut self, z: &[f32], t: Option<&[f32]>, target: usize, options: ScanOptions) {
+        if let Some(logit) = z.get(target) {
+            self.z.target = *logit;
+        }
+        let Some(t) = t else {
+            self.z.add(z, options.tau);
+            return;
+        };
+        if let Some(logit) = t.get(target) {
+            self.t.target = *logit;
+        }
+        self.add_pair(z, t, options);
+    }
+
     fn add_pair(&mut self, z: &[f32], t: &[f32], options: ScanOptions) {
         let tau = options.tau;
         let (old_z, old_t) = (self.z, self.t);
@@ -272,7 +335,7 @@ impl Running {
         self.tau = tau64;
     }
 
-    fn finish(&self) -> RowStats {
+    pub(super) fn finish(&self) -> RowStats {
         let student = self.z.finish();
         if !self.pair {
             return RowStats { student, ..RowStats::default() };

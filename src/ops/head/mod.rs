@@ -6,7 +6,11 @@
 //! hold for logits of any size and any temperature.
 
 mod cpu;
+mod fused;
 pub mod reference;
+
+pub use crate::objective::Mix;
+pub use fused::{Fused, fused};
 
 use super::embed::gather;
 use crate::error::{Error, Result};
@@ -111,15 +115,6 @@ impl Logits {
     }
 }
 
-/// The per-token objective `(1 - lambda) nll + lambda tau² KL(q^tau || p^tau)` (Hinton et al., arXiv 1503.02531).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Mix {
-    /// Weight of the distillation term, in [0, 1]; 0 without a teacher.
-    pub lambda: f32,
-    /// Temperature tau > 0.
-    pub temperature: f32,
-}
-
 /// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or as `options` say.
 pub fn scan(
     student: &mut Logits,
@@ -167,15 +162,17 @@ pub fn loss(
     if !super::fast(&student.hidden) {
         return reference::loss(student, teacher, targets, weights, mix, d_weight);
     }
-    let tau = f64::from(mix.temperature);
-    let lambda = f64::from(mix.lambda);
-    let per_token = stats.iter().zip(weights).map(|(s, w)| {
-        f64::from(*w) * ((1.0 - lambda) * f64::from(s.student.nll) + lambda * tau * tau * f64::from(s.kl))
-    });
-    let sum = per_token.sum();
     // A teacher without weight in the loss costs nothing.
     let teacher = teacher.filter(|_| mix.lambda != 0.0);
-    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, teacher, stats, targets, weights, mix, d_weight)? })
+    let sums = cpu::divergences(student, teacher, stats, mix)?;
+    let sum = stats.iter().zip(&sums).zip(weights).map(|((s, d), w)| f64::from(*w) * per_token(s, d.value, mix)).sum();
+    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, teacher, stats, &sums, targets, weights, mix, d_weight)? })
+}
+
+/// The loss of a row whose divergence is `divergence`.
+fn per_token(stats: &RowStats, divergence: f64, mix: Mix) -> f64 {
+    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+    (1.0 - lambda) * f64::from(stats.student.nll) + lambda * tau * tau * divergence
 }
 
 fn check(student: &Logits, teacher: Option<&Logits>, targets: &[u32]) -> Result<()> {

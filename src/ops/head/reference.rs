@@ -1,9 +1,10 @@
 //! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the path off the CPU.
 
 use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::objective::Divergence;
 use crate::ops::buffer;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Tensor, Var};
 
 /// z = hidden · weightᵀ, [N, V].
 pub fn logits(hidden: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -24,14 +25,36 @@ pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> R
     let nll = log_softmax(z, 1.0)?.gather(&index, 1)?.squeeze(1)?.neg()?;
     match t {
         None => Ok((nll * (1.0 - lambda))?),
-        Some(t) => Ok(((nll * (1.0 - lambda))? + (kl(z, t, tau)? * (lambda * tau * tau))?)?),
+        Some(t) => Ok(((nll * (1.0 - lambda))?
+            + (divergence(mix.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)? * (lambda * tau * tau))?)?),
     }
 }
 
-/// KL(q^tau || p^tau) per row, `[N]`.
-pub fn kl(z: &Tensor, t: &Tensor, tau: f64) -> Result<Tensor> {
-    let (log_p, log_q) = (log_softmax(z, tau)?, log_softmax(t, tau)?);
-    Ok((log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?)
+/// The divergence of each row of log q from that of log p, both [N, V]: `[N]`, differentiable by candle.
+pub fn divergence(divergence: Divergence, log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
+    // ln (share e^x + (1 - share) e^y)
+    let mixture = |x: &Tensor, y: &Tensor, share: f32| {
+        let (share, max) = (f64::from(share), x.maximum(y)?.detach());
+        let (x, y) = ((x - &max)?.exp()?, (y - &max)?.exp()?);
+        Ok::<Tensor, Error>((((x * share)? + (y * (1.0 - share))?)?.log()? + max)?)
+    };
+    // KL(x || y)
+    let kl = |x: &Tensor, y: &Tensor| Ok::<Tensor, Error>((x.exp()? * (x - y)?)?.sum(D::Minus1)?);
+    match divergence {
+        Divergence::ForwardKl | Divergence::SkewKl { skew: 0.0 } => kl(log_q, log_p),
+        Divergence::ReverseKl | Divergence::SkewReverseKl { skew: 0.0 } => kl(log_p, log_q),
+        Divergence::Jsd { beta } => {
+            let m = mixture(log_q, log_p, beta)?;
+            Ok(((kl(log_q, &m)? * f64::from(beta))? + (kl(log_p, &m)? * (1.0 - f64::from(beta)))?)?)
+        }
+        Divergence::SkewKl { skew } => kl(log_q, &mixture(log_q, log_p, skew)?),
+        Divergence::SkewReverseKl { skew } => kl(log_p, &mixture(log_p, log_q, skew)?),
+        Divergence::TotalVariation => {
+            let difference = (log_p.exp()? - log_q.exp()?)?;
+            let sign = difference.detach().sign()?; // so that the slope at 0 is 0
+            Ok(((difference * sign)?.sum(D::Minus1)? * 0.5)?)
+        }
+    }
 }
 
 pub(super) fn scan(
@@ -50,8 +73,12 @@ pub(super) fn scan(
     };
     let t = logits(&teacher.hidden, &teacher.weight)?;
     let teachers = stats(&t, targets, f64::from(tau))?;
-    let forward = host(&kl(&z, &t, f64::from(tau))?)?;
-    let reverse = if reverse_kl { host(&kl(&t, &z, f64::from(tau))?)? } else { vec![0.0; forward.len()] };
+    let (log_p, log_q) = (log_softmax(&z, f64::from(tau))?, log_softmax(&t, f64::from(tau))?);
+    let forward = host(&divergence(Divergence::ForwardKl, &log_p, &log_q)?)?;
+    let reverse = match reverse_kl {
+        true => host(&divergence(Divergence::ReverseKl, &log_p, &log_q)?)?,
+        false => vec![0.0; forward.len()],
+    };
     let rows = students.into_iter().zip(teachers).zip(forward.into_iter().zip(reverse));
     let row = |((student, teacher), (kl, reverse)): (_, (f64, f64))| RowStats {
         student,
@@ -101,7 +128,15 @@ pub(super) fn loss(
         None => None,
     };
     let w = Tensor::new(weights, z.device())?.to_dtype(z.dtype())?;
-    let sum = (per_token(&z, t.as_ref(), targets, mix)? * &w)?.sum_all()?;
+    let weighed = |z: &Tensor| Ok::<Tensor, Error>((per_token(z, t.as_ref(), targets, mix)? * &w)?.sum_all()?);
+    if t.is_some() && mix.divergence != Divergence::ForwardKl {
+        let z = Var::from_tensor(&z)?;
+        let sum = weighed(&z)?;
+        let grads = sum.backward()?;
+        let dz = grads.get(&z).ok_or_else(|| Error::internal("the reference loss has no gradient"))?;
+        return finish(student, &sum, dz, d_weight);
+    }
+    let sum = weighed(&z)?;
     let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
     let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
     let minus = Tensor::ones((targets.len(), 1), z.dtype(), z.device())?.neg()?;
@@ -111,8 +146,14 @@ pub(super) fn loss(
         dz = (dz + (difference * (lambda * tau))?)?;
     }
     let dz = dz.broadcast_mul(&w.unsqueeze(1)?)?;
+    finish(student, &sum, &dz, d_weight)
+}
+
+/// From the gradient of the logits to those of their factors.
+fn finish(student: &Logits, sum: &Tensor, dz: &Tensor, d_weight: &Tensor) -> Result<LossGradient> {
     buffer::add_assign(d_weight, &dz.t()?.contiguous()?.matmul(&student.hidden)?)?;
-    Ok(LossGradient { sum: host(&sum.unsqueeze(0)?)?[0], d_hidden: dz.matmul(&student.weight)? })
+    let sum = sum.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    Ok(LossGradient { sum, d_hidden: dz.matmul(&student.weight)? })
 }
 
 fn host(x: &Tensor) -> Result<Vec<f64>> {

@@ -1,15 +1,23 @@
 use super::*;
+use crate::objective::Divergence;
 use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
 use candle_core::{DType, Device};
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
-const MIXES: [Mix; 5] = [
-    Mix { lambda: 0.0, temperature: 1.0 },
-    Mix { lambda: 0.6, temperature: 2.0 },
-    Mix { lambda: 1.0, temperature: 1.0 },
-    Mix { lambda: 0.5, temperature: 0.05 },
-    Mix { lambda: 0.5, temperature: 20.0 },
+const MIXES: [Mix; 12] = [
+    Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.5, temperature: 20.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ReverseKl },
+    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::Jsd { beta: 0.3 } },
+    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::Jsd { beta: 0.9 } },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::SkewKl { skew: 0.1 } },
+    Mix { lambda: 0.7, temperature: 20.0, divergence: Divergence::SkewKl { skew: 0.0 } },
+    Mix { lambda: 0.6, temperature: 0.5, divergence: Divergence::SkewReverseKl { skew: 0.4 } },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::TotalVariation },
 ];
 
 struct Case {
@@ -118,8 +126,13 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
 
 #[test]
 fn keep_and_recompute_and_rows_give_the_same_bits() {
+    for mix in [MIXES[1], MIXES[6], MIXES[8]] {
+        bits_of_one_mix(mix);
+    }
+}
+
+fn bits_of_one_mix(mix: Mix) {
     let case = case((70, 24, 9001));
-    let mix = MIXES[1];
     let rows: Vec<u32> = (0..70).filter(|i| i % 3 != 0).collect();
     let pick = |all: &[u32]| rows.iter().map(|&r| all[r as usize]).collect::<Vec<_>>();
     let run = |keep: bool, threads: usize| {
@@ -142,8 +155,13 @@ fn keep_and_recompute_and_rows_give_the_same_bits() {
 
 #[test]
 fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
+    for mix in MIXES {
+        nothing_to_learn(Mix { lambda: 1.0, temperature: 2.0, ..mix });
+    }
+}
+
+fn nothing_to_learn(mix: Mix) {
     let case = case((6, 16, 5000));
-    let mix = Mix { lambda: 1.0, temperature: 2.0 };
     let (mut s, mut t) = (case.student(false), case.student(false));
     let stats = scan(&mut s, Some(&mut t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
@@ -161,8 +179,9 @@ fn extreme_logits_stay_finite() {
     let rows = |r: [[f32; 5]; 4]| Tensor::new(&r, &Device::Cpu).unwrap().t().unwrap().contiguous().unwrap();
     let z = rows([[1e4, -1e4, 0.0, 1.0, 2.0], [0.0; 5], [-1e4; 5], [3.0, 1e4, 1e4, -1e4, 0.0]]);
     let t = rows([[-1e4, 1e4, 0.0, 1.0, 2.0], [1e4, 0.0, 0.0, 0.0, 0.0], [-1e4; 5], [-3.0, 0.5, 1e4, -1e4, 9.0]]);
-    for tau in [0.05, 1.0, 20.0] {
-        let mix = Mix { lambda: 0.5, temperature: tau };
+    let divergences = MIXES.iter().map(|m| m.divergence);
+    for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
+        let mix = Mix { lambda: 0.5, temperature: tau, divergence };
         let (mut s, mut q) = (Logits::new(eye.clone(), z.clone(), false), Logits::new(eye.clone(), t.clone(), false));
         let targets = [1, 2, 3, 4];
         let options = ScanOptions { tau, reverse_kl: true };
@@ -226,4 +245,82 @@ fn cross_entropy_is_candles() {
     let targets = Tensor::new(case.targets.as_slice(), &Device::Cpu).unwrap();
     let theirs = candle_nn::loss::cross_entropy(&z, &targets).unwrap().to_scalar::<f32>().unwrap();
     assert!((ours - f64::from(theirs)).abs() < 2e-6, "{ours} vs {theirs}");
+}
+
+/// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
+fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Fused, Tensor) {
+    let (mut s, mut t) = (case.student(true), with_teacher.then(|| case.teacher(true)));
+    let stats = scan(&mut s, t.as_mut(), &case.targets, mix.temperature).unwrap();
+    let rows: Vec<u32> = (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let targets: Vec<u32> = rows.iter().map(|&r| case.targets[r as usize]).collect();
+    let weights: Vec<f32> = rows.iter().map(|&r| weights[r as usize]).collect();
+    let dw = random(case.weight.dims(), 9);
+    let t = t.map(|t| t.select(&rows).unwrap());
+    let out = loss(&s.select(&rows).unwrap(), t.as_ref(), &picked, &targets, &weights, mix, &dw).unwrap();
+    (Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
+}
+
+#[test]
+fn one_fused_pass_is_scan_and_loss() {
+    let plain = Mix { lambda: 0.0, ..MIXES[1] };
+    for (shape, keep_every) in
+        [((300, 24, 5003), 1), ((300, 24, 5003), 3), ((130, 8, 33), 2), ((1, 4, 3), 1), ((5, 4, 9), 9)]
+    {
+        let case = case(shape);
+        // The first row is dropped, so that one shape keeps nothing at all.
+        let weight =
+            |r: usize| if keep_every == 9 || (keep_every > 1 && r % keep_every == 0) { 0.0 } else { 0.5 + r as f32 };
+        let weights: Vec<f32> = (0..shape.0).map(weight).collect();
+        for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
+        {
+            let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
+            let run = |case: &Case, dw: &Tensor| {
+                let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+                let mut seen = 0;
+                let mut weigh = |row: usize, stats: &RowStats| {
+                    assert_eq!(row, seen, "rows come in order");
+                    assert!((stats.student.nll - want.stats[row].student.nll).abs() < 1e-5);
+                    seen += 1;
+                    Ok(weights[row])
+                };
+                fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, &mut weigh, dw).unwrap()
+            };
+            let check = |got: &Fused, dw: &Tensor| {
+                assert_stats_close(&got.stats, &want.stats, 4e-6);
+                assert_eq!((&got.rows, &got.weights), (&want.rows, &want.weights));
+                assert!((got.sum - want.sum).abs() <= 1e-6 * want.sum.abs().max(1.0), "{} vs {}", got.sum, want.sum);
+                assert_eq!(got.d_hidden.dims(), want.d_hidden.dims());
+                if !got.rows.is_empty() {
+                    assert_close(&got.d_hidden, &want.d_hidden.to_dtype(got.d_hidden.dtype()).unwrap(), 1e-5);
+                }
+                assert_close(dw, &want_dw, 1e-5);
+            };
+            let dw = random(case.weight.dims(), 9);
+            let got = run(&case, &dw);
+            check(&got, &dw);
+            for threads in [1, 3] {
+                let other = random(case.weight.dims(), 9);
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let again = pool.install(|| run(&case, &other));
+                assert!(again.sum.to_bits() == got.sum.to_bits() && again.stats == got.stats, "{threads} threads");
+                let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden), "{threads} threads");
+            }
+            let wide = case.in_f64();
+            let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
+            check(&run(&wide, &dw), &dw);
+        }
+    }
+}
+
+#[test]
+fn a_fused_pass_ends_with_the_error_of_its_caller() {
+    let case = case((4, 8, 50));
+    let dw = case.weight.zeros_like().unwrap();
+    let mut weigh = |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
+    let failed = fused(&case.student(false), None, &case.targets, 1.0, MIXES[0], &mut weigh, &dw).unwrap_err();
+    assert!(failed.to_string().contains("row two"));
+    let mut keep = |_: usize, _: &RowStats| Ok(1.0);
+    assert!(fused(&case.student(false), None, &case.targets, 1.0, MIXES[2], &mut keep, &dw).is_err());
 }

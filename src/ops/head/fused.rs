@@ -1,0 +1,265 @@
+//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known before the scores are.
+//!
+//! A block's logits are formed once, for all of the vocabulary; statistics are read from them, the caller weighs each row,
+//! and the gradients of the rows that stay are formed while the logits are still in hand. Against [`super::scan`] and
+//! [`super::loss`] this saves the second product (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
+
+use super::cpu::{self, Running, TILE};
+use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
+use crate::error::{Error, Result};
+use crate::objective::Divergence;
+use crate::objective::divergence::Sums;
+use crate::ops::buffer::{read, with_mut};
+use crate::ops::matmul::{Mat, MatMut, gemm};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 128 rows of GPT-2's vocabulary are
+/// 26 MB of logits, and as much again of the teacher's and of gradients.
+const ROWS: usize = 128;
+
+/// What one pass found and did.
+#[derive(Debug)]
+pub struct Fused {
+    /// Statistics of all N rows.
+    pub stats: Vec<RowStats>,
+    /// Rows that carry weight, ascending `[k]`.
+    pub rows: Vec<u32>,
+    /// Their weights `[k]`.
+    pub weights: Vec<f32>,
+    /// sum over rows of weight * per-token loss, in nats.
+    pub sum: f64,
+    /// Gradient of `sum` with respect to the kept rows' hidden vectors, [k, D].
+    pub d_hidden: Tensor,
+}
+
+/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0.
+///
+/// `weigh` is called once for each row, in order, on the caller's thread; its error ends the pass, with some blocks'
+/// gradient already in `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those
+/// of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
+/// divergence has weight.
+pub fn fused(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+    mix: Mix,
+    weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
+    let options = options.into();
+    check(student, teacher, targets)?;
+    if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
+        return Err(Error::internal("a distillation term needs a teacher, read at the term's temperature"));
+    }
+    if crate::ops::fast(&student.hidden) {
+        Pass::new(student, teacher, targets, options, mix)?.run(weigh, d_weight)
+    } else {
+        by_reference(student, teacher, targets, options, mix, weigh, d_weight)
+    }
+}
+
+fn by_reference(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: ScanOptions,
+    mix: Mix,
+    weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
+    let stats = reference::scan(student, teacher, targets, options)?;
+    let (mut rows, mut weights) = (Vec::new(), Vec::new());
+    for (row, s) in stats.iter().enumerate() {
+        let weight = weigh(row, s)?;
+        if weight != 0.0 {
+            rows.push(row as u32);
+            weights.push(weight);
+        }
+    }
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
+    let teacher = teacher.filter(|_| mix.lambda != 0.0).map(|t| t.select(&rows)).transpose()?;
+    let out = loss(&student.select(&rows)?, teacher.as_ref(), &picked, &targets, &weights, mix, d_weight)?;
+    Ok(Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden })
+}
+
+struct Pass<'a> {
+    student: Product<'a>,
+    teacher: Option<Product<'a>>,
+    targets: &'a [u32],
+    options: ScanOptions,
+    mix: Mix,
+}
+
+/// Factors of logits, in memory.
+struct Product<'a> {
+    hidden: crate::ops::buffer::Read<'a>,
+    weight: crate::ops::buffer::Read<'a>,
+    d: usize,
+    vocab: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(logits: &'a Logits) -> Result<Self> {
+        let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
+        Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab() })
+    }
+
+    /// The logits of `count` rows from `start` on, [count, V].
+    fn form(&self, into: &mut [f32], start: usize, count: usize) {
+        let hidden = Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
+        let weight = Mat::row_major(&self.weight, self.vocab, self.d).t();
+        gemm(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, 1.0, true);
+    }
+}
+
+/// A kept row of a block.
+struct Kept {
+    /// Its place in the block, and in the batch.
+    place: usize,
+    row: usize,
+    weight: f32,
+}
+
+/// Gradients of kept rows that have not been multiplied yet.
+struct Pending<'a> {
+    dz: Vec<f32>,
+    hidden: Vec<f32>,
+    count: usize,
+    d_hidden: Vec<f32>,
+    d_weight: &'a Tensor,
+}
+
+impl<'a> Pass<'a> {
+    fn new(
+        student: &'a Logits,
+        teacher: Option<&'a Logits>,
+        targets: &'a [u32],
+        options: ScanOptions,
+        mix: Mix,
+    ) -> Result<Self> {
+        let teacher = teacher.map(Product::new).transpose()?;
+        Ok(Self { student: Product::new(student)?, teacher, targets, options, mix })
+    }
+
+    fn run(&self, weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>, d_weight: &Tensor) -> Result<Fused> {
+        let (n, v, d) = (self.targets.len(), self.student.vocab, self.student.d);
+        let most = ROWS.min(n);
+        let mut z = vec![0.0; most * v];
+        let mut t = vec![0.0; if self.teacher.is_some() { most * v } else { 0 }];
+        let mut pending =
+            Pending { dz: vec![0.0; most * v], hidden: Vec::new(), count: 0, d_hidden: Vec::new(), d_weight };
+        let (mut stats, mut rows, mut weights, mut sum) = (Vec::with_capacity(n), Vec::new(), Vec::new(), 0.0);
+        for start in (0..n).step_by(ROWS) {
+            let count = ROWS.min(n - start);
+            let z = &mut z[..count * v];
+            self.student.form(z, start, count);
+            let t = self.teacher.as_ref().map(|teacher| {
+                teacher.form(&mut t, start, count);
+                &t[..count * v]
+            });
+            let block = self.scan(z, t, start, count);
+            let mut kept = Vec::new();
+            for (place, s) in block.iter().enumerate() {
+                let (row, weight) = (start + place, weigh(start + place, s)?);
+                if weight != 0.0 {
+                    kept.push(Kept { place, row, weight });
+                }
+            }
+            // A teacher without weight in the loss costs nothing.
+            let t = t.filter(|_| self.mix.lambda != 0.0);
+            let sums = self.sums(z, t, &block, &kept);
+            for (kept, sums) in kept.iter().zip(&sums) {
+                rows.push(kept.row as u32);
+                weights.push(kept.weight);
+                sum += f64::from(kept.weight) * per_token(&block[kept.place], sums.value, self.mix);
+            }
+            let mut left = (kept.as_slice(), sums.as_slice());
+            while !left.0.is_empty() {
+                let take = left.0.len().min(most - pending.count);
+                let (now, later) = left.0.split_at(take);
+                let (now_sums, later_sums) = left.1.split_at(take);
+                let dz = &mut pending.dz[pending.count * v..(pending.count + take) * v];
+                self.gradient(dz, z, t, &block, now, now_sums);
+                for kept in now {
+                    pending.hidden.extend_from_slice(&self.student.hidden[kept.row * d..(kept.row + 1) * d]);
+                }
+                pending.count += take;
+                if pending.count == most {
+                    pending.flush(&self.student)?;
+                }
+                left = (later, later_sums);
+            }
+            stats.extend(block);
+        }
+        pending.flush(&self.student)?;
+        let d_hidden = Tensor::from_vec(pending.d_hidden, (rows.len(), d), &Device::Cpu)?;
+        Ok(Fused { stats, rows, weights, sum, d_hidden })
+    }
+
+    /// Statistics of a block, tile by tile as [`super::scan`] forms them.
+    fn scan(&self, z: &[f32], t: Option<&[f32]>, start: usize, count: usize) -> Vec<RowStats> {
+        let v = self.student.vocab;
+        let one = |place: usize| {
+            let mut running = Running::default();
+            let (z, t) = (&z[place * v..][..v], t.map(|t| &t[place * v..][..v]));
+            for tile in (0..v).step_by(TILE) {
+                let range = tile..v.min(tile + TILE);
+                let target = (self.targets[start + place] as usize).wrapping_sub(tile);
+                running.add(&z[range.clone()], t.map(|t| &t[range.clone()]), target, self.options);
+            }
+            running.finish()
+        };
+        (0..count).into_par_iter().map(one).collect()
+    }
+
+    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<Sums> {
+        let v = self.student.vocab;
+        let one = |kept: &Kept| {
+            let s = &block[kept.place];
+            let Some(t) = t.filter(|_| self.mix.divergence != Divergence::ForwardKl) else {
+                return Sums { value: f64::from(s.kl), gradient: 0.0 };
+            };
+            let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
+            let mut sums = Sums::default();
+            for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
+                cpu::add_sums(&mut sums, z, t, s, self.mix);
+            }
+            Sums { value: cpu::not_negative(sums.value), ..sums }
+        };
+        kept.par_iter().map(one).collect()
+    }
+
+    fn gradient(&self, dz: &mut [f32], z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+        let v = self.student.vocab;
+        dz.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each(|((dz, kept), sums)| {
+            let (z, t) = (&z[kept.place * v..][..v], t.map(|t| &t[kept.place * v..][..v]));
+            let target = self.targets[kept.row] as usize;
+            cpu::row_gradient(dz, z, t, &block[kept.place], sums, target, kept.weight, self.mix);
+        });
+    }
+}
+
+impl Pending<'_> {
+    /// Multiplies what has gathered: a gradient of few rows still moves all of the head's.
+    fn flush(&mut self, student: &Product<'_>) -> Result<()> {
+        let (k, v, d) = (self.count, student.vocab, student.d);
+        if k == 0 {
+            return Ok(());
+        }
+        let done = self.d_hidden.len();
+        self.d_hidden.resize(done + k * d, 0.0);
+        let dz = Mat::row_major(&self.dz[..k * v], k, v);
+        let d_hidden = MatMut::new(&mut self.d_hidden[done..], k, d, d);
+        gemm(d_hidden, false, dz, Mat::row_major(&student.weight, v, d), 1.0, true);
+        let hidden = Mat::row_major(&self.hidden, k, d);
+        with_mut(self.d_weight, |d_weight| {
+            gemm(MatMut::new(d_weight, v, d, d), true, dz.t(), hidden, 1.0, true);
+        })?;
+        self.hidden.clear();
+        self.count = 0;
+        Ok(())
+    }
+}
