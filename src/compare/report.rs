@@ -147,13 +147,14 @@ fn arms_table(s: &Summary) -> String {
         }
         let _ = write!(out, "<td class=\"r\">{}</td></tr>", millions(arm.state.parameters));
     }
-    out += "</tbody></table></div><details><summary>Settings that all arms share</summary><p class=\"keys\">";
-    let common: Vec<String> = s.arms.first().map_or_else(Vec::new, |first| {
-        (flat(&first.arm).into_iter())
-            .filter(|(k, _)| k != "seed" && !s.differing.contains(&k.as_str()))
-            .map(|(k, v)| format!("<span>{} = {}</span>", escape(&k), escape(&v)))
-            .collect()
-    });
+    out += "</tbody></table></div><details><summary>Settings that the arms share, as far as they have them</summary><p class=\"keys\">";
+    // Of the arms that have a key at all: one that selects nothing has no score.
+    let mut common = std::collections::BTreeMap::new();
+    for arm in &s.arms {
+        common.extend(flat(&arm.arm).into_iter().filter(|(k, _)| k != "seed" && !s.differing.contains(&k.as_str())));
+    }
+    let common: Vec<String> =
+        common.iter().map(|(k, v)| format!("<span>{} = {}</span>", escape(k), escape(v))).collect();
     out += &common.join(" ");
     out + "</p></details>"
 }

@@ -295,10 +295,19 @@ pub fn flat(arm: &Arm) -> BTreeMap<String, String> {
     all
 }
 
-/// Keys of which two arms have different values, in the order of the table of keys.
+/// Keys that say what is what even where only some of the arms have them.
+const TELLING: [&str; 4] = ["teacher", "select.score", "select.alpha", "objective.lambda"];
+
+/// Keys of which two arms that have them have different values, in the order of the table of keys.
 fn differing(arms: &[ArmResult]) -> Vec<&'static str> {
     let all: Vec<BTreeMap<String, String>> = arms.iter().map(|a| flat(&a.arm)).collect();
-    let differs = |key: &str| key != "seed" && all.iter().any(|a| a.get(key) != all[0].get(key));
+    let differs = |key: &str| {
+        let mut values: Vec<&String> = all.iter().filter_map(|a| a.get(key)).collect();
+        let lacking = values.len() < all.len();
+        values.sort_unstable();
+        values.dedup();
+        key != "seed" && (values.len() > 1 || (values.len() == 1 && lacking && TELLING.contains(&key)))
+    };
     KEYS.iter().map(|k| k.name).filter(|k| differs(k)).collect()
 }
 

@@ -1,6 +1,7 @@
 //! The one integration test binary: each file tests one promise of the crate from outside.
 
 mod cli;
+mod compare;
 mod hub;
 mod laws;
 mod models;

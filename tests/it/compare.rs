@@ -1,0 +1,147 @@
+//! `compare`: methods x seeds, stopped, gone on with and reported.
+
+use crate::support::tiny;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+const RUN_FILE: &str = "\
+steps = 6
+student = 'tiny'
+[shape]
+n_layer = 1
+n_head = 2
+n_embd = 16
+n_positions = 16
+[data]
+context = 16
+rows = 4
+[select]
+alpha = 0.5
+[eval]
+every = 2
+rows = 20
+";
+
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        fs::write(place.path("run.toml"), RUN_FILE).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Exit status, stdout, stderr of `compare` with two arms.
+    fn compare(&self, more: &[&str]) -> (i32, String, String) {
+        let data = tiny::data().display().to_string();
+        let arms = ["plain:run.toml+method=clm", "loss:run.toml+select.score=loss", "--data", &data];
+        self.run(&[&arms, more].concat())
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_")) {
+            command.env_remove(name);
+        }
+        command.arg("compare").args(args).arg("--offline").current_dir(self.0.path()).stdin(Stdio::null());
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+
+    /// `report.csv` without the column of seconds.
+    fn figures(&self, out: &str) -> Vec<Vec<String>> {
+        let text = fs::read_to_string(self.path(out).join("report.csv")).unwrap();
+        let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split(',').collect()).collect();
+        let seconds = rows[0].iter().position(|c| *c == "seconds").unwrap();
+        let without = |row: &Vec<&str>| {
+            row.iter().enumerate().filter(|(i, _)| *i != seconds).map(|(_, c)| (*c).to_string()).collect()
+        };
+        rows.iter().map(without).collect()
+    }
+}
+
+/// When the model of a run was written.
+fn written(place: &Place, run: &str) -> std::time::SystemTime {
+    fs::metadata(place.path(run).join("model/model.safetensors")).unwrap().modified().unwrap()
+}
+
+/// Every element that is opened is closed in order: the page is well-formed.
+fn check_well_formed(page: &str) {
+    let (mut open, mut rest) = (Vec::new(), page.strip_prefix("<!DOCTYPE html>").unwrap());
+    while let Some(start) = rest.find('<') {
+        let end = start + rest[start..].find('>').expect("a tag ends");
+        let tag = &rest[start + 1..end];
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap().to_string();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "in order, before {:.60}", &rest[start..]);
+        } else if !tag.ends_with('/') {
+            open.push(name);
+        }
+        rest = &rest[end + 1..];
+    }
+    assert!(open.is_empty(), "{open:?} never closed");
+}
+
+#[test]
+fn a_comparison_in_parts_ends_like_one_in_one_piece() {
+    let place = Place::new();
+    let valid = tiny::world().join("valid.jsonl");
+    let also = format!("stories={}", valid.display());
+    let (code, stdout, stderr) = place.compare(&["--seeds", "2", "--out", "whole", "--also", &also, "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let json: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&json["baseline"], &json["tests"]), (&"plain".into(), &1.into()));
+    assert_eq!(json["arms"].as_array().unwrap().len(), 2);
+    assert!(!place.path("whole/runs/plain/seed-1/checkpoints").exists(), "finished runs keep no checkpoints");
+
+    // One seed, then a run cut short (a checkpoint and no model), then the same command as above.
+    let (code, _, stderr) = place.compare(&["--seeds", "1", "--out", "parts", "--keep-checkpoints", "-q"]);
+    assert_eq!(code, 0, "{stderr}");
+    let before = written(&place, "parts/runs/plain/seed-1");
+    fs::remove_dir_all(place.path("parts/runs/loss/seed-1/model")).unwrap();
+    let (code, stdout, _) = place.run(&["--report-only", "--out", "parts"]);
+    assert!(code == 0 && stdout.contains("1 runs are not finished"), "{stdout}");
+    let (code, _, stderr) = place.compare(&["--seeds", "2", "--out", "parts", "--also", &also]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("run 1 of 4: plain, seed 1, found"), "{stderr}");
+    assert_eq!(written(&place, "parts/runs/plain/seed-1"), before, "a finished run is not repeated");
+    assert_eq!(place.figures("parts"), place.figures("whole"));
+
+    let page = fs::read_to_string(place.path("whole/report.html")).unwrap();
+    check_well_formed(&page);
+    assert!(!page.contains("http") && !page.contains("<script") && !page.contains("NaN"), "self-contained");
+    assert_eq!(page.matches("<svg class=\"chart\"").count(), 4, "three curves and the deciles");
+}
+
+#[test]
+fn equal_flops_are_kept_and_contradictions_are_refused() {
+    let place = Place::new();
+    let flops = ["--seeds", "1", "--out", "c", "--budget", "flops", "-q"];
+    let (code, _, stderr) = place.compare(&flops);
+    assert_eq!(code, 0, "{stderr}");
+    let rows = place.figures("c");
+    let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
+    let number = |row: usize, name: &str| rows[row][column(name)].parse::<f64>().unwrap();
+    let (base, other) = (number(1, "flops"), number(2, "flops"));
+    assert!(number(2, "steps") >= 6.0 && (other - base).abs() <= 0.5 * other / number(2, "steps") + 1.0, "{rows:?}");
+    let refused = |args: &[&str], part: &str| {
+        let (code, stdout, stderr) = place.compare(args);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+        assert!(stderr.contains(part) && stderr.lines().count() == 1, "{stderr}");
+    };
+    refused(&["--seeds", "1", "--out", "c", "-q"], "has --budget flops, this one tokens");
+    refused(&[&flops[..], &["--set", "optim.lr=0.1"]].concat(), "optim.lr");
+    refused(&[&flops[..], &["--baseline", "x"]].concat(), "no arm has the label \"x\"");
+    fs::create_dir(place.path("full")).unwrap();
+    fs::write(place.path("full/a"), "").unwrap();
+    refused(&["--seeds", "1", "--out", "full", "-q"], "not empty and holds no comparison");
+    assert!(Path::new(&place.path("full/a")).exists());
+}
