@@ -258,6 +258,51 @@ mod tests {
     }
 
     #[test]
+    fn the_methods_of_a_comparison_differ_in_the_method_alone_and_their_comments_are_right() {
+        let methods = [
+            "clm",
+            "random",
+            "eslm-entropy",
+            "eslm-loss",
+            "ada-eslm",
+            "eslm-hierarchical",
+            "rho1",
+            "kd",
+            "eslm-kd",
+            "eslm-kd-entropy",
+        ];
+        let of = |name: &str| {
+            let config = ConfigArgs { config: Some(name.into()), ..ConfigArgs::default() };
+            Report::new(config.resolve(None).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"))
+        };
+        let plain = of("clm").settled;
+        for name in methods {
+            let report = of(name);
+            let text = crate::config::RunFile::embedded(name).unwrap().text;
+            let plan = &report.settled;
+            let numbers = [plan.tokens_per_step(), plan.tokens(), arithmetic::kept_rows(plan, report.level)];
+            for number in numbers {
+                assert!(
+                    text.contains(&format!("= {:>9}", text::count(number)))
+                        || text.contains(&format!("= {}", text::count(number))),
+                    "{name}: {number}"
+                );
+            }
+            assert!(text.contains(&text::count(4_291_584)), "{name}");
+            if report.teacher.is_some() {
+                assert!(text.contains(&text::count(report.student.parameters() as u64)), "{name}");
+            }
+            let mut same = plan.clone();
+            (same.method, same.teacher) = (plain.method, None);
+            (same.select, same.objective, same.machine) =
+                (plain.select.clone(), plain.objective.clone(), plain.machine.clone());
+            assert_eq!(same, plain, "{name} differs in more than its method");
+        }
+        let vocabulary = Gpt2Config { vocab_size: 8192, ..of("clm").student };
+        assert_eq!(vocabulary.parameters(), 4_291_584);
+    }
+
+    #[test]
     fn the_text_names_every_key_and_says_what_selection_saves() {
         let text = report(&["select.alpha=0.8"]).unwrap().text(true);
         for key in crate::config::keys::KEYS {

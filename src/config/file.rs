@@ -47,6 +47,16 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("distill-4m", include_str!("../../configs/distill-4m.toml")),
     ("pretrain-clm", include_str!("../../configs/pretrain-clm.toml")),
     ("pretrain-eslm", include_str!("../../configs/pretrain-eslm.toml")),
+    ("clm", include_str!("../../configs/clm.toml")),
+    ("eslm-entropy", include_str!("../../configs/eslm-entropy.toml")),
+    ("eslm-loss", include_str!("../../configs/eslm-loss.toml")),
+    ("ada-eslm", include_str!("../../configs/ada-eslm.toml")),
+    ("random", include_str!("../../configs/random.toml")),
+    ("eslm-hierarchical", include_str!("../../configs/eslm-hierarchical.toml")),
+    ("rho1", include_str!("../../configs/rho1.toml")),
+    ("kd", include_str!("../../configs/kd.toml")),
+    ("eslm-kd", include_str!("../../configs/eslm-kd.toml")),
+    ("eslm-kd-entropy", include_str!("../../configs/eslm-kd-entropy.toml")),
     ("distill-gpt2-medium", include_str!("../../configs/distill-gpt2-medium.toml")),
 ];
 

@@ -109,7 +109,7 @@ impl Resolved {
                 plan.select.burn_in, plan.steps
             ));
         }
-        if plan.micro_rows_matter() {
+        if plan.micro_rows_matter() && plan.machine.micro_rows == MicroRows::Auto {
             let why = if plan.select.alpha_seq > 0.0 { "alpha_seq > 0" } else { "pool = \"micro-batch\"" };
             note(format!("select.{why} makes machine.micro_rows part of the mathematics"));
         }
