@@ -96,7 +96,7 @@ pub(crate) fn ln(x: f32) -> f32 {
         * m
         - 2.499_999_4e-1)
         * m
-        + 3.333_333_1e-1;
+        + 3.333_333e-1;
     // ln 2 in two parts, as above.
     let tail = p * m * square - 2.121_944_4e-4 * e - 0.5 * square;
     m + tail + 0.693_359_4 * e

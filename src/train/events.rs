@@ -140,6 +140,7 @@ pub struct Summary {
 
 /// What a run says.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one event at a time, a few per second at most")]
 pub enum Event {
     /// Training begins or goes on.
     RunStarted {

@@ -132,7 +132,7 @@ pub(super) fn row_gradient(
             TaughtTile::Dense(t, total) => {
                 mix.divergence.add_gradient(dz, z, t, &normal(s, mix), total as f32, scale);
             }
-            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, mix, ce, scale),
+            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, mix, (ce, scale)),
         }
     }
     if let Some(at_target) = dz.get_mut(target) {

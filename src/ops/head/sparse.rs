@@ -32,8 +32,8 @@ impl SparseRow {
     }
 
     /// Adds the divergence's part to a tile of a row's gradient that holds the cross-entropy's, `ce` times p at
-    /// temperature 1. The tile begins at id `start`.
-    pub(super) fn add(&self, dz: &mut [f32], z: &[f32], start: usize, s: &RowStats, mix: Mix, ce: f32, scale: f32) {
+    /// temperature 1, itself `scale` times. The tile begins at id `start`.
+    pub(super) fn add(&self, dz: &mut [f32], z: &[f32], start: usize, s: &RowStats, mix: Mix, (ce, scale): (f32, f32)) {
         let (s, total, inverse_tau) = (&s.student, self.sums.gradient as f32, 1.0 / mix.temperature);
         add_softmax(dz, z, s.max, s.log_sum_tau, inverse_tau, scale * (self.h_rest - total));
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);

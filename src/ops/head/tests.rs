@@ -270,8 +270,9 @@ fn one_fused_pass_is_scan_and_loss() {
     {
         let case = case(shape);
         // The first row is dropped, so that one shape keeps nothing at all.
-        let weight =
-            |r: usize| if keep_every == 9 || (keep_every > 1 && r % keep_every == 0) { 0.0 } else { 0.5 + r as f32 };
+        let weight = |r: usize| {
+            if keep_every == 9 || (keep_every > 1 && r.is_multiple_of(keep_every)) { 0.0 } else { 0.5 + r as f32 }
+        };
         let weights: Vec<f32> = (0..shape.0).map(weight).collect();
         for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
         {
