@@ -181,7 +181,7 @@ pub fn flops_per_step(
 fn work_of_step(plan: &Plan, level: Level) -> Work {
     let (rows, context, stride) = (plan.data.rows, plan.data.context, plan.select.probe_stride);
     let selecting = level.alpha > 0.0;
-    let probe = (level.alpha_seq > 0.0).then(|| Probe {
+    let probe = (kept_sequences(plan, level.alpha_seq) < rows as u64).then(|| Probe {
         sequences: rows as u64,
         exit_layer: plan.select.exit_layer as u64,
         rows: probe_rows(rows, context, stride).len() as u64,
@@ -289,7 +289,8 @@ fn ramp_mean(plan: &Plan, steps: u64) -> Level {
 
 /// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
 pub fn mean_keep(plan: &Plan) -> f64 {
-    let keep = |level: Level| (1.0 - level.alpha) * (1.0 - level.alpha_seq);
+    let keep =
+        |level: Level| (1.0 - level.alpha) * kept_sequences(plan, level.alpha_seq) as f64 / plan.data.rows as f64;
     let Stages { plain, ramp, full } = Stages::of(plan);
     let ramped = if ramp > 0 { ramp as f64 * keep(ramp_mean(plan, ramp)) } else { 0.0 };
     (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64

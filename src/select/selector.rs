@@ -157,6 +157,35 @@ mod tests {
         }
 
         #[test]
+        fn whole_sequences_may_change_places(
+            scores in proptest::collection::vec(-4i8..4, 12), order in Just([0usize, 1, 2, 3]).prop_shuffle(),
+            alpha in 0.0f64..1.0,
+        ) {
+            // Positions within a pool do matter, by ties alone: across pools nothing may.
+            let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
+            let moved: Vec<f32> = order.iter().flat_map(|&s| scores[3 * s..3 * s + 3].to_vec()).collect();
+            let select = |scores: &[f32]| selector(alpha, Pool::Sequence, Tail::High).select(scores, &[true; 12], 3).rows;
+            let back: Vec<u32> = select(&moved).iter().map(|&i| (3 * order[i as usize / 3]) as u32 + i % 3).collect();
+            let mut back = back;
+            back.sort_unstable();
+            prop_assert_eq!(back, select(&scores));
+        }
+
+        #[test]
+        fn distinct_scores_are_kept_wherever_they_stand(
+            order in Just((0u8..20).collect::<Vec<_>>()).prop_shuffle(), alpha in 0.0f64..1.0, low in any::<bool>(),
+        ) {
+            let tail = if low { Tail::Low } else { Tail::High };
+            let scores: Vec<f32> = order.iter().map(|&s| f32::from(s)).collect();
+            let kept = selector(alpha, Pool::MicroBatch, tail).select(&scores, &[true; 20], 20).rows;
+            let mut kept: Vec<u8> = kept.iter().map(|&i| order[i as usize]).collect();
+            kept.sort_unstable();
+            let k = kept_of(alpha, 20) as u8;
+            let expected: Vec<u8> = if low { (0..k).collect() } else { (20 - k..20).collect() };
+            prop_assert_eq!(kept, expected);
+        }
+
+        #[test]
         fn the_kept_set_maximises_the_masked_score_sum(
             scores in proptest::collection::vec(-9i8..9, 1..10), alpha in 0.0f64..1.0,
         ) {

@@ -11,7 +11,8 @@ use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
 use crate::select::{
-    Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, probe_rows, score_is_finite, score_of, scores,
+    Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, kept_of, probe_rows, score_is_finite, score_of,
+    scores,
 };
 use candle_core::Tensor;
 use std::borrow::Cow;
@@ -122,11 +123,11 @@ impl Trainer {
     /// The student's first blocks, and the sequences that go on from there.
     fn phase_one(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
         let select = &self.plan.select;
-        if alpha_seq == 0.0 {
+        if kept_of(alpha_seq, batch.rows) == batch.rows {
             let partial = self.student.begin(&batch.inputs, batch.context, 0)?;
             return Ok(Begun { partial, probe: None, left: None });
         }
-        let partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
+        let mut partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
         let rows = probe_rows(batch.rows, batch.context, select.probe_stride);
         let hidden = self.student.probe(&partial, &rows)?;
         let mut logits = Logits::new(hidden, self.student.params.wte().clone(), false);
@@ -141,7 +142,8 @@ impl Trainer {
         let left = keep_sequences(alpha_seq, batch.rows, &scores, &valid);
         let probe =
             Probe { sequences: batch.rows as u64, exit_layer: select.exit_layer as u64, rows: rows.len() as u64 };
-        Ok(Begun { partial: partial.keep(&left)?, probe: Some(probe), left: Some(left) })
+        partial.keep(&left)?;
+        Ok(Begun { partial, probe: Some(probe), left: Some(left) })
     }
 
     /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None if there are none.
