@@ -4,7 +4,7 @@ use crate::support::tiny;
 use candle_core::{DType, Device, Tensor, Var};
 use eslm_kd::ErrorKind;
 use eslm_kd::config::arithmetic::{
-    Flops, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
+    Flops, flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
 };
 use eslm_kd::config::{self, Overrides, Plan, Pool, RunFile, Tail};
 use eslm_kd::data::loader::{Batch, Loader};
@@ -48,7 +48,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 18] = [
+const MATHEMATICS: [&[&str]; 21] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -69,6 +69,9 @@ const MATHEMATICS: [&[&str]; 18] = [
         "objective.signal=top-k",
         "objective.top_k=9",
     ],
+    &["select.score=entropy", "teacher=t", "objective.divergence=jsd", "objective.beta=0.3", "objective.temperature=2"],
+    &["select.score=loss", "teacher=t", "objective.divergence=skew-reverse-kl"],
+    &["select.score=random", "teacher=t", "objective.signal=sampled", "objective.samples=5"],
     &["select.score=entropy-kl", "teacher=t", "objective.lambda=0.5"],
     &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
     &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
@@ -543,6 +546,26 @@ fn a_micro_batch_may_keep_nothing() {
     assert_eq!((report.kept, report.rows), (1, 1));
     assert!(bits(&trainer.student.params) != before);
     assert!(report.carried.is_some_and(|c| c.error > 0.0 && c.lag == 1.0));
+}
+
+#[test]
+fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
+    for (from, to, silent) in [(0.0, 0.5, 0), (0.5, 0.0, 4)] {
+        let (from, to) = (format!("objective.lambda={from}"), format!("objective.lambda_end={to}"));
+        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "objective.divergence=reverse-kl"]] {
+            let settings = [&["teacher=t", "steps=5", &from, &to][..], machine].concat();
+            let mut trainer = trainer(&settings);
+            let plan = trainer.plan.clone();
+            let reports: Vec<StepReport> = (0..5).map(|s| step(&mut trainer, s)).collect();
+            let asked: Vec<bool> = reports.iter().map(|r| r.flops.teacher > 0.0).collect();
+            assert_eq!(asked, (0..5).map(|s| s != silent).collect::<Vec<_>>(), "{settings:?}");
+            let lambdas: Vec<f64> = reports.iter().map(|r| r.lambda).collect();
+            assert_eq!((lambdas[silent as usize], lambdas[2]), (0.0, 0.25));
+            let spent: f64 = reports.iter().map(|r| r.flops.total()).sum();
+            let forecast = flops_of_run(&trainer.student.config, Some(&model(24, 3, 2).config), &plan);
+            assert!((spent - forecast).abs() < 1e-9 * spent, "{settings:?}: {spent} spent, {forecast} forecast");
+        }
+    }
 }
 
 #[test]
