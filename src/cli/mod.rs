@@ -6,6 +6,7 @@ pub mod download;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod inspect;
 mod knobs;
 pub mod plan;
 pub mod prepare;
@@ -86,6 +87,7 @@ pub enum Verb {
     Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
+    Inspect(inspect::InspectArgs),
     Export(export::ExportArgs),
 }
 
@@ -102,6 +104,7 @@ impl Verb {
             Self::Plan(args) => plan::run(args, ui),
             Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),
+            Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
         }
     }

@@ -73,6 +73,25 @@ fn the_flags_and_their_twins_are_these() {
             "--device ESLM_KD_DEVICE",
         ]
     );
+    assert_eq!(
+        surface::<inspect::InspectArgs>(),
+        [
+            "[MODEL]",
+            "--text",
+            "--teacher",
+            "--out",
+            "--plain",
+            "--score",
+            "--alpha",
+            "--mark",
+            "--pool",
+            "--tail",
+            "--temperature",
+            "--context",
+            "--max-tokens",
+            "--device ESLM_KD_DEVICE",
+        ]
+    );
     assert_eq!(surface::<export::ExportArgs>(), ["[RUN|CHECKPOINT]", "--out"]);
     assert_eq!(
         surface::<Globals>(),

@@ -5,7 +5,7 @@ use super::summary::{ArmResult, Summary};
 use super::svg::{Chart, Line, MOST_LINES};
 
 /// Share of the longest run after which the losses decide what part of the axis is shown.
-const START: f64 = 0.2;
+const START: f64 = 0.45;
 
 /// Arms that share a chart: all of them, or the baseline with as many others as there is room for.
 pub fn groups(summary: &Summary) -> Vec<Vec<usize>> {

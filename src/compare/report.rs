@@ -4,10 +4,11 @@ use super::budget::Budget;
 use super::figures::{curves, decile_chart, decile_differences, deciles, groups};
 use super::stats::{Difference, Spread};
 use super::summary::{ArmResult, CURVES_CSV, REPORT_CSV, Summary, flat};
-use super::svg::{escape, interval, strip};
+use super::svg::{interval, strip};
 use crate::cli::text::{count, flops, seconds};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::report::page::{escape, page as html};
 use std::fmt::Write;
 
 /// The page inside the folder of a comparison.
@@ -33,12 +34,7 @@ pub fn page(s: &Summary) -> String {
     body += &other_texts(s);
     body += &by_frequency(s);
     body += &how(s);
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
-         <title>{}</title><style>{STYLE}</style></head>\n<body>{body}</body></html>\n",
-        escape(&title(s))
-    )
+    html(&title(s), STYLE, &body)
 }
 
 fn title(s: &Summary) -> String {

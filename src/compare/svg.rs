@@ -1,5 +1,6 @@
 //! Charts as SVG, for the screen and for paper: a line is told from another by colour, by dashes and by its marker.
 
+use crate::report::page::escape;
 use std::fmt::Write;
 
 /// Lines that a chart may show before it becomes a tangle.
@@ -53,11 +54,6 @@ pub struct Chart {
     pub places: Vec<String>,
     /// Whether to draw y = 0 strongly.
     pub zero: bool,
-}
-
-/// Text inside HTML or SVG.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// About `n` round numbers that cover low to high, and how many decimals they need.

@@ -107,6 +107,18 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 
+    /// One token by itself, for people: its text, or, where its bytes are no text alone, each byte as `\xNN`.
+    pub fn text_of(&self, id: u32) -> Result<String> {
+        let text = self.decode(&[id])?;
+        if !text.contains(char::REPLACEMENT_CHARACTER) {
+            return Ok(text);
+        }
+        let spelling = bpe::byte_spelling();
+        let byte = |c: char| spelling.iter().position(|s| *s == c).map(|b| b as u8);
+        let bytes: Option<Vec<u8>> = self.inner.id_to_token(id).and_then(|token| token.chars().map(byte).collect());
+        Ok(bytes.map_or(text, |bytes| bytes.iter().map(|b| format!("\\x{b:02X}")).collect()))
+    }
+
     /// One more than the largest id, special tokens included.
     pub fn vocab_size(&self) -> u32 {
         self.vocab_size

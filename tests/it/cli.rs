@@ -70,8 +70,19 @@ fn mistakes_exit_with_2_and_speak_on_stderr() {
 
 #[test]
 fn help_has_examples() {
-    let verbs =
-        ["prepare", "tokenizer", "pretrain", "distill", "compare", "download", "plan", "eval", "generate", "export"];
+    let verbs = [
+        "prepare",
+        "tokenizer",
+        "pretrain",
+        "distill",
+        "compare",
+        "inspect",
+        "download",
+        "plan",
+        "eval",
+        "generate",
+        "export",
+    ];
     let (_, top, _) = run(&mut eslm_kd(&["--help"]));
     for args in
         verbs.map(|verb| vec![verb, "--help"]).into_iter().chain([vec!["--help"], vec!["tokenizer", "train", "--help"]])

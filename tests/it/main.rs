@@ -3,6 +3,7 @@
 mod cli;
 mod compare;
 mod hub;
+mod inspect;
 mod laws;
 mod models;
 mod parity;

@@ -1,0 +1,187 @@
+//! `inspect`: what selection makes of a text.
+
+use super::{Printer, text};
+use crate::config::{DeviceSpec, Pool, Score, Tail};
+use crate::error::{Error, Result};
+use crate::eval::open_model;
+use crate::files::write_atomic;
+use crate::hub::HubOptions;
+use crate::inspect::{Inspection, Options, histogram, inspect, page};
+use crate::teacher::Teacher;
+use crate::train::session::device;
+use clap::value_parser;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// Show what selection makes of a text: scores, thresholds, kept tokens
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct InspectArgs {
+    /// Run folder, checkpoint, Hugging Face folder, preset or Hub id
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Text to score, UTF-8
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// A second model whose opinion the score may ask for; shares the first one's vocabulary
+    #[arg(long, value_name = "MODEL")]
+    pub teacher: Option<String>,
+    /// Write the page here
+    #[arg(long, value_name = "PAGE.html")]
+    pub out: Option<PathBuf>,
+    /// Show the text on the terminal; what happens without --out, too
+    #[arg(long)]
+    pub plain: bool,
+    /// What ranks the tokens; without it, kl with a teacher, else entropy
+    #[arg(long, value_name = "SCORE")]
+    pub score: Option<Score>,
+    /// Confidence levels
+    #[arg(long, value_name = "ALPHA,...", value_delimiter = ',', default_values_t = [0.1, 0.3, 0.5, 0.8])]
+    pub alpha: Vec<f64>,
+    /// The level whose kept tokens are marked
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    pub mark: f64,
+    /// Who shares a threshold: sequence, a window's tokens; micro-batch, all of them
+    #[arg(long, default_value = "sequence", value_name = "POOL")]
+    pub pool: Pool,
+    /// Which end is kept: high or low
+    #[arg(long, default_value = "high", value_name = "TAIL")]
+    pub tail: Tail,
+    /// Temperature of the divergences
+    #[arg(long, default_value_t = 1.0, value_name = "TAU")]
+    pub temperature: f32,
+    /// Tokens per window; without it, all positions of the model
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+    /// Tokens of the text to look at
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = value_parser!(u32).range(2..=200_000))]
+    pub max_tokens: u32,
+    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
+    #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceSpec,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd inspect runs/first --text page.txt --out page.html
+  eslm-kd inspect runs/second --teacher runs/first --text page.txt --score entropy-kl --out page.html
+  eslm-kd inspect gpt2 --text page.txt --plain --alpha 0.2 --mark 0.2";
+
+/// Runs the verb.
+pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
+    let options = options(args)?;
+    let file = &args.text;
+    let text = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let text = String::from_utf8(text).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::data(format!("{}: expected UTF-8 text, found something else at byte {at}", file.display()))
+    })?;
+    let (device, hub) = (device(args.device)?, HubOptions::from_env(ui.offline())?);
+    let model = open_model(&args.model, &hub, &device, ui)?;
+    let teacher = match &args.teacher {
+        Some(name) => Some(Teacher::new(open_model(name, &hub, &device, ui)?.model, &model.model.config)?),
+        None => None,
+    };
+    let positions = teacher.as_ref().map_or(usize::MAX, |t| t.model().config.n_positions);
+    let context = args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
+    let options = Options { context, ..options };
+    let names = (args.model.as_str(), args.teacher.as_deref());
+    let found = inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
+    if let Some(out) = &args.out {
+        let html = page(&found);
+        write_atomic(out, |w| w.write_all(html.as_bytes()).map_err(|e| Error::io("write", out, e)))?;
+    }
+    ui.result(&found, || {
+        let plain = args.plain || args.out.is_none();
+        let mut human = if plain { marked(&found) + "\n\n" + &bars(&found) + "\n" } else { String::new() };
+        human += &levels(&found);
+        if let Some(out) = &args.out {
+            human += &format!("\npage: {}", out.display());
+        }
+        human
+    })
+}
+
+fn options(args: &InspectArgs) -> Result<Options> {
+    let mut alphas = args.alpha.clone();
+    if !alphas.contains(&args.mark) {
+        alphas.push(args.mark);
+    }
+    if let Some(alpha) = alphas.iter().find(|alpha| !(0.0..1.0).contains(*alpha)) {
+        return Err(Error::usage(format!("--alpha and --mark: expected numbers in [0, 1), found {alpha}")));
+    }
+    alphas.sort_by(f64::total_cmp);
+    alphas.dedup();
+    if !(args.temperature >= 1e-3 && args.temperature.is_finite()) {
+        return Err(Error::usage(format!("--temperature: expected at least 0.001, found {}", args.temperature)));
+    }
+    Ok(Options {
+        score: args.score.unwrap_or(if args.teacher.is_some() { Score::Kl } else { Score::Entropy }),
+        temperature: args.temperature,
+        alphas,
+        mark: args.mark,
+        pool: args.pool,
+        tail: args.tail,
+        context: 0, // the models decide
+        max_tokens: args.max_tokens as usize,
+    })
+}
+
+/// The text with its kept tokens: bold where a terminal can, else in brackets.
+fn marked(found: &Inspection) -> String {
+    let bold = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let (open, close) = if bold { ("\x1b[1;4m", "\x1b[0m") } else { ("[", "]") };
+    let mut out = String::new();
+    for token in &found.tokens {
+        let shown = token.text.replace('\x1b', "\\x1B");
+        match token.figures {
+            Some(f) if f.kept => out += &format!("{open}{shown}{close}"),
+            _ => out += &shown,
+        }
+    }
+    out
+}
+
+/// A histogram of the scores, one bin a line, with the levels whose VaR (v) and CVaR (c) lie there.
+fn bars(found: &Inspection) -> String {
+    let scores: Vec<f32> = found.tokens.iter().filter_map(|t| t.figures).map(|f| f.score).collect();
+    let (low, width, counts) = histogram(&scores, 16);
+    let most = counts.iter().copied().max().unwrap_or(1).max(1);
+    let mut out = format!("{} scores, from each value on:\n", found.score);
+    for (i, count) in counts.iter().enumerate() {
+        let from = low + i as f64 * width;
+        let inside = |value: f64| (((value - low) / width) as usize).min(counts.len() - 1) == i;
+        let mut marks = String::new();
+        for level in &found.levels {
+            for (name, value) in [("VaR", level.var), ("CVaR", level.cvar)] {
+                if inside(value) {
+                    marks += &format!("  {name}({})", level.alpha);
+                }
+            }
+        }
+        out += &format!("{from:>8.2} {:>6} {}{marks}\n", count, "#".repeat((count * 40).div_ceil(most)));
+    }
+    out
+}
+
+fn levels(found: &Inspection) -> String {
+    let mut table = text::Table::new(["alpha", "VaR", "CVaR", "kept", "share", "CE of kept", "CE of dropped"]);
+    let n = (found.tokens.len() - 1) as f64;
+    for level in &found.levels {
+        table.row([
+            level.alpha.to_string(),
+            format!("{:.3}", level.var),
+            format!("{:.3}", level.cvar),
+            text::count(level.kept as u64),
+            text::percent(level.kept as f64 / n),
+            format!("{:.3}", level.kept_ce),
+            level.dropped_ce.map_or_else(|| "-".into(), |ce| format!("{ce:.3}")),
+        ]);
+    }
+    let cut = if found.tokens.len() < found.tokens_of_text {
+        format!("the first {} of {} tokens; --max-tokens shows more\n", found.tokens.len(), found.tokens_of_text)
+    } else {
+        String::new()
+    };
+    format!("{table}\n{cut}kept tokens are marked at alpha {}", found.mark)
+}

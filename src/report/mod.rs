@@ -1,0 +1,3 @@
+//! Pages for people: what `compare` and `inspect` share.
+
+pub mod page;
