@@ -242,7 +242,9 @@ fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
             &["distill", "--data", &data, "--teacher", "teacher", "--out", out][..],
             &TINY,
             &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--steps", "240"],
-            &["--set", "select.burn_in=20", "--set", "select.ramp=100", "--set", "select.pool=micro-batch"],
+            // Everything that selection remembers: a carried threshold, Ada-ESLM; and draws beside.
+            &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
+            &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
             &["--set", "eval.every=4", "--set", "checkpoint.every=9", "--set", "machine.threads=1"],
         ]
         .concat()
