@@ -1,26 +1,24 @@
 //! Laws of training as a whole, through the function that trains: what must be equal is, what must not matter does not.
 
 use crate::support::tiny;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::Device;
 use eslm_kd::ErrorKind;
 use eslm_kd::config::arithmetic::{
-    Flops, flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
+    Flops, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
 };
-use eslm_kd::config::{self, Overrides, Plan, Pool, RunFile, Tail};
+use eslm_kd::config::{self, Overrides, Plan, RunFile};
 use eslm_kd::data::loader::{Batch, Loader};
 use eslm_kd::data::prepare::DataDir;
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
-use eslm_kd::objective::Mix;
 use eslm_kd::ops::buffer::with_mut;
 use eslm_kd::ops::head::{self, Logits};
-use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::select::{ScoreContext, Selector, kept_of, scores};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer};
 use std::sync::OnceLock;
 
 const CONTEXT: usize = 16;
-const ROWS: usize = 4;
+pub const ROWS: usize = 4;
 
 /// Four sequences of 16 tokens per step, half of them kept. A large epsilon, because AdamW turns the rounding noise of a
 /// gradient that is zero (that of the key bias) into steps of full size.
@@ -88,7 +86,7 @@ fn plan(settings: &[&str]) -> Plan {
 }
 
 /// A model whose predictions differ from token to token from the first step on.
-fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
+pub fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
     let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(tiny::VOCAB, CONTEXT, width, 2, heads) };
     Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
 }
@@ -98,17 +96,17 @@ fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {
     Trainer::new(plan, student, teacher).unwrap()
 }
 
-fn trainer(settings: &[&str]) -> Trainer {
+pub fn trainer(settings: &[&str]) -> Trainer {
     trainer_of(plan(settings), model(16, 2, 1), model(24, 3, 2))
 }
 
-fn batch(step: u64, rows: usize) -> Batch {
+pub fn batch(step: u64, rows: usize) -> Batch {
     static DATA: OnceLock<DataDir> = OnceLock::new();
     let data = DATA.get_or_init(|| DataDir::open(&tiny::data()).unwrap());
     Loader::new(data.train.clone(), CONTEXT, 3).unwrap().batch(step * rows as u64, rows).unwrap()
 }
 
-fn step(trainer: &mut Trainer, step: u64) -> StepReport {
+pub fn step(trainer: &mut Trainer, step: u64) -> StepReport {
     let rows = trainer.plan.data.rows;
     trainer.step(step, step * rows as u64, &batch(step, rows)).unwrap()
 }
@@ -117,7 +115,7 @@ fn flat(params: &ParamSet) -> Vec<f32> {
     params.tensors().iter().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }
 
-fn bits(params: &ParamSet) -> Vec<u32> {
+pub fn bits(params: &ParamSet) -> Vec<u32> {
     flat(params).into_iter().map(f32::to_bits).collect()
 }
 
@@ -127,7 +125,7 @@ fn state(trainer: &Trainer) -> (u64, Vec<u32>, Vec<u32>, Vec<u32>) {
     (state.step, bits(&trainer.student.params), bits(&state.m), bits(&state.v))
 }
 
-fn largest_difference(a: &Trainer, b: &Trainer) -> f32 {
+pub fn largest_difference(a: &Trainer, b: &Trainer) -> f32 {
     let (a, b) = (flat(&a.student.params), flat(&b.student.params));
     a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -165,62 +163,6 @@ fn alpha_0_is_plain_training_bit_for_bit() {
                 assert!(bits(&a.student.params) != before);
             }
         }
-    }
-}
-
-/// Rockafellar and Uryasev (2000): CVaR is the minimum over t of t + E[max(L - t, 0)] / (1 - alpha), at t = VaR. Its gradient
-/// there, by automatic differentiation, is the mean gradient of the kept rows.
-#[test]
-fn the_gradient_of_kept_losses_is_that_of_cvar() {
-    let (n, width, vocab) = (40usize, 6usize, 23usize);
-    let rng = Rng::new(3, Stream::Init);
-    let tensor = |sub: u32, rows: usize| {
-        let data: Vec<f32> = (0..(rows * width) as u64).map(|i| rng.normal(sub, i) as f32).collect();
-        Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
-    };
-    let (hidden, weight) = (tensor(0, n), tensor(1, vocab));
-    let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
-    let mix = Mix { lambda: 0.0, temperature: 1.0, ..Mix::default() };
-    for alpha in [0.1, 0.5, 0.75] {
-        let mut logits = Logits::new(hidden.clone(), weight.clone(), true);
-        let stats = head::scan(&mut logits, None, &targets, 1.0).unwrap();
-        let losses: Vec<f32> = stats.iter().map(|s| s.student.nll).collect();
-        let selector = Selector { alpha, pool: Pool::MicroBatch, tail: Tail::High };
-        let rows = selector.select(&losses, &vec![true; n], n).rows;
-        let k = rows.len();
-        assert_eq!(k as f64, (1.0 - alpha) * n as f64, "a whole number of rows");
-        let picked: Vec<_> = rows.iter().map(|&r| stats[r as usize]).collect();
-        let of_rows: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
-        let d_weight = Tensor::zeros((vocab, width), DType::F32, &Device::Cpu).unwrap();
-        let kept = logits.select(&rows).unwrap();
-        let ours = head::loss(&kept, None, &picked, &of_rows, &vec![1.0; k], mix, &d_weight).unwrap();
-
-        // Any t between the k-th and the next loss is a minimiser; in between, the derivative of max(L - t, 0) exists.
-        let mut sorted = losses.clone();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        let t = f64::from(sorted[k - 1] + sorted[k]) / 2.0;
-        let h = Var::from_tensor(&hidden.to_dtype(DType::F64).unwrap()).unwrap();
-        let w = Var::from_tensor(&weight.to_dtype(DType::F64).unwrap()).unwrap();
-        let z = head::reference::logits(h.as_tensor(), w.as_tensor()).unwrap();
-        let l = head::reference::per_token(&z, None, &targets, mix).unwrap();
-        let excess = (l - t).unwrap().relu().unwrap().mean_all().unwrap();
-        let cvar = ((excess / (1.0 - alpha)).unwrap() + t).unwrap();
-        let mean = ours.sum / k as f64;
-        let value = cvar.to_scalar::<f64>().unwrap();
-        assert!((value - mean).abs() < 1e-5, "{value} {mean}");
-        let grads = cvar.backward().unwrap();
-        let close = |ours: &Tensor, theirs: &Tensor| {
-            let ours = (ours.to_dtype(DType::F64).unwrap() / k as f64).unwrap();
-            let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-            // Single precision against double, gradients of the order of 1 / k.
-            assert!(difference < 1e-6, "alpha {alpha}: {difference}");
-        };
-        close(&d_weight, grads.get(w.as_tensor()).unwrap());
-        let d_hidden = grads.get(h.as_tensor()).unwrap();
-        close(&ours.d_hidden, &d_hidden.index_select(&Tensor::new(rows.as_slice(), &Device::Cpu).unwrap(), 0).unwrap());
-        let dropped: Vec<u32> = (0..n as u32).filter(|r| !rows.contains(r)).collect();
-        let rest = d_hidden.index_select(&Tensor::new(dropped, &Device::Cpu).unwrap(), 0).unwrap();
-        assert_eq!(rest.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap(), 0.0);
     }
 }
 
@@ -462,108 +404,6 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
                 let forecast = flops_per_step(&student, shape, &plan, plan.alpha_at(0));
                 assert_eq!(step(&mut trainer, 0).flops, forecast, "{settings:?}");
             }
-        }
-    }
-}
-
-/// Phase one: half of the sequences go on after the first block, judged on every fourth position.
-const PHASE_ONE: [&str; 3] = ["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"];
-
-#[test]
-fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
-    for more in [
-        &["select.alpha=0"][..],
-        &["select.score=entropy"],
-        &["select.score=random", "teacher=t", "objective.lambda=0.5", "machine.head=recompute"],
-        &["select.score=loss", "machine.backward=dense"],
-    ] {
-        let settings = [&PHASE_ONE[..], more].concat();
-        let batch = batch(0, ROWS);
-        let mut trainer = trainer(&settings);
-        let report = trainer.step(0, 0, &batch).unwrap();
-        assert_eq!((report.sequences, report.valid, report.tokens), ((4, 2), 32, 64), "{settings:?}");
-        // Which two went on is seen from the sequences alone: those whose step without phase one is the same.
-        let same = |pair: [u32; 2]| {
-            let mut plain = self::trainer(&[more, &["data.rows=2", "machine.micro_rows=2"]].concat());
-            let other = plain.step(0, u64::from(pair[0]), &batch.pick(&pair)).unwrap();
-            let consecutive = pair[1] == pair[0] + 1;
-            let close = largest_difference(&trainer, &plain) < 1e-6 && other.kept == report.kept;
-            (close, consecutive)
-        };
-        let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]].map(same);
-        let random = more.contains(&"select.score=random");
-        // Random scores go by a sequence's number in the run, which a pair with a gap cannot have by itself.
-        let found = pairs.iter().filter(|(close, consecutive)| *close && (*consecutive || !random)).count();
-        assert!(found == 1 || random, "{settings:?}: {pairs:?}");
-    }
-}
-
-#[test]
-fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
-    let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
-    for more in [&["select.alpha=0"][..], &["select.alpha=0.5"], &["teacher=t", "select.score=kl", "select.alpha=0.3"]]
-    {
-        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "machine.backward=dense"]] {
-            let settings = [&PHASE_ONE[..], more, machine, &["select.burn_in=1", "machine.micro_rows=2"]].concat();
-            let mut trainer = trainer(&settings);
-            let plan = trainer.plan.clone();
-            let shape = plan.teacher.as_ref().map(|_| &teacher);
-            for (s, sequences) in [(0, (4, 4)), (1, (4, 2))] {
-                let report = step(&mut trainer, s);
-                assert_eq!(report.sequences, sequences, "{settings:?}");
-                assert_eq!(report.flops, flops_per_step(&student, shape, &plan, plan.level_at(s)), "{settings:?}");
-            }
-        }
-    }
-    // By hand: the first of two blocks for all, the second for half, four probes of each sequence.
-    let settings = [&PHASE_ONE[..], &["select.alpha=0"]].concat();
-    let flops = step(&mut trainer(&settings), 0).flops;
-    let half = |f: u64| f as f64 / 2.0;
-    let trunk = trunk_forward(&student, 4, 16);
-    assert_eq!(flops.student_forward, half(trunk) + head_forward(&student, 32) as f64);
-    assert_eq!(flops.scoring, half(trunk) / 2.0 + head_forward(&student, 16) as f64);
-    let backward = trunk_backward_exact(&student, 2, 16, 32) + head_backward(&student, 32);
-    assert_eq!(flops.student_backward, backward as f64);
-}
-
-#[test]
-fn a_micro_batch_may_keep_nothing() {
-    let settings = ["select.score=loss", "select.pool=carried", "machine.micro_rows=1", "optim.weight_decay=0"];
-    let mut trainer = trainer(&settings);
-    trainer.memory.carried = Some(eslm_kd::select::Carried { threshold: f32::MAX, lag: 1.0 });
-    let before = bits(&trainer.student.params);
-    let report = step(&mut trainer, 0);
-    assert_eq!((report.kept, report.rows, report.valid, report.loss), (0, 0, 64, 0.0));
-    assert!(bits(&trainer.student.params) == before, "nothing was learned");
-    // The threshold comes back into reach, and some micro-batches keep while others do not.
-    let losses = {
-        let mut losses = report.scores.clone();
-        losses.sort_by(f32::total_cmp);
-        losses
-    };
-    trainer.memory.carried = Some(eslm_kd::select::Carried { threshold: losses[63], lag: 1.0 });
-    let report = step(&mut trainer, 0);
-    assert_eq!((report.kept, report.rows), (1, 1));
-    assert!(bits(&trainer.student.params) != before);
-    assert!(report.carried.is_some_and(|c| c.error > 0.0 && c.lag == 1.0));
-}
-
-#[test]
-fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
-    for (from, to, silent) in [(0.0, 0.5, 0), (0.5, 0.0, 4)] {
-        let (from, to) = (format!("objective.lambda={from}"), format!("objective.lambda_end={to}"));
-        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "objective.divergence=reverse-kl"]] {
-            let settings = [&["teacher=t", "steps=5", &from, &to][..], machine].concat();
-            let mut trainer = trainer(&settings);
-            let plan = trainer.plan.clone();
-            let reports: Vec<StepReport> = (0..5).map(|s| step(&mut trainer, s)).collect();
-            let asked: Vec<bool> = reports.iter().map(|r| r.flops.teacher > 0.0).collect();
-            assert_eq!(asked, (0..5).map(|s| s != silent).collect::<Vec<_>>(), "{settings:?}");
-            let lambdas: Vec<f64> = reports.iter().map(|r| r.lambda).collect();
-            assert_eq!((lambdas[silent as usize], lambdas[2]), (0.0, 0.25));
-            let spent: f64 = reports.iter().map(|r| r.flops.total()).sum();
-            let forecast = flops_of_run(&trainer.student.config, Some(&model(24, 3, 2).config), &plan);
-            assert!((spent - forecast).abs() < 1e-9 * spent, "{settings:?}: {spent} spent, {forecast} forecast");
         }
     }
 }

@@ -8,5 +8,6 @@ mod laws;
 mod models;
 mod parity;
 mod run;
+mod selection;
 mod steps;
 mod support;
