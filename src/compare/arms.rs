@@ -3,7 +3,7 @@
 //! A `+` begins an override only where the name of a key and `=` follow, so that paths and values may contain one
 //! (`c++/run.toml`, `1e+3`); a `LABEL:` is one only if no file of that whole name exists.
 
-use crate::config::{Method, Origin, Overrides, Plan, RunFile, Score, Written, keys, resolve};
+use crate::config::{Method, Origin, Overrides, Plan, ProbeScore, RunFile, Score, Written, keys, resolve};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -182,17 +182,21 @@ impl Arm {
         !self.plan.selects() && !self.plan.uses_teacher()
     }
 
-    /// Whether `other` is this arm with the score `random` and otherwise the same: its control at equal keep.
+    /// Whether `other` is this arm with random scores and otherwise the same: its control at equal keep. What is random is
+    /// the score of whatever drops something: tokens, sequences or both.
     pub fn has_control(&self, other: &Self) -> bool {
         let random = |plan: &Plan| {
             let mut plan = plan.clone();
-            plan.select.score = Score::Random;
+            if plan.select.alpha > 0.0 {
+                plan.select.score = Score::Random;
+            }
+            if plan.select.alpha_seq > 0.0 {
+                plan.select.probe_score = ProbeScore::Random;
+            }
             plan.mathematics()
         };
-        self.plan.selects()
-            && self.plan.select.score != Score::Random
-            && other.plan.select.score == Score::Random
-            && random(&self.plan) == random(&other.plan)
+        let (this, other) = (self.plan.mathematics(), other.plan.mathematics());
+        self.plan.selects() && this != other && random(&self.plan) == other
     }
 }
 
@@ -283,6 +287,19 @@ mod tests {
         .unwrap();
         let has = |i: usize, j: usize| all[i].has_control(&all[j]);
         assert!(has(0, 1) && !has(0, 2) && !has(1, 0) && !has(1, 2) && !has(0, 0));
+        let phase_one = "distill-4m+select.alpha_seq=0.5+machine.micro_rows=16";
+        let specs = [
+            "",
+            "+select.probe_score=random",
+            "+select.alpha=0",
+            "+select.alpha=0+select.probe_score=random",
+            "+select.score=random+select.probe_score=random",
+        ]
+        .map(|more| format!("{phase_one}{more}"));
+        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+        let all = arms(&specs, &[]).unwrap();
+        let has = |i: usize, j: usize| all[i].has_control(&all[j]);
+        assert!(has(0, 4) && !has(0, 1) && has(1, 4) && has(2, 3) && !has(2, 4) && !has(4, 4));
     }
 
     #[test]
