@@ -22,14 +22,20 @@ fn main() {
     println!("{shape}: {} parameters, {rows} x 256 tokens, {runs} runs after one", student.parameters());
     println!("{:<28} {:>8} {:>8} {:>6}  phases (s)", "step", "median s", "tok/s", "ratio");
     let mut plain = None;
-    for (name, alpha, score, lambda) in [
-        ("plain", 0.0, Score::Loss, 0.0),
-        ("entropy, keep 0.9", 0.1, Score::Entropy, 0.0),
-        ("entropy, keep 0.5", 0.5, Score::Entropy, 0.0),
-        ("entropy, keep 0.2", 0.8, Score::Entropy, 0.0),
-        ("dense KD", 0.0, Score::Loss, 0.5),
-        ("ESLM-KD, entropy, keep 0.2", 0.8, Score::Entropy, 0.5),
-        ("ESLM-KD, kl, keep 0.2", 0.8, Score::Kl, 0.5),
+    use BackwardMode::{Exact, Sampled, Sparse};
+    for (name, alpha, score, lambda, backward) in [
+        ("plain", 0.0, Score::Loss, 0.0, Exact),
+        ("entropy, keep 0.9", 0.1, Score::Entropy, 0.0, Exact),
+        ("entropy, keep 0.5", 0.5, Score::Entropy, 0.0, Exact),
+        ("entropy, keep 0.2", 0.8, Score::Entropy, 0.0, Exact),
+        ("keep 0.9, sparse", 0.1, Score::Entropy, 0.0, Sparse),
+        ("keep 0.5, sparse", 0.5, Score::Entropy, 0.0, Sparse),
+        ("keep 0.2, sparse", 0.8, Score::Entropy, 0.0, Sparse),
+        ("plain, sampled at rho 0.5", 0.0, Score::Loss, 0.0, Sampled),
+        ("keep 0.5, sampled, rho 0.5", 0.5, Score::Entropy, 0.0, Sampled),
+        ("dense KD", 0.0, Score::Loss, 0.5, Exact),
+        ("ESLM-KD, entropy, keep 0.2", 0.8, Score::Entropy, 0.5, Exact),
+        ("ESLM-KD, kl, keep 0.2", 0.8, Score::Kl, 0.5, Exact),
     ] {
         let mut plan = base_plan();
         plan.method = Method::Eslm;
@@ -38,7 +44,7 @@ fn main() {
         (plan.select.alpha, plan.select.score, plan.objective.lambda) = (alpha, score, lambda);
         (plan.select.burn_in, plan.select.ramp) = (0, 0);
         plan.machine.micro_rows = MicroRows::Rows(rows);
-        (plan.machine.head, plan.machine.backward) = (HeadMode::Keep, BackwardMode::Exact);
+        (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, backward, 0.5);
         let device = Device::Cpu;
         let model = Gpt2::scratch(student.clone(), 1, &device).unwrap();
         let teacher = (lambda > 0.0)

@@ -25,6 +25,8 @@ pub enum Stream {
     Teacher = 8,
     /// The `random` score of phase one.
     Probe = 9,
+    /// Rows that a sampled backward keeps.
+    Backward = 10,
 }
 
 /// A generator for one (seed, stream): every method takes the index of the draw.

@@ -53,6 +53,23 @@ pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u
     trunk_backward_exact(cfg, sequences, context, sequences * context)
 }
 
+/// FLOPs of the trunk's backward pass when only `rows` of the positions carry gradient, in every block: all products have
+/// that many rows. In attention, scores, dP and dQ meet all visible keys, dK and dV only those of these rows, taken to
+/// be spread evenly over the sequences.
+pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, rows: u64) -> u64 {
+    let d = cfg.n_embd as u64;
+    let attention = d * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
+    cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
+}
+
+/// FLOPs of the trunk's backward pass when `block_rows` rows, summed over the blocks, carry gradient at a block's output:
+/// each block costs what the last one does in [`trunk_backward_exact`].
+pub fn trunk_backward_sampled(cfg: &Gpt2Config, sequences: u64, context: u64, block_rows: u64) -> u64 {
+    let (d, tokens) = (cfg.n_embd as u64, sequences * context);
+    let by_rows = block_weights(cfg) - 2 * d * d;
+    cfg.n_layer as u64 * 2 * 2 * tokens * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
+}
+
 /// FLOPs of the logits of `rows` positions.
 pub fn head_forward(cfg: &Gpt2Config, rows: u64) -> u64 {
     2 * rows * cfg.n_embd as u64 * cfg.vocab_size as u64
@@ -118,6 +135,9 @@ pub struct Work {
     pub one_pass: bool,
     /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
     pub distils: bool,
+    /// Rows that carried gradient at the blocks' outputs, summed over the blocks, as a sampled backward has drawn them;
+    /// None where that is still to come, or the mode is another.
+    pub block_rows: Option<u64>,
     /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
@@ -132,7 +152,7 @@ pub struct Work {
 /// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
 /// head per token, are not counted.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting, one_pass, distils, probe } = work;
+    let Work { sequences, context, kept, selecting, one_pass, distils, block_rows, probe } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
     let distils = teacher.is_some() && distils;
@@ -152,6 +172,12 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         let trunk = match plan.machine.backward {
             BackwardMode::Exact => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
+            BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
+            BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
+            BackwardMode::Sampled => {
+                let drawn = || sampled_rows(student, plan.machine.rho, sequences * context, kept);
+                trunk_backward_sampled(student, sequences, context, block_rows.unwrap_or_else(drawn))
+            }
         };
         // Formed again for the gradient, before that for the divergence's sums, and before that for the scan of the kept
         // rows beside the teacher.
@@ -166,6 +192,12 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         }
     }
     flops
+}
+
+/// Rows that a sampled backward is expected to draw, over all blocks: below the last one every position has gradient.
+fn sampled_rows(cfg: &Gpt2Config, rho: f64, positions: u64, kept: u64) -> u64 {
+    let drawn = (rho * positions as f64).round() as u64;
+    drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn
 }
 
 /// FLOPs of one optimizer step of a settled plan at these confidence levels.
@@ -193,6 +225,7 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
         selecting,
         one_pass: selecting && plan.one_pass(),
         distils: plan.objective.distils(),
+        block_rows: None,
         probe,
     }
 }

@@ -222,12 +222,16 @@ choice! {
 }
 
 choice! {
-    /// Which rows carry gradient. Same numbers, other cost.
+    /// Which rows carry gradient.
     BackwardMode ("backward mode") {
         /// Only the rows that can differ from zero.
         Exact = "exact",
-        /// Every row: the slow oracle.
+        /// Every row: the slow oracle of the same numbers.
         Dense = "dense",
+        /// Only the selected rows, in every block: other numbers, biased.
+        Sparse = "sparse",
+        /// In every block rows drawn by gradient norm: other numbers, the same on average.
+        Sampled = "sampled",
     }
 }
 

@@ -75,6 +75,7 @@ const POSITIVE: Kind = within(0.0, false, f64::INFINITY, false);
 const TEMPERATURE: Kind = within(1e-3, true, f64::INFINITY, false);
 const NOT_NEGATIVE: Kind = within(0.0, true, f64::INFINITY, false);
 const SHARE: Kind = within(0.0, true, 1.0, true);
+const ABOVE_ZERO: Kind = within(0.0, false, 1.0, true);
 const BELOW_ONE: Kind = within(0.0, true, 1.0, false);
 
 const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Key {
@@ -122,12 +123,7 @@ pub const KEYS: &[Key] = &[
     key("select.alpha_min", BELOW_ONE, Is("0.01"), "least alpha of ada-eslm"),
     key("select.alpha_max", BELOW_ONE, Is("0.9"), "largest alpha of ada-eslm"),
     key("select.mix", SHARE, Is("1.0"), "weight of the kept tokens' mean; the rest is the mean of all tokens"),
-    key(
-        "select.rest",
-        within(0.0, false, 1.0, true),
-        Is("0.25"),
-        "share of the dropped tokens drawn for the mean of all, where mix < 1",
-    ),
+    key("select.rest", ABOVE_ZERO, Is("0.25"), "share of the dropped tokens drawn for the mean of all, where mix < 1"),
     key("select.carry", BELOW_ONE, Is("0.9"), "share of the old threshold in the new one, where pool = \"carried\""),
     key("select.alpha_seq", BELOW_ONE, Is("0.0"), "share of a micro-batch's sequences that phase one drops"),
     key("select.exit_layer", count(1), Is("1"), "blocks before phase one"),
@@ -204,6 +200,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("machine.head", Kind::Choice(HeadMode::NAMES), Is("\"auto\""), "keep logits after scoring, or recompute"),
     key("machine.backward", Kind::Choice(BackwardMode::NAMES), Is("\"exact\""), "rows that carry gradient"),
+    key("machine.rho", ABOVE_ZERO, Is("0.5"), "share of the positions that a sampled backward keeps at each block"),
     key("machine.threads", count(0), Is("0"), "CPU threads; 0 is all"),
 ];
 

@@ -340,7 +340,7 @@ pub struct LogPlan {
 }
 
 /// `[machine]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachinePlan {
     /// Where tensors live.
@@ -353,8 +353,18 @@ pub struct MachinePlan {
     pub head: HeadMode,
     /// Which rows carry gradient.
     pub backward: BackwardMode,
+    /// Share of the positions that a sampled backward keeps at each block, in (0, 1].
+    #[serde(default = "MachinePlan::whole")]
+    pub rho: f64,
     /// CPU threads; 0 is all.
     pub threads: usize,
+}
+
+impl MachinePlan {
+    /// What checkpoints mean that were written before there was a `rho`.
+    fn whole() -> f64 {
+        1.0
+    }
 }
 
 impl Plan {
@@ -411,7 +421,7 @@ impl Plan {
     }
 
     /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,
-    /// `checkpoint`, `log` and `machine` (but with the dtype, and with `micro_rows` where it matters: call
+    /// `checkpoint`, `log` and `machine` (but with the dtype, a backward mode of other numbers, and `micro_rows` where it matters: call
     /// [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
     /// content the token files' own hashes identify.
     pub fn mathematics(&self) -> Value {
@@ -424,6 +434,12 @@ impl Plan {
                 data.shift_remove("dir");
             }
             object.insert("dtype".into(), Value::from(self.machine.dtype.name()));
+            if matches!(self.machine.backward, BackwardMode::Sparse | BackwardMode::Sampled) {
+                object.insert("backward".into(), Value::from(self.machine.backward.name()));
+            }
+            if self.machine.backward == BackwardMode::Sampled {
+                object.insert("rho".into(), Value::from(self.machine.rho));
+            }
             if self.micro_rows_matter() {
                 let rows = match self.machine.micro_rows {
                     MicroRows::Auto => Value::from("auto"),

@@ -280,6 +280,18 @@ fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
         // A rule may move a second key (the warm-up follows the steps).
         assert!(differences.iter().any(|d| d.contains(last)), "{text:?}: {differences:?}");
     }
+    // Two backward modes have other numbers, and one of them a number of its own.
+    for (text, expected) in [
+        ("backward = 'sparse'", vec!["backward: absent before, \"sparse\" now"]),
+        (
+            "backward = 'sampled'\nrho = 0.25",
+            vec!["backward: absent before, \"sampled\" now", "rho: absent before, 0.25 now"],
+        ),
+        ("rho = 0.25", vec![]),
+    ] {
+        let differences = plan(&format!("[machine]\n{text}\n")).mathematics_differences(&base.mathematics());
+        assert_eq!(differences, expected, "{text}");
+    }
     // A threshold shared by a micro-batch makes its size mathematics.
     let pool = |micro: u32| plan(&format!("[select]\npool = 'micro-batch'\n[machine]\nmicro_rows = {micro}\n"));
     assert_eq!(

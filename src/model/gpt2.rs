@@ -3,15 +3,17 @@
 //! The trunk ends with the final norm; the tied head is [`crate::ops::head`]. Activations live on a [`Tape`] that the
 //! backward consumes block by block. The backward is row-aware: given the rows (positions) of the micro-batch whose
 //! final hidden vector carries gradient, the final norm and the last block's MLP, output projection and queries work on
-//! those rows only, which is exact; below the last block's keys and values every row carries gradient again.
+//! those rows only, which is exact; below the last block's keys and values every row carries gradient again. [`Flow`] says
+//! what happens there instead: nothing (exact), only the given rows go on (sparse), or drawn ones do (sampled).
 
-use super::{Block, Gpt2Config, ParamSet};
+use super::{Block, Gpt2Config, ParamSet, RowSampler};
 use crate::error::Result;
-use crate::ops::attention::{self, Attended, Shape};
+use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
 use crate::ops::matmul::{accumulate, accumulate_column_sums, linear, linear_onto, matmul};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;
+use std::borrow::Cow;
 
 /// A model: its shape and its parameters.
 #[derive(Debug, Clone)]
@@ -20,6 +22,18 @@ pub struct Gpt2 {
     pub config: Gpt2Config,
     /// Weights in the layout of the shape.
     pub params: ParamSet,
+}
+
+/// Which rows carry gradient below the last block's keys and values.
+#[derive(Debug, Clone, Copy)]
+pub enum Flow<'a> {
+    /// Every row, as the chain rule has it.
+    Exact,
+    /// Only the rows that carry gradient at the trunk's end, in every block: keys and values of the others count as
+    /// constants. Their queries are not cut: dQ of a row meets all keys and values it sees. Biased.
+    Sparse,
+    /// Rows drawn at each block's output, so that every gradient keeps its expectation.
+    Sampled(&'a RowSampler),
 }
 
 /// What the backward needs of one forward over `batch x context` positions.
@@ -66,8 +80,21 @@ impl Gpt2 {
     /// ascending `rows` that carry gradient, or [B T, D] when `rows` is None. The two give the same numbers when the
     /// missing rows are zero.
     pub fn backward(&self, tape: Tape, rows: Option<&[u32]>, d_hidden: &Tensor, grads: &ParamSet) -> Result<()> {
+        self.backward_through(tape, rows, d_hidden, grads, Flow::Exact).map(|_| ())
+    }
+
+    /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns how many did at the
+    /// output of each block, summed over the blocks.
+    pub fn backward_through(
+        &self,
+        tape: Tape,
+        rows: Option<&[u32]>,
+        d_hidden: &Tensor,
+        grads: &ParamSet,
+        flow: Flow<'_>,
+    ) -> Result<u64> {
         if rows.is_some_and(<[u32]>::is_empty) {
-            return Ok(()); // a micro-batch may select nothing
+            return Ok(0); // a micro-batch may select nothing
         }
         let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
         let d = d_hidden.zeros_like()?;
@@ -75,13 +102,32 @@ impl Gpt2 {
         layer_norm::backward(&d, d_hidden, &pick(&last, rows)?, &pick(&last_stats, rows)?, ln_w, dw, db)?;
         drop((last, last_stats));
         let mut d = d;
-        let mut rows = rows;
+        let mut rows = rows.map(Cow::Borrowed);
+        let mut reached = 0;
         for l in (0..self.config.n_layer).rev() {
             let Some(tape) = blocks.pop() else { break };
-            d = self.block_backward(l, tape, rows, d, grads, shape)?;
-            rows = None;
+            if let Flow::Sampled(sampler) = flow
+                && let Some(drawn) = sampler.draw(l, rows.as_deref(), &d)?
+            {
+                if drawn.rows.is_empty() {
+                    return Ok(reached);
+                }
+                (rows, d) = (Some(Cow::Owned(drawn.rows)), drawn.d);
+            }
+            reached += d.dim(0)? as u64;
+            let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
+            d = self.block_backward(l, tape, rows.as_deref(), d, grads, shape, keys)?;
+            if keys == Keys::All {
+                rows = None;
+            }
         }
-        embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)
+        if let Some(rows) = rows {
+            let every = Tensor::zeros((tokens.len(), d.dim(1)?), d.dtype(), d.device())?;
+            scatter_add(&every, &d, &rows)?;
+            d = every;
+        }
+        embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)?;
+        Ok(reached)
     }
 
     pub(super) fn shape(&self, tokens: &[u32], context: usize) -> Shape {
@@ -110,7 +156,9 @@ impl Gpt2 {
         Ok((BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc }, out))
     }
 
-    /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input, of all rows.
+    /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input: of all rows, or of
+    /// `rows` where only their keys carry gradient.
+    #[allow(clippy::too_many_arguments)] // one block's share of a backward; a struct for one caller would say no more
     fn block_backward(
         &self,
         l: usize,
@@ -119,25 +167,30 @@ impl Gpt2 {
         d: Tensor,
         grads: &ParamSet,
         shape: Shape,
+        keys: Keys,
     ) -> Result<Tensor> {
         let (p, g) = (self.params.block(l), grads.block(l));
         mlp_backward(&tape, rows, &d, p, g)?;
         let d_att = matmul(&d, &p.attn_proj_w.t()?)?;
         accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d)?;
         accumulate_column_sums(g.attn_proj_b, &d)?;
-        let attention::Gradients { dq, dkv } = attention::backward(&tape.qkv, &tape.attended, &d_att, rows, shape)?;
-        let BlockTape { x, ln_1_stats, .. } = tape;
+        let attention::Gradients { dq, dkv } =
+            attention::backward(&tape.qkv, &tape.attended, &d_att, rows, keys, shape)?;
 
-        // Queries have gradient on the given rows only, keys and values on all.
+        // Queries have gradient on the given rows only, keys and values on all, or on these rows as well.
+        let below = if keys == Keys::All { None } else { rows };
+        let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?);
+        drop(tape);
+        let apart = rows.filter(|_| keys == Keys::All);
         let width = self.config.n_embd;
         let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b)?;
-        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, rows)?.t()?, &dq)?;
+        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq)?;
         accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv)?;
         accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
         let d_ln_1 = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?)?;
         let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
-        let d = match rows {
+        let d = match apart {
             None => {
                 accumulate(&d_ln_1, &dq, &w_q)?;
                 d
@@ -176,3 +229,6 @@ fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
         Some(rows) => gather(x, rows),
     }
 }
+
+#[cfg(test)]
+mod tests;

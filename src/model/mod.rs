@@ -7,10 +7,12 @@ mod early_exit;
 mod gpt2;
 mod params;
 pub mod preset;
+mod row_sampler;
 pub mod weights;
 
 pub use cache::Cache;
 pub use config::Gpt2Config;
 pub use early_exit::Partial;
-pub use gpt2::{Gpt2, Tape};
+pub use gpt2::{Flow, Gpt2, Tape};
 pub use params::{Block, Layout, ParamSet};
+pub use row_sampler::RowSampler;

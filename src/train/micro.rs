@@ -6,7 +6,7 @@ use crate::config::arithmetic::{self, Probe, Work};
 use crate::config::{BackwardMode, HeadMode, Pool, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Partial;
+use crate::model::{Flow, Partial, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
@@ -93,7 +93,7 @@ impl Trainer {
             Some(carried) => self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?,
             None => self.two_passes(&micro, carried, logits, signal, report, &mut clock)?,
         };
-        let work = Work {
+        let mut work = Work {
             sequences: batch.rows as u64,
             context: context as u64,
             kept: head.as_ref().map_or(0, |head| head.rows.len() as u64),
@@ -101,23 +101,43 @@ impl Trainer {
             one_pass: one_pass.is_some(),
             probe,
             distils: mix.lambda > 0.0,
+            block_rows: None,
         };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
-        report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
-        let Some(Head { rows, d_hidden }) = head else { return Ok(()) };
-        report.rows += rows.len() as u64;
-        report.add_row_norms(&d_hidden)?;
-        let n = batch.inputs.len();
-        match (gaps(&rows, n), self.plan.machine.backward) {
-            (Some(rows), BackwardMode::Dense) => {
-                let dense = Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
-                scatter_add(&dense, &d_hidden, rows)?;
-                self.student.backward(tape, None, &dense, &self.grads)?;
-            }
-            (rows, _) => self.student.backward(tape, rows, &d_hidden, &self.grads)?,
+        if let Some(Head { rows, d_hidden }) = &head {
+            report.rows += rows.len() as u64;
+            report.add_row_norms(d_hidden)?;
+            work.block_rows = Some(self.trunk_backward(&micro, tape, rows, d_hidden)?);
         }
+        report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         clock.lap(&mut report.phases.backward);
         Ok(())
+    }
+
+    /// From the head's input down. Returns the rows that carried gradient, summed over the blocks.
+    fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<u64> {
+        let (batch, student) = (micro.batch, &self.student);
+        let n = batch.inputs.len();
+        match (gaps(rows, n), self.plan.machine.backward) {
+            (Some(rows), BackwardMode::Dense) => {
+                let dense = Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
+                scatter_add(&dense, d_hidden, rows)?;
+                student.backward_through(tape, None, &dense, &self.grads, Flow::Exact)
+            }
+            (rows, BackwardMode::Exact | BackwardMode::Dense) => {
+                student.backward_through(tape, rows, d_hidden, &self.grads, Flow::Exact)
+            }
+            // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
+            (rows, BackwardMode::Sparse) => {
+                let flow = if micro.score.is_some() { Flow::Sparse } else { Flow::Exact };
+                student.backward_through(tape, rows, d_hidden, &self.grads, flow)
+            }
+            (rows, BackwardMode::Sampled) => {
+                let tokens = (0..n).map(|i| micro.numbers.token(i, batch.context)).collect();
+                let sampler = RowSampler::new(self.plan.machine.rho, self.plan.seed, tokens, batch.context);
+                student.backward_through(tape, rows, d_hidden, &self.grads, Flow::Sampled(&sampler))
+            }
+        }
     }
 
     /// The student's first blocks, and the sequences that go on from there.

@@ -3,10 +3,11 @@
 use crate::config::arithmetic::Flops;
 use crate::data::loader::Batch;
 use crate::error::Result;
+use crate::ops::embed::row_norms;
 use crate::ops::head::RowStats;
 use crate::select::Selection;
 use crate::train::events::Phases;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// -ln 0.9: a target more probable than 0.9 counts as easy.
 const EASY_NLL: f32 = 0.105_360_52;
@@ -93,9 +94,9 @@ impl StepReport {
 
     /// Takes the gradient of the rows' hidden vectors [k, D].
     pub(super) fn add_row_norms(&mut self, d_hidden: &Tensor) -> Result<()> {
-        let squares: Vec<f64> = d_hidden.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
-        self.row_norms.0 += squares.iter().map(|s| s.sqrt()).sum::<f64>();
-        self.row_norms.1 += squares.iter().sum::<f64>();
+        let norms = row_norms(d_hidden)?;
+        self.row_norms.0 += norms.iter().sum::<f64>();
+        self.row_norms.1 += norms.iter().map(|g| g * g).sum::<f64>();
         Ok(())
     }
 

@@ -409,6 +409,56 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
 }
 
 #[test]
+fn a_backward_that_leaves_nothing_out_is_the_exact_one_bit_for_bit() {
+    for (mode, more) in [
+        (&["machine.backward=sparse"][..], "select.alpha=0"),
+        (&["machine.backward=sampled", "machine.rho=1"], "select.alpha=0"),
+        (&["machine.backward=sampled", "machine.rho=1"], "teacher=t"),
+    ] {
+        assert!(state(&trained(&[mode, &[more]].concat()).0) == state(&trained(&[more]).0), "{mode:?} {more}");
+    }
+    for mode in ["machine.backward=sparse", "machine.backward=sampled"] {
+        assert!(state(&trained(&[mode]).0) != state(&trained(&[]).0), "{mode} leaves rows out");
+    }
+}
+
+#[test]
+fn an_approximate_backward_depends_on_neither_micro_batches_nor_threads() {
+    for mode in [
+        &["machine.backward=sparse"][..],
+        &["machine.backward=sparse", "teacher=t", "select.score=kl"],
+        &["machine.backward=sampled", "select.alpha=0"],
+        &["machine.backward=sampled", "machine.rho=0.3", "select.mix=0.5"],
+    ] {
+        let (whole, _) = trained(mode);
+        let (cut, _) = trained(&[mode, &["machine.micro_rows=1"]].concat());
+        let difference = largest_difference(&whole, &cut);
+        assert!(difference <= 1e-5, "{mode:?}: {difference}");
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| state(&trained(&[mode, &["data.rows=16", "machine.micro_rows=8"]].concat()).0))
+        };
+        assert!(run(1) == run(3), "{mode:?}");
+    }
+}
+
+#[test]
+fn an_approximate_backward_costs_what_was_forecast() {
+    let student = model(16, 2, 1).config;
+    let both = |settings: &[&str]| {
+        let mut trainer = trainer(settings);
+        let forecast = flops_per_step(&student, None, &trainer.plan, trainer.plan.alpha_at(0)).student_backward;
+        (step(&mut trainer, 0).flops.student_backward, forecast)
+    };
+    let exact = both(&[]);
+    let sparse = both(&["machine.backward=sparse"]);
+    assert_eq!((exact.0, sparse.0), (exact.1, sparse.1));
+    let (sampled, forecast) = both(&["machine.backward=sampled"]);
+    assert!((sampled / forecast - 1.0).abs() < 0.05, "a draw scatters about its budget: {sampled} for {forecast}");
+    assert!(sparse.0 < sampled && sampled < exact.0);
+}
+
+#[test]
 fn training_and_distillation_learn() {
     let settings = |more: &[&'static str]| {
         let common = ["data.rows=16", "machine.micro_rows=16", "optim.eps=1e-8", "select.alpha=0.25"];

@@ -1,6 +1,6 @@
 //! Attention on f32: a task owns one head of one sequence and walks its queries in blocks.
 
-use super::{Attended, Gradients, Shape};
+use super::{Attended, Gradients, Keys, Shape};
 use crate::error::Result;
 use crate::ops::buffer::{SharedMut, read};
 use crate::ops::matmul::{Mat, MatMut, gemm};
@@ -49,6 +49,7 @@ pub(super) fn backward(
     attended: &Attended,
     dout: &Tensor,
     rows: Option<&[u32]>,
+    keys: Keys,
     shape: Shape,
 ) -> Result<Gradients> {
     let (n, width) = qkv.dims2()?;
@@ -56,21 +57,23 @@ pub(super) fn backward(
     let (data, out, lse, dout) = (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
     let (data, out, lse, dout): (&[f32], &[f32], &[f32], &[f32]) = (&data, &out, &lse, &dout);
     let every: Vec<u32>;
-    let rows = match rows {
-        Some(rows) => rows,
+    let (rows, sparse) = match rows {
+        Some(rows) => (rows, keys == Keys::OfRows),
         None => {
             every = (0..n as u32).collect();
-            &every
+            (every.as_slice(), false)
         }
     };
     let mut dq = vec![0.0; rows.len() * d];
-    let mut dkv = vec![0.0; n * 2 * d];
+    let with_keys = if sparse { rows.len() } else { n };
+    let mut dkv = vec![0.0; with_keys * 2 * d];
     let (dq_ptr, dkv_ptr) = (SharedMut(dq.as_mut_ptr()), SharedMut(dkv.as_mut_ptr()));
     (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
         let head = Head::new(data, d, shape, task);
         // The rows that belong to this sequence: a run of the ascending list.
         let from = rows.partition_point(|&r| (r as usize) < head.first_row);
         let to = rows.partition_point(|&r| (r as usize) < head.first_row + shape.context);
+        let rows_of_sequence = &rows[from..to];
         let mut scratch = Scratch::new(head.dim, shape.context);
         for block in (from..to).step_by(BLOCK) {
             let rows = &rows[block..to.min(block + BLOCK)];
@@ -86,26 +89,43 @@ pub(super) fn backward(
                 let position = rows[r] as usize - head.first_row;
                 gradient_row(p, ds, position + 1, lse[position], scratch.delta[r], head.scale);
             }
-            let (p, ds) = (Mat::row_major(p, count, visible), Mat::row_major(ds, count, visible));
+            // Keys and values that carry gradient: the visible ones, or of these the given rows'.
+            let seen = &rows_of_sequence[..block - from + count];
+            let (first, with_gradient) = if sparse { (from, seen.len()) } else { (head.first_row, visible) };
             // SAFETY: this task alone writes the columns of its head in the rows of its sequence, of dq and of dkv.
             let (dq, dk, dv) = unsafe {
                 let column = head.column;
-                let dkv = dkv_ptr.get().add(head.first_row * 2 * d + column);
+                let dkv = dkv_ptr.get().add(first * 2 * d + column);
                 (
                     MatMut::from_raw(dq_ptr.get().add(block * d + column), count, head.dim, d),
-                    MatMut::from_raw(dkv, visible, head.dim, 2 * d),
-                    MatMut::from_raw(dkv.add(d), visible, head.dim, 2 * d),
+                    MatMut::from_raw(dkv, with_gradient, head.dim, 2 * d),
+                    MatMut::from_raw(dkv.add(d), with_gradient, head.dim, 2 * d),
                 )
             };
-            gemm(dq, false, ds, head.k(visible), 1.0, false);
-            gemm(dk, true, ds.t(), q, 1.0, false);
-            gemm(dv, true, p.t(), dout, 1.0, false);
+            gemm(dq, false, Mat::row_major(ds, count, visible), head.k(visible), 1.0, false);
+            if sparse {
+                compact(p, visible, seen, head.first_row);
+                compact(ds, visible, seen, head.first_row);
+            }
+            gemm(dk, true, Mat::row_major(ds, count, with_gradient).t(), q, 1.0, false);
+            gemm(dv, true, Mat::row_major(p, count, with_gradient).t(), dout, 1.0, false);
         }
     });
     Ok(Gradients {
         dq: Tensor::from_vec(dq, (rows.len(), d), &Device::Cpu)?,
-        dkv: Tensor::from_vec(dkv, (n, 2 * d), &Device::Cpu)?,
+        dkv: Tensor::from_vec(dkv, (with_keys, 2 * d), &Device::Cpu)?,
     })
+}
+
+/// Moves the columns of the given rows' keys to the front of each row of `width` columns, and the rows together.
+fn compact(x: &mut [f32], width: usize, rows: &[u32], first_row: usize) {
+    let (count, kept) = (x.len() / width, rows.len());
+    for r in 0..count {
+        for (j, &row) in rows.iter().enumerate() {
+            // Never ahead of what is still to be read: j is at most the column, kept at most the width.
+            x[r * kept + j] = x[r * width + row as usize - first_row];
+        }
+    }
 }
 
 /// One head of one sequence inside the fused qkv.

@@ -3,7 +3,7 @@
 //! Queries are taken in blocks; a block's scores against its visible keys live in a small scratch, the masked half is
 //! never computed, and the backward forms the probabilities again from the kept log-sum-exp (FlashAttention's
 //! recomputation, Dao et al., arXiv 2205.14135). The backward can be given the rows (positions) whose output carries
-//! gradient: it then forms dQ of those rows only, and dK and dV of all rows, which is exact.
+//! gradient: it then forms dQ of those rows only, and dK and dV of all rows, which is exact, or of the same rows.
 
 mod cpu;
 
@@ -42,12 +42,21 @@ pub fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     Ok(Attended { out: reference(qkv, shape)?, lse: lse.flatten_all()? })
 }
 
-/// Gradients with respect to q (of the given rows) and to k and v (of every row).
+/// Whose keys and values carry gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// Every position's.
+    All,
+    /// Those of the rows whose output carries gradient; the others count as constants.
+    OfRows,
+}
+
+/// Gradients with respect to q (of the given rows) and to k and v (of every row, or of the same rows).
 #[derive(Debug)]
 pub struct Gradients {
     /// [k, D] when rows were given, else [B T, D].
     pub dq: Tensor,
-    /// dk beside dv, [B T, 2 D].
+    /// dk beside dv, [B T, 2 D], or [k, 2 D] with [`Keys::OfRows`] and rows.
     pub dkv: Tensor,
 }
 
@@ -57,10 +66,11 @@ pub fn backward(
     attended: &Attended,
     dout: &Tensor,
     rows: Option<&[u32]>,
+    keys: Keys,
     shape: Shape,
 ) -> Result<Gradients> {
     if super::fast(qkv) {
-        return cpu::backward(qkv, attended, dout, rows, shape);
+        return cpu::backward(qkv, attended, dout, rows, keys, shape);
     }
     let d = qkv.dim(1)? / 3;
     let dout = match rows {
@@ -80,11 +90,12 @@ pub fn backward(
     let dq = heads_together(&ds.matmul(&k)?, shape)?;
     let dk = heads_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?;
     let dv = heads_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?;
-    let dq = match rows {
-        None => dq,
-        Some(rows) => gather(&dq, rows)?,
-    };
-    Ok(Gradients { dq, dkv: Tensor::cat(&[dk, dv], 1)? })
+    let dkv = Tensor::cat(&[dk, dv], 1)?;
+    Ok(match (rows, keys) {
+        (None, _) => Gradients { dq, dkv },
+        (Some(rows), Keys::All) => Gradients { dq: gather(&dq, rows)?, dkv },
+        (Some(rows), Keys::OfRows) => Gradients { dq: gather(&dq, rows)?, dkv: gather(&dkv, rows)? },
+    })
 }
 
 /// The formula in candle ops, with the whole [T, T] matrix, that autograd can differentiate.
@@ -165,7 +176,7 @@ mod tests {
             let (out, grads) = autograd(&[&qkv], &dout, |v| reference(&v[0], shape));
             let attended = forward(&qkv, shape).unwrap();
             assert_close(&attended.out, &out, 2e-6);
-            let got = backward(&qkv, &attended, &dout, None, shape).unwrap();
+            let got = backward(&qkv, &attended, &dout, None, Keys::All, shape).unwrap();
             assert_close(&together(&got), &grads[0], 5e-6);
         }
     }
@@ -184,7 +195,7 @@ mod tests {
                 let dense = Tensor::zeros((n, d), DType::F32, qkv.device()).unwrap();
                 scatter_add(&dense, &dout, &rows).unwrap();
                 let (_, grads) = autograd(&[&qkv], &dense, |v| reference(&v[0], shape));
-                let got = backward(&qkv, &attended, &dout, Some(&rows), shape).unwrap();
+                let got = backward(&qkv, &attended, &dout, Some(&rows), Keys::All, shape).unwrap();
                 assert_close(
                     &got.dq,
                     &gather(
@@ -195,6 +206,10 @@ mod tests {
                     5e-6,
                 );
                 assert_close(&got.dkv, &grads[0].narrow(1, d, 2 * d).unwrap(), 5e-6);
+                // The gradient of a kept key does not depend on whether the others have one.
+                let sparse = backward(&qkv, &attended, &dout, Some(&rows), Keys::OfRows, shape).unwrap();
+                assert_eq!(sparse.dq.to_vec2::<f32>().unwrap(), got.dq.to_vec2::<f32>().unwrap());
+                assert_close(&sparse.dkv, &gather(&got.dkv, &rows).unwrap(), 5e-6);
             }
         }
     }
@@ -206,13 +221,15 @@ mod tests {
         let (qkv, dout) = (random((n, 3 * d), 1), random((5, d), 2));
         let rows = [0, 3, 14, 20, 25];
         let fast = forward(&qkv, shape).unwrap();
-        let fast_grads = backward(&qkv, &fast, &dout, Some(&rows), shape).unwrap();
+        let fast_grads = backward(&qkv, &fast, &dout, Some(&rows), Keys::All, shape).unwrap();
         let (qkv, dout) = (qkv.to_dtype(DType::F64).unwrap(), dout.to_dtype(DType::F64).unwrap());
         let slow = forward(&qkv, shape).unwrap();
-        let slow_grads = backward(&qkv, &slow, &dout, Some(&rows), shape).unwrap();
+        let slow_grads = backward(&qkv, &slow, &dout, Some(&rows), Keys::All, shape).unwrap();
         assert_close(&fast.lse, &slow.lse, 2e-6);
         assert_close(&fast_grads.dq, &slow_grads.dq, 5e-6);
         assert_close(&fast_grads.dkv, &slow_grads.dkv, 5e-6);
+        let slow_sparse = backward(&qkv, &slow, &dout, Some(&rows), Keys::OfRows, shape).unwrap();
+        assert_close(&slow_sparse.dkv, &gather(&slow_grads.dkv, &rows).unwrap(), 1e-14);
     }
 
     #[test]
@@ -239,7 +256,7 @@ mod tests {
         let run = |threads| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
                 let attended = forward(&qkv, shape).unwrap();
-                let grads = backward(&qkv, &attended, &dout, None, shape).unwrap();
+                let grads = backward(&qkv, &attended, &dout, None, Keys::All, shape).unwrap();
                 together(&grads).to_vec2::<f32>().unwrap()
             })
         };

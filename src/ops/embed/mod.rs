@@ -3,7 +3,7 @@
 use super::buffer::{self, read, with_mut};
 use super::matmul::add_to;
 use crate::error::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at `offset`.
@@ -83,6 +83,12 @@ pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
     })
 }
 
+/// Euclidean norm of each row of `x` [N, D].
+pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
+    let squares: Vec<f64> = x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
+    Ok(squares.into_iter().map(f64::sqrt).collect())
+}
+
 /// The formula in candle ops.
 pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
     let d = wte.dim(1)?;
@@ -95,7 +101,6 @@ pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, off
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, autograd, random};
-    use candle_core::DType;
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {

@@ -1,0 +1,143 @@
+//! What flows below the last block: exact, sparse against stopped gradients, sampled against its expectation.
+
+use super::*;
+use crate::ops::testing::{assert_close, autograd, random};
+use candle_core::{DType, Device};
+
+const CONTEXT: usize = 7;
+const ROWS: [u32; 6] = [0, 2, 5, 8, 12, 13];
+
+fn model(dtype: DType) -> Gpt2 {
+    let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(29, 11, 15, 3, 3) };
+    let Gpt2 { config, params } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
+    let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+    Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors) }
+}
+
+fn tokens() -> Vec<u32> {
+    (0..2 * CONTEXT as u32).map(|i| (i * i + 3 * i) % 29).collect()
+}
+
+fn upstream(rows: usize, dtype: DType) -> Tensor {
+    random((rows, 15), 3).to_dtype(dtype).unwrap()
+}
+
+/// Gradients of every parameter, and the rows that the backward worked on.
+fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>, u64) {
+    let dtype = model.params.wte().dtype();
+    let grads = ParamSet::zeros(model.params.layout(), dtype, &Device::Cpu).unwrap();
+    let tape = model.forward_with_tape(&tokens(), CONTEXT).unwrap().1;
+    let d = upstream(rows.map_or(2 * CONTEXT, <[u32]>::len), dtype);
+    let reached = model.backward_through(tape, rows, &d, &grads, flow).unwrap();
+    (grads.tensors().to_vec(), reached)
+}
+
+/// The trunk in the ops' references, with keys and values of all rows but the given ones taken for constants.
+fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tensor> {
+    let (n, d, eps) = (2 * CONTEXT, config.n_embd, config.layer_norm_epsilon);
+    let free: Vec<f64> =
+        (0..n as u32).flat_map(|i| (0..3 * d).map(move |c| f64::from(u8::from(c < d || rows.contains(&i))))).collect();
+    let free = Tensor::from_vec(free, (n, 3 * d), &Device::Cpu)?;
+    let constant = (1.0 - &free)?;
+    let shape = Shape { batch: 2, context: CONTEXT, heads: config.n_head };
+    let mut x = embed::reference(params.wte(), params.wpe(), &tokens(), CONTEXT, 0)?;
+    for l in 0..config.n_layer {
+        let p = params.block(l);
+        let qkv = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?.matmul(p.attn_w)?.broadcast_add(p.attn_b)?;
+        let qkv = ((&qkv * &free)? + (qkv.detach() * &constant)?)?;
+        let attended = attention::reference(&qkv, shape)?;
+        let mid = (&x + attended.matmul(p.attn_proj_w)?.broadcast_add(p.attn_proj_b)?)?;
+        let fc = layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?.matmul(p.fc_w)?.broadcast_add(p.fc_b)?;
+        x = (&mid + gelu::reference(&fc)?.matmul(p.proj_w)?.broadcast_add(p.proj_b)?)?;
+    }
+    let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
+    Ok(out.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
+}
+
+fn bits(tensors: &[Tensor]) -> Vec<u32> {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    tensors.iter().flat_map(flat).map(f32::to_bits).collect()
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+#[test]
+fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-12)] {
+        let model = model(dtype);
+        for rows in [&ROWS[..], &[13], &[3, 4, 5, 6]] {
+            let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
+            let (_, want) = autograd(&inputs, &upstream(rows.len(), dtype), |v| {
+                stopped(&model.config, &ParamSet::new(model.params.layout().clone(), v.to_vec()), rows)
+            });
+            let (got, reached) = gradients(&model, Some(rows), Flow::Sparse);
+            assert_eq!(reached, 3 * rows.len() as u64);
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(got, want, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_row_makes_all_flows_the_same_bit_for_bit() {
+    let model = model(DType::F32);
+    let whole = RowSampler::new(1.0, 1, (0..14).collect(), CONTEXT);
+    let (exact, reached) = gradients(&model, None, Flow::Exact);
+    assert_eq!(reached, 3 * 14);
+    for flow in [Flow::Sparse, Flow::Sampled(&whole)] {
+        assert!(bits(&gradients(&model, None, flow).0) == bits(&exact), "{flow:?}");
+    }
+    let (some, reached) = gradients(&model, Some(&ROWS), Flow::Exact);
+    assert_eq!(reached, 6 + 2 * 14);
+    assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sampled(&whole)).0) == bits(&some));
+    assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sparse).0) != bits(&some));
+}
+
+#[test]
+fn nothing_selected_is_nothing_done() {
+    let model = model(DType::F32);
+    let (grads, reached) = gradients(&model, Some(&[]), Flow::Sparse);
+    assert!(reached == 0 && bits(&grads).iter().all(|b| *b == 0));
+}
+
+#[test]
+fn the_mean_of_sampled_gradients_is_the_exact_one() {
+    const DRAWS: u64 = 400;
+    let model = model(DType::F32);
+    let flat = |t: &Tensor| -> Vec<f64> {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+    };
+    for rows in [None, Some(&ROWS[..])] {
+        let exact: Vec<Vec<f64>> = gradients(&model, rows, Flow::Exact).0.iter().map(flat).collect();
+        let sparse: Vec<Vec<f64>> = gradients(&model, rows, Flow::Sparse).0.iter().map(flat).collect();
+        let mut sums: Vec<(Vec<f64>, f64)> = exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
+        let mut reached = 0;
+        for draw in 0..DRAWS {
+            let sampler = RowSampler::new(0.4, 1, (0..14).map(|i| draw * 14 + i).collect(), CONTEXT);
+            let (grads, rows) = gradients(&model, rows, Flow::Sampled(&sampler));
+            reached += rows;
+            for ((sum, squares), (g, exact)) in sums.iter_mut().zip(grads.iter().map(flat).zip(&exact)) {
+                for ((sum, g), e) in sum.iter_mut().zip(g).zip(exact) {
+                    *sum += g;
+                    *squares += (g - e) * (g - e);
+                }
+            }
+        }
+        let share = reached as f64 / (DRAWS * 3 * 14) as f64;
+        // Two fifths, or fewer where a draw has left fewer with a gradient: no position sees a later one.
+        assert!((0.3..0.41).contains(&share), "{share}");
+        for (i, ((sum, squares), exact)) in sums.iter().zip(&exact).enumerate() {
+            let off: Vec<f64> = sum.iter().zip(exact).map(|(s, e)| s / DRAWS as f64 - e).collect();
+            // The expected length of `off` if there is no bias; few-element tensors scatter around it.
+            let error = (squares / (DRAWS * DRAWS) as f64).sqrt();
+            assert!(norm(&off) < 3.0 * error + 1e-6, "tensor {i}: {} for {error}", norm(&off));
+            if rows.is_some() && i == 0 {
+                let bias: Vec<f64> = sparse[i].iter().zip(exact).map(|(s, e)| s - e).collect();
+                assert!(norm(&bias) > 3.0 * error, "the same measure finds the bias of the sparse backward");
+            }
+        }
+    }
+}
