@@ -55,6 +55,9 @@ pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], contex
     })
 }
 
+/// Numbers below which copying rows is not worth a task.
+const GATHER: usize = 1 << 14;
+
 /// The rows of `x` [N, D] at `rows`, in that order: [k, D].
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if !super::fast(x) {
@@ -62,9 +65,11 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     }
     let width = x.dim(1)?;
     let data = read(x)?;
-    let mut out = Vec::with_capacity(rows.len() * width);
-    for &row in rows {
-        out.extend_from_slice(&data[row as usize * width..][..width]);
+    let data: &[f32] = &data;
+    let mut out = vec![0.0; rows.len() * width];
+    if width > 0 {
+        let chunks = out.par_chunks_exact_mut(width).zip(rows).with_min_len((GATHER / width).max(1));
+        chunks.for_each(|(out, &row)| out.copy_from_slice(&data[row as usize * width..][..width]));
     }
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
 }
