@@ -332,11 +332,10 @@ mod x86 {
                         }
                     }
                     unsafe {
-                        let halves: [[u16; 16]; 2] =
-                            std::mem::transmute(round(std::mem::transmute(odd), std::mem::transmute(even)));
-                        for i in 0..16.min(WIDTH - start) {
-                            *to.add(step / 2 * WIDTH + start + i) =
-                                u32::from(halves[0][i]) | u32::from(halves[1][i]) << 16;
+                        let both = round(_mm512_loadu_ps(odd.as_ptr()), _mm512_loadu_ps(even.as_ptr()));
+                        let [even, odd]: [[u16; 16]; 2] = std::mem::transmute(both);
+                        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate().take(WIDTH - start) {
+                            *to.add(step / 2 * WIDTH + start + i) = u32::from(even) | u32::from(odd) << 16;
                         }
                     }
                 }
