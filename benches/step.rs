@@ -1,9 +1,10 @@
 //! One whole training step, by phase: plain, with selection, and distilling. Prints a table.
 //!
-//! `cargo bench --bench step -- [SHAPE] [RUNS]`, with SHAPE one of `124m` (B 4 x T 256) and `14m` (B 8 x T 256, V 8192).
+//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE]`, with SHAPE one of `124m` (B 4 x T 256) and `14m` (B 8 x T 256, V 8192),
+//! and DTYPE one of `f32` and `bf16`.
 
 use candle_core::Device;
-use eslm_kd::config::{self, BackwardMode, HeadMode, Method, MicroRows, Overrides, Plan, RunFile, Score};
+use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, RunFile, Score};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::rng::{Rng, Stream};
@@ -15,11 +16,12 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let shape = args.first().map_or("14m", String::as_str);
     let runs: usize = args.get(1).and_then(|r| r.parse().ok()).unwrap_or(5);
+    let dtype = args.get(2).map_or(Dtype::F32, |d| d.parse().unwrap());
     let (student, teacher, rows) = match shape {
         "124m" => (Gpt2Config::new(50257, 1024, 768, 12, 12), Gpt2Config::new(50257, 1024, 1024, 24, 16), 4),
         _ => (Gpt2Config::new(8192, 256, 384, 6, 6), Gpt2Config::new(8192, 256, 512, 8, 8), 8),
     };
-    println!("{shape}: {} parameters, {rows} x 256 tokens, {runs} runs after one", student.parameters());
+    println!("{shape}: {} parameters, {rows} x 256 tokens, {runs} runs after one, {dtype}", student.parameters());
     println!("{:<28} {:>8} {:>8} {:>6}  phases (s)", "step", "median s", "tok/s", "ratio");
     let mut plain = None;
     use BackwardMode::{Exact, Sampled, Sparse};
@@ -43,6 +45,7 @@ fn main() {
         plan.data.context = 256;
         (plan.select.alpha, plan.select.score, plan.objective.lambda) = (alpha, score, lambda);
         (plan.select.burn_in, plan.select.ramp) = (0, 0);
+        plan.machine.dtype = dtype;
         plan.machine.micro_rows = MicroRows::Rows(rows);
         (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, backward, 0.5);
         let device = Device::Cpu;

@@ -236,10 +236,12 @@ choice! {
 }
 
 choice! {
-    /// Number format of weights, activations and gradients.
+    /// Number format of the factors of the trunk's and the head's products. All else is f32.
     Dtype ("dtype") {
         /// 32-bit floats.
         F32 = "f32",
+        /// Rounded to bf16 and summed in f32, on a CPU with AVX512-BF16.
+        Bf16 = "bf16",
     }
 }
 

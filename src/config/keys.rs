@@ -191,7 +191,12 @@ pub const KEYS: &[Key] = &[
     key("checkpoint.keep", count(1), Is("2"), "newest checkpoints that stay on disk"),
     key("log.every", count(1), Is("10"), "steps between lines of metrics.jsonl"),
     key("machine.device", Kind::Device, Is("\"auto\""), "where tensors live: auto, cpu, cuda or cuda:INDEX"),
-    key("machine.dtype", Kind::Choice(Dtype::NAMES), Is("\"f32\""), "number format"),
+    key(
+        "machine.dtype",
+        Kind::Choice(Dtype::NAMES),
+        Is("\"f32\""),
+        "number format of products' factors; all else is f32",
+    ),
     key(
         "machine.micro_rows",
         Kind::CountOrAuto,

@@ -345,7 +345,7 @@ pub struct LogPlan {
 pub struct MachinePlan {
     /// Where tensors live.
     pub device: DeviceSpec,
-    /// Number format.
+    /// Number format of the products' factors.
     pub dtype: Dtype,
     /// Sequences per micro-batch; divides `data.rows`.
     pub micro_rows: MicroRows,

@@ -153,7 +153,7 @@ fn wrong_types_and_ranges_say_expected_found_and_where() {
         ("[select]\nscore = 'entrophy'\n", ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"]),
         ("[machine]\ndevice = 'gpu'\n", ["machine.device", "cuda:INDEX", "the text \"gpu\""]),
         ("[machine]\nmicro_rows = 0\n", ["machine.micro_rows", "\"auto\"", "found 0"]),
-        ("[machine]\ndtype = 'bf16'\n", ["machine.dtype", "\"f32\"", "\"bf16\""]),
+        ("[machine]\ndtype = 'f16'\n", ["machine.dtype", "\"f32\" or \"bf16\"", "\"f16\""]),
         ("layers = [0, -1]\n", ["layers", "whole numbers", "[0, -1]"]),
         ("student = ''\n", ["student", "not empty", "the text \"\""]),
         ("data = 'dir'\n", ["run.toml:1", "data is a section", "[data]"]),

@@ -3,7 +3,7 @@
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Gpt2;
-use crate::ops::matmul::matmul;
+use crate::ops::matmul::{Precision, matmul};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use serde::Serialize;
@@ -108,7 +108,7 @@ fn sampling(options: &GenerateOptions) -> Sampling {
 /// Logits of the ids that the tokenizer knows (a padded embedding has more), on the CPU.
 fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Tensor> {
     let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
-    let all = matmul(hidden, &model.params.wte().t()?)?.squeeze(0)?.narrow(0, 0, known)?;
+    let all = matmul(hidden, &model.params.wte().t()?, Precision::F32)?.squeeze(0)?.narrow(0, 0, known)?;
     let all = all.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     if all.to_vec1::<f32>()?.iter().any(|z| !z.is_finite()) {
         return Err(Error::new(ErrorKind::NonFinite, "the model's logits are not finite; the model is broken"));

@@ -4,7 +4,7 @@ use crate::data::loader::{Batch, EvalWindows};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Gpt2;
-use crate::ops::head::{self, Logits};
+use crate::ops::head;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::sync::Arc;
@@ -118,7 +118,7 @@ pub fn evaluate_each(
 /// Negative log-likelihoods of the predictions that count, in order.
 fn losses(model: &Gpt2, batch: &Batch) -> Result<Vec<f32>> {
     let hidden = model.forward(&batch.inputs, batch.context)?;
-    let mut logits = Logits::new(hidden, model.params.wte().clone(), false);
+    let mut logits = model.logits(hidden, false);
     let mut targets = batch.targets.clone();
     if batch.valid_count() < targets.len() {
         // Overlap and padding: the head runs on the rows that count.

@@ -12,7 +12,7 @@ use crate::data::loader::Batch;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Gpt2;
-use crate::ops::head::{Logits, RowStats, ScanOptions, scan};
+use crate::ops::head::{RowStats, ScanOptions, scan};
 use crate::select::{ScoreContext, Selector, scores};
 use crate::teacher::Teacher;
 use serde::Serialize;
@@ -212,7 +212,7 @@ fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &
         crate::signal::check()?;
         let window = batch.slice(row..row + 1);
         let hidden = model.forward(&window.inputs, window.context)?;
-        let mut logits = Logits::new(hidden, model.params.wte().clone(), false);
+        let mut logits = model.logits(hidden, false);
         let mut signal = teacher.map(|t| t.signal(&window.inputs, window.context, false)).transpose()?;
         let tau = if teacher.is_some() { options.temperature } else { 1.0 };
         let measured = ScanOptions { tau, reverse_kl: options.score == Score::ReverseKl };
@@ -312,7 +312,7 @@ mod tests {
         let all = found(Score::Loss, false);
         // The second window begins with token 16 as its first input.
         let hidden = student.forward(&ids[16..20], 4).unwrap();
-        let mut logits = Logits::new(hidden, student.params.wte().clone(), false);
+        let mut logits = student.logits(hidden, false);
         let alone = scan(&mut logits, None, &ids[17..21], 1.0).unwrap();
         for (i, s) in alone.iter().enumerate() {
             assert!((all.tokens[17 + i].figures.unwrap().nll - s.student.nll).abs() < 1e-5);

@@ -61,13 +61,14 @@ impl Gpt2 {
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), &[token], 1, at)?;
         for (l, keys) in cache.keys.iter().enumerate() {
             let p = self.params.block(l);
-            let qkv = linear(&layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?.out, p.attn_w, p.attn_b)?;
+            let qkv =
+                linear(&layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?.out, p.attn_w, p.attn_b, self.precision)?;
             assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, width, 2 * width)?)?;
             let q = qkv.narrow(1, 0, width)?;
             let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.config.n_head)?;
-            let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b)?;
-            let fc = linear(&layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?.out, p.fc_w, p.fc_b)?;
-            x = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b)?;
+            let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b, self.precision)?;
+            let fc = linear(&layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?.out, p.fc_w, p.fc_b, self.precision)?;
+            x = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b, self.precision)?;
         }
         cache.tokens.push(token);
         Ok(self.final_norm(&x)?.out)
@@ -78,7 +79,7 @@ impl Gpt2 {
 mod tests {
     use super::*;
     use crate::model::{Gpt2Config, ParamSet};
-    use crate::ops::matmul::matmul;
+    use crate::ops::matmul::{Precision, matmul};
     use crate::ops::testing::assert_close;
     use candle_core::{DType, Device};
 
@@ -86,9 +87,9 @@ mod tests {
 
     fn model(dtype: DType) -> Gpt2 {
         let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) };
-        let Gpt2 { config, params } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
+        let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
         let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors) }
+        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
     }
 
     fn token(i: usize) -> u32 {
@@ -96,7 +97,7 @@ mod tests {
     }
 
     fn logits(model: &Gpt2, hidden: &Tensor) -> Tensor {
-        matmul(hidden, &model.params.wte().t().unwrap()).unwrap()
+        matmul(hidden, &model.params.wte().t().unwrap(), Precision::F32).unwrap()
     }
 
     #[test]

@@ -107,9 +107,9 @@ mod tests {
 
     fn model(dtype: DType) -> Gpt2 {
         let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(29, 11, 15, LAYERS, 3) };
-        let Gpt2 { config, params } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
+        let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
         let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors) }
+        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
     }
 
     fn tokens(sequences: &[u32]) -> Vec<u32> {

@@ -10,7 +10,8 @@ use super::{Block, Gpt2Config, ParamSet, RowSampler};
 use crate::error::Result;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::ops::matmul::{accumulate, accumulate_column_sums, linear, linear_onto, matmul};
+use crate::ops::head::Logits;
+use crate::ops::matmul::{Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;
 use std::borrow::Cow;
@@ -22,6 +23,8 @@ pub struct Gpt2 {
     pub config: Gpt2Config,
     /// Weights in the layout of the shape.
     pub params: ParamSet,
+    /// What the products with weights do with their factors, forward and backward. Attention's own stay f32.
+    pub precision: Precision,
 }
 
 /// Which rows carry gradient below the last block's keys and values.
@@ -74,6 +77,11 @@ impl Gpt2 {
     /// As [`Gpt2::forward`], with the tape that [`Gpt2::backward`] consumes.
     pub fn forward_with_tape(&self, tokens: &[u32], context: usize) -> Result<(Tensor, Tape)> {
         self.finish(self.begin(tokens, context, 0)?)
+    }
+
+    /// The head's logits of rows of hidden vectors, as [`Logits::new`].
+    pub fn logits(&self, hidden: Tensor, keep: bool) -> Logits {
+        Logits::new(hidden, self.params.wte().clone(), keep).with_precision(self.precision)
     }
 
     /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k
@@ -147,12 +155,12 @@ impl Gpt2 {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
         let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?;
-        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b)?;
+        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?;
         let attended = attention::forward(&qkv, shape)?;
-        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b)?;
+        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?;
         let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?;
-        let fc = linear(&ln_2.out, p.fc_w, p.fc_b)?;
-        let out = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b)?;
+        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?;
+        let out = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b, self.precision)?;
         Ok((BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc }, out))
     }
 
@@ -169,10 +177,10 @@ impl Gpt2 {
         shape: Shape,
         keys: Keys,
     ) -> Result<Tensor> {
-        let (p, g) = (self.params.block(l), grads.block(l));
-        mlp_backward(&tape, rows, &d, p, g)?;
-        let d_att = matmul(&d, &p.attn_proj_w.t()?)?;
-        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d)?;
+        let (p, g, precision) = (self.params.block(l), grads.block(l), self.precision);
+        mlp_backward(&tape, rows, &d, p, g, precision)?;
+        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?;
+        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?;
         accumulate_column_sums(g.attn_proj_b, &d)?;
         let attention::Gradients { dq, dkv } =
             attention::backward(&tape.qkv, &tape.attended, &d_att, rows, keys, shape)?;
@@ -184,19 +192,19 @@ impl Gpt2 {
         let apart = rows.filter(|_| keys == Keys::All);
         let width = self.config.n_embd;
         let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b)?;
-        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq)?;
-        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv)?;
+        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?;
+        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
-        let d_ln_1 = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?)?;
+        let d_ln_1 = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?;
         let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
         let d = match apart {
             None => {
-                accumulate(&d_ln_1, &dq, &w_q)?;
+                accumulate(&d_ln_1, &dq, &w_q, precision)?;
                 d
             }
             Some(rows) => {
-                scatter_add(&d_ln_1, &matmul(&dq, &w_q)?, rows)?;
+                scatter_add(&d_ln_1, &matmul(&dq, &w_q, precision)?, rows)?;
                 let every = x.zeros_like()?;
                 scatter_add(&every, &d, rows)?;
                 every
@@ -208,17 +216,24 @@ impl Gpt2 {
 }
 
 /// Adds the MLP half's gradient with respect to its input to `d`, in place.
-fn mlp_backward(tape: &BlockTape, rows: Option<&[u32]>, d: &Tensor, p: Block<'_>, g: Block<'_>) -> Result<()> {
+fn mlp_backward(
+    tape: &BlockTape,
+    rows: Option<&[u32]>,
+    d: &Tensor,
+    p: Block<'_>,
+    g: Block<'_>,
+    precision: Precision,
+) -> Result<()> {
     let fc = pick(&tape.fc, rows)?;
-    let d_fc = matmul(d, &p.proj_w.t()?)?;
-    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d)?;
+    let d_fc = matmul(d, &p.proj_w.t()?, precision)?;
+    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d, precision)?;
     accumulate_column_sums(g.proj_b, d)?;
     gelu::backward(&d_fc, &fc)?;
     let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?);
     let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b)?;
-    accumulate(g.fc_w, &ln_2.t()?, &d_fc)?;
+    accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?;
     accumulate_column_sums(g.fc_b, &d_fc)?;
-    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?)?;
+    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?;
     layer_norm::backward(d, &d_ln_2, &mid, &stats, p.ln_2_w, g.ln_2_w, g.ln_2_b)
 }
 
@@ -230,5 +245,7 @@ fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
     }
 }
 
+#[cfg(test)]
+mod bf16_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ pub use signal::{Signal, SignalKind};
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::head::Logits;
+use crate::ops::matmul::Precision;
 
 /// A teacher that computes its signal live. It keeps no tape and no gradients.
 #[derive(Debug, Clone)]
@@ -31,6 +32,11 @@ impl Teacher {
         Ok(Self { model })
     }
 
+    /// The same teacher at another precision.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { model: Gpt2 { precision, ..self.model } }
+    }
+
     /// Shape and weights.
     pub fn model(&self) -> &Gpt2 {
         &self.model
@@ -40,6 +46,6 @@ impl Teacher {
     /// stores them.
     pub fn signal(&self, inputs: &[u32], context: usize, keep: bool) -> Result<Logits> {
         let hidden = self.model.forward(inputs, context)?;
-        Ok(Logits::new(hidden, self.model.params.wte().clone(), keep))
+        Ok(self.model.logits(hidden, keep))
     }
 }

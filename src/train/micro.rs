@@ -84,7 +84,7 @@ impl Trainer {
             _ => None,
         };
         clock.lap(&mut report.phases.teacher);
-        let logits = Logits::new(hidden, self.student.params.wte().clone(), keep);
+        let logits = self.student.logits(hidden, keep);
         let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
         // With a threshold at hand a row's fate is known with its score, unless its teacher is asked for kept rows only.
         let one_pass =
@@ -150,7 +150,7 @@ impl Trainer {
         let mut partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
         let rows = probe_rows(batch.rows, batch.context, select.probe_stride);
         let hidden = self.student.probe(&partial, &rows)?;
-        let mut logits = Logits::new(hidden, self.student.params.wte().clone(), false);
+        let mut logits = self.student.logits(hidden, false);
         let stats = head::scan(&mut logits, None, &pick(Some(&rows), &batch.targets), 1.0)?;
         let (score, numbers) = (select.probe_score.of_tokens(), numbers.for_probes(self.plan.seed));
         let valid = pick(Some(&rows), &batch.valid);

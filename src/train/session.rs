@@ -10,6 +10,7 @@ use crate::hub::{HubOptions, Kind, ModelRef, has_tokenizer, locate};
 use crate::model::preset::{Birth, Preset, Source};
 use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
+use crate::ops::matmul::Precision;
 use crate::progress::Progress;
 use crate::teacher::Teacher;
 use crate::train::checkpoint::Inputs;
@@ -67,6 +68,7 @@ impl Session {
     /// As [`Session::open`], on the given data folder.
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
         let device = device(plan.machine.device)?;
+        Precision::of(plan.machine.dtype, &device)?; // before anything takes time
         let data = DataDir::open(dir)?;
         // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
@@ -151,7 +153,7 @@ fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>)
 
 fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
     let (config, params) = load_model(dir, device)?;
-    Ok(Gpt2 { config, params })
+    Ok(Gpt2 { config, params, precision: Precision::F32 })
 }
 
 /// The student of a plan: a preset is born as it says unless the plan says otherwise; anything else is loaded.

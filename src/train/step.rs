@@ -6,6 +6,7 @@ use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, ParamSet};
 use crate::ops::adamw::{self, AdamW, global_norm};
+use crate::ops::matmul::Precision;
 use crate::select::{Memory, Mixture, Observed, exact_var};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
@@ -30,8 +31,11 @@ pub struct Trainer {
 
 impl Trainer {
     /// A trainer with fresh moments. The plan must be settled and must have been checked against both shapes.
+    /// Both models then work at the plan's `machine.dtype`.
     pub fn new(plan: Plan, student: Gpt2, teacher: Option<Teacher>) -> Result<Self> {
         let device = student.params.wte().device().clone();
+        let precision = Precision::of(plan.machine.dtype, &device)?;
+        let (student, teacher) = (Gpt2 { precision, ..student }, teacher.map(|t| t.with_precision(precision)));
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;

@@ -7,7 +7,7 @@ use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::objective::Divergence;
 use eslm_kd::ops::embed::scatter_add;
 use eslm_kd::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
-use eslm_kd::ops::matmul::matmul;
+use eslm_kd::ops::matmul::{Precision, matmul};
 use eslm_kd::teacher::Signal;
 
 const SHAPES: [&str; 2] = ["small", "odd"];
@@ -140,7 +140,11 @@ impl Case {
 
 fn wide(model: &Gpt2) -> Gpt2 {
     let tensors = model.params.tensors().iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
-    Gpt2 { config: model.config.clone(), params: ParamSet::new(model.params.layout().clone(), tensors) }
+    Gpt2 {
+        config: model.config.clone(),
+        params: ParamSet::new(model.params.layout().clone(), tensors),
+        precision: model.precision,
+    }
 }
 
 fn bits(grads: &ParamSet) -> Vec<Vec<f32>> {
@@ -160,7 +164,7 @@ fn logits_match_pytorch() {
         let case = Case::of(&golden);
         for (name, model) in [("logits", &case.student), ("teacher_logits", &case.teacher)] {
             let hidden = model.forward(&case.inputs, case.context).unwrap();
-            let logits = matmul(&hidden, &model.params.wte().t().unwrap()).unwrap();
+            let logits = matmul(&hidden, &model.params.wte().t().unwrap(), Precision::F32).unwrap();
             assert_within(&format!("{shape}: {name}"), &values(&logits), &golden.values(name), 1e-5);
             // The forward with a tape is the same computation.
             let (taped, _) = model.forward_with_tape(&case.inputs, case.context).unwrap();
@@ -258,7 +262,7 @@ fn gradients_are_the_slopes_of_the_loss() {
                 let mut tensors = case.student.params.tensors().to_vec();
                 tensors[which] = Tensor::from_vec(data, shape.as_slice(), &Device::Cpu).unwrap();
                 let params = ParamSet::new(layout.clone(), tensors);
-                let student = Gpt2 { config: case.student.config.clone(), params };
+                let student = Gpt2 { config: case.student.config.clone(), params, precision: Precision::F32 };
                 Case { student, ..case.slice(0, 3) }.loss(&rows, DISTIL)
             };
             let slope = (moved(H) - moved(-H)) / (2.0 * H);

@@ -9,9 +9,9 @@ const ROWS: [u32; 6] = [0, 2, 5, 8, 12, 13];
 
 fn model(dtype: DType) -> Gpt2 {
     let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(29, 11, 15, 3, 3) };
-    let Gpt2 { config, params } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
+    let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
     let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-    Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors) }
+    Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
 }
 
 fn tokens() -> Vec<u32> {

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::objective::Divergence;
 use crate::objective::divergence::{Normal, Sums as Divergent};
 use crate::ops::buffer::{read, with_mut};
-use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
@@ -178,9 +178,9 @@ pub(super) fn gradient(
             });
             let dz = Mat::row_major(dz, k, width);
             let w_tile = Mat::row_major(&weight[start * d..(start + width) * d], width, d);
-            gemm(MatMut::new(&mut d_hidden, k, d, d), true, dz, w_tile, 1.0, true);
+            multiply(MatMut::new(&mut d_hidden, k, d, d), true, dz, w_tile, student.precision);
             let dw_tile = MatMut::new(&mut d_weight[start * d..(start + width) * d], width, d, d);
-            gemm(dw_tile, true, dz.t(), Mat::row_major(hidden, k, d), 1.0, true);
+            multiply(dw_tile, true, dz.t(), Mat::row_major(hidden, k, d), student.precision);
         }
     })?;
     Ok(Tensor::from_vec(d_hidden, (k, d), &Device::Cpu)?)
@@ -194,6 +194,7 @@ pub(super) struct Tiles<'a> {
     d: usize,
     vocab: usize,
     index: Option<&'a [u32]>,
+    precision: Precision,
     memory: Memory,
 }
 
@@ -230,7 +231,8 @@ impl<'a> Tiles<'a> {
             None => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
         let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
-        Ok(Self { hidden, weight, rows, d, vocab, index: logits.index.as_deref(), memory })
+        let (index, precision) = (logits.index.as_deref(), logits.precision);
+        Ok(Self { hidden, weight, rows, d, vocab, index, precision, memory })
     }
 
     pub(super) fn tile(&mut self, start: usize) -> Tile<'_> {
@@ -242,12 +244,12 @@ impl<'a> Tiles<'a> {
             Memory::Stored(data) => Tile { data, index: self.index, stride: vocab, offset: start, width },
             Memory::Filling(data) => {
                 if rows > 0 {
-                    gemm(MatMut::new(&mut data[start..], rows, width, vocab), false, a, b, 1.0, true);
+                    multiply(MatMut::new(&mut data[start..], rows, width, vocab), false, a, b, self.precision);
                 }
                 Tile { data, index: None, stride: vocab, offset: start, width }
             }
             Memory::Scratch(data) => {
-                gemm(MatMut::new(data, rows, width, width), false, a, b, 1.0, true);
+                multiply(MatMut::new(data, rows, width, width), false, a, b, self.precision);
                 Tile { data, index: None, stride: width, offset: 0, width }
             }
         }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::objective::Divergence;
 use crate::objective::divergence::Sums;
 use crate::ops::buffer::{read, with_mut};
-use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -101,19 +101,20 @@ struct Product<'a> {
     weight: crate::ops::buffer::Read<'a>,
     d: usize,
     vocab: usize,
+    precision: Precision,
 }
 
 impl<'a> Product<'a> {
     fn new(logits: &'a Logits) -> Result<Self> {
         let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
-        Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab() })
+        Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab(), precision: logits.precision })
     }
 
     /// The logits of `count` rows from `start` on, [count, V].
     fn form(&self, into: &mut [f32], start: usize, count: usize) {
         let hidden = Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
         let weight = Mat::row_major(&self.weight, self.vocab, self.d).t();
-        gemm(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, 1.0, true);
+        multiply(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, self.precision);
     }
 }
 
@@ -255,10 +256,10 @@ impl Pending<'_> {
         self.d_hidden.resize(done + k * d, 0.0);
         let dz = Mat::row_major(&self.dz[..k * v], k, v);
         let d_hidden = MatMut::new(&mut self.d_hidden[done..], k, d, d);
-        gemm(d_hidden, false, dz, Mat::row_major(&student.weight, v, d), 1.0, true);
+        multiply(d_hidden, false, dz, Mat::row_major(&student.weight, v, d), student.precision);
         let hidden = Mat::row_major(&self.hidden, k, d);
         with_mut(self.d_weight, |d_weight| {
-            gemm(MatMut::new(d_weight, v, d, d), true, dz.t(), hidden, 1.0, true);
+            multiply(MatMut::new(d_weight, v, d, d), true, dz.t(), hidden, student.precision);
         })?;
         self.hidden.clear();
         self.count = 0;

@@ -16,6 +16,7 @@ pub use fused::{Fused, fused};
 pub use reduce::{sample, top_k};
 
 use super::embed::gather;
+use super::matmul::Precision;
 use crate::error::{Error, Result};
 use crate::teacher::Signal;
 use candle_core::Tensor;
@@ -71,6 +72,7 @@ pub struct Logits {
     hidden: Tensor,
     weight: Tensor,
     keep: bool,
+    precision: Precision,
     kept: Option<Arc<Vec<f32>>>,
     /// Where row i lies in `kept`, after a selection.
     index: Option<Vec<u32>>,
@@ -80,7 +82,12 @@ impl Logits {
     /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). With `keep`, the first scan
     /// stores N V floats that later passes read; otherwise each pass forms them again.
     pub fn new(hidden: Tensor, weight: Tensor, keep: bool) -> Self {
-        Self { hidden, weight, keep, kept: None, index: None }
+        Self { hidden, weight, keep, precision: Precision::F32, kept: None, index: None }
+    }
+
+    /// The same logits, whose products and those of their gradients treat factors as given.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Number of rows (N).
@@ -113,6 +120,7 @@ impl Logits {
             hidden: gather(&self.hidden, rows)?,
             weight: self.weight.clone(),
             keep: self.keep,
+            precision: self.precision,
             kept: self.kept.clone(),
             index: self.kept.is_some().then_some(index),
         })

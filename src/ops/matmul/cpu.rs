@@ -1,5 +1,6 @@
 //! The `gemm` crate on slices and views.
 
+use super::{Precision, bf16};
 use crate::error::{Error, Result};
 use crate::ops::buffer::{SharedMut, read, read_strided, with_mut, with_mut_strided};
 use crate::ops::simd::multiversion;
@@ -9,11 +10,11 @@ use rayon::prelude::*;
 /// A read-only matrix in someone else's memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -35,11 +36,11 @@ impl<'a> Mat<'a> {
 /// A matrix to write: a pointer, because parallel tasks write disjoint parts of one buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct MatMut {
-    data: SharedMut,
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: SharedMut,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl MatMut {
@@ -89,8 +90,16 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
     }
 }
 
+/// `dst = a · b`, plus the old `dst` if `add`, on all threads.
+pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision: Precision) {
+    match precision {
+        Precision::F32 => gemm(dst, add, a, b, 1.0, true),
+        Precision::Bf16(chip) => bf16::gemm(chip, dst, add, a, b),
+    }
+}
+
 /// `dst = a · b` or `dst += a · b` on tensors of any strides.
-pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()> {
+pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool, precision: Precision) -> Result<()> {
     let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
     if k != kb || dst.dims2()? != (m, n) {
         return Err(Error::internal(format!("product of {:?} and {:?} into {:?}", a.dims(), b.dims(), dst.dims())));
@@ -101,16 +110,16 @@ pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()
     with_mut_strided(dst, |out| {
         assert!(m == 0 || n == 0 || (m - 1) * sd[0] + (n - 1) * sd[1] < out.len());
         let dst = MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
-        gemm(dst, add, a, b, 1.0, true);
+        multiply(dst, add, a, b, precision);
     })
 }
 
 /// `a · b` in fresh memory, which is written once.
-pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(super) fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
     if k != kb || k == 0 {
         let out = Tensor::zeros((m, n), a.dtype(), a.device())?;
-        into(&out, a, b, true)?;
+        into(&out, a, b, true, precision)?;
         return Ok(out);
     }
     let (sa, sb) = (a.stride(), b.stride());
@@ -119,14 +128,20 @@ pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     // SAFETY: the capacity covers the matrix, and the product with add = false writes every element and reads none.
     unsafe {
         let dst = MatMut::from_raw(out.as_mut_ptr(), m, n, n);
-        gemm(dst, false, Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]), 1.0, true);
+        multiply(dst, false, Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]), precision);
         out.set_len(m * n);
     }
     Ok(Tensor::from_vec(out, (m, n), &Device::Cpu)?)
 }
 
 /// `residual + x · w + bias`: bias and residual are laid down first, then the product is added.
-pub(super) fn linear(residual: Option<&Tensor>, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub(super) fn linear(
+    residual: Option<&Tensor>,
+    x: &Tensor,
+    w: &Tensor,
+    bias: &Tensor,
+    precision: Precision,
+) -> Result<Tensor> {
     let (n, m) = (x.dim(0)?, w.dim(1)?);
     if bias.dims() != [m] || residual.is_some_and(|r| r.dims() != [n, m]) {
         return Err(Error::internal(format!("bias {:?} or residual does not fit [{n}, {m}]", bias.dims())));
@@ -147,7 +162,7 @@ pub(super) fn linear(residual: Option<&Tensor>, x: &Tensor, w: &Tensor, bias: &T
     // SAFETY: the loop above wrote all n * m elements.
     unsafe { out.set_len(n * m) };
     let out = Tensor::from_vec(out, (n, m), &Device::Cpu)?;
-    into(&out, x, w, true)?;
+    into(&out, x, w, true, precision)?;
     Ok(out)
 }
 

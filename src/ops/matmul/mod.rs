@@ -1,45 +1,73 @@
 //! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds in place.
 //!
-//! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time.
+//! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time;
+//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]).
 
+mod bf16;
 mod cpu;
 
 use super::buffer;
-use crate::error::Result;
-use candle_core::Tensor;
+use crate::config::Dtype;
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
 
-pub(crate) use cpu::{Mat, MatMut, add_to, gemm};
+pub use bf16::Bf16;
+pub(crate) use cpu::{Mat, MatMut, add_to, gemm, multiply};
+
+/// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference path ignores it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Multiplies them as they are.
+    #[default]
+    F32,
+    /// Rounds each to bf16 (8 bits of mantissa) first.
+    Bf16(Bf16),
+}
+
+impl Precision {
+    /// That of a number format; a usage error where the device or the chip lacks it.
+    pub fn of(dtype: Dtype, device: &Device) -> Result<Self> {
+        match dtype {
+            Dtype::F32 => Ok(Self::F32),
+            Dtype::Bf16 if device.is_cpu() => Bf16::detect().map(Self::Bf16),
+            Dtype::Bf16 => Err(Error::usage(
+                "machine.dtype = \"bf16\" is for the CPU, and the device of this run is none; use machine.dtype = \"f32\", \
+                 or machine.device = \"cpu\"",
+            )),
+        }
+    }
+}
 
 /// `a · b` for `a` [M, K] and `b` [K, N], any strides.
-pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(a) {
         return reference(a, b);
     }
-    cpu::product(a, b)
+    cpu::product(a, b, precision)
 }
 
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
-pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor) -> Result<()> {
+pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor, precision: Precision) -> Result<()> {
     if !super::fast(a) {
         return buffer::add_assign(dst, &reference(a, b)?);
     }
-    cpu::into(dst, a, b, true)
+    cpu::into(dst, a, b, true, precision)
 }
 
 /// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M.
-pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(x) {
         return Ok(reference(x, w)?.broadcast_add(bias)?);
     }
-    cpu::linear(None, x, w, bias)
+    cpu::linear(None, x, w, bias, precision)
 }
 
 /// `residual + x · w + bias` for `residual` [N, M].
-pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(x) {
         return Ok((residual + reference(x, w)?.broadcast_add(bias)?)?);
     }
-    cpu::linear(Some(residual), x, w, bias)
+    cpu::linear(Some(residual), x, w, bias, precision)
 }
 
 /// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
@@ -57,9 +85,9 @@ pub fn reference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::Precision::F32;
     use super::*;
     use crate::ops::testing::{assert_close, random};
-    use candle_core::Device;
 
     #[test]
     fn products_of_views_match_the_reference() {
@@ -67,13 +95,13 @@ mod tests {
             let (a, b) = (random((m, k), 1), random((k, n), 2));
             let want = reference(&a, &b).unwrap();
             // f32 dot products of length k with entries near 1: about k * 6e-8 of rounding.
-            assert_close(&matmul(&a, &b).unwrap(), &want, 1e-5);
+            assert_close(&matmul(&a, &b, F32).unwrap(), &want, 1e-5);
             let (at, bt) = (a.t().unwrap().contiguous().unwrap(), b.t().unwrap().contiguous().unwrap());
-            assert_close(&matmul(&at.t().unwrap(), &bt.t().unwrap()).unwrap(), &want, 1e-5);
+            assert_close(&matmul(&at.t().unwrap(), &bt.t().unwrap(), F32).unwrap(), &want, 1e-5);
 
             let dst = random((m, n + 4), 3);
             let before = dst.copy().unwrap();
-            accumulate(&dst.narrow(1, 2, n).unwrap(), &a, &b).unwrap();
+            accumulate(&dst.narrow(1, 2, n).unwrap(), &a, &b, F32).unwrap();
             let inner = before.narrow(1, 2, n).unwrap();
             assert_close(&dst.narrow(1, 2, n).unwrap(), &(inner + &want).unwrap(), 1e-5);
             assert_close(&dst.narrow(1, 0, 2).unwrap(), &before.narrow(1, 0, 2).unwrap(), 0.0);
@@ -85,9 +113,9 @@ mod tests {
     fn linear_and_bias_gradient_match_the_reference() {
         let (x, w, b) = (random((37, 12), 1), random((12, 21), 2), random(21, 3));
         let want = reference(&x, &w).unwrap().broadcast_add(&b).unwrap();
-        assert_close(&linear(&x, &w, &b).unwrap(), &want, 1e-5);
+        assert_close(&linear(&x, &w, &b, F32).unwrap(), &want, 1e-5);
         let residual = random((37, 21), 5);
-        assert_close(&linear_onto(&residual, &x, &w, &b).unwrap(), &(&residual + &want).unwrap(), 1e-5);
+        assert_close(&linear_onto(&residual, &x, &w, &b, F32).unwrap(), &(&residual + &want).unwrap(), 1e-5);
         let dst = random(21, 4);
         let want_sum = (&dst + want.sum(0).unwrap()).unwrap();
         accumulate_column_sums(&dst, &want).unwrap();
@@ -100,9 +128,9 @@ mod tests {
         let before = dst.copy().unwrap();
         let a = Tensor::zeros((4, 0), candle_core::DType::F32, &Device::Cpu).unwrap();
         let b = Tensor::zeros((0, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-        accumulate(&dst, &a, &b).unwrap();
+        accumulate(&dst, &a, &b, F32).unwrap();
         assert_close(&dst, &before, 0.0);
-        assert_eq!(matmul(&b, &before.t().unwrap()).unwrap().dims(), [0, 4]);
+        assert_eq!(matmul(&b, &before.t().unwrap(), F32).unwrap().dims(), [0, 4]);
     }
 
     #[test]
@@ -110,7 +138,7 @@ mod tests {
         let (a, b) = (random((300, 250), 1), random((250, 190), 2));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| matmul(&a, &b).unwrap().to_vec2::<f32>().unwrap())
+            pool.install(|| matmul(&a, &b, F32).unwrap().to_vec2::<f32>().unwrap())
         };
         let one = run(1);
         assert!(one == run(2) && one == run(3) && one == run(7));
