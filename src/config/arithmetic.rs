@@ -41,11 +41,7 @@ pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u6
 /// block only keys and values see every row; queries, output projection and MLP see the kept rows, and attention runs
 /// for kept queries over `(context + 1) / 2` keys, the mean over positions.
 pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
-    let (d, tokens) = (cfg.n_embd as u64, sequences * context);
-    let dense = 2 * 2 * tokens * block_weights(cfg) + 5 * 2 * d * pairs(sequences, context);
-    let by_kept_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
-    let last = 2 * 2 * (tokens * 2 * d * d + kept_rows * by_kept_rows) + 5 * d * kept_rows * (context + 1);
-    (cfg.n_layer as u64 - 1) * dense + last
+    trunk_backward_sampled(cfg, sequences, context, (cfg.n_layer as u64 - 1) * sequences * context + kept_rows)
 }
 
 /// FLOPs of the trunk's backward pass with gradient in every row.
@@ -63,10 +59,10 @@ pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, row
 }
 
 /// FLOPs of the trunk's backward pass when `block_rows` rows, summed over the blocks, carry gradient at a block's output:
-/// each block costs what the last one does in [`trunk_backward_exact`].
+/// each block costs what [`trunk_backward_exact`] says of the last one.
 pub fn trunk_backward_sampled(cfg: &Gpt2Config, sequences: u64, context: u64, block_rows: u64) -> u64 {
     let (d, tokens) = (cfg.n_embd as u64, sequences * context);
-    let by_rows = block_weights(cfg) - 2 * d * d;
+    let by_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
     cfg.n_layer as u64 * 2 * 2 * tokens * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
 }
 
@@ -135,8 +131,8 @@ pub struct Work {
     pub one_pass: bool,
     /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
     pub distils: bool,
-    /// Rows that carried gradient at the blocks' outputs, summed over the blocks, as a sampled backward has drawn them;
-    /// None where that is still to come, or the mode is another.
+    /// Rows that carried gradient at the blocks' outputs, summed over the blocks: what a sampled backward has drawn. None
+    /// where that is still to come; the other modes follow from `kept`.
     pub block_rows: Option<u64>,
     /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
@@ -170,10 +166,9 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
     }
     if kept > 0 {
         let trunk = match plan.machine.backward {
-            BackwardMode::Exact => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
             BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
-            BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
+            BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Sampled => {
                 let drawn = || sampled_rows(student, plan.machine.rho, sequences * context, kept);
                 trunk_backward_sampled(student, sequences, context, block_rows.unwrap_or_else(drawn))

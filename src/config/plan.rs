@@ -421,8 +421,8 @@ impl Plan {
     }
 
     /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,
-    /// `checkpoint`, `log` and `machine` (but with the dtype, a backward mode of other numbers, and `micro_rows` where it matters: call
-    /// [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
+    /// `checkpoint`, `log` and `machine` (but with the dtype, with a backward mode of other numbers, and with `micro_rows`
+    /// where it matters: call [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
     /// content the token files' own hashes identify.
     pub fn mathematics(&self) -> Value {
         let mut all = serde_json::to_value(self).unwrap_or(Value::Null); // plain data: always representable

@@ -78,18 +78,16 @@ impl Gpt2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Gpt2Config, ParamSet};
+    use crate::model::Gpt2Config;
+    use crate::model::testing::scratch;
     use crate::ops::matmul::{Precision, matmul};
     use crate::ops::testing::assert_close;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     const POSITIONS: usize = 12;
 
     fn model(dtype: DType) -> Gpt2 {
-        let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) };
-        let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
-        let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
+        scratch(Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) }, dtype)
     }
 
     fn token(i: usize) -> u32 {

@@ -99,17 +99,15 @@ fn of_sequences(x: &Tensor, all: usize, sequences: &[u32]) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::model::ParamSet;
-    use crate::ops::testing::{assert_close, random};
+    use crate::model::testing::scratch;
+    use crate::ops::testing::{assert_close, bits, random};
     use candle_core::{DType, Device};
 
     const CONTEXT: usize = 7;
     const LAYERS: usize = 3;
 
     fn model(dtype: DType) -> Gpt2 {
-        let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(29, 11, 15, LAYERS, 3) };
-        let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
-        let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
+        scratch(Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(29, 11, 15, LAYERS, 3) }, dtype)
     }
 
     fn tokens(sequences: &[u32]) -> Vec<u32> {
@@ -128,11 +126,6 @@ mod tests {
             all.extend(grads.tensors().iter().cloned());
         }
         all
-    }
-
-    fn bits(tensors: &[Tensor]) -> Vec<u32> {
-        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        tensors.iter().flat_map(flat).map(f32::to_bits).collect()
     }
 
     #[test]

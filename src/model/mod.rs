@@ -8,6 +8,8 @@ mod gpt2;
 mod params;
 pub mod preset;
 mod row_sampler;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod weights;
 
 pub use cache::Cache;

@@ -47,7 +47,7 @@ impl RowSampler {
             let sequence = row(start) / self.context;
             let end = (start..norms.len()).find(|&i| row(i) / self.context != sequence).unwrap_or(norms.len());
             let c = factor(&norms[start..end], self.rho * self.context as f64);
-            for (i, norm) in norms.iter().enumerate().take(end).skip(start) {
+            for (i, norm) in (start..end).zip(&norms[start..end]) {
                 // A row without gradient is never missed.
                 let p = c.map_or(f64::from(u8::from(*norm != 0.0)), |c| (c * norm).min(1.0));
                 if self.uniform(layer, row(i)) < p {
@@ -71,8 +71,8 @@ impl RowSampler {
     }
 }
 
-/// `c` with sum of `min(1, c g)` = `budget`; None where that many rows have no gradient, or where a norm is not finite and
-/// must reach the check of the step's gradient.
+/// `c` with sum of `min(1, c g)` = `budget`; None where no more rows than that have a gradient, or where a norm is not
+/// finite and must reach the check of the step's gradient.
 fn factor(norms: &[f64], budget: f64) -> Option<f64> {
     let mut sorted: Vec<f64> = norms.iter().copied().filter(|g| *g != 0.0).collect();
     if sorted.len() as f64 <= budget || sorted.iter().any(|g| !g.is_finite()) {

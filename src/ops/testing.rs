@@ -58,3 +58,9 @@ pub fn check_finite_differences(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Res
         }
     }
 }
+
+/// The bits of f32 tensors, one after the other: equal or not, signed zeros and NaN included.
+pub fn bits(tensors: &[Tensor]) -> Vec<u32> {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    tensors.iter().flat_map(flat).map(f32::to_bits).collect()
+}

@@ -116,27 +116,26 @@ impl Trainer {
 
     /// From the head's input down. Returns the rows that carried gradient, summed over the blocks.
     fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<u64> {
-        let (batch, student) = (micro.batch, &self.student);
+        let (batch, mode) = (micro.batch, self.plan.machine.backward);
         let n = batch.inputs.len();
-        match (gaps(rows, n), self.plan.machine.backward) {
-            (Some(rows), BackwardMode::Dense) => {
+        let sampler;
+        let flow = match mode {
+            // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
+            BackwardMode::Sparse if micro.score.is_some() => Flow::Sparse,
+            BackwardMode::Sampled => {
+                let tokens = (0..n).map(|i| micro.numbers.token(i, batch.context)).collect();
+                sampler = RowSampler::new(self.plan.machine.rho, self.plan.seed, tokens, batch.context);
+                Flow::Sampled(&sampler)
+            }
+            _ => Flow::Exact,
+        };
+        match gaps(rows, n) {
+            Some(rows) if mode == BackwardMode::Dense => {
                 let dense = Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
                 scatter_add(&dense, d_hidden, rows)?;
-                student.backward_through(tape, None, &dense, &self.grads, Flow::Exact)
+                self.student.backward_through(tape, None, &dense, &self.grads, flow)
             }
-            (rows, BackwardMode::Exact | BackwardMode::Dense) => {
-                student.backward_through(tape, rows, d_hidden, &self.grads, Flow::Exact)
-            }
-            // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
-            (rows, BackwardMode::Sparse) => {
-                let flow = if micro.score.is_some() { Flow::Sparse } else { Flow::Exact };
-                student.backward_through(tape, rows, d_hidden, &self.grads, flow)
-            }
-            (rows, BackwardMode::Sampled) => {
-                let tokens = (0..n).map(|i| micro.numbers.token(i, batch.context)).collect();
-                let sampler = RowSampler::new(self.plan.machine.rho, self.plan.seed, tokens, batch.context);
-                student.backward_through(tape, rows, d_hidden, &self.grads, Flow::Sampled(&sampler))
-            }
+            rows => self.student.backward_through(tape, rows, d_hidden, &self.grads, flow),
         }
     }
 

@@ -1,17 +1,15 @@
 //! What flows below the last block: exact, sparse against stopped gradients, sampled against its expectation.
 
 use super::*;
-use crate::ops::testing::{assert_close, autograd, random};
+use crate::model::testing::scratch;
+use crate::ops::testing::{assert_close, autograd, bits, random};
 use candle_core::{DType, Device};
 
 const CONTEXT: usize = 7;
 const ROWS: [u32; 6] = [0, 2, 5, 8, 12, 13];
 
 fn model(dtype: DType) -> Gpt2 {
-    let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(29, 11, 15, 3, 3) };
-    let Gpt2 { config, params, precision } = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
-    let tensors = params.tensors().iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-    Gpt2 { config, params: ParamSet::new(params.layout().clone(), tensors), precision }
+    scratch(Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(29, 11, 15, 3, 3) }, dtype)
 }
 
 fn tokens() -> Vec<u32> {
@@ -52,11 +50,6 @@ fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tenso
     }
     let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
     Ok(out.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
-}
-
-fn bits(tensors: &[Tensor]) -> Vec<u32> {
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    tensors.iter().flat_map(flat).map(f32::to_bits).collect()
 }
 
 fn norm(x: &[f64]) -> f64 {
