@@ -4,7 +4,7 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
-use super::choice::{BackwardMode, Divergence, HeadMode, MicroRows, Pool, Signal};
+use super::choice::{BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
 use super::load::largest_divisor;
 use super::plan::{Level, Plan};
 use crate::error::{Error, Result};
@@ -116,6 +116,15 @@ pub struct Probe {
     pub rows: u64,
 }
 
+/// Rows that carried gradient in a sampled backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// At the head.
+    pub head: u64,
+    /// At the blocks' outputs, summed over the blocks.
+    pub blocks: u64,
+}
+
 /// What a micro-batch, or a whole step, has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
@@ -131,9 +140,8 @@ pub struct Work {
     pub one_pass: bool,
     /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
     pub distils: bool,
-    /// Rows that carried gradient at the blocks' outputs, summed over the blocks: what a sampled backward has drawn. None
-    /// where that is still to come; the other modes follow from `kept`.
-    pub block_rows: Option<u64>,
+    /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
+    pub drawn: Option<Drawn>,
     /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
@@ -148,7 +156,7 @@ pub struct Work {
 /// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
 /// head per token, are not counted.
 pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting, one_pass, distils, block_rows, probe } = work;
+    let Work { sequences, context, kept, selecting, one_pass, distils, drawn, probe } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
     let distils = teacher.is_some() && distils;
@@ -164,24 +172,30 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
         flops.scoring += (began + head_forward(student, probe.rows)) as f64;
     }
+    let sampled = plan.machine.backward == BackwardMode::Sampled;
+    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, sequences * context, kept, one_pass));
+    // Rows whose logits are differentiated.
+    let differentiated = if sampled { drawn.head } else { kept };
     if kept > 0 {
         let trunk = match plan.machine.backward {
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
             BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
             BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
-            BackwardMode::Sampled => {
-                let drawn = || sampled_rows(student, plan.machine.rho, sequences * context, kept);
-                trunk_backward_sampled(student, sequences, context, block_rows.unwrap_or_else(drawn))
-            }
+            BackwardMode::Sampled => trunk_backward_sampled(student, sequences, context, drawn.blocks),
         };
-        // Formed again for the gradient, before that for the divergence's sums, and before that for the scan of the kept
-        // rows beside the teacher.
-        let again = if recompute { 1 + summed + u64::from(distils && selecting && !teacher_scores) } else { 0 };
-        flops.student_backward = (trunk + head_backward(student, kept) + again * head_forward(student, kept)) as f64;
+        // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
+        let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
+        let again = if recompute { 1 + summed } else { 0 };
+        flops.student_backward = (trunk
+            + head_backward(student, differentiated)
+            + scanned * head_forward(student, kept)
+            + again * head_forward(student, differentiated)) as f64;
     }
     if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
-        let passes = 1 + if distils && recompute { 1 + summed } else { 0 };
-        flops.teacher = (trunk_forward(teacher, sequences, context) + passes * head_forward(teacher, kept)) as f64;
+        let again = if distils && recompute { 1 + summed } else { 0 };
+        flops.teacher = (trunk_forward(teacher, sequences, context)
+            + head_forward(teacher, kept)
+            + again * head_forward(teacher, differentiated)) as f64;
         if teacher_scores {
             flops.scoring += head_forward(teacher, dropped) as f64;
         }
@@ -189,10 +203,25 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
     flops
 }
 
-/// Rows that a sampled backward is expected to draw, over all blocks: below the last one every position has gradient.
-fn sampled_rows(cfg: &Gpt2Config, rho: f64, positions: u64, kept: u64) -> u64 {
-    let drawn = (rho * positions as f64).round() as u64;
-    drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn
+/// Rows that a sampled backward is expected to draw: below the last block every position has gradient. How few
+/// `rho = "auto"` will do with is not known beforehand; every row is the bound.
+fn expected_draw(cfg: &Gpt2Config, plan: &Plan, positions: u64, kept: u64, one_pass: bool) -> Drawn {
+    let share = match plan.machine.rho {
+        Rho::Auto => 1.0,
+        Rho::Share(rho) => rho,
+    };
+    let drawn = (share * positions as f64).round() as u64;
+    let at_head = !one_pass && (!plan.objective.distils() || forward_kl(plan));
+    Drawn {
+        head: if at_head { drawn.min(kept) } else { kept },
+        blocks: drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn,
+    }
+}
+
+/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm has a bound before it is
+/// formed, and it takes one pass over the vocabulary instead of two.
+pub fn forward_kl(plan: &Plan) -> bool {
+    plan.objective.signal == Signal::Dense && plan.objective.divergence == Divergence::ForwardKl
 }
 
 /// FLOPs of one optimizer step of a settled plan at these confidence levels.
@@ -220,7 +249,7 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
         selecting,
         one_pass: selecting && plan.one_pass(),
         distils: plan.objective.distils(),
-        block_rows: None,
+        drawn: None,
         probe,
     }
 }

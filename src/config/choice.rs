@@ -351,6 +351,40 @@ impl<'de> serde::Deserialize<'de> for MicroRows {
     }
 }
 
+/// Rows that a sampled backward keeps at the head and at each block: `"auto"` or a share of the positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rho {
+    /// As few as `machine.added_variance` allows.
+    Auto,
+    /// A share in (0, 1].
+    Share(f64),
+}
+
+impl serde::Serialize for Rho {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => s.serialize_str("auto"),
+            Self::Share(share) => s.serialize_f64(*share),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Rho {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Word(String),
+            Number(f64),
+        }
+        match Written::deserialize(d)? {
+            Written::Word(word) if word == "auto" => Ok(Self::Auto),
+            Written::Number(share) if share > 0.0 && share <= 1.0 => Ok(Self::Share(share)),
+            _ => Err(serde::de::Error::custom("rho must be \"auto\" or a number in (0, 1]")),
+        }
+    }
+}
+
 /// `"a", "b" or "c"`.
 pub(crate) fn list(words: &[&str]) -> String {
     match words {

@@ -35,6 +35,8 @@ pub enum Kind {
     Counts,
     /// A finite number in a range.
     Number(Range),
+    /// `"auto"` or a finite number in a range.
+    NumberOrAuto(Range),
     /// A device name.
     Device,
 }
@@ -205,7 +207,18 @@ pub const KEYS: &[Key] = &[
     ),
     key("machine.head", Kind::Choice(HeadMode::NAMES), Is("\"auto\""), "keep logits after scoring, or recompute"),
     key("machine.backward", Kind::Choice(BackwardMode::NAMES), Is("\"exact\""), "rows that carry gradient"),
-    key("machine.rho", ABOVE_ZERO, Is("0.5"), "share of the positions that a sampled backward keeps at each block"),
+    key(
+        "machine.rho",
+        Kind::NumberOrAuto(Range { low: (0.0, false), high: (1.0, true) }),
+        Is("\"auto\""),
+        "share of the positions that a sampled backward keeps at the head and at each block",
+    ),
+    key(
+        "machine.added_variance",
+        POSITIVE,
+        Is("0.1"),
+        "variance that rho = \"auto\" may add, as a share of the gradient's own",
+    ),
     key("machine.threads", count(0), Is("0"), "CPU threads; 0 is all"),
 ];
 
@@ -232,6 +245,7 @@ impl Kind {
             Self::CountOrAuto => format!("\"auto\" or a whole number between 1 and {MOST}"),
             Self::Counts => "a list of whole numbers such as [0, 2, 4]".into(),
             Self::Number(range) => range.expectation(),
+            Self::NumberOrAuto(range) => format!("\"auto\" or {}", range.expectation()),
             Self::Device => "\"auto\", \"cpu\", \"cuda\" or \"cuda:INDEX\"".into(),
         }
     }
@@ -244,12 +258,12 @@ impl Kind {
             (Self::Choice(words), Value::String(s)) => words.contains(&s.as_str()),
             (Self::Count { least, wide }, Value::Integer(n)) => n >= least && (*wide || *n <= MOST),
             (Self::CountOrAuto, Value::Integer(n)) => (1..=MOST).contains(n),
-            (Self::CountOrAuto, Value::String(s)) => s == "auto",
+            (Self::CountOrAuto | Self::NumberOrAuto(_), Value::String(s)) => s == "auto",
             (Self::Counts, Value::Array(items)) => {
                 items.iter().all(|v| v.as_integer().is_some_and(|n| (0..=MOST).contains(&n)))
             }
-            (Self::Number(range), Value::Float(x)) => range.contains(*x),
-            (Self::Number(range), Value::Integer(n)) => {
+            (Self::Number(range) | Self::NumberOrAuto(range), Value::Float(x)) => range.contains(*x),
+            (Self::Number(range) | Self::NumberOrAuto(range), Value::Integer(n)) => {
                 return range.contains(*n as f64).then_some(Value::Float(*n as f64));
             }
             (Self::Device, Value::String(s)) => s.parse::<DeviceSpec>().is_ok(),
@@ -281,7 +295,7 @@ impl Kind {
         match self {
             Self::Choice(words) => words,
             Self::Device => &["auto", "cpu", "cuda"],
-            Self::CountOrAuto => &["auto"],
+            Self::CountOrAuto | Self::NumberOrAuto(_) => &["auto"],
             _ => &[],
         }
     }

@@ -3,7 +3,7 @@
 
 use super::choice::{
     AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, ObjectiveSchedule,
-    Pool, ProbeScore, ScheduleKind, Score, Signal, Tail,
+    Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
@@ -353,17 +353,20 @@ pub struct MachinePlan {
     pub head: HeadMode,
     /// Which rows carry gradient.
     pub backward: BackwardMode,
-    /// Share of the positions that a sampled backward keeps at each block, in (0, 1].
+    /// Share of the positions that a sampled backward keeps at the head and at each block.
     #[serde(default = "MachinePlan::whole")]
-    pub rho: f64,
+    pub rho: Rho,
+    /// Variance that a sampled backward with `rho = "auto"` may add, as a share of the gradient's own.
+    #[serde(default)]
+    pub added_variance: f64,
     /// CPU threads; 0 is all.
     pub threads: usize,
 }
 
 impl MachinePlan {
     /// What checkpoints mean that were written before there was a `rho`.
-    fn whole() -> f64 {
-        1.0
+    fn whole() -> Rho {
+        Rho::Share(1.0)
     }
 }
 
@@ -438,7 +441,11 @@ impl Plan {
                 object.insert("backward".into(), Value::from(self.machine.backward.name()));
             }
             if self.machine.backward == BackwardMode::Sampled {
-                object.insert("rho".into(), Value::from(self.machine.rho));
+                let (name, value) = match self.machine.rho {
+                    Rho::Auto => ("added_variance", self.machine.added_variance),
+                    Rho::Share(share) => ("rho", share),
+                };
+                object.insert(name.into(), Value::from(value));
             }
             if self.micro_rows_matter() {
                 let rows = match self.machine.micro_rows {

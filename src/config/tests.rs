@@ -287,6 +287,10 @@ fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
             "backward = 'sampled'\nrho = 0.25",
             vec!["backward: absent before, \"sampled\" now", "rho: absent before, 0.25 now"],
         ),
+        (
+            "backward = 'sampled'\nadded_variance = 0.5",
+            vec!["backward: absent before, \"sampled\" now", "added_variance: absent before, 0.5 now"],
+        ),
         ("rho = 0.25", vec![]),
     ] {
         let differences = plan(&format!("[machine]\n{text}\n")).mathematics_differences(&base.mathematics());

@@ -17,4 +17,4 @@ pub use config::Gpt2Config;
 pub use early_exit::Partial;
 pub use gpt2::{Flow, Gpt2, Tape};
 pub use params::{Block, Layout, ParamSet};
-pub use row_sampler::RowSampler;
+pub use row_sampler::{Chosen, RowBudget, RowSampler};

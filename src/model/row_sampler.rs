@@ -1,22 +1,46 @@
 //! Row sampling in the backward pass: of the rows that carry gradient some are drawn, by gradient norm, and weighted so that
-//! every gradient below keeps its expectation (VCAS, arXiv 2402.17227, with a fixed share of rows).
+//! every gradient below keeps its expectation (VCAS, arXiv 2402.17227).
+//!
+//! Row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then divided by `p_j`. Which
+//! `c`, a [`RowBudget`] says. A pool is one sequence, so how a batch is cut into micro-batches changes nothing but rounding.
 
 use crate::error::Result;
 use crate::ops::embed::{gather, row_norms};
 use crate::rng::{Rng, Stream};
 use candle_core::Tensor;
 
-/// Draws the rows of one micro-batch, block by block.
-///
-/// At a block's output row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then
-/// divided by `p_j`. `c` is such that the probabilities of a sequence's rows add up to `rho` times its positions. A pool is
-/// one sequence, so how a batch is cut into micro-batches changes nothing but rounding.
+/// A draw that would leave out less than this share of the rows is not made: gathering costs more than it saves.
+const WORTH_A_DRAW: f64 = 0.05;
+
+/// How many rows a draw keeps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RowBudget {
+    /// The probabilities of a sequence's rows add up to this share, in (0, 1], of its positions.
+    Share(f64),
+    /// As few as add no more than this share to the variance of the gradient.
+    ///
+    /// A draw adds `sum_j g_j^2 (1 / p_j - 1)`. The gradient's own variance is taken to be `sum_j g_j^2`, as it is for rows
+    /// that are independent of each other (pinned; VCAS measures it by repeating a micro-batch). Where all norms are about
+    /// equal that keeps nearly every row; where a few rows carry the gradient it keeps these and a sample of the rest.
+    Variance(f64),
+}
+
+/// Draws the rows of one micro-batch, at the head and block by block.
 #[derive(Debug)]
 pub struct RowSampler {
-    rho: f64,
+    budget: RowBudget,
     rng: Rng,
     tokens: Vec<u64>,
     context: usize,
+}
+
+/// What a draw left, as indices into the rows that it drew from, ascending, and by what each is to be multiplied.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Chosen {
+    /// Indices `[k]`.
+    pub indices: Vec<u32>,
+    /// 1 / p `[k]`.
+    pub weights: Vec<f32>,
 }
 
 /// Rows that were drawn, ascending, and their weighted gradient [k, D].
@@ -28,41 +52,53 @@ pub(super) struct Drawn {
 
 impl RowSampler {
     /// For sequences of `context` positions; `tokens` [B T] numbers the positions of the micro-batch within the run, and a
-    /// draw is a pure function of seed, number and block. `rho` is a share in (0, 1].
-    pub fn new(rho: f64, seed: u64, tokens: Vec<u64>, context: usize) -> Self {
-        Self { rho, rng: Rng::new(seed, Stream::Backward), tokens, context }
+    /// draw is a pure function of seed, number and layer.
+    pub fn new(budget: RowBudget, seed: u64, tokens: Vec<u64>, context: usize) -> Self {
+        Self { budget, rng: Rng::new(seed, Stream::Backward), tokens, context }
+    }
+
+    /// Draws among the ascending `rows` (None: all), whose gradients have these norms or norms in proportion. `layer` is the
+    /// block whose output they are at, or the number of blocks for the head. None where every row stays as it is.
+    pub fn choose(&self, layer: usize, rows: Option<&[u32]>, norms: &[f64]) -> Option<Chosen> {
+        if self.budget == RowBudget::Share(1.0) {
+            return None;
+        }
+        let row = |i: usize| rows.map_or(i, |rows| rows[i] as usize);
+        let mut chosen = Chosen::default();
+        let mut start = 0;
+        while start < norms.len() {
+            let sequence = row(start) / self.context;
+            let end = (start..norms.len()).find(|&i| row(i) / self.context != sequence).unwrap_or(norms.len());
+            let pool = &norms[start..end];
+            let c = match self.budget {
+                RowBudget::Share(rho) => factor_for_rows(pool, rho * self.context as f64),
+                RowBudget::Variance(share) => factor_for_variance(pool, share),
+            };
+            for (i, norm) in (start..end).zip(pool) {
+                // A row without gradient is never missed.
+                let p = c.map_or(f64::from(u8::from(*norm != 0.0)), |c| (c * norm).min(1.0));
+                if self.uniform(layer, row(i)) < p {
+                    chosen.indices.push(i as u32);
+                    chosen.weights.push((1.0 / p) as f32);
+                }
+            }
+            start = end;
+        }
+        let all = chosen.indices.len() == norms.len() && chosen.weights.iter().all(|w| *w == 1.0);
+        (!all).then_some(chosen)
     }
 
     /// Draws from the gradient `d` of block `layer`'s output: [k, D] for the k ascending `rows` that have one, [B T, D] for
     /// all. None where every row stays as it is.
     pub(super) fn draw(&self, layer: usize, rows: Option<&[u32]>, d: &Tensor) -> Result<Option<Drawn>> {
-        if self.rho >= 1.0 {
-            return Ok(None);
-        }
-        let norms = row_norms(d)?;
-        let row = |i: usize| rows.map_or(i, |rows| rows[i] as usize);
-        let (mut kept, mut weights) = (Vec::new(), Vec::new());
-        let mut start = 0;
-        while start < norms.len() {
-            let sequence = row(start) / self.context;
-            let end = (start..norms.len()).find(|&i| row(i) / self.context != sequence).unwrap_or(norms.len());
-            let c = factor(&norms[start..end], self.rho * self.context as f64);
-            for (i, norm) in (start..end).zip(&norms[start..end]) {
-                // A row without gradient is never missed.
-                let p = c.map_or(f64::from(u8::from(*norm != 0.0)), |c| (c * norm).min(1.0));
-                if self.uniform(layer, row(i)) < p {
-                    kept.push(i as u32);
-                    weights.push((1.0 / p) as f32);
-                }
-            }
-            start = end;
-        }
-        if kept.len() == norms.len() && weights.iter().all(|w| *w == 1.0) {
-            return Ok(None);
-        }
-        let weights = Tensor::from_vec(weights, (kept.len(), 1), d.device())?.to_dtype(d.dtype())?;
-        let d = if kept.is_empty() { d.narrow(0, 0, 0)? } else { gather(d, &kept)?.broadcast_mul(&weights)? };
-        Ok(Some(Drawn { rows: kept.into_iter().map(|i| row(i as usize) as u32).collect(), d }))
+        let Some(Chosen { indices, weights }) = self.choose(layer, rows, &row_norms(d)?) else { return Ok(None) };
+        let weights = Tensor::from_vec(weights, (indices.len(), 1), d.device())?.to_dtype(d.dtype())?;
+        let d = if indices.is_empty() { d.narrow(0, 0, 0)? } else { gather(d, &indices)?.broadcast_mul(&weights)? };
+        let rows = match rows {
+            Some(rows) => indices.iter().map(|&i| rows[i as usize]).collect(),
+            None => indices,
+        };
+        Ok(Some(Drawn { rows, d }))
     }
 
     /// From [0, 1) with 53 bits: a probability may be tiny, and its weight is then large.
@@ -71,30 +107,47 @@ impl RowSampler {
     }
 }
 
-/// `c` with sum of `min(1, c g)` = `budget`; None where no more rows than that have a gradient, or where a norm is not
-/// finite and must reach the check of the step's gradient.
-fn factor(norms: &[f64], budget: f64) -> Option<f64> {
+/// The norms that are not 0, ascending; None where one is not finite and must reach the check of the step's gradient.
+fn ascending(norms: &[f64]) -> Option<Vec<f64>> {
     let mut sorted: Vec<f64> = norms.iter().copied().filter(|g| *g != 0.0).collect();
-    if sorted.len() as f64 <= budget || sorted.iter().any(|g| !g.is_finite()) {
-        return None;
-    }
     sorted.sort_by(f64::total_cmp);
-    // What the smaller ones add up to, smallest first.
-    let mut sum = 0.0;
-    let up_to: Vec<f64> = sorted
-        .iter()
-        .map(|g| {
-            sum += g;
-            sum
-        })
-        .collect();
-    // The largest take probability 1 until none of the rest would exceed it.
-    let mut open = sorted.len();
-    let c = |open: usize| (budget - (sorted.len() - open) as f64) / up_to[open - 1];
-    while open > 1 && c(open) * sorted[open - 1] > 1.0 {
-        open -= 1;
-    }
+    sorted.iter().all(|g| g.is_finite()).then_some(sorted)
+}
+
+/// What the values up to each add up to.
+fn sums(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let add = |sum: &mut f64, x| {
+        *sum += x;
+        Some(*sum)
+    };
+    values.scan(0.0, add).collect()
+}
+
+/// `c` where the `open` smallest of `sorted` have a probability below 1: the largest take 1 until none of the rest would
+/// exceed it. None where all do.
+fn open_at(sorted: &[f64], c: impl Fn(usize) -> f64) -> Option<f64> {
+    let open = (1..=sorted.len()).rev().find(|&open| c(open) * sorted[open - 1] <= 1.0)?;
     Some(c(open))
+}
+
+/// `c` with sum of `min(1, c g)` = `budget`; None where no more rows than that have a gradient.
+fn factor_for_rows(norms: &[f64], budget: f64) -> Option<f64> {
+    let sorted = ascending(norms).filter(|sorted| sorted.len() as f64 > budget)?;
+    let up_to = sums(sorted.iter().copied());
+    // A single row is left to a budget below 1, whatever rounding says.
+    let c = |open: usize| (budget - (sorted.len() - open) as f64) / up_to[open - 1];
+    open_at(&sorted, c).or_else(|| Some(c(1)))
+}
+
+/// The least `c` with `sum g^2 (1 / min(1, c g) - 1)` of at most `share` of `sum g^2`; None where that leaves out hardly a
+/// row.
+fn factor_for_variance(norms: &[f64], share: f64) -> Option<f64> {
+    let sorted = ascending(norms)?;
+    let (linear, square) = (sums(sorted.iter().copied()), sums(sorted.iter().map(|g| g * g)));
+    let allowed = share * square.last()?;
+    let c = open_at(&sorted, |open| linear[open - 1] / (allowed + square[open - 1]))?;
+    let expected: f64 = sorted.iter().map(|g| (c * g).min(1.0)).sum();
+    (expected < (1.0 - WORTH_A_DRAW) * sorted.len() as f64).then_some(c)
 }
 
 #[cfg(test)]
@@ -104,20 +157,50 @@ mod tests {
     use candle_core::Device;
 
     fn sampler(rho: f64, n: usize, context: usize) -> RowSampler {
-        RowSampler::new(rho, 3, (0..n as u64).collect(), context)
+        RowSampler::new(RowBudget::Share(rho), 3, (0..n as u64).collect(), context)
     }
 
     #[test]
     fn probabilities_add_up_to_the_budget() {
         let norms = [0.0, 3.0, 0.5, 40.0, 0.25, 1e-9, 7.0, 0.5];
         for budget in [0.4, 1.0, 2.5, 4.0, 6.5] {
-            let c = factor(&norms, budget).unwrap();
+            let c = factor_for_rows(&norms, budget).unwrap();
             let sum: f64 = norms.iter().map(|g| (c * g).min(1.0)).sum();
             assert!((sum - budget).abs() < 1e-12, "{budget}: {sum}");
         }
-        assert_eq!(factor(&norms, 7.0), None, "only seven have a gradient");
-        assert_eq!(factor(&[1.0, f64::NAN, 2.0], 1.0), None);
-        assert_eq!(factor(&[], 1.0), None);
+        assert_eq!(factor_for_rows(&norms, 7.0), None, "only seven have a gradient");
+        assert_eq!(factor_for_rows(&[1.0, f64::NAN, 2.0], 1.0), None);
+        assert_eq!(factor_for_rows(&[], 1.0), None);
+    }
+
+    #[test]
+    fn the_variance_that_is_added_is_the_share_allowed() {
+        let norms = [0.0, 3.0, 0.5, 40.0, 0.25, 1e-9, 7.0, 0.5];
+        let own: f64 = norms.iter().map(|g| g * g).sum();
+        for share in [1e-4, 0.01, 0.1, 1.0, 30.0] {
+            let c = factor_for_variance(&norms, share).unwrap();
+            let some = norms.iter().filter(|g| **g != 0.0);
+            let added: f64 = some.map(|g| g * g * (1.0 / (c * g).min(1.0) - 1.0)).sum();
+            assert!((added / own - share).abs() < 1e-9 * share.max(1.0), "{share}: {}", added / own);
+        }
+        // Equal norms leave nothing to choose between: a tenth more variance is a tenth fewer rows, a hundredth is not
+        // worth a draw.
+        assert!((factor_for_variance(&[2.0; 50], 0.1).unwrap() * 2.0 - 1.0 / 1.1).abs() < 1e-12);
+        assert_eq!(factor_for_variance(&[2.0; 50], 0.01), None);
+        assert_eq!(factor_for_variance(&[0.0, 0.0], 0.1), None);
+        assert_eq!(factor_for_variance(&[], 0.1), None);
+        assert_eq!(factor_for_variance(&[1.0, f64::INFINITY, 2.0], 0.1), None);
+    }
+
+    #[test]
+    fn a_variance_budget_keeps_the_rows_that_carry_the_gradient() {
+        let mut norms = vec![1e-3; 60];
+        norms.extend([1.0; 4]);
+        let sampler = RowSampler::new(RowBudget::Variance(0.01), 3, (0..64).collect(), 64);
+        let Chosen { indices, weights } = sampler.choose(0, None, &norms).unwrap();
+        assert!(indices.len() < 12, "{indices:?}");
+        let kept: Vec<(u32, f32)> = indices.into_iter().zip(weights).filter(|(i, _)| *i >= 60).collect();
+        assert_eq!(kept, [(60, 1.0), (61, 1.0), (62, 1.0), (63, 1.0)]);
     }
 
     #[test]
@@ -126,7 +209,7 @@ mod tests {
         let (a, b) = (random((6, 5), 1), random((6, 5), 2));
         let both = Tensor::cat(&[&a, &b], 0).unwrap();
         let all = sampler(0.5, 12, 6).draw(1, None, &both).unwrap().unwrap();
-        let alone = RowSampler::new(0.5, 3, (6..12).collect(), 6).draw(1, None, &b).unwrap().unwrap();
+        let alone = RowSampler::new(RowBudget::Share(0.5), 3, (6..12).collect(), 6).draw(1, None, &b).unwrap().unwrap();
         let later: Vec<u32> = all.rows.iter().filter(|r| **r >= 6).map(|r| r - 6).collect();
         assert_eq!(later, alone.rows);
         let k = alone.rows.len();
@@ -146,7 +229,8 @@ mod tests {
         let (mut mean, mut count) = (vec![0.0f64; n * 3], 0);
         for draw in 0..draws {
             let tokens = (0..n as u64).map(|i| draw * n as u64 + i).collect();
-            let Drawn { rows, d } = RowSampler::new(0.5, 1, tokens, n).draw(0, None, &d).unwrap().unwrap();
+            let Drawn { rows, d } =
+                RowSampler::new(RowBudget::Share(0.5), 1, tokens, n).draw(0, None, &d).unwrap().unwrap();
             count += rows.len();
             for (row, d) in rows.iter().zip(d.to_vec2::<f32>().unwrap()) {
                 for (j, v) in d.iter().enumerate() {
@@ -156,7 +240,7 @@ mod tests {
         }
         assert!((count as f64 / draws as f64 - 4.0).abs() < 0.05, "half of the rows, {count}");
         let norms = row_norms(&d).unwrap();
-        let c = factor(&norms, 4.0).unwrap();
+        let c = factor_for_rows(&norms, 4.0).unwrap();
         for (i, (got, want)) in mean.iter().zip(d.flatten_all().unwrap().to_vec1::<f32>().unwrap()).enumerate() {
             // Standard error of a mean of draws that are want / p with probability p.
             let p = (c * norms[i / 3]).min(1.0);

@@ -64,10 +64,13 @@ pub struct StepEvent {
     pub dropped_loss: Option<f64>,
     /// Number of kept tokens in the step.
     pub kept: u64,
-    /// Number of tokens that carried gradient: the kept ones and those that the mixture drew.
+    /// Number of tokens that carried gradient at the head: the kept ones and those that the mixture drew, or what a sampled
+    /// backward drew of these.
     pub rows: u64,
     /// Effective number of these, (sum |g|)^2 / sum |g|^2 with g their gradients at the head's input.
     pub effective_rows: f64,
+    /// Share of positions that carried gradient at the blocks' outputs, over all blocks; not finite in a step that kept none.
+    pub backward_share: f64,
     /// Kept tokens over valid tokens.
     pub kept_share: f64,
     /// Sequences that went on after phase one, over all.
@@ -285,6 +288,7 @@ fn step_line(e: &StepEvent) -> Value {
         "score_mean": e.score_mean,
         "rows": e.rows,
         "effective_rows": e.effective_rows,
+        "backward_share": e.backward_share,
         "threshold": e.carried.map(|c| c.threshold),
         "threshold_lag": e.carried.map(|c| c.lag),
         "threshold_error": e.carried.map(|c| c.error),

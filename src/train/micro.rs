@@ -2,11 +2,11 @@
 
 use super::report::StepReport;
 use super::step::Trainer;
-use crate::config::arithmetic::{self, Probe, Work};
-use crate::config::{BackwardMode, HeadMode, Pool, Score};
+use crate::config::arithmetic::{self, Drawn, Probe, Work};
+use crate::config::{BackwardMode, HeadMode, Pool, Rho, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Flow, Partial, RowSampler, Tape};
+use crate::model::{Chosen, Flow, Partial, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
 use crate::rng::{Rng, Stream};
@@ -28,6 +28,8 @@ struct Micro<'a> {
     mixture: Mixture,
     /// Whether the teacher's logits are read at every position, for the score or because every position counts.
     together: bool,
+    /// Draws the rows of a sampled backward.
+    sampler: Option<RowSampler>,
 }
 
 /// A forward pass after phase one.
@@ -43,6 +45,8 @@ struct Begun {
 struct Head {
     rows: Vec<u32>,
     d_hidden: Tensor,
+    /// How many there were before a sampled backward drew these.
+    before: usize,
 }
 
 impl Trainer {
@@ -73,7 +77,8 @@ impl Trainer {
             divergence: objective.divergence(),
         };
         let together = teacher_scores || score.is_none();
-        let micro = Micro { batch, numbers, score, mix, mixture, together };
+        let sampler = self.row_sampler(batch, numbers);
+        let micro = Micro { batch, numbers, score, mix, mixture, together, sampler };
 
         let (hidden, tape) = self.student.finish(partial)?;
         clock.lap(&mut report.phases.forward);
@@ -96,37 +101,53 @@ impl Trainer {
         let mut work = Work {
             sequences: batch.rows as u64,
             context: context as u64,
-            kept: head.as_ref().map_or(0, |head| head.rows.len() as u64),
+            kept: head.as_ref().map_or(0, |head| head.before as u64),
             selecting: score.is_some(),
             one_pass: one_pass.is_some(),
             probe,
             distils: mix.lambda > 0.0,
-            block_rows: None,
+            drawn: None,
         };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
-        if let Some(Head { rows, d_hidden }) = &head {
+        if let Some(Head { rows, d_hidden, .. }) = &head {
             report.rows += rows.len() as u64;
             report.add_row_norms(d_hidden)?;
-            work.block_rows = Some(self.trunk_backward(&micro, tape, rows, d_hidden)?);
+            let blocks = self.trunk_backward(&micro, tape, rows, d_hidden)?;
+            report.block_rows.0 += blocks;
+            report.block_rows.1 += (self.student.config.n_layer * batch.inputs.len()) as u64;
+            work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks });
         }
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         clock.lap(&mut report.phases.backward);
         Ok(())
     }
 
+    /// What draws the rows of a sampled backward; None in every other mode.
+    fn row_sampler(&self, batch: &Batch, numbers: ScoreContext<'_>) -> Option<RowSampler> {
+        let machine = &self.plan.machine;
+        if machine.backward != BackwardMode::Sampled {
+            return None;
+        }
+        let budget = match machine.rho {
+            Rho::Share(rho) => RowBudget::Share(rho),
+            // Each draw multiplies the variance of what the draws above left, so that together they come to what is allowed.
+            Rho::Auto => {
+                let draws = (self.student.config.n_layer + 1) as f64;
+                RowBudget::Variance((1.0 + machine.added_variance).powf(1.0 / draws) - 1.0)
+            }
+        };
+        let tokens = (0..batch.inputs.len()).map(|i| numbers.token(i, batch.context)).collect();
+        Some(RowSampler::new(budget, self.plan.seed, tokens, batch.context))
+    }
+
     /// From the head's input down. Returns the rows that carried gradient, summed over the blocks.
     fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<u64> {
-        let (batch, mode) = (micro.batch, self.plan.machine.backward);
-        let n = batch.inputs.len();
-        let sampler;
-        let flow = match mode {
+        let mode = self.plan.machine.backward;
+        let n = micro.batch.inputs.len();
+        let flow = match (mode, &micro.sampler) {
             // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
-            BackwardMode::Sparse if micro.score.is_some() => Flow::Sparse,
-            BackwardMode::Sampled => {
-                let tokens = (0..n).map(|i| micro.numbers.token(i, batch.context)).collect();
-                sampler = RowSampler::new(self.plan.machine.rho, self.plan.seed, tokens, batch.context);
-                Flow::Sampled(&sampler)
-            }
+            (BackwardMode::Sparse, _) if micro.score.is_some() => Flow::Sparse,
+            (_, Some(sampler)) => Flow::Sampled(sampler),
             _ => Flow::Exact,
         };
         match gaps(rows, n) {
@@ -186,7 +207,7 @@ impl Trainer {
 
         let selection = self.select(micro, carried, &stats, report)?;
         report.add(&stats, batch, &selection);
-        let Rows { rows, weights } = match micro.score {
+        let Rows { mut rows, mut weights } = match micro.score {
             Some(_) => micro.mixture.rows(selection.rows, &batch.valid, |i| self.draw(micro, i as usize)),
             None => Rows::plain(selection.rows),
         };
@@ -196,16 +217,31 @@ impl Trainer {
         }
 
         let picked = gaps(&rows, batch.inputs.len());
-        let (targets, stats) = (pick(picked, &batch.targets), pick(picked, &stats));
+        let (mut targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
         let mut logits = select_rows(logits, picked)?;
         let mut signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
-        let stats = match &mut signal {
-            Some(signal) if !micro.together => head::scan(&mut logits, Some(signal), &targets, mix.temperature)?.into(),
-            _ => stats,
-        };
+        if let Some(signal) = signal.as_mut().filter(|_| !micro.together) {
+            stats = head::scan(&mut logits, Some(signal), &targets, mix.temperature)?.into();
+        }
         if signal.is_some() && mix.lambda > 0.0 {
             let mut rows = rows.iter().zip(stats.iter());
             rows.try_for_each(|(&r, s)| micro.check("KL to the teacher", r as usize, s.kl))?;
+        }
+        let before = rows.len();
+        let mut loss_of_all = None;
+        if let Some(Chosen { indices, weights: inverse }) = self.choose_at_head(micro, &rows, &stats, &weights) {
+            // The loss is that of all rows; only its gradient is a sample.
+            let loss = head::loss_of(&stats, &weights, mix);
+            if indices.is_empty() {
+                report.loss += loss;
+                return Ok(None);
+            }
+            loss_of_all = Some(loss);
+            weights = indices.iter().zip(inverse).map(|(&i, w)| weights[i as usize] * w).collect();
+            rows = indices.iter().map(|&i| rows[i as usize]).collect();
+            (targets, stats) = (gathered(&indices, &targets), gathered(&indices, &stats));
+            logits = logits.select(&indices)?;
+            signal = signal.map(|signal| signal.select(&indices)).transpose()?;
         }
         let signal = match signal.filter(|_| mix.lambda > 0.0) {
             Some(dense) => {
@@ -217,9 +253,19 @@ impl Trainer {
         };
         clock.lap(&mut report.phases.teacher);
         let loss = head::loss(&logits, signal.as_ref(), &stats, &targets, &weights, mix, self.grads.wte())?;
-        report.loss += loss.sum;
+        report.loss += loss_of_all.unwrap_or(loss.sum);
         clock.lap(&mut report.phases.head);
-        Ok(Some(Head { rows, d_hidden: loss.d_hidden }))
+        Ok(Some(Head { rows, d_hidden: loss.d_hidden, before }))
+    }
+
+    /// Which of the rows a sampled backward differentiates at the head, None for all, by what is known of the norms of
+    /// their logits' gradients before these are formed.
+    fn choose_at_head(&self, micro: &Micro<'_>, rows: &[u32], stats: &[RowStats], weights: &[f32]) -> Option<Chosen> {
+        let bounded = micro.mix.lambda == 0.0 || arithmetic::forward_kl(&self.plan);
+        let sampler = micro.sampler.as_ref().filter(|_| bounded)?;
+        let bound = |(s, w): (&RowStats, &f32)| f64::from(*w) * head::gradient_bound(s, micro.mix);
+        let norms: Vec<f64> = stats.iter().zip(weights).map(bound).collect();
+        sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
 
     /// Scores, decides and differentiates row after row. None if no row is left.
@@ -258,7 +304,8 @@ impl Trainer {
         report.add(&done.stats, batch, &selection);
         report.loss += done.sum;
         clock.lap(&mut report.phases.head);
-        Ok((!done.rows.is_empty()).then_some(Head { rows: done.rows, d_hidden: done.d_hidden }))
+        let before = done.rows.len();
+        Ok((before > 0).then_some(Head { rows: done.rows, d_hidden: done.d_hidden, before }))
     }
 
     /// The kept positions: all that count where there is no score to select by.
@@ -318,10 +365,11 @@ fn gaps(rows: &[u32], n: usize) -> Option<&[u32]> {
 }
 
 fn pick<'a, T: Clone>(rows: Option<&[u32]>, all: &'a [T]) -> Cow<'a, [T]> {
-    match rows {
-        Some(rows) => rows.iter().map(|&r| all[r as usize].clone()).collect(),
-        None => Cow::Borrowed(all),
-    }
+    rows.map_or(Cow::Borrowed(all), |rows| gathered(rows, all))
+}
+
+fn gathered<'a, T: Clone>(rows: &[u32], all: &[T]) -> Cow<'a, [T]> {
+    rows.iter().map(|&r| all[r as usize].clone()).collect()
 }
 
 fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {

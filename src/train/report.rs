@@ -23,8 +23,11 @@ pub struct StepReport {
     pub valid: u64,
     /// Those of them that the selector kept.
     pub kept: u64,
-    /// Positions that carried gradient: the kept ones, and those that the mixture drew.
+    /// Positions that carried gradient at the head: the kept ones and those that the mixture drew, or what a sampled backward
+    /// drew of these.
     pub rows: u64,
+    /// Positions that carried gradient at a block's output, and those there were, summed over the blocks.
+    pub block_rows: (u64, u64),
     /// Sum of the weighted objective over these.
     pub loss: f64,
     /// What sums are divided by: the kept positions, unless the mixture fixed their number beforehand.

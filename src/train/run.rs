@@ -302,6 +302,7 @@ impl Window {
             kept: report.kept,
             rows: report.rows,
             effective_rows: report.effective_rows(),
+            backward_share: report.block_rows.0 as f64 / report.block_rows.1 as f64,
             kept_share: kept / tokens,
             alpha: report.alpha,
             sequences_share: report.sequences.1 as f64 / report.sequences.0 as f64,

@@ -8,6 +8,7 @@ mod laws;
 mod models;
 mod parity;
 mod run;
+mod sampled;
 mod selection;
 mod steps;
 mod support;

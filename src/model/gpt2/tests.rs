@@ -1,6 +1,7 @@
 //! What flows below the last block: exact, sparse against stopped gradients, sampled against its expectation.
 
 use super::*;
+use crate::model::RowBudget;
 use crate::model::testing::scratch;
 use crate::ops::testing::{assert_close, autograd, bits, random};
 use candle_core::{DType, Device};
@@ -77,7 +78,7 @@ fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
 #[test]
 fn every_row_makes_all_flows_the_same_bit_for_bit() {
     let model = model(DType::F32);
-    let whole = RowSampler::new(1.0, 1, (0..14).collect(), CONTEXT);
+    let whole = RowSampler::new(RowBudget::Share(1.0), 1, (0..14).collect(), CONTEXT);
     let (exact, reached) = gradients(&model, None, Flow::Exact);
     assert_eq!(reached, 3 * 14);
     for flow in [Flow::Sparse, Flow::Sampled(&whole)] {
@@ -109,7 +110,7 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
         let mut sums: Vec<(Vec<f64>, f64)> = exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
         let mut reached = 0;
         for draw in 0..DRAWS {
-            let sampler = RowSampler::new(0.4, 1, (0..14).map(|i| draw * 14 + i).collect(), CONTEXT);
+            let sampler = RowSampler::new(RowBudget::Share(0.4), 1, (0..14).map(|i| draw * 14 + i).collect(), CONTEXT);
             let (grads, rows) = gradients(&model, rows, Flow::Sampled(&sampler));
             reached += rows;
             for ((sum, squares), (g, exact)) in sums.iter_mut().zip(grads.iter().map(flat).zip(&exact)) {

@@ -188,6 +188,20 @@ pub fn loss(
     Ok(LossGradient { sum, d_hidden: cpu::gradient(student, &taught, stats, targets, weights, mix, d_weight)? })
 }
 
+/// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics of a scan alone.
+pub fn loss_of(stats: &[RowStats], weights: &[f32], mix: Mix) -> f64 {
+    stats.iter().zip(weights).map(|(s, w)| f64::from(*w) * per_token(s, f64::from(s.kl), mix)).sum()
+}
+
+/// A bound on the norm of the gradient of a row's loss with respect to its logits, up to a factor of sqrt(2) for all rows,
+/// where the divergence is forward KL on a dense signal: that of cross-entropy is `|p - onehot| <= sqrt(2) (1 - p_target)`
+/// (and at least `1 - p_target`), that of the divergence at temperature tau is `tau |p - q| <= tau sqrt(2 KL)` (Pinsker).
+pub fn gradient_bound(stats: &RowStats, mix: Mix) -> f64 {
+    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+    let missing = -f64::from(-stats.student.nll).exp_m1();
+    (1.0 - lambda) * missing.max(0.0) + lambda * tau * f64::from(stats.kl.max(0.0)).sqrt()
+}
+
 /// The loss of a row whose divergence is `divergence`.
 fn per_token(stats: &RowStats, divergence: f64, mix: Mix) -> f64 {
     let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
