@@ -4,7 +4,7 @@
 //! and DTYPE one of `f32` and `bf16`.
 
 use candle_core::Device;
-use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, RunFile, Score};
+use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::rng::{Rng, Stream};
@@ -47,7 +47,7 @@ fn main() {
         (plan.select.burn_in, plan.select.ramp) = (0, 0);
         plan.machine.dtype = dtype;
         plan.machine.micro_rows = MicroRows::Rows(rows);
-        (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, backward, 0.5);
+        (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, backward, Rho::Share(0.5));
         let device = Device::Cpu;
         let model = Gpt2::scratch(student.clone(), 1, &device).unwrap();
         let teacher = (lambda > 0.0)

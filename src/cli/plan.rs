@@ -3,7 +3,7 @@
 use super::text::{self, Table};
 use super::{ConfigArgs, Printer};
 use crate::config::arithmetic::{self, Flops, MemoryByPart};
-use crate::config::{Birth, Level, Plan, Resolved};
+use crate::config::{BackwardMode, Birth, Level, Plan, Resolved, Rho};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
@@ -196,7 +196,10 @@ impl Report {
     }
 
     fn flops(&self) -> String {
-        let mut table = Table::new(["FLOPs per step", "at target alpha", "keeping all"]);
+        let machine = &self.settled.machine;
+        let bound = machine.backward == BackwardMode::Sampled && machine.rho == Rho::Auto;
+        let title = if bound { "FLOPs per step, at most" } else { "FLOPs per step" };
+        let mut table = Table::new([title, "at target alpha", "keeping all"]);
         let parts = |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
         let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
         for ((name, a), b) in names.into_iter().zip(parts(&self.selected)).zip(parts(&self.dense)) {
@@ -261,6 +264,7 @@ mod tests {
     fn the_methods_of_a_comparison_differ_in_the_method_alone_and_their_comments_are_right() {
         let methods = [
             "clm",
+            "clm-sampled",
             "random",
             "eslm-entropy",
             "eslm-loss",
@@ -268,6 +272,7 @@ mod tests {
             "eslm-hierarchical",
             "rho1",
             "kd",
+            "kd-sampled",
             "eslm-kd",
             "eslm-kd-entropy",
         ];

@@ -15,7 +15,7 @@ pub mod stats;
 pub mod summary;
 pub mod svg;
 
-use crate::config::{Plan, arithmetic};
+use crate::config::{BackwardMode, Plan, Rho, arithmetic};
 use crate::data::prepare::DataDir;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, ErrorKind, Result};
@@ -93,6 +93,9 @@ fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
     if known.is_none() {
         check_free(out)?;
     }
+    if asked.budget == Budget::Flops {
+        asked.arms.iter().try_for_each(check_forecast)?;
+    }
     let (texts, data) = open_data(asked, around)?;
     let mut probes = Vec::with_capacity(asked.arms.len());
     for arm in &asked.arms {
@@ -123,6 +126,19 @@ fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
             runs::run(&plan, &folder, asked.keep_checkpoints, around)?;
             texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
         }
+    }
+    Ok(())
+}
+
+/// Errs if the arm's FLOPs are known only once it has run.
+fn check_forecast(arm: &Arm) -> Result<()> {
+    let machine = &arm.plan.machine;
+    if machine.backward == BackwardMode::Sampled && machine.rho == Rho::Auto {
+        return Err(Error::usage(format!(
+            "arm \"{}\": machine.rho = \"auto\" spends as many FLOPs as the text asks for, so that --budget flops cannot set \
+             its steps; give it a share (+machine.rho=0.5), or steps of its own under --budget tokens (+steps=N)",
+            arm.label
+        )));
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
 
-use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, Divergence, Method, MicroRows, Pool, Rho, ScheduleKind, Score, Signal,
-};
+use super::choice::{AlphaSchedule, Birth, Divergence, Method, MicroRows, Pool, ScheduleKind, Score, Signal};
 use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
@@ -114,12 +112,6 @@ impl Resolved {
         if plan.micro_rows_matter() && plan.machine.micro_rows == MicroRows::Auto {
             let why = if plan.select.alpha_seq > 0.0 { "alpha_seq > 0" } else { "pool = \"micro-batch\"" };
             note(format!("select.{why} makes machine.micro_rows part of the mathematics"));
-        }
-        if plan.machine.backward == BackwardMode::Sampled && plan.machine.rho == Rho::Auto {
-            note(
-                "machine.rho = \"auto\" draws as few rows as it may: FLOPs, without those draws, are an upper bound"
-                    .to_string(),
-            );
         }
         if plan.method == Method::Eslm && !plan.selects() {
             note("method = \"eslm\" with select.alpha = 0 keeps every token, as \"clm\" does".to_string());

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_easy_share_is_alpha_up_to_the_plans() {
-        let plan = plan(&["select.schedule=easy-share", "select.alpha=0.3", "select.burn_in=1"]);
+        let plan = plan(&["select.schedule=easy-share", "select.alpha=0.3", "select.burn_in=1", "select.ramp=0"]);
         let mut memory = Memory::default();
         assert_eq!(memory.alpha(&plan, 1), 0.0, "nothing is dropped before anything was seen");
         memory.observe(&plan, seen(0, &[]));

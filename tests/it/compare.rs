@@ -140,6 +140,7 @@ fn equal_flops_are_kept_and_contradictions_are_refused() {
     refused(&["--seeds", "1", "--out", "c", "-q"], "has --budget flops, this one tokens");
     refused(&[&flops[..], &["--set", "optim.lr=0.1"]].concat(), "optim.lr");
     refused(&[&flops[..], &["--baseline", "x"]].concat(), "no arm has the label \"x\"");
+    refused(&[&flops[..], &["--set", "machine.backward=sampled"]].concat(), "--budget flops cannot set its steps");
     fs::create_dir(place.path("full")).unwrap();
     fs::write(place.path("full/a"), "").unwrap();
     refused(&["--seeds", "1", "--out", "full", "-q"], "not empty and holds no comparison");

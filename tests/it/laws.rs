@@ -33,6 +33,8 @@ const RUN: &str = r#"
     [select]
     score = "entropy"
     alpha = 0.5
+    burn_in = 0
+    ramp = 0
     [optim]
     lr = 1e-2
     eps = 1e-2

@@ -181,6 +181,7 @@ fn from_text_to_a_distilled_student() {
         &TINY,
         &lengths,
         &["--score", "kl", "--alpha", "0.5", "--micro-rows", "4"],
+        &["--set", "select.burn_in=0", "--set", "select.ramp=0"],
     ]
     .concat();
     let student = place.json(&args);

@@ -72,7 +72,7 @@ fn a_teacher_runs_its_head_only_where_it_is_read() {
         let dropped = f.scoring - head_forward(&gpt2(), 1024 - kept_rows(&plan, alpha)) as f64;
         (of(f.teacher - trunk_forward(&teacher, 1, 1024) as f64, &teacher), of(dropped, &teacher))
     };
-    assert_eq!(rows("", 0.5), (512.0, 0.0), "entropy needs no teacher: kept rows only");
+    assert_eq!(rows("[select]\nscore = 'entropy'\n", 0.5), (512.0, 0.0), "entropy needs no teacher: kept rows only");
     assert_eq!(rows("[select]\nscore = 'kl'\n", 0.5), (512.0, 512.0));
     assert_eq!(rows("[select]\nscore = 'kl'\n", 0.0), (1024.0, 0.0));
     assert_eq!(rows("[select]\nscore = 'kl'\n[objective]\nlambda = 0\n", 0.5), (512.0, 512.0));
