@@ -80,7 +80,11 @@ fn a_teacher_runs_its_head_only_where_it_is_read() {
         let plan = plan(&format!("teacher = 't'\n{ONE}{extra}[objective]\nlambda = 0\n"));
         flops_per_step(&gpt2(), Some(&teacher), &plan, alpha).teacher == 0.0
     };
-    assert!(silent("", 0.5) && silent("[select]\nscore = 'kl'\n", 0.0) && !silent("[select]\nscore = 'kl'\n", 0.5));
+    assert!(
+        silent("[select]\nscore = 'entropy'\n", 0.5)
+            && silent("[select]\nscore = 'kl'\n", 0.0)
+            && !silent("[select]\nscore = 'kl'\n", 0.5)
+    );
 }
 
 #[test]
