@@ -1,100 +1,252 @@
-//! One whole training step, by phase: plain, with selection, and distilling. Prints a table.
+//! One whole training step, by phase: plain, with selection, distilling. Prints a table.
 //!
-//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE]`, with SHAPE one of `124m` (B 4 x T 256) and `14m` (B 8 x T 256, V 8192),
-//! and DTYPE one of `f32` and `bf16`.
+//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--only TEXT] [--serve NAME]`, with SHAPE one of `124m` (B 4 x T 256) and
+//! `14m` (B 8 x T 256, V 8192), and DTYPE one of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT.
+//!
+//! Every step is taken in turn with a plain one, so that a ratio is between medians of the same minutes. `--serve` does one
+//! step per line on stdin and answers with its seconds: `benches/peers` asks two programs in turn that way.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::ops::matmul::{Precision, matmul};
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
+use eslm_kd::train::events::Phases;
+use std::io::BufRead;
 use std::time::Instant;
 
+/// A kind of step.
+#[derive(Clone, Copy)]
+struct Arm {
+    name: &'static str,
+    alpha: f64,
+    score: Score,
+    lambda: f64,
+    backward: BackwardMode,
+    alpha_seq: f64,
+}
+
+const PLAIN: Arm = Arm {
+    name: "plain",
+    alpha: 0.0,
+    score: Score::Entropy,
+    lambda: 0.0,
+    backward: BackwardMode::Exact,
+    alpha_seq: 0.0,
+};
+
+const fn keep(name: &'static str, alpha: f64, backward: BackwardMode) -> Arm {
+    Arm { name, alpha, backward, ..PLAIN }
+}
+
+const ARMS: [Arm; 14] = [
+    PLAIN,
+    keep("keep 0.9, exact", 0.1, BackwardMode::Exact),
+    keep("keep 0.5, exact", 0.5, BackwardMode::Exact),
+    keep("keep 0.2, exact", 0.8, BackwardMode::Exact),
+    keep("keep 0.9, sparse", 0.1, BackwardMode::Sparse),
+    keep("keep 0.5, sparse", 0.5, BackwardMode::Sparse),
+    keep("keep 0.2, sparse", 0.8, BackwardMode::Sparse),
+    keep("sampled, rho 0.5", 0.0, BackwardMode::Sampled),
+    keep("keep 0.5, sampled, rho 0.5", 0.5, BackwardMode::Sampled),
+    Arm { alpha_seq: 0.25, ..keep("hierarchical 0.25", 0.0, BackwardMode::Exact) },
+    Arm { alpha_seq: 0.25, ..keep("hierarchical 0.25, keep 0.5", 0.5, BackwardMode::Exact) },
+    Arm { name: "dense KD", lambda: 0.5, ..PLAIN },
+    Arm { name: "ESLM-KD, entropy, keep 0.2", alpha: 0.8, lambda: 0.5, ..PLAIN },
+    Arm { name: "ESLM-KD, kl, keep 0.2", alpha: 0.8, lambda: 0.5, score: Score::Kl, ..PLAIN },
+];
+
+/// Shapes of a student and its teacher, and the sequences of a step.
+struct Scale {
+    student: Gpt2Config,
+    teacher: Gpt2Config,
+    rows: usize,
+}
+
+const CONTEXT: usize = 256;
+
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let shape = args.first().map_or("14m", String::as_str);
-    let runs: usize = args.get(1).and_then(|r| r.parse().ok()).unwrap_or(5);
-    let dtype = args.get(2).map_or(Dtype::F32, |d| d.parse().unwrap());
-    let (student, teacher, rows) = match shape {
-        "124m" => (Gpt2Config::new(50257, 1024, 768, 12, 12), Gpt2Config::new(50257, 1024, 1024, 24, 16), 4),
-        _ => (Gpt2Config::new(8192, 256, 384, 6, 6), Gpt2Config::new(8192, 256, 512, 8, 8), 8),
+    let mut words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let mut option = |name: &str| {
+        let at = words.iter().position(|w| w == name)?;
+        let value = words.get(at + 1).cloned().unwrap_or_else(|| panic!("{name} wants a value"));
+        words.drain(at..at + 2);
+        Some(value)
     };
-    println!("{shape}: {} parameters, {rows} x 256 tokens, {runs} runs after one, {dtype}", student.parameters());
-    println!("{:<28} {:>8} {:>8} {:>6}  phases (s)", "step", "median s", "tok/s", "ratio");
-    let mut plain = None;
-    use BackwardMode::{Exact, Sampled, Sparse};
-    for (name, alpha, score, lambda, backward) in [
-        ("plain", 0.0, Score::Loss, 0.0, Exact),
-        ("entropy, keep 0.9", 0.1, Score::Entropy, 0.0, Exact),
-        ("entropy, keep 0.5", 0.5, Score::Entropy, 0.0, Exact),
-        ("entropy, keep 0.2", 0.8, Score::Entropy, 0.0, Exact),
-        ("keep 0.9, sparse", 0.1, Score::Entropy, 0.0, Sparse),
-        ("keep 0.5, sparse", 0.5, Score::Entropy, 0.0, Sparse),
-        ("keep 0.2, sparse", 0.8, Score::Entropy, 0.0, Sparse),
-        ("plain, sampled at rho 0.5", 0.0, Score::Loss, 0.0, Sampled),
-        ("keep 0.5, sampled, rho 0.5", 0.5, Score::Entropy, 0.0, Sampled),
-        ("dense KD", 0.0, Score::Loss, 0.5, Exact),
-        ("ESLM-KD, entropy, keep 0.2", 0.8, Score::Entropy, 0.5, Exact),
-        ("ESLM-KD, kl, keep 0.2", 0.8, Score::Kl, 0.5, Exact),
-    ] {
-        let mut plan = base_plan();
-        plan.method = Method::Eslm;
-        plan.data.rows = rows;
-        plan.data.context = 256;
-        (plan.select.alpha, plan.select.score, plan.objective.lambda) = (alpha, score, lambda);
-        (plan.select.burn_in, plan.select.ramp) = (0, 0);
-        plan.machine.dtype = dtype;
-        plan.machine.micro_rows = MicroRows::Rows(rows);
-        (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, backward, Rho::Share(0.5));
-        let device = Device::Cpu;
-        let model = Gpt2::scratch(student.clone(), 1, &device).unwrap();
-        let teacher = (lambda > 0.0)
-            .then(|| Teacher::new(Gpt2::scratch(teacher.clone(), 2, &device).unwrap(), &student).unwrap());
-        let mut trainer = Trainer::new(plan, model, teacher).unwrap();
-        let batch = random_batch(rows, 256, student.vocab_size);
-        let mut times = Vec::new();
-        let mut phases = String::new();
-        for run in 0..=runs {
-            let start = Instant::now();
-            let report = trainer.step(run as u64, 0, &batch).unwrap();
-            if run > 0 {
-                times.push(start.elapsed().as_secs_f64());
-            }
-            let p = report.phases;
-            phases = format!(
-                "fwd {:.3} scan {:.3} teacher {:.3} select {:.4} head {:.3} bwd {:.3} opt {:.3} | {:.2} GFLOP",
-                p.forward,
-                p.scan,
-                p.teacher,
-                p.select,
-                p.head,
-                p.backward,
-                p.optimizer,
-                report.flops.total() / 1e9
-            );
-        }
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        let plain = *plain.get_or_insert(median);
-        println!("{name:<28} {median:>8.3} {:>8.0} {:>6.3}  {phases}", (rows * 256) as f64 / median, median / plain);
+    let (only, serve) = (option("--only"), option("--serve"));
+    let shape = words.first().map_or("14m", String::as_str);
+    let runs: usize = words.get(1).map_or(5, |r| r.parse().expect("RUNS is a number"));
+    let dtype = words.get(2).map_or(Dtype::F32, |d| d.parse().unwrap());
+    let scale = match shape {
+        "124m" => Scale {
+            student: Gpt2Config::new(50257, 1024, 768, 12, 12),
+            teacher: Gpt2Config::new(50257, 1024, 1024, 24, 16),
+            rows: 4,
+        },
+        "14m" => Scale {
+            student: Gpt2Config::new(8192, 256, 384, 6, 6),
+            teacher: Gpt2Config::new(8192, 256, 512, 8, 8),
+            rows: 8,
+        },
+        other => panic!("expected 124m or 14m, found {other}"),
+    };
+    if let Some(name) = serve {
+        let arm = ARMS.iter().find(|arm| arm.name == name).unwrap_or_else(|| panic!("no step is called {name}"));
+        return serve_steps(*arm, &scale, dtype);
+    }
+    let ceiling = matmul_ceiling();
+    println!(
+        "{shape}: {} parameters, {} x {CONTEXT} tokens, {runs} runs after one, {dtype}; f32 products of 1024 x 768 x 3072 \
+         reach {ceiling:.0} GFLOP/s",
+        scale.student.parameters(),
+        scale.rows
+    );
+    println!(
+        "{:<28} {:>8} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8}  seconds by phase",
+        "step", "median s", "tok/s", "plain s", "ratio", "GFLOP", "peak", "peak MB"
+    );
+    for arm in ARMS.iter().filter(|arm| only.as_ref().is_none_or(|only| arm.name.contains(only.as_str()))) {
+        println!("{}", row(*arm, &scale, dtype, runs, ceiling));
     }
 }
 
-fn base_plan() -> Plan {
-    config::load(Some(&RunFile::embedded("quickstart").unwrap()), &Overrides::default()).unwrap().plan
+/// Takes `arm` and a plain step in turn.
+fn row(arm: Arm, scale: &Scale, dtype: Dtype, runs: usize, ceiling: f64) -> String {
+    reset_peak_memory();
+    let mut of_arm = Steps::new(arm, scale, dtype);
+    of_arm.take();
+    let peak = peak_memory();
+    let mut of_plain = Steps::new(PLAIN, scale, dtype);
+    of_plain.take();
+    let (mut times, mut plain, mut phases) = (Vec::new(), Vec::new(), Vec::new());
+    let mut flops = 0.0;
+    for _ in 0..runs {
+        let (seconds, step) = of_arm.take();
+        times.push(seconds);
+        phases.push(step.phases);
+        flops = step.flops;
+        plain.push(of_plain.take().0);
+    }
+    let (seconds, plain) = (median(times), median(plain));
+    let phase = |of: fn(&Phases) -> f64| median(phases.iter().map(of).collect());
+    format!(
+        "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {:.3} scan {:.3} teacher {:.3} \
+         select {:.4} head {:.3} bwd {:.3} opt {:.3}",
+        arm.name,
+        (scale.rows * CONTEXT) as f64 / seconds,
+        seconds / plain,
+        flops / 1e9,
+        100.0 * flops / 1e9 / seconds / ceiling,
+        peak as f64 / 1e6,
+        phase(|p| p.forward),
+        phase(|p| p.scan),
+        phase(|p| p.teacher),
+        phase(|p| p.select),
+        phase(|p| p.head),
+        phase(|p| p.backward),
+        phase(|p| p.optimizer),
+    )
 }
 
-fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
+/// One step per line on stdin, its seconds and the process's peak memory in bytes on stdout.
+fn serve_steps(arm: Arm, scale: &Scale, dtype: Dtype) {
+    let mut steps = Steps::new(arm, scale, dtype);
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        line.expect("stdin can be read");
+        let (seconds, _) = steps.take();
+        println!("{seconds} {}", peak_memory());
+    }
+}
+
+/// A trainer that takes the same step again and again.
+struct Steps {
+    trainer: Trainer,
+    batch: Batch,
+    done: u64,
+}
+
+struct Taken {
+    phases: Phases,
+    flops: f64,
+}
+
+impl Steps {
+    fn new(arm: Arm, scale: &Scale, dtype: Dtype) -> Self {
+        let device = Device::Cpu;
+        let model = Gpt2::scratch(scale.student.clone(), 1, &device).unwrap();
+        let teacher = (arm.lambda > 0.0)
+            .then(|| Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student).unwrap());
+        let trainer = Trainer::new(plan(arm, scale, dtype), model, teacher).unwrap();
+        Self { trainer, batch: random_batch(scale.rows, scale.student.vocab_size), done: 0 }
+    }
+
+    fn take(&mut self) -> (f64, Taken) {
+        let start = Instant::now();
+        let report = self.trainer.step(self.done, 0, &self.batch).unwrap();
+        self.done += 1;
+        (start.elapsed().as_secs_f64(), Taken { phases: report.phases, flops: report.flops.total() })
+    }
+}
+
+fn plan(arm: Arm, scale: &Scale, dtype: Dtype) -> Plan {
+    let file = RunFile::embedded("quickstart").unwrap();
+    let mut plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
+    plan.method = Method::Eslm;
+    (plan.data.rows, plan.data.context) = (scale.rows, CONTEXT);
+    (plan.select.alpha, plan.select.score, plan.objective.lambda) = (arm.alpha, arm.score, arm.lambda);
+    (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);
+    (plan.select.burn_in, plan.select.ramp) = (0, 0);
+    plan.machine.dtype = dtype;
+    plan.machine.micro_rows = MicroRows::Rows(scale.rows);
+    (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, arm.backward, Rho::Share(0.5));
+    plan
+}
+
+fn random_batch(rows: usize, vocab: usize) -> Batch {
     let rng = Rng::new(5, Stream::Corpus);
-    let draw = |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
+    let draw = |sub| (0..rows * CONTEXT).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
     Batch {
         rows,
-        context,
+        context: CONTEXT,
         inputs: draw(0),
         targets: draw(1),
-        valid: vec![true; rows * context],
+        valid: vec![true; rows * CONTEXT],
         sequence_ids: (0..rows as u64).collect(),
     }
+}
+
+/// GFLOP/s of the product that an MLP of GPT-2 124M makes of 1,024 positions; best of ten.
+fn matmul_ceiling() -> f64 {
+    let (m, k, n) = (1024, 768, 3072);
+    let a = Tensor::rand(-1f32, 1f32, (m, k), &Device::Cpu).unwrap();
+    let b = Tensor::rand(-1f32, 1f32, (k, n), &Device::Cpu).unwrap();
+    let best = (0..10)
+        .map(|_| {
+            let start = Instant::now();
+            matmul(&a, &b, Precision::F32).unwrap();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min);
+    2.0 * (m * k * n) as f64 / best / 1e9
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The process's largest resident memory since [`reset_peak_memory`], in bytes; 0 where the system does not say.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
+fn reset_peak_memory() {
+    // Linux alone knows this; elsewhere the peak is not measured either.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

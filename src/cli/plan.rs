@@ -3,7 +3,7 @@
 use super::text::{self, Table};
 use super::{ConfigArgs, Printer};
 use crate::config::arithmetic::{self, Flops, MemoryByPart};
-use crate::config::{BackwardMode, Birth, Level, Plan, Resolved, Rho};
+use crate::config::{Activations, Birth, Level, Plan, Resolved};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
@@ -196,9 +196,7 @@ impl Report {
     }
 
     fn flops(&self) -> String {
-        let machine = &self.settled.machine;
-        let bound = machine.backward == BackwardMode::Sampled && machine.rho == Rho::Auto;
-        let title = if bound { "FLOPs per step, at most" } else { "FLOPs per step" };
+        let title = if self.settled.draws_by_variance() { "FLOPs per step, at most" } else { "FLOPs per step" };
         let mut table = Table::new([title, "at target alpha", "keeping all"]);
         let parts = |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
         let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
@@ -219,12 +217,15 @@ impl Report {
         row("weights", m.weights, String::new());
         row("gradients", m.gradients, String::new());
         row("moments", m.moments, "two per weight".into());
-        row(
-            "activations",
-            m.activations,
-            format!("tape of {} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64)),
-        );
-        row("logits", m.logits, format!("head = {}", plan.machine.head));
+        let tape = match plan.machine.activations {
+            Activations::Keep => "tape",
+            Activations::Recompute => "inputs of blocks, tape of one,",
+        };
+        let tokens = format!("{} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64));
+        row("activations", m.activations, format!("{tape} of {tokens}"));
+        let stored = arithmetic::stores_logits(plan);
+        let how = if stored { format!("head = {}", plan.machine.head) } else { "of a block of rows in hand".into() };
+        row("logits", m.logits, how);
         if self.teacher.is_some() {
             row("teacher", m.teacher, "weights, no tape".into());
         }
@@ -257,7 +258,9 @@ mod tests {
         assert_eq!(json["tokens"]["per_step"], 65_536);
         assert_eq!(json["tokens"]["kept_per_step"], 32_768);
         assert_eq!(json["tokens"]["total"], 655_360_000);
-        assert_eq!(json["memory"]["logits"].as_u64().unwrap() / 1_000_000, 411, "206 MB for each of two models");
+        let tile = 1024 * 4096 * 4;
+        let logits = (json["memory"]["logits"].as_u64().unwrap() - tile) / 1_000_000;
+        assert_eq!(logits, 411, "206 MB for each of two models, beside a tile of gradient");
     }
 
     #[test]

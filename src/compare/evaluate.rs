@@ -8,7 +8,6 @@ use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
 use crate::files::write_atomic;
 use crate::model::Gpt2;
 use crate::model::weights::load_model;
-use crate::ops::matmul::Precision;
 use crate::progress::Progress;
 use crate::train::run::MODEL_FOLDER;
 use candle_core::Device;
@@ -128,7 +127,7 @@ impl Texts {
             return Ok(known.clone());
         }
         let (config, params) = load_model(&run.join(MODEL_FOLDER), device)?;
-        let model = Gpt2 { config, params, precision: Precision::F32 };
+        let model = Gpt2::new(config, params);
         let mut also = Vec::with_capacity(self.also.len());
         for o in &self.also {
             also.push(match other(o) {

@@ -15,7 +15,7 @@ pub mod stats;
 pub mod summary;
 pub mod svg;
 
-use crate::config::{BackwardMode, Plan, Rho, arithmetic};
+use crate::config::{Plan, arithmetic};
 use crate::data::prepare::DataDir;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, ErrorKind, Result};
@@ -132,8 +132,7 @@ fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
 
 /// Errs if the arm's FLOPs are known only once it has run.
 fn check_forecast(arm: &Arm) -> Result<()> {
-    let machine = &arm.plan.machine;
-    if machine.backward == BackwardMode::Sampled && machine.rho == Rho::Auto {
+    if arm.plan.draws_by_variance() {
         return Err(Error::usage(format!(
             "arm \"{}\": machine.rho = \"auto\" spends as many FLOPs as the text asks for, so that --budget flops cannot set \
              its steps; give it a share (+machine.rho=0.5), or steps of its own under --budget tokens (+steps=N)",

@@ -4,11 +4,12 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
-use super::choice::{BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
+use super::choice::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
 use super::load::largest_divisor;
 use super::plan::{Level, Plan};
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
+use crate::ops::head;
 use crate::select::{kept_of, probe_rows};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
@@ -32,6 +33,12 @@ pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u6
     // Scores and weighted values: two products, each D multiply-adds for every (position, key) pair.
     let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
     layers * (matrices + attention)
+}
+
+/// FLOPs of running every block once more for the backward: all but its last product, which only its output needs.
+pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    let last = 2 * sequences * context * (cfg.n_embd * cfg.inner()) as u64;
+    trunk_forward(cfg, sequences, context) - cfg.n_layer as u64 * last
 }
 
 /// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x context` positions.
@@ -149,8 +156,8 @@ pub struct Work {
 /// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
 /// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
-/// Dense heads cost 3 (forward 1, backward 2). `keep` costs 1 + 2k: all logits once, gradients of kept rows;
-/// `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
+/// Dense heads cost 3 (forward 1, backward 2), in one pass. With selection `keep` costs 1 + 2k: all logits once, gradients of
+/// kept rows; `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
 /// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
 /// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
 /// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
@@ -186,7 +193,12 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
         let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
         let again = if recompute { 1 + summed } else { 0 };
+        let blocks_again = match plan.machine.activations {
+            Activations::Keep => 0,
+            Activations::Recompute => trunk_again(student, sequences, context),
+        };
         flops.student_backward = (trunk
+            + blocks_again
             + head_backward(student, differentiated)
             + scanned * head_forward(student, kept)
             + again * head_forward(student, differentiated)) as f64;
@@ -247,7 +259,7 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
         context: context as u64,
         kept: gradient_rows(plan, level),
         selecting,
-        one_pass: selecting && plan.one_pass(),
+        one_pass: plan.one_pass(selecting),
         distils: plan.objective.distils(),
         drawn: None,
         probe,
@@ -364,7 +376,7 @@ pub struct MemoryByPart {
     pub moments: u64,
     /// The tape of one micro-batch.
     pub activations: u64,
-    /// Logits of one micro-batch, student's and (if the score reads them) teacher's; 0 where they are recomputed.
+    /// Logits of one micro-batch, student's and teacher's, or of the rows or columns in hand; and as much of their gradient.
     pub logits: u64,
     /// Teacher parameters and the activations of one of its blocks; no tape.
     pub teacher: u64,
@@ -389,8 +401,8 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
         weights: F32 * parameters,
         gradients: F32 * parameters,
         moments: 2 * F32 * parameters,
-        activations: tokens * tape_bytes_per_token(student),
-        logits: if plan.machine.head == HeadMode::Recompute { 0 } else { logit_bytes(student, plan, micro) },
+        activations: tape_bytes(student, plan, tokens),
+        logits: head_bytes(student, plan, micro),
         teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
             let (d, f) = (t.n_embd as u64, t.inner() as u64);
             F32 * t.parameters() as u64 + F32 * tokens * (2 * d + (3 * d).max(f))
@@ -398,12 +410,17 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     }
 }
 
-/// Bytes that the trunk's tape keeps per token: in each block the input (D), the statistics of both norms, queries,
-/// keys and values (3 D), the attention's output (D), the middle of the block (D) and the MLP before its GELU (F);
-/// then the last residual and its norm (2 D and statistics).
-pub fn tape_bytes_per_token(cfg: &Gpt2Config) -> u64 {
-    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
-    F32 * (cfg.n_layer as u64 * (6 * d + f + 4) + 2 * d + 2)
+/// Bytes that the trunk's tape takes for so many tokens: in each block the input (D), the statistics of both norms, queries,
+/// keys and values (3 D), the attention's output (D), the middle of the block (D) and the MLP before its GELU (F); then the
+/// last residual and its norm (2 D and statistics). With recomputed activations each block's input, and all of one block.
+pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
+    let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.inner() as u64);
+    let block = 6 * d + f + 4;
+    let blocks = match plan.machine.activations {
+        Activations::Keep => layers * block,
+        Activations::Recompute => layers * d + block,
+    };
+    F32 * tokens * (blocks + 2 * d + 2)
 }
 
 /// Bytes on disk of one checkpoint: weights and two moments (everything else is small).
@@ -431,7 +448,7 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
         MicroRows::Rows(n) => n,
         MicroRows::Auto => {
             let bytes = |micro: usize, kept: bool| {
-                let tape = (micro * plan.data.context) as u64 * tape_bytes_per_token(student);
+                let tape = tape_bytes(student, plan, (micro * plan.data.context) as u64);
                 tape + if kept { logit_bytes(student, plan, micro as u64) } else { 0 }
             };
             let largest = |kept: bool| {
@@ -455,11 +472,38 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
     settled
 }
 
-/// Bytes of the logits of `micro` sequences at most: the student's, and the teacher's, whose kept rows are all rows
-/// during a burn-in.
+/// Whether some step scans logits first and reads them again, so that they may be stored in between.
+pub fn stores_logits(plan: &Plan) -> bool {
+    plan.selects() || !plan.one_pass(false)
+}
+
+/// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the teacher's, whose kept rows
+/// are all rows during a burn-in.
 fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
-    let sets = 1 + u64::from(plan.uses_teacher());
-    sets * F32 * micro * plan.data.context as u64 * student.vocab_size as u64
+    if stores_logits(plan) { logit_sets(plan) * columns(plan, micro, student.vocab_size) } else { 0 }
+}
+
+/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or blocks of rows of both.
+fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
+    let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
+    if !stores_logits(plan) {
+        let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
+        return (logit_sets(plan) + 1) * F32 * rows * student.vocab_size as u64;
+    }
+    match plan.machine.head {
+        HeadMode::Recompute => (logit_sets(plan) + 1) * tile,
+        HeadMode::Keep | HeadMode::Auto => logit_bytes(student, plan, micro) + tile,
+    }
+}
+
+/// Models whose logits are formed.
+fn logit_sets(plan: &Plan) -> u64 {
+    1 + u64::from(plan.uses_teacher())
+}
+
+/// Bytes of so many floats for every position of `micro` sequences.
+fn columns(plan: &Plan, micro: u64, columns: usize) -> u64 {
+    F32 * micro * plan.data.context as u64 * columns as u64
 }
 
 /// Whether student, teacher and plan fit each other: context, vocabulary, layers.

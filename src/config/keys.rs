@@ -2,8 +2,8 @@
 //! [`super::Plan`]; rules look only at keys above them.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, ObjectiveSchedule, Pool,
-    ProbeScore, ScheduleKind, Score, Signal, Tail, list,
+    Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method,
+    ObjectiveSchedule, Pool, ProbeScore, ScheduleKind, Score, Signal, Tail, list,
 };
 use toml::Value;
 
@@ -220,6 +220,12 @@ pub const KEYS: &[Key] = &[
         "sequences per micro-batch, or auto; must divide data.rows",
     ),
     key("machine.head", Kind::Choice(HeadMode::NAMES), Is("\"auto\""), "keep logits after scoring, or recompute"),
+    key(
+        "machine.activations",
+        Kind::Choice(Activations::NAMES),
+        Is("\"keep\""),
+        "keep activations for the backward, or recompute each block's: a tenth of their memory",
+    ),
     key("machine.backward", Kind::Choice(BackwardMode::NAMES), Is("\"exact\""), "rows that carry gradient"),
     key(
         "machine.rho",

@@ -10,8 +10,8 @@ mod plan;
 mod tests;
 
 pub use choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, ObjectiveSchedule,
-    Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
+    ObjectiveSchedule, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub use load::{Resolved, ResolvedValue, load, resolve};

@@ -2,8 +2,8 @@
 //! `config.toml` of a run folder, which is itself a run file.
 
 use super::choice::{
-    AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows, ObjectiveSchedule,
-    Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
+    ObjectiveSchedule, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
@@ -351,6 +351,9 @@ pub struct MachinePlan {
     pub micro_rows: MicroRows,
     /// What happens to the logits between scoring and backward.
     pub head: HeadMode,
+    /// What happens to the activations between forward and backward.
+    #[serde(default = "MachinePlan::kept")]
+    pub activations: Activations,
     /// Which rows carry gradient.
     pub backward: BackwardMode,
     /// Share of the positions that a sampled backward keeps at the head and at each block.
@@ -367,6 +370,11 @@ impl MachinePlan {
     /// What checkpoints mean that were written before there was a `rho`.
     fn whole() -> Rho {
         Rho::Share(1.0)
+    }
+
+    /// What checkpoints mean that were written before there were `activations`.
+    fn kept() -> Activations {
+        Activations::Keep
     }
 }
 
@@ -405,11 +413,22 @@ impl Plan {
         self.level_at(step).alpha
     }
 
-    /// Whether a selecting step scores and differentiates in one pass over the head, once there is a threshold to carry. A
-    /// teacher that only kept rows are compared with is better asked afterwards.
-    pub fn one_pass(&self) -> bool {
-        self.select.pool == Pool::Carried
-            && (!self.uses_teacher() || (self.score_needs_teacher() && self.objective.is_dense()))
+    /// Whether a step scores and differentiates in one pass over the head, because a row's fate is known before its score is
+    /// or with it: where nothing is selected, unless a sampled backward wants every norm first, and where a threshold is
+    /// carried. A teacher that only kept rows are compared with is better asked afterwards.
+    pub fn one_pass(&self, selecting: bool) -> bool {
+        let dense = !self.uses_teacher() || self.objective.is_dense();
+        dense
+            && if selecting {
+                self.select.pool == Pool::Carried && (!self.uses_teacher() || self.score_needs_teacher())
+            } else {
+                self.machine.backward != BackwardMode::Sampled || self.machine.rho == Rho::Share(1.0)
+            }
+    }
+
+    /// Whether a run's `rho = "auto"` decides how many rows its backward draws, so that its FLOPs are not known beforehand.
+    pub fn draws_by_variance(&self) -> bool {
+        self.machine.backward == BackwardMode::Sampled && self.machine.rho == Rho::Auto
     }
 
     /// How selection divides the tokens of a micro-batch at confidence level `alpha`.

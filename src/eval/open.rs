@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::hub::{HubOptions, Kind, has_tokenizer, resolve_model};
 use crate::model::Gpt2;
 use crate::model::weights::load_model;
-use crate::ops::matmul::Precision;
 use crate::progress::Progress;
 use candle_core::Device;
 use rayon::prelude::*;
@@ -53,12 +52,7 @@ pub fn open_model(text: &str, options: &HubOptions, device: &Device, progress: &
             config.vocab_size
         )));
     }
-    Ok(OpenModel {
-        model: Gpt2 { config, params, precision: Precision::F32 },
-        tokenizer,
-        dir: source.dir,
-        origin: source.origin,
-    })
+    Ok(OpenModel { model: Gpt2::new(config, params), tokenizer, dir: source.dir, origin: source.origin })
 }
 
 /// The tokens of a folder written by `prepare` (its validation split), of a token file, or of raw text (anything that

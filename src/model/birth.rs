@@ -2,7 +2,6 @@
 
 use super::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::error::{Error, Result};
-use crate::ops::matmul::Precision;
 use crate::rng::{Rng, Stream};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -28,7 +27,7 @@ impl Gpt2 {
             Ok(Tensor::from_vec(data, shape.as_slice(), device)?)
         });
         let params = ParamSet::new(layout.clone(), tensors.collect::<Result<_>>()?);
-        Ok(Self { config, params, precision: Precision::F32 })
+        Ok(Self::new(config, params))
     }
 
     /// A student with the teacher's embeddings, final norm and the given blocks, in that order (DistilGPT-2's birth;
@@ -52,7 +51,7 @@ impl Gpt2 {
             found.ok_or_else(|| Error::internal(format!("the teacher lacks {source}")))
         };
         let tensors = layout.entries.iter().map(|(name, _)| Ok(find(name)?.1.copy()?)).collect::<Result<_>>()?;
-        Ok(Self { params: ParamSet::new(layout, tensors), config, precision: teacher.precision })
+        Ok(Self { precision: teacher.precision, ..Self::new(config, ParamSet::new(layout, tensors)) })
     }
 }
 

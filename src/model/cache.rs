@@ -34,11 +34,11 @@ impl Gpt2 {
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), tokens, n, 0)?;
         let mut keys = Vec::with_capacity(self.config.n_layer);
         for l in 0..self.config.n_layer {
-            let (tape, next) = self.block_forward(l, x, shape)?;
-            let room = Tensor::zeros((most, 2 * width), next.dtype(), next.device())?;
+            let tape = self.block_tape(l, x, shape)?;
+            let room = Tensor::zeros((most, 2 * width), tape.qkv.dtype(), tape.qkv.device())?;
             assign(&room.narrow(0, 0, n)?, &tape.qkv.narrow(1, width, 2 * width)?)?;
             keys.push(room);
-            x = next;
+            x = self.block_output(l, &tape)?;
         }
         let hidden = self.final_norm(&x.narrow(0, n - 1, 1)?)?.out;
         Ok((Cache { keys, tokens: tokens.to_vec() }, hidden))

@@ -1,8 +1,9 @@
 //! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: phase one of
 //! hierarchical batch selection (ESLM, arXiv 2505.19893).
 
-use super::gpt2::{BlockTape, Tape};
+use super::gpt2::{BlockTape, Tape, Taped};
 use super::{Gpt2, Gpt2Config};
+use crate::config::Activations;
 use crate::error::{Error, Result};
 use crate::ops::attention::Shape;
 use crate::ops::embed::gather;
@@ -13,7 +14,7 @@ use candle_core::Tensor;
 pub struct Partial {
     tokens: Vec<u32>,
     shape: Shape,
-    blocks: Vec<BlockTape>,
+    blocks: Vec<Taped>,
     /// The residual stream, [B T, D].
     x: Tensor,
 }
@@ -66,9 +67,15 @@ impl Partial {
         }
         self.tokens =
             sequences.iter().flat_map(|&s| &self.tokens[s as usize * context..][..context]).copied().collect();
-        for BlockTape { x, ln_1_stats, qkv, attended, mid, ln_2_stats, fc } in &mut self.blocks {
+        for taped in &mut self.blocks {
+            let tensors = match taped {
+                Taped::Input(x) => vec![x],
+                Taped::Whole(BlockTape { x, ln_1_stats, qkv, attended, mid, ln_2_stats, fc }) => {
+                    vec![x, ln_1_stats, qkv, &mut attended.out, &mut attended.lse, mid, ln_2_stats, fc]
+                }
+            };
             // One after the other, so that each is freed before the next is gathered.
-            for tensor in [x, ln_1_stats, qkv, &mut attended.out, &mut attended.lse, mid, ln_2_stats, fc] {
+            for tensor in tensors {
                 *tensor = of_sequences(tensor, all, sequences)?;
             }
         }
@@ -80,9 +87,12 @@ impl Partial {
     /// Runs blocks until `end` of them are done.
     fn run(&mut self, model: &Gpt2, end: usize) -> Result<()> {
         for l in self.blocks.len()..end {
-            let (tape, next) = model.block_forward(l, self.x.clone(), self.shape)?;
-            self.blocks.push(tape);
-            self.x = next;
+            let tape = model.block_tape(l, self.x.clone(), self.shape)?;
+            self.x = model.block_output(l, &tape)?;
+            self.blocks.push(match model.activations {
+                Activations::Keep => Taped::Whole(tape),
+                Activations::Recompute => Taped::Input(tape.x),
+            });
         }
         Ok(())
     }

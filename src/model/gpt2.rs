@@ -7,6 +7,7 @@
 //! what happens there instead: nothing (exact), only the given rows go on (sparse), or drawn ones do (sampled).
 
 use super::{Block, Gpt2Config, ParamSet, RowSampler};
+use crate::config::Activations;
 use crate::error::Result;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
@@ -25,6 +26,8 @@ pub struct Gpt2 {
     pub params: ParamSet,
     /// What the products with weights do with their factors, forward and backward. Attention's own stay f32.
     pub precision: Precision,
+    /// What a tape keeps of each block.
+    pub activations: Activations,
 }
 
 /// Which rows carry gradient below the last block's keys and values.
@@ -44,10 +47,18 @@ pub enum Flow<'a> {
 pub struct Tape {
     pub(super) tokens: Vec<u32>,
     pub(super) shape: Shape,
-    pub(super) blocks: Vec<BlockTape>,
+    pub(super) blocks: Vec<Taped>,
     /// Input of the final norm and its statistics.
     pub(super) last: Tensor,
     pub(super) last_stats: Tensor,
+}
+
+/// What a tape holds of a block.
+#[derive(Debug)]
+pub(super) enum Taped {
+    Whole(BlockTape),
+    /// Its input alone, from which the rest is formed again.
+    Input(Tensor),
 }
 
 /// Kept per block: 10 D + F / D floats per position or so; layer-norm outputs and activations are formed again.
@@ -64,12 +75,17 @@ pub(super) struct BlockTape {
 }
 
 impl Gpt2 {
+    /// A model that works in f32 and keeps its activations.
+    pub fn new(config: Gpt2Config, params: ParamSet) -> Self {
+        Self { config, params, precision: Precision::F32, activations: Activations::Keep }
+    }
+
     /// Hidden vectors after the final norm, [B T, D], for `tokens` [B, T] in row-major order. Keeps nothing.
     pub fn forward(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
         let shape = self.shape(tokens, context);
         let mut x = self.embed(tokens, context)?;
         for l in 0..self.config.n_layer {
-            x = self.block_forward(l, x, shape)?.1;
+            x = self.block_output(l, &self.block_tape(l, x, shape)?)?;
         }
         Ok(self.final_norm(&x)?.out)
     }
@@ -113,7 +129,7 @@ impl Gpt2 {
         let mut rows = rows.map(Cow::Borrowed);
         let mut reached = 0;
         for l in (0..self.config.n_layer).rev() {
-            let Some(tape) = blocks.pop() else { break };
+            let Some(taped) = blocks.pop() else { break };
             if let Flow::Sampled(sampler) = flow
                 && let Some(drawn) = sampler.draw(l, rows.as_deref(), &d)?
             {
@@ -123,6 +139,10 @@ impl Gpt2 {
                 (rows, d) = (Some(Cow::Owned(drawn.rows)), drawn.d);
             }
             reached += d.dim(0)? as u64;
+            let tape = match taped {
+                Taped::Whole(tape) => tape,
+                Taped::Input(x) => self.block_tape(l, x, shape)?,
+            };
             let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
             d = self.block_backward(l, tape, rows.as_deref(), d, grads, shape, keys)?;
             if keys == Keys::All {
@@ -150,8 +170,8 @@ impl Gpt2 {
         layer_norm::forward(x, self.params.ln_f_w(), self.params.ln_f_b(), self.config.layer_norm_epsilon)
     }
 
-    /// x + attention(ln_1(x)), then that + mlp(ln_2(that)); returns the tape and the block's output.
-    pub(super) fn block_forward(&self, l: usize, x: Tensor, shape: Shape) -> Result<(BlockTape, Tensor)> {
+    /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of mlp(ln_2(that)).
+    pub(super) fn block_tape(&self, l: usize, x: Tensor, shape: Shape) -> Result<BlockTape> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
         let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?;
@@ -160,8 +180,13 @@ impl Gpt2 {
         let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?;
         let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?;
         let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?;
-        let out = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b, self.precision)?;
-        Ok((BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc }, out))
+        Ok(BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc })
+    }
+
+    /// The rest of block `l`: its output, the next one's input.
+    pub(super) fn block_output(&self, l: usize, tape: &BlockTape) -> Result<Tensor> {
+        let p = self.params.block(l);
+        linear_onto(&tape.mid, &gelu::forward(&tape.fc)?, p.proj_w, p.proj_b, self.precision)
     }
 
     /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input: of all rows, or of

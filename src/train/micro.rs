@@ -91,19 +91,25 @@ impl Trainer {
         clock.lap(&mut report.phases.teacher);
         let logits = self.student.logits(hidden, keep);
         let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
-        // With a threshold at hand a row's fate is known with its score, unless its teacher is asked for kept rows only.
-        let one_pass =
-            carried.filter(|_| signal.is_none() || (together && (mix.lambda == 0.0 || objective.is_dense())));
-        let head = match one_pass {
-            Some(carried) => self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?,
-            None => self.two_passes(&micro, carried, logits, signal, report, &mut clock)?,
+        // A row's fate is known beforehand, or with its score and a threshold at hand; unless its teacher is asked for kept
+        // rows only.
+        let one_pass = match score {
+            None => self.plan.one_pass(false),
+            Some(_) => {
+                carried.is_some() && (signal.is_none() || (together && (mix.lambda == 0.0 || objective.is_dense())))
+            }
+        };
+        let head = if one_pass {
+            self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?
+        } else {
+            self.two_passes(&micro, carried, logits, signal, report, &mut clock)?
         };
         let mut work = Work {
             sequences: batch.rows as u64,
             context: context as u64,
             kept: head.as_ref().map_or(0, |head| head.before as u64),
             selecting: score.is_some(),
-            one_pass: one_pass.is_some(),
+            one_pass,
             probe,
             distils: mix.lambda > 0.0,
             drawn: None,
@@ -268,18 +274,17 @@ impl Trainer {
         sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
 
-    /// Scores, decides and differentiates row after row. None if no row is left.
+    /// Scores, decides and differentiates row after row: every row that counts where nothing is scored. None if no row is left.
     fn one_pass(
         &self,
         micro: &Micro<'_>,
-        carried: Carried,
+        carried: Option<Carried>,
         logits: &Logits,
         signal: Option<&Logits>,
         report: &mut StepReport,
         clock: &mut Clock,
     ) -> Result<Option<Head>> {
         let Micro { batch, mix, .. } = *micro;
-        let Some(score) = micro.score else { return Err(Error::internal("one pass without a score")) };
         let mut selection = Selection::default();
         let mut weigh = |i: usize, stats: &RowStats| -> Result<f32> {
             micro.check("loss of the student", i, stats.student.nll)?;
@@ -289,6 +294,10 @@ impl Trainer {
             if !batch.valid[i] {
                 return Ok(0.0);
             }
+            let Some((score, carried)) = micro.score.zip(carried) else {
+                selection.rows.push(i as u32);
+                return Ok(1.0);
+            };
             let value = score_of(score, stats, || micro.numbers.token(i, batch.context), micro.numbers.rng());
             let value = score_is_finite(score, value, i, batch)?;
             report.scores.push(value);

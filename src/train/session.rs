@@ -153,7 +153,7 @@ fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>)
 
 fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
     let (config, params) = load_model(dir, device)?;
-    Ok(Gpt2 { config, params, precision: Precision::F32 })
+    Ok(Gpt2::new(config, params))
 }
 
 /// The student of a plan: a preset is born as it says unless the plan says otherwise; anything else is loaded.

@@ -35,7 +35,9 @@ impl Trainer {
     pub fn new(plan: Plan, student: Gpt2, teacher: Option<Teacher>) -> Result<Self> {
         let device = student.params.wte().device().clone();
         let precision = Precision::of(plan.machine.dtype, &device)?;
-        let (student, teacher) = (Gpt2 { precision, ..student }, teacher.map(|t| t.with_precision(precision)));
+        let activations = plan.machine.activations;
+        let (student, teacher) =
+            (Gpt2 { precision, activations, ..student }, teacher.map(|t| t.with_precision(precision)));
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;

@@ -176,6 +176,7 @@ fn machine_settings_do_not_change_the_mathematics() {
             // The same bits wherever this was tried; a matrix library may differ with the number of rows.
             (&["machine.head=recompute"][..], 1e-6),
             (&["machine.backward=dense"], 1e-5),
+            (&["machine.activations=recompute"], 0.0),
             (&["machine.micro_rows=1"], 1e-5),
             (&["machine.micro_rows=2", "machine.head=recompute"], 1e-5),
             (&["machine.micro_rows=2", "machine.backward=dense"], 1e-5),
@@ -377,13 +378,19 @@ fn reported_flops_are_those_of_the_blocks() {
     // The scan beside the teacher and the gradient form both heads' kept rows once more each.
     let again = Flops { student_backward: backward + 2.0 * half, teacher: trunk + 2.0 * teacher_half, ..plain };
     assert_eq!(blocks(&["teacher=t", "machine.head=recompute"]), again);
-    // Without selection one scan reads both heads, and one more pass of each forms the gradient.
-    let dense = blocks(&["teacher=t", "machine.head=recompute", "method=clm"]);
-    assert_eq!(dense.student_forward + dense.student_backward, {
-        let backward = trunk_backward_exact(&student, 4, 16, 64) + head_backward(&student, 64);
-        (trunk_forward(&student, 4, 16) + 2 * head_forward(&student, 64) + backward) as f64
-    });
-    assert_eq!((dense.teacher, dense.scoring), (trunk + 4.0 * teacher_half, 0.0));
+    // Without selection one pass reads both heads and forms the gradient, whatever is asked of stored logits.
+    for head in ["machine.head=recompute", "machine.head=keep"] {
+        let dense = blocks(&["teacher=t", head, "method=clm"]);
+        assert_eq!(dense.student_forward + dense.student_backward, {
+            let backward = trunk_backward_exact(&student, 4, 16, 64) + head_backward(&student, 64);
+            (trunk_forward(&student, 4, 16) + head_forward(&student, 64) + backward) as f64
+        });
+        assert_eq!((dense.teacher, dense.scoring), (trunk + 2.0 * teacher_half, 0.0));
+    }
+    // A block runs again but for its last product, of D x F.
+    let last = 2 * 2 * 64 * (16 * 64);
+    let again = Flops { student_backward: backward + (trunk_forward(&student, 4, 16) - last) as f64, ..plain };
+    assert_eq!(blocks(&["machine.activations=recompute"]), again);
 }
 
 #[test]
@@ -396,7 +403,7 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
             for machine in [
                 &["machine.head=keep", "machine.backward=exact"][..],
                 &["machine.head=recompute", "machine.backward=dense"],
-                &["machine.head=recompute", "select.pool=micro-batch"],
+                &["machine.head=recompute", "select.pool=micro-batch", "machine.activations=recompute"],
             ] {
                 let alpha_setting = format!("select.alpha={alpha}");
                 let settings = [mathematics, machine, &[alpha_setting.as_str(), "machine.micro_rows=2"]].concat();

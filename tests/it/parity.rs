@@ -140,11 +140,7 @@ impl Case {
 
 fn wide(model: &Gpt2) -> Gpt2 {
     let tensors = model.params.tensors().iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
-    Gpt2 {
-        config: model.config.clone(),
-        params: ParamSet::new(model.params.layout().clone(), tensors),
-        precision: model.precision,
-    }
+    Gpt2 { params: ParamSet::new(model.params.layout().clone(), tensors), ..model.clone() }
 }
 
 fn bits(grads: &ParamSet) -> Vec<Vec<f32>> {
@@ -262,7 +258,7 @@ fn gradients_are_the_slopes_of_the_loss() {
                 let mut tensors = case.student.params.tensors().to_vec();
                 tensors[which] = Tensor::from_vec(data, shape.as_slice(), &Device::Cpu).unwrap();
                 let params = ParamSet::new(layout.clone(), tensors);
-                let student = Gpt2 { config: case.student.config.clone(), params, precision: Precision::F32 };
+                let student = Gpt2::new(case.student.config.clone(), params);
                 Case { student, ..case.slice(0, 3) }.loss(&rows, DISTIL)
             };
             let slope = (moved(H) - moved(-H)) / (2.0 * H);

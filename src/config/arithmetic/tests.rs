@@ -51,14 +51,15 @@ fn heads_cost_what_the_mathematics_says() {
     let recompute = plan(&ONE.replace("'keep'", "'recompute'"));
     let unit = head_forward(&gpt2(), 1024) as f64;
     let trunk = trunk_forward(&gpt2(), 1, 1024);
-    for k in [1.0f64, 0.5] {
+    for (k, recomputed) in [(1.0f64, 3.0), (0.5, 1.0 + 3.0 * 0.5)] {
         let head = |plan: &Plan| {
             let f = flops_per_step(&gpt2(), None, plan, 1.0 - k);
             let kept = kept_rows(plan, 1.0 - k);
             (f.total() - (trunk + trunk_backward_exact(&gpt2(), 1, 1024, kept)) as f64) / unit
         };
         assert!((head(&keep) - (1.0 + 2.0 * k)).abs() < 1e-9);
-        assert!((head(&recompute) - (1.0 + 3.0 * k)).abs() < 1e-9);
+        // With nothing to select every row's gradient is formed from the logits in hand.
+        assert!((head(&recompute) - recomputed).abs() < 1e-9);
     }
 }
 
@@ -165,7 +166,8 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
         assert!(settled.data.rows.is_multiple_of(micro));
         assert_eq!(settled.machine.head, HeadMode::Keep);
         let m = memory(&cfg, None, &settled);
-        assert!(m.activations + m.logits <= MICRO_BATCH_BUDGET && m.logits <= KEPT_LOGITS_BUDGET, "{m:?}");
+        let stored = logit_bytes(&cfg, &settled, micro as u64);
+        assert!(m.activations + stored <= MICRO_BATCH_BUDGET && stored <= KEPT_LOGITS_BUDGET, "{m:?}");
         // Settling again changes nothing.
         assert_eq!(settle(&cfg, &settled), settled);
     }
@@ -184,11 +186,19 @@ fn memory_and_disk_follow_the_parameters() {
     let m = memory(&gpt2(), None, &p);
     assert_eq!(m.weights, 4 * 124_439_808);
     assert_eq!((m.gradients, m.moments), (m.weights, 2 * m.weights));
-    assert_eq!(m.logits, 4 * 1024 * 50257);
+    // Stored, and the gradient of 4,096 columns.
+    assert_eq!(m.logits, 4 * 1024 * (50257 + 4096));
     // Per token: 12 blocks x (6 x 768 + 3072 + 4) + 2 x 768 + 2 floats.
     assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations);
     assert_eq!(disk_bytes(&gpt2(), &p), (2 + 1) * 3 * m.weights);
+    // Columns of both; with nothing selected, 128 rows of both; inputs of 12 blocks, and all of one.
+    let with = |settings: &str| memory(&gpt2(), None, &plan(&format!("{ONE}{settings}")));
+    let recomputed = memory(&gpt2(), None, &plan(&ONE.replace("keep", "recompute")));
+    assert_eq!(recomputed.logits, 4 * 1024 * 2 * 4096);
+    assert_eq!(with("[select]\nalpha = 0\n").logits, 4 * 128 * 2 * 50257);
+    let again = with("activations = 'recompute'\n");
+    assert_eq!(again.activations, 4 * 1024 * (12 * 768 + 6 * 768 + 3072 + 4 + 2 * 768 + 2));
 }
 
 #[test]

@@ -135,3 +135,20 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
         }
     }
 }
+
+#[test]
+fn recomputed_activations_give_the_same_bits() {
+    let kept = model(DType::F32);
+    let again = Gpt2 { activations: Activations::Recompute, ..kept.clone() };
+    let drawn = RowSampler::new(RowBudget::Share(0.5), 1, (0..14).collect(), CONTEXT);
+    for flow in [Flow::Exact, Flow::Sparse, Flow::Sampled(&drawn)] {
+        for rows in [None, Some(&ROWS[..])] {
+            assert!(bits(&gradients(&again, rows, flow).0) == bits(&gradients(&kept, rows, flow).0), "{flow:?}");
+        }
+    }
+    let held = |model: &Gpt2| {
+        let whole = |taped: &Taped| matches!(taped, Taped::Whole(_));
+        model.forward_with_tape(&tokens(), CONTEXT).unwrap().1.blocks.iter().filter(|b| whole(b)).count()
+    };
+    assert_eq!((held(&kept), held(&again)), (3, 0));
+}

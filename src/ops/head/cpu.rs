@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Columns per tile. Fixed, so that `keep` and `recompute` add up in the same order.
-pub(super) const TILE: usize = 4096;
+pub(crate) const TILE: usize = 4096;
 
 pub(super) fn scan(
     student: &mut Logits,

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 /// Rows per block. Fixed, so that sums are formed in the same order on every machine; 128 rows of GPT-2's vocabulary are
 /// 26 MB of logits, and as much again of the teacher's and of gradients.
-const ROWS: usize = 128;
+pub(crate) const ROWS: usize = 128;
 
 /// What one pass found and did.
 #[derive(Debug)]

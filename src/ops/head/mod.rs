@@ -12,6 +12,8 @@ pub mod reference;
 mod sparse;
 
 pub use crate::objective::Mix;
+pub(crate) use cpu::TILE;
+pub(crate) use fused::ROWS as BLOCK_ROWS;
 pub use fused::{Fused, fused};
 pub use reduce::{sample, top_k};
 

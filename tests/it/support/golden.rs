@@ -3,7 +3,6 @@
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::model::weights::parse_config;
 use eslm_kd::model::{Gpt2, Layout, ParamSet};
-use eslm_kd::ops::matmul::Precision;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -61,7 +60,7 @@ impl Golden {
             tensor.copy().unwrap()
         });
         let params = ParamSet::new(layout.clone(), tensors.collect());
-        Gpt2 { config, params, precision: Precision::F32 }
+        Gpt2::new(config, params)
     }
 }
 

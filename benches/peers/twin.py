@@ -1,0 +1,124 @@
+"""PyTorch twins of this project's training steps, written for speed: what a competent user of PyTorch would run.
+
+    python twin.py KIND [--dtype f32|bf16]
+
+KIND is one of
+  plain  GPT-2 124M on 4 x 256 random tokens: cross-entropy, clipping at 1, AdamW
+  eslm   the same by the published recipe of token selection: every logit is formed, the entropy of every position is read from
+         them, the loss is masked to the half of each sequence with the highest, and the backward is that of the whole batch
+  kd     the same beside a teacher of GPT-2 medium's shape: half cross-entropy, half KL(teacher || student) on full logits
+
+Answers `ready`, then for every line on stdin does one step and prints its seconds and the process's peak memory in bytes.
+"""
+
+import argparse
+import contextlib
+import math
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+VOCAB, POSITIONS, ROWS, CONTEXT = 50257, 1024, 4, 256
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = (y.view(b, t, self.heads, d // self.heads).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(d, 2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, d)
+        x = x + self.attended(y)
+        return x + self.narrow(F.gelu(self.wide(self.ln_2(x)), approximate="tanh"))
+
+
+class Gpt2(nn.Module):
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCAB, width), nn.Embedding(POSITIONS, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(width)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * layers) if "narrow" in name or "attended" in name else 1))
+
+    def forward(self, ids):
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
+def plain_loss(z, y, _teacher):
+    return F.cross_entropy(z.float().flatten(0, 1), y.flatten())
+
+
+def eslm_loss(z, y, _teacher):
+    z = z.float()
+    with torch.no_grad():
+        logp = F.log_softmax(z, -1)
+        entropy = -(logp.exp() * logp).sum(-1)
+        kept = torch.zeros_like(entropy)
+        kept.scatter_(1, entropy.topk(math.ceil(CONTEXT / 2), 1).indices, 1.0)
+    nll = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none")
+    return (nll * kept.flatten()).sum() / kept.sum()
+
+
+def kd_loss(z, y, teacher_logits):
+    z = z.float()
+    logp = F.log_softmax(z, -1).flatten(0, 1)
+    logq = F.log_softmax(teacher_logits.float(), -1).flatten(0, 1)
+    kl = F.kl_div(logp, logq, log_target=True, reduction="batchmean")
+    return 0.5 * F.nll_loss(logp, y.flatten()) + 0.5 * kl
+
+
+LOSSES = {"plain": plain_loss, "eslm": eslm_loss, "kd": kd_loss}
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("kind", choices=LOSSES)
+    arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    arguments.add_argument("--threads", type=int)
+    args = arguments.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    student = Gpt2(768, 12, 12)
+    teacher = Gpt2(1024, 24, 16).eval().requires_grad_(False) if args.kind == "kd" else None
+    decayed = [p for p in student.parameters() if p.dim() == 2]
+    others = [p for p in student.parameters() if p.dim() != 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
+    ids = torch.randint(VOCAB, (ROWS, CONTEXT))
+    targets = torch.randint(VOCAB, (ROWS, CONTEXT))
+    narrow = torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        with narrow:
+            teacher_logits = None
+            if teacher is not None:
+                with torch.no_grad():
+                    teacher_logits = teacher(ids)
+            loss = LOSSES[args.kind](student(ids), targets, teacher_logits)
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        loss.item()
+        seconds = time.perf_counter() - start
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main()
