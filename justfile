@@ -24,6 +24,14 @@ fix:
 bench shape="14m" runs="5":
     cargo bench --bench step -- {{shape}} {{runs}}
 
+# Every operation against its reference and the machine's ceilings.
+ops runs="5":
+    cargo bench --bench ops -- {{runs}}
+
+# Our steps and PyTorch's in turn, on an idle machine. Installs PyTorch into target/peer-env the first time.
+peers runs="5":
+    python3 benches/peers/run.py --runs {{runs}}
+
 # Recomputes the goldens with PyTorch and compares; needs Python and network once. `just golden ""` writes them anew.
 golden mode="--check":
     test -d target/golden-env || python3 -m venv target/golden-env

@@ -2,15 +2,18 @@
 //!
 //! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--only TEXT] [--serve NAME]`, with SHAPE one of `124m` (B 4 x T 256) and
 //! `14m` (B 8 x T 256, V 8192), and DTYPE one of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT.
+//! `cargo bench --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is kept.
 //!
 //! Every step is taken in turn with a plain one, so that a ratio is between medians of the same minutes. `--serve` does one
 //! step per line on stdin and answers with its seconds: `benches/peers` asks two programs in turn that way.
 
-use candle_core::{Device, Tensor};
+mod ceilings;
+
+use candle_core::Device;
+use ceilings::{matmul_ceiling, median};
 use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
-use eslm_kd::ops::matmul::{Precision, matmul};
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
@@ -60,13 +63,13 @@ const ARMS: [Arm; 14] = [
 ];
 
 /// Shapes of a student and its teacher, and the sequences of a step.
+#[derive(Clone)]
 struct Scale {
     student: Gpt2Config,
     teacher: Gpt2Config,
     rows: usize,
+    context: usize,
 }
-
-const CONTEXT: usize = 256;
 
 fn main() {
     let mut words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -85,24 +88,31 @@ fn main() {
             student: Gpt2Config::new(50257, 1024, 768, 12, 12),
             teacher: Gpt2Config::new(50257, 1024, 1024, 24, 16),
             rows: 4,
+            context: 256,
         },
         "14m" => Scale {
             student: Gpt2Config::new(8192, 256, 384, 6, 6),
             teacher: Gpt2Config::new(8192, 256, 512, 8, 8),
             rows: 8,
+            context: 256,
         },
-        other => panic!("expected 124m or 14m, found {other}"),
+        "growth" => small(),
+        other => panic!("expected 124m, 14m or growth, found {other}"),
     };
     if let Some(name) = serve {
         let arm = ARMS.iter().find(|arm| arm.name == name).unwrap_or_else(|| panic!("no step is called {name}"));
         return serve_steps(*arm, &scale, dtype);
     }
+    if shape == "growth" {
+        return growth(runs);
+    }
     let ceiling = matmul_ceiling();
     println!(
-        "{shape}: {} parameters, {} x {CONTEXT} tokens, {runs} runs after one, {dtype}; f32 products of 1024 x 768 x 3072 \
+        "{shape}: {} parameters, {} x {} tokens, {runs} runs after one, {dtype}; f32 products of 1024 x 768 x 3072 \
          reach {ceiling:.0} GFLOP/s",
         scale.student.parameters(),
-        scale.rows
+        scale.rows,
+        scale.context,
     );
     println!(
         "{:<28} {:>8} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8}  seconds by phase",
@@ -136,7 +146,7 @@ fn row(arm: Arm, scale: &Scale, dtype: Dtype, runs: usize, ceiling: f64) -> Stri
         "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {:.3} scan {:.3} teacher {:.3} \
          select {:.4} head {:.3} bwd {:.3} opt {:.3}",
         arm.name,
-        (scale.rows * CONTEXT) as f64 / seconds,
+        (scale.rows * scale.context) as f64 / seconds,
         seconds / plain,
         flops / 1e9,
         100.0 * flops / 1e9 / seconds / ceiling,
@@ -149,6 +159,63 @@ fn row(arm: Arm, scale: &Scale, dtype: Dtype, runs: usize, ceiling: f64) -> Stri
         phase(|p| p.backward),
         phase(|p| p.optimizer),
     )
+}
+
+/// 4 blocks of width 256 on 8 x 256 tokens of a vocabulary of 8,192.
+fn small() -> Scale {
+    let shape = Gpt2Config::new(8192, 256, 256, 4, 4);
+    Scale { student: shape.clone(), teacher: shape, rows: 8, context: 256 }
+}
+
+/// Prints seconds of a step as one size at a time doubles, and the exponent that a straight line through their logarithms has.
+fn growth(runs: usize) {
+    println!(
+        "4 blocks of width 256, B 8, T 256, V 8,192, every row kept, but for what varies; {runs} runs after one, medians"
+    );
+    let with = |change: &dyn Fn(&mut Scale)| {
+        let mut scale = small();
+        change(&mut scale);
+        scale
+    };
+    let sizes = |sizes: &[usize], set: &dyn Fn(&mut Scale, usize)| {
+        sizes.iter().map(|&size| (size as f64, PLAIN, with(&|s| set(s, size)))).collect::<Vec<_>>()
+    };
+    let shares = |backward: BackwardMode| {
+        let arm = |share: f64| (share, Arm { alpha: 1.0 - share, backward, ..PLAIN }, small());
+        [0.125, 0.25, 0.5, 0.999].map(arm).to_vec()
+    };
+    let series = [
+        ("B", sizes(&[2, 4, 8, 16], &|s, b| s.rows = b)),
+        (
+            "T, tokens constant",
+            sizes(&[128, 256, 512, 1024], &|s, t| {
+                (s.context, s.rows, s.student.n_positions) = (t, 2048 / t, t);
+            }),
+        ),
+        ("V", sizes(&[4096, 8192, 16384, 32768], &|s, v| s.student.vocab_size = v)),
+        ("keep, exact", shares(BackwardMode::Exact)),
+        ("keep, sparse", shares(BackwardMode::Sparse)),
+    ];
+    for (name, points) in series {
+        let mut measured = Vec::new();
+        for (size, arm, scale) in points {
+            let mut steps = Steps::new(arm, &scale, Dtype::F32);
+            steps.take();
+            measured.push((size, median((0..runs).map(|_| steps.take().0).collect())));
+        }
+        let shown: Vec<String> = measured.iter().map(|(size, s)| format!("{size}: {s:.3} s")).collect();
+        println!("{name:<20} {}  exponent {:.2}", shown.join(", "), exponent(&measured));
+    }
+}
+
+/// Slope of the least-squares line through the logarithms.
+fn exponent(points: &[(f64, f64)]) -> f64 {
+    let logs: Vec<(f64, f64)> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
+    let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / logs.len() as f64;
+    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+    let (up, down) =
+        logs.iter().fold((0.0, 0.0), |(up, down), p| (up + (p.0 - x) * (p.1 - y), down + (p.0 - x).powi(2)));
+    up / down
 }
 
 /// One step per line on stdin, its seconds and the process's peak memory in bytes on stdout.
@@ -181,7 +248,7 @@ impl Steps {
         let teacher = (arm.lambda > 0.0)
             .then(|| Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student).unwrap());
         let trainer = Trainer::new(plan(arm, scale, dtype), model, teacher).unwrap();
-        Self { trainer, batch: random_batch(scale.rows, scale.student.vocab_size), done: 0 }
+        Self { trainer, batch: random_batch(scale.rows, scale.context, scale.student.vocab_size), done: 0 }
     }
 
     fn take(&mut self) -> (f64, Taken) {
@@ -196,7 +263,7 @@ fn plan(arm: Arm, scale: &Scale, dtype: Dtype) -> Plan {
     let file = RunFile::embedded("quickstart").unwrap();
     let mut plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
     plan.method = Method::Eslm;
-    (plan.data.rows, plan.data.context) = (scale.rows, CONTEXT);
+    (plan.data.rows, plan.data.context) = (scale.rows, scale.context);
     (plan.select.alpha, plan.select.score, plan.objective.lambda) = (arm.alpha, arm.score, arm.lambda);
     (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);
     (plan.select.burn_in, plan.select.ramp) = (0, 0);
@@ -206,37 +273,17 @@ fn plan(arm: Arm, scale: &Scale, dtype: Dtype) -> Plan {
     plan
 }
 
-fn random_batch(rows: usize, vocab: usize) -> Batch {
+fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     let rng = Rng::new(5, Stream::Corpus);
-    let draw = |sub| (0..rows * CONTEXT).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
+    let draw = |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
     Batch {
         rows,
-        context: CONTEXT,
+        context,
         inputs: draw(0),
         targets: draw(1),
-        valid: vec![true; rows * CONTEXT],
+        valid: vec![true; rows * context],
         sequence_ids: (0..rows as u64).collect(),
     }
-}
-
-/// GFLOP/s of the product that an MLP of GPT-2 124M makes of 1,024 positions; best of ten.
-fn matmul_ceiling() -> f64 {
-    let (m, k, n) = (1024, 768, 3072);
-    let a = Tensor::rand(-1f32, 1f32, (m, k), &Device::Cpu).unwrap();
-    let b = Tensor::rand(-1f32, 1f32, (k, n), &Device::Cpu).unwrap();
-    let best = (0..10)
-        .map(|_| {
-            let start = Instant::now();
-            matmul(&a, &b, Precision::F32).unwrap();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    2.0 * (m * k * n) as f64 / best / 1e9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The process's largest resident memory since [`reset_peak_memory`], in bytes; 0 where the system does not say.

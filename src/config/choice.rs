@@ -228,7 +228,7 @@ choice! {
         /// Keep what the backward needs of every block.
         Keep = "keep",
         /// Keep each block's input, and run the block again when the backward comes to it: about a third of a trunk's
-        /// backward more work, a tenth of the memory (Chen et al. 2016, arXiv 1604.06174).
+        /// backward more work, a fifth of the memory or less (Chen et al. 2016, arXiv 1604.06174).
         Recompute = "recompute",
     }
 }
