@@ -483,12 +483,13 @@ fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     if stores_logits(plan) { logit_sets(plan) * columns(plan, micro, student.vocab_size) } else { 0 }
 }
 
-/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or blocks of rows of both.
+/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or a block of rows,
+/// whose gradient takes their place.
 fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
     if !stores_logits(plan) {
         let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
-        return (logit_sets(plan) + 1) * F32 * rows * student.vocab_size as u64;
+        return logit_sets(plan) * F32 * rows * student.vocab_size as u64;
     }
     match plan.machine.head {
         HeadMode::Recompute => (logit_sets(plan) + 1) * tile,

@@ -192,11 +192,11 @@ fn memory_and_disk_follow_the_parameters() {
     assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations);
     assert_eq!(disk_bytes(&gpt2(), &p), (2 + 1) * 3 * m.weights);
-    // Columns of both; with nothing selected, 128 rows of both; inputs of 12 blocks, and all of one.
+    // Columns of both; with nothing selected, 256 rows; inputs of 12 blocks, and all of one.
     let with = |settings: &str| memory(&gpt2(), None, &plan(&format!("{ONE}{settings}")));
     let recomputed = memory(&gpt2(), None, &plan(&ONE.replace("keep", "recompute")));
     assert_eq!(recomputed.logits, 4 * 1024 * 2 * 4096);
-    assert_eq!(with("[select]\nalpha = 0\n").logits, 4 * 128 * 2 * 50257);
+    assert_eq!(with("[select]\nalpha = 0\n").logits, 4 * 256 * 50257);
     let again = with("activations = 'recompute'\n");
     assert_eq!(again.activations, 4 * 1024 * (12 * 768 + 6 * 768 + 3072 + 4 + 2 * 768 + 2));
 }

@@ -15,9 +15,9 @@ use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 128 rows of GPT-2's vocabulary are
-/// 26 MB of logits, and as much again of the teacher's and of gradients.
-pub(crate) const ROWS: usize = 128;
+/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 256 rows of GPT-2's vocabulary are
+/// 51 MB of logits, and as much again of the teacher's. Fewer would have products pack the head for too little work.
+pub(crate) const ROWS: usize = 256;
 
 /// What one pass found and did.
 #[derive(Debug)]
@@ -118,21 +118,12 @@ impl<'a> Product<'a> {
     }
 }
 
-/// A kept row of a block.
+/// A row of a block that carries weight.
 struct Kept {
     /// Its place in the block, and in the batch.
     place: usize,
     row: usize,
     weight: f32,
-}
-
-/// Gradients of kept rows that have not been multiplied yet.
-struct Pending<'a> {
-    dz: Vec<f32>,
-    hidden: Vec<f32>,
-    count: usize,
-    d_hidden: Vec<f32>,
-    d_weight: &'a Tensor,
 }
 
 impl<'a> Pass<'a> {
@@ -150,22 +141,24 @@ impl<'a> Pass<'a> {
     fn run(&self, weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>, d_weight: &Tensor) -> Result<Fused> {
         let (n, v, d) = (self.targets.len(), self.student.vocab, self.student.d);
         let most = ROWS.min(n);
+        // Logits of a block, then the gradients of its kept rows in their place. Gradients that have not been multiplied yet
+        // come first: one of few rows still moves all of the head's.
         let mut z = vec![0.0; most * v];
         let mut t = vec![0.0; if self.teacher.is_some() { most * v } else { 0 }];
-        let mut pending =
-            Pending { dz: vec![0.0; most * v], hidden: Vec::new(), count: 0, d_hidden: Vec::new(), d_weight };
         let (mut stats, mut rows, mut weights, mut sum) = (Vec::with_capacity(n), Vec::new(), Vec::new(), 0.0);
-        for start in (0..n).step_by(ROWS) {
-            let count = ROWS.min(n - start);
-            let z = &mut z[..count * v];
-            self.student.form(z, start, count);
+        let mut d_hidden = Vec::new();
+        let (mut start, mut pending) = (0, 0);
+        while start < n {
+            let count = (most - pending).min(n - start);
+            let block = &mut z[pending * v..(pending + count) * v];
+            self.student.form(block, start, count);
             let t = self.teacher.as_ref().map(|teacher| {
                 teacher.form(&mut t, start, count);
                 &t[..count * v]
             });
-            let block = self.scan(z, t, start, count);
+            let found = self.scan(block, t, start, count);
             let mut kept = Vec::new();
-            for (place, s) in block.iter().enumerate() {
+            for (place, s) in found.iter().enumerate() {
                 let (row, weight) = (start + place, weigh(start + place, s)?);
                 if weight != 0.0 {
                     kept.push(Kept { place, row, weight });
@@ -173,33 +166,46 @@ impl<'a> Pass<'a> {
             }
             // A teacher without weight in the loss costs nothing.
             let t = t.filter(|_| self.mix.lambda != 0.0);
-            let sums = self.sums(z, t, &block, &kept);
+            let sums = self.sums(block, t, &found, &kept);
             for (kept, sums) in kept.iter().zip(&sums) {
                 rows.push(kept.row as u32);
                 weights.push(kept.weight);
-                sum += f64::from(kept.weight) * per_token(&block[kept.place], sums.value, self.mix);
+                sum += f64::from(kept.weight) * per_token(&found[kept.place], sums.value, self.mix);
             }
-            let mut left = (kept.as_slice(), sums.as_slice());
-            while !left.0.is_empty() {
-                let take = left.0.len().min(most - pending.count);
-                let (now, later) = left.0.split_at(take);
-                let (now_sums, later_sums) = left.1.split_at(take);
-                let dz = &mut pending.dz[pending.count * v..(pending.count + take) * v];
-                self.gradient(dz, z, t, &block, now, now_sums);
-                for kept in now {
-                    pending.hidden.extend_from_slice(&self.student.hidden[kept.row * d..(kept.row + 1) * d]);
-                }
-                pending.count += take;
-                if pending.count == most {
-                    pending.flush(&self.student)?;
-                }
-                left = (later, later_sums);
+            self.gradient(block, t, &found, &kept, &sums);
+            for (to, kept) in kept.iter().enumerate().filter(|(to, kept)| *to != kept.place) {
+                block.copy_within(kept.place * v..(kept.place + 1) * v, to * v);
             }
-            stats.extend(block);
+            pending += kept.len();
+            start += count;
+            stats.extend(found);
+            if pending > most / 2 || start == n {
+                let of = &rows[rows.len() - pending..];
+                self.multiply(&z[..pending * v], of, &mut d_hidden, d_weight)?;
+                pending = 0;
+            }
         }
-        pending.flush(&self.student)?;
-        let d_hidden = Tensor::from_vec(pending.d_hidden, (rows.len(), d), &Device::Cpu)?;
+        let d_hidden = Tensor::from_vec(d_hidden, (rows.len(), d), &Device::Cpu)?;
         Ok(Fused { stats, rows, weights, sum, d_hidden })
+    }
+
+    /// Turns gradients of the logits of `rows` into those of their hidden vectors, which are appended, and of the head.
+    fn multiply(&self, dz: &[f32], rows: &[u32], d_hidden: &mut Vec<f32>, d_weight: &Tensor) -> Result<()> {
+        let (k, v, d) = (rows.len(), self.student.vocab, self.student.d);
+        if k == 0 {
+            return Ok(());
+        }
+        let precision = self.student.precision;
+        let done = d_hidden.len();
+        d_hidden.resize(done + k * d, 0.0);
+        let dz = Mat::row_major(dz, k, v);
+        let into = MatMut::new(&mut d_hidden[done..], k, d, d);
+        multiply(into, false, dz, Mat::row_major(&self.student.weight, v, d), precision);
+        let hidden: Vec<f32> =
+            rows.iter().flat_map(|&r| &self.student.hidden[r as usize * d..][..d]).copied().collect();
+        with_mut(d_weight, |d_weight| {
+            multiply(MatMut::new(d_weight, v, d, d), true, dz.t(), Mat::row_major(&hidden, k, d), precision);
+        })
     }
 
     /// Statistics of a block, tile by tile as [`super::scan`] forms them.
@@ -235,34 +241,25 @@ impl<'a> Pass<'a> {
         kept.par_iter().map(one).collect()
     }
 
-    fn gradient(&self, dz: &mut [f32], z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+    /// Replaces the logits of kept rows by their gradients.
+    fn gradient(&self, block: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
         let v = self.student.vocab;
-        dz.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each(|((dz, kept), sums)| {
-            let z = &z[kept.place * v..][..v];
-            let said = t.map_or(TaughtTile::Nothing, |t| TaughtTile::Dense(&t[kept.place * v..][..v], sums.gradient));
-            cpu::row_gradient(dz, z, said, &block[kept.place], self.targets[kept.row] as usize, kept.weight, self.mix);
-        });
-    }
-}
-
-impl Pending<'_> {
-    /// Multiplies what has gathered: a gradient of few rows still moves all of the head's.
-    fn flush(&mut self, student: &Product<'_>) -> Result<()> {
-        let (k, v, d) = (self.count, student.vocab, student.d);
-        if k == 0 {
-            return Ok(());
-        }
-        let done = self.d_hidden.len();
-        self.d_hidden.resize(done + k * d, 0.0);
-        let dz = Mat::row_major(&self.dz[..k * v], k, v);
-        let d_hidden = MatMut::new(&mut self.d_hidden[done..], k, d, d);
-        multiply(d_hidden, false, dz, Mat::row_major(&student.weight, v, d), student.precision);
-        let hidden = Mat::row_major(&self.hidden, k, d);
-        with_mut(self.d_weight, |d_weight| {
-            multiply(MatMut::new(d_weight, v, d, d), true, dz.t(), hidden, student.precision);
-        })?;
-        self.hidden.clear();
-        self.count = 0;
-        Ok(())
+        let mut of_place = vec![None; found.len()];
+        kept.iter().zip(sums).for_each(|(kept, sums)| of_place[kept.place] = Some((kept, sums)));
+        block.par_chunks_exact_mut(v).zip(of_place).for_each_init(
+            || vec![0.0; TILE.min(v)],
+            |logits, (row, kept)| {
+                let Some((kept, sums)) = kept else { return };
+                let (stats, target) = (&found[kept.place], self.targets[kept.row] as usize);
+                for (i, dz) in row.chunks_mut(TILE).enumerate() {
+                    let (tile, z) = (i * TILE, &mut logits[..dz.len()]);
+                    z.copy_from_slice(dz);
+                    let said = t.map_or(TaughtTile::Nothing, |t| {
+                        TaughtTile::Dense(&t[kept.place * v + tile..][..z.len()], sums.gradient)
+                    });
+                    cpu::row_gradient(dz, z, said, stats, target.wrapping_sub(tile), kept.weight, self.mix);
+                }
+            },
+        );
     }
 }

@@ -265,13 +265,25 @@ fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> 
 #[test]
 fn one_fused_pass_is_scan_and_loss() {
     let plain = Mix { lambda: 0.0, ..MIXES[1] };
-    for (shape, keep_every) in
-        [((300, 24, 5003), 1), ((300, 24, 5003), 3), ((130, 8, 33), 2), ((1, 4, 3), 1), ((5, 4, 9), 9)]
-    {
+    // More than a block; with gaps; with so few rows a block that several wait to be multiplied together.
+    for (shape, keep_every) in [
+        ((300, 24, 5003), 1),
+        ((300, 24, 5003), 3),
+        ((700, 8, 33), 7),
+        ((130, 8, 33), 2),
+        ((1, 4, 3), 1),
+        ((5, 4, 9), 9),
+    ] {
         let case = case(shape);
         // The first row is dropped, so that one shape keeps nothing at all.
         let weight = |r: usize| {
-            if keep_every == 9 || (keep_every > 1 && r.is_multiple_of(keep_every)) { 0.0 } else { 0.5 + r as f32 }
+            let dropped = match keep_every {
+                1 => false,
+                7 => !r.is_multiple_of(7),
+                9 => true,
+                _ => r.is_multiple_of(keep_every),
+            };
+            if dropped { 0.0 } else { 0.5 + r as f32 }
         };
         let weights: Vec<f32> = (0..shape.0).map(weight).collect();
         for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
