@@ -1,6 +1,10 @@
 //! What the machine can do at best, and how times are summed up.
 #![allow(dead_code)] // each bench takes what it needs
 
+/// The allocator of the program.
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::ops::matmul::{Precision, accumulate};
 use rayon::prelude::*;

@@ -35,14 +35,14 @@ class Server:
 
     def __init__(self, command):
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        self.read("ready")
+        self.ready = self.read("ready")
         self.seconds, self.peak = [], 0
         self.step()
         self.seconds.clear()  # the first step warms up
 
     def read(self, wanted=None):
         line = self.process.stdout.readline().strip()
-        if not line or (wanted and line != wanted):
+        if not line.startswith(wanted or tuple("0123456789")):
             sys.exit(f"expected {wanted or 'seconds and bytes'} of {self.process.args}, found {line!r}")
         return line
 
@@ -63,6 +63,7 @@ def python_with_torch():
     python = environment / "bin" / "python"
     if not python.exists():
         venv.create(environment, with_pip=True)
+    if subprocess.run([python, "-c", "import torch, numpy"], stderr=subprocess.DEVNULL).returncode != 0:
         subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH, "numpy"], check=True)
     return str(python)
 
@@ -86,8 +87,10 @@ def main():
     arguments.add_argument("--python")
     args = arguments.parse_args()
     python, bench = args.python or python_with_torch(), build_bench()
-    print(f"GPT-2 124M, 4 x 256 random tokens; {args.runs} runs in turn after one each, medians; {TORCH}, "
-          f"{os.cpu_count()} cores, {platform.machine()}")
+    threads = str(len(os.sched_getaffinity(0)))
+    os.environ["RAYON_NUM_THREADS"] = threads
+    print(f"GPT-2 124M, 4 x 256 random tokens; {args.runs} runs in turn after one each, medians; {threads} threads each, "
+          f"{platform.machine()}")
     print("| step | type | ours, s | tokens/s | PyTorch, s | tokens/s | ours is faster by | must | peak memory, ours / PyTorch |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for ours, theirs, dtype, must in PAIRS:
@@ -97,10 +100,10 @@ def main():
             print(f"| {ours} | {dtype} | no bf16 products on this chip |", flush=True)
             continue
         mine = Server([bench, "124m", "1", dtype, "--serve", ours])
-        peer = Server([python, str(HERE / "twin.py"), theirs, "--dtype", dtype])
-        for _ in range(args.runs):
-            mine.step()
-            peer.step()
+        peer = Server([python, str(HERE / "twin.py"), theirs, "--dtype", dtype, "--threads", threads])
+        for run in range(args.runs):
+            for one in [mine, peer] if run % 2 == 0 else [peer, mine]:
+                one.step()
         mine.stop()
         peer.stop()
         a, b = statistics.median(mine.seconds), statistics.median(peer.seconds)
@@ -109,6 +112,7 @@ def main():
             memory += f" (must: {MEMORY_OF_KD})"
         print(f"| {ours} | {dtype} | {a:.3f} | {1024 / a:.0f} | {b:.3f} | {1024 / b:.0f} | {b / a:.2f} | "
               f"{must or '-'} | {memory} |", flush=True)
+        print(f"PyTorch: {peer.ready}", file=sys.stderr)
 
 
 if __name__ == "__main__":

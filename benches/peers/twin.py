@@ -1,4 +1,5 @@
-"""PyTorch twins of this project's training steps, written for speed: what a competent user of PyTorch would run.
+"""PyTorch twins of this project's training steps, eager: what a competent user of PyTorch would run on a CPU, where
+torch.compile was no faster.
 
     python twin.py KIND [--dtype f32|bf16]
 
@@ -63,13 +64,12 @@ def plain_loss(z, y, _teacher):
 
 
 def eslm_loss(z, y, _teacher):
-    z = z.float()
+    logp = F.log_softmax(z.float(), -1)
     with torch.no_grad():
-        logp = F.log_softmax(z, -1)
         entropy = -(logp.exp() * logp).sum(-1)
         kept = torch.zeros_like(entropy)
         kept.scatter_(1, entropy.topk(math.ceil(CONTEXT / 2), 1).indices, 1.0)
-    nll = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none")
+    nll = F.nll_loss(logp.flatten(0, 1), y.flatten(), reduction="none")
     return (nll * kept.flatten()).sum() / kept.sum()
 
 
@@ -102,7 +102,7 @@ def main():
     ids = torch.randint(VOCAB, (ROWS, CONTEXT))
     targets = torch.randint(VOCAB, (ROWS, CONTEXT))
     narrow = torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
-    print("ready", flush=True)
+    print("ready", torch.__version__, "on", torch.get_num_threads(), "threads", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         with narrow:

@@ -124,7 +124,7 @@ impl Report {
                 "kept_per_step": arithmetic::kept_rows(plan, self.level),
                 "total": plan.tokens(),
             },
-            "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head },
+            "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head, "activations": plan.machine.activations },
             "flops": {
                 "per_step": flops(&self.selected),
                 "per_step_keeping_all": flops(&self.dense),

@@ -156,9 +156,9 @@ pub struct Work {
 /// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
 /// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
-/// Dense heads cost 3 (forward 1, backward 2), in one pass. With selection `keep` costs 1 + 2k: all logits once, gradients of
-/// kept rows; `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again beside a teacher that selection did not
-/// need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
+/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass ([`Plan::one_pass`]) costs 1 + 2k whatever is asked of
+/// stored logits: all of them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and
+/// 1 + 4k where the kept rows are scanned again beside a teacher that selection did not need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
 /// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
 /// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
 /// head per token, are not counted.
@@ -333,8 +333,9 @@ pub fn gradient_rows(plan: &Plan, level: Level) -> u64 {
 
 /// Steps of a run by what they select.
 struct Stages {
-    /// On all tokens: burn-in, or no selection at all.
+    /// On all tokens: burn-in and the ramp's first step, or no selection at all.
     plain: u64,
+    /// The ramp's other steps.
     ramp: u64,
     /// At the target alpha.
     full: u64,
@@ -347,13 +348,14 @@ impl Stages {
         }
         let plain = plan.select.burn_in.min(plan.steps);
         let ramp = plan.select.ramp.min(plan.steps - plain);
-        Self { plain, ramp, full: plan.steps - plain - ramp }
+        let first = ramp.min(1);
+        Self { plain: plain + first, ramp: ramp - first, full: plan.steps - plain - ramp }
     }
 }
 
-/// Mean level of the ramp's first `steps` steps (at least 1), which start at 0: the target's (steps - 1) / (2 ramp).
+/// Mean level of the `steps` steps (at least 1) after the ramp's first, which is at 0: the target's (steps + 1) / (2 ramp).
 fn ramp_mean(plan: &Plan, steps: u64) -> Level {
-    plan.level().scaled((steps - 1) as f64 / 2.0 / plan.select.ramp as f64)
+    plan.level().scaled((steps + 1) as f64 / 2.0 / plan.select.ramp as f64)
 }
 
 /// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
@@ -474,27 +476,29 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
 
 /// Whether some step scans logits first and reads them again, so that they may be stored in between.
 pub fn stores_logits(plan: &Plan) -> bool {
-    plan.selects() || !plan.one_pass(false)
+    (plan.selects() && plan.select.alpha > 0.0) || !plan.one_pass(false)
 }
 
 /// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the teacher's, whose kept rows
-/// are all rows during a burn-in.
+/// are nearly all rows at the start of a ramp. A micro-batch is sized by them even where blocks of rows are all there is: off
+/// the CPU's kernels they exist whole.
 fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
-    if stores_logits(plan) { logit_sets(plan) * columns(plan, micro, student.vocab_size) } else { 0 }
+    logit_sets(plan) * columns(plan, micro, student.vocab_size)
 }
 
 /// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or a block of rows,
 /// whose gradient takes their place.
 fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
-    if !stores_logits(plan) {
-        let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
-        return logit_sets(plan) * F32 * rows * student.vocab_size as u64;
-    }
-    match plan.machine.head {
+    let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
+    let block = logit_sets(plan) * F32 * rows * student.vocab_size as u64;
+    let in_one_pass = if plan.one_pass(false) || plan.one_pass(true) { block } else { 0 };
+    let in_two = match plan.machine.head {
+        _ if !stores_logits(plan) => 0,
         HeadMode::Recompute => (logit_sets(plan) + 1) * tile,
         HeadMode::Keep | HeadMode::Auto => logit_bytes(student, plan, micro) + tile,
-    }
+    };
+    in_one_pass.max(in_two)
 }
 
 /// Models whose logits are formed.

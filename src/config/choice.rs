@@ -212,8 +212,8 @@ choice! {
 choice! {
     /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
     HeadMode ("head mode") {
-        /// Keep them: (1 + 2k) dense heads of work, micro-batch x vocabulary of memory. Where nothing is selected there is
-        /// no between: a block of rows is scored and differentiated at once.
+        /// Keep them: (1 + 2k) dense heads of work, micro-batch x vocabulary of memory. Where nothing is selected (and
+        /// the signal is dense, and no row is drawn) there is no between: a block of rows is scored and differentiated at once.
         Keep = "keep",
         /// Drop them and compute the kept rows again: (1 + 3k) dense heads, no such memory.
         Recompute = "recompute",
@@ -223,12 +223,13 @@ choice! {
 }
 
 choice! {
-    /// What happens to the activations between forward and backward. Same bits, other cost.
+    /// What happens to the activations between forward and backward. Same bits (but for rounding in the first blocks where
+    /// phase one drops sequences), other cost.
     Activations ("activations mode") {
         /// Keep what the backward needs of every block.
         Keep = "keep",
         /// Keep each block's input, and run the block again when the backward comes to it: about a third of a trunk's
-        /// backward more work, a fifth of the memory or less (Chen et al. 2016, arXiv 1604.06174).
+        /// backward more work, a fifth of the memory at 12 blocks (Chen et al. 2016, arXiv 1604.06174).
         Recompute = "recompute",
     }
 }

@@ -224,7 +224,7 @@ pub const KEYS: &[Key] = &[
         "machine.activations",
         Kind::Choice(Activations::NAMES),
         Is("\"keep\""),
-        "keep activations for the backward, or recompute each block's: a fifth of their memory",
+        "keep activations for the backward, or recompute each block's: 12 take a fifth of the memory",
     ),
     key("machine.backward", Kind::Choice(BackwardMode::NAMES), Is("\"exact\""), "rows that carry gradient"),
     key(

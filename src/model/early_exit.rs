@@ -143,12 +143,13 @@ mod tests {
         // In f32 a product may take another kernel for another number of rows and round differently; in f64, where
         // there is next to no rounding, the two are the same.
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-13)] {
-            let model = model(dtype);
+            let kept_whole = model(dtype);
+            let again = Gpt2 { activations: Activations::Recompute, ..kept_whole.clone() };
             let begun = tokens(&[0, 1, 2, 3, 4]);
-            for exit_layer in 0..=LAYERS {
+            for (exit_layer, model) in (0..=LAYERS).flat_map(|l| [(l, &kept_whole), (l, &again)]) {
                 for kept in [&[1, 2, 3, 4][..], &[0, 1, 2, 3], &[0, 3], &[2], &[0, 1, 2, 3, 4]] {
-                    let alone = results(&model, || model.forward_with_tape(&tokens(kept), CONTEXT).unwrap());
-                    let went_on = results(&model, || {
+                    let alone = results(&kept_whole, || kept_whole.forward_with_tape(&tokens(kept), CONTEXT).unwrap());
+                    let went_on = results(model, || {
                         let mut partial = model.begin(&begun, CONTEXT, exit_layer).unwrap();
                         partial.keep(kept).unwrap();
                         assert_eq!(partial.sequences(), kept.len());

@@ -61,7 +61,7 @@ pub(super) enum Taped {
     Input(Tensor),
 }
 
-/// Kept per block: 10 D + F / D floats per position or so; layer-norm outputs and activations are formed again.
+/// Kept per block: 6 D + F floats per position or so; layer-norm outputs and activations are formed again.
 #[derive(Debug)]
 pub(super) struct BlockTape {
     pub(super) x: Tensor,

@@ -28,7 +28,7 @@ pub struct Phases {
     pub teacher: f64,
     /// Choosing rows.
     pub select: f64,
-    /// Loss and gradient of the head.
+    /// Loss and gradient of the head; in one pass the scan and the teacher's logits, too.
     pub head: f64,
     /// The student's trunk, backward.
     pub backward: f64,

@@ -92,7 +92,7 @@ impl Trainer {
         let logits = self.student.logits(hidden, keep);
         let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
         // A row's fate is known beforehand, or with its score and a threshold at hand; unless its teacher is asked for kept
-        // rows only.
+        // rows only. That is what the plan foresees, but for a first step without a threshold and one without lambda.
         let one_pass = match score {
             None => self.plan.one_pass(false),
             Some(_) => {
@@ -367,8 +367,8 @@ impl Micro<'_> {
     }
 }
 
-/// The rows, unless they are all of `n`: without a gap there is nothing to gather, and the path is that of plain training,
-/// bit for bit.
+/// The rows, unless they are all of `n`: without a gap there is nothing to gather, and the trunk's path is that of plain
+/// training, bit for bit.
 fn gaps(rows: &[u32], n: usize) -> Option<&[u32]> {
     (rows.len() < n).then_some(rows)
 }

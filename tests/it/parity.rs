@@ -30,13 +30,16 @@ struct Way {
     keep: bool,
     /// The backward gets the selected rows, rather than zeros for the others.
     sparse: bool,
+    /// Scan and loss are one pass, as in plain training.
+    fused: bool,
 }
 
-const WAYS: [Way; 4] = [
-    Way { keep: true, sparse: true },
-    Way { keep: true, sparse: false },
-    Way { keep: false, sparse: true },
-    Way { keep: false, sparse: false },
+const WAYS: [Way; 5] = [
+    Way { keep: true, sparse: true, fused: false },
+    Way { keep: true, sparse: false, fused: false },
+    Way { keep: false, sparse: true, fused: false },
+    Way { keep: false, sparse: false, fused: false },
+    Way { keep: false, sparse: true, fused: true },
 ];
 
 impl Case {
@@ -102,6 +105,13 @@ impl Case {
         let t_hidden = self.teacher.forward(&self.inputs, self.context).unwrap();
         let mut s = Logits::new(hidden, self.student.params.wte().clone(), way.keep);
         let mut t = Logits::new(t_hidden, self.teacher.params.wte().clone(), way.keep);
+        if way.fused {
+            let mut weigh = |row: usize, _: &RowStats| Ok(f32::from(u8::from(rows.contains(&(row as u32)))));
+            let out = head::fused(&s, Some(&t), &self.targets, mix.temperature, mix, &mut weigh, grads.wte()).unwrap();
+            assert_eq!(out.rows, rows);
+            self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
+            return out.sum;
+        }
         let stats = head::scan(&mut s, Some(&mut t), &self.targets, mix.temperature).unwrap();
         let (s, t) = (s.select(rows).unwrap(), t.select(rows).unwrap());
         let stats: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
@@ -207,7 +217,7 @@ fn every_gradient_matches_pytorch_on_every_path() {
                 let (loss, grads) = case.gradients(rows, mix, way);
                 assert_within(&what, &[loss], &[want], 1e-6 * want.abs());
                 assert_gradients(&what, &grads, want_grad, 2e-5);
-                sparse.extend(way.sparse.then(|| bits(&grads)));
+                sparse.extend((way.sparse && !way.fused).then(|| bits(&grads)));
             }
             assert!(sparse[0] == sparse[1], "{shape}: {name}: a kept and a recomputed head differ");
         }
@@ -223,7 +233,7 @@ fn the_path_off_the_fast_kernels_matches_pytorch_and_the_fast_one() {
         let (every, kept) = (valid(&golden), golden.ids("rows"));
         for (name, mix, rows) in [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)] {
             for sparse in [true, false] {
-                let way = Way { keep: false, sparse };
+                let way = Way { keep: false, sparse, fused: false };
                 let what = format!("{shape}: {name}, f64, {way:?}");
                 let (loss, grads) = reference.gradients(rows, mix, way);
                 let want = golden.scalar(&format!("loss.{name}"));
@@ -244,7 +254,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     let golden = Golden::open("odd");
     let case = Case::of(&golden).in_f64();
     let rows = golden.ids("rows");
-    let (loss, grads) = case.gradients(&rows, DISTIL, Way { keep: false, sparse: true });
+    let (loss, grads) = case.gradients(&rows, DISTIL, Way { keep: false, sparse: true, fused: false });
     assert_within("loss", &[loss], &[case.loss(&rows, DISTIL)], 1e-9);
     let layout = case.student.params.layout().clone();
     for (which, (name, shape)) in layout.entries.iter().enumerate() {
@@ -270,7 +280,7 @@ fn gradients_are_the_slopes_of_the_loss() {
 #[test]
 fn micro_batches_add_up() {
     for case in [Case::of(&Golden::open("odd")), Case::large()] {
-        let way = Way { keep: true, sparse: true };
+        let way = Way { keep: true, sparse: true, fused: false };
         let context = case.context as u32;
         let every: Vec<u32> = (0..case.inputs.len() as u32).filter(|r| r % 4 != 1).collect();
         let (whole_loss, whole) = case.gradients(&every, DISTIL, way);

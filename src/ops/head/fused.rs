@@ -1,4 +1,5 @@
-//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known before the scores are.
+//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known before the scores are,
+//! and where nothing is selected.
 //!
 //! A block's logits are formed once, for all of the vocabulary; statistics are read from them, the caller weighs each row,
 //! and the gradients of the rows that stay are formed while the logits are still in hand. Against [`super::scan`] and
@@ -172,10 +173,10 @@ impl<'a> Pass<'a> {
                 weights.push(kept.weight);
                 sum += f64::from(kept.weight) * per_token(&found[kept.place], sums.value, self.mix);
             }
-            self.gradient(block, t, &found, &kept, &sums);
             for (to, kept) in kept.iter().enumerate().filter(|(to, kept)| *to != kept.place) {
                 block.copy_within(kept.place * v..(kept.place + 1) * v, to * v);
             }
+            self.gradient(&mut block[..kept.len() * v], t, &found, &kept, &sums);
             pending += kept.len();
             start += count;
             stats.extend(found);
@@ -241,15 +242,12 @@ impl<'a> Pass<'a> {
         kept.par_iter().map(one).collect()
     }
 
-    /// Replaces the logits of kept rows by their gradients.
-    fn gradient(&self, block: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+    /// Replaces the kept rows' logits `z` by their gradients.
+    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
         let v = self.student.vocab;
-        let mut of_place = vec![None; found.len()];
-        kept.iter().zip(sums).for_each(|(kept, sums)| of_place[kept.place] = Some((kept, sums)));
-        block.par_chunks_exact_mut(v).zip(of_place).for_each_init(
+        z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
             || vec![0.0; TILE.min(v)],
-            |logits, (row, kept)| {
-                let Some((kept, sums)) = kept else { return };
+            |logits, ((row, kept), sums)| {
                 let (stats, target) = (&found[kept.place], self.targets[kept.row] as usize);
                 for (i, dz) in row.chunks_mut(TILE).enumerate() {
                     let (tile, z) = (i * TILE, &mut logits[..dz.len()]);

@@ -1,7 +1,7 @@
 //! The tied head: logits in vocabulary tiles, their statistics, and the loss with its gradient.
 //!
 //! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of gradient and is dropped,
-//! or, when asked to `keep`, the logits of the micro-batch are stored and read again (these are
+//! or a block of rows yields both at once ([`fused`]), or, when asked to `keep`, the logits of the micro-batch are stored and read again (these are
 //! `head = recompute` and `head = keep` of `[machine]`; the numbers are the same). Statistics are relative to the row's maximum, so they
 //! hold for logits of any size and any temperature.
 

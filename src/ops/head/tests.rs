@@ -270,6 +270,7 @@ fn one_fused_pass_is_scan_and_loss() {
         ((300, 24, 5003), 1),
         ((300, 24, 5003), 3),
         ((700, 8, 33), 7),
+        ((900, 8, 33), 5),
         ((130, 8, 33), 2),
         ((1, 4, 3), 1),
         ((5, 4, 9), 9),
@@ -280,6 +281,7 @@ fn one_fused_pass_is_scan_and_loss() {
             let dropped = match keep_every {
                 1 => false,
                 7 => !r.is_multiple_of(7),
+                5 => !r.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
                 9 => true,
                 _ => r.is_multiple_of(keep_every),
             };
