@@ -22,15 +22,15 @@ use eslm_kd::ops::matmul::{Precision, accumulate};
 use eslm_kd::ops::{gelu, layer_norm};
 use eslm_kd::select::Selector;
 
-type Work<'a> = Box<dyn FnMut() + 'a>;
+type Work = Box<dyn FnMut()>;
 
-struct Op<'a> {
+struct Op {
     name: String,
     gflop: f64,
     /// Floats that must be read or written at least once.
     floats: usize,
-    ours: Work<'a>,
-    reference: Option<Work<'a>>,
+    ours: Work,
+    reference: Option<Work>,
 }
 
 /// A micro-batch of a model.
@@ -68,7 +68,7 @@ fn main() {
     }
 }
 
-fn row(mut op: Op<'_>, runs: usize, gflops: f64, gbytes: f64) {
+fn row(mut op: Op, runs: usize, gflops: f64, gbytes: f64) {
     (op.ours)();
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for _ in 0..runs {
@@ -109,7 +109,7 @@ fn through(x: &Tensor, d: &Tensor, f: impl Fn(&Tensor) -> Tensor) {
     (out * d).unwrap().sum_all().unwrap().backward().unwrap();
 }
 
-fn ops(scale: &Scale) -> Vec<Op<'static>> {
+fn ops(scale: &Scale) -> Vec<Op> {
     let &Scale { batch, context, heads, d, vocab, .. } = scale;
     let n = batch * context;
     let mut all = products(n, d);
@@ -121,7 +121,7 @@ fn ops(scale: &Scale) -> Vec<Op<'static>> {
     all
 }
 
-fn products(n: usize, d: usize) -> Vec<Op<'static>> {
+fn products(n: usize, d: usize) -> Vec<Op> {
     let product = |name: &str, m: usize, k: usize, c: usize, transposed: bool| {
         let (a, b, out) = (random(if transposed { (k, m) } else { (m, k) }), random((k, c)), zeros((m, c)));
         let a = if transposed { a.t().unwrap() } else { a };
@@ -143,7 +143,7 @@ fn products(n: usize, d: usize) -> Vec<Op<'static>> {
     ]
 }
 
-fn element_wise(n: usize, d: usize) -> Vec<Op<'static>> {
+fn element_wise(n: usize, d: usize) -> Vec<Op> {
     let (x, upstream) = (random((n, 4 * d)), random((n, 4 * d)));
     let (rx, rd) = (x.clone(), upstream.clone());
     let gelu = Op {
@@ -173,7 +173,7 @@ fn element_wise(n: usize, d: usize) -> Vec<Op<'static>> {
     vec![gelu, norm]
 }
 
-fn attention_of(shape: Shape, d: usize) -> Op<'static> {
+fn attention_of(shape: Shape, d: usize) -> Op {
     let n = shape.batch * shape.context;
     let (qkv, upstream) = (random((n, 3 * d)), random((n, d)));
     let (rq, rd) = (qkv.clone(), upstream.clone());
@@ -191,7 +191,7 @@ fn attention_of(shape: Shape, d: usize) -> Op<'static> {
     }
 }
 
-fn rows(n: usize, d: usize, context: usize) -> Vec<Op<'static>> {
+fn rows(n: usize, d: usize, context: usize) -> Vec<Op> {
     let half: Vec<u32> = (0..n as u32).filter(|i| i % 2 == 0).collect();
     let index = Tensor::new(half.as_slice(), &Device::Cpu).unwrap();
     let x = random((n, 4 * d));
@@ -232,7 +232,7 @@ fn rows(n: usize, d: usize, context: usize) -> Vec<Op<'static>> {
     vec![take, put, select]
 }
 
-fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op<'static>> {
+fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
     let tokens: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab) as u32).collect();
     let (wte, wpe) = (random((vocab, d)), random((context, d)));
     let (dwte, dwpe, upstream) = (zeros((vocab, d)), zeros((context, d)), random((n, d)));
@@ -283,7 +283,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op<'static>>
     vec![embedding, scan, whole]
 }
 
-fn optimizer(d: usize, vocab: usize) -> Op<'static> {
+fn optimizer(d: usize, vocab: usize) -> Op {
     let model = Gpt2::scratch(Gpt2Config::new(vocab, 256, d, 2, d / 64), 1, &Device::Cpu).unwrap();
     let layout = model.params.layout().clone();
     let grads = ParamSet::zeros(&layout, DType::F32, &Device::Cpu).unwrap();

@@ -1,7 +1,7 @@
 //! What the machine can do at best, and how times are summed up.
 #![allow(dead_code)] // each bench takes what it needs
 
-/// The allocator of the program.
+/// The allocator of the program, at its own settings.
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
