@@ -125,6 +125,36 @@ impl Drop for AtomicDir {
     }
 }
 
+/// Errs unless the file system that `path` is to lie on has `bytes` free, for `what`. A path that does not exist counts
+/// where it would be made. Where the system does not say how much is free, nothing is refused.
+pub fn check_space(path: &Path, bytes: u64, what: &str) -> Result<()> {
+    match free_space(path) {
+        Some(free) if free < bytes => Err(Error::new(
+            crate::ErrorKind::Io,
+            format!(
+                "{what} needs {} MB in {}, whose file system has {} MB free; make room, or choose another place",
+                bytes.div_ceil(1_000_000),
+                path.display(),
+                free / 1_000_000
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that this user may still write to the file system of `path`, or of its nearest folder that exists.
+#[cfg(unix)]
+fn free_space(path: &Path) -> Option<u64> {
+    let there = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let stat = there.filter(|p| p.exists()).find_map(|p| rustix::fs::statvfs(p).ok())?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &Path) -> Option<u64> {
+    None
+}
+
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -158,6 +188,16 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn space_is_asked_for_where_a_path_will_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not/yet/there");
+        check_space(&path, 1, "a test").unwrap();
+        let message = check_space(&path, u64::MAX, "a test").unwrap_err().to_string();
+        assert!(message.starts_with("a test needs") && message.contains("make room"), "{message}");
+        assert!(!folder.path().join("not").exists());
     }
 
     #[test]
