@@ -259,6 +259,16 @@ choice! {
 }
 
 choice! {
+    /// What becomes of a step with a loss, gradient or score that is not finite. Nothing of it enters the parameters.
+    OnNonfinite ("on_nonfinite") {
+        /// The run ends, with exit status 5.
+        Stop = "stop",
+        /// The run goes on with the next batch, up to `optim.max_skips` times.
+        Skip = "skip",
+    }
+}
+
+choice! {
     /// Where a student's first weights come from.
     Birth ("birth") {
         /// GPT-2 initialisation with residual scaling.

@@ -3,7 +3,7 @@
 
 use super::choice::{
     Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method,
-    ObjectiveSchedule, Pool, ProbeScore, ScheduleKind, Score, Signal, Tail, list,
+    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, ScheduleKind, Score, Signal, Tail, list,
 };
 use toml::Value;
 
@@ -182,6 +182,13 @@ pub const KEYS: &[Key] = &[
     key("optim.eps", within(1e-30, true, f64::INFINITY, false), Is("1e-8"), "added to the root of the second moment"),
     key("optim.weight_decay", NOT_NEGATIVE, Is("0.1"), "decoupled decay of matrices and embeddings"),
     key("optim.clip", NOT_NEGATIVE, Is("1.0"), "largest gradient norm; 0 is off"),
+    key(
+        "optim.on_nonfinite",
+        Kind::Choice(OnNonfinite::NAMES),
+        Is("\"stop\""),
+        "a step that is not finite: stop the run, or skip the batch",
+    ),
+    key("optim.max_skips", count(1), Is("10"), "steps that on_nonfinite = \"skip\" passes over in a run"),
     key("schedule.kind", Kind::Choice(ScheduleKind::NAMES), Is("\"cosine\""), "learning rate after the warm-up"),
     key(
         "schedule.warmup",
@@ -205,6 +212,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("checkpoint.every", count(0), Is("500"), "steps between checkpoints; 0 is only at the end"),
     key("checkpoint.keep", count(1), Is("2"), "newest checkpoints that stay on disk"),
+    key("checkpoint.keep_best", count(0), Is("0"), "checkpoints of the lowest validation loss that stay as well"),
     key("log.every", count(1), Is("10"), "steps between lines of metrics.jsonl"),
     key("machine.device", Kind::Device, Is("\"auto\""), "where tensors live: auto, cpu, cuda or cuda:INDEX"),
     key(

@@ -219,6 +219,15 @@ impl Resolved {
                 plan.machine.threads
             )));
         }
+        let (every, rhythm) = (plan.checkpoint.every, plan.eval.every);
+        if plan.checkpoint.keep_best > 0 && every > 0 && (rhythm == 0 || !every.is_multiple_of(rhythm)) {
+            return Err(Error::usage(format!(
+                "{}: checkpoint.keep_best = {} needs a validation at every checkpoint, but checkpoint.every = {every} is no \
+                 multiple of eval.every = {rhythm}; set eval.every = {every}, or keep_best = 0",
+                origin("checkpoint.keep_best"),
+                plan.checkpoint.keep_best
+            )));
+        }
         if plan.eval.stride > plan.data.context {
             return Err(Error::usage(format!(
                 "{}: eval.stride = {} would skip tokens: expected at most data.context = {}",

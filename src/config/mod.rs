@@ -11,7 +11,7 @@ mod tests;
 
 pub use choice::{
     Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
-    ObjectiveSchedule, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub use load::{Resolved, ResolvedValue, load, resolve};

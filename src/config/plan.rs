@@ -3,7 +3,7 @@
 
 use super::choice::{
     Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
-    ObjectiveSchedule, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 use crate::error::{Error, Result};
 use crate::objective;
@@ -293,6 +293,24 @@ pub struct OptimPlan {
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 is off.
     pub clip: f64,
+    /// What becomes of a step that is not finite.
+    #[serde(default = "OptimPlan::stop")]
+    pub on_nonfinite: OnNonfinite,
+    /// Steps that `on_nonfinite = "skip"` passes over in the whole run.
+    #[serde(default = "OptimPlan::most_skips")]
+    pub max_skips: u64,
+}
+
+impl OptimPlan {
+    /// What checkpoints mean that were written before there was a choice.
+    fn stop() -> OnNonfinite {
+        OnNonfinite::Stop
+    }
+
+    /// See `stop`: the default of the table of keys, so that such a run goes on as the same run.
+    fn most_skips() -> u64 {
+        10
+    }
 }
 
 /// `[schedule]`
@@ -329,6 +347,9 @@ pub struct CheckpointPlan {
     pub every: u64,
     /// Newest checkpoints that stay on disk.
     pub keep: usize,
+    /// Checkpoints of the lowest validation loss that stay as well.
+    #[serde(default)]
+    pub keep_best: usize,
 }
 
 /// `[log]`
@@ -454,6 +475,11 @@ impl Plan {
             }
             if let Some(data) = object.get_mut("data").and_then(Value::as_object_mut) {
                 data.shift_remove("dir");
+            }
+            // How a run goes on after a batch that cannot be trained on may be decided when it comes.
+            if let Some(optim) = object.get_mut("optim").and_then(Value::as_object_mut) {
+                optim.shift_remove("on_nonfinite");
+                optim.shift_remove("max_skips");
             }
             object.insert("dtype".into(), Value::from(self.machine.dtype.name()));
             if matches!(self.machine.backward, BackwardMode::Sparse | BackwardMode::Sampled) {

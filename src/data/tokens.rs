@@ -20,6 +20,7 @@ use crate::files::AtomicFile;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::time::SystemTime;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -256,12 +257,17 @@ fn encode_tokens(tokens: &[u32], header: &TokenHeader, out: &mut Vec<u8>) -> Res
 
 #[derive(Debug)]
 enum Payload {
-    Mapped(Mmap),
+    Mapped {
+        map: Mmap,
+        file: File,
+        modified: Option<SystemTime>,
+    },
     Owned(Vec<u8>),
 }
 
-/// A token file, open for reading: memory-mapped, so its size costs no memory. As with every memory map, the file
-/// must not be cut while it is open; files of this crate are never changed in place.
+/// A token file, open for reading: memory-mapped, so its size costs no memory. Files of this crate are never changed in
+/// place; where something else cuts or changes one that is open, the next [`TokenFile::read`] says so, since a mapping
+/// would end the process.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -295,7 +301,8 @@ impl TokenFile {
         if map.len() as u128 != expected {
             return Err(Error::data(format!("{}: changed while it was opened", path.display())));
         }
-        Ok(Self { path: path.to_path_buf(), header, payload: Payload::Mapped(map) })
+        let modified = meta.modified().ok();
+        Ok(Self { path: path.to_path_buf(), header, payload: Payload::Mapped { map, file, modified } })
     }
 
     /// The same thing in memory, for text that is tokenised on the fly.
@@ -328,12 +335,29 @@ impl TokenFile {
         self.header.tokens == 0
     }
 
-    /// Appends the tokens of `range` to `out`. A range past the end and an id outside the vocabulary are errors.
+    /// Errs if the file is no longer what was opened.
+    fn check_unchanged(&self) -> Result<()> {
+        let Payload::Mapped { map, file, modified } = &self.payload else { return Ok(()) };
+        let now = file.metadata().map_err(|e| Error::io("read", &self.path, e))?;
+        if now.len() == map.len() as u64 && now.modified().ok() == *modified {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "{}: changed while it was in use ({} bytes when opened, {} now); prepare the data again",
+            self.path.display(),
+            map.len(),
+            now.len()
+        )))
+    }
+
+    /// Appends the tokens of `range` to `out`. A range past the end, an id outside the vocabulary and a file that was
+    /// changed since it was opened are errors.
     pub fn read(&self, range: Range<u64>, out: &mut Vec<u32>) -> Result<()> {
         if range.start > range.end || range.end > self.len() {
             let (path, len) = (self.path.display(), self.len());
             return Err(Error::internal(format!("{path}: tokens {range:?} of {len} asked for")));
         }
+        self.check_unchanged()?;
         let width = self.header.dtype.bytes();
         let payload = self.payload();
         let bytes = &payload[range.start as usize * width..range.end as usize * width];
@@ -394,7 +418,7 @@ impl TokenFile {
 
     fn payload(&self) -> &[u8] {
         match &self.payload {
-            Payload::Mapped(map) => &map[HEADER_BYTES..],
+            Payload::Mapped { map, .. } => &map[HEADER_BYTES..],
             Payload::Owned(bytes) => &bytes[HEADER_BYTES..],
         }
     }

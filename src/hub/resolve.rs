@@ -3,7 +3,8 @@
 //! In this order, the first that fits:
 //!
 //! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run folder (its `model/`,
-//!    or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the newest of it).
+//!    or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the newest of it); `RUN/last` and `RUN/best`,
+//!    its newest checkpoint and the one of the lowest validation loss, verified.
 //! 2. **A preset**: a name from `teachers/` or `students/`.
 //! 3. **A Hub id**: `org/name`.
 //!
@@ -16,6 +17,7 @@ use super::{HubOptions, What, fetch_model};
 use crate::error::{Error, Result};
 use crate::model::preset::{self, Preset, Role, Source};
 use crate::progress::Progress;
+use crate::train::checkpoint;
 use std::path::{Path, PathBuf};
 
 /// Which presets a name may mean.
@@ -52,6 +54,9 @@ impl ModelRef {
     /// Decides by the rules of this module.
     pub fn parse(text: &str, kind: Kind) -> Result<Self> {
         let path = Path::new(text);
+        if let Some(found) = derived(path)? {
+            return Ok(found);
+        }
         if path.exists() {
             let (dir, origin) = model_folder(path)?;
             return Ok(Self::Folder { dir, origin });
@@ -177,6 +182,22 @@ pub fn resolve_tokenizer(
 /// Whether a folder holds a tokenizer's files.
 pub fn has_tokenizer(dir: &Path) -> bool {
     dir.join("tokenizer.json").exists() || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
+}
+
+/// `RUN/best` and `RUN/last`: a checkpoint of a run by what its state says, verified before it is used. Nothing of that
+/// name lies on disk, so nothing can point at the wrong one.
+fn derived(path: &Path) -> Result<Option<ModelRef>> {
+    let (Some(name), Some(run)) = (path.file_name().and_then(|n| n.to_str()), path.parent()) else { return Ok(None) };
+    if path.exists() || !run.is_dir() || !matches!(name, "best" | "last") {
+        return Ok(None);
+    }
+    let found = if name == "best" { checkpoint::best(run)? } else { checkpoint::latest(run)? };
+    let Some(dir) = found else {
+        let what = if name == "best" { "validated checkpoint" } else { "checkpoint" };
+        return Err(Error::usage(format!("{}: the run has no {what}", run.display())));
+    };
+    let step = checkpoint::verify(&dir)?.step;
+    Ok(Some(ModelRef::Folder { dir, origin: format!("{name} checkpoint (step {step}) of {}", run.display()) }))
 }
 
 /// The Hugging Face folder that an existing path stands for, and how it was found.

@@ -124,6 +124,19 @@ pub struct ValEvent {
     pub seconds: f64,
 }
 
+/// A step that was not finite: nothing of its batch entered parameters, moments or selection.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SkipEvent {
+    /// Steps done, this one counted.
+    pub step: u64,
+    /// Steps skipped since the start of the run, this one counted.
+    pub skipped: u64,
+    /// Training tokens seen since the start of the run, this batch's counted.
+    pub tokens: u64,
+    /// What was not finite, and where.
+    pub reason: String,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
@@ -160,6 +173,8 @@ pub enum Event {
     Step(StepEvent),
     /// A validation.
     Validation(ValEvent),
+    /// A step that was not finite was passed over.
+    Skipped(SkipEvent),
     /// A checkpoint stands on disk.
     CheckpointSaved {
         /// Its folder.
@@ -199,7 +214,7 @@ impl EventSink for Tee<'_> {
     }
 }
 
-/// `metrics.jsonl`: one JSON object per logged step and per validation, written whole, line by line.
+/// `metrics.jsonl`: one JSON object per logged step, per skipped step and per validation, written whole, line by line.
 ///
 /// A number that is not finite, or that does not exist (no token was dropped), is `null`.
 #[derive(Debug)]
@@ -262,6 +277,9 @@ impl EventSink for Jsonl {
                     "flops": e.flops,
                     "seconds": e.seconds,
                 })
+            }
+            Event::Skipped(e) => {
+                json!({ "step": e.step, "skipped": e.skipped, "reason": e.reason, "tokens": e.tokens })
             }
             _ => return Ok(()),
         }
@@ -354,6 +372,9 @@ impl EventSink for Terminal<'_> {
                 e.val_loss,
                 e.val_loss.exp()
             )),
+            Event::Skipped(e) => {
+                self.progress.note(&format!("warning: {}; batch skipped ({} so far)", e.reason, e.skipped));
+            }
             Event::CheckpointSaved { path, step } => {
                 self.progress.note(&format!("step {step}  saved {}", path.display()));
             }

@@ -1,15 +1,16 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
 
 use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
-use super::events::{Event, EventSink, Jsonl, Phases, StepEvent, Summary, Tee, Terminal, ValEvent};
+use super::events::{Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
 use super::{StepReport, Trainer};
-use crate::config::MicroRows;
+use crate::config::arithmetic::{checkpoint_bytes, disk_bytes};
+use crate::config::{MicroRows, OnNonfinite};
 use crate::data::loader::Loader;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
-use crate::files::{AtomicDir, write_atomic};
+use crate::files::{AtomicDir, check_space, write_atomic};
 use crate::model::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
 use crate::select::Memory;
@@ -74,6 +75,11 @@ impl Prepared {
         let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } = session;
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
         let saved = if resume { checkpoint::load_latest_good(lock, &expected, &device, progress)? } else { None };
+        // A run whose first checkpoint cannot be written would lose all it did; one that may fill the disk later is told.
+        check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;
+        if let Err(e) = check_space(lock.dir(), disk_bytes(&student.config, &plan), "the run") {
+            progress.note(&format!("warning: {e}"));
+        }
         let loader = Loader::new(train, plan.data.context, plan.seed)?;
         let trainer = Trainer::new(plan, student, teacher)?;
         Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, eot, inputs } })
@@ -141,9 +147,27 @@ impl Run {
                     self.lock.dir().display()
                 )))
             }
+            Err(e) if e.kind() == ErrorKind::NonFinite => Err(self.not_finite(&e)),
             Err(e) => Err(e),
             Ok(()) => self.finish(sink),
         }
+    }
+
+    /// What was not finite, what is left, and what to do.
+    fn not_finite(&self, e: &Error) -> Error {
+        let saved = match self.saved_at {
+            Some(step) => format!("the checkpoint of step {step} stands in {}", self.lock.place(step).display()),
+            None => "no checkpoint was written yet".to_string(),
+        };
+        let optim = &self.trainer.plan.optim;
+        let next = match optim.on_nonfinite {
+            OnNonfinite::Skip => format!("{} steps were skipped before (optim.max_skips)", self.counters.skipped),
+            OnNonfinite::Stop => format!(
+                "to pass over such batches, continue with --resume --set optim.on_nonfinite=skip --out {}",
+                self.lock.dir().display()
+            ),
+        };
+        Error::new(e.kind(), format!("{e}; {saved}; {next}"))
     }
 
     fn steps(&mut self, sink: &mut dyn EventSink) -> Result<()> {
@@ -167,14 +191,24 @@ impl Run {
             let started = Instant::now();
             let batch = self.loader.batch(self.counters.cursor, plan.data.rows)?;
             let data_seconds = started.elapsed().as_secs_f64();
-            let mut report = self.trainer.step(self.counters.step, self.counters.cursor, &batch)?;
-            report.phases.data = data_seconds;
-            self.counters.step += 1;
-            self.counters.cursor += plan.data.rows as u64;
-            self.counters.tokens += report.tokens;
-            self.counters.flops += report.flops;
+            let stepped = self.trainer.step(self.counters.step, self.counters.cursor, &batch);
             let seconds = started.elapsed().as_secs_f64();
-            self.counters.seconds += seconds;
+            let skip = plan.optim.on_nonfinite == OnNonfinite::Skip;
+            if let Err(e) = &stepped
+                && e.kind() == ErrorKind::NonFinite
+                && skip
+                && self.counters.skipped < plan.optim.max_skips
+            {
+                self.counters.skipped += 1;
+                self.counters.pass(&plan, batch.valid_count() as u64, seconds);
+                let Counters { step, skipped, tokens, .. } = self.counters;
+                sink.event(&Event::Skipped(SkipEvent { step, skipped, tokens, reason: e.to_string() }))?;
+                continue;
+            }
+            let mut report = stepped?;
+            report.phases.data = data_seconds;
+            self.counters.pass(&plan, report.tokens, seconds);
+            self.counters.flops += report.flops;
             window.add(&report, seconds);
             let step = self.counters.step;
             if due(plan.log.every, step) || step == plan.steps {
@@ -247,7 +281,7 @@ impl Run {
                 .map_err(|e| Error::internal(format!("cannot describe the selector's memory: {e}")))?,
             inputs: self.config.inputs.clone(),
         };
-        let path = checkpoint::save(&self.lock, &state, &self.save_options(), self.trainer.plan.checkpoint.keep)?;
+        let path = checkpoint::save(&self.lock, &state, &self.save_options(), &self.trainer.plan.checkpoint)?;
         self.saved_at = Some(step);
         sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
         Ok(path)

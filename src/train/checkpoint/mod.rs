@@ -16,9 +16,9 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
-pub use store::{RunLock, check_free, latest, list};
+pub use store::{RunLock, best, check_free, latest, list};
 
-use crate::config::Plan;
+use crate::config::{CheckpointPlan, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, write_atomic};
 use crate::model::weights::{SaveOptions, load_model, load_params, save_model, save_params};
@@ -75,6 +75,19 @@ pub struct Counters {
     /// The last validation: steps done then, and its loss.
     #[serde(default)]
     pub last_validation: Option<(u64, f64)>,
+    /// Steps that were not finite and were passed over; they count among `step`.
+    #[serde(default)]
+    pub skipped: u64,
+}
+
+impl Counters {
+    /// One batch further, trained on or passed over.
+    pub(super) fn pass(&mut self, plan: &Plan, tokens: u64, seconds: f64) {
+        self.step += 1;
+        self.cursor += plan.data.rows as u64;
+        self.tokens += tokens;
+        self.seconds += seconds;
+    }
 }
 
 /// Hashes of what a run reads, in hexadecimal: a run goes on with the same bytes or not at all.
@@ -98,11 +111,11 @@ struct Saved {
     plan: Value,
 }
 
-/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep_last` (0 keeps all).
-/// Returns its folder. `model` says which tokenizer files go along.
+/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep` (0 keeps all) and the
+/// `keep_best` of the lowest validation loss. Returns its folder. `model` says which tokenizer files go along.
 ///
 /// A stop signal that arrives meanwhile is noticed after the checkpoint stands.
-pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, keep_last: usize) -> Result<PathBuf> {
+pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, plan: &CheckpointPlan) -> Result<PathBuf> {
     // The loop saves because of a signal, too: the polls inside the writers must not stop exactly that.
     let _hold = crate::signal::hold();
     let step = state.counters.step;
@@ -115,7 +128,7 @@ pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, keep_last: u
     write_state(&inside(STATE_FILE), state)?;
     Manifest::write(dir.path(), step, &state.inputs)?;
     dir.commit()?;
-    run.prune(step, keep_last)?;
+    run.prune(step, plan)?;
     Ok(target)
 }
 
@@ -129,6 +142,15 @@ fn write_state(path: &Path, state: &TrainState) -> Result<()> {
     };
     let value = exact::freeze(serde_json::to_value(saved).map_err(internal)?);
     write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
+}
+
+/// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if `state.json` cannot be
+/// read.
+fn validated(path: &Path) -> Option<f64> {
+    let text = std::fs::read(path.join(STATE_FILE)).ok()?;
+    let saved: Saved = serde_json::from_value(exact::thaw(serde_json::from_slice(&text).ok()?)).ok()?;
+    let Counters { step, last_validation, .. } = saved.counters;
+    last_validation.filter(|(at, _)| *at == step).map(|(_, loss)| loss)
 }
 
 /// Checks every file of the checkpoint `path` against its manifest; the error names the first damaged file.

@@ -1,5 +1,6 @@
 //! The `checkpoints/` folder of a run: who may write to it, what it holds, what goes.
 
+use crate::config::CheckpointPlan;
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -72,16 +73,19 @@ impl RunLock {
         self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
     }
 
-    /// Removes all but the newest `keep` checkpoints up to `step`; 0 keeps all. Later ones belong to a future that
-    /// this run did not come from, and are not ours to remove.
-    pub(super) fn prune(&self, step: u64, keep: usize) -> Result<()> {
-        if keep == 0 {
+    /// Removes all but the newest `plan.keep` checkpoints up to `step` (0 keeps all) and the `plan.keep_best` best of
+    /// them. Later ones belong to a future that this run did not come from, and are not ours to remove.
+    pub(super) fn prune(&self, step: u64, plan: &CheckpointPlan) -> Result<()> {
+        if plan.keep == 0 {
             return Ok(());
         }
-        let old = list(&self.dir)?.into_iter().rev().filter(|(s, _)| *s <= step).skip(keep);
-        for (_, path) in old {
+        let ours: Vec<_> = list(&self.dir)?.into_iter().filter(|(s, _)| *s <= step).collect();
+        let best = ranked(&ours);
+        let spared = &best[..best.len().min(plan.keep_best)];
+        let old = ours.iter().rev().skip(plan.keep).map(|(_, path)| path);
+        for path in old.filter(|path| !spared.contains(path)) {
             // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
-            let gone = set_aside(&path, |name, n| format!(".{name}.{OLD}{n}.tmp"))?;
+            let gone = set_aside(path, |name, n| format!(".{name}.{OLD}{n}.tmp"))?;
             fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone, e))?;
         }
         Ok(())
@@ -154,6 +158,19 @@ pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// The newest checkpoint of a run folder, judged by its name alone.
 pub fn latest(run_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(run_dir)?.pop().map(|(_, path)| path))
+}
+
+/// The checkpoint whose weights had the lowest validation loss, by the states as stored; None if none was validated.
+pub fn best(run_dir: &Path) -> Result<Option<PathBuf>> {
+    Ok(ranked(&list(run_dir)?).first().map(|path| (*path).clone()))
+}
+
+/// The validated ones, best first; of equal ones the later.
+fn ranked(checkpoints: &[(u64, PathBuf)]) -> Vec<&PathBuf> {
+    let mut found: Vec<_> =
+        checkpoints.iter().rev().filter_map(|(_, path)| Some((super::validated(path)?, path))).collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// Whether every file of a checkpoint is as its manifest says.

@@ -51,6 +51,7 @@ fn state(step: u64) -> TrainState {
         seconds: 0.1 + step as f64 / 3.0,
         best_val_loss: Some(2.0 / 3.0),
         last_validation: Some((11, 5.0 / 7.0)),
+        skipped: 3,
     };
     TrainState {
         plan: plan(),
@@ -63,12 +64,16 @@ fn state(step: u64) -> TrainState {
     }
 }
 
+fn keeping(keep: usize, keep_best: usize) -> CheckpointPlan {
+    CheckpointPlan { every: 1, keep, keep_best }
+}
+
 /// A run folder with checkpoints of these steps, all kept.
 fn run_with(steps: &[u64]) -> (tempfile::TempDir, RunLock) {
     let folder = tempfile::tempdir().unwrap();
     let run = RunLock::acquire(&folder.path().join("run")).unwrap();
     for &step in steps {
-        save(&run, &state(step), &SaveOptions::default(), 0).unwrap();
+        save(&run, &state(step), &SaveOptions::default(), &keeping(0, 0)).unwrap();
     }
     (folder, run)
 }
@@ -132,7 +137,7 @@ fn everything_comes_back_bit_for_bit() {
         assert_eq!(bits(found), bits(saved));
     }
     // The same state again makes the same bytes.
-    let again = save(&run, &state(12), &SaveOptions::default(), 0).unwrap();
+    let again = save(&run, &state(12), &SaveOptions::default(), &keeping(0, 0)).unwrap();
     assert_eq!(verify(&again).unwrap(), verify(&path).unwrap());
 }
 
@@ -252,13 +257,36 @@ fn the_only_copy_of_a_checkpoint_survives_a_crash_before_its_rename() {
 #[test]
 fn only_the_newest_stay() {
     let (_folder, run) = run_with(&[1, 2, 3]);
-    save(&run, &state(4), &SaveOptions::default(), 2).unwrap();
+    save(&run, &state(4), &SaveOptions::default(), &keeping(2, 0)).unwrap();
     assert_eq!(steps_of(&run), [3, 4]);
     // A run that went back keeps what it saves, and what came later is not its own to remove.
-    save(&run, &state(2), &SaveOptions::default(), 1).unwrap();
+    save(&run, &state(2), &SaveOptions::default(), &keeping(1, 0)).unwrap();
     assert_eq!(steps_of(&run), [2, 3, 4]);
     let names = fs::read_dir(run.dir().join("checkpoints")).unwrap().count();
     assert_eq!(names, 3, "nothing temporary is left");
+}
+
+#[test]
+fn the_best_validated_ones_stay_as_well() {
+    let (_folder, run) = run_with(&[]);
+    let place = |step: u64| run.dir().join(format!("checkpoints/step-{step:08}"));
+    assert_eq!(best(run.dir()).unwrap(), None);
+    let with = |step: u64, validated: Option<(u64, f64)>| {
+        let mut state = state(step);
+        state.counters.last_validation = validated;
+        save(&run, &state, &SaveOptions::default(), &keeping(1, 2)).unwrap();
+        steps_of(&run)
+    };
+    with(1, Some((1, 3.0)));
+    assert_eq!(with(2, Some((2, 2.0))), [1, 2]);
+    assert_eq!(with(3, Some((3, 2.5))), [2, 3], "the third best goes once it is not the newest");
+    // A loss of other weights than the checkpoint's own says nothing about it.
+    assert_eq!(with(4, Some((3, 0.1))), [2, 3, 4]);
+    assert_eq!(with(5, None), [2, 3, 5]);
+    assert_eq!(with(6, Some((6, 2.0))), [2, 6]);
+    assert_eq!(best(run.dir()).unwrap(), Some(place(6)), "of equal ones the later");
+    fs::write(place(6).join(STATE_FILE), "{").unwrap();
+    assert_eq!(best(run.dir()).unwrap(), Some(place(2)), "a state that cannot be read claims nothing");
 }
 
 #[test]
@@ -267,7 +295,7 @@ fn a_failed_save_leaves_the_old_ones_and_nothing_else() {
     let nowhere = folder.path().join("no-tokenizer");
     fs::create_dir(&nowhere).unwrap();
     let options = SaveOptions { tokenizer: Some(&nowhere), ..SaveOptions::default() };
-    save(&run, &state(2), &options, 1).unwrap_err();
+    save(&run, &state(2), &options, &keeping(1, 0)).unwrap_err();
     assert_eq!(fs::read_dir(run.dir().join("checkpoints")).unwrap().count(), 1);
     assert_eq!(resume(&run, &Silent).unwrap().unwrap().counters.step, 1);
 }

@@ -1,3 +1,4 @@
 pub mod golden;
 pub mod hub_server;
+pub mod place;
 pub mod tiny;

@@ -1,0 +1,525 @@
+//! Whole runs under faults: killed at any moment, stopped in any phase, no space, numbers that are not finite, data that
+//! changes. Promise: nothing that was saved is lost, nothing half-written is left behind, and one line says what to do.
+
+use crate::support::place::{Place, TINY, copy_data, data, pretrain, save_random, timeless};
+use crate::support::tiny;
+use candle_core::Device;
+use eslm_kd::data::tokens::TokenFile;
+use eslm_kd::model::weights::{SaveOptions, save_model};
+use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::train::checkpoint::{self, list, verify};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// When a run is killed.
+enum Moment {
+    /// So many milliseconds after its start.
+    After(u64),
+    /// As soon as a checkpoint is being written.
+    Saving,
+    /// Once a step is logged whose validation is not.
+    Validating,
+}
+
+impl Moment {
+    fn has_come(&self, run: &Path, started: Instant) -> bool {
+        match self {
+            Self::After(ms) => started.elapsed() >= Duration::from_millis(*ms),
+            Self::Saving => fs::read_dir(run.join("checkpoints"))
+                .is_ok_and(|all| all.flatten().any(|e| e.file_name().to_string_lossy().ends_with(".tmp"))),
+            Self::Validating => {
+                let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+                let last: Option<Value> = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
+                last.is_some_and(|line| {
+                    line["val_loss"].is_null() && line["step"].as_u64().is_some_and(|step| step.is_multiple_of(4))
+                })
+            }
+        }
+    }
+}
+
+/// Waits for the moment and sends SIGKILL; false if the run ended before.
+fn kill(child: &mut Child, run: &Path, moment: &Moment) -> bool {
+    let started = Instant::now();
+    loop {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if moment.has_come(run, started) {
+            child.kill().unwrap();
+            return child.wait().unwrap().code().is_none();
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "the moment never came");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Waits for `ready`, then sends the signal; exit status and stderr.
+fn stopped(mut child: Child, name: &str, ready: impl Fn() -> bool) -> (Option<i32>, String) {
+    let started = Instant::now();
+    while !ready() && child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(60), "never ready for its signal");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Where the child has ended already, its status says so.
+    let _ = Command::new("kill").args([name, &child.id().to_string()]).stderr(Stdio::null()).status();
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+fn spawn(place: &Place, args: &[&str]) -> Child {
+    place.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
+}
+
+/// Weights and moments of the last checkpoint, and the exported weights.
+fn numbers(run: &Path) -> [Vec<u8>; 4] {
+    let last = checkpoint::latest(run).unwrap().unwrap();
+    let read = |path: &Path| fs::read(path).unwrap();
+    [
+        read(&run.join("model/model.safetensors")),
+        read(&last.join("model.safetensors")),
+        read(&last.join("adam_m.safetensors")),
+        read(&last.join("adam_v.safetensors")),
+    ]
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_like_one_that_was_not() {
+    let place = Place::new();
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    let data = data();
+    let args = |out: &'static str| {
+        [
+            &["distill", "--data", &data, "--teacher", "teacher", "--out", out][..],
+            &TINY,
+            // Accumulation, and everything that selection remembers.
+            &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--steps", "200"],
+            &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
+            &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
+            &["--set", "eval.every=4", "--set", "checkpoint.every=3", "--set", "machine.threads=1"],
+        ]
+        .concat()
+    };
+    let (code, _, stderr) = place.run(&args("whole"));
+    assert_eq!(code, 0, "{stderr}");
+
+    let run = place.path("parts");
+    let mut random = 20_261_125_u64;
+    let mut after = |least: u64, most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Moment::After(least + (random >> 33) % (most - least))
+    };
+    let mut moments = Vec::new();
+    for _ in 0..4 {
+        moments.extend([after(60, 400), Moment::Saving, after(150, 400), Moment::Validating]);
+    }
+    let (mut killed, mut ended) = (0, false);
+    for moment in &moments {
+        let resume = checkpoint::latest(&run).unwrap().is_some();
+        if !resume {
+            let _ = fs::remove_dir_all(&run);
+        }
+        let more: &[&str] = if resume { &["--resume"] } else { &[] };
+        ended = !kill(&mut spawn(&place, &[&args("parts")[..], more].concat()), &run, moment);
+        if ended {
+            break;
+        }
+        killed += 1;
+        // Whatever the moment, what has a checkpoint's name is one.
+        for (_, path) in list(&run).unwrap() {
+            verify(&path).unwrap();
+        }
+    }
+    assert!(killed >= 3, "the run ended before it could be killed more than {killed} times");
+    if !ended {
+        let (code, _, stderr) = place.run(&[&args("parts")[..], &["--resume"]].concat());
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert!(numbers(&run) == numbers(&place.path("whole")), "weights or moments differ after {killed} kills");
+    assert_eq!(timeless(place.metrics("parts")), timeless(place.metrics("whole")));
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}
+
+/// The test above could fail: with moments of zero, everything else equal, a resumed run ends elsewhere.
+#[test]
+fn resuming_needs_the_moments() {
+    let place = Place::new();
+    let data = data();
+    let args = ["--steps", "20", "--out", "whole", "--set", "checkpoint.every=10", "--set", "checkpoint.keep=9"];
+    place.json(&pretrain(&data, &args));
+    for run in ["warm", "cold"] {
+        copy(&place.path("whole"), &place.path(run));
+        fs::remove_dir_all(place.path(run).join("checkpoints/step-00000020")).unwrap();
+        fs::remove_dir_all(place.path(run).join("model")).unwrap();
+    }
+    let at = place.path("cold/checkpoints/step-00000010");
+    let manifest = at.join("manifest.json");
+    let mut said: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    for name in ["adam_m.safetensors", "adam_v.safetensors"] {
+        let mut bytes = fs::read(at.join(name)).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[header..].fill(0);
+        said["files"][name]["sha256"] = format!("{:x}", Sha256::digest(&bytes)).into();
+        fs::write(at.join(name), bytes).unwrap();
+    }
+    fs::write(&manifest, said.to_string()).unwrap();
+    let weights = |run: &str| fs::read(place.path(run).join("model/model.safetensors")).unwrap();
+    for run in ["warm", "cold"] {
+        let (code, _, stderr) = place.run(&["pretrain", "--resume", "--out", run]);
+        assert!(code == 0 && stderr.contains("step-00000010"), "{stderr}");
+    }
+    assert!(weights("warm") == weights("whole"));
+    assert!(weights("cold") != weights("whole"));
+}
+
+/// A text file of about `megabytes`: the world's stories again and again.
+fn long_text(place: &Place, megabytes: usize) -> String {
+    let stories = fs::read(tiny::world().join("stories.jsonl")).unwrap();
+    let mut file = fs::File::create(place.path("long.jsonl")).unwrap();
+    for _ in 0..(megabytes << 20) / stories.len() {
+        file.write_all(&stories).unwrap();
+    }
+    "long.jsonl".into()
+}
+
+#[test]
+fn every_long_phase_stops_when_asked() {
+    let place = Place::new();
+    let data = data();
+    let long = long_text(&place, 24);
+    let tokenizer = tiny::world().join("tokenizer").display().to_string();
+    let soon = |ms: u64| {
+        let started = Instant::now();
+        move || started.elapsed() >= Duration::from_millis(ms)
+    };
+    let one_line = |stderr: &str| {
+        let last = stderr.lines().last().unwrap_or_default().to_string();
+        assert!(last.starts_with("error: ") && last.contains("stopped by SIG"), "{stderr}");
+        last
+    };
+
+    // Tokenising, and learning a tokenizer: nothing is left.
+    let prepare = ["prepare", "--input", &long, "--tokenizer", &tokenizer, "--valid-fraction", "0.1", "--out", "out"];
+    let train = ["tokenizer", "train", "--input", &long, "--vocab-size", "2000", "--out", "out"];
+    for (args, name, code) in [(&prepare[..], "-TERM", 143), (&train[..], "-INT", 130)] {
+        let (found, stderr) = stopped(spawn(&place, args), name, soon(250));
+        assert_eq!(found, Some(code), "{args:?}: {stderr}");
+        one_line(&stderr);
+        let left: Vec<_> = fs::read_dir(place.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["long.jsonl"], "{args:?} left something behind");
+    }
+
+    // Evaluation of a long text.
+    save_random(&place.path("model"), tiny::VOCAB, 16, true);
+    let (code, stderr) = stopped(spawn(&place, &["eval", "model", "--data", &long]), "-INT", soon(400));
+    assert_eq!(code, Some(130), "{stderr}");
+    one_line(&stderr);
+
+    // Training: saved, and the way on is said. Pretraining a teacher is no other phase.
+    let args = pretrain(&data, &["--steps", "100000", "--out", "run", "--set", "eval.every=0"]);
+    let metrics = place.path("run/metrics.jsonl");
+    let (code, stderr) = stopped(spawn(&place, &args), "-TERM", || lines(&metrics) > 5);
+    assert_eq!(code, Some(143), "{stderr}");
+    let last = one_line(&stderr);
+    assert!(last.contains("is saved in") && last.contains("continue with --resume --out run"), "{stderr}");
+    let saved = checkpoint::latest(&place.path("run")).unwrap().unwrap();
+    assert!(verify(&saved).unwrap().step >= 5);
+
+    // A second signal does not wait for anything; what was saved before stands.
+    let child = spawn(&place, &[&args[..], &["--resume"]].concat());
+    let before = lines(&metrics);
+    let started = Instant::now();
+    while lines(&metrics) <= before {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    verify(&saved).unwrap();
+    for (_, path) in list(&place.path("run")).unwrap() {
+        verify(&path).unwrap();
+    }
+
+    // A comparison goes on where it was.
+    let run_file = "steps = 60\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
+                    n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[log]\nevery = 1\n";
+    fs::write(place.path("run.toml"), run_file).unwrap();
+    let args = ["compare", "a:run.toml", "b:run.toml+seed=9", "--data", &data, "--seeds", "1", "--out", "cmp"];
+    let begun = || fs::read_dir(place.path("cmp/runs")).is_ok_and(|mut all| all.next().is_some());
+    let (code, stderr) = stopped(spawn(&place, &args), "-INT", begun);
+    assert_eq!(code, Some(130), "{stderr}");
+    one_line(&stderr);
+    let (code, _, stderr) = place.run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(place.path("cmp/report.html").is_file());
+}
+
+/// Runs the binary where `mount` is a file system of its own, and leaves a copy of its content in `copied`. None where
+/// this machine lets nobody mount.
+#[cfg(target_os = "linux")]
+fn on_file_system(place: &Place, options: &str, args: &[&str]) -> Option<(i32, String)> {
+    fs::create_dir_all(place.path("mount")).unwrap();
+    let wrapped = |script: &str, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_eslm-kd")]).args(args);
+        command.current_dir(place.path("")).stdin(Stdio::null()).output()
+    };
+    let mount = format!("mount -t tmpfs -o {options} tmpfs mount");
+    if !wrapped(&mount, &[]).is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: this machine does not let a test mount a file system");
+        return None;
+    }
+    let script = format!("{mount} || exit 99; \"$0\" \"$@\"; code=$?; cp -r mount copied; exit $code");
+    let out = wrapped(&script, &[args, &["--offline", "--quiet"]].concat()).unwrap();
+    Some((out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap()))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_costs_no_checkpoint() {
+    let place = Place::new();
+    let data = data();
+    let rhythm = ["--set", "checkpoint.every=2", "--set", "checkpoint.keep=500", "--set", "eval.every=0"];
+    let args = |out: &'static str, steps: &'static str| {
+        [&pretrain(&data, &["--steps", steps, "--out", out])[..], &rhythm].concat()
+    };
+    let Some((code, stderr)) = on_file_system(&place, "size=2m", &args("mount/run", "60")) else { return };
+    assert_eq!(code, 6, "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && errors[0].contains("No space left on device"), "{stderr}");
+    let run = place.path("copied/run");
+    let stands = list(&run).unwrap();
+    assert!(stands.len() >= 2, "some fitted");
+    for (_, path) in &stands {
+        verify(path).unwrap();
+    }
+    let temporary = |e: fs::DirEntry| e.file_name().to_string_lossy().ends_with(".tmp");
+    assert!(!fs::read_dir(run.join("checkpoints")).unwrap().any(|e| temporary(e.unwrap())), "half a checkpoint is left");
+
+    // With room it goes on, and ends like one that never met the end of a disk.
+    let (code, _, stderr) = place.run(&[&args("copied/run", "60")[..], &["--resume"]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    place.json(&args("whole", "60"));
+    assert!(numbers(&run) == numbers(&place.path("whole")));
+    assert_eq!(timeless(place.metrics("copied/run")), timeless(place.metrics("whole")));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_that_cannot_save_does_not_begin() {
+    let place = Place::new();
+    let data = data();
+    let args = pretrain(&data, &["--steps", "2", "--out", "mount/run"]);
+    let Some((code, stderr)) = on_file_system(&place, "size=64k", &args) else { return };
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains("the run's first checkpoint needs") && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(fs::read_dir(place.path("copied")).unwrap().count(), 0, "nothing is left of it");
+
+    fs::remove_dir_all(place.path("copied")).unwrap();
+    let Some((code, stderr)) = on_file_system(&place, "size=2m,ro", &args) else { return };
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains("Read-only file system") && stderr.lines().count() == 1, "{stderr}");
+}
+
+/// A teacher of one block whose rows are finite unless the sequence holds `token`: its embedding and any position's together
+/// are beyond f32. Its logit stays 0, since the final norm gives every position the same vector, at right angles to it.
+fn save_teacher_that_fails_at(token: u32, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let model = Gpt2::scratch(Gpt2Config::new(tiny::VOCAB, 16, 16, 1, 2), 9, &Device::Cpu).unwrap();
+    let set = |name: &str, change: &dyn Fn(&mut [f32])| {
+        let (_, tensor) = model.params.named().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no {name}"));
+        let mut values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        change(&mut values);
+        let new = candle_core::Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap();
+        tensor.slice_set(&new, 0, 0).unwrap();
+    };
+    set("ln_f.weight", &|v| v.fill(0.0));
+    set("ln_f.bias", &|v| {
+        v.fill(0.0);
+        v[..2].fill(1.0);
+    });
+    set("wte.weight", &|v| {
+        let row = &mut v[token as usize * 16..][..16];
+        row.fill(0.0);
+        (row[0], row[1]) = (f32::MAX, -f32::MAX);
+    });
+    set("wpe.weight", &|v| v.chunks_mut(16).for_each(|row| (row[0], row[1]) = (f32::MAX / 2.0, -f32::MAX / 2.0)));
+    let folder = tiny::world().join("tokenizer");
+    let options = SaveOptions { eot: None, tokenizer: Some(&folder) };
+    save_model(to, &model.config, &model.params, &options).unwrap();
+}
+
+/// A token that a few of the training sequences hold.
+fn rare_token() -> u32 {
+    let tokens = TokenFile::open(&tiny::data().join("train.bin")).unwrap();
+    let all = tokens.to_vec(0..tokens.len()).unwrap();
+    let count = |t: u32| all.iter().filter(|x| **x == t).count();
+    let wanted = all.len() / 1500;
+    (0..tiny::VOCAB as u32).filter(|t| count(*t) > 0).min_by_key(|t| count(*t).abs_diff(wanted)).unwrap()
+}
+
+#[test]
+fn what_is_not_finite_stops_the_run_or_is_skipped() {
+    let place = Place::new();
+    let data = data();
+    save_teacher_that_fails_at(rare_token(), &place.path("teacher"));
+    let args = |out: &'static str, more: &[&'static str]| {
+        let lengths = ["--steps", "40", "--set", "checkpoint.every=1", "--set", "checkpoint.keep=99"];
+        [
+            &["distill", "--data", &data, "--teacher", "teacher", "--score", "kl", "--out", out][..],
+            &TINY,
+            &lengths,
+            &["--micro-rows", "4"],
+            more,
+        ]
+        .concat()
+        .into_iter()
+        .map(str::to_string)
+        .collect::<Vec<_>>()
+    };
+    let run = |args: &[String]| place.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let (code, _, stderr) = run(&args("stop", &[]));
+    let last = stderr.lines().last().unwrap();
+    assert_eq!(code, 5, "{stderr}");
+    for part in ["step ", "sequence ", "position ", "on_nonfinite=skip"] {
+        assert!(last.contains(part), "no {part:?} in {last}");
+    }
+    assert!(!place.path("stop/model").exists());
+
+    // The decision to go on may be taken then; the rest is as if it had been taken at the start.
+    let skip = ["--set", "optim.on_nonfinite=skip", "--set", "optim.max_skips=40"];
+    let (code, _, stderr) = run(&args("stop", &[&skip[..], &["--resume"]].concat()));
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = run(&args("skip", &skip));
+    assert!(code == 0 && stderr.contains("batch skipped (1 so far)"), "{stderr}");
+    let skipped = |run: &str| place.metrics(run).iter().filter(|l| l["skipped"].is_u64()).count();
+    assert!((1..40).contains(&skipped("skip")), "{} of 40 steps skipped", skipped("skip"));
+    assert_eq!(timeless(place.metrics("stop")), timeless(place.metrics("skip")));
+    assert!(numbers(&place.path("stop")) == numbers(&place.path("skip")));
+
+    // As often as allowed, and no more.
+    let (code, _, stderr) = run(&args("once", &["--set", "optim.on_nonfinite=skip", "--set", "optim.max_skips=1"]));
+    let last = stderr.lines().last().unwrap();
+    assert!(code == 5 && last.contains("1 steps were skipped before (optim.max_skips)"), "{stderr}");
+    assert!(skipped("skip") > 1, "the limit was met");
+}
+
+#[test]
+fn data_that_vanishes_or_changes_is_noticed() {
+    let place = Place::new();
+    let data = place.path("data");
+    copy_data(&data);
+    let args = pretrain("data", &["--steps", "2", "--out", "run", "--set", "checkpoint.every=1"]);
+    place.json(&args);
+    let tokens = data.join("train.bin");
+    let good = fs::read(&tokens).unwrap();
+    let resume = [&args[..], &["--resume"]].concat();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&tokens, bad).unwrap();
+    place.refused(&resume, 3, &["train.bin", "content hash"]);
+    fs::remove_file(&tokens).unwrap();
+    place.refused(&resume, 3, &["data: expected a folder made by `eslm-kd prepare`; it has no train.bin"]);
+    fs::write(&tokens, &good).unwrap();
+    assert_eq!(place.run(&resume).0, 0, "with its data it goes on");
+
+    // Cut under a run: an error, where a memory map alone would end in SIGBUS; the last checkpoint stands.
+    let args = pretrain("data", &["--steps", "100000", "--out", "cut", "--set", "checkpoint.every=5"]);
+    let child = spawn(&place, &args);
+    let started = Instant::now();
+    while checkpoint::latest(&place.path("cut")).unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::File::options().write(true).open(&tokens).unwrap().set_len(4096).unwrap();
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    assert!(stderr.lines().last().unwrap().contains("train.bin: changed while it was in use"), "{stderr}");
+    verify(&checkpoint::latest(&place.path("cut")).unwrap().unwrap()).unwrap();
+}
+
+#[test]
+#[cfg(unix)]
+fn files_and_folders_obey_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let data = data();
+    let under = |mask: &str, args: &[&str]| {
+        let script = format!("umask {mask}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_eslm-kd")]).args(args).args(["--offline", "--quiet"]);
+        let out = command.current_dir(place.path("")).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    fn modes(folder: &Path, found: &mut Vec<(String, u32)>) {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let meta = entry.metadata().unwrap();
+            found.push((entry.path().display().to_string(), meta.permissions().mode() & 0o777));
+            if meta.is_dir() {
+                modes(&entry.path(), found);
+            }
+        }
+    }
+    for (mask, file, folder) in [("027", 0o640, 0o750), ("022", 0o644, 0o755)] {
+        under(mask, &pretrain(&data, &["--steps", "1", "--out", "run"]));
+        under(mask, &["export", "run", "--out", "exported"]);
+        let mut found = Vec::new();
+        for top in ["run", "exported"] {
+            modes(&place.path(top), &mut found);
+        }
+        assert!(found.len() > 15, "{found:?}");
+        for (path, mode) in found {
+            let expected = if Path::new(&path).is_dir() { folder } else { file };
+            assert_eq!(mode, expected, "{path}: {mode:o} under umask {mask}");
+        }
+        for top in ["run", "exported"] {
+            fs::remove_dir_all(place.path(top)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_best_checkpoint_stays_and_has_a_name() {
+    let place = Place::new();
+    let data = data();
+    // A rate that soon ruins what was learnt: the best validation is early.
+    let more = ["--steps", "12", "--lr", "3", "--set", "schedule.warmup=12", "--set", "eval.every=2", "--out", "run"];
+    let keep = ["--set", "checkpoint.every=2", "--set", "checkpoint.keep=1", "--set", "checkpoint.keep_best=1"];
+    place.json(&pretrain(&data, &[&more[..], &keep].concat()));
+    let losses: Vec<(u64, f64)> = place
+        .metrics("run")
+        .iter()
+        .filter_map(|l| Some((l["step"].as_u64()?, l["val_loss"].as_f64()?)))
+        .filter(|(step, _)| *step > 0)
+        .collect();
+    let best = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert_ne!(best.0, 12, "{losses:?}");
+    let steps: Vec<u64> = list(&place.path("run")).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [best.0, 12]);
+    let nll = |model: &str| place.json(&["eval", model, "--data", &data])["nll"].as_f64().unwrap();
+    assert!((nll("run/best") - best.1).abs() < 1e-6, "{} is not {}", nll("run/best"), best.1);
+    assert!(nll("run/last") > best.1);
+    assert_eq!(nll("run/last"), nll("run"));
+
+    let weights = place.path(&format!("run/checkpoints/step-{:08}/model.safetensors", best.0));
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    place.refused(&["eval", "run/best", "--data", &data], 3, &["model.safetensors is damaged", "SHA-256"]);
+    let odd = pretrain(&data, &["--set", "checkpoint.keep_best=1", "--set", "checkpoint.every=3", "--set", "eval.every=2"]);
+    place.refused(&odd, 2, &["checkpoint.keep_best = 1 needs a validation at every checkpoint"]);
+}

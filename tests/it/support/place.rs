@@ -1,0 +1,153 @@
+//! The built binary in a folder of its own.
+
+use super::tiny;
+use candle_core::Device;
+use eslm_kd::model::weights::{SaveOptions, save_model};
+use eslm_kd::model::{Gpt2, Gpt2Config};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A student of two narrow blocks on sequences of 16 tokens.
+pub const TINY: [&str; 16] = [
+    "--student",
+    "tiny",
+    "--set",
+    "shape.n_layer=2",
+    "--set",
+    "shape.n_head=2",
+    "--set",
+    "shape.n_embd=16",
+    "--set",
+    "shape.n_positions=16",
+    "--set",
+    "data.context=16",
+    "--set",
+    "data.rows=8",
+    "--set",
+    "log.every=1",
+];
+
+/// An empty folder and the binary inside it.
+pub struct Place {
+    root: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self { root: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+            command.env_remove(name);
+        }
+        command.args(args).arg("--offline").current_dir(self.root.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Exit status, stdout, stderr.
+    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+
+    /// The one JSON object on stdout.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
+        assert_eq!((code, stdout.lines().count()), (0, 1), "{args:?}: {stdout}{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    /// Ends with `code` and one line on stderr that has `parts`.
+    pub fn refused(&self, args: &[&str], code: i32, parts: &[&str]) {
+        let (found, stdout, stderr) = self.run(&[args, &["--quiet"]].concat());
+        assert_eq!((found, stdout.as_str()), (code, ""), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{args:?}: {stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{args:?}: no {part:?} in {stderr}");
+        }
+    }
+
+    /// The lines of a run's metrics.
+    pub fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+pub fn data() -> String {
+    tiny::data().display().to_string()
+}
+
+/// A pretraining of the tiny student.
+pub fn pretrain<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["pretrain", "--data", data][..], &TINY, more].concat()
+}
+
+/// A copy of the world's data folder under another name.
+pub fn copy_data(to: &Path) {
+    fs::create_dir_all(to.join("tokenizer")).unwrap();
+    for folder in ["", "tokenizer"] {
+        for entry in fs::read_dir(tiny::data().join(folder)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+/// A Hugging Face folder with random weights and perhaps the world's tokenizer.
+pub fn save_random(to: &Path, vocab: usize, positions: usize, tokenizer: bool) {
+    fs::create_dir_all(to).unwrap();
+    let model = Gpt2::scratch(Gpt2Config::new(vocab, positions, 16, 1, 2), 9, &Device::Cpu).unwrap();
+    let folder = tiny::world().join("tokenizer");
+    let options = SaveOptions { eot: None, tokenizer: tokenizer.then_some(&folder) };
+    save_model(to, &model.config, &model.params, &options).unwrap();
+}
+
+/// Sends a signal to a run once its metrics have `lines` lines; false if it ended before.
+pub fn stop(child: &mut Child, metrics: &Path, lines: usize, signal: &str) -> bool {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = fs::read(metrics).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count());
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if found >= lines {
+            return Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success();
+        }
+        assert!(Instant::now() < give_up, "no progress in {}", metrics.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Metrics without what a clock said.
+pub fn timeless(lines: Vec<Value>) -> Vec<Value> {
+    let strip = |mut line: Value| {
+        for key in ["seconds", "tokens_per_second", "seconds_by_phase"] {
+            line.as_object_mut().unwrap().shift_remove(key);
+        }
+        line
+    };
+    lines.into_iter().map(strip).collect()
+}
+
+impl Place {
+    /// The last step in a run's metrics, whose last line may be cut short.
+    pub fn metrics_step(&self, run: &str) -> u64 {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let steps = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["step"].as_u64());
+        steps.max().unwrap()
+    }
+}
+
