@@ -206,7 +206,7 @@ fn every_long_phase_stops_when_asked() {
     };
     let one_line = |stderr: &str| {
         let last = stderr.lines().last().unwrap_or_default().to_string();
-        assert!(last.starts_with("error: ") && last.contains("stopped by SIG"), "{stderr}");
+        assert!(last.starts_with("error: ") && last.contains("stopped"), "{stderr}");
         last
     };
 
@@ -257,7 +257,7 @@ fn every_long_phase_stops_when_asked() {
     let run_file = "steps = 60\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
                     n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[log]\nevery = 1\n";
     fs::write(place.path("run.toml"), run_file).unwrap();
-    let args = ["compare", "a:run.toml", "b:run.toml+seed=9", "--data", &data, "--seeds", "1", "--out", "cmp"];
+    let args = ["compare", "a:run.toml", "b:run.toml+optim.lr=1e-3", "--data", &data, "--seeds", "1", "--out", "cmp"];
     let begun = || fs::read_dir(place.path("cmp/runs")).is_ok_and(|mut all| all.next().is_some());
     let (code, stderr) = stopped(spawn(&place, &args), "-INT", begun);
     assert_eq!(code, Some(130), "{stderr}");
