@@ -4,6 +4,8 @@ mod cli;
 mod compare;
 mod faults;
 mod hub;
+mod hub_binary;
+mod hub_store;
 mod inspect;
 mod laws;
 mod models;
