@@ -2,6 +2,7 @@
 
 mod cli;
 mod compare;
+mod hostile;
 mod hub;
 mod inspect;
 mod laws;
