@@ -3,6 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
+/// Longest message: much of it may be a file's own words, and a file may hold megabytes of them.
+const MOST_BYTES: usize = 4000;
+/// How much of a longer message stays at its end, where it says what to do.
+const END_BYTES: usize = 1000;
+
 /// Shorthand used by every fallible function of the crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -33,9 +38,11 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of the given kind. The message says what was expected, what was found, where, and what to do.
+    /// An error of the given kind. The message says what was expected, what was found, where, and what to do. It is
+    /// made one line of a few kilobytes at most: control characters are shown escaped, and the middle of a
+    /// longer one is left out.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: presentable(message.into()) }
     }
 
     /// Wrong command line or config.
@@ -71,7 +78,7 @@ impl Error {
     /// Puts where it happened in front of the message.
     #[must_use]
     pub fn context(mut self, place: impl fmt::Display) -> Self {
-        self.message = format!("{place}: {}", self.message);
+        self.message = presentable(format!("{place}: {}", self.message));
         self
     }
 
@@ -90,6 +97,40 @@ impl Error {
     }
 }
 
+/// One line of bounded length that does not command the terminal, whatever file its parts came from.
+fn presentable(message: String) -> String {
+    let message = if message.len() > MOST_BYTES { shortened(&message) } else { message };
+    if !message.chars().any(unfit) {
+        return message;
+    }
+    let mut out = String::with_capacity(message.len() + 16);
+    for c in message.chars() {
+        match c {
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if unfit(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The beginning and the end of a message, each cut between characters.
+fn shortened(message: &str) -> String {
+    let (mut head, mut tail) = (MOST_BYTES - END_BYTES, message.len() - END_BYTES);
+    while !message.is_char_boundary(head) {
+        head -= 1;
+    }
+    while !message.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{} [... {} bytes left out ...] {}", &message[..head], tail - head, &message[tail..])
+}
+
+/// Line breaks of any kind, terminal commands, and marks that reverse the direction of the text around them.
+fn unfit(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -101,5 +142,24 @@ impl std::error::Error for Error {}
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {
         Self::internal(format!("tensor library: {source}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_bounded_line_that_keeps_its_ends() {
+        let plain = "a.toml:3: expected \u{e9}, found \"x\"";
+        assert_eq!(Error::data(plain).to_string(), plain);
+        let odd = Error::data("a\nb\u{1b}[31mc\u{202e}d").context("x\ry").to_string();
+        assert_eq!(odd, "x y: a b\\u{1b}[31mc\\u{202e}d");
+        for filler in ["x", "\u{65e5}", "\u{1f642}", "\n", "\u{7}"] {
+            let message = format!("here: found {}; do this", filler.repeat(1 << 20));
+            let found = Error::usage(message).context("there").to_string();
+            assert!(found.starts_with("there: here: found ") && found.ends_with("; do this"), "{found}");
+            assert!(found.contains("bytes left out") && found.len() < 8 * MOST_BYTES && found.lines().count() == 1);
+        }
     }
 }

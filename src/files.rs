@@ -2,8 +2,26 @@
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+/// The whole of a file that has no reason to be longer than `most` bytes; a longer one is refused before it can fill
+/// the memory.
+pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    if file.metadata().map_err(|e| Error::io("read", path, e))?.is_dir() {
+        return Err(Error::data(format!("{}: expected a file, found a folder", path.display())));
+    }
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::data(format!(
+            "{}: longer than {most} bytes, which no such file is; it is damaged or of another kind",
+            path.display()
+        )));
+    }
+    Ok(bytes)
+}
 
 /// Writes `path` through a temporary file in the same folder: synced, renamed, folder synced. On any error the
 /// temporary file is removed and what stood at `path` before is untouched.

@@ -22,7 +22,7 @@
 //! | [`train`] | a step, a run, the session it opens, schedule, checkpoints, events |
 //! | [`eval`] | perplexity, generation, export |
 //! | [`compare`] | methods x seeds: arms, budgets, runs, evaluation, statistics, report |
-//! | [`error`], [`files`], [`progress`], [`rng`], [`signal`] | what all of them share |
+//! | [`error`], [`files`], [`guard`], [`progress`], [`rng`], [`signal`] | what all of them share |
 //!
 //! # Rules that hold everywhere
 //!
@@ -39,6 +39,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod guard;
 pub mod hub;
 pub mod inspect;
 pub mod model;

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     // each time, 6 % of a step. A phase that is over still gives its memory back.
     // SAFETY: sets an integer, before any other thread runs.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
+    eslm_kd::guard::quiet_guarded_panics();
     let cli = Cli::parse();
     let ui = Printer::new(&cli.globals);
     match signal::install().and_then(|()| cli.verb.run(&ui)) {

@@ -531,6 +531,14 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
             )));
         }
     }
+    // Counts below are u64: refuse what no machine could run before it can wrap around.
+    let work = [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
+    if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
+        return Err(Error::usage(format!(
+            "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",
+            plan.data.rows
+        )));
+    }
     if plan.selects() && plan.select.alpha_seq > 0.0 {
         let select = &plan.select;
         if select.exit_layer >= student.n_layer {
@@ -547,14 +555,6 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
                 select.alpha_seq
             )));
         }
-    }
-    // Counts below are u64: refuse what no machine could run before it can wrap around.
-    let work = [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
-    if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
-        return Err(Error::usage(format!(
-            "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",
-            plan.data.rows
-        )));
     }
     let Some(teacher) = teacher else { return Ok(()) };
     if teacher.vocab_size != student.vocab_size {

@@ -428,9 +428,16 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
     }
 }
 
+/// Longest word that is still looked up.
+const MOST_MISSPELT: usize = 256;
+
 /// The candidate closest to `word`, if it is close enough to be what was meant. A dotted candidate is also compared
 /// by its last part, so that a key in the wrong section is found.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance takes time and memory by the product of the lengths, and no name is this long.
+    if word.len() > MOST_MISSPELT {
+        return None;
+    }
     let last = |w: &'a str| w.rsplit('.').next().unwrap_or(w);
     let bare = word.rsplit('.').next().unwrap_or(word);
     candidates

@@ -3,11 +3,15 @@
 use super::choice::{did_you_mean, nearest};
 use super::keys::{self, KEYS, Key};
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
+
+/// A run file has a few kilobytes.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// Where a value comes from. Later variants win over earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +81,10 @@ impl RunFile {
         let path = Path::new(place);
         let path = if path.is_dir() { path.join("config.toml") } else { path.to_path_buf() };
         if path.is_file() {
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+            let text = String::from_utf8(read_bounded(&path, MOST_BYTES)?).map_err(|e| {
+                let at = e.utf8_error().valid_up_to();
+                Error::usage(format!("{}: not UTF-8 at byte {at}; a run file is TOML in UTF-8", path.display()))
+            })?;
             return Ok(Self { name: path.display().to_string(), text });
         }
         if let Some(found) = Self::embedded(place) {

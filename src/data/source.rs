@@ -24,6 +24,10 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Bytes of text that are read ahead and worked on together; the same on every machine, so results are too.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// Longest text that is held whole: a line of JSON, a value of Parquet, a stretch of a text file that may not be cut.
+/// Far above any real document, and what keeps a small file that unpacks to gigabytes from filling the memory.
+const MOST_DOCUMENT_BYTES: usize = 64 << 20;
+
 /// What the bytes of a file mean once decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

@@ -8,16 +8,18 @@ use crate::data::bpe::{self, Bpe, WordCounts};
 use crate::data::source::{self, ReadOptions, Source};
 use crate::data::tokens::{Hash, TokenOrigin, hex};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{read_bounded, write_atomic};
+use crate::guard::guarded;
 use crate::progress::Progress;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// GPT-2's end-of-text token.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Several times the largest tokenizers there are (some 35 MB), far below what could exhaust memory.
+const MOST_FILE_BYTES: u64 = 256 << 20;
 /// What stands for it in tokenizers of other families, tried in this order.
 const OTHER_ENDS: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|im_end|>"];
 
@@ -55,7 +57,8 @@ impl Tokenizer {
     /// Parses the bytes of a `tokenizer.json`.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let failed = |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer.json: {e}"));
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| failed(&e))?;
+        let parsed = guarded("not a valid tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
+        let mut inner = parsed.map_err(|e| failed(&e))?;
         // They would cut or fill documents in silence.
         inner.with_truncation(None).map_err(|e| failed(&e))?;
         inner.with_padding(None);
@@ -95,7 +98,7 @@ impl Tokenizer {
 
     /// Token ids of a text; nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
+        let encoding = guarded("tokenizer", || self.inner.encode_fast(text, false))?;
         encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 
@@ -104,7 +107,8 @@ impl Tokenizer {
         if let Some(id) = ids.iter().find(|&&id| id >= self.vocab_size) {
             return Err(Error::data(format!("token id {id} is not below the vocabulary size {}", self.vocab_size)));
         }
-        self.inner.decode(ids, false).map_err(|e| Error::data(format!("tokenizer: {e}")))
+        let text = guarded("tokenizer", || self.inner.decode(ids, false))?;
+        text.map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 
     /// One token by itself, for people: its text, or, where its bytes are no text alone, each byte as `\xNN`.
@@ -274,7 +278,7 @@ pub struct TrainReport {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| Error::io("read", path, e))
+    read_bounded(path, MOST_FILE_BYTES)
 }
 
 /// The `tokenizer.json` of a GPT-2 tokenizer.

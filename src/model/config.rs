@@ -52,7 +52,7 @@ impl Gpt2Config {
 
     /// Width of the MLP (F).
     pub fn inner(&self) -> usize {
-        self.n_inner.unwrap_or(4 * self.n_embd)
+        self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
     }
 
     /// Width of one attention head.
@@ -82,6 +82,17 @@ impl Gpt2Config {
             if value == 0 || value > MOST {
                 return Err(Error::usage(format!("model shape: {name} must lie between 1 and {MOST}, found {value}")));
             }
+        }
+        // Each field may be plausible and the whole not: sizes in bytes of all parameters must still fit in 64 bits.
+        const MOST_PARAMETERS: u128 = 1 << 44;
+        let (d, f) = (self.n_embd as u128, self.inner() as u128);
+        let weights = (self.vocab_size + self.n_positions) as u128 * d + self.n_layer as u128 * (4 * d * d + 2 * d * f);
+        if weights > MOST_PARAMETERS {
+            return Err(Error::usage(format!(
+                "model shape: {weights} weights (n_layer = {}, n_embd = {d}, MLP {f}, vocab_size = {}) are more than any \
+                 machine holds; expected at most {MOST_PARAMETERS}",
+                self.n_layer, self.vocab_size
+            )));
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
             return Err(Error::usage(format!(

@@ -42,7 +42,7 @@ pub fn weights_hash(dir: &Path) -> Result<String> {
 }
 
 /// Reads a file that [`save_params`] wrote: exactly the tensors of `layout`, in f32, with every bit kept (NaN too:
-/// whether that is acceptable is the caller's question).
+/// for that there is [`check_finite`]).
 pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<ParamSet> {
     let files = TensorFiles::open_one(path)?;
     let stored = Stored::of(&files, false)?;
@@ -62,6 +62,14 @@ pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<Para
         files.release(view.data());
     }
     Ok(ParamSet::new(layout.clone(), tensors))
+}
+
+/// Errs with the name of the first tensor that holds NaN or an infinity, of parameters read from `place`.
+pub fn check_finite(params: &ParamSet, place: &Path) -> Result<()> {
+    params.named().try_for_each(|(name, tensor)| {
+        crate::signal::check()?;
+        tensor_is_finite(name, tensor).map_err(|e| e.context(place.display()))
+    })
 }
 
 /// Tensors by their names without prefix; what a GPT-2 checkpoint may carry beside its parameters is set apart.
@@ -117,7 +125,7 @@ impl<'a> Stored<'a> {
             let view = &self.tensors[name.as_str()];
             let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
             self.files.release(view.data());
-            check_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
+            tensor_is_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
             tensors.push(tensor.to_device(device)?);
         }
         Ok(ParamSet::new(layout, tensors))
@@ -201,12 +209,12 @@ fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     }
 }
 
-fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
+fn tensor_is_finite(name: &str, tensor: &Tensor) -> Result<()> {
     let bad = with_values(tensor, |v| v.iter().position(|x| !x.is_finite()).map(|at| (at, v[at])))?;
     match bad {
         None => Ok(()),
         Some((at, value)) => Err(Error::data(format!(
-            "tensor {name} of shape {:?} holds {value} at flat index {at}; weights must be finite, the file is damaged \
+            "tensor {name} of shape {:?} holds {value} at flat index {at}; expected finite numbers: the file is damaged \
              or its training diverged",
             tensor.dims()
         ))),

@@ -3,6 +3,7 @@
 mod cli;
 mod compare;
 mod faults;
+mod hostile;
 mod hub;
 mod hub_binary;
 mod hub_store;

@@ -1,11 +1,14 @@
 //! Parquet: one string column, a row at a time.
 
 use super::pieces::WholeDocuments;
-use super::{Compression, Source};
+use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use arrow_array::{Array, ArrayRef, LargeStringArray, StringArray, StringViewArray};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{ChunkReader, Length};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +38,9 @@ impl RowReader {
         let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let failed = |e: &dyn std::fmt::Display| Error::data(format!("{place}: not a readable Parquet file: {e}"));
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(&e))?;
+        let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+        let opened = guarded(&place, || ParquetRecordBatchReaderBuilder::try_new(Checked { file, size }))?;
+        let builder = opened.map_err(|e| failed(&e))?;
         let columns: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
         let Some(index) = columns.iter().position(|name| name == field) else {
             let known = columns.join(", ");
@@ -45,7 +50,8 @@ impl RowReader {
         };
         let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
         let rows = builder.metadata().file_metadata().num_rows().max(0) as u64;
-        let batches = builder.with_projection(mask).with_batch_size(ROWS).build().map_err(|e| failed(&e))?;
+        let built = guarded(&place, || builder.with_projection(mask).with_batch_size(ROWS).build())?;
+        let batches = built.map_err(|e| failed(&e))?;
         Ok(Self {
             source: source.clone(),
             field: field.into(),
@@ -83,7 +89,7 @@ impl WholeDocuments for RowReader {
                     Error::data(format!("{place}: row {row}: column {:?} {what}", self.field))
                 });
             }
-            match self.batches.next() {
+            match guarded(self.source.path.display(), || self.batches.next())? {
                 None => return Ok(None),
                 Some(Err(e)) => {
                     let place = self.source.path.display();
@@ -98,7 +104,45 @@ impl WholeDocuments for RowReader {
     }
 }
 
+/// A file that allocates for what it holds, not for what its footer says: lengths there are anyone's claim.
+struct Checked {
+    file: File,
+    size: u64,
+}
+
+impl Length for Checked {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Checked {
+    type T = <File as ChunkReader>::T;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        self.file.get_read(start)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<bytes::Bytes> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.size) {
+            let size = self.size;
+            return Err(ParquetError::EOF(format!(
+                "{length} bytes from byte {start} are claimed, the file has {size}"
+            )));
+        }
+        self.file.get_bytes(start, length)
+    }
+}
+
 fn text_at(array: &ArrayRef, row: usize) -> std::result::Result<&str, String> {
+    let text = string_at(array, row)?;
+    if text.len() > MOST_DOCUMENT_BYTES {
+        return Err(format!("has {} bytes; expected at most {MOST_DOCUMENT_BYTES}", text.len()));
+    }
+    Ok(text)
+}
+
+fn string_at(array: &ArrayRef, row: usize) -> std::result::Result<&str, String> {
     if array.is_null(row) {
         return Err("is null; expected a string".into());
     }

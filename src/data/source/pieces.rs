@@ -1,6 +1,6 @@
 //! Text files as documents, and long documents as pieces.
 
-use super::{Documents, Piece, Source};
+use super::{Documents, MOST_DOCUMENT_BYTES, Piece, Source};
 use crate::data::tokenizer::END_OF_TEXT;
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
@@ -112,6 +112,14 @@ impl Documents for TextReader {
                 if let Some(piece) = cut.and_then(|cut| self.take(cut, 0, false)) {
                     return Ok(Some(piece));
                 }
+            }
+            if self.buffer.len() - self.start > MOST_DOCUMENT_BYTES {
+                return Err(Error::data(format!(
+                    "{}: more than {MOST_DOCUMENT_BYTES} bytes before byte {} that this tokenizer must be given whole; \
+                     separate documents with {END_OF_TEXT}",
+                    self.source.path.display(),
+                    self.offset
+                )));
             }
             self.fill()?;
         }

@@ -1,11 +1,12 @@
 //! JSON lines: one object per line, of which one field is the document.
 
-use super::Source;
 use super::pieces::WholeDocuments;
+use super::{MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 pub struct LineReader {
     source: Source,
@@ -46,11 +47,18 @@ impl WholeDocuments for LineReader {
         loop {
             self.offset += self.line.len() as u64;
             self.line.clear();
-            let read = self.input.read_until(b'\n', &mut self.line);
+            let read = (&mut self.input).take(MOST_DOCUMENT_BYTES as u64 + 1).read_until(b'\n', &mut self.line);
             if read.map_err(|e| self.source.unreadable(&e))? == 0 {
                 return Ok(None);
             }
             self.number += 1;
+            if self.line.len() > MOST_DOCUMENT_BYTES {
+                return Err(Error::data(format!(
+                    "{}:{}: the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line",
+                    self.source.path.display(),
+                    self.number
+                )));
+            }
             if let Some(text) = self.parse()? {
                 return Ok(Some(text));
             }
@@ -72,24 +80,73 @@ impl<'de> Visitor<'de> for Field<'_> {
         let mut found = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == self.0 {
-                found = Some(map.next_value::<serde_json::Value>()?);
+                found = Some(map.next_value::<Found>()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
         match found {
-            Some(serde_json::Value::String(text)) => Ok(text),
-            Some(other) => {
-                let kind = match other {
-                    serde_json::Value::Null => "null",
-                    serde_json::Value::Bool(_) => "a boolean",
-                    serde_json::Value::Number(_) => "a number",
-                    serde_json::Value::Array(_) => "an array",
-                    _ => "an object",
-                };
+            Some(Found::Text(text)) => Ok(text),
+            Some(Found::Other(kind)) => {
                 Err(A::Error::custom(format!("field {:?} is {kind}; expected a string", self.0)))
             }
             None => Err(A::Error::custom(format!("no field {:?}; name the right one with --text-field", self.0))),
         }
+    }
+}
+
+/// What the field holds. Anything but a text is read over, not built: a list of numbers would take many times its bytes.
+enum Found {
+    Text(String),
+    Other(&'static str),
+}
+
+impl<'de> Deserialize<'de> for Found {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Found, E> {
+        Ok(Found::Text(text.to_string()))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Found, E> {
+        Ok(Found::Other("null"))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Found, E> {
+        Ok(Found::Other("a boolean"))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Found, E> {
+        Ok(Found::Other("a number"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Found, E> {
+        Ok(Found::Other("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Found, E> {
+        Ok(Found::Other("a number"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Found, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Found::Other("an array"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Found, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Found::Other("an object"))
     }
 }

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// All tensors in one file.
@@ -27,6 +26,12 @@ impl TensorFiles {
     /// One file.
     pub fn open_one(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        if !file.metadata().map_err(|e| Error::io("read", path, e))?.is_file() {
+            return Err(Error::data(format!(
+                "{}: expected a safetensors file, found a folder or device",
+                path.display()
+            )));
+        }
         // SAFETY: the mapping is read-only and lives no longer than the load. A file that another process truncates
         // meanwhile is outside what a program can guard against; the files we write are renamed into place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
@@ -106,6 +111,13 @@ fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<
             path.display()
         )));
     }
+    if is_pickle(map) {
+        return Err(Error::data(format!(
+            "{}: is a pickle under the name of a safetensors file. {}",
+            path.display(),
+            how_to_convert(path.parent().unwrap_or(path))
+        )));
+    }
     let file = SafeTensors::deserialize(map).map_err(|e| {
         Error::data(format!("{}: not a valid safetensors file ({e}); it may be cut short or damaged", path.display()))
     })?;
@@ -114,16 +126,37 @@ fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<
     Ok(tensors)
 }
 
+/// Whether bytes begin as `torch.save` writes them: a zip archive, or a bare pickle of protocol 2 to 5. Neither can be
+/// the low bytes of a safetensors file's header length: the first would be beyond what the format allows, and the
+/// second is followed by something other than the zeros of a length.
+fn is_pickle(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, c, ..] if c.is_ascii_graphic())
+}
+
+/// The sentence for whoever has only a pickle.
+fn how_to_convert(dir: &Path) -> String {
+    let dir = dir.display().to_string(); // `{:?}` quotes and escapes it, close enough to Python
+    format!(
+        "Pickle files can run code and are never read. Convert once with Python: `from transformers import \
+         GPT2LMHeadModel; GPT2LMHeadModel.from_pretrained({dir:?}).save_pretrained({dir:?})`"
+    )
+}
+
+/// The file of a folder that looks like pickled weights, if there is one: the first by name.
+fn pickled(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let pickled = |n: &String| {
+        let ends = [".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl"];
+        ends.iter().any(|end| n.ends_with(end)) && !n.starts_with("training_args")
+    };
+    names.filter(pickled).min()
+}
+
 fn no_weights(dir: &Path) -> Error {
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().find(|n| dir.join(n).exists());
-    match pickled {
-        Some(name) => Error::data(format!(
-            "{}: found {name}, but no {WEIGHTS_FILE}. Pickle files can run code and are never read. Convert once with \
-             Python: `from transformers import GPT2LMHeadModel; \
-             GPT2LMHeadModel.from_pretrained('{dir}').save_pretrained('{dir}')`",
-            dir.display(),
-            dir = dir.display(),
-        )),
+    match pickled(dir) {
+        Some(name) => {
+            Error::data(format!("{}: found {name}, but no {WEIGHTS_FILE}. {}", dir.display(), how_to_convert(dir)))
+        }
         None => Error::data(format!(
             "{}: expected {WEIGHTS_FILE} or {INDEX_FILE} (a Hugging Face model folder), found neither",
             dir.display()
@@ -173,14 +206,5 @@ pub fn plain_file_name(name: &str) -> bool {
 
 /// The bytes of a JSON file, refused when absurdly long.
 pub(super) fn read_json_bytes(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let mut bytes = Vec::new();
-    file.take(MOST_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
-    if bytes.len() as u64 > MOST_JSON_BYTES {
-        return Err(Error::data(format!(
-            "{}: longer than {MOST_JSON_BYTES} bytes, not a model's file",
-            path.display()
-        )));
-    }
-    Ok(bytes)
+    crate::files::read_bounded(path, MOST_JSON_BYTES)
 }

@@ -2,6 +2,7 @@
 
 use super::Inputs;
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,6 +16,8 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 
 const FORMAT: &str = "eslm-kd checkpoint";
 const VERSION: u32 = 1;
+/// A manifest lists a dozen files.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// What a checkpoint consists of and what it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,13 +93,10 @@ impl Manifest {
     /// Reads the manifest of the checkpoint `dir`; nothing else is opened.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST_FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == IoKind::NotFound => {
-                return Err(damaged(dir, "manifest.json is missing, so this is no complete checkpoint"));
-            }
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
+        if matches!(fs::metadata(&path), Err(e) if e.kind() == IoKind::NotFound) {
+            return Err(damaged(dir, "manifest.json is missing, so this is no complete checkpoint"));
+        }
+        let text = read_bounded(&path, MOST_BYTES)?;
         let manifest: Self = serde_json::from_slice(&text)
             .map_err(|e| damaged(dir, &format!("manifest.json is damaged or of another format ({e})")))?;
         if manifest.format != FORMAT {

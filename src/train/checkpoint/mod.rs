@@ -20,8 +20,8 @@ pub use store::{RunLock, best, check_free, latest, list};
 
 use crate::config::{CheckpointPlan, Plan};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{AtomicDir, write_atomic};
-use crate::model::weights::{SaveOptions, load_model, load_params, save_model, save_params};
+use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::model::weights::{SaveOptions, check_finite, load_model, load_params, save_model, save_params};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::ops::adamw;
 use crate::progress::Progress;
@@ -35,6 +35,8 @@ use std::path::{Path, PathBuf};
 const FIRST_MOMENT: &str = "adam_m.safetensors";
 const SECOND_MOMENT: &str = "adam_v.safetensors";
 const STATE_FILE: &str = "state.json";
+/// Far above any plan and selector state.
+const MOST_STATE_BYTES: u64 = 64 << 20;
 /// What no checkpoint can do without.
 const REQUIRED: [&str; 5] = ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
 
@@ -213,7 +215,7 @@ pub fn load(path: &Path, expected: &Expected, device: &Device) -> Result<TrainSt
 
 fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) -> Result<TrainState> {
     let state_path = path.join(STATE_FILE);
-    let text = std::fs::read(&state_path).map_err(|e| Error::io("read", &state_path, e))?;
+    let text = read_bounded(&state_path, MOST_STATE_BYTES)?;
     let other = |e: serde_json::Error| {
         Error::data(format!("{}: written by another version of this program ({e})", state_path.display()))
     };
@@ -230,7 +232,11 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
             params.layout().entries.len()
         )));
     }
-    let moments = |name| load_params(&path.join(name), expected.layout, device);
+    let moments = |name| {
+        let file = path.join(name);
+        let moments = load_params(&file, expected.layout, device)?;
+        check_finite(&moments, &file).map(|()| moments)
+    };
     Ok(TrainState {
         plan,
         config,

@@ -1,0 +1,178 @@
+//! Claims of size, against a program that has little address space to believe them with.
+
+use super::samples::*;
+use crate::support::tiny;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// What the program may map at all, in KiB: enough for its ordinary work, less than any of the claims below.
+const ADDRESS_SPACE: u64 = 3 << 20;
+
+/// Exit status and stderr of the program in a folder.
+fn run(place: &TempDir, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new("sh");
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+        command.env_remove(name);
+    }
+    let limited = format!("ulimit -v {ADDRESS_SPACE} && exec \"$@\"");
+    command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_eslm-kd")]).args(args).args(["--offline", "--quiet"]);
+    let out = command.current_dir(place.path()).env("TMPDIR", place.path()).stdin(Stdio::null()).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn accepted(place: &TempDir, args: &[&str]) {
+    let (code, stderr) = run(place, args);
+    assert_eq!(code, Some(0), "{args:?}: {stderr}");
+}
+
+fn refused(place: &TempDir, args: &[&str], parts: &[&str]) {
+    let (code, stderr) = run(place, args);
+    assert!(matches!(code, Some(2 | 3)), "{args:?}: {code:?} {stderr}");
+    assert!(
+        stderr.starts_with("error: ") && stderr.lines().count() == 1 && stderr.len() < 10_000,
+        "{args:?}: {stderr}"
+    );
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?}: no {part:?} in {stderr}");
+    }
+}
+
+/// A file that claims `size` bytes and takes none.
+fn hollow(path: &Path, size: u64) {
+    File::create(path).unwrap().set_len(size).unwrap();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn models_and_data_that_claim_to_be_huge() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    model(&at("m"));
+    copy_folder(&tiny::world().join("tokenizer"), &at("m"));
+    let data = tiny::data().display().to_string();
+    // The vocabulary of 11 is refused only after everything was loaded, so this shows that the space suffices.
+    refused(&place, &["eval", "m", "--data", &data], &["train.bin", "the model only 11"]);
+
+    let config = fs::read(at("m/config.json")).unwrap();
+    for (key, value) in [("n_embd", "1000000000"), ("n_layer", "1000000000000"), ("n_layer", "16000000")] {
+        let text = String::from_utf8(config.clone()).unwrap();
+        let (before, after) = text.split_once(&format!("\"{key}\": ")).unwrap();
+        let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+        fs::write(at("m/config.json"), format!("{before}\"{key}\": {value}{after}")).unwrap();
+        refused(&place, &["eval", "m", "--data", &data], &[key, value]);
+    }
+    hollow(&at("m/config.json"), 1 << 40);
+    refused(&place, &["eval", "m", "--data", &data], &["config.json", "longer than"]);
+    fs::write(at("m/config.json"), config).unwrap();
+
+    let weights = fs::read(at("m/model.safetensors")).unwrap();
+    for length in [1u64 << 62, u64::MAX, 1 << 33] {
+        let mut bytes = weights.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        fs::write(at("m/model.safetensors"), bytes).unwrap();
+        refused(&place, &["eval", "m", "--data", &data], &["model.safetensors", "not a valid safetensors file"]);
+    }
+    fs::write(at("m/model.safetensors"), weights).unwrap();
+
+    copy_folder(&tiny::data(), &at("d"));
+    let mut bytes = fs::read(at("d/train.bin")).unwrap();
+    bytes[16..24].copy_from_slice(&(1u64 << 60).to_le_bytes());
+    fix_token_header(&mut bytes);
+    fs::write(at("d/train.bin"), bytes).unwrap();
+    refused(
+        &place,
+        &["pretrain", "--data", "d", "--student", "tiny", "--out", "r"],
+        &["train.bin", "1152921504606846976"],
+    );
+    hollow(&at("d/tokenizer/tokenizer.json"), 1 << 40);
+    refused(
+        &place,
+        &["pretrain", "--data", "d", "--student", "tiny", "--out", "r"],
+        &["tokenizer.json", "longer than"],
+    );
+    hollow(&at("run.toml"), 1 << 40);
+    refused(&place, &["plan", "run.toml"], &["run.toml", "longer than"]);
+    let extreme = ["shape.n_layer=16777216", "shape.n_embd=16777216", "shape.n_head=1", "data.rows=1073741824"];
+    let sets: Vec<&str> = extreme.iter().flat_map(|s| ["--set", s]).collect();
+    refused(&place, &[&["plan", "--student", "tiny"][..], &sets].concat(), &["model shape"]);
+    let extreme =
+        ["data.rows=1073741824", "shape.n_positions=16777216", "data.context=16777216", "select.alpha_seq=0.5"];
+    let sets: Vec<&str> = extreme.iter().flat_map(|s| ["--set", s]).collect();
+    refused(&place, &[&["plan", "--student", "tiny"][..], &sets].concat(), &["any machine"]);
+}
+
+#[test]
+fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let tokenizer = tiny::world().join("tokenizer").display().to_string();
+    let prepare = |input: &'static str| {
+        ["prepare", "--input", input, "--tokenizer", &tokenizer, "--out", "out"].map(String::from)
+    };
+    fs::write(at("good.jsonl.gz"), gzip(b"{\"text\": \"Anna\"}\n")).unwrap();
+    let args = prepare("good.jsonl.gz");
+    accepted(&place, &args.each_ref().map(String::as_str));
+
+    hollow(&at("line.jsonl"), 200 << 20);
+    hollow(&at("line.txt"), 200 << 20);
+    // A kilobyte per megabyte: 4 GiB from members of 16 MiB, one after the other.
+    let member = gzip(&vec![b' '; 16 << 20]);
+    for name in ["bomb.jsonl.gz", "bomb.txt.gz"] {
+        let mut file = File::create(at(name)).unwrap();
+        (0..256).for_each(|_| file.write_all(&member).unwrap());
+    }
+    // A list of numbers as the text takes 30 times its bytes once it is built.
+    let zeros = format!("{{\"text\": [{}0]}}", "0,".repeat(30 << 20));
+    fs::write(at("list.jsonl"), zeros).unwrap();
+    for (input, part) in [
+        ("line.jsonl", "longer than 67108864 bytes"),
+        ("line.txt", "more than 67108864 bytes"),
+        ("bomb.jsonl.gz", "longer than 67108864 bytes"),
+        ("bomb.txt.gz", "more than 67108864 bytes"),
+        ("list.jsonl", "is an array; expected a string"),
+    ] {
+        let args = prepare(input);
+        refused(&place, &args.each_ref().map(String::as_str), &[input, part]);
+        refused(&place, &["tokenizer", "train", "--input", input, "--out", "tok"], &[input, part]);
+    }
+}
+
+#[test]
+fn parquet_whose_footer_lies() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let tokenizer = tiny::world().join("tokenizer").display().to_string();
+    let good = parquet(::parquet::basic::Compression::SNAPPY);
+    let prepare = ["prepare", "--input", "a.parquet", "--tokenizer", &tokenizer, "--out", "out"];
+    fs::write(at("a.parquet"), &good).unwrap();
+    accepted(&place, &prepare);
+    let length = good.len();
+    let footer = u32::from_le_bytes(good[length - 8..length - 4].try_into().unwrap()) as usize;
+    let start = length - 8 - footer;
+    // Its own length, then every byte of it as the beginning of a huge number.
+    for claim in [u32::MAX, i32::MAX as u32, length as u32] {
+        let mut bytes = good.clone();
+        bytes[length - 8..length - 4].copy_from_slice(&claim.to_le_bytes());
+        fs::write(at("a.parquet"), bytes).unwrap();
+        refused(&place, &prepare, &["a.parquet", "not a readable Parquet file"]);
+    }
+    for part in (start..length - 16).step_by(footer / 12) {
+        let mut bytes = good.clone();
+        bytes[part..part + 5].copy_from_slice(&[0xFE, 0xFF, 0xFF, 0xFF, 0x0F]);
+        fs::write(at("a.parquet"), bytes).unwrap();
+        let (code, stderr) = run(&place, &prepare);
+        assert!(matches!(code, Some(0 | 3)) && stderr.lines().count() <= 1, "byte {part}: {code:?} {stderr}");
+    }
+}
