@@ -229,9 +229,14 @@ impl Report {
         if self.teacher.is_some() {
             row("teacher", m.teacher, "weights, no tape".into());
         }
-        row("memory in all", m.total(), "without scratch space".into());
+        row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
+        row("program", m.program, "its own buffers and its allocator's".into());
+        row("memory in all", m.total(), "at the peak".into());
         row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
-        let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.keep);
+        let disk = format!(
+            "at the peak: {} checkpoints and the one being written",
+            plan.checkpoint.keep + plan.checkpoint.keep_best
+        );
         row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
         table.to_string()
     }

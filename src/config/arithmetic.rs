@@ -367,7 +367,11 @@ pub fn mean_keep(plan: &Plan) -> f64 {
     (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
 }
 
-/// Bytes of device or host memory, by part: what the algorithm must hold, without allocator slack and scratch space.
+/// What the program holds beside a run: buffers of its threads and of matrix products, what its allocator has not given back.
+/// Measured, within 20 MB over the shapes of the record `benches/records/2026-11-25-memory.md`.
+const PROGRAM: u64 = 70_000_000;
+
+/// Bytes of device or host memory at the peak, by part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryByPart {
     /// Student parameters.
@@ -382,12 +386,17 @@ pub struct MemoryByPart {
     pub logits: u64,
     /// Teacher parameters and the activations of one of its blocks; no tape.
     pub teacher: u64,
+    /// What one block's backward forms beside its tape, as far as it does not fit where the logits were.
+    pub scratch: u64,
+    /// The program itself, without a run.
+    pub program: u64,
 }
 
 impl MemoryByPart {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.logits + self.teacher
+        let run = self.weights + self.gradients + self.moments + self.activations + self.logits + self.teacher;
+        run + self.scratch + self.program
     }
 }
 
@@ -399,16 +408,22 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     } as u64;
     let tokens = micro * plan.data.context as u64;
     let parameters = student.parameters() as u64;
+    let logits = head_bytes(student, plan, micro);
+    // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the residual, the norm's input and output,
+    // and of what comes from above (4 D). The head is done by then.
+    let scratch = F32 * tokens * (4 * student.n_embd as u64 + 3 * student.inner() as u64);
     MemoryByPart {
         weights: F32 * parameters,
         gradients: F32 * parameters,
         moments: 2 * F32 * parameters,
         activations: tape_bytes(student, plan, tokens),
-        logits: head_bytes(student, plan, micro),
+        logits,
         teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
             let (d, f) = (t.n_embd as u64, t.inner() as u64);
             F32 * t.parameters() as u64 + F32 * tokens * (2 * d + (3 * d).max(f))
         }),
+        scratch: scratch.saturating_sub(logits),
+        program: PROGRAM,
     }
 }
 

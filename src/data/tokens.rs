@@ -20,10 +20,10 @@ use crate::files::AtomicFile;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::time::SystemTime;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 256;
@@ -257,11 +257,7 @@ fn encode_tokens(tokens: &[u32], header: &TokenHeader, out: &mut Vec<u8>) -> Res
 
 #[derive(Debug)]
 enum Payload {
-    Mapped {
-        map: Mmap,
-        file: File,
-        modified: Option<SystemTime>,
-    },
+    Mapped { map: Mmap, file: File, modified: Option<SystemTime> },
     Owned(Vec<u8>),
 }
 

@@ -307,7 +307,10 @@ fn a_full_disk_costs_no_checkpoint() {
         verify(path).unwrap();
     }
     let temporary = |e: fs::DirEntry| e.file_name().to_string_lossy().ends_with(".tmp");
-    assert!(!fs::read_dir(run.join("checkpoints")).unwrap().any(|e| temporary(e.unwrap())), "half a checkpoint is left");
+    assert!(
+        !fs::read_dir(run.join("checkpoints")).unwrap().any(|e| temporary(e.unwrap())),
+        "half a checkpoint is left"
+    );
 
     // With room it goes on, and ends like one that never met the end of a disk.
     let (code, _, stderr) = place.run(&[&args("copied/run", "60")[..], &["--resume"]].concat());
@@ -520,6 +523,7 @@ fn the_best_checkpoint_stays_and_has_a_name() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&weights, bytes).unwrap();
     place.refused(&["eval", "run/best", "--data", &data], 3, &["model.safetensors is damaged", "SHA-256"]);
-    let odd = pretrain(&data, &["--set", "checkpoint.keep_best=1", "--set", "checkpoint.every=3", "--set", "eval.every=2"]);
+    let odd =
+        pretrain(&data, &["--set", "checkpoint.keep_best=1", "--set", "checkpoint.every=3", "--set", "eval.every=2"]);
     place.refused(&odd, 2, &["checkpoint.keep_best = 1 needs a validation at every checkpoint"]);
 }

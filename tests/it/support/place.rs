@@ -150,4 +150,3 @@ impl Place {
         steps.max().unwrap()
     }
 }
-
