@@ -1,5 +1,6 @@
 //! The command line: one file per verb, thin; results on stdout, everything else on stderr.
 
+pub mod cache;
 pub mod compare;
 pub mod distill;
 pub mod download;
@@ -84,6 +85,7 @@ pub enum Verb {
     Distill(distill::DistillArgs),
     Compare(compare::CompareArgs),
     Download(download::DownloadArgs),
+    Cache(cache::CacheArgs),
     Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
@@ -101,6 +103,7 @@ impl Verb {
             Self::Distill(args) => distill::run(args, ui),
             Self::Compare(args) => compare::run(args, ui),
             Self::Download(args) => download::run(args, ui),
+            Self::Cache(args) => cache::run(args, ui),
             Self::Plan(args) => plan::run(args, ui),
             Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),

@@ -6,6 +6,7 @@
 //!   snapshots/<commit>/config.json   -> ../../blobs/<etag>
 //!   refs/main                        the commit that `main` meant when last asked
 //! .locks/models--org--name/<etag>.lock
+//! .locks/models--org--name/eslm-kd.lock       ours alone: shared by downloads, exclusive for `cache prune`
 //! ```
 
 use super::fetch::What;
@@ -165,24 +166,52 @@ impl RepoCache {
     /// Waits for the lock that Python's library takes too. Where locks do nothing (some network file systems) the
     /// unique names of partial files still keep two processes apart.
     pub fn lock(&self, etag: &Etag, progress: &dyn Progress) -> Result<Option<File>> {
-        fs::create_dir_all(&self.locks).map_err(|e| Error::io("create folder", &self.locks, e))?;
-        let path = self.locks.join(format!("{}.lock", etag.as_str()));
-        let file = File::options().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, e))?;
-        let (started, mut told) = (Instant::now(), false);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(file)),
-                Err(fs::TryLockError::Error(_)) => return Ok(None),
-                Err(fs::TryLockError::WouldBlock) => {
-                    crate::signal::check()?;
-                    if !told && started.elapsed() > Duration::from_secs(2) {
-                        progress.note("waiting for another process that downloads the same file");
-                        told = true;
-                    }
-                    std::thread::sleep(Duration::from_millis(50));
-                }
+        let file = self.open_lock(etag.as_str())?;
+        wait(file, File::try_lock, "waiting for another process that downloads the same file", progress)
+    }
+
+    /// The same lock without waiting.
+    pub(super) fn try_lock(&self, etag: &Etag) -> Result<Claim> {
+        Ok(claim(self.open_lock(etag.as_str())?))
+    }
+
+    /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it is complete. None
+    /// where locks do nothing, and in a cache that is read-only, which nobody prunes.
+    pub(super) fn announce(&self, progress: &dyn Progress) -> Result<Option<File>> {
+        match self.open_lock(REPO_LOCK) {
+            Ok(file) => wait(file, File::try_lock_shared, "waiting for `eslm-kd cache prune`", progress),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's, downloads into it.
+    pub(super) fn claim_repo(&self) -> Result<Claim> {
+        let Claim::Held(ours) = claim(self.open_lock(REPO_LOCK)?) else { return Ok(Claim::Busy) };
+        let failed = |e| Error::io("list", &self.locks, e);
+        let own = format!("{REPO_LOCK}.lock");
+        for entry in fs::read_dir(&self.locks).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name() == *own {
+                continue;
+            }
+            if let Ok(file) = File::options().append(true).open(entry.path())
+                && matches!(claim(file), Claim::Busy)
+            {
+                return Ok(Claim::Busy);
             }
         }
+        Ok(Claim::Held(ours))
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File> {
+        fs::create_dir_all(&self.locks).map_err(|e| Error::io("create folder", &self.locks, e))?;
+        let path = self.locks.join(format!("{name}.lock"));
+        File::options().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, e))
+    }
+
+    /// The repository's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Takes a partial file for this process alone: what an earlier call left, or nothing yet. The rename is the
@@ -194,12 +223,10 @@ impl RepoCache {
         if fs::rename(self.partial(etag), &mine).is_ok() {
             return Ok(mine);
         }
-        // A killed process leaves its claim. A living one writes, or gives up, well within five minutes.
+        // A killed process leaves its claim.
         let orphan = |path: &Path| {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let modified = fs::metadata(path).and_then(|m| m.modified()).ok();
-            let age = modified.and_then(|m| SystemTime::now().duration_since(m).ok());
-            name.starts_with(etag.as_str()) && name.ends_with(PARTIAL) && age.is_some_and(|a| a.as_secs() > 300)
+            name.starts_with(etag.as_str()) && name.ends_with(PARTIAL) && is_settled(path)
         };
         let entries = fs::read_dir(&blobs).map_err(|e| Error::io("list", &blobs, e))?;
         for path in entries.flatten().map(|e| e.path()).filter(|p| orphan(p)) {
@@ -214,6 +241,11 @@ impl RepoCache {
     pub fn release_partial(&self, etag: &Etag, mine: &Path) {
         let empty = fs::metadata(mine).map_or(true, |m| m.len() == 0);
         let _ = if empty { fs::remove_file(mine) } else { fs::rename(mine, self.partial(etag)) };
+    }
+
+    /// Bytes that an earlier call left, and that the next one need not fetch.
+    pub(super) fn partial_bytes(&self, etag: &Etag) -> u64 {
+        fs::metadata(self.partial(etag)).map_or(0, |m| m.len())
     }
 
     fn partial(&self, etag: &Etag) -> PathBuf {
@@ -240,8 +272,62 @@ impl RepoCache {
     }
 }
 
-/// Own suffix: Python's library appends to `<etag>.incomplete` files of its own.
-const PARTIAL: &str = ".eslm-kd.incomplete";
+/// Own suffix: Python's library has `<etag>....incomplete` files of its own.
+pub(super) const PARTIAL: &str = ".eslm-kd.incomplete";
+
+/// Own lock beside those of the blobs.
+const REPO_LOCK: &str = "eslm-kd";
+
+/// Without working locks, what was written less than this long ago may belong to a process that lives: one writes, or
+/// gives up, well within this time.
+pub(super) const SETTLED: Duration = Duration::from_secs(300);
+
+/// Whether nobody has written to a file or folder for so long that nobody is about to.
+pub(super) fn is_settled(path: &Path) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|m| m.modified()).ok();
+    modified.and_then(|m| SystemTime::now().duration_since(m).ok()).is_some_and(|age| age > SETTLED)
+}
+
+/// The outcome of asking for a lock without waiting.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Ours until dropped; None where locks do nothing.
+    Held(Option<File>),
+    /// Another process has it.
+    Busy,
+}
+
+fn claim(file: File) -> Claim {
+    match file.try_lock() {
+        Ok(()) => Claim::Held(Some(file)),
+        Err(fs::TryLockError::Error(_)) => Claim::Held(None),
+        Err(fs::TryLockError::WouldBlock) => Claim::Busy,
+    }
+}
+
+/// Asks for a lock until it is there. Polls the stop signal.
+fn wait(
+    file: File,
+    ask: impl Fn(&File) -> std::result::Result<(), fs::TryLockError>,
+    what: &str,
+    progress: &dyn Progress,
+) -> Result<Option<File>> {
+    let (started, mut told) = (Instant::now(), false);
+    loop {
+        match ask(&file) {
+            Ok(()) => return Ok(Some(file)),
+            Err(fs::TryLockError::Error(_)) => return Ok(None),
+            Err(fs::TryLockError::WouldBlock) => {
+                crate::signal::check()?;
+                if !told && started.elapsed() > Duration::from_secs(2) {
+                    progress.note(what);
+                    told = true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
 
 /// Differs between processes and within one.
 fn unique() -> String {

@@ -5,6 +5,7 @@ use super::client::{Client, Info, Remote};
 use super::options::HubOptions;
 use super::transfer::{Job, bring, is_cached};
 use crate::error::{Error, Result};
+use crate::files::check_space;
 use crate::model::weights::{INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, shard_names};
 use crate::progress::Progress;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,7 @@ pub fn fetch_model(
     };
     let dir = cache.snapshot(&info.commit);
     let files = wanted(id, &info, what)?;
+    let _lock = cache.announce(progress)?;
     let all = Brought { client: &client, cache: &cache, id, commit: &info.commit, progress };
     all.bring(&files)?;
     if files.iter().any(|f| f == INDEX_FILE) {
@@ -145,35 +147,53 @@ impl Brought<'_> {
         let mut missing: Vec<(&str, Remote)> = Vec::new();
         for file in files {
             let remote = self.client.retry(|| self.client.head(self.id, self.commit, file)).map_err(|(e, _)| e)?;
-            if is_cached(self.cache, &remote)? {
-                self.link(file, &remote)?;
-            } else {
+            if !self.link_cached(file, &remote)? {
                 missing.push((file, remote));
             }
         }
         if missing.is_empty() {
             return Ok(());
         }
-        let total = missing.iter().map(|(_, remote)| remote.size.unwrap_or(0)).sum();
+        let remotes = || missing.iter().map(|(_, remote)| remote);
+        check_space(&self.client.options.cache, still_to_fetch(self.cache, remotes()), &format!("{}: it", self.id))?;
+        let total = sum(remotes().map(|r| r.size.unwrap_or(0)));
         self.progress.start(&format!("download {}", self.id), Some(total), "bytes");
         let done = missing.iter().try_for_each(|(file, remote)| {
             let job = Job { id: self.id, commit: self.commit, file, remote };
-            bring(self.client, self.cache, &job, self.progress)?;
-            self.link(file, remote)
+            bring(self.client, self.cache, &job, self.progress, || self.cache.link(self.commit, file, &remote.etag))
         });
         self.progress.finish();
         done
     }
 
-    fn link(&self, file: &str, remote: &Remote) -> Result<()> {
+    /// Sees to the link of a file whose blob is there; false if the blob is not.
+    fn link_cached(&self, file: &str, remote: &Remote) -> Result<bool> {
+        if !is_cached(self.cache, remote)? {
+            return Ok(false);
+        }
         // Files already linked to their blob are left alone: a read-only cache is usable.
         let pointer = self.cache.snapshot(self.commit).join(file);
+        let blob = self.cache.blob(&remote.etag);
         let same = std::fs::canonicalize(&pointer).ok();
-        if same.is_some() && same == std::fs::canonicalize(self.cache.blob(&remote.etag)).ok() {
-            return Ok(());
+        if same.is_some() && same == std::fs::canonicalize(&blob).ok() {
+            return Ok(true);
         }
-        self.cache.link(self.commit, file, &remote.etag)
+        let _lock = self.cache.lock(&remote.etag, self.progress)?;
+        if !blob.exists() {
+            return Ok(false); // removed before the lock was ours: nothing linked to it yet
+        }
+        self.cache.link(self.commit, file, &remote.etag).map(|()| true)
     }
+}
+
+/// Bytes that these files still need on disk: what an earlier call left is there already.
+fn still_to_fetch<'a>(cache: &RepoCache, remotes: impl Iterator<Item = &'a Remote>) -> u64 {
+    sum(remotes.map(|r| r.size.unwrap_or(0).saturating_sub(cache.partial_bytes(&r.etag))))
+}
+
+/// The lengths come from outside, where nothing keeps them from adding up to more than there is.
+fn sum(lengths: impl Iterator<Item = u64>) -> u64 {
+    lengths.fold(0, u64::saturating_add)
 }
 
 /// The files of a snapshot folder with their lengths, sorted by name: what a report lists.
@@ -187,4 +207,25 @@ pub fn snapshot_files(dir: &Path) -> Result<Vec<(String, u64)>> {
     }
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::cache::Etag;
+
+    #[test]
+    fn space_is_needed_for_what_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = RepoCache::new(dir.path(), "a/b");
+        let remote = |c: &str, size| Remote { etag: Etag::parse(&c.repeat(64)).unwrap(), size };
+        let files = [remote("a", Some(100)), remote("b", Some(10)), remote("c", None)];
+        assert_eq!(still_to_fetch(&cache, files.iter()), 110);
+        let partial = cache.claim_partial(&files[0].etag).unwrap();
+        std::fs::write(&partial, [0; 30]).unwrap();
+        cache.release_partial(&files[0].etag, &partial);
+        assert_eq!(still_to_fetch(&cache, files.iter()), 80);
+        let absurd = [remote("d", Some(u64::MAX)), remote("e", Some(u64::MAX))];
+        assert_eq!(still_to_fetch(&cache, absurd.iter()), u64::MAX);
+    }
 }

@@ -18,6 +18,7 @@ mod client;
 mod fetch;
 mod options;
 mod resolve;
+pub mod store;
 mod transfer;
 
 pub use fetch::{Fetched, What, fetch_model, snapshot_files};

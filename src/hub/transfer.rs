@@ -32,21 +32,28 @@ pub(super) fn is_cached(cache: &RepoCache, remote: &Remote) -> Result<bool> {
     Ok(metadata.len() > ALWAYS_HASHED || remote.etag.matches(&blob)?)
 }
 
-/// Brings one blob into the cache. Whatever fails, no file takes the blob's name unless its length and hash are the
-/// ones that the Hub announced.
-pub(super) fn bring(client: &Client, cache: &RepoCache, job: &Job, progress: &dyn Progress) -> Result<()> {
+/// Brings one blob into the cache and has it linked. Whatever fails, no file takes the blob's name unless its length and
+/// hash are the ones that the Hub announced. The lock is held until the link stands: `cache prune` removes blobs that
+/// have none.
+pub(super) fn bring(
+    client: &Client,
+    cache: &RepoCache,
+    job: &Job,
+    progress: &dyn Progress,
+    link: impl Fn() -> Result<()>,
+) -> Result<()> {
     let etag = &job.remote.etag;
     let _lock = cache.lock(etag, progress)?;
     if is_cached(cache, job.remote)? {
         progress.advance(job.remote.size.unwrap_or(0));
-        return Ok(());
+        return link();
     }
     let partial = cache.claim_partial(etag)?;
     let done = fill(client, &partial, job, progress).and_then(|()| keep(cache, etag, &partial));
     if done.is_err() {
         cache.release_partial(etag, &partial);
     }
-    done
+    done.and_then(|()| link())
 }
 
 /// Downloads and verifies, with retries. Retries start anew once a megabyte has come through, so that a long file on
@@ -116,13 +123,13 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
         )));
     }
     if let (Some(size), Some(coming)) = (job.remote.size, response.content_length())
-        && have + coming != size
+        && have.saturating_add(coming) != size
     {
         return Err(Failure::passing(format!(
             "{}: {} has {size} bytes, the server sends {}",
             job.id,
             job.file,
-            have + coming
+            have.saturating_add(coming)
         )));
     }
     let failed = |e| Failure::Final(Error::io("write", partial, e));

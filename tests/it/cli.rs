@@ -78,6 +78,7 @@ fn help_has_examples() {
         "compare",
         "inspect",
         "download",
+        "cache",
         "plan",
         "eval",
         "generate",

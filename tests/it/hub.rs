@@ -11,14 +11,15 @@ use sha1::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const ID: &str = "org/tiny";
+pub const ID: &str = "org/tiny";
 
-struct Bench {
-    server: HubServer,
-    cache: tempfile::TempDir,
-    options: HubOptions,
+pub struct Bench {
+    pub server: HubServer,
+    pub cache: tempfile::TempDir,
+    pub options: HubOptions,
 }
 
 impl Bench {
@@ -35,22 +36,22 @@ impl Bench {
     }
 
     /// A server with one good model.
-    fn with_model() -> Self {
+    pub fn with_model() -> Self {
         let bench = Self::new();
         bench.server.add_repo(ID, &model_files());
         bench
     }
 
-    fn fetch(&self) -> Result<Fetched> {
+    pub fn fetch(&self) -> Result<Fetched> {
         fetch_model(ID, None, What::Model, &self.options, &Silent)
     }
 
-    fn repo(&self) -> PathBuf {
+    pub fn repo(&self) -> PathBuf {
         self.cache.path().join("models--org--tiny")
     }
 
     /// Every blob is what its name says, whatever has happened; returns how many there are.
-    fn blobs(&self) -> usize {
+    pub fn blobs(&self) -> usize {
         let mut count = 0;
         for entry in fs::read_dir(self.repo().join("blobs")).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string().unwrap();
@@ -78,7 +79,7 @@ impl Bench {
     }
 }
 
-fn model_files() -> Vec<(&'static str, Vec<u8>)> {
+pub fn model_files() -> Vec<(&'static str, Vec<u8>)> {
     let config = Gpt2Config::new(300, 16, 16, 2, 2);
     let params = ParamSet::zeros(&Layout::new(&config), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -137,25 +138,69 @@ fn offline_names_the_command_that_would_fetch() {
     assert!(bench.server.seen().iter().all(|r| !r.path.contains("model.safetensors")));
 }
 
+/// Remembers what it hears: notes, phases with their totals, units done.
+#[derive(Default)]
+struct Ear {
+    notes: Mutex<Vec<String>>,
+    phases: Mutex<Vec<(String, Option<u64>)>>,
+    done: AtomicU64,
+}
+
+impl Progress for Ear {
+    fn start(&self, label: &str, total: Option<u64>, _: &str) {
+        self.phases.lock().unwrap().push((label.into(), total));
+    }
+    fn advance(&self, n: u64) {
+        self.done.fetch_add(n, Ordering::Relaxed);
+    }
+    fn finish(&self) {}
+    fn note(&self, text: &str) {
+        self.notes.lock().unwrap().push(text.into());
+    }
+}
+
+#[test]
+fn progress_counts_every_byte_once_however_often_it_is_sent() {
+    let bench = Bench::with_model();
+    let file = "model.safetensors";
+    bench.server.fault(On::Body, file, Kind::Cut(5000), 1);
+    bench.server.fault(On::Body, file, Kind::RangeIgnored, 1);
+    let ear = Ear::default();
+    let fetched = fetch_model(ID, None, What::Model, &bench.options, &ear).unwrap();
+    let total: u64 = hub::snapshot_files(&fetched.dir).unwrap().iter().map(|f| f.1).sum();
+    assert_eq!(*ear.phases.lock().unwrap(), [(format!("download {ID}"), Some(total))]);
+    assert_eq!(ear.done.load(Ordering::Relaxed), total);
+    // Nothing to do is no phase.
+    fetch_model(ID, None, What::Model, &bench.options, &ear).unwrap();
+    assert_eq!(ear.phases.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_file_that_does_not_fit_on_the_disk_is_not_begun() {
+    let bench = Bench::with_model();
+    let huge: &str = "X-Linked-Etag: \"0000000000000000000000000000000000000000000000000000000000000000\"\r\n\
+                      X-Linked-Size: 9000000000000000000\r\n";
+    bench.server.fault(On::Head, "model.safetensors", Kind::Status(200, huge), 1);
+    let error = bench.fetch().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    let message = error.to_string();
+    assert!(message.starts_with("org/tiny: it needs 9000000000") && message.contains("MB free"), "{message}");
+    assert!(message.contains(bench.cache.path().to_str().unwrap()), "{message}");
+    assert!(bench.server.seen().iter().all(|r| r.method != "GET" || r.path.starts_with("/api/models/")));
+    assert_eq!(bench.blobs(), 0);
+    bench.fetch().unwrap();
+}
+
 #[test]
 fn an_unreachable_hub_is_made_up_for_by_the_cache() {
-    struct Notes(Mutex<Vec<String>>);
-    impl Progress for Notes {
-        fn start(&self, _: &str, _: Option<u64>, _: &str) {}
-        fn advance(&self, _: u64) {}
-        fn finish(&self) {}
-        fn note(&self, text: &str) {
-            self.0.lock().unwrap().push(text.into());
-        }
-    }
     let bench = Bench::with_model();
     let gone = HubOptions { endpoint: "http://127.0.0.1:9".into(), ..bench.options.clone() };
     let error = fetch_model(ID, None, What::Model, &gone, &Silent).unwrap_err().to_string();
     assert!(error.contains("cannot reach http://127.0.0.1:9") && error.contains("3 attempts"), "{error}");
     let fetched = bench.fetch().unwrap();
-    let notes = Notes(Mutex::default());
-    assert_eq!(fetch_model(ID, None, What::Model, &gone, &notes).unwrap(), fetched);
-    assert!(notes.0.lock().unwrap()[0].contains("using the cached commit"));
+    let ear = Ear::default();
+    assert_eq!(fetch_model(ID, None, What::Model, &gone, &ear).unwrap(), fetched);
+    assert!(ear.notes.lock().unwrap()[0].contains("using the cached commit"));
     // A refusal is an answer, not an outage.
     bench.server.fault(On::Info, "", Kind::Status(401, ""), 1);
     assert!(bench.fetch().unwrap_err().to_string().contains("private"));
@@ -292,6 +337,37 @@ fn a_cut_download_resumes_where_it_broke() {
 }
 
 #[test]
+fn connections_cut_at_random_bytes_give_the_same_file() {
+    let file = "model.safetensors";
+    let len = model_files().iter().find(|f| f.0 == file).unwrap().1.len();
+    // Fixed draws, and the edges.
+    let mut draw = 12345_usize;
+    let mut next = || {
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (draw >> 33) % len
+    };
+    let pairs: Vec<[usize; 2]> = (0..10).map(|_| [next(), next()]).collect();
+    for cuts in [[0, 0], [1, len - 2], [len - 1, 0], [0, len - 1]].into_iter().chain(pairs) {
+        let bench = Bench::with_model();
+        for cut in cuts {
+            bench.server.fault(On::Body, file, Kind::Cut(cut), 1);
+        }
+        let fetched = bench.fetch().unwrap_or_else(|e| panic!("{cuts:?}: {e}"));
+        load_model(&fetched.dir, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(bench.blobs(), 4, "{cuts:?}");
+    }
+}
+
+#[test]
+fn the_server_says_how_long_to_wait() {
+    let bench = Bench::with_model();
+    bench.server.fault(On::Head, "config.json", Kind::Status(429, "Retry-After: 1\r\n"), 1);
+    let started = Instant::now();
+    bench.fetch().unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1), "the back-off alone would be milliseconds");
+}
+
+#[test]
 fn a_damaged_blob_in_the_cache_is_replaced() {
     let bench = Bench::with_model();
     let fetched = bench.fetch().unwrap();
@@ -402,9 +478,34 @@ fn the_environment_decides_where_and_whether() {
 
 #[test]
 fn a_stalled_server_costs_bounded_time() {
+    for (on, file) in [(On::Body, "model.safetensors"), (On::Head, "config.json"), (On::Info, "")] {
+        let bench = Bench::with_model();
+        bench.server.fault(on, file, Kind::Stall(10), usize::MAX);
+        let started = Instant::now();
+        let message = bench.refused();
+        assert!(message.contains("no byte within") || message.contains("no answer within"), "{on:?}: {message}");
+        assert!(started.elapsed() < Duration::from_secs(8), "{on:?}: {:?}", started.elapsed());
+    }
+}
+
+/// On some file systems a lock locks nothing. Here the second download finds another lock file than the first holds.
+#[test]
+fn two_downloads_without_a_lock_between_them_make_one_good_cache() {
     let bench = Bench::with_model();
-    bench.server.fault(On::Body, "model.safetensors", Kind::Stall(10), usize::MAX);
-    let started = Instant::now();
-    bench.refused();
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let file = "model.safetensors";
+    bench.server.fault(On::Body, file, Kind::Pause(1000, 3000), 1);
+    let patient = HubOptions { idle_timeout: Duration::from_secs(20), ..bench.options.clone() };
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| fetch_model(ID, None, What::Model, &patient, &Silent));
+        bench.server.wait_for_body(file);
+        fs::remove_dir_all(bench.cache.path().join(".locks")).unwrap();
+        let fast = fetch_model(ID, None, What::Model, &patient, &Silent).unwrap();
+        assert!(!slow.is_finished(), "it waited for the slow one");
+        assert_eq!(slow.join().unwrap().unwrap(), fast);
+    });
+    let bodies: Vec<_> = bench.server.seen().into_iter().filter(|r| r.cdn && r.method == "GET").collect();
+    assert_eq!(bodies.len(), 2);
+    assert!(bodies.iter().all(|r| r.header("range").is_none()), "neither took the other's partial file");
+    assert_eq!(bench.blobs(), 4);
+    assert_eq!(fs::read_dir(bench.repo().join("blobs")).unwrap().count(), 4, "and no partial file is left");
 }

@@ -3,6 +3,8 @@
 mod cli;
 mod compare;
 mod hub;
+mod hub_binary;
+mod hub_store;
 mod inspect;
 mod laws;
 mod models;

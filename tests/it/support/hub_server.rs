@@ -18,7 +18,10 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a stalled socket stays open.
+const STALL: Duration = Duration::from_secs(20);
 
 /// Which request a fault hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +49,10 @@ pub enum Kind {
     Flipped,
     /// The whole file, whatever the range.
     RangeIgnored,
-    /// Nothing more after so many bytes.
+    /// Nothing more after so many bytes; nothing at all where it is not a body that is asked for.
     Stall(usize),
+    /// So many bytes, then so many milliseconds of nothing, then the rest.
+    Pause(usize, u64),
 }
 
 /// A fault and how often it happens.
@@ -161,6 +166,16 @@ impl HubServer {
 
     pub fn fault(&self, on: On, file: &str, kind: Kind, times: usize) {
         self.state.faults.lock().unwrap().push(Fault { on, file: file.to_string(), kind, times });
+    }
+
+    /// Waits for a request for the bytes of a file; the requests stay to be seen.
+    pub fn wait_for_body(&self, file: &str) {
+        let asked = |r: &Seen| r.cdn && r.method == "GET" && r.path.contains(file);
+        let give_up = Instant::now() + Duration::from_secs(60);
+        while !self.state.seen.lock().unwrap().iter().any(asked) {
+            assert!(Instant::now() < give_up, "nobody asked for {file}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The requests since the last call.
@@ -278,6 +293,10 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
             let reason = format!("{status} Fault");
             return simple(to, &reason, extra, b"<html>an error page</html>");
         }
+        Some(Kind::Stall(_)) if head => {
+            std::thread::sleep(STALL);
+            return Ok(());
+        }
         Some(Kind::Html) => {
             return simple(to, "200 OK", "Content-Type: text/html\r\n", b"<html>Please log in</html>");
         }
@@ -330,10 +349,14 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
         bytes[middle] ^= 1;
         return to.write_all(&bytes);
     }
+    if let Some(Kind::Pause(n, milliseconds)) = fault {
+        std::io::copy(&mut body.by_ref().take(n as u64), &mut to)?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+    }
     std::io::copy(&mut body, &mut to)?;
     to.flush()?;
     if matches!(fault, Some(Kind::Stall(_))) {
-        std::thread::sleep(Duration::from_secs(20));
+        std::thread::sleep(STALL);
     }
     Ok(())
 }
@@ -341,6 +364,10 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
 fn info(state: &State, to: &TcpStream, id: &str, revision: &str) -> std::io::Result<()> {
     match state.next_fault(On::Info, "") {
         Some(Kind::Status(status, extra)) => return simple(to, &format!("{status} Fault"), extra, b"{}"),
+        Some(Kind::Stall(_)) => {
+            std::thread::sleep(STALL);
+            return Ok(());
+        }
         Some(_) => return simple(to, "200 OK", "Content-Type: text/html\r\n", b"<html>Please log in</html>"),
         None => {}
     }
