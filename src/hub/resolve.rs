@@ -89,6 +89,17 @@ pub struct ModelSource {
     pub preset: Option<&'static Preset>,
 }
 
+impl ModelSource {
+    /// `org/name@commit`: what a run's manifest records of a model of the Hub.
+    pub fn pinned(&self) -> Option<String> {
+        let (commit, id) = (self.commit.as_ref()?, self.origin.strip_prefix(HUB)?);
+        Some(format!("{id}@{commit}"))
+    }
+}
+
+/// How the origin of a model of the Hub begins.
+const HUB: &str = "Hub ";
+
 /// Resolves MODEL to a folder with weights, downloading it if need be. Presets without weights of their own (the
 /// generated teacher, students) are an error here: callers that can make them ask [`ModelRef::parse`] first.
 pub fn resolve_model(
@@ -111,7 +122,7 @@ pub(crate) fn locate(
 ) -> Result<ModelSource> {
     let hub = |id: &str, revision: Option<&str>, preset| {
         let fetched = fetch_model(id, revision, What::Model, options, progress)?;
-        Ok(ModelSource { dir: fetched.dir, origin: format!("Hub {id}"), commit: Some(fetched.commit), preset })
+        Ok(ModelSource { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit), preset })
     };
     match meant {
         ModelRef::Folder { dir, origin } => match revision {

@@ -6,7 +6,7 @@ use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::hub::{HubOptions, Kind, ModelRef, has_tokenizer, locate};
+use crate::hub::{HubOptions, Kind, ModelRef, ModelSource, has_tokenizer, locate};
 use crate::model::preset::{Birth, Preset, Source};
 use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
@@ -74,13 +74,14 @@ impl Session {
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
             verify(tokens, around.progress)?;
         }
-        let (mut teacher, mut teacher_hash) = (None, None);
+        let (mut teacher, mut teacher_hash, mut teacher_revision) = (None, None, None);
         if let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
-            let dir = find(name, Kind::Teacher, &data.tokenizer, around)?;
-            teacher = Some(load_folder(&dir, &device)?);
-            teacher_hash = Some(weights_hash(&dir)?);
+            let found = find(name, Kind::Teacher, &data.tokenizer, around)?;
+            teacher = Some(load_folder(&found.dir, &device)?);
+            teacher_hash = Some(weights_hash(&found.dir)?);
+            teacher_revision = found.pinned();
         }
-        let student = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
+        let (student, student_revision) = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
         check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
         let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
         for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
@@ -90,6 +91,8 @@ impl Session {
             data_hash: hex(&data.train.header().content_hash),
             tokenizer_hash: hex(&data.tokenizer.hash()),
             teacher_hash,
+            teacher_revision,
+            student_revision,
         };
         Ok(Self {
             plan: settle(&student.config, plan),
@@ -130,13 +133,17 @@ fn verify(tokens: &TokenFile, progress: &dyn Progress) -> Result<()> {
     done
 }
 
+/// A model, and `org/name@commit` if it is the Hub's.
+type Pinned = (Gpt2, Option<String>);
+
 /// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.
-fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Gpt2> {
-    load_folder(&find(name, kind, tokenizer, around)?, device)
+fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Pinned> {
+    let found = find(name, kind, tokenizer, around)?;
+    Ok((load_folder(&found.dir, device)?, found.pinned()))
 }
 
-/// The folder of a stored model that fits the data.
-fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>) -> Result<PathBuf> {
+/// A stored model's folder; the model fits the data.
+fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>) -> Result<ModelSource> {
     let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
     if has_tokenizer(&found.dir) {
         let (own, data) = (Tokenizer::load(&found.dir)?.hash(), tokenizer.hash());
@@ -148,7 +155,7 @@ fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>)
             )));
         }
     }
-    Ok(found.dir)
+    Ok(found)
 }
 
 fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
@@ -163,7 +170,8 @@ fn student(
     tokenizer: &Tokenizer,
     around: Surroundings<'_>,
     device: &Device,
-) -> Result<Gpt2> {
+) -> Result<Pinned> {
+    let born = |student: Gpt2| (student, None);
     let vocabulary = tokenizer.vocab_size() as usize;
     let meant = ModelRef::parse(&plan.student, Kind::Student).or_else(|e| {
         // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
@@ -181,7 +189,7 @@ fn student(
     };
     match (plan.birth, &preset.birth, &preset.source) {
         (Some(BirthWord::Scratch), ..) | (None, Some(Birth::Scratch {}), _) => {
-            scratch(plan, preset, teacher, vocabulary, device)
+            scratch(plan, preset, teacher, vocabulary, device).map(born)
         }
         (Some(BirthWord::TeacherLayers), ..) | (None, Some(Birth::TeacherLayers { .. }), _) => {
             let default = match &preset.birth {
@@ -196,7 +204,7 @@ fn student(
             let Some(teacher) = teacher else {
                 return Err(Error::usage("birth = \"teacher-layers\" needs a teacher"));
             };
-            Gpt2::from_layers(teacher, &layers)
+            Gpt2::from_layers(teacher, &layers).map(born)
         }
         (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, tokenizer, around, device),
         (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => {
@@ -206,7 +214,7 @@ fn student(
             "birth = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
             plan.student
         ))),
-        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device),
+        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device).map(born),
     }
 }
 

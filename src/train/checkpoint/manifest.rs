@@ -32,6 +32,12 @@ pub struct Manifest {
     /// SHA-256 of the teacher's weights; None without a teacher, and in checkpoints from before it was noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_hash: Option<String>,
+    /// `org/name@commit` of a teacher from the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_revision: Option<String>,
+    /// `org/name@commit` of the Hub's model that the student started as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_revision: Option<String>,
     /// Every file but this one, by name.
     pub files: BTreeMap<String, FileSum>,
 }
@@ -52,6 +58,8 @@ impl Manifest {
             data_hash: self.data_hash.clone(),
             tokenizer_hash: self.tokenizer_hash.clone(),
             teacher_hash: self.teacher_hash.clone(),
+            teacher_revision: self.teacher_revision.clone(),
+            student_revision: self.student_revision.clone(),
         }
     }
 
@@ -70,6 +78,8 @@ impl Manifest {
             data_hash: inputs.data_hash.clone(),
             tokenizer_hash: inputs.tokenizer_hash.clone(),
             teacher_hash: inputs.teacher_hash.clone(),
+            teacher_revision: inputs.teacher_revision.clone(),
+            student_revision: inputs.student_revision.clone(),
             files: sums.into_iter().collect::<Result<_>>()?,
         };
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::internal(e.to_string()))?;

@@ -86,6 +86,10 @@ pub struct Inputs {
     pub tokenizer_hash: String,
     /// Hash of the teacher's weights ([`crate::model::weights::weights_hash`]), if the run has one.
     pub teacher_hash: Option<String>,
+    /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether it is the same.
+    pub teacher_revision: Option<String>,
+    /// The same of the Hub's model that the student started as.
+    pub student_revision: Option<String>,
 }
 
 /// `state.json`.

@@ -59,7 +59,13 @@ fn state(step: u64) -> TrainState {
         optimizer: adamw::State { step, m: random(&layout, 2), v: random(&layout, 3) },
         counters,
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
-        inputs: Inputs { data_hash: "d1".into(), tokenizer_hash: "t1".into(), teacher_hash: Some("w1".into()) },
+        inputs: Inputs {
+            data_hash: "d1".into(),
+            tokenizer_hash: "t1".into(),
+            teacher_hash: Some("w1".into()),
+            teacher_revision: Some("org/teacher@c1".into()),
+            student_revision: None,
+        },
     }
 }
 
@@ -217,10 +223,24 @@ fn a_checkpoint_from_before_teachers_were_noted_still_loads() {
     let path = latest(run.dir()).unwrap().unwrap();
     let file = path.join(MANIFEST_FILE);
     let mut manifest: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    assert_eq!(manifest.as_object_mut().unwrap().remove("teacher_hash"), Some(json!("w1")));
+    let fields = manifest.as_object_mut().unwrap();
+    assert_eq!(fields.remove("teacher_hash"), Some(json!("w1")));
+    assert_eq!(fields.remove("teacher_revision"), Some(json!("org/teacher@c1")));
+    assert!(!fields.contains_key("student_revision"), "nothing is said of a student that is not of the Hub");
     fs::write(&file, manifest.to_string()).unwrap();
     let found = load_with(&path, |s| s.inputs.teacher_hash = Some("w2".into())).unwrap();
-    assert_eq!(found.inputs.teacher_hash, None);
+    assert_eq!((found.inputs.teacher_hash, found.inputs.teacher_revision), (None, None));
+}
+
+#[test]
+fn the_same_weights_at_another_revision_are_the_same_run() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let found = load_with(&path, |s| {
+        s.inputs.teacher_revision = Some("org/teacher@c2".into());
+        s.inputs.student_revision = Some("org/student@c3".into());
+    });
+    assert_eq!(found.unwrap().inputs.teacher_revision.as_deref(), Some("org/teacher@c1"));
 }
 
 #[test]
