@@ -407,8 +407,10 @@ fn is_real_dir(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
 }
 
+/// A link whose target is not there; no longer one that was removed meanwhile.
 fn is_dangling(path: &Path) -> bool {
-    matches!(fs::metadata(path), Err(e) if e.kind() == std::io::ErrorKind::NotFound)
+    let absent = |e: std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+    fs::symlink_metadata(path).is_ok() && fs::metadata(path).is_err_and(absent)
 }
 
 /// Ours and Python's end alike.

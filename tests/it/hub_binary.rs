@@ -162,7 +162,7 @@ fn the_cache_verb_lists_verifies_and_prunes() {
     let found: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(found["damaged"][0]["id"], ID);
     let repair = format!("eslm-kd download org/tiny --revision {commit}");
-    for part in [WEIGHTS, "has", "`eslm-kd cache verify org/tiny --remove`", &format!("then `{repair}`")] {
+    for part in [WEIGHTS, "not the hash", "`eslm-kd cache verify org/tiny --remove`", &format!("then `{repair}`")] {
         assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
     // The commands that the error names do repair it.

@@ -161,9 +161,11 @@ fn prune_keeps_away_from_a_download() {
     fs::remove_file(&weights).unwrap();
 
     // Ours: the shared lock of the repository.
-    bench.server.fault(On::Body, "model.safetensors", Kind::Pause(1000, 500), 1);
+    bench.server.seen();
+    bench.server.fault(On::Body, "model.safetensors", Kind::Pause(1000, 3000), 1);
+    let patient = HubOptions { idle_timeout: Duration::from_secs(20), ..bench.options.clone() };
     std::thread::scope(|scope| {
-        let download = scope.spawn(|| bench.fetch());
+        let download = scope.spawn(|| fetch_model(ID, None, What::Model, &patient, &Silent));
         bench.server.wait_for_body("model.safetensors");
         let during = tidy(&bench, false);
         assert!(during.removed.is_empty() && during.left[0].reason.contains("downloading"), "{during:?}");
