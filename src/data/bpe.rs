@@ -32,6 +32,7 @@ impl WordCounts {
                 let regex = regex.as_ref().ok_or_else(|| Error::internal("GPT-2's pattern does not compile"))?;
                 for part in text.split(special) {
                     for (start, end) in regex.find_iter(part) {
+                        check_word(&part[start..end])?;
                         match counts.get_mut(&part[start..end]) {
                             Some(n) => *n += 1,
                             None => drop(counts.insert(part[start..end].into(), 1)),
@@ -64,6 +65,22 @@ impl WordCounts {
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
+}
+
+/// Longest run that is still a word: merging takes a hundred times a word's bytes of memory.
+const MOST_WORD_BYTES: usize = 4 << 20;
+
+/// Errs for a word that is none.
+pub(super) fn check_word(word: &str) -> Result<()> {
+    if word.len() <= MOST_WORD_BYTES {
+        return Ok(());
+    }
+    let start: String = word.chars().take(40).collect();
+    Err(Error::data(format!(
+        "a word of {} bytes, which begins with {start:?}: expected text, with words of at most {MOST_WORD_BYTES} bytes; \
+         remove it from the input",
+        word.len()
+    )))
 }
 
 /// A trained model: tokens by id (the 256 bytes first, in GPT-2's order) and merges by rank.

@@ -3,7 +3,7 @@
 //! A match of GPT-2's pattern, taken out of its text, is again one match as a whole, so encoding word by word gives
 //! the same ids as encoding the text; a test compares both. Tokenizers of other schemes go the ordinary way.
 
-use crate::data::bpe::GPT2_PATTERN;
+use crate::data::bpe::{GPT2_PATTERN, check_word};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -65,6 +65,7 @@ impl<'a> Encoder<'a> {
                     out.extend_from_slice(known);
                     continue;
                 }
+                check_word(word)?;
                 let new = self.tokenizer.encode(word)?;
                 out.extend_from_slice(&new);
                 if word.len() <= MAX_WORD_BYTES {

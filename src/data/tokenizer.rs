@@ -326,6 +326,7 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
     use std::collections::BTreeSet;
+    use std::fs;
 
     /// Text with repeated words, contractions, digits, several scripts and runs of white space.
     pub(crate) fn sample() -> String {

@@ -4,9 +4,9 @@ use super::pieces::WholeDocuments;
 use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
-use arrow_array::{Array, ArrayRef, LargeStringArray, StringArray, StringViewArray};
+use arrow_array::{Array, ArrayRef, StringArray};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 use std::fs::{self, File};
@@ -38,8 +38,12 @@ impl RowReader {
         let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let failed = |e: &dyn std::fmt::Display| Error::data(format!("{place}: not a readable Parquet file: {e}"));
+        // Without the writer's own schema text has 32-bit offsets: a batch of a few long values, repeated, ends at 2 GiB
+        // with an error of the reader.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        let opened = guarded(&place, || ParquetRecordBatchReaderBuilder::try_new(Checked { file, size }))?;
+        let opened =
+            guarded(&place, || ParquetRecordBatchReaderBuilder::try_new_with_options(Checked { file, size }, options))?;
         let builder = opened.map_err(|e| failed(&e))?;
         let columns: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
         let Some(index) = columns.iter().position(|name| name == field) else {
@@ -146,15 +150,9 @@ fn string_at(array: &ArrayRef, row: usize) -> std::result::Result<&str, String> 
     if array.is_null(row) {
         return Err("is null; expected a string".into());
     }
-    let any = array.as_any();
-    if let Some(strings) = any.downcast_ref::<StringArray>() {
-        Ok(strings.value(row))
-    } else if let Some(strings) = any.downcast_ref::<LargeStringArray>() {
-        Ok(strings.value(row))
-    } else if let Some(strings) = any.downcast_ref::<StringViewArray>() {
-        Ok(strings.value(row))
-    } else {
-        Err(format!("holds {}; expected strings", array.data_type()))
+    match array.as_any().downcast_ref::<StringArray>() {
+        Some(strings) => Ok(strings.value(row)),
+        None => Err(format!("holds {}; expected strings", array.data_type())),
     }
 }
 

@@ -63,7 +63,7 @@ fn models_and_data_that_claim_to_be_huge() {
     copy_folder(&tiny::world().join("tokenizer"), &at("m"));
     let data = tiny::data().display().to_string();
     // The vocabulary of 11 is refused only after everything was loaded, so this shows that the space suffices.
-    refused(&place, &["eval", "m", "--data", &data], &["train.bin", "the model only 11"]);
+    refused(&place, &["eval", "m", "--data", &data], &["320 tokens", "model only 11"]);
 
     let config = fs::read(at("m/config.json")).unwrap();
     for (key, value) in [("n_embd", "1000000000"), ("n_layer", "1000000000000"), ("n_layer", "16000000")] {
@@ -133,6 +133,7 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
         let mut file = File::create(at(name)).unwrap();
         (0..256).for_each(|_| file.write_all(&member).unwrap());
     }
+    fs::write(at("word.txt"), "a".repeat(60 << 20)).unwrap();
     // A list of numbers as the text takes 30 times its bytes once it is built.
     let zeros = format!("{{\"text\": [{}0]}}", "0,".repeat(30 << 20));
     fs::write(at("list.jsonl"), zeros).unwrap();
@@ -145,8 +146,13 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
     ] {
         let args = prepare(input);
         refused(&place, &args.each_ref().map(String::as_str), &[input, part]);
-        refused(&place, &["tokenizer", "train", "--input", input, "--out", "tok"], &[input, part]);
     }
+    let train = |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
+    refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 67108864 bytes"]);
+    // A word is merged in a hundred times its bytes.
+    refused(&place, &train("word.txt"), &["a word of 62914560 bytes", "\"aaaa"]);
+    let args = prepare("word.txt");
+    refused(&place, &args.each_ref().map(String::as_str), &["a word of 62914560 bytes"]);
 }
 
 #[test]

@@ -132,3 +132,19 @@ fn numbers_of_absurd_size_are_refused_before_anything_is_computed() {
         refused(read_config(&path), "config.json");
     }
 }
+
+/// Two that the tokenizers crate answers with a panic of its own.
+#[test]
+fn a_tokenizer_that_its_library_panics_on_is_an_error() {
+    let place = folder();
+    let path = place.path().join("tokenizer.json");
+    let good = String::from_utf8(tokenizer()).unwrap();
+    for normalizer in [r#"{"type":"Precompiled","precompiled_charsmap":"AAQAAAAA"}"#, r#"{"type":"Precompiled"}"#] {
+        let bad = good.replacen("\"normalizer\": null", &format!("\"normalizer\": {normalizer}"), 1);
+        assert_ne!(bad, good);
+        fs::write(&path, bad).unwrap();
+        assert!(
+            refused(Tokenizer::load(&path), "tokenizer.json").contains("damaged in a way its parser did not expect")
+        );
+    }
+}

@@ -175,6 +175,17 @@ pub fn parquet(compression: ::parquet::basic::Compression) -> Vec<u8> {
     out
 }
 
+/// A Parquet file whose column says that its offsets have 64 bits.
+pub fn large_parquet() -> Vec<u8> {
+    let texts: ArrayRef = Arc::new(arrow_array::LargeStringArray::from_iter_values(["a", "b c"]));
+    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+    let mut out = Vec::new();
+    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut out, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    out
+}
+
 /// gzip of bytes.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
