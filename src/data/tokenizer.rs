@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 /// GPT-2's end-of-text token.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// Several times the largest tokenizers there are (some 35 MB), far below what could exhaust memory.
-const MOST_FILE_BYTES: u64 = 256 << 20;
 /// What stands for it in tokenizers of other families, tried in this order.
 const OTHER_ENDS: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|im_end|>"];
+/// Several times the largest tokenizers there are (some 35 MB), far below what could exhaust memory.
+const MOST_FILE_BYTES: u64 = 256 << 20;
 
 /// A tokenizer that can be hashed, saved and shared between threads.
 #[derive(Debug, Clone)]
@@ -326,6 +326,7 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
     use std::collections::BTreeSet;
+    use std::fs;
     use std::fs;
 
     /// Text with repeated words, contractions, digits, several scripts and runs of white space.
