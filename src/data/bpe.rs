@@ -30,9 +30,9 @@ impl WordCounts {
             let mut counts: HashMap<Box<str>, u64> = HashMap::new();
             REGEX.with(|regex| {
                 let regex = regex.as_ref().ok_or_else(|| Error::internal("GPT-2's pattern does not compile"))?;
+                check_words(text)?;
                 for part in text.split(special) {
                     for (start, end) in regex.find_iter(part) {
-                        check_word(&part[start..end])?;
                         match counts.get_mut(&part[start..end]) {
                             Some(n) => *n += 1,
                             None => drop(counts.insert(part[start..end].into(), 1)),
@@ -67,20 +67,29 @@ impl WordCounts {
     }
 }
 
-/// Longest run that is still a word: merging takes a hundred times a word's bytes of memory.
+/// Longest run that is still a word: finding it takes tens of times its bytes of memory, merging it a hundred times.
 const MOST_WORD_BYTES: usize = 4 << 20;
 
-/// Errs for a word that is none.
-pub(super) fn check_word(word: &str) -> Result<()> {
-    if word.len() <= MOST_WORD_BYTES {
+/// Errs for a text with a run of letters, digits, other signs or white space that is no word any more. Looks only into
+/// texts that are long enough, which is what could not be cut into pieces.
+pub(super) fn check_words(text: &str) -> Result<()> {
+    if text.len() <= MOST_WORD_BYTES {
         return Ok(());
     }
-    let start: String = word.chars().take(40).collect();
-    Err(Error::data(format!(
-        "a word of {} bytes, which begins with {start:?}: expected text, with words of at most {MOST_WORD_BYTES} bytes; \
-         remove it from the input",
-        word.len()
-    )))
+    let class = |c: char| (c.is_whitespace(), c.is_alphabetic(), c.is_numeric());
+    let (mut start, mut current) = (0, None);
+    for (at, c) in text.char_indices() {
+        if current != Some(class(c)) {
+            (start, current) = (at, Some(class(c)));
+        } else if at - start >= MOST_WORD_BYTES {
+            let begin: String = text[start..].chars().take(40).collect();
+            return Err(Error::data(format!(
+                "a word of more than {MOST_WORD_BYTES} bytes, which begins with {begin:?}: expected text; remove it from \
+                 the input"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A trained model: tokens by id (the 256 bytes first, in GPT-2's order) and merges by rank.

@@ -3,7 +3,7 @@
 //! A match of GPT-2's pattern, taken out of its text, is again one match as a whole, so encoding word by word gives
 //! the same ids as encoding the text; a test compares both. Tokenizers of other schemes go the ordinary way.
 
-use crate::data::bpe::{GPT2_PATTERN, check_word};
+use crate::data::bpe::{GPT2_PATTERN, check_words};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -50,6 +50,7 @@ impl<'a> Encoder<'a> {
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Some((special, memories)) = &self.fast else { return self.tokenizer.encode(text) };
+        check_words(text)?;
         let thread = rayon::current_thread_index().unwrap_or(0) % memories.len();
         // The memory is valid at every moment, so a panic elsewhere does not spoil it.
         let mut memory = memories[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +66,6 @@ impl<'a> Encoder<'a> {
                     out.extend_from_slice(known);
                     continue;
                 }
-                check_word(word)?;
                 let new = self.tokenizer.encode(word)?;
                 out.extend_from_slice(&new);
                 if word.len() <= MAX_WORD_BYTES {
