@@ -368,7 +368,7 @@ pub fn mean_keep(plan: &Plan) -> f64 {
 }
 
 /// What the program holds beside a run: buffers of its threads and of matrix products, what its allocator has not given back.
-/// Measured, within 20 MB over the shapes of the record `benches/records/2026-11-25-memory.md`.
+/// Fitted to the runs of the record `benches/records/2026-11-25-memory.md`.
 const PROGRAM: u64 = 70_000_000;
 
 /// Bytes of device or host memory at the peak, by part.

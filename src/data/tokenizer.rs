@@ -327,7 +327,6 @@ mod tests {
     use crate::progress::Silent;
     use std::collections::BTreeSet;
     use std::fs;
-    use std::fs;
 
     /// Text with repeated words, contractions, digits, several scripts and runs of white space.
     pub(crate) fn sample() -> String {

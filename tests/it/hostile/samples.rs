@@ -112,7 +112,7 @@ fn plan() -> Plan {
 }
 
 fn inputs() -> Inputs {
-    Inputs { data_hash: "d".into(), tokenizer_hash: "t".into(), teacher_hash: None }
+    Inputs { data_hash: "d".into(), tokenizer_hash: "t".into(), ..Inputs::default() }
 }
 
 /// Saves a checkpoint whose first and second moments are constants, in a run folder `run`; returns its folder.
@@ -129,7 +129,7 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
         inputs: inputs(),
     };
     let lock = RunLock::acquire(run).unwrap();
-    checkpoint::save(&lock, &state, &SaveOptions::default(), 0).unwrap()
+    checkpoint::save(&lock, &state, &SaveOptions::default(), &plan().checkpoint).unwrap()
 }
 
 /// Loads a checkpoint of [`checkpoint_of`] as a run that resumes.
