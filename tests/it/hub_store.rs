@@ -95,7 +95,7 @@ fn verify_finds_damage_and_the_next_download_repairs_it() {
     assert!(damaged(&config).problem.contains("hash") && !damaged(&config).removed);
     let link = fetched.dir.join("tokenizer.json");
     assert!(damaged(&link).problem.contains("not there"));
-    assert_eq!(found.partial, [partial.clone()]);
+    assert_eq!(found.partial, std::slice::from_ref(&partial));
     assert_eq!(found.repairs(), [format!("eslm-kd download org/tiny --revision {}", fetched.commit)]);
     assert_eq!(check(&bench, false), found, "looking changes nothing");
 
@@ -131,7 +131,7 @@ fn prune_removes_what_nothing_names_and_says_how_much() {
     }
     // What is young may belong to a process whose lock cannot be seen; a released partial file belongs to nobody.
     let dry = tidy(&bench, true);
-    assert_eq!(dry.removed.iter().map(|r| r.path.clone()).collect::<Vec<_>>(), [released.clone()]);
+    assert_eq!(dry.removed.iter().map(|r| r.path.clone()).collect::<Vec<_>>(), std::slice::from_ref(&released));
     let left: Vec<&PathBuf> = dry.left.iter().map(|l| &l.path).collect();
     assert_eq!(left, [&snapshot(&old), &pythons, &claimed]);
     assert!(released.exists() && dry.dry_run);
