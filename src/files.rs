@@ -143,6 +143,24 @@ impl Drop for AtomicDir {
     }
 }
 
+/// What a folder holds, sorted; nothing if it is not there.
+pub(crate) fn children(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::io("list", dir, e);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut paths = entries.map(|e| e.map(|e| e.path()).map_err(failed)).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The last part of a path, for people and comparisons.
+pub(crate) fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Errs unless the file system that `path` is to lie on has `bytes` free, for `what`. A path that does not exist counts
 /// where it would be made. Where the system does not say how much is free, nothing is refused.
 pub fn check_space(path: &Path, bytes: u64, what: &str) -> Result<()> {

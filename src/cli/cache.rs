@@ -141,9 +141,8 @@ fn table(listed: &CacheList) -> String {
     for repo in &listed.repos {
         let when = repo.last_used.map_or("-".into(), ago);
         for s in &repo.snapshots {
-            let cells = [s.commit[..s.commit.len().min(12)].to_string(), s.refs.join(" ")];
-            let [commit, refs] = cells;
-            table.row([repo.id.clone(), commit, refs, count(s.files as u64), bytes(s.bytes), when.clone()]);
+            let commit = s.commit[..s.commit.len().min(12)].to_string();
+            table.row([repo.id.clone(), commit, s.refs.join(" "), count(s.files as u64), bytes(s.bytes), when.clone()]);
         }
         if repo.snapshots.is_empty() || repo.partial_bytes > 0 {
             let size = bytes(repo.partial_bytes);

@@ -233,10 +233,7 @@ impl Report {
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
         row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
-        let disk = format!(
-            "at the peak: {} checkpoints and the one being written",
-            plan.checkpoint.keep + plan.checkpoint.keep_best
-        );
+        let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.kept());
         row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
         table.to_string()
     }

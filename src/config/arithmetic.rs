@@ -448,7 +448,7 @@ pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
 /// Bytes on disk of the whole run at its peak: an old checkpoint goes only after the new one stands. At the end it is
 /// less: the kept checkpoints and the exported model, a third of one.
 pub fn disk_bytes(student: &Gpt2Config, plan: &Plan) -> u64 {
-    (plan.checkpoint.keep as u64 + plan.checkpoint.keep_best as u64 + 1) * checkpoint_bytes(student)
+    (plan.checkpoint.kept() as u64 + 1) * checkpoint_bytes(student)
 }
 
 /// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the plan alone, never

@@ -301,6 +301,13 @@ pub struct OptimPlan {
     pub max_skips: u64,
 }
 
+impl CheckpointPlan {
+    /// Most checkpoints that stay on disk.
+    pub fn kept(&self) -> usize {
+        self.keep + self.keep_best
+    }
+}
+
 impl OptimPlan {
     /// What checkpoints mean that were written before there was a choice.
     fn stop() -> OnNonfinite {

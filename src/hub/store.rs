@@ -5,6 +5,7 @@
 
 use super::cache::{Claim, Etag, PARTIAL, RepoCache, SETTLED, is_commit, is_settled, valid_repo_id};
 use crate::error::{Error, Result};
+use crate::files::{children, name_of};
 use crate::progress::Progress;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -377,19 +378,6 @@ impl Verified {
     }
 }
 
-/// What a folder holds, sorted; nothing if it is not there.
-fn children(dir: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| Error::io("list", dir, e);
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
-    };
-    let mut paths = entries.map(|e| e.map(|e| e.path()).map_err(failed)).collect::<Result<Vec<_>>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
 /// Every file and link below a folder. Links to folders are not followed.
 fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
@@ -416,10 +404,6 @@ fn is_dangling(path: &Path) -> bool {
 /// Ours and Python's end alike.
 fn is_partial(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "incomplete")
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Bytes that removing it would free: those of a link are not those of what it names.

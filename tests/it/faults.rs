@@ -1,7 +1,7 @@
 //! Whole runs under faults: killed at any moment, stopped in any phase, no space, numbers that are not finite, data that
 //! changes. Promise: nothing that was saved is lost, nothing half-written is left behind, and one line says what to do.
 
-use crate::support::place::{Place, TINY, copy_data, data, pretrain, save_random, timeless};
+use crate::support::place::{Place, TINY, copy_data, copy_folder, data, everything, pretrain, save_random, timeless};
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::data::tokens::TokenFile;
@@ -98,16 +98,8 @@ fn a_run_killed_at_any_moment_ends_like_one_that_was_not() {
     save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
     let data = data();
     let args = |out: &'static str| {
-        [
-            &["distill", "--data", &data, "--teacher", "teacher", "--out", out][..],
-            &TINY,
-            // Accumulation, and everything that selection remembers.
-            &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--steps", "200"],
-            &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
-            &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
-            &["--set", "eval.every=4", "--set", "checkpoint.every=3", "--set", "machine.threads=1"],
-        ]
-        .concat()
+        let rhythm = ["--steps", "200", "--set", "eval.every=4", "--set", "checkpoint.every=3", "--out", out];
+        everything(&data, &rhythm)
     };
     let (code, _, stderr) = place.run(&args("whole"));
     assert_eq!(code, 0, "{stderr}");
@@ -148,10 +140,6 @@ fn a_run_killed_at_any_moment_ends_like_one_that_was_not() {
     assert_eq!(timeless(place.metrics("parts")), timeless(place.metrics("whole")));
 }
 
-fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
-}
-
 /// The test above could fail: with moments of zero, everything else equal, a resumed run ends elsewhere.
 #[test]
 fn resuming_needs_the_moments() {
@@ -160,7 +148,7 @@ fn resuming_needs_the_moments() {
     let args = ["--steps", "20", "--out", "whole", "--set", "checkpoint.every=10", "--set", "checkpoint.keep=9"];
     place.json(&pretrain(&data, &args));
     for run in ["warm", "cold"] {
-        copy(&place.path("whole"), &place.path(run));
+        copy_folder(&place.path("whole"), &place.path(run));
         fs::remove_dir_all(place.path(run).join("checkpoints/step-00000020")).unwrap();
         fs::remove_dir_all(place.path(run).join("model")).unwrap();
     }

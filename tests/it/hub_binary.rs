@@ -3,6 +3,7 @@
 
 use crate::hub::{ID, model_files};
 use crate::support::hub_server::{HubServer, Kind, On};
+use crate::support::place::without_settings;
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::model::weights::{SaveOptions, save_model};
@@ -30,9 +31,7 @@ impl Home {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command.env("HF_ENDPOINT", &self.server.endpoint).env("HF_HOME", self.dir.path());
         command.args(args).current_dir(self.dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,5 +1,6 @@
 //! The verbs that take a model: eval, generate, export, through the built binary.
 
+use crate::support::place::without_settings;
 use candle_core::Device;
 use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
 use eslm_kd::model::weights::{SaveOptions, save_model};
@@ -40,9 +41,7 @@ impl World {
     /// Exit status, stdout, stderr of the binary, called inside the folder.
     fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         let out = command.args(args).current_dir(self.root.path()).stdin(Stdio::null()).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (out.status.code().unwrap(), text(out.stdout), text(out.stderr))

@@ -1,7 +1,7 @@
 //! Whole runs of the built binary: the way from text to a distilled student, what a run folder holds, stopping and
 //! going on, and what is refused.
 
-use crate::support::place::{Place, TINY, copy_data, data, pretrain, save_random, stop, timeless};
+use crate::support::place::{Place, TINY, copy_data, data, everything, pretrain, save_random, stop, timeless};
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::config::{self, Overrides, RunFile};
@@ -105,16 +105,8 @@ fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
     save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
     let data = data();
     let args = |out: &'static str| {
-        [
-            &["distill", "--data", &data, "--teacher", "teacher", "--out", out][..],
-            &TINY,
-            &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--steps", "240"],
-            // Everything that selection remembers: a carried threshold, Ada-ESLM; and draws beside.
-            &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
-            &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
-            &["--set", "eval.every=4", "--set", "checkpoint.every=9", "--set", "machine.threads=1"],
-        ]
-        .concat()
+        let rhythm = ["--steps", "240", "--set", "eval.every=4", "--set", "checkpoint.every=9", "--out", out];
+        everything(&data, &rhythm)
     };
     let (code, _, stderr) = place.run(&args("whole"));
     assert_eq!(code, 0, "{stderr}");

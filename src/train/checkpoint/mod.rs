@@ -153,10 +153,21 @@ fn write_state(path: &Path, state: &TrainState) -> Result<()> {
 /// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if `state.json` cannot be
 /// read.
 fn validated(path: &Path) -> Option<f64> {
-    let text = std::fs::read(path.join(STATE_FILE)).ok()?;
-    let saved: Saved = serde_json::from_value(exact::thaw(serde_json::from_slice(&text).ok()?)).ok()?;
-    let Counters { step, last_validation, .. } = saved.counters;
+    let Counters { step, last_validation, .. } = read_state(path).ok()?.counters;
     last_validation.filter(|(at, _)| *at == step).map(|(_, loss)| loss)
+}
+
+/// `state.json` of the checkpoint `path`.
+fn read_state(path: &Path) -> Result<Saved> {
+    let state_path = path.join(STATE_FILE);
+    let text = read_bounded(&state_path, MOST_STATE_BYTES)?;
+    serde_json::from_slice(&text)
+        .and_then(|value| serde_json::from_value(exact::thaw(value)))
+        .map_err(|e| of_another_version(path, &e))
+}
+
+fn of_another_version(path: &Path, e: &serde_json::Error) -> Error {
+    Error::data(format!("{}: written by another version of this program ({e})", path.join(STATE_FILE).display()))
 }
 
 /// Checks every file of the checkpoint `path` against its manifest; the error names the first damaged file.
@@ -214,14 +225,8 @@ pub fn load(path: &Path, expected: &Expected, device: &Device) -> Result<TrainSt
 }
 
 fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) -> Result<TrainState> {
-    let state_path = path.join(STATE_FILE);
-    let text = read_bounded(&state_path, MOST_STATE_BYTES)?;
-    let other = |e: serde_json::Error| {
-        Error::data(format!("{}: written by another version of this program ({e})", state_path.display()))
-    };
-    let value = exact::thaw(serde_json::from_slice(&text).map_err(other)?);
-    let saved: Saved = serde_json::from_value(value).map_err(other)?;
-    let plan: Plan = serde_json::from_value(saved.plan).map_err(other)?;
+    let saved = read_state(path)?;
+    let plan: Plan = serde_json::from_value(saved.plan).map_err(|e| of_another_version(path, &e))?;
     expected.check(path, manifest, &plan)?;
     let (config, params) = load_model(path, device)?;
     if params.layout() != expected.layout {

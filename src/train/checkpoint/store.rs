@@ -2,6 +2,7 @@
 
 use crate::config::CheckpointPlan;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{children, name_of};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -80,8 +81,9 @@ impl RunLock {
             return Ok(());
         }
         let ours: Vec<_> = list(&self.dir)?.into_iter().filter(|(s, _)| *s <= step).collect();
-        let best = ranked(&ours);
-        let spared = &best[..best.len().min(plan.keep_best)];
+        // Ranking reads every state: not for nothing.
+        let mut spared = if plan.keep_best > 0 { ranked(&ours) } else { Vec::new() };
+        spared.truncate(plan.keep_best);
         let old = ours.iter().rev().skip(plan.keep).map(|(_, path)| path);
         for path in old.filter(|path| !spared.contains(path)) {
             // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
@@ -193,14 +195,7 @@ fn set_aside(path: &Path, name: impl Fn(&str, u32) -> String) -> Result<PathBuf>
 
 /// Names in a folder; none if it does not exist.
 fn names(folder: &Path) -> Result<Vec<String>> {
-    let failed = |e| Error::io("list", folder, e);
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
-    };
-    let names: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.file_name())).collect();
-    Ok(names.map_err(failed)?.into_iter().map(|n| n.to_string_lossy().into_owned()).collect())
+    Ok(children(folder)?.iter().map(|path| name_of(path)).collect())
 }
 
 #[cfg(test)]

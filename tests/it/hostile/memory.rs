@@ -1,6 +1,7 @@
 //! Claims of size, against a program that has little address space to believe them with.
 
 use super::samples::*;
+use crate::support::place::{copy_folder, without_settings};
 use crate::support::tiny;
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,9 +15,7 @@ const ADDRESS_SPACE: u64 = 3 << 20;
 /// Exit status and stderr of the program in a folder.
 fn run(place: &TempDir, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new("sh");
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
-        command.env_remove(name);
-    }
+    without_settings(&mut command);
     let limited = format!("ulimit -v {ADDRESS_SPACE} && exec \"$@\"");
     command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_eslm-kd")]).args(args).args(["--offline", "--quiet"]);
     let out = command.current_dir(place.path()).env("TMPDIR", place.path()).stdin(Stdio::null()).output().unwrap();
@@ -43,16 +42,6 @@ fn refused(place: &TempDir, args: &[&str], parts: &[&str]) {
 /// A file that claims `size` bytes and takes none.
 fn hollow(path: &Path, size: u64) {
     File::create(path).unwrap().set_len(size).unwrap();
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        match entry.path().is_dir() {
-            true => copy_folder(&entry.path(), &to.join(entry.file_name())),
-            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
-        }
-    }
 }
 
 #[test]

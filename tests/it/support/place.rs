@@ -47,9 +47,7 @@ impl Place {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command.args(args).arg("--offline").current_dir(self.root.path()).stdin(Stdio::null());
         command
     }
@@ -96,14 +94,39 @@ pub fn pretrain<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 
 /// A copy of the world's data folder under another name.
 pub fn copy_data(to: &Path) {
-    fs::create_dir_all(to.join("tokenizer")).unwrap();
-    for folder in ["", "tokenizer"] {
-        for entry in fs::read_dir(tiny::data().join(folder)).unwrap().map(Result::unwrap) {
-            if entry.path().is_file() {
-                fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
-            }
+    copy_folder(&tiny::data(), to);
+}
+
+/// A copy of a folder and all in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
         }
     }
+}
+
+/// Keeps the settings of whoever runs the tests from a command.
+pub fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+        command.env_remove(name);
+    }
+}
+
+/// A distillation with everything on that a run remembers: accumulation, a carried threshold, Ada-ESLM, the mixture's draws;
+/// from the model `teacher` beside it.
+pub fn everything<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [
+        &["distill", "--data", data, "--teacher", "teacher"][..],
+        &TINY,
+        &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--set", "machine.threads=1"],
+        &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
+        &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
+        more,
+    ]
+    .concat()
 }
 
 /// A Hugging Face folder with random weights and perhaps the world's tokenizer.
