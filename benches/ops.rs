@@ -165,7 +165,7 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
         gflop: 0.0,
         floats: 6 * n * d,
         ours: Box::new(move || {
-            let normed = layer_norm::forward(&x, &w, &b, 1e-5).unwrap();
+            let normed = layer_norm::forward(&x, &w, &b, 1e-5, Precision::F32).unwrap();
             layer_norm::backward(&dx, &upstream, &x, &normed.stats, &w, &dw, &db).unwrap();
         }),
         reference: Some(Box::new(move || through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap()))),

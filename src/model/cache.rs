@@ -61,13 +61,22 @@ impl Gpt2 {
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), &[token], 1, at)?;
         for (l, keys) in cache.keys.iter().enumerate() {
             let p = self.params.block(l);
-            let qkv =
-                linear(&layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?.out, p.attn_w, p.attn_b, self.precision)?;
+            let qkv = linear(
+                &layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?.out,
+                p.attn_w,
+                p.attn_b,
+                self.precision,
+            )?;
             assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, width, 2 * width)?)?;
             let q = qkv.narrow(1, 0, width)?;
             let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.config.n_head)?;
             let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b, self.precision)?;
-            let fc = linear(&layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?.out, p.fc_w, p.fc_b, self.precision)?;
+            let fc = linear(
+                &layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?.out,
+                p.fc_w,
+                p.fc_b,
+                self.precision,
+            )?;
             x = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b, self.precision)?;
         }
         cache.tokens.push(token);

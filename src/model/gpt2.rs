@@ -167,18 +167,24 @@ impl Gpt2 {
     }
 
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<layer_norm::Normed> {
-        layer_norm::forward(x, self.params.ln_f_w(), self.params.ln_f_b(), self.config.layer_norm_epsilon)
+        layer_norm::forward(
+            x,
+            self.params.ln_f_w(),
+            self.params.ln_f_b(),
+            self.config.layer_norm_epsilon,
+            self.precision,
+        )
     }
 
     /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of mlp(ln_2(that)).
     pub(super) fn block_tape(&self, l: usize, x: Tensor, shape: Shape) -> Result<BlockTape> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
-        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps)?;
+        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?;
         let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?;
         let attended = attention::forward(&qkv, shape)?;
         let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?;
-        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps)?;
+        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?;
         let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?;
         Ok(BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc })
     }
@@ -216,7 +222,7 @@ impl Gpt2 {
         drop(tape);
         let apart = rows.filter(|_| keys == Keys::All);
         let width = self.config.n_embd;
-        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b)?;
+        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, self.precision)?;
         accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?;
         accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
@@ -255,7 +261,7 @@ fn mlp_backward(
     accumulate_column_sums(g.proj_b, d)?;
     gelu::backward(&d_fc, &fc)?;
     let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?);
-    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b)?;
+    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?;
     accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?;
     accumulate_column_sums(g.fc_b, &d_fc)?;
     let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?;

@@ -61,6 +61,15 @@ pub fn check_finite_differences(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Res
 
 /// The bits of f32 tensors, one after the other: equal or not, signed zeros and NaN included.
 pub fn bits(tensors: &[Tensor]) -> Vec<u32> {
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let flat = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     tensors.iter().flat_map(flat).map(f32::to_bits).collect()
+}
+
+/// What `run` gives on the kernels for a GPU, run by the emulator: once where it can run, after a check that the order of
+/// a block's threads changes no bit; nothing where there is no C++ compiler.
+#[track_caller]
+pub fn emulated(run: impl Fn() -> Vec<Tensor>) -> Option<Vec<Tensor>> {
+    let [ascending, descending] = crate::ops::gpu::emulator::emulate(run)?;
+    assert!(bits(&ascending) == bits(&descending), "the order of a block's threads changes the result");
+    Some(ascending)
 }

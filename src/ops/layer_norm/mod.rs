@@ -1,8 +1,10 @@
 //! Layer norm over the last dimension: y = (x - mean) / sqrt(var + eps) * w + b (Ba et al., arXiv 1607.06450).
 
 mod cpu;
+mod cuda;
 
-use super::buffer;
+use super::matmul::Precision;
+use super::{buffer, gpu};
 use crate::error::Result;
 use candle_core::{D, Tensor};
 
@@ -15,10 +17,13 @@ pub struct Normed {
     pub stats: Tensor,
 }
 
-/// Forward for `x` [N, D], `w` [D], `b` [D].
-pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Normed> {
+/// Forward for `x` [N, D], `w` [D], `b` [D]. The output is in the precision's number format of activations.
+pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64, precision: Precision) -> Result<Normed> {
     if super::fast(x) {
         return cpu::forward(x, w, b, eps as f32);
+    }
+    if gpu::applies(x) {
+        return cuda::forward(x, w, b, eps as f32, precision.activations());
     }
     let mean = x.mean_keepdim(D::Minus1)?;
     let rstd = (x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -26,9 +31,12 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Normed> {
 }
 
 /// y again from x and its statistics: cheaper than keeping it on the tape.
-pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     if super::fast(x) {
         return cpu::replay(x, stats, w, b);
+    }
+    if gpu::applies(x) {
+        return cuda::replay(x, stats, w, b, precision.activations());
     }
     Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?)
 }
@@ -45,6 +53,9 @@ pub fn backward(
 ) -> Result<()> {
     if super::fast(x) {
         return cpu::backward(dx, dy, x, stats, w, dw, db);
+    }
+    if gpu::applies(x) {
+        return cuda::backward(dx, dy, x, stats, w, dw, db);
     }
     let xhat = normalise(x, stats)?;
     buffer::add_assign(dw, &(dy * &xhat)?.sum(0)?)?;
@@ -67,8 +78,9 @@ pub fn reference(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor>
 
 #[cfg(test)]
 mod tests {
+    use super::Precision::F32;
     use super::*;
-    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
     use candle_core::DType;
 
     #[test]
@@ -76,11 +88,11 @@ mod tests {
         for (n, d) in [(1, 1), (1, 8), (5, 24), (70, 33), (130, 64)] {
             let (x, w, b, dy) = (random((n, d), 1), random(d, 2), random(d, 3), random((n, d), 4));
             let (out, grads) = autograd(&[&x, &w, &b], &dy, |v| reference(&v[0], &v[1], &v[2], 1e-5));
-            let normed = forward(&x, &w, &b, 1e-5).unwrap();
+            let normed = forward(&x, &w, &b, 1e-5, F32).unwrap();
             // d = 1 has zero variance: x - mean is exactly 0 and rstd about 316, so the tolerance scales with it.
             let tolerance = if d == 1 { 1e-3 } else { 2e-5 };
             assert_close(&normed.out, &out, tolerance);
-            assert_close(&replay(&x, &normed.stats, &w, &b).unwrap(), &normed.out, 1e-6);
+            assert_close(&replay(&x, &normed.stats, &w, &b, F32).unwrap(), &normed.out, 1e-6);
             let (dx, dw, db) = (random((n, d), 5), random(d, 6), random(d, 7));
             let want: Vec<Tensor> = [&dx, &dw, &db]
                 .iter()
@@ -98,11 +110,11 @@ mod tests {
     fn the_path_off_the_cpu_gives_the_same() {
         let f64s = |t: Tensor| t.to_dtype(DType::F64).unwrap();
         let (x, w, b, dy) = (random((7, 12), 1), random(12, 2), random(12, 3), random((7, 12), 4));
-        let fast = forward(&x, &w, &b, 1e-5).unwrap();
+        let fast = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let (dx, dw, db) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
         backward(&dx, &dy, &x, &fast.stats, &w, &dw, &db).unwrap();
         let (x, w, b, dy) = (f64s(x), f64s(w), f64s(b), f64s(dy));
-        let slow = forward(&x, &w, &b, 1e-5).unwrap();
+        let slow = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let (sx, sw, sb) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
         backward(&sx, &dy, &x, &slow.stats, &w, &sw, &sb).unwrap();
         for (fast, slow) in [(&fast.out, &slow.out), (&fast.stats, &slow.stats), (&dx, &sx), (&dw, &sw), (&db, &sb)] {
@@ -121,7 +133,7 @@ mod tests {
     fn no_rows_is_no_error() {
         let x = random((0, 4), 1);
         let (w, b) = (random(4, 2), random(4, 3));
-        let normed = forward(&x, &w, &b, 1e-5).unwrap();
+        let normed = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let dw = w.zeros_like().unwrap();
         backward(&x.copy().unwrap(), &x, &x, &normed.stats, &w, &dw, &b.zeros_like().unwrap()).unwrap();
         assert_close(&dw, &w.zeros_like().unwrap(), 0.0);
@@ -130,7 +142,30 @@ mod tests {
     #[test]
     fn the_forward_is_candles() {
         let (x, w, b) = (random((9, 33), 1), random(33, 2), random(33, 3));
-        let theirs = candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5).unwrap();
-        assert_close(&forward(&x, &w, &b, 1e-5).unwrap().out, &theirs, 2e-6);
+        let theirs = candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5, F32).unwrap();
+        assert_close(&forward(&x, &w, &b, 1e-5, F32).unwrap().out, &theirs, 2e-6);
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for (n, d) in [(1, 1), (1, 8), (9, 24), (130, 33), (3, 300)] {
+            let (x, w, b, dy) = (random((n, d), 1), random(d, 2), random(d, 3), random((n, d), 4));
+            let run = |precision: Precision| {
+                let normed = forward(&x, &w, &b, 1e-5, precision).unwrap();
+                let again = replay(&x, &normed.stats, &w, &b, precision).unwrap();
+                let dy = dy.to_dtype(precision.activations()).unwrap();
+                let (dx, dw, db) = (random((n, d), 5), random(d, 6), random(d, 7));
+                backward(&dx, &dy, &x, &normed.stats, &w, &dw, &db).unwrap();
+                vec![normed.out, again, normed.stats, dx, dw, db]
+            };
+            let want = run(F32);
+            // f32: rounding of sums in another order. bf16: half a unit in 8 bits of mantissa, 2^-9, of every input.
+            for (precision, tolerance) in [(F32, 2e-5), (Precision::Mixed, 8e-3)] {
+                let tolerance = if d == 1 { 1e-2f64.max(tolerance) } else { tolerance };
+                for (got, want) in emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle()) {
+                    assert_close(got, want, tolerance);
+                }
+            }
+        }
     }
 }

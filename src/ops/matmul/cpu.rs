@@ -93,7 +93,7 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
 /// `dst = a · b`, plus the old `dst` if `add`, on all threads.
 pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision: Precision) {
     match precision {
-        Precision::F32 => gemm(dst, add, a, b, 1.0, true),
+        Precision::F32 | Precision::Mixed => gemm(dst, add, a, b, 1.0, true),
         Precision::Bf16(chip) => bf16::gemm(chip, dst, add, a, b),
     }
 }

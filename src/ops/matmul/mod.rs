@@ -1,15 +1,16 @@
 //! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds in place.
 //!
 //! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time;
-//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]).
+//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]). GPU: cuBLAS.
 
 mod bf16;
 mod cpu;
+pub(super) mod cuda;
 
-use super::buffer;
+use super::{buffer, gpu};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 pub use bf16::Bf16;
 pub(crate) use cpu::{Mat, MatMut, add_to, gemm, multiply};
@@ -22,6 +23,9 @@ pub enum Precision {
     F32,
     /// Rounds each to bf16 (8 bits of mantissa) first.
     Bf16(Bf16),
+    /// On a GPU: activations between the products are bf16 in memory, and so are the factors. Weights, the residual stream,
+    /// gradients of weights, norms, softmax and losses stay f32.
+    Mixed,
 }
 
 impl Precision {
@@ -30,18 +34,24 @@ impl Precision {
         match dtype {
             Dtype::F32 => Ok(Self::F32),
             Dtype::Bf16 if device.is_cpu() => Bf16::detect().map(Self::Bf16),
+            Dtype::Bf16 if device.is_cuda() => Ok(Self::Mixed),
             Dtype::Bf16 => Err(Error::usage(
-                "machine.dtype = \"bf16\" is for the CPU, and the device of this run is none; use machine.dtype = \"f32\", \
-                 or machine.device = \"cpu\"",
+                "machine.dtype = \"bf16\" needs a CPU or a CUDA device, and the device of this run is neither; use \
+                 machine.dtype = \"f32\"",
             )),
         }
+    }
+
+    /// The number format of activations between products.
+    pub(crate) fn activations(self) -> DType {
+        if self == Self::Mixed { DType::BF16 } else { DType::F32 }
     }
 }
 
 /// `a · b` for `a` [M, K] and `b` [K, N], any strides.
 pub fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(a) {
-        return reference(a, b);
+        return if gpu::applies(a) { cuda::matmul(a, b, precision) } else { reference(a, b) };
     }
     cpu::product(a, b, precision)
 }
@@ -49,6 +59,9 @@ pub fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
 pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor, precision: Precision) -> Result<()> {
     if !super::fast(a) {
+        if gpu::applies(a) {
+            return cuda::accumulate(dst, a, b, precision);
+        }
         return buffer::add_assign(dst, &reference(a, b)?);
     }
     cpu::into(dst, a, b, true, precision)
@@ -57,6 +70,9 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor, precision: Precision) ->
 /// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M.
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(x) {
+        if gpu::applies(x) {
+            return cuda::linear(None, x, w, bias, precision);
+        }
         return Ok(reference(x, w)?.broadcast_add(bias)?);
     }
     cpu::linear(None, x, w, bias, precision)
@@ -65,6 +81,9 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Re
 /// `residual + x · w + bias` for `residual` [N, M].
 pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(x) {
+        if gpu::applies(x) {
+            return cuda::linear(Some(residual), x, w, bias, precision);
+        }
         return Ok((residual + reference(x, w)?.broadcast_add(bias)?)?);
     }
     cpu::linear(Some(residual), x, w, bias, precision)
@@ -73,6 +92,9 @@ pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor, pre
 /// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
 pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
     if !super::fast(d) {
+        if gpu::applies(d) {
+            return cuda::accumulate_columns(dst, None, d, None);
+        }
         return buffer::add_assign(dst, &d.sum(0)?);
     }
     cpu::column_sums(dst, d)
@@ -87,7 +109,7 @@ pub fn reference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::Precision::F32;
     use super::*;
-    use crate::ops::testing::{assert_close, random};
+    use crate::ops::testing::{assert_close, emulated, random};
 
     #[test]
     fn products_of_views_match_the_reference() {
@@ -142,5 +164,35 @@ mod tests {
         };
         let one = run(1);
         assert!(one == run(2) && one == run(3) && one == run(7));
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (9, 33, 17), (140, 12, 20)] {
+            let (x, w, b, residual) = (random((m, k), 1), random((k, n), 2), random(n, 3), random((m, n), 4));
+            let (d, wide) = (random((m, n), 5), random((k, n + 4), 6));
+            let run = |precision: Precision| {
+                let plain = linear(&x, &w, &b, precision).unwrap();
+                let onto = linear_onto(&residual, &x, &w, &b, precision).unwrap();
+                let d = d.to_dtype(precision.activations()).unwrap();
+                let back = matmul(&d, &w.t().unwrap(), precision).unwrap();
+                let (into, bias) = (wide.copy().unwrap(), b.copy().unwrap());
+                accumulate(&into.narrow(1, 2, n).unwrap(), &x.t().unwrap(), &d, precision).unwrap();
+                accumulate_column_sums(&bias, &d).unwrap();
+                accumulate_column_sums(
+                    &bias.narrow(0, 0, n / 2).unwrap(),
+                    &d.narrow(1, 0, n / 2).unwrap().contiguous().unwrap(),
+                )
+                .unwrap();
+                vec![plain, onto, back, into, bias]
+            };
+            let want = run(F32);
+            // bf16: 2^-9 of every factor and of the result.
+            for (precision, tolerance) in [(F32, 1e-5), (Precision::Mixed, 1e-2)] {
+                for (got, want) in emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle()) {
+                    assert_close(got, want, tolerance);
+                }
+            }
+        }
     }
 }
