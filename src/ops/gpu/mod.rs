@@ -11,7 +11,9 @@ pub(crate) mod emulator;
 
 use super::matmul::Precision;
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::Device;
+use candle_core::{DType, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::prepare;
