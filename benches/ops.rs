@@ -17,7 +17,7 @@ use eslm_kd::objective::{Divergence, Mix};
 use eslm_kd::ops::adamw::{self, AdamW, global_norm};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::embed::{self, gather, scatter_add};
-use eslm_kd::ops::head::{self, Logits};
+use eslm_kd::ops::head::{self, Logits, Weigh};
 use eslm_kd::ops::matmul::{Precision, accumulate};
 use eslm_kd::ops::{gelu, layer_norm};
 use eslm_kd::select::Selector;
@@ -264,6 +264,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
     };
     let mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
     let (h, w, y, dw) = (hidden.clone(), weight.clone(), tokens.clone(), zeros((vocab, d)));
+    let ones = vec![1.0; n];
     let (rh, rw, ry) = (hidden, weight, tokens);
     let whole = Op {
         name: "head, loss and gradients".into(),
@@ -271,7 +272,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         floats: 2 * n * d + 3 * vocab * d,
         ours: Box::new(move || {
             let logits = Logits::new(h.clone(), w.clone(), false);
-            head::fused(&logits, None, &y, 1.0, mix, &mut |_, _| Ok(1.0), &dw).unwrap();
+            head::fused(&logits, None, &y, 1.0, mix, Weigh::Known(&ones), &dw).unwrap();
         }),
         reference: Some(Box::new(move || {
             let (h, w) = (Var::from_tensor(&rh).unwrap(), Var::from_tensor(&rw).unwrap());

@@ -87,6 +87,15 @@ impl Signal {
         }
     }
 
+    /// The ids that it names for a row, ascending; none of a dense one.
+    pub(crate) fn ids(&self, row: usize) -> Vec<u32> {
+        match self {
+            Self::Dense(_) => Vec::new(),
+            Self::TopK(top) => top.ids[row * top.k..(row + 1) * top.k].to_vec(),
+            Self::Sampled(sampled) => sampled.rows[row].iter().map(|d| d.id).collect(),
+        }
+    }
+
     /// Whether it speaks of nothing outside a vocabulary of `vocab` entries.
     pub fn check_vocab(&self, vocab: usize) -> Result<()> {
         let largest = match self {

@@ -8,7 +8,7 @@ use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Chosen, Flow, Partial, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
-use crate::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
+use crate::ops::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
 use crate::rng::{Rng, Stream};
 use crate::select::{
     Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, kept_of, probe_rows, score_is_finite, score_of,
@@ -47,6 +47,8 @@ struct Head {
     d_hidden: Tensor,
     /// How many there were before a sampled backward drew these.
     before: usize,
+    /// What one pass over the head found, if it was one, and what was selected by it.
+    found: Option<(Found, Selection)>,
 }
 
 impl Trainer {
@@ -100,7 +102,7 @@ impl Trainer {
             }
         };
         let head = if one_pass {
-            self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?
+            Some(self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?)
         } else {
             self.two_passes(&micro, carried, logits, signal, report, &mut clock)?
         };
@@ -115,13 +117,19 @@ impl Trainer {
             drawn: None,
         };
         let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
-        if let Some(Head { rows, d_hidden, .. }) = &head {
-            report.rows += rows.len() as u64;
-            report.add_row_norms(d_hidden)?;
-            let blocks = self.trunk_backward(&micro, tape, rows, d_hidden)?;
-            report.block_rows.0 += blocks;
-            report.block_rows.1 += (self.student.config.n_layer * batch.inputs.len()) as u64;
-            work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks });
+        if let Some(Head { rows, d_hidden, found, .. }) = head {
+            if !rows.is_empty() {
+                report.rows += rows.len() as u64;
+                let blocks = self.trunk_backward(&micro, tape, &rows, &d_hidden)?;
+                report.block_rows.0 += blocks;
+                report.block_rows.1 += (self.student.config.n_layer * batch.inputs.len()) as u64;
+                work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks });
+                // Only now, with all of its work handed over, is a GPU waited for.
+                report.add_row_norms(&d_hidden)?;
+            }
+            if let Some((found, selection)) = found {
+                self.take_in(&micro, found, &selection, report)?;
+            }
         }
         report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
         clock.lap(&mut report.phases.backward);
@@ -261,7 +269,7 @@ impl Trainer {
         let loss = head::loss(&logits, signal.as_ref(), &stats, &targets, &weights, mix, self.grads.wte())?;
         report.loss += loss_of_all.unwrap_or(loss.sum);
         clock.lap(&mut report.phases.head);
-        Ok(Some(Head { rows, d_hidden: loss.d_hidden, before }))
+        Ok(Some(Head { rows, d_hidden: loss.d_hidden, before, found: None }))
     }
 
     /// Which of the rows a sampled backward differentiates at the head, None for all, by what is known of the norms of
@@ -274,7 +282,7 @@ impl Trainer {
         sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
 
-    /// Scores, decides and differentiates row after row: every row that counts where nothing is scored. None if no row is left.
+    /// Scores, decides and differentiates row after row: every row that counts where nothing is scored.
     fn one_pass(
         &self,
         micro: &Micro<'_>,
@@ -283,21 +291,23 @@ impl Trainer {
         signal: Option<&Logits>,
         report: &mut StepReport,
         clock: &mut Clock,
-    ) -> Result<Option<Head>> {
+    ) -> Result<Head> {
         let Micro { batch, mix, .. } = *micro;
+        let (options, d_head) = (micro.options(mix.temperature), self.grads.wte());
+        let run = |weigh: Weigh<'_>| head::fused(logits, signal, &batch.targets, options, mix, weigh, d_head);
         let mut selection = Selection::default();
+        let Some((score, carried)) = micro.score.zip(carried) else {
+            let weights: Vec<f32> = batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();
+            let done = run(Weigh::Known(&weights))?;
+            selection.rows.clone_from(&done.rows);
+            clock.lap(&mut report.phases.head);
+            return Ok(Head::of(done, selection));
+        };
         let mut weigh = |i: usize, stats: &RowStats| -> Result<f32> {
             micro.check("loss of the student", i, stats.student.nll)?;
-            if signal.is_some() && mix.lambda > 0.0 {
-                micro.check("KL to the teacher", i, stats.kl)?;
-            }
             if !batch.valid[i] {
                 return Ok(0.0);
             }
-            let Some((score, carried)) = micro.score.zip(carried) else {
-                selection.rows.push(i as u32);
-                return Ok(1.0);
-            };
             let value = score_of(score, stats, || micro.numbers.token(i, batch.context), micro.numbers.rng());
             let value = score_is_finite(score, value, i, batch)?;
             report.scores.push(value);
@@ -308,13 +318,23 @@ impl Trainer {
             }
             Ok(micro.mixture.weight(kept, || self.draw(micro, i)))
         };
-        let options = micro.options(mix.temperature);
-        let done = head::fused(logits, signal, &batch.targets, options, mix, &mut weigh, self.grads.wte())?;
-        report.add(&done.stats, batch, &selection);
-        report.loss += done.sum;
+        let done = run(Weigh::Asking(&mut weigh))?;
         clock.lap(&mut report.phases.head);
-        let before = done.rows.len();
-        Ok((before > 0).then_some(Head { rows: done.rows, d_hidden: done.d_hidden, before }))
+        Ok(Head::of(done, selection))
+    }
+
+    /// What one pass over the head found: it must be finite where it counts.
+    fn take_in(&self, micro: &Micro<'_>, found: Found, selection: &Selection, report: &mut StepReport) -> Result<()> {
+        let (stats, loss) = found.read()?;
+        for (i, s) in stats.iter().enumerate() {
+            micro.check("loss of the student", i, s.student.nll)?;
+            if micro.mix.lambda > 0.0 {
+                micro.check("KL to the teacher", i, s.kl)?;
+            }
+        }
+        report.add(&stats, micro.batch, selection);
+        report.loss += loss;
+        Ok(())
     }
 
     /// The kept positions: all that count where there is no score to select by.
@@ -346,6 +366,14 @@ impl Trainer {
     /// The draw from [0, 1) that decides whether the mixture takes position `i`.
     fn draw(&self, micro: &Micro<'_>, i: usize) -> f32 {
         Rng::new(self.plan.seed, Stream::Rest).uniform(0, micro.numbers.token(i, micro.batch.context))
+    }
+}
+
+impl Head {
+    /// Of one pass, before which nothing was dropped.
+    fn of(done: Fused, selection: Selection) -> Self {
+        let Fused { found, rows, d_hidden, .. } = done;
+        Self { before: rows.len(), rows, d_hidden, found: Some((found, selection)) }
     }
 }
 

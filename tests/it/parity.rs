@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::objective::Divergence;
 use eslm_kd::ops::embed::scatter_add;
-use eslm_kd::ops::head::{self, Logits, Mix, RowStats, ScanOptions};
+use eslm_kd::ops::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
 use eslm_kd::ops::matmul::{Precision, matmul};
 use eslm_kd::teacher::Signal;
 
@@ -107,10 +107,12 @@ impl Case {
         let mut t = Logits::new(t_hidden, self.teacher.params.wte().clone(), way.keep);
         if way.fused {
             let mut weigh = |row: usize, _: &RowStats| Ok(f32::from(u8::from(rows.contains(&(row as u32)))));
-            let out = head::fused(&s, Some(&t), &self.targets, mix.temperature, mix, &mut weigh, grads.wte()).unwrap();
+            let out =
+                head::fused(&s, Some(&t), &self.targets, mix.temperature, mix, Weigh::Asking(&mut weigh), grads.wte())
+                    .unwrap();
             assert_eq!(out.rows, rows);
             self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
-            return out.sum;
+            return out.found.read().unwrap().1;
         }
         let stats = head::scan(&mut s, Some(&mut t), &self.targets, mix.temperature).unwrap();
         let (s, t) = (s.select(rows).unwrap(), t.select(rows).unwrap());

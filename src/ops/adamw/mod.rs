@@ -12,10 +12,11 @@
 //! CPU result is a pure function of its inputs: chunks are fixed, so the thread count cannot change a bit.
 
 mod cpu;
+mod cuda;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Layout, ParamSet};
-use crate::ops::buffer;
+use crate::ops::{buffer, gpu};
 use candle_core::{DType, Device, Tensor};
 
 /// The constants of the update.
@@ -91,8 +92,10 @@ impl AdamW {
         for (i, p) in params.tensors().iter().enumerate() {
             let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
             let scalars = self.scalars(step, lr, f64::from(scale), layout.decays(i));
-            let on_cpu = p.device().is_cpu() && [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
-            if on_cpu {
+            let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
+            if floats && gpu::applies(p) {
+                cuda::update(p, g, m, v, &scalars)?;
+            } else if floats && p.device().is_cpu() {
                 // Four different tensors, so four locks that cannot wait for each other. `??`: a closure's own
                 // result travels inside the outer one.
                 buffer::with_mut(p, |p| {
@@ -142,13 +145,13 @@ fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, s: &Scalars) -> can
 /// Errs with [`ErrorKind::NonFinite`] and the name of the first tensor that holds a NaN or an infinity: a finite loss
 /// does not promise finite gradients. On the CPU the result has the same bits for any number of threads.
 pub fn global_norm(grads: &ParamSet) -> Result<f64> {
+    let on_gpu = grads.tensors().iter().all(|g| gpu::applies(g) && g.dtype() == DType::F32);
+    let squares = match on_gpu {
+        true => cuda::sums_of_squares(grads.tensors())?,
+        false => grads.tensors().iter().map(sum_of_squares).collect::<Result<_>>()?,
+    };
     let mut total = 0.0;
-    for (name, g) in grads.named() {
-        let squares = if g.device().is_cpu() && g.dtype() == DType::F32 {
-            cpu::sum_of_squares(&buffer::read(g)?)
-        } else {
-            g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?
-        };
+    for ((name, _), squares) in grads.named().zip(squares) {
         // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes the sum non-finite.
         if !squares.is_finite() {
             return Err(Error::new(
@@ -162,6 +165,13 @@ pub fn global_norm(grads: &ParamSet) -> Result<f64> {
         total += squares;
     }
     Ok(total.sqrt())
+}
+
+fn sum_of_squares(g: &Tensor) -> Result<f64> {
+    if super::fast(g) {
+        return Ok(cpu::sum_of_squares(&buffer::read(g)?));
+    }
+    Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
 }
 
 #[cfg(test)]

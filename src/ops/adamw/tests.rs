@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::Gpt2Config;
+use crate::ops::testing::{assert_close, emulated};
 use crate::rng::{Rng, Stream};
 
 const OPTIMIZER: AdamW = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
@@ -188,5 +189,28 @@ fn other_float_types_take_the_reference() {
         for (a, b) in values(&found.to_dtype(DType::F32).unwrap()).into_iter().zip(values(expected)) {
             assert!((a - b).abs() <= 2e-6 * (1.0 + b.abs()), "{a} for {b}");
         }
+    }
+}
+
+#[test]
+fn a_gpus_kernels_give_the_same() {
+    let run = || {
+        let (params, state) = five_updates();
+        let norm = global_norm(&random(&layout(), 3, 2.0)).unwrap();
+        let all = params.tensors().iter().chain(state.m.tensors()).chain(state.v.tensors()).cloned();
+        all.chain([Tensor::new(&[norm / 1e3], &Device::Cpu).unwrap()]).collect::<Vec<_>>()
+    };
+    let want = run();
+    if let Some(got) = emulated(run) {
+        for (got, want) in got.iter().zip(&want) {
+            assert_close(got, want, 2e-6);
+        }
+    }
+    let bad = random(&layout(), 1, 1.0);
+    buffer::with_mut(&bad.tensors()[3], |g| g[2] = f32::INFINITY).unwrap();
+    let message = || global_norm(&bad).unwrap_err().to_string();
+    let here = message();
+    for there in crate::ops::gpu::emulator::emulate(|| message()).iter().flatten() {
+        assert_eq!(there, &here, "the same tensor is named");
     }
 }

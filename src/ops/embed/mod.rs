@@ -1,6 +1,9 @@
 //! Token and position embedding, and row gather and scatter.
 
+mod cuda;
+
 use super::buffer::{self, read, with_mut};
+use super::gpu;
 use super::matmul::add_to;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -19,6 +22,9 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
             offset + context
         )));
     }
+    if gpu::applies(wte) {
+        return cuda::forward(wte, wpe, tokens, context, offset);
+    }
     if !super::fast(wte) {
         return reference(wte, wpe, tokens, context, offset);
     }
@@ -36,6 +42,9 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
 /// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T, D].
 pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], context: usize) -> Result<()> {
     let (n, width) = d.dims2()?;
+    if gpu::applies(d) {
+        return cuda::backward(dwte, dwpe, d, tokens, context);
+    }
     if !super::fast(d) {
         let index = Tensor::new(tokens, d.device())?;
         buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
@@ -60,6 +69,9 @@ const GATHER: usize = 1 << 14;
 
 /// The rows of `x` [N, D] at `rows`, in that order: [k, D].
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if gpu::applies(x) {
+        return cuda::gather(x, rows);
+    }
     if !super::fast(x) {
         return Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?);
     }
@@ -74,8 +86,11 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
 }
 
-/// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D].
+/// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D]. No row is named twice.
 pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
+    if gpu::applies(dst) {
+        return cuda::scatter_add(dst, src, rows);
+    }
     if !super::fast(dst) {
         return buffer::assign(dst, &dst.index_add(&Tensor::new(rows, dst.device())?, src, 0)?);
     }
@@ -90,6 +105,9 @@ pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
 
 /// Euclidean norm of each row of `x` [N, D].
 pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
+    if gpu::applies(x) {
+        return Ok(cuda::row_squares(x)?.to_vec1::<f64>()?.into_iter().map(f64::sqrt).collect());
+    }
     let squares: Vec<f64> = x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
     Ok(squares.into_iter().map(f64::sqrt).collect())
 }
@@ -105,7 +123,7 @@ pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, off
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, autograd, random};
+    use crate::ops::testing::{assert_close, autograd, emulated, random};
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {
@@ -120,6 +138,34 @@ mod tests {
         backward(&dwte, &dwpe, &d, &tokens, 3).unwrap();
         assert_close(&dwte, &want[0], 1e-6);
         assert_close(&dwpe, &want[1], 1e-6);
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for width in [3, 8, 300] {
+            let (wte, wpe) = (random((11, width), 1), random((9, width), 2));
+            let tokens: Vec<u32> = vec![3, 3, 10, 0, 7, 3, 10, 2];
+            let (d, rows) = (random((8, width), 3), [5, 0, 6]);
+            let run = || {
+                let out = forward(&wte, &wpe, &tokens, 4, 1).unwrap();
+                let (dwte, dwpe, into) = (wte.copy().unwrap(), wpe.copy().unwrap(), wpe.copy().unwrap());
+                backward(&dwte, &dwpe, &d, &tokens, 4).unwrap();
+                let picked = gather(&d, &rows).unwrap();
+                scatter_add(&into, &picked, &rows).unwrap();
+                let half = into.to_dtype(DType::BF16).unwrap();
+                let halves = gather(&half, &rows).unwrap();
+                scatter_add(&half, &picked, &rows).unwrap();
+                let norms = Tensor::new(row_norms(&d).unwrap(), &Device::Cpu).unwrap();
+                vec![out, dwte, dwpe, picked, into, halves, norms, half]
+            };
+            let want = run();
+            let exact = want.len() - 1; // the last is a sum rounded to bf16
+            if let Some(got) = emulated(run) {
+                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                    assert_close(got, want, if i < exact { 2e-6 } else { 4e-3 });
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks & Gimpel, arXiv 1606.08415):
 //! 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
+mod cuda;
+
 use super::buffer::{read, with_mut};
+use super::gpu;
 use super::simd::{multiversion, tanh};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
@@ -15,7 +18,7 @@ const CHUNK: usize = 1 << 14;
 /// y with x's shape.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
     if !super::fast(x) {
-        return reference(x);
+        return if gpu::applies(x) { cuda::forward(x) } else { reference(x) };
     }
     let xs = read(x)?;
     let mut out = vec![0.0; xs.len()];
@@ -25,6 +28,9 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
 
 /// Turns the upstream gradient `dy` into the gradient with respect to x, in place.
 pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
+    if gpu::applies(x) {
+        return cuda::backward(dy, x);
+    }
     if !super::fast(x) {
         let t = inner(x)?.tanh()?;
         let slope = ((x.sqr()? * (3.0 * CUBIC * C))? + C)?;
@@ -65,7 +71,7 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
     use candle_core::DType;
 
     #[test]
@@ -81,6 +87,31 @@ mod tests {
             let (slow, x) = (dy.to_dtype(DType::F64).unwrap(), x.to_dtype(DType::F64).unwrap());
             backward(&slow, &x).unwrap();
             assert_close(&slow, &grads[0], 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for n in [1, 7, 1024, 3001] {
+            let (x, dy) = ((random(n, 1) * 3.0).unwrap(), random(n, 2));
+            let run = |dtype: DType| {
+                let (x, d) = (x.to_dtype(dtype).unwrap(), dy.copy().unwrap().to_dtype(dtype).unwrap());
+                let y = forward(&x).unwrap();
+                backward(&d, &x).unwrap();
+                vec![y, d]
+            };
+            let want = run(DType::F32);
+            // bf16: 2^-9 of input, upstream and result; the slope is at most 1.13.
+            for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1e-2)] {
+                for (got, want) in emulated(|| run(dtype)).iter().flatten().zip(&want) {
+                    assert_close(got, want, tolerance);
+                }
+            }
+        }
+        // Far out it is as flat as on the CPU.
+        let x = Tensor::new(&[-1e4f32, -30.0, 0.0, 30.0, 1e4], &Device::Cpu).unwrap();
+        for got in emulated(|| vec![forward(&x).unwrap()]).iter().flatten() {
+            assert_eq!(got.to_vec1::<f32>().unwrap(), [0.0, 0.0, 0.0, 30.0, 1e4]);
         }
     }
 

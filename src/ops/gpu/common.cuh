@@ -1,7 +1,7 @@
 // What the kernels share: number formats, reductions, and how a kernel is declared.
 //
-// Every kernel takes one struct, whose twin with #[repr(C)] stands in the op's cuda.rs. No kernel uses atomics, and every
-// sum has one order, so that a run is the same bits again. ESLM_EMULATED compiles the same source for the host, where the
+// Every kernel takes one struct, whose twin with #[repr(C)] stands in the op's cuda.rs. Every sum of floats has one order, and
+// the only atomics count integers, so that a run is the same bits again. ESLM_EMULATED compiles the same source for the host, where the
 // tests run it (emulator.h).
 #pragma once
 

@@ -23,6 +23,9 @@
         emulator::within(threads);                   \
         __VA_ARGS__(*static_cast<const Args*>(raw)); \
     }
+#ifndef INFINITY
+#define INFINITY __builtin_inff()
+#endif
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulator::dynamic_shared())
 
 struct uint2 { uint32_t x, y; };
@@ -205,7 +208,11 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __expf(float x) { return std::exp(x); }
-inline float exp2f_(float x) { return std::exp2(x); }
+inline uint32_t atomicAdd(uint32_t* at, uint32_t by) {
+    const uint32_t old = *at;
+    *at += by;
+    return old;
+}
 template <typename T>
 inline T min(T a, T b) { return a < b ? a : b; }
 template <typename T>

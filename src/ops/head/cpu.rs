@@ -1,7 +1,7 @@
 //! Head statistics and gradients on f32: a product per tile, then rows in parallel.
 
 use super::sparse::{self, SparseRow};
-use super::{Logits, Mix, RowStats, ScanOptions, Stats};
+use super::{Kept, Logits, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
 use crate::objective::Divergence;
 use crate::objective::divergence::{Normal, Sums as Divergent};
@@ -38,12 +38,12 @@ pub(super) fn scan(
     }
     let (z, t) = (student_tiles.finish(), teacher_tiles.and_then(Tiles::finish));
     if z.is_some() {
-        student.kept = z;
+        student.kept = z.map(Kept::Host);
     }
     if let Some(teacher) = teacher
         && t.is_some()
     {
-        teacher.kept = t;
+        teacher.kept = t.map(Kept::Host);
     }
     Ok(rows.iter().map(Running::finish).collect())
 }
@@ -226,9 +226,9 @@ impl<'a> Tiles<'a> {
         let (rows, d) = logits.hidden.dims2()?;
         let vocab = logits.vocab();
         let memory = match &logits.kept {
-            Some(kept) => Memory::Stored(Arc::clone(kept)),
-            None if fill => Memory::Filling(vec![0.0; rows * vocab]),
-            None => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
+            Some(Kept::Host(kept)) => Memory::Stored(Arc::clone(kept)),
+            _ if fill => Memory::Filling(vec![0.0; rows * vocab]),
+            _ => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
         let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
         let (index, precision) = (logits.index.as_deref(), logits.precision);

@@ -6,6 +6,7 @@
 //! [`super::loss`] this saves the second product (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
 
 use super::cpu::{self, Running, TILE, TaughtTile};
+use super::cuda::{self, Pending};
 use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
 use crate::error::{Error, Result};
 use crate::objective::Divergence;
@@ -20,26 +21,58 @@ use rayon::prelude::*;
 /// 51 MB of logits, and as much again of the teacher's. Fewer would have products pack the head for too little work.
 pub(crate) const ROWS: usize = 256;
 
-/// What one pass found and did.
+/// What weight each row has.
+pub enum Weigh<'a> {
+    /// One per row, known before its logits are.
+    Known(&'a [f32]),
+    /// From its number and its statistics; asked once for each row, in order, on the caller's thread. An error ends the
+    /// pass, with some blocks' gradient already in place.
+    Asking(&'a mut dyn FnMut(usize, &RowStats) -> Result<f32>),
+}
+
+impl Weigh<'_> {
+    fn of(&mut self, row: usize, stats: &RowStats) -> Result<f32> {
+        match self {
+            Self::Known(weights) => Ok(weights[row]),
+            Self::Asking(weigh) => weigh(row, stats),
+        }
+    }
+}
+
+/// What one pass did, and what it found.
 #[derive(Debug)]
 pub struct Fused {
-    /// Statistics of all N rows.
-    pub stats: Vec<RowStats>,
+    /// Statistics and loss, perhaps still on their way.
+    pub found: Found,
     /// Rows that carry weight, ascending `[k]`.
     pub rows: Vec<u32>,
     /// Their weights `[k]`.
     pub weights: Vec<f32>,
-    /// sum over rows of weight * per-token loss, in nats.
-    pub sum: f64,
-    /// Gradient of `sum` with respect to the kept rows' hidden vectors, [k, D].
+    /// Gradient of the loss sum with respect to the kept rows' hidden vectors, [k, D].
     pub d_hidden: Tensor,
 }
 
-/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0.
-///
-/// `weigh` is called once for each row, in order, on the caller's thread; its error ends the pass, with some blocks'
-/// gradient already in `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those
-/// of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
+/// Statistics of all N rows, and the sum over rows of weight * per-token loss, in nats.
+#[derive(Debug)]
+pub enum Found {
+    /// At hand.
+    Here(Vec<RowStats>, f64),
+    /// On a GPU that may still be working.
+    Device(Pending),
+}
+
+impl Found {
+    /// Both; waits for the device.
+    pub fn read(self) -> Result<(Vec<RowStats>, f64)> {
+        match self {
+            Self::Here(stats, sum) => Ok((stats, sum)),
+            Self::Device(pending) => pending.read(),
+        }
+    }
+}
+
+/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0; that of the head
+/// is added to `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
 /// divergence has weight; the teacher's signal is dense.
 pub fn fused(
     student: &Logits,
@@ -47,18 +80,23 @@ pub fn fused(
     targets: &[u32],
     options: impl Into<ScanOptions>,
     mix: Mix,
-    weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>,
+    mut weigh: Weigh<'_>,
     d_weight: &Tensor,
 ) -> Result<Fused> {
     let options = options.into();
     check(student, teacher, targets)?;
+    if matches!(weigh, Weigh::Known(weights) if weights.len() != targets.len()) {
+        return Err(Error::internal("weights and rows of a head pass differ in number"));
+    }
     if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
         return Err(Error::internal("a distillation term needs a teacher, read at the term's temperature"));
     }
     if crate::ops::fast(&student.hidden) {
-        Pass::new(student, teacher, targets, options, mix)?.run(weigh, d_weight)
+        Pass::new(student, teacher, targets, options, mix)?.run(&mut weigh, d_weight)
+    } else if crate::ops::gpu::applies(&student.hidden) {
+        cuda::fused(student, teacher, targets, options, mix, &mut weigh, d_weight)
     } else {
-        by_reference(student, teacher, targets, options, mix, weigh, d_weight)
+        by_reference(student, teacher, targets, options, mix, &mut weigh, d_weight)
     }
 }
 
@@ -68,13 +106,13 @@ fn by_reference(
     targets: &[u32],
     options: ScanOptions,
     mix: Mix,
-    weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>,
+    weigh: &mut Weigh<'_>,
     d_weight: &Tensor,
 ) -> Result<Fused> {
     let stats = reference::scan(student, teacher, targets, options)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     for (row, s) in stats.iter().enumerate() {
-        let weight = weigh(row, s)?;
+        let weight = weigh.of(row, s)?;
         if weight != 0.0 {
             rows.push(row as u32);
             weights.push(weight);
@@ -85,7 +123,7 @@ fn by_reference(
     let teacher = teacher.filter(|_| mix.lambda != 0.0);
     let teacher = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
     let out = loss(&student.select(&rows)?, teacher.as_ref(), &picked, &targets, &weights, mix, d_weight)?;
-    Ok(Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden })
+    Ok(Fused { found: Found::Here(stats, out.sum), rows, weights, d_hidden: out.d_hidden })
 }
 
 struct Pass<'a> {
@@ -139,7 +177,7 @@ impl<'a> Pass<'a> {
         Ok(Self { student: Product::new(student)?, teacher, targets, options, mix })
     }
 
-    fn run(&self, weigh: &mut dyn FnMut(usize, &RowStats) -> Result<f32>, d_weight: &Tensor) -> Result<Fused> {
+    fn run(&self, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
         let (n, v, d) = (self.targets.len(), self.student.vocab, self.student.d);
         let most = ROWS.min(n);
         // Logits of a block, then the gradients of its kept rows in their place. Gradients that have not been multiplied yet
@@ -160,7 +198,7 @@ impl<'a> Pass<'a> {
             let found = self.scan(block, t, start, count);
             let mut kept = Vec::new();
             for (place, s) in found.iter().enumerate() {
-                let (row, weight) = (start + place, weigh(start + place, s)?);
+                let (row, weight) = (start + place, weigh.of(start + place, s)?);
                 if weight != 0.0 {
                     kept.push(Kept { place, row, weight });
                 }
@@ -187,7 +225,7 @@ impl<'a> Pass<'a> {
             }
         }
         let d_hidden = Tensor::from_vec(d_hidden, (rows.len(), d), &Device::Cpu)?;
-        Ok(Fused { stats, rows, weights, sum, d_hidden })
+        Ok(Fused { found: Found::Here(stats, sum), rows, weights, d_hidden })
     }
 
     /// Turns gradients of the logits of `rows` into those of their hidden vectors, which are appended, and of the head.

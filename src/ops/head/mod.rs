@@ -6,6 +6,7 @@
 //! hold for logits of any size and any temperature.
 
 mod cpu;
+mod cuda;
 mod fused;
 mod reduce;
 pub mod reference;
@@ -14,10 +15,11 @@ mod sparse;
 pub use crate::objective::Mix;
 pub(crate) use cpu::TILE;
 pub(crate) use fused::ROWS as BLOCK_ROWS;
-pub use fused::{Fused, fused};
+pub use fused::{Found, Fused, Weigh, fused};
 pub use reduce::{sample, top_k};
 
 use super::embed::gather;
+use super::gpu;
 use super::matmul::Precision;
 use crate::error::{Error, Result};
 use crate::teacher::Signal;
@@ -75,9 +77,17 @@ pub struct Logits {
     weight: Tensor,
     keep: bool,
     precision: Precision,
-    kept: Option<Arc<Vec<f32>>>,
+    kept: Option<Kept>,
     /// Where row i lies in `kept`, after a selection.
     index: Option<Vec<u32>>,
+}
+
+/// Stored logits, where the kernels that read them are.
+#[derive(Debug, Clone)]
+enum Kept {
+    Host(Arc<Vec<f32>>),
+    /// [N, V] and some columns of padding.
+    Device(Tensor),
 }
 
 impl Logits {
@@ -140,6 +150,8 @@ pub fn scan(
     check(student, teacher.as_deref(), targets)?;
     if super::fast(&student.hidden) {
         cpu::scan(student, teacher, targets, options)
+    } else if gpu::applies(&student.hidden) {
+        cuda::scan(student, teacher, targets, options)
     } else {
         reference::scan(student, teacher.as_deref(), targets, options)
     }
@@ -179,11 +191,17 @@ pub fn loss(
     if mix.lambda != 0.0 && teacher.is_none() {
         return Err(Error::internal("a distillation term needs a teacher"));
     }
-    if !super::fast(&student.hidden) {
+    if !super::fast(&student.hidden) && !gpu::applies(&student.hidden) {
         return reference::loss(student, teacher, targets, weights, mix, d_weight);
     }
     // A teacher without weight in the loss costs nothing.
     let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    if gpu::applies(&student.hidden) {
+        if let Some(signal) = teacher {
+            sparse::check(signal, mix)?;
+        }
+        return cuda::loss(student, teacher, stats, targets, weights, mix, d_weight);
+    }
     let taught = cpu::Taught::new(student, teacher, stats, mix)?;
     let rows = stats.iter().zip(weights).enumerate();
     let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), mix)).sum();

@@ -1,7 +1,7 @@
 //! From dense teacher logits to the sparse signals: one pass over the vocabulary that stores no more than it returns.
 
 use super::cpu::{TILE, Tiles};
-use super::{Logits, RowStats, reference};
+use super::{Logits, RowStats, cuda, reference};
 use crate::error::{Error, Result};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::rng::Rng;
@@ -24,6 +24,15 @@ impl Scale {
     fn log(self, t: f32) -> f32 {
         (t - self.max) * self.inverse_tau - self.log_sum
     }
+
+    /// ln of the mass outside the largest entries: `outside` is the sum of its `exp((t - max) / tau)`. Far below the largest
+    /// logit nothing is left of the sum: its largest term bounds it from below.
+    fn rest(self, outside: f64, largest: f32) -> f32 {
+        match outside > f64::from(f32::MIN_POSITIVE) {
+            true => outside.ln() as f32 - self.log_sum,
+            false => self.log(largest),
+        }
+    }
 }
 
 /// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal ones the lower ids.
@@ -31,6 +40,9 @@ pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result
     check(teacher, stats)?;
     let vocab = teacher.vocab();
     let k = k.clamp(1, vocab);
+    if crate::ops::gpu::applies(&teacher.hidden) {
+        return Ok(of_largest(cuda::largest(teacher, stats, tau, k)?, stats, tau, k, vocab));
+    }
     let mut rows: Vec<Top> = stats.iter().map(|s| Top::new(Scale::new(s, tau), k)).collect();
     if crate::ops::fast(&teacher.hidden) {
         let mut tiles = Tiles::new(teacher, false)?;
@@ -51,6 +63,15 @@ pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result
         top.rest.push(if k == vocab { f32::NEG_INFINITY } else { rest });
     }
     Ok(top)
+}
+
+fn of_largest(found: cuda::Largest, stats: &[RowStats], tau: f32, k: usize, vocab: usize) -> TopK {
+    let scales: Vec<Scale> = stats.iter().map(|s| Scale::new(s, tau)).collect();
+    let logp = found.logits.iter().enumerate().map(|(i, t)| scales[i / k].log(*t)).collect();
+    let rest = scales.iter().zip(&found.outside).map(|(scale, [sum, largest])| {
+        if k == vocab { f32::NEG_INFINITY } else { scale.rest(f64::from(*sum), *largest) }
+    });
+    TopK { k, ids: found.ids, logp, rest: rest.collect() }
 }
 
 /// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s of the row of token n is
@@ -136,11 +157,7 @@ impl Top {
     /// The entries by id, ln of the mass outside, and how to normalise.
     fn finish(mut self) -> (Vec<(f32, u32)>, f32, Scale) {
         self.candidates.sort_unstable_by_key(|e| e.1);
-        // Far below the largest logit nothing is left of the sum: its largest term bounds it from below.
-        let rest = match self.outside > f64::from(f32::MIN_POSITIVE) {
-            true => self.outside.ln() as f32 - self.scale.log_sum,
-            false => self.scale.log(self.largest_outside),
-        };
+        let rest = self.scale.rest(self.outside, self.largest_outside);
         (self.candidates, rest, self.scale)
     }
 }

@@ -47,7 +47,8 @@ pub(super) fn host_rows(of: &Logits) -> Result<Vec<Vec<f32>>> {
     if of.rows() == 0 {
         return Ok(Vec::new());
     }
-    Ok(logits(&of.hidden, &of.weight)?.to_dtype(DType::F32)?.to_vec2()?)
+    let hidden = of.hidden.to_dtype(of.weight.dtype())?;
+    Ok(logits(&hidden, &of.weight)?.to_dtype(DType::F32)?.to_vec2()?)
 }
 
 /// The divergence of each row of log q from that of log p, both [N, V]: `[N]`, differentiable by candle.

@@ -31,6 +31,16 @@ impl SparseRow {
         self.sums.value
     }
 
+    /// (id, g) of its ids, ascending.
+    pub(super) fn ids(&self) -> &[(u32, f32)] {
+        &self.g
+    }
+
+    /// h of everything else, and G.
+    pub(super) fn rest(&self) -> [f32; 2] {
+        [self.h_rest, self.sums.gradient as f32]
+    }
+
     /// Adds the divergence's part to a tile of a row's gradient that holds the cross-entropy's, `ce` times p at
     /// temperature 1, itself `scale` times. The tile begins at id `start`.
     pub(super) fn add(&self, dz: &mut [f32], z: &[f32], start: usize, s: &RowStats, mix: Mix, (ce, scale): (f32, f32)) {
@@ -52,17 +62,26 @@ pub(super) fn rows(student: &Logits, signal: &Signal, stats: &[RowStats], mix: M
     let d = student.hidden.dim(1)?;
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
+    // Few products, formed here however the logits are held: the same bits in every head mode.
+    rows_of(signal, 0, stats, mix, |i, _, id| dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d]))
+}
+
+/// As [`rows`], of rows `first..` of the signal, whose statistics are `stats`: `logit` gives the student's from a row's number
+/// among these, an id's place among the row's, and the id.
+pub(super) fn rows_of(
+    signal: &Signal,
+    first: usize,
+    stats: &[RowStats],
+    mix: Mix,
+    logit: impl Fn(usize, usize, u32) -> f32 + Sync,
+) -> Result<Vec<SparseRow>> {
     let one = |i: usize| {
         let s = &stats[i].student;
-        // Few products, formed here however the logits are held: the same bits in every head mode.
-        let log_p = |id: u32| {
-            let z = dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d]);
-            (z - s.max) / mix.temperature - s.log_sum_tau
-        };
+        let log_p = |place: usize, id: u32| (logit(i, place, id) - s.max) / mix.temperature - s.log_sum_tau;
         match signal {
             Signal::Dense(_) => SparseRow::default(),
-            Signal::TopK(top) => bucketed(top, i, mix.divergence, log_p),
-            Signal::Sampled(sampled) => drawn(&sampled.rows[i], sampled.draws, log_p),
+            Signal::TopK(top) => bucketed(top, first + i, mix.divergence, log_p),
+            Signal::Sampled(sampled) => drawn(&sampled.rows[first + i], sampled.draws, log_p),
         }
     };
     Ok((0..stats.len()).into_par_iter().map(one).collect())
@@ -78,7 +97,7 @@ pub(super) fn check(signal: &Signal, mix: Mix) -> Result<()> {
     }
 }
 
-fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(u32) -> f32) -> SparseRow {
+fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
     let mut out = SparseRow::default();
     let range = row * top.k..(row + 1) * top.k;
     let mut outside = 1.0;
@@ -88,8 +107,8 @@ fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(u32) 
         out.sums.gradient += f64::from(g);
         g
     };
-    for (&id, &log_q) in top.ids[range.clone()].iter().zip(&top.logp[range]) {
-        let log_p = log_p(id);
+    for (place, (&id, &log_q)) in top.ids[range.clone()].iter().zip(&top.logp[range]).enumerate() {
+        let log_p = log_p(place, id);
         outside -= f64::from(log_p).exp();
         out.g.push((id, add(log_p, log_q)));
     }
@@ -101,9 +120,9 @@ fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(u32) 
     out
 }
 
-fn drawn(ids: &[Drawn], draws: u32, log_p: impl Fn(u32) -> f32) -> SparseRow {
+fn drawn(ids: &[Drawn], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
     let share = |d: &Drawn| d.count as f32 / draws as f32;
-    let value = ids.iter().map(|d| f64::from(share(d)) * f64::from(d.logp - log_p(d.id))).sum();
+    let value = ids.iter().enumerate().map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id))).sum();
     // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there and nothing elsewhere.
     let g = ids.iter().map(|d| (d.id, -share(d))).collect();
     SparseRow { g, h_rest: 0.0, sums: Sums { value, gradient: -1.0 } }

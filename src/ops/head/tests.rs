@@ -1,7 +1,7 @@
 use super::*;
 use crate::objective::Divergence;
-use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
-use crate::teacher::Signal;
+use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
+use crate::teacher::{Signal, SignalKind};
 use candle_core::{DType, Device};
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
@@ -248,8 +248,23 @@ fn cross_entropy_is_candles() {
     assert!((ours - f64::from(theirs)).abs() < 2e-6, "{ours} vs {theirs}");
 }
 
+/// A [`Fused`] whose findings were read.
+struct Done {
+    stats: Vec<RowStats>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    sum: f64,
+    d_hidden: Tensor,
+}
+
+fn read(fused: Fused) -> Done {
+    let Fused { found, rows, weights, d_hidden } = fused;
+    let (stats, sum) = found.read().unwrap();
+    Done { stats, rows, weights, sum, d_hidden }
+}
+
 /// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
-fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Fused, Tensor) {
+fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Done, Tensor) {
     let (mut s, mut t) = (case.student(true), with_teacher.then(|| case.teacher(true)));
     let stats = scan(&mut s, t.as_mut(), &case.targets, mix.temperature).unwrap();
     let rows: Vec<u32> = (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
@@ -259,7 +274,7 @@ fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> 
     let dw = random(case.weight.dims(), 9);
     let t = t.map(|t| Signal::Dense(t.select(&rows).unwrap()));
     let out = loss(&s.select(&rows).unwrap(), t.as_ref(), &picked, &targets, &weights, mix, &dw).unwrap();
-    (Fused { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
+    (Done { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
 }
 
 #[test]
@@ -300,9 +315,10 @@ fn one_fused_pass_is_scan_and_loss() {
                     seen += 1;
                     Ok(weights[row])
                 };
-                fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, &mut weigh, dw).unwrap()
+                let weigh = Weigh::Asking(&mut weigh);
+                read(fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, weigh, dw).unwrap())
             };
-            let check = |got: &Fused, dw: &Tensor| {
+            let check = |got: &Done, dw: &Tensor| {
                 assert_stats_close(&got.stats, &want.stats, 4e-6);
                 assert_eq!((&got.rows, &got.weights), (&want.rows, &want.weights));
                 assert!((got.sum - want.sum).abs() <= 1e-6 * want.sum.abs().max(1.0), "{} vs {}", got.sum, want.sum);
@@ -323,6 +339,10 @@ fn one_fused_pass_is_scan_and_loss() {
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert!(bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden), "{threads} threads");
             }
+            let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+            let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
+            let again = fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, known, &other).unwrap();
+            assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
             let wide = case.in_f64();
             let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
             check(&run(&wide, &dw), &dw);
@@ -335,8 +355,103 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
     let case = case((4, 8, 50));
     let dw = case.weight.zeros_like().unwrap();
     let mut weigh = |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
-    let failed = fused(&case.student(false), None, &case.targets, 1.0, MIXES[0], &mut weigh, &dw).unwrap_err();
+    let weigh = Weigh::Asking(&mut weigh);
+    let failed = fused(&case.student(false), None, &case.targets, 1.0, MIXES[0], weigh, &dw).unwrap_err();
     assert!(failed.to_string().contains("row two"));
-    let mut keep = |_: usize, _: &RowStats| Ok(1.0);
-    assert!(fused(&case.student(false), None, &case.targets, 1.0, MIXES[2], &mut keep, &dw).is_err());
+    let weigh = || Weigh::Known(&[1.0; 4]);
+    assert!(fused(&case.student(false), None, &case.targets, 1.0, MIXES[2], weigh(), &dw).is_err());
+    assert!(fused(&case.student(false), None, &case.targets[..3], 1.0, MIXES[0], weigh(), &dw).is_err());
+}
+
+/// Everything that a head says and does, as tensors: a scan, a loss on some of its rows, and one fused pass.
+fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: SignalKind) -> Vec<Tensor> {
+    let half = |t: &Tensor| t.to_dtype(precision.activations()).unwrap();
+    let of =
+        |hidden: &Tensor, weight: &Tensor| Logits::new(half(hidden), weight.clone(), keep).with_precision(precision);
+    let (mut s, mut t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let options = ScanOptions { tau: mix.temperature, reverse_kl: true };
+    let stats = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
+    assert_eq!(s.stored(), keep);
+    let rows: Vec<u32> = (0..case.targets.len() as u32).filter(|r| r % 3 != 1).collect();
+    let (targets, weights): (Vec<u32>, Vec<f32>) =
+        rows.iter().map(|&r| (case.targets[r as usize], case.weights[r as usize])).unzip();
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let tokens: Vec<u64> = rows.iter().map(|&r| u64::from(r)).collect();
+    let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
+    let signal = signal.reduce(t, &picked, mix.temperature, 5, &tokens).unwrap();
+    let dw = random(case.weight.dims(), 9);
+    let out = loss(&s, Some(&signal), &picked, &targets, &weights, mix, &dw).unwrap();
+    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let gaps: Vec<f32> = case.weights.iter().enumerate().map(|(i, w)| if i % 4 == 2 { 0.0 } else { *w }).collect();
+    let fused_dw = random(case.weight.dims(), 9);
+    let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
+    let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
+    let one = read(fused(&s, Some(&t), &case.targets, mix.temperature, mix, weigh, &fused_dw).unwrap());
+    let flat = |stats: &[RowStats]| {
+        let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+        let all = stats.iter().flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
+        Tensor::new(all.collect::<Vec<f32>>(), &Device::Cpu).unwrap()
+    };
+    let reverse = Tensor::new(stats.iter().map(|s| s.reverse_kl).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let sums = Tensor::new(&[out.sum as f32, one.sum as f32], &Device::Cpu).unwrap();
+    vec![flat(&stats), reverse, flat(&one.stats), sums, out.d_hidden, dw, one.d_hidden, fused_dw]
+}
+
+#[test]
+fn a_gpus_kernels_give_the_same() {
+    // Blocks of rows are of 8 here, those of threads of 64, and columns are padded to 64: below, at and above each.
+    let dense = SignalKind::Dense;
+    let mut cases: Vec<_> =
+        MIXES.iter().enumerate().map(|(i, &mix)| ((3 + i % 2, 8, 70), mix, i % 2 == 0, dense)).collect();
+    cases.extend([
+        ((11, 12, 64), MIXES[1], true, dense),
+        ((17, 5, 3), MIXES[6], false, dense),
+        ((9, 8, 150), MIXES[1], true, SignalKind::TopK(5)),
+        ((10, 8, 150), MIXES[6], false, SignalKind::TopK(149)),
+        ((3, 8, 70), MIXES[5], false, SignalKind::TopK(70)),
+        ((10, 8, 66), MIXES[1], true, SignalKind::Sampled(7)),
+    ]);
+    for (shape, mix, keep, signal) in cases {
+        let case = case(shape);
+        let want = whole_head(&case, mix, keep, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, mix, keep, Precision::F32, signal)) {
+            for (got, want) in got.iter().zip(&want) {
+                // As against the reference: a logit's rounding, times 1 / tau.
+                assert_close(got, want, 1e-5 / f64::from(mix.temperature.min(1.0)));
+            }
+        }
+    }
+    // bf16 rounds hidden vectors, the head and the gradient of logits to 2^-9; logits here are up to about 5.
+    for (mix, signal) in [(MIXES[1], dense), (MIXES[6], dense), (MIXES[1], SignalKind::TopK(69))] {
+        let case = case((11, 8, 70));
+        let want = whole_head(&case, mix, true, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, mix, true, Precision::Mixed, signal)) {
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(got, want, 2e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
+    // Two values only, so almost everything is a tie: ids must be the lowest.
+    let hidden = Tensor::ones((10, 1), DType::F32, &Device::Cpu).unwrap();
+    let weight: Vec<f32> = (0..150).map(|i| if i % 7 == 3 { 0.5 } else { -0.25 }).collect();
+    let teacher = Logits::new(hidden, Tensor::from_vec(weight, (150, 1), &Device::Cpu).unwrap(), false);
+    let targets = [0u32; 10];
+    for k in [1, 21, 22, 100, 149, 150] {
+        let find = || {
+            let mut t = teacher.clone();
+            let mut stats = scan(&mut t.clone(), Some(&mut t), &targets, 1.0).unwrap();
+            stats.truncate(10);
+            top_k(&teacher, &stats, 1.0, k).unwrap()
+        };
+        let want = find();
+        for got in crate::ops::gpu::emulator::emulate(find).iter().flatten() {
+            assert_eq!(got.ids, want.ids, "{k}");
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || (a - b).abs() < 1e-5);
+            assert!(close(&got.logp, &want.logp) && close(&got.rest, &want.rest), "{k}");
+        }
+    }
 }

@@ -1,0 +1,105 @@
+// Divergences in log space, entry by entry: the twin of src/objective/divergence.rs, where they are derived.
+#pragma once
+#include "common.cuh"
+
+// An entry's term of D, and g.
+struct Term {
+    float value, g;
+};
+
+// The gradient of a row by its logits, over the temperature: g - p G.
+struct Generic {
+    template <typename Entry>
+    static __device__ float gradient(const Entry& entry, float a, float b, float total) {
+        return entry.at(a, b).g - expf(a) * total;
+    }
+};
+
+// m = share x + (1 - share) y, seen from x and from y.
+struct Mixture {
+    float share, rest;
+
+    __device__ explicit Mixture(float of) {
+        share = fminf(fmaxf(of, 1e-30f), 1.0f - 1.1920929e-7f);
+        rest = 1.0f - share;
+    }
+    // ln m/x and ln m/y from ln x and ln y.
+    __device__ void logs(float x, float y, float& of_x, float& of_y) const {
+        const float d = x - y;
+        const float high = d >= 0 ? share : rest, low = d >= 0 ? rest : share;
+        const float m = logf(high + low * expf(-fabsf(d)));  // relative to the larger of the two
+        of_x = d >= 0 ? m : m - d;
+        of_y = d >= 0 ? m + d : m;
+    }
+};
+
+struct ForwardKl {
+    __device__ Term at(float a, float b) const {
+        const float p = expf(a), q = expf(b);
+        return {q * (b - a) + (p - q), p - q};
+    }
+    // Both sum to 1, so G is 0.
+    __device__ float gradient(float a, float b, float) const { return expf(a) - expf(b); }
+};
+
+struct ReverseKl {
+    __device__ Term at(float a, float b) const {
+        const float p = expf(a), q = expf(b), g = p * (a - b);
+        return {g - (p - q), g};
+    }
+    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
+};
+
+struct JensenShannon {
+    Mixture m;  // the share is the teacher's
+    __device__ Term at(float a, float b) const {
+        float of_q, of_p;
+        m.logs(b, a, of_q, of_p);
+        const float g = -m.rest * expf(a) * of_p;
+        return {g - m.share * expf(b) * of_q, g};
+    }
+    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
+};
+
+struct SkewKl {
+    Mixture m;  // the share is the teacher's
+    __device__ Term at(float a, float b) const {
+        const float p = expf(a), q = expf(b);
+        float of_q, of_p;
+        m.logs(b, a, of_q, of_p);
+        return {m.rest * (p - q) - q * of_q, m.rest * p * (1.0f - expf(-of_q))};
+    }
+    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
+};
+
+struct SkewReverseKl {
+    Mixture m;  // the share is the student's
+    __device__ Term at(float a, float b) const {
+        const float p = expf(a), q = expf(b);
+        float of_p, of_q;
+        m.logs(a, b, of_p, of_q);
+        return {-m.rest * (p - q) - p * of_p, p * (m.share * (1.0f - expf(-of_p)) - of_p)};
+    }
+    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
+};
+
+struct TotalVariation {
+    __device__ Term at(float a, float b) const {
+        const float p = expf(a), q = expf(b), half = a > b ? 0.5f : -0.5f;
+        return {0.5f * fabsf(p - q), a == b ? 0.0f : half * p};
+    }
+    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
+};
+
+// Runs `walk` with the formulas of a divergence, whose number head/cuda.rs gives.
+template <typename Walk>
+__device__ inline void with_divergence(uint32_t divergence, float share, Walk walk) {
+    switch (divergence) {
+        case 0: walk(ForwardKl{}); break;
+        case 1: walk(ReverseKl{}); break;
+        case 2: walk(JensenShannon{Mixture(share)}); break;
+        case 3: walk(SkewKl{Mixture(share)}); break;
+        case 4: walk(SkewReverseKl{Mixture(share)}); break;
+        default: walk(TotalVariation{}); break;
+    }
+}
