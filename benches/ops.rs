@@ -11,7 +11,7 @@ mod ceilings;
 
 use candle_core::{DType, Device, Tensor, Var};
 use ceilings::{matmul_ceiling, median, memory_ceiling, seconds};
-use eslm_kd::config::{Pool, Tail};
+use eslm_kd::config::{Dtype, Pool, Tail};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::objective::{Divergence, Mix};
 use eslm_kd::ops::adamw::{self, AdamW, global_norm};
@@ -53,7 +53,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let only = words.iter().position(|w| w == "--only").map(|at| words[at + 1].clone()).unwrap_or_default();
     let runs: usize = words.first().filter(|w| *w != "--only").map_or(5, |r| r.parse().expect("RUNS is a number"));
-    let (gflops, gbytes) = (matmul_ceiling(), memory_ceiling());
+    let (gflops, gbytes) = (matmul_ceiling(&Device::Cpu, Dtype::F32), memory_ceiling());
     println!(
         "ceilings: {gflops:.0} GFLOP/s (product of 1024 x 768 x 3072), {gbytes:.1} GB/s (sum of arrays); {runs} runs"
     );

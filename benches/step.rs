@@ -1,7 +1,8 @@
 //! One whole training step, by phase: plain, with selection, distilling. Prints a table.
 //!
-//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--only TEXT] [--serve NAME]`, with SHAPE one of `124m` (B 4 x T 256) and
-//! `14m` (B 8 x T 256, V 8192), and DTYPE one of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT.
+//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--device DEVICE] [--teacher SHAPE] [--rows B] [--only TEXT] [--serve NAME]`,
+//! with SHAPE one of `124m` (B 4 x T 256), `14m` (B 8 x T 256, V 8192) and `124m-long` (B 32 x T 1024, for a GPU), and DTYPE one
+//! of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT; the teacher's SHAPE is `355m` or `774m`.
 //! `cargo bench --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is kept.
 //!
 //! Every step is taken in turn with a plain one, so that a ratio is between medians of the same minutes. `--serve` does one
@@ -9,15 +10,18 @@
 
 mod ceilings;
 
-use candle_core::Device;
 use ceilings::{matmul_ceiling, median};
-use eslm_kd::config::{self, BackwardMode, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score};
+use eslm_kd::config::{
+    self, BackwardMode, DeviceSpec, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score,
+};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::ops::gpu;
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
 use eslm_kd::train::events::Phases;
+use eslm_kd::train::session::device;
 use std::io::BufRead;
 use std::time::Instant;
 
@@ -69,6 +73,8 @@ struct Scale {
     teacher: Gpt2Config,
     rows: usize,
     context: usize,
+    dtype: Dtype,
+    device: DeviceSpec,
 }
 
 fn main() {
@@ -79,37 +85,51 @@ fn main() {
         words.drain(at..at + 2);
         Some(value)
     };
-    let (only, serve) = (option("--only"), option("--serve"));
+    let (only, serve, rows, of_teacher) = (option("--only"), option("--serve"), option("--rows"), option("--teacher"));
+    let device: DeviceSpec = option("--device").map_or(DeviceSpec::Cpu, |d| d.parse().unwrap());
     let shape = words.first().map_or("14m", String::as_str);
     let runs: usize = words.get(1).map_or(5, |r| r.parse().expect("RUNS is a number"));
     let dtype = words.get(2).map_or(Dtype::F32, |d| d.parse().unwrap());
-    let scale = match shape {
-        "124m" => Scale {
+    let medium = Gpt2Config::new(50257, 1024, 1024, 24, 16);
+    let mut scale = match shape {
+        "124m" | "124m-long" => Scale {
             student: Gpt2Config::new(50257, 1024, 768, 12, 12),
-            teacher: Gpt2Config::new(50257, 1024, 1024, 24, 16),
-            rows: 4,
-            context: 256,
+            teacher: medium.clone(),
+            rows: if shape == "124m" { 4 } else { 32 },
+            context: if shape == "124m" { 256 } else { 1024 },
+            dtype,
+            device,
         },
         "14m" => Scale {
             student: Gpt2Config::new(8192, 256, 384, 6, 6),
             teacher: Gpt2Config::new(8192, 256, 512, 8, 8),
             rows: 8,
             context: 256,
+            dtype,
+            device,
         },
         "growth" => small(),
-        other => panic!("expected 124m, 14m or growth, found {other}"),
+        other => panic!("expected 124m, 124m-long, 14m or growth, found {other}"),
     };
+    match of_teacher.as_deref() {
+        None => {}
+        Some("355m") => scale.teacher = medium,
+        Some("774m") => scale.teacher = Gpt2Config::new(50257, 1024, 1280, 36, 20),
+        Some(other) => panic!("expected a teacher of 355m or 774m, found {other}"),
+    }
+    if let Some(rows) = rows {
+        scale.rows = rows.parse().expect("--rows takes a number");
+    }
     if let Some(name) = serve {
         let arm = ARMS.iter().find(|arm| arm.name == name).unwrap_or_else(|| panic!("no step is called {name}"));
-        return serve_steps(*arm, &scale, dtype);
+        return serve_steps(*arm, &scale);
     }
     if shape == "growth" {
         return growth(runs);
     }
-    let ceiling = matmul_ceiling();
+    let ceiling = matmul_ceiling(&open(&scale), dtype);
     println!(
-        "{shape}: {} parameters, {} x {} tokens, {runs} runs after one, {dtype}; f32 products of 1024 x 768 x 3072 \
-         reach {ceiling:.0} GFLOP/s",
+        "{shape}: {} parameters, {} x {} tokens, {runs} runs after one, {dtype} on {device}; products reach {ceiling:.0} GFLOP/s",
         scale.student.parameters(),
         scale.rows,
         scale.context,
@@ -119,28 +139,32 @@ fn main() {
         "step", "median s", "tok/s", "plain s", "ratio", "GFLOP", "peak", "peak MB"
     );
     for arm in ARMS.iter().filter(|arm| only.as_ref().is_none_or(|only| arm.name.contains(only.as_str()))) {
-        println!("{}", row(*arm, &scale, dtype, runs, ceiling));
+        println!("{}", row(*arm, &scale, runs, ceiling));
     }
 }
 
 /// Takes `arm` and a plain step in turn.
-fn row(arm: Arm, scale: &Scale, dtype: Dtype, runs: usize, ceiling: f64) -> String {
-    reset_peak_memory();
-    let mut of_arm = Steps::new(arm, scale, dtype);
+fn row(arm: Arm, scale: &Scale, runs: usize, ceiling: f64) -> String {
+    reset_peak_memory(scale);
+    let mut of_arm = Steps::new(arm, scale);
     // AdamW's moments take memory with their first update only.
     of_arm.take();
     of_arm.take();
-    let peak = peak_memory();
-    let mut of_plain = Steps::new(PLAIN, scale, dtype);
+    let peak = peak_memory(&of_arm.trainer);
+    let mut of_plain = Steps::new(PLAIN, scale);
     of_plain.take();
     let (mut times, mut plain, mut phases) = (Vec::new(), Vec::new(), Vec::new());
     let mut flops = 0.0;
     for _ in 0..runs {
-        let (seconds, step) = of_arm.take();
-        times.push(seconds);
+        times.push(of_arm.take().0);
+        plain.push(of_plain.take().0);
+    }
+    for _ in 0..runs {
+        // On a GPU these are steps of their own: to tell phases apart is to wait between them.
+        of_arm.trainer.phases_apart = true;
+        let step = of_arm.take().1;
         phases.push(step.phases);
         flops = step.flops;
-        plain.push(of_plain.take().0);
     }
     let (seconds, plain) = (median(times), median(plain));
     let phase = |of: fn(&Phases) -> f64| median(phases.iter().map(of).collect());
@@ -166,7 +190,7 @@ fn row(arm: Arm, scale: &Scale, dtype: Dtype, runs: usize, ceiling: f64) -> Stri
 /// 4 blocks of width 256 on 8 x 256 tokens of a vocabulary of 8,192.
 fn small() -> Scale {
     let shape = Gpt2Config::new(8192, 256, 256, 4, 4);
-    Scale { student: shape.clone(), teacher: shape, rows: 8, context: 256 }
+    Scale { student: shape.clone(), teacher: shape, rows: 8, context: 256, dtype: Dtype::F32, device: DeviceSpec::Cpu }
 }
 
 /// Prints seconds of a step as one size at a time doubles, and the exponent that a straight line through their logarithms has.
@@ -201,7 +225,7 @@ fn growth(runs: usize) {
     for (name, points) in series {
         let mut measured = Vec::new();
         for (size, arm, scale) in points {
-            let mut steps = Steps::new(arm, &scale, Dtype::F32);
+            let mut steps = Steps::new(arm, &scale);
             steps.take();
             measured.push((size, median((0..runs).map(|_| steps.take().0).collect())));
         }
@@ -221,13 +245,13 @@ fn exponent(points: &[(f64, f64)]) -> f64 {
 }
 
 /// One step per line on stdin, its seconds and the process's peak memory in bytes on stdout.
-fn serve_steps(arm: Arm, scale: &Scale, dtype: Dtype) {
-    let mut steps = Steps::new(arm, scale, dtype);
+fn serve_steps(arm: Arm, scale: &Scale) {
+    let mut steps = Steps::new(arm, scale);
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         line.expect("stdin can be read");
         let (seconds, _) = steps.take();
-        println!("{seconds} {}", peak_memory());
+        println!("{seconds} {}", peak_memory(&steps.trainer));
     }
 }
 
@@ -244,24 +268,33 @@ struct Taken {
 }
 
 impl Steps {
-    fn new(arm: Arm, scale: &Scale, dtype: Dtype) -> Self {
-        let device = Device::Cpu;
+    fn new(arm: Arm, scale: &Scale) -> Self {
+        let device = open(scale);
         let model = Gpt2::scratch(scale.student.clone(), 1, &device).unwrap();
         let teacher = (arm.lambda > 0.0)
             .then(|| Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student).unwrap());
-        let trainer = Trainer::new(plan(arm, scale, dtype), model, teacher).unwrap();
+        let trainer = Trainer::new(plan(arm, scale), model, teacher).unwrap();
         Self { trainer, batch: random_batch(scale.rows, scale.context, scale.student.vocab_size), done: 0 }
     }
 
     fn take(&mut self) -> (f64, Taken) {
         let start = Instant::now();
         let report = self.trainer.step(self.done, 0, &self.batch).unwrap();
+        device_of(&self.trainer).synchronize().unwrap();
         self.done += 1;
         (start.elapsed().as_secs_f64(), Taken { phases: report.phases, flops: report.flops.total() })
     }
 }
 
-fn plan(arm: Arm, scale: &Scale, dtype: Dtype) -> Plan {
+fn open(scale: &Scale) -> candle_core::Device {
+    device(scale.device).unwrap()
+}
+
+fn device_of(trainer: &Trainer) -> &candle_core::Device {
+    trainer.student.params.wte().device()
+}
+
+fn plan(arm: Arm, scale: &Scale) -> Plan {
     let file = RunFile::embedded("quickstart").unwrap();
     let mut plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
     plan.method = Method::Eslm;
@@ -269,7 +302,7 @@ fn plan(arm: Arm, scale: &Scale, dtype: Dtype) -> Plan {
     (plan.select.alpha, plan.select.score, plan.objective.lambda) = (arm.alpha, arm.score, arm.lambda);
     (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);
     (plan.select.burn_in, plan.select.ramp) = (0, 0);
-    plan.machine.dtype = dtype;
+    plan.machine.dtype = scale.dtype;
     plan.machine.micro_rows = MicroRows::Rows(scale.rows);
     (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, arm.backward, Rho::Share(0.5));
     plan
@@ -288,14 +321,19 @@ fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     }
 }
 
-/// The process's largest resident memory since [`reset_peak_memory`], in bytes; 0 where the system does not say.
-fn peak_memory() -> u64 {
+/// The most memory since [`reset_peak_memory`], in bytes: of a GPU's tensors, else of the process; 0 where the system does
+/// not say.
+fn peak_memory(trainer: &Trainer) -> u64 {
+    if let Some(memory) = gpu::memory(device_of(trainer)).unwrap() {
+        return memory.peak;
+    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
-fn reset_peak_memory() {
+fn reset_peak_memory(scale: &Scale) {
+    gpu::reset_peak(&open(scale)).unwrap();
     // Linux alone knows this; elsewhere the peak is not measured either.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

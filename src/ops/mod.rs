@@ -10,7 +10,7 @@ pub mod attention;
 pub mod buffer;
 pub mod embed;
 pub mod gelu;
-pub(crate) mod gpu;
+pub mod gpu;
 pub mod head;
 pub mod layer_norm;
 pub mod matmul;

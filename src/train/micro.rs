@@ -14,7 +14,7 @@ use crate::select::{
     Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, kept_of, probe_rows, score_is_finite, score_of,
     scores,
 };
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 use std::time::Instant;
 
@@ -60,7 +60,7 @@ impl Trainer {
         mixture: Mixture,
         report: &mut StepReport,
     ) -> Result<()> {
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(self);
         let numbers = ScoreContext::new(self.plan.seed, first_sequence);
         let Begun { partial, probe, left } = self.phase_one(batch, numbers, report.alpha_seq)?;
         let picked = left.as_ref().map(|left| batch.pick(left));
@@ -417,16 +417,25 @@ fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
 }
 
 /// Adds the time since the last lap to a phase.
-pub(super) struct Clock(Instant);
+pub(super) struct Clock {
+    since: Instant,
+    /// What is waited for at the end of each phase, if that is asked for.
+    device: Option<Device>,
+}
 
 impl Clock {
-    pub(super) fn start() -> Self {
-        Self(Instant::now())
+    pub(super) fn start(trainer: &Trainer) -> Self {
+        let device = trainer.phases_apart.then(|| trainer.student.params.wte().device().clone());
+        Self { since: Instant::now(), device }
     }
 
     pub(super) fn lap(&mut self, phase: &mut f64) {
+        if let Some(device) = &self.device {
+            // A device that fails says so to the next operation, too.
+            let _ = device.synchronize();
+        }
         let now = Instant::now();
-        *phase += (now - self.0).as_secs_f64();
-        self.0 = now;
+        *phase += (now - self.since).as_secs_f64();
+        self.since = now;
     }
 }

@@ -9,5 +9,8 @@ pub mod schedule;
 pub mod session;
 mod step;
 
+#[cfg(test)]
+mod gpu_tests;
+
 pub use report::{CarriedReport, StepReport};
 pub use step::Trainer;

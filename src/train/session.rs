@@ -10,6 +10,7 @@ use crate::hub::{HubOptions, Kind, ModelRef, ModelSource, has_tokenizer, locate}
 use crate::model::preset::{Birth, Preset, Source};
 use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
+use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
 use crate::teacher::Teacher;
@@ -108,8 +109,15 @@ impl Session {
     }
 }
 
-/// The device of a plan. `auto` is the first CUDA device where this build and this machine have one, else the CPU.
+/// The device of a plan, ready for training. `auto` is the first CUDA device where this build and this machine have one,
+/// else the CPU.
 pub fn device(spec: DeviceSpec) -> Result<Device> {
+    let device = opened(spec)?;
+    gpu::prepare(&device)?;
+    Ok(device)
+}
+
+fn opened(spec: DeviceSpec) -> Result<Device> {
     match spec {
         DeviceSpec::Cpu => Ok(Device::Cpu),
         DeviceSpec::Auto => Ok(Device::cuda_if_available(0)?),

@@ -26,6 +26,9 @@ pub struct Trainer {
     pub state: adamw::State,
     /// What selection remembers from step to step.
     pub memory: Memory,
+    /// Whether a GPU is waited for at the end of every phase, so that its seconds are its own and not those of handing over
+    /// its work. For measurements: it makes steps slower. On the CPU they always are.
+    pub phases_apart: bool,
     pub(super) grads: ParamSet,
 }
 
@@ -41,7 +44,7 @@ impl Trainer {
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;
-        Ok(Self { plan, student, teacher, state, memory: Memory::default(), grads })
+        Ok(Self { plan, student, teacher, state, memory: Memory::default(), phases_apart: false, grads })
     }
 
     /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
@@ -75,7 +78,7 @@ impl Trainer {
             crate::signal::check()?;
             self.micro_batch(&batch.slice(rows.clone()), cursor + rows.start as u64, mixture, &mut report)?;
         }
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(self);
         report.lr = schedule::lr(step, &self.plan.schedule, self.plan.optim.lr, self.plan.steps);
         report.denominator = mixture.denominator(report.kept, report.valid);
         if report.rows > 0 {

@@ -154,7 +154,7 @@ mod tests {
                 scatter_add(&into, &picked, &rows).unwrap();
                 let half = into.to_dtype(DType::BF16).unwrap();
                 let halves = gather(&half, &rows).unwrap();
-                scatter_add(&half, &picked, &rows).unwrap();
+                scatter_add(&half, &picked.to_dtype(DType::BF16).unwrap(), &rows).unwrap();
                 let norms = Tensor::new(row_norms(&d).unwrap(), &Device::Cpu).unwrap();
                 vec![out, dwte, dwpe, picked, into, halves, norms, half]
             };

@@ -1,12 +1,12 @@
 //! A GPU, through candle's own handles on CUDA: its stream, its cuBLAS.
 
-use super::{Address, Grid, Matrix, Module};
+use super::{Address, Grid, Matrix, Memory, Module};
 use crate::error::{Error, Result};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{self, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Device, Shape, Storage, Tensor};
+use candle_core::{DType, Shape, Storage, Tensor};
 use half::bf16;
 
 /// A kernel's arguments: one struct, passed by value.
@@ -33,21 +33,39 @@ fn ptx(module: Module) -> &'static str {
     }
 }
 
-/// Sets a fresh device up for training: one stream, so candle need not track uses by events; and memory that was freed
-/// stays with the process, since the driver would otherwise take it back at every synchronisation.
-pub(crate) fn prepare(device: &Device) -> Result<()> {
-    let Device::Cuda(cuda) = device else { return Ok(()) };
-    // SAFETY: every tensor of the process lives on this device's one stream; the pool is the device's own, and the
-    // attribute takes a 64-bit number.
-    unsafe {
-        cuda.disable_event_tracking();
-        let stream = cuda.cuda_stream();
-        let index = driver::result::device::get(stream.context().ordinal() as i32).map_err(failed)?;
-        let pool = driver::result::device::get_default_mem_pool(index).map_err(failed)?;
-        let mut keep = u64::MAX;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        driver::result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast()).map_err(failed)
-    }
+pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
+    // SAFETY: every tensor of the process lives on this device's one stream.
+    unsafe { device.disable_event_tracking() };
+    set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
+}
+
+pub(super) fn memory(device: &CudaDevice) -> Result<Memory> {
+    let pool = pool(device)?;
+    let mut peak = 0u64;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.
+    unsafe { driver::result::mem_pool::get_attribute(pool, attribute, (&raw mut peak).cast()) }.map_err(failed)?;
+    device.cuda_stream().context().bind_to_thread().map_err(failed)?;
+    let (free, _) = driver::result::mem_get_info().map_err(failed)?;
+    Ok(Memory { free: free as u64, peak })
+}
+
+pub(super) fn reset_peak(device: &CudaDevice) -> Result<()> {
+    set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)
+}
+
+fn set(device: &CudaDevice, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {
+    let pool = pool(device)?;
+    // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.
+    unsafe { driver::result::mem_pool::set_attribute(pool, attribute, (&raw mut value).cast()) }.map_err(failed)
+}
+
+/// The pool that the device's tensors are allocated from.
+fn pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
+    let index = device.cuda_stream().context().ordinal();
+    let index = driver::result::device::get(index as i32).map_err(failed)?;
+    // SAFETY: the device exists.
+    unsafe { driver::result::device::get_default_mem_pool(index) }.map_err(failed)
 }
 
 pub(super) fn address(x: &Tensor) -> Result<Address> {

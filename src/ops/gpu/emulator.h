@@ -4,6 +4,7 @@
 // the GPU does: a block or warp that cannot go on is reported, not left hanging. The order in which fibers run can be
 // reversed, which shows reads of shared memory that lack a barrier before them.
 #pragma once
+#include <csetjmp>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -62,10 +63,12 @@ struct Barrier {
     }
 };
 
+// Entered through its context, left and entered again by jumps: these save no signal mask, so no call of the system.
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
     std::vector<unsigned char> stack;
-    bool done = true;
+    bool begun = false, done = true;
 };
 
 constexpr unsigned LANES = 32;
@@ -76,7 +79,7 @@ struct State {
     std::vector<Fiber> fibers;
     std::vector<Barrier> warps;
     Barrier block;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     unsigned current = 0, threads = 0;
     uint64_t moves = 0;  // barriers passed and fibers ended: without any, nobody can go on
     void (*kernel)(const void*) = nullptr;
@@ -101,8 +104,14 @@ inline unsigned char* dynamic_shared() {
 }
 
 inline void yield() {
-    Fiber& fiber = state.fibers[state.current];
-    swapcontext(&fiber.context, &state.scheduler);
+    if (_setjmp(state.fibers[state.current].place) == 0) _longjmp(state.scheduler, 1);
+}
+
+inline void enter(Fiber& fiber) {
+    if (_setjmp(state.scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
 }
 
 inline void wait(Barrier& barrier) {
@@ -141,7 +150,7 @@ inline void body() {
     ++state.moves;
     leave(state.block);
     leave(state.warps[warp()]);
-    swapcontext(&fiber.context, &state.scheduler);
+    _longjmp(state.scheduler, 1);
 }
 
 inline void run_block(bool reversed) {
@@ -156,7 +165,7 @@ inline void run_block(bool reversed) {
         Fiber& fiber = state.fibers[i];
         ++state.warps[i / LANES].members;
         fiber.stack.resize(STACK);
-        fiber.done = false;
+        fiber.begun = fiber.done = false;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = STACK;
@@ -172,7 +181,7 @@ inline void run_block(bool reversed) {
             Fiber& fiber = state.fibers[state.current];
             if (fiber.done) continue;
             threadIdx = dim3{state.current, 0, 0};
-            swapcontext(&state.scheduler, &fiber.context);
+            enter(fiber);
             left += fiber.done ? 0 : 1;
         }
         if (left > 0 && state.moves == before) {

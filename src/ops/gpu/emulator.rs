@@ -146,7 +146,16 @@ fn compile(module: Module) -> Result<PathBuf> {
     let name = module.source().replace('/', "-");
     let out = std::env::temp_dir().join(format!("eslm-kd-{}-{name}.so", std::process::id()));
     let mut command = Command::new(compiler().unwrap_or("c++"));
-    command.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]);
+    command.args([
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-U_FORTIFY_SOURCE",
+        "-Wall",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]);
     command.args(["-DESLM_EMULATED", "-x", "c++", "-I"]).arg(ops.join("gpu")).arg(&source).arg("-o").arg(&out);
     let done = command.output().map_err(|e| Error::internal(format!("cannot run the C++ compiler: {e}")))?;
     if !done.status.success() {

@@ -14,12 +14,47 @@ pub(crate) mod emulator;
 
 use super::matmul::Precision;
 use crate::error::{Error, Result};
-#[cfg(feature = "cuda")]
-use candle_core::Device;
-use candle_core::{DType, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 
-#[cfg(feature = "cuda")]
-pub(crate) use device::prepare;
+/// Sets a fresh GPU up for training, where `device` is one: one stream, so that candle need not track uses by events; and
+/// memory that was freed stays with the process, since the driver would otherwise take it back at every wait.
+pub fn prepare(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return device::prepare(cuda);
+    }
+    let _ = device;
+    Ok(())
+}
+
+/// A GPU's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Not taken by anybody.
+    pub free: u64,
+    /// The most that this process's tensors have taken since [`reset_peak`].
+    pub peak: u64,
+}
+
+/// Of `device`, where it is a GPU.
+pub fn memory(device: &Device) -> Result<Option<Memory>> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return device::memory(cuda).map(Some);
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// Begins a new measurement of [`Memory::peak`], where `device` is a GPU.
+pub fn reset_peak(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return device::reset_peak(cuda);
+    }
+    let _ = device;
+    Ok(())
+}
 
 /// Whether kernels for a GPU apply to `x`; everything else takes the reference path.
 pub(crate) fn applies(x: &Tensor) -> bool {

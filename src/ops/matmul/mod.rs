@@ -33,8 +33,8 @@ impl Precision {
     pub fn of(dtype: Dtype, device: &Device) -> Result<Self> {
         match dtype {
             Dtype::F32 => Ok(Self::F32),
+            Dtype::Bf16 if device.is_cuda() || gpu::emulated() => Ok(Self::Mixed),
             Dtype::Bf16 if device.is_cpu() => Bf16::detect().map(Self::Bf16),
-            Dtype::Bf16 if device.is_cuda() => Ok(Self::Mixed),
             Dtype::Bf16 => Err(Error::usage(
                 "machine.dtype = \"bf16\" needs a CPU or a CUDA device, and the device of this run is neither; use \
                  machine.dtype = \"f32\"",

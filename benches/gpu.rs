@@ -1,0 +1,399 @@
+//! What a GPU computes against what the CPU does: operations on shapes of every kind, whole steps, a training curve.
+//!
+//! `cargo bench --features cuda --bench gpu -- [SHAPES]` takes so many random shapes of each operation, beside those of GPT-2
+//! 124M. Prints a line per comparison and ends with an error if one is out of its tolerance. `just gpu` builds it for a machine
+//! that has a GPU but no toolchain.
+
+use candle_core::{DType, Device, Tensor};
+use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
+use eslm_kd::data::loader::Batch;
+use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
+use eslm_kd::objective::{Divergence, Mix};
+use eslm_kd::ops::adamw::{self, AdamW, global_norm};
+use eslm_kd::ops::attention::{self, Keys, Shape};
+use eslm_kd::ops::head::{self, Logits, RowStats, ScanOptions, Weigh};
+use eslm_kd::ops::matmul::{self, Precision};
+use eslm_kd::ops::{embed, gelu, gpu, layer_norm};
+use eslm_kd::rng::{Rng, Stream};
+use eslm_kd::teacher::{SignalKind, Teacher};
+use eslm_kd::train::Trainer;
+use std::process::ExitCode;
+
+/// One comparison: tensors of the CPU in f32, those of the GPU, and how far apart they may be, relative to the largest.
+struct Compared {
+    what: String,
+    error: f64,
+    tolerance: f64,
+}
+
+struct Parity {
+    gpu: Device,
+    rng: Rng,
+    drawn: u32,
+    done: Vec<Compared>,
+}
+
+/// What an operation gives on a device at a precision.
+type Run<'a> = &'a dyn Fn(&On) -> Vec<Tensor>;
+
+/// Where an operation runs.
+struct On {
+    device: Device,
+    precision: Precision,
+}
+
+impl On {
+    /// A f32 tensor there.
+    fn put(&self, x: &Tensor) -> Tensor {
+        // A copy even on the CPU, since operations write in place.
+        x.copy().unwrap().to_device(&self.device).unwrap()
+    }
+
+    /// An activation there.
+    fn activation(&self, x: &Tensor) -> Tensor {
+        let format = if self.precision == Precision::Mixed { DType::BF16 } else { DType::F32 };
+        self.put(x).to_dtype(format).unwrap()
+    }
+}
+
+fn main() -> ExitCode {
+    let shapes: u64 = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(6);
+    let gpu = Device::new_cuda(0).expect("a CUDA device");
+    gpu::prepare(&gpu).unwrap();
+    let mut parity = Parity { gpu, rng: Rng::new(7, Stream::Corpus), drawn: 0, done: Vec::new() };
+    println!("{:<76} {:>10} {:>10}", "comparison with the CPU", "error", "tolerance");
+    for shape in 0..shapes {
+        parity.of_random_shapes(shape);
+    }
+    parity.of_large_shapes();
+    parity.of_steps();
+    parity.of_a_curve();
+    let out: Vec<&Compared> = parity.done.iter().filter(|c| !within(c)).collect();
+    println!("{} comparisons, {} out of tolerance", parity.done.len(), out.len());
+    out.iter().for_each(|c| println!("OUT: {} {:.3e}", c.what, c.error));
+    if out.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A NaN is out of every tolerance.
+fn within(c: &Compared) -> bool {
+    c.error <= c.tolerance
+}
+
+impl Parity {
+    /// From `low` to `high`.
+    fn below(&mut self, low: usize, high: usize) -> usize {
+        self.drawn += 1;
+        low + self.rng.below(self.drawn, 0, (high - low + 1) as u64) as usize
+    }
+
+    fn normal(&mut self, shape: &[usize]) -> Tensor {
+        self.drawn += 1;
+        let n = shape.iter().product::<usize>();
+        let data: Vec<f32> = (0..n).map(|i| self.rng.normal(self.drawn, i as u64) as f32).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    fn ids(&mut self, n: usize, below: usize) -> Vec<u32> {
+        self.drawn += 1;
+        (0..n).map(|i| self.rng.below(self.drawn, i as u64, below as u64) as u32).collect()
+    }
+
+    fn add(&mut self, what: String, error: f64, tolerance: f64) {
+        println!("{what:<76} {error:>10.2e} {tolerance:>10.0e}{}", if error <= tolerance { "" } else { "  OUT" });
+        self.done.push(Compared { what, error, tolerance });
+    }
+
+    /// Compares at f32 and at bf16, whose tolerance is what roundings of 2^-9 of factors and results come to, and runs the GPU
+    /// twice: it must give the same bits.
+    fn compare(&mut self, what: &str, f32_tolerance: f64, bf16_tolerance: f64, run: Run<'_>) {
+        let want = run(&On { device: Device::Cpu, precision: Precision::F32 });
+        for (name, precision, tolerance) in
+            [("f32", Precision::F32, f32_tolerance), ("bf16", Precision::Mixed, bf16_tolerance)]
+        {
+            let there = On { device: self.gpu.clone(), precision };
+            let (got, again) = (run(&there), run(&there));
+            let error = got.iter().zip(&want).map(|(got, want)| apart(got, want)).fold(0.0, worse);
+            let same = got
+                .iter()
+                .zip(&again)
+                .all(|(a, b)| flat(a).iter().zip(flat(b)).all(|(a, b)| a.to_bits() == b.to_bits()));
+            let what = format!("{what}, {name}{}", if same { "" } else { ", TWO RUNS DIFFER" });
+            self.add(what, if same { error } else { f64::NAN }, tolerance);
+        }
+    }
+
+    fn of_random_shapes(&mut self, seed: u64) {
+        let (n, d) = (self.below(1, 300), self.below(1, 400));
+        self.of_norm(n, d);
+        let (m, k, n) = (self.below(1, 200), self.below(1, 200), self.below(1, 200));
+        self.of_products(m, k, n);
+        let n = self.below(1, 40_000);
+        self.of_gelu(n);
+        let (vocab, batch, context, d) = (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
+        self.of_embedding(vocab, batch, context, d);
+        let (batch, context, heads) = (self.below(1, 3), self.below(1, 200), self.below(1, 4));
+        self.of_attention(batch, context, heads, if seed % 2 == 0 { 64 } else { 4 * self.below(1, 24) });
+        let (n, d, v) = (self.below(1, 300), self.below(1, 80), self.below(2, 3000));
+        self.of_head(n, d, v);
+        let d = self.below(1, 12);
+        self.of_adamw(Gpt2Config::new(self.below(2, 3000), 7, 3 * d, 1, 3));
+    }
+
+    fn of_large_shapes(&mut self) {
+        self.of_norm(8192, 768);
+        self.of_products(2048, 768, 3072);
+        self.of_gelu(2048 * 3072);
+        self.of_embedding(50257, 4, 1024, 768);
+        self.of_attention(2, 1024, 12, 64);
+        self.of_head(5000, 64, 50257);
+        self.of_adamw(Gpt2Config::new(50257, 1024, 768, 2, 12));
+    }
+
+    fn of_norm(&mut self, n: usize, d: usize) {
+        let [x, dy, dx] = [0; 3].map(|_| self.normal(&[n, d]));
+        let [w, b, dw, db] = [0; 4].map(|_| self.normal(&[d]));
+        // A single column has no variance, and 1 / sqrt(eps) multiplies its rounding.
+        let worse = if d == 1 { 300.0 } else { 1.0 };
+        self.compare(&format!("layer norm [{n}, {d}]"), 3e-5 * worse, 2e-2 * worse, &|on| {
+            let (x, w, b) = (on.put(&x), on.put(&w), on.put(&b));
+            let normed = layer_norm::forward(&x, &w, &b, 1e-5, on.precision).unwrap();
+            let again = layer_norm::replay(&x, &normed.stats, &w, &b, on.precision).unwrap();
+            let (dx, dw, db) = (on.put(&dx), on.put(&dw), on.put(&db));
+            layer_norm::backward(&dx, &on.activation(&dy), &x, &normed.stats, &w, &dw, &db).unwrap();
+            vec![normed.out, again, dx, dw, db]
+        });
+    }
+
+    fn of_products(&mut self, m: usize, k: usize, n: usize) {
+        let (x, w, bias) = (self.normal(&[m, k]), self.normal(&[k, n]), self.normal(&[n]));
+        let (residual, d, into) = (self.normal(&[m, n]), self.normal(&[m, n]), self.normal(&[k, n]));
+        self.compare(&format!("products [{m}, {k}] [{k}, {n}]"), 2e-5, 2e-2, &|on| {
+            let (x, w, bias, d) = (on.activation(&x), on.put(&w), on.put(&bias), on.activation(&d));
+            let plain = matmul::linear(&x, &w, &bias, on.precision).unwrap();
+            let onto = matmul::linear_onto(&on.put(&residual), &x, &w, &bias, on.precision).unwrap();
+            let back = matmul::matmul(&d, &w.t().unwrap(), on.precision).unwrap();
+            let into = on.put(&into);
+            matmul::accumulate(&into, &x.t().unwrap(), &d, on.precision).unwrap();
+            matmul::accumulate_column_sums(&bias, &d).unwrap();
+            vec![plain, onto, back, into, bias]
+        });
+    }
+
+    fn of_gelu(&mut self, n: usize) {
+        let (x, dy) = ((self.normal(&[n]) * 2.0).unwrap(), self.normal(&[n]));
+        self.compare(&format!("GELU [{n}]"), 3e-6, 2e-2, &|on| {
+            let (x, dy) = (on.activation(&x), on.activation(&dy));
+            let y = gelu::forward(&x).unwrap();
+            gelu::backward(&dy, &x).unwrap();
+            vec![y, dy]
+        });
+    }
+
+    fn of_embedding(&mut self, vocab: usize, batch: usize, context: usize, d: usize) {
+        let n = batch * context;
+        let (wte, wpe, up) = (self.normal(&[vocab, d]), self.normal(&[context, d]), self.normal(&[n, d]));
+        // Half of the tokens are one token: long sums.
+        let tokens: Vec<u32> =
+            self.ids(n, vocab).iter().enumerate().map(|(i, &t)| if i % 2 == 0 { 1 } else { t }).collect();
+        let rows: Vec<u32> = (0..n as u32).filter(|r| r % 3 == 0).collect();
+        self.compare(&format!("embedding [{vocab}, {d}] of {batch} x {context}, rows"), 1e-5, 1e-2, &|on| {
+            let (wte, wpe, up) = (on.put(&wte), on.put(&wpe), on.put(&up));
+            let out = embed::forward(&wte, &wpe, &tokens, context, 0).unwrap();
+            embed::backward(&wte, &wpe, &up, &tokens, context).unwrap();
+            let picked = embed::gather(&on.activation(&up.to_device(&Device::Cpu).unwrap()), &rows).unwrap();
+            embed::scatter_add(&up, &picked.to_dtype(DType::F32).unwrap(), &rows).unwrap();
+            let norms = Tensor::new(embed::row_norms(&up).unwrap(), &Device::Cpu).unwrap();
+            vec![out, wte, wpe, picked, up, norms]
+        });
+    }
+
+    fn of_attention(&mut self, batch: usize, context: usize, heads: usize, head_dim: usize) {
+        let (n, d) = (batch * context, heads * head_dim);
+        let shape = Shape { batch, context, heads };
+        let (qkv, up) = (self.normal(&[n, 3 * d]), self.normal(&[n, d]));
+        let some: Vec<u32> = (0..n as u32).filter(|r| (r * 7919) % 5 < 2).collect();
+        for (name, rows, keys) in [
+            ("all rows", None, Keys::All),
+            ("some rows", Some(some.as_slice()), Keys::All),
+            ("some rows and their keys", Some(some.as_slice()), Keys::OfRows),
+        ] {
+            let picked = rows.map_or(up.clone(), |rows| embed::gather(&up, rows).unwrap());
+            self.compare(&format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"), 3e-5, 3e-2, &|on| {
+                let (qkv, up) = (on.activation(&qkv), on.activation(&picked));
+                let attended = attention::forward(&qkv, shape).unwrap();
+                let back = attention::backward(&qkv, &attended, &up, rows, keys, shape).unwrap();
+                vec![attended.out, attended.lse, back.dq, back.dkv]
+            });
+        }
+    }
+
+    fn of_head(&mut self, n: usize, d: usize, v: usize) {
+        let scale = 2.0 / (d as f64).sqrt();
+        let of = |parity: &mut Self| (parity.normal(&[n, d]), (parity.normal(&[v, d]) * scale).unwrap());
+        let ((h, w), (th, tw), dw) = (of(self), of(self), self.normal(&[v, d]));
+        let targets = self.ids(n, v);
+        let weights: Vec<f32> = (0..n).map(|i| if i % 5 == 3 { 0.0 } else { 1.0 + (i % 3) as f32 }).collect();
+        let kept: Vec<u32> = (0..n as u32).filter(|&r| weights[r as usize] != 0.0).collect();
+        let mixes = [
+            (0.0, 1.0, Divergence::ForwardKl, SignalKind::Dense),
+            (0.5, 2.0, Divergence::ForwardKl, SignalKind::Dense),
+            (1.0, 1.0, Divergence::ReverseKl, SignalKind::Dense),
+            (0.5, 2.0, Divergence::Jsd { beta: 0.3 }, SignalKind::Dense),
+            (0.5, 1.0, Divergence::ForwardKl, SignalKind::TopK(20)),
+        ];
+        for (lambda, temperature, divergence, kind) in mixes {
+            let mix = Mix { lambda, temperature, divergence };
+            let what = format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
+            self.compare(&what, 5e-5, 5e-2, &|on| {
+                let (w, tw) = (on.put(&w), on.put(&tw));
+                let logits = |hidden: &Tensor, w: &Tensor, keep| {
+                    Logits::new(on.activation(hidden), w.clone(), keep).with_precision(on.precision)
+                };
+                let (mut s, mut t) = (logits(&h, &w, true), logits(&th, &tw, true));
+                let options = ScanOptions { tau: temperature, reverse_kl: true };
+                let stats = head::scan(&mut s, Some(&mut t), &targets, options).unwrap();
+                let pick = |r: &u32| *r as usize;
+                let of_kept: Vec<RowStats> = kept.iter().map(|r| stats[pick(r)]).collect();
+                let (y, of_weights): (Vec<u32>, Vec<f32>) =
+                    kept.iter().map(|r| (targets[pick(r)], weights[pick(r)])).unzip();
+                let tokens: Vec<u64> = kept.iter().map(|&r| u64::from(r)).collect();
+                let t = t.select(&kept).unwrap();
+                let signal = kind.reduce(t, &of_kept, temperature, 3, &tokens).unwrap();
+                let (dw_one, dw_two) = (on.put(&dw), on.put(&dw));
+                let s = s.select(&kept).unwrap();
+                let out = head::loss(&s, Some(&signal), &of_kept, &y, &of_weights, mix, &dw_one).unwrap();
+                let (s, t) = (logits(&h, &w, false), logits(&th, &tw, false));
+                let known = Weigh::Known(&weights);
+                let fused = head::fused(&s, Some(&t), &targets, temperature, mix, known, &dw_two).unwrap();
+                let (again, sum) = fused.found.read().unwrap();
+                let of = |s: &RowStats| [s.student.nll, s.student.entropy, s.teacher.nll, s.teacher.entropy, s.kl];
+                let numbers: Vec<f32> = stats.iter().chain(&again).flat_map(of).collect();
+                let sums = [(out.sum / n as f64) as f32, (sum / n as f64) as f32];
+                let host = |x: &[f32]| Tensor::new(x, &Device::Cpu).unwrap();
+                vec![host(&numbers), host(&sums), out.d_hidden, dw_one, fused.d_hidden, dw_two]
+            });
+        }
+    }
+
+    fn of_adamw(&mut self, config: Gpt2Config) {
+        let layout = Layout::new(&config);
+        let of = |parity: &mut Self| -> Vec<Tensor> { layout.entries.iter().map(|(_, s)| parity.normal(s)).collect() };
+        let (params, grads) = (of(self), of(self));
+        let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+        self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {
+            let set = |tensors: &[Tensor]| ParamSet::new(layout.clone(), tensors.iter().map(|t| on.put(t)).collect());
+            let (params, grads) = (set(&params), set(&grads));
+            let norm = global_norm(&grads).unwrap();
+            let mut state = adamw::State::new(&layout, &on.device).unwrap();
+            adamw.update(&params, &grads, &mut state, 1e-2, (1.0 / norm) as f32).unwrap();
+            let all = params.tensors().iter().chain(state.m.tensors()).chain(state.v.tensors()).cloned();
+            all.chain([Tensor::new(&[norm / 1e3], &Device::Cpu).unwrap()]).collect()
+        });
+    }
+
+    /// How every parameter of a small model moves in three steps of each method.
+    fn of_steps(&mut self) {
+        for settings in [
+            &["method=clm"][..],
+            &["select.score=random"],
+            &["select.score=random", "machine.backward=sparse"],
+            &["select.score=random", "machine.backward=sampled", "machine.rho=0.5"],
+            &["select.score=random", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
+            &["method=kd", "teacher=t", "objective.divergence=jsd"],
+            &["select.score=random", "teacher=t", "objective.signal=top-k", "objective.top_k=9"],
+        ] {
+            // Scores by chance: near ties in others would be told apart by rounding. Selection itself is the host's.
+            self.compare(&format!("three steps of {}", settings.join(" ")), 1e-4, 1e-1, &|on| {
+                let (mut trainer, start) = (small_trainer(settings, on), small_model(on, 128));
+                for step in 0..3 {
+                    trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
+                }
+                let moved = trainer.student.params.tensors().iter().zip(start.params.tensors());
+                moved.map(|(now, then)| ((now - then).unwrap() * 100.0).unwrap()).collect()
+            });
+        }
+    }
+
+    /// 200 steps of plain training on a chain with structure to learn.
+    fn of_a_curve(&mut self) {
+        let curve = |on: &On| -> Vec<f64> {
+            let mut trainer = small_trainer(&["method=clm"], on);
+            let loss = |step| {
+                let report = trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
+                report.loss / report.rows as f64
+            };
+            (0..200).map(loss).collect()
+        };
+        let want = curve(&On { device: Device::Cpu, precision: Precision::F32 });
+        println!("200 steps on the CPU: {:.4} to {:.4} nats", want[0], want[199]);
+        for (name, precision, tolerance) in [("f32", Precision::F32, 2e-3), ("bf16", Precision::Mixed, 3e-2)] {
+            let got = curve(&On { device: self.gpu.clone(), precision });
+            println!("200 steps on the GPU, {name}: {:.4} to {:.4} nats", got[0], got[199]);
+            let most = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, worse);
+            self.add(format!("largest difference of loss in 200 steps, {name}"), most, tolerance);
+        }
+    }
+}
+
+fn worse(a: f64, b: f64) -> f64 {
+    if a >= b || a.is_nan() { a } else { b }
+}
+
+fn flat(x: &Tensor) -> Vec<f64> {
+    x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference, relative to the largest number or 1.
+fn apart(got: &Tensor, want: &Tensor) -> f64 {
+    if got.dims() != want.dims() {
+        return f64::NAN;
+    }
+    let (got, want) = (flat(got), flat(want));
+    let largest = want.iter().fold(1.0f64, |most, x| most.max(x.abs()));
+    got.iter().zip(&want).map(|(g, w)| (g - w).abs() / largest).fold(0.0, worse)
+}
+
+const VOCAB: usize = 512;
+
+fn small_model(on: &On, width: usize) -> Gpt2 {
+    let config = Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(VOCAB, 64, width, 2, width / 64) };
+    Gpt2::scratch(config, width as u64, &on.device).unwrap()
+}
+
+fn small_trainer(settings: &[&str], on: &On) -> Trainer {
+    let mut overrides = Overrides::default();
+    settings.iter().for_each(|setting| overrides.set(setting).unwrap());
+    let file = RunFile::embedded("quickstart").unwrap();
+    let mut plan = config::load(Some(&file), &overrides).unwrap().plan;
+    (plan.data.rows, plan.data.context, plan.steps) = (4, 64, 200);
+    (plan.select.alpha, plan.select.burn_in, plan.select.ramp) = (0.5, 0, 0);
+    plan.machine.dtype = if on.precision == Precision::Mixed { Dtype::Bf16 } else { Dtype::F32 };
+    plan.machine.micro_rows = MicroRows::Rows(2);
+    (plan.optim.lr, plan.optim.eps) = (3e-3, 1e-3);
+    let student = small_model(on, 128);
+    let teacher = plan.teacher.is_some().then(|| Teacher::new(small_model(on, 192), &student.config).unwrap());
+    Trainer::new(plan, student, teacher).unwrap()
+}
+
+/// Sequences in which a token mostly follows from the one before.
+fn chain(step: u64, rows: usize, context: usize) -> Batch {
+    let rng = Rng::new(9, Stream::Corpus);
+    let mut tokens = vec![rng.below(0, step, VOCAB as u64) as u32];
+    for i in 1..=(rows * context) as u64 {
+        let chance = rng.below(1, step * 100_000 + i, 100);
+        let next = rng.below(
+            2,
+            if chance < 80 { u64::from(tokens[i as usize - 1]) } else { step * 100_000 + i },
+            VOCAB as u64,
+        );
+        tokens.push(next as u32);
+    }
+    Batch {
+        rows,
+        context,
+        inputs: tokens[..rows * context].to_vec(),
+        targets: tokens[1..].to_vec(),
+        valid: vec![true; rows * context],
+        sequence_ids: (0..rows as u64).collect(),
+    }
+}

@@ -1,0 +1,129 @@
+//! Whole optimizer steps on the kernels for a GPU, run by the emulator, against the same steps on the CPU.
+
+use super::{StepReport, Trainer};
+use crate::config::{self, Overrides, RunFile};
+use crate::data::loader::Batch;
+use crate::model::{Gpt2, Gpt2Config};
+use crate::ops::testing::{assert_close, emulated};
+use crate::teacher::Teacher;
+use candle_core::{DType, Device, Tensor};
+
+const CONTEXT: usize = 16;
+const VOCAB: usize = 70;
+
+/// As in tests/it/laws.rs: a large epsilon, because AdamW turns the rounding noise of a zero gradient into full steps.
+const RUN: &str = r#"
+    method = "eslm"
+    student = "tiny"
+    steps = 100
+    seed = 3
+    [data]
+    context = 16
+    rows = 3
+    [select]
+    score = "entropy"
+    alpha = 0.5
+    burn_in = 0
+    ramp = 0
+    [optim]
+    lr = 1e-2
+    eps = 1e-2
+    [schedule]
+    kind = "constant"
+    warmup = 0
+    [machine]
+    micro_rows = 2
+    head = "keep"
+    backward = "exact"
+"#;
+
+fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
+    let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB, CONTEXT, width, 2, heads) };
+    Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
+}
+
+fn batch(step: u32) -> Batch {
+    let tokens: Vec<u32> = (0..3 * CONTEXT as u32 + 1).map(|i| (i * i + 7 * i + 13 * step) % VOCAB as u32).collect();
+    Batch {
+        rows: 3,
+        context: CONTEXT,
+        inputs: tokens[..3 * CONTEXT].to_vec(),
+        targets: tokens[1..].to_vec(),
+        valid: (0..3 * CONTEXT).map(|i| i % 11 != 5).collect(),
+        sequence_ids: (3 * u64::from(step)..3 * u64::from(step) + 3).collect(),
+    }
+}
+
+/// Two steps: what each reports, then how far every parameter has moved.
+fn two_steps(settings: &[&str], width: usize) -> Vec<Tensor> {
+    let mut overrides = Overrides::default();
+    settings.iter().for_each(|setting| overrides.set(setting).unwrap());
+    let file = RunFile { name: "gpu".into(), text: RUN.into() };
+    let plan = config::load(Some(&file), &overrides).unwrap().plan;
+    let (student, start) = (model(width, width / 8 / 8 + 1, 1), model(width, width / 8 / 8 + 1, 1));
+    let teacher = plan.teacher.is_some().then(|| Teacher::new(model(24, 3, 2), &student.config).unwrap());
+    let mut trainer = Trainer::new(plan, student, teacher).unwrap();
+    let report = |r: StepReport| {
+        let shares = [r.kept as f64, r.valid as f64, r.rows as f64, r.block_rows.0 as f64];
+        let sums = [r.loss, r.nll, r.kept_nll, r.grad_norm * 30.0, r.var, r.effective_rows()];
+        Tensor::new([shares.as_slice(), &sums].concat(), &Device::Cpu).unwrap()
+    };
+    let mut out: Vec<Tensor> =
+        (0..2).map(|s| report(trainer.step(u64::from(s), 3 * u64::from(s), &batch(s)).unwrap())).collect();
+    let moved = trainer.student.params.tensors().iter().zip(start.params.tensors());
+    out.extend(moved.map(|(now, then)| (now - then).unwrap()));
+    out
+}
+
+#[test]
+fn steps_on_a_gpus_kernels_are_the_cpus() {
+    let cases: [&[&str]; 12] = [
+        &["method=clm"],
+        &["select.score=loss", "machine.backward=sparse"],
+        &["select.score=entropy", "machine.head=recompute", "machine.activations=recompute"],
+        &["select.score=random", "machine.backward=sampled", "machine.rho=0.5"],
+        &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
+        &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
+        &["select.score=kl", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
+        &["method=kd", "teacher=t", "objective.lambda=0.5"],
+        &["select.score=entropy", "teacher=t", "objective.divergence=jsd", "objective.temperature=2"],
+        &["select.score=loss", "teacher=t", "objective.signal=top-k", "objective.top_k=9", "machine.backward=sparse"],
+        &["select.score=random", "teacher=t", "objective.signal=sampled", "objective.samples=5"],
+        &["select.alpha_seq=0.4", "select.exit_layer=1", "select.probe_stride=4"],
+    ];
+    for settings in cases {
+        let want = two_steps(settings, 16);
+        if let Some(got) = emulated(|| two_steps(settings, 16)) {
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(got, want, 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_in_bf16_on_a_gpus_kernels_are_near_those_in_f32() {
+    // A width of 64 is one head of 64, for which attention has kernels of its own.
+    for (settings, width) in [
+        (["method=clm", "machine.backward=exact"], 64),
+        (["select.score=random", "machine.backward=sparse"], 64),
+        (["method=kd", "teacher=t"], 16),
+    ] {
+        let want = two_steps(&settings, width);
+        let mixed = [&settings[..], &["machine.dtype=bf16"]].concat();
+        let Some(got) = emulated(|| two_steps(&mixed, width)) else { return };
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            if i < 2 {
+                assert_close(got, want, 5e-3); // sums over many rows: roundings of 2^-9 mostly cancel
+                continue;
+            }
+            // A parameter's way: mostly the same direction, as far as gradients rounded to 2^-9 at every product allow.
+            let flat = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let (got, want) = (flat(got), flat(want));
+            let apart: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
+            // The key bias has no gradient but rounding's; the least weight here moves by 1e-3.
+            assert!(norm(&apart) < 0.06 * norm(&want) + 2e-4, "{settings:?}, {i}: {} of {}", norm(&apart), norm(&want));
+        }
+    }
+}
