@@ -6,8 +6,10 @@
 //! gradient: it then forms dQ of those rows only, and dK and dV of all rows, which is exact, or of the same rows.
 
 mod cpu;
+mod cuda;
 
 use super::embed::gather;
+use super::gpu;
 use crate::error::Result;
 use candle_core::{D, Tensor};
 
@@ -35,6 +37,9 @@ pub struct Attended {
 pub fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     if super::fast(qkv) {
         return cpu::forward(qkv, shape);
+    }
+    if gpu::applies(qkv) && cuda::takes(qkv, shape)? {
+        return cuda::forward(qkv, shape);
     }
     let scores = scores(qkv, shape)?;
     let max = scores.max_keepdim(D::Minus1)?;
@@ -71,6 +76,9 @@ pub fn backward(
 ) -> Result<Gradients> {
     if super::fast(qkv) {
         return cpu::backward(qkv, attended, dout, rows, keys, shape);
+    }
+    if gpu::applies(qkv) && cuda::takes(qkv, shape)? {
+        return cuda::backward(qkv, attended, dout, rows, keys, shape);
     }
     let d = qkv.dim(1)? / 3;
     let dout = match rows {
@@ -154,7 +162,8 @@ pub fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::ops::embed::scatter_add;
-    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use crate::ops::matmul::Precision;
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
     use candle_core::DType;
 
     const SHAPES: [(Shape, usize); 4] = [
@@ -262,5 +271,62 @@ mod tests {
         };
         let one = run(1);
         assert!(one == run(2) && one == run(5));
+    }
+
+    /// The kernels for a GPU against the path of the CPU, in both number formats.
+    fn check_kernels(shape: Shape, d: usize, rows: Option<&[u32]>, keys: Keys) {
+        let n = shape.batch * shape.context;
+        let (qkv, dout) = (random((n, 3 * d), 1), random((rows.map_or(n, <[u32]>::len), d), 2));
+        let run = |qkv: &Tensor, dout: &Tensor| {
+            let attended = forward(qkv, shape).unwrap();
+            let grads = backward(qkv, &attended, dout, rows, keys, shape).unwrap();
+            vec![attended.out, attended.lse, grads.dq, grads.dkv]
+        };
+        // f32: sums in another order. bf16: inputs are the same numbers on both sides, while probabilities, gradients of
+        // scores, the output that delta reads and results are rounded by 2^-9 of themselves; a sum of many such errors
+        // is still near that of its largest term.
+        for (precision, tolerance) in [(Precision::F32, 5e-6), (Precision::Mixed, 8e-3)] {
+            let round = |x: &Tensor| x.to_dtype(precision.activations()).unwrap();
+            let exact = |x: &Tensor| round(x).to_dtype(DType::F32).unwrap();
+            let want = run(&exact(&qkv), &exact(&dout));
+            for (got, want) in emulated(|| run(&round(&qkv), &round(&dout))).iter().flatten().zip(&want) {
+                assert_close(got, want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for (batch, context, heads, dim) in
+            [(1, 1, 1, 4), (2, 13, 3, 4), (1, 70, 2, 16), (1, 33, 1, 100), (2, 35, 2, 5), (2, 3, 2, 64), (1, 150, 1, 64)]
+        {
+            check_kernels(Shape { batch, context, heads }, heads * dim, None, Keys::All);
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same_for_rows() {
+        for (batch, context, heads, dim) in [(3, 40, 2, 16), (3, 70, 1, 64)] {
+            let shape = Shape { batch, context, heads };
+            let n = (batch * context) as u32;
+            let t = context as u32;
+            let skips_a_sequence: Vec<u32> = (0..n).filter(|i| i / t != 1 && i % 3 != 0).collect();
+            let dense: Vec<u32> = (0..n).collect();
+            for rows in [vec![], vec![t + 5], skips_a_sequence, dense] {
+                for keys in [Keys::All, Keys::OfRows] {
+                    check_kernels(shape, heads * dim, Some(&rows), keys);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_skip_what_no_listed_query_sees() {
+        // More than a tile of queries, spread over several tiles of keys, with a gap between.
+        let shape = Shape { batch: 1, context: 260, heads: 1 };
+        let rows: Vec<u32> = (30..80).chain((140..256).filter(|i| i % 2 == 0)).collect();
+        for keys in [Keys::All, Keys::OfRows] {
+            check_kernels(shape, 64, Some(&rows), keys);
+        }
     }
 }

@@ -30,6 +30,7 @@
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulator::dynamic_shared())
 
 struct uint2 { uint32_t x, y; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct dim3 { unsigned x = 0, y = 0, z = 0; };
@@ -81,6 +82,7 @@ struct State {
     Barrier block;
     jmp_buf scheduler;
     unsigned current = 0, threads = 0;
+    bool reversed = false;
     uint64_t moves = 0;  // barriers passed and fibers ended: without any, nobody can go on
     void (*kernel)(const void*) = nullptr;
     const void* args = nullptr;
@@ -153,7 +155,7 @@ inline void body() {
     _longjmp(state.scheduler, 1);
 }
 
-inline void run_block(bool reversed) {
+inline void run_block() {
     const unsigned n = state.threads;
     constexpr size_t STACK = 128 << 10;
     if (state.fibers.size() < n) state.fibers.resize(n);
@@ -177,7 +179,7 @@ inline void run_block(bool reversed) {
         uint64_t before = state.moves;
         left = 0;
         for (unsigned i = 0; i < n; ++i) {
-            state.current = reversed ? n - 1 - i : i;
+            state.current = state.reversed ? n - 1 - i : i;
             Fiber& fiber = state.fibers[state.current];
             if (fiber.done) continue;
             threadIdx = dim3{state.current, 0, 0};
@@ -234,6 +236,7 @@ extern "C" inline __attribute__((used)) int eslm_emulate(void (*kernel)(const vo
     state.kernel = kernel;
     state.args = args;
     state.threads = threads;
+    state.reversed = reversed != 0;
     state.error[0] = 0;
     state.shared.resize(shared + 32);
     gridDim = dim3{grid[0], grid[1], grid[2]};
@@ -243,7 +246,7 @@ extern "C" inline __attribute__((used)) int eslm_emulate(void (*kernel)(const vo
         for (unsigned y = 0; y < grid[1]; ++y)
             for (unsigned x = 0; x < grid[0] && state.error[0] == 0; ++x) {
                 blockIdx = dim3{x, y, z};
-                emulator::run_block(reversed != 0);
+                emulator::run_block();
             }
     std::memcpy(message, state.error, sizeof(state.error));
     return state.error[0] == 0 ? 0 : 1;

@@ -104,6 +104,11 @@ pub(crate) struct Address(u64);
 impl Address {
     /// Of nothing: an argument that a kernel is told not to read.
     pub(crate) const NULL: Self = Self(0);
+
+    /// Whether it is a multiple of `bytes`.
+    pub(crate) const fn is_multiple_of(self, bytes: u64) -> bool {
+        self.0.is_multiple_of(bytes)
+    }
 }
 
 /// Where the first element of `x` lies. The tensor must outlive the launch; its memory is freed in the stream's order.

@@ -1,0 +1,114 @@
+// Causal attention on a GPU, FlashAttention's way (Dao, arXiv 2307.08691): scores are formed a tile at a time and never
+// reach memory, and the backward forms them again from the kept log-sum-exp. dQ and dK, dV are kernels of their own, each
+// with one owner for every sum, so nothing is added by atomics.
+//
+// Two sets of kernels: generic.cuh takes f32 or bf16 and any head up to 128 wide, flash.cuh takes bf16 and heads of 64 on
+// tensor cores. The queries and the keys of a backward are lists of rows, ascending: a query sees the keys of its sequence
+// whose row is not after its own, so the visible part of a list is found by its rows alone.
+#include "common.cuh"
+
+// The rows that take part: all B T, or those of a list.
+struct Rows {
+    const uint32_t* rows;    // [k], ascending over all sequences; null: every row
+    const uint32_t* starts;  // [B + 1], where the rows of each sequence start in the list
+};
+
+__device__ inline uint32_t row_at(const Rows& list, uint32_t i) { return list.rows ? list.rows[i] : i; }
+// Where the rows of sequence `b` start.
+__device__ inline uint32_t start_of(const Rows& list, uint32_t b, uint32_t context) {
+    return list.rows ? list.starts[b] : b * context;
+}
+// The first entry in from..to whose row is not before `row`, or `to`.
+__device__ inline uint32_t first_not_before(const Rows& list, uint32_t row, uint32_t from, uint32_t to) {
+    if (!list.rows) return row < from ? from : row < to ? row : to;
+    while (from < to) {
+        const uint32_t middle = from + (to - from) / 2;
+        if (list.rows[middle] < row) {
+            from = middle + 1;
+        } else {
+            to = middle;
+        }
+    }
+    return from;
+}
+
+struct Forward {
+    void* out;        // [B T, D]
+    float* lse;       // [B, H, T]
+    const void* qkv;  // [B T, 3 D]
+    uint32_t context, heads, dim;
+    uint32_t tiles;   // of queries, of a sequence
+    float scale;
+};
+
+struct Statistics {
+    float* stats;          // [H, k, 2]: log-sum-exp and sum(dout * out) of each query
+    const void* out;       // [B T, D]
+    const void* dout;      // [k, D]
+    const float* lse;      // [B, H, T]
+    const uint32_t* rows;  // [k], or null
+    uint32_t count;        // k
+    uint32_t context, heads, dim;
+};
+
+struct Backward {
+    void* dq;            // [k, D]
+    void* dkv;           // [m, 2 D] for the m rows of `keys`
+    const void* qkv;     // [B T, 3 D]
+    const void* dout;    // [k, D]
+    const float* stats;  // [H, k, 2]
+    Rows queries, keys;  // those that carry gradient; every query meets the keys of all rows before it
+    uint32_t count;      // k
+    uint32_t context, heads, dim;
+    uint32_t tiles;      // of the rows that blocks own, of a sequence
+    float scale;
+};
+
+// What a query's gradient needs beside the vectors: eight lanes for each query and head.
+constexpr int GROUP = 8;
+
+template <typename T, int V>
+__device__ inline float share_of_product(const T* a, const T* b, uint32_t dim) {
+    float x[V], y[V], sum = 0;
+    for (uint32_t i = threadIdx.x % GROUP * V; i < dim; i += GROUP * V) {
+        load<V>(x, a + i), load<V>(y, b + i);
+        for (int v = 0; v < V; ++v) sum += x[v] * y[v];
+    }
+    return sum;
+}
+
+template <typename T>
+__device__ inline void statistics(const Statistics& a) {
+    const uint64_t pair = (static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / GROUP;
+    const bool valid = pair < static_cast<uint64_t>(a.count) * a.heads;
+    const uint32_t query = valid ? pair / a.heads : 0, head = pair % a.heads;
+    const uint32_t row = a.rows ? a.rows[query] : query;
+    const size_t width = static_cast<size_t>(a.heads) * a.dim;
+    const T* out = static_cast<const T*>(a.out) + row * width + head * a.dim;
+    const T* dout = static_cast<const T*>(a.dout) + query * width + head * a.dim;
+    float sum = a.dim % 4 == 0 ? share_of_product<T, 4>(out, dout, a.dim) : share_of_product<T, 1>(out, dout, a.dim);
+    for (int by = GROUP / 2; by > 0; by /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, by);
+    if (valid && threadIdx.x % GROUP == 0) {
+        const size_t lse = (static_cast<size_t>(row / a.context) * a.heads + head) * a.context + row % a.context;
+        float* stats = a.stats + 2 * (static_cast<size_t>(head) * a.count + query);
+        stats[0] = a.lse[lse], stats[1] = sum;
+    }
+}
+
+KERNEL(attention_statistics_f32, 256, Statistics, statistics<float>)
+KERNEL(attention_statistics_bf16, 256, Statistics, statistics<bf16>)
+
+#include "generic.cuh"
+
+KERNEL(attention_forward_f32, generic::THREADS, Forward, generic::forward<float>)
+KERNEL(attention_forward_bf16, generic::THREADS, Forward, generic::forward<bf16>)
+KERNEL(attention_queries_f32, generic::THREADS, Backward, generic::queries<float>)
+KERNEL(attention_queries_bf16, generic::THREADS, Backward, generic::queries<bf16>)
+KERNEL(attention_keys_f32, generic::THREADS, Backward, generic::keys<float>)
+KERNEL(attention_keys_bf16, generic::THREADS, Backward, generic::keys<bf16>)
+
+#include "flash.cuh"
+
+KERNEL(attention_forward_flash, flash::THREADS, Forward, flash::forward)
+KERNEL(attention_queries_flash, flash::THREADS, Backward, flash::queries)
+KERNEL(attention_keys_flash, flash::THREADS, Backward, flash::keys)
