@@ -37,3 +37,8 @@ golden mode="--check":
     test -d target/golden-env || python3 -m venv target/golden-env
     target/golden-env/bin/pip install --quiet -r tests/reference/requirements.txt
     target/golden-env/bin/python tests/reference/make_goldens.py {{mode}}
+
+# Parity and benches of a GPU: builds them into target/gpu (needs nvcc), and runs them where there is a GPU.
+gpu out="target/gpu/results":
+    bash benches/gpu/build.sh
+    if command -v nvidia-smi >/dev/null; then bash target/gpu/run.sh {{out}}; else echo "carry target/gpu to a machine with a GPU and run: bash run.sh FOLDER"; fi

@@ -1,15 +1,17 @@
-"""PyTorch twins of this project's training steps, eager: what a competent user of PyTorch would run on a CPU, where
-torch.compile was no faster.
+"""PyTorch twins of this project's training steps: what a competent user of PyTorch would run. On a CPU eager, where
+torch.compile was no faster; on a GPU with --compile, whose attention is PyTorch's flash attention in bf16.
 
-    python twin.py KIND [--dtype f32|bf16]
+    python twin.py KIND [--dtype f32|bf16] [--device cpu|cuda] [--rows B] [--context T] [--compile] [--teacher 355m|774m]
 
 KIND is one of
-  plain  GPT-2 124M on 4 x 256 random tokens: cross-entropy, clipping at 1, AdamW
+  plain  GPT-2 124M on B x T random tokens: cross-entropy, clipping at 1, AdamW
   eslm   the same by the published recipe of token selection: every logit is formed, the entropy of every position is read from
          them, the loss is masked to the half of each sequence with the highest, and the backward is that of the whole batch
-  kd     the same beside a teacher of GPT-2 medium's shape: half cross-entropy, half KL(teacher || student) on full logits
+  kd     the same beside a teacher of GPT-2 medium's or large's shape: half cross-entropy, half KL(teacher || student) on full
+         logits
 
-Answers `ready`, then for every line on stdin does one step and prints its seconds and the process's peak memory in bytes.
+Answers `ready`, then for every line on stdin does one step and prints its seconds and the peak memory in bytes: of the
+process, or of the tensors on a GPU.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-VOCAB, POSITIONS, ROWS, CONTEXT = 50257, 1024, 4, 256
+VOCAB, POSITIONS = 50257, 1024
+TEACHERS = {"355m": (1024, 24, 16), "774m": (1280, 36, 20)}
 
 
 class Block(nn.Module):
@@ -68,7 +71,7 @@ def eslm_loss(z, y, _teacher):
     with torch.no_grad():
         entropy = -(logp.exp() * logp).sum(-1)
         kept = torch.zeros_like(entropy)
-        kept.scatter_(1, entropy.topk(math.ceil(CONTEXT / 2), 1).indices, 1.0)
+        kept.scatter_(1, entropy.topk(math.ceil(entropy.shape[1] / 2), 1).indices, 1.0)
     nll = F.nll_loss(logp.flatten(0, 1), y.flatten(), reduction="none")
     return (nll * kept.flatten()).sum() / kept.sum()
 
@@ -89,35 +92,53 @@ def main():
     arguments.add_argument("kind", choices=LOSSES)
     arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     arguments.add_argument("--threads", type=int)
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument("--rows", type=int, default=4)
+    arguments.add_argument("--context", type=int, default=256)
+    arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--teacher", choices=TEACHERS, default="355m")
     args = arguments.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    student = Gpt2(768, 12, 12)
-    teacher = Gpt2(1024, 24, 16).eval().requires_grad_(False) if args.kind == "kd" else None
+    on_gpu = args.device == "cuda"
+    student = Gpt2(768, 12, 12).to(args.device)
+    teacher = None
+    if args.kind == "kd":
+        teacher = Gpt2(*TEACHERS[args.teacher]).to(args.device).eval().requires_grad_(False)
     decayed = [p for p in student.parameters() if p.dim() == 2]
     others = [p for p in student.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
-    ids = torch.randint(VOCAB, (ROWS, CONTEXT))
-    targets = torch.randint(VOCAB, (ROWS, CONTEXT))
-    narrow = torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
-    print("ready", torch.__version__, "on", torch.get_num_threads(), "threads", flush=True)
+    ids = torch.randint(VOCAB, (args.rows, args.context), device=args.device)
+    targets = torch.randint(VOCAB, (args.rows, args.context), device=args.device)
+    narrow = torch.autocast(args.device, torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
+
+    def forward(ids, targets):
+        teacher_logits = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_logits = teacher(ids)
+        return LOSSES[args.kind](student(ids), targets, teacher_logits)
+
+    if args.compile:
+        forward = torch.compile(forward)
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
+    print("ready", torch.__version__, "on", where, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         with narrow:
-            teacher_logits = None
-            if teacher is not None:
-                with torch.no_grad():
-                    teacher_logits = teacher(ids)
-            loss = LOSSES[args.kind](student(ids), targets, teacher_logits)
+            loss = forward(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         loss.item()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+        peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(seconds, peak, flush=True)
 
 
 if __name__ == "__main__":

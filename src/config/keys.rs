@@ -219,7 +219,7 @@ pub const KEYS: &[Key] = &[
         "machine.dtype",
         Kind::Choice(Dtype::NAMES),
         Is("\"f32\""),
-        "number format of products' factors; all else is f32",
+        "number format of products' factors, and of a GPU's activations; all else is f32",
     ),
     key(
         "machine.micro_rows",
