@@ -1,5 +1,6 @@
 //! Costs by hand, and the plans that must cost them.
 
+use super::memory::logit_bytes;
 use super::*;
 use crate::config::{Overrides, RunFile, load};
 
