@@ -7,7 +7,8 @@
 mod memory;
 
 pub use memory::{
-    KEPT_LOGITS_BUDGET, MICRO_BATCH_BUDGET, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes,
+    KEPT_LOGITS_BUDGET, MICRO_BATCH_BUDGET, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits,
+    tape_bytes,
 };
 
 use super::choice::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::files::{AtomicDir, write_atomic};
-use crate::hub::{Kind, ModelRef, has_tokenizer};
 use crate::model::ParamSet;
 use crate::model::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
 use crate::progress::Progress;
+use crate::resolve::{Kind, ModelRef, has_tokenizer};
 use crate::train::checkpoint;
 use candle_core::Device;
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub struct ExportReport {
 /// at all; an earlier export at `out` is replaced, anything else is refused.
 pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
     let (dir, origin) = match ModelRef::parse(&source.to_string_lossy(), Kind::Any) {
-        Ok(ModelRef::Folder { dir, origin }) => (dir, origin),
+        Ok(ModelRef::Folder { dir, origin, .. }) => (dir, origin),
         Ok(_) => {
             return Err(Error::usage(format!(
                 "there is no folder {}; export takes a run folder or a checkpoint",

@@ -16,6 +16,7 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
+pub(crate) use store::list_in;
 pub use store::{RunLock, best, check_free, latest, list};
 
 use crate::config::{CheckpointPlan, Plan};
