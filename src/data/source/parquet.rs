@@ -86,12 +86,8 @@ impl WholeDocuments for RowReader {
                 && *row < array.len()
             {
                 *row += 1;
-                let text = text_at(array, *row - 1);
-                return text.map(|t| Some(t.to_string())).map_err(|what| {
-                    let row = self.rows_read - array.len() as u64 + *row as u64;
-                    let place = self.source.path.display();
-                    Error::data(format!("{place}: row {row}: column {:?} {what}", self.field))
-                });
+                let text = text_at(array, *row - 1).map(|t| Some(t.to_string()));
+                return text.map_err(|what| Error::data(format!("{}: column {:?} {what}", self.place(), self.field)));
             }
             match guarded(self.source.path.display(), || self.batches.next())? {
                 None => return Ok(None),
@@ -105,6 +101,11 @@ impl WholeDocuments for RowReader {
                 }
             }
         }
+    }
+
+    fn place(&self) -> String {
+        let left = self.current.as_ref().map_or(0, |(array, row)| array.len() - row);
+        format!("{}: row {}", self.source.path.display(), self.rows_read - left as u64)
     }
 }
 

@@ -139,9 +139,52 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
     let train = |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
     refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 67108864 bytes"]);
     // A word is merged in a hundred times its bytes.
-    refused(&place, &train("word.txt"), &["a word of more than 4194304 bytes", "\"aaaa"]);
+    refused(&place, &train("word.txt"), &["word.txt, before byte", "a word of more than 4194304 bytes", "\"aaaa"]);
     let args = prepare("word.txt");
-    refused(&place, &args.each_ref().map(String::as_str), &["a word of more than 4194304 bytes"]);
+    refused(
+        &place,
+        &args.each_ref().map(String::as_str),
+        &["word.txt, before byte", "a word of more than 4194304 bytes"],
+    );
+}
+
+#[test]
+fn states_metrics_and_texts_without_an_end() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let data = tiny::data().display().to_string();
+    let run_file = "steps = 2\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
+                    n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[eval]\nrows = 8\n";
+    fs::write(at("run.toml"), run_file).unwrap();
+    let runs = ["compare", "a:run.toml", "--data", &data, "--seeds", "1", "--out", "cmp", "--keep-checkpoints"];
+    accepted(&place, &runs);
+    let report = ["compare", "--report-only", "--out", "cmp"];
+    let lengthened = |name: &str, size: u64| {
+        let good = fs::read(at(name)).unwrap();
+        File::options().write(true).open(at(name)).unwrap().set_len(size).unwrap();
+        good
+    };
+
+    // Metrics are read line by line: three gigabytes that are none are passed over.
+    let metrics = "cmp/runs/a/seed-1/metrics.jsonl";
+    let good = lengthened(metrics, 3 << 30);
+    accepted(&place, &report);
+    fs::remove_dir_all(at("cmp/runs/a/seed-1/model")).unwrap();
+    accepted(&place, &runs);
+    assert_eq!(fs::read(at(metrics)).unwrap().len(), good.len(), "resumed, and the rest is gone");
+
+    for name in ["cmp/runs/a/seed-1/evaluation.json", "cmp/compare.json"] {
+        let good = lengthened(name, 1 << 40);
+        refused(&place, &report, &[name, "longer than"]);
+        fs::write(at(name), good).unwrap();
+    }
+    accepted(&place, &report);
+
+    let inspect = ["inspect", "cmp/runs/a/seed-1", "--text", "text.txt"];
+    hollow(&at("text.txt"), 1 << 40);
+    refused(&place, &inspect, &["text.txt: longer than 4194304 bytes", "give a part of it"]);
+    fs::write(at("text.txt"), "a".repeat(4 << 20)).unwrap();
+    accepted(&place, &inspect);
 }
 
 #[test]
