@@ -5,6 +5,7 @@
 //! space are left out. Long documents arrive in pieces, cut where no token of GPT-2's scheme can cross.
 
 mod parquet;
+mod parquet_pages;
 mod pieces;
 mod records;
 

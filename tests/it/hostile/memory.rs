@@ -3,10 +3,15 @@
 use super::samples::*;
 use crate::support::place::{copy_folder, without_settings};
 use crate::support::tiny;
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::basic::{Compression, GzipLevel};
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// What the program may map at all, in KiB: enough for its ordinary work, less than any of the claims below.
@@ -185,6 +190,66 @@ fn states_metrics_and_texts_without_an_end() {
     refused(&place, &inspect, &["text.txt: longer than 4194304 bytes", "give a part of it"]);
     fs::write(at("text.txt"), "a".repeat(4 << 20)).unwrap();
     accepted(&place, &inspect);
+}
+
+/// A Parquet file of one page that holds `texts`.
+fn parquet_page(texts: &[&str], compression: Compression) -> Vec<u8> {
+    let texts: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false);
+    let properties =
+        properties.set_data_page_size_limit(1 << 30).set_statistics_enabled(EnabledStatistics::None).build();
+    let mut out = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut out, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    out
+}
+
+#[test]
+fn parquet_pages_that_unpack_to_gigabytes() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let tokenizer = tiny::world().join("tokenizer").display().to_string();
+    let prepare = ["prepare", "--input", "a.parquet", "--tokenizer", &tokenizer, "--out", "out"];
+    // Hexadecimal digits without an order: gzip halves them.
+    let mut random = 1_u64;
+    let noise: String = (0..11 << 20)
+        .map(|_| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from_digit((random >> 60) as u32, 16).unwrap()
+        })
+        .collect();
+    let mut file = parquet_page(&[&noise.replace('0', " ")], Compression::GZIP(GzipLevel::default()));
+    fs::write(at("a.parquet"), &file).unwrap();
+    accepted(&place, &prepare);
+
+    // In place of the page, as long as it: 4 GiB from members of 16 MiB, and empty ones with comments to fill up.
+    let is_gzip = |window: &[u8]| window == [0x1F, 0x8B, 8];
+    let start = file.windows(3).position(is_gzip).unwrap();
+    let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let end = file.len() - 8 - footer;
+    let mut bomb = gzip(&vec![b' '; 16 << 20]).repeat(256);
+    let empty = |comment: usize| {
+        let comment = vec![b'x'; comment];
+        flate2::GzBuilder::new().comment(comment).write(Vec::new(), flate2::Compression::fast()).finish().unwrap()
+    };
+    let least = empty(0).len();
+    while bomb.len() < end - start {
+        let left = end - start - bomb.len();
+        bomb.extend(empty(if left <= 40_000 { left - least } else { 20_000 }));
+    }
+    assert_eq!(bomb.len(), end - start, "the page is longer than the bomb");
+    file[start..end].copy_from_slice(&bomb);
+    fs::write(at("a.parquet"), &file).unwrap();
+    refused(&place, &prepare, &["a.parquet", "unpacks to more than 268435456 bytes"]);
+
+    let long = "a ".repeat(1 << 19);
+    let texts = [long.as_str(); 257];
+    for packing in [Compression::SNAPPY, Compression::UNCOMPRESSED] {
+        fs::write(at("a.parquet"), parquet_page(&texts, packing)).unwrap();
+        refused(&place, &prepare, &["a.parquet", "says that it has", "expected at most 268435456"]);
+    }
 }
 
 #[test]
