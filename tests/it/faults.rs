@@ -67,7 +67,7 @@ fn kill(child: &mut Child, run: &Path, moment: &Moment) -> bool {
 fn stopped(mut child: Child, name: &str, ready: impl Fn() -> bool) -> (Option<i32>, String) {
     let started = Instant::now();
     while !ready() && child.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < Duration::from_secs(60), "never ready for its signal");
+        assert!(started.elapsed() < Duration::from_secs(180), "never ready for its signal");
         std::thread::sleep(Duration::from_millis(1));
     }
     // Where the child has ended already, its status says so.

@@ -11,6 +11,8 @@ use std::io::{self, Read, sink};
 
 /// Longest page: a hundred times the usual, and room for a few of the longest documents.
 const MOST_PAGE_BYTES: u64 = 256 << 20;
+/// A terabyte of pages of the usual size; what is remembered of so many takes 50 MB.
+const MOST_PAGES: usize = 1 << 20;
 /// How deep headers may nest; they nest twice.
 const MOST_DEPTH: u8 = 8;
 
@@ -46,7 +48,12 @@ impl Pages {
                         .filter(|length| *length as u64 <= end - start)
                         .ok_or_else(|| ParquetError::EOF(format!("the page at byte {at} ends after its column")))?;
                     let bare = usize::try_from(header.bare).unwrap_or(0).min(length);
-                    pages.insert(start, (length, column.compression(), bare));
+                    // One place with two meanings would be checked by one and read by the other.
+                    if pages.insert(start, (length, column.compression(), bare)).is_some() || pages.len() > MOST_PAGES {
+                        return Err(ParquetError::General(format!(
+                            "the page at byte {at} belongs to two columns, or is one of more than {MOST_PAGES}"
+                        )));
+                    }
                     at = start + length as u64;
                 }
             }
@@ -185,5 +192,27 @@ fn skip(input: &mut impl Read, length: u64) -> io::Result<()> {
     match io::copy(&mut input.take(length), &mut sink())? {
         skipped if skipped == length => Ok(()),
         _ => Err(damaged("ends early")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_both_versions_give_their_lengths() {
+        let read = |bytes: &[u8]| Header::read(&mut &*bytes).map(|h| (h.unpacked, h.packed, h.bare));
+        // type 0, 300 and 150 bytes, then data_page_header: 3 values and, as binary, a statistic whose bytes look like fields.
+        let first = [0x15, 0, 0x15, 0xD8, 0x04, 0x15, 0xAC, 0x02, 0x2C, 0x15, 6, 0x48, 2, 0x15, 0x15, 0, 0];
+        assert_eq!(read(&first).unwrap(), (300, 150, 0));
+        // type 3, then data_page_header_v2 (field 8, by its long form) with 2 and 3 bytes of levels, and true.
+        let second = [0x15, 6, 0x15, 20, 0x15, 18, 0x0C, 16, 0x55, 4, 0x15, 6, 0x11, 0, 0];
+        assert_eq!(read(&second).unwrap(), (10, 9, 5));
+        for cut in 0..first.len() {
+            assert!(read(&first[..cut]).is_err(), "{cut}");
+        }
+        assert!(read(&[0x1C; 40]).unwrap_err().to_string().contains("too deep"));
+        assert!(read(&[0x15, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]).is_err(), "a number without an end");
+        assert!(read(&[0x19, 0xF5, 255, 255, 255, 255, 7]).is_err(), "a list longer than the input");
     }
 }
