@@ -15,6 +15,7 @@
 //! | [`config`] | a run file as written, resolved to a [`config::Plan`]; what a plan costs ([`config::arithmetic`]) |
 //! | [`data`] | text to token files ([`data::prepare`]), token files to batches ([`data::loader`]), tokenizers, stories |
 //! | [`hub`] | models of the Hugging Face Hub, verified, in the cache that Python's library shares |
+//! | [`resolve`] | what a person means by MODEL: a folder, a run, a preset, a Hub id |
 //! | [`model`] | GPT-2: shape, parameters, trunk forward and backward, birth, weights in and out, presets |
 //! | [`teacher`] | a frozen model that runs beside the student |
 //! | [`select`] | scores, and the value-at-risk selector |
@@ -47,6 +48,7 @@ pub mod objective;
 pub mod ops;
 pub mod progress;
 pub mod report;
+pub mod resolve;
 pub mod rng;
 pub mod select;
 pub mod signal;

@@ -3,10 +3,11 @@
 use super::Printer;
 use super::text::{Table, bytes, count, seconds};
 use crate::error::{Error, Result};
+use crate::hub::HubOptions;
 use crate::hub::store::{Listed, Pruned, Verified, list, prune, verify};
-use crate::hub::{HubOptions, Kind, ModelRef};
 use crate::model::preset::Source;
 use crate::progress::Progress;
+use crate::resolve::{Kind, ModelRef};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -3,8 +3,9 @@
 use super::Printer;
 use super::text::bytes;
 use crate::error::Result;
-use crate::hub::{HubOptions, Kind, ModelRef, locate, snapshot_files};
+use crate::hub::{HubOptions, snapshot_files};
 use crate::progress::Progress;
+use crate::resolve::{Kind, ModelRef, locate};
 use serde::Serialize;
 use std::path::PathBuf;
 

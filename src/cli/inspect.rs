@@ -10,7 +10,8 @@ use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::teacher::Teacher;
 use crate::train::session::device;
 use clap::value_parser;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 /// Show what selection makes of a text: scores, thresholds, kept tokens
@@ -67,11 +68,22 @@ Examples:
   eslm-kd inspect runs/second --teacher runs/first --text page.txt --score entropy-kl --out page.html
   eslm-kd inspect gpt2 --text page.txt --plain --alpha 0.2 --mark 0.2";
 
+/// Longest text: a long novel. It is tokenised whole, and a text without a break takes a hundred times its bytes.
+const MOST_TEXT_BYTES: u64 = 4 << 20;
+
 /// Runs the verb.
 pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
     let options = options(args)?;
     let file = &args.text;
-    let text = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let mut text = Vec::new();
+    let read = File::open(file).and_then(|f| f.take(MOST_TEXT_BYTES + 1).read_to_end(&mut text));
+    read.map_err(|e| Error::io("read", file, e))?;
+    if text.len() as u64 > MOST_TEXT_BYTES {
+        return Err(Error::data(format!(
+            "{}: longer than {MOST_TEXT_BYTES} bytes, of which only the first tokens would be shown; give a part of it",
+            file.display()
+        )));
+    }
     let text = String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::data(format!("{}: expected UTF-8 text, found something else at byte {at}", file.display()))

@@ -4,8 +4,9 @@ use super::Printer;
 use super::text::{Table, bytes, count};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
 use crate::error::Result;
-use crate::hub::{HubOptions, resolve_tokenizer};
+use crate::hub::HubOptions;
 use crate::progress::Progress;
+use crate::resolve::resolve_tokenizer;
 use std::path::PathBuf;
 
 /// Tokenise text, JSON lines or Parquet into a data folder.

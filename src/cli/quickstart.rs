@@ -16,10 +16,10 @@ use crate::hub::HubOptions;
 use crate::model::weights::read_config;
 use crate::progress::Progress;
 use crate::train::checkpoint::check_free;
+use crate::train::events::each_metric;
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The run file of the teacher's pretraining.
@@ -182,18 +182,21 @@ fn is_finished(run: &Path) -> bool {
 fn line(model: &'static str, run: &Path) -> Result<Line> {
     let config = read_config(&run.join(MODEL_FOLDER).join("config.json"))?;
     let path = run.join(METRICS_FILE);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let objects: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    let last = |key: &str| objects.iter().rev().find_map(|o| o[key].as_f64());
+    let mut totals = [("tokens", None), ("flops", None), ("seconds", None), ("val_loss", None)];
+    each_metric(&path, |line| {
+        for (key, last) in &mut totals {
+            *last = line[*key].as_f64().or(*last);
+        }
+    })?;
     let missing = || Error::data(format!("{}: no finished run; remove the folder and start again", path.display()));
-    let (tokens, flops, seconds) = (last("tokens"), last("flops"), last("seconds"));
-    let val_loss = last("val_loss").ok_or_else(missing)?;
+    let [tokens, flops, seconds, val_loss] = totals.map(|(_, last)| last.ok_or_else(missing));
+    let val_loss = val_loss?;
     Ok(Line {
         model,
         parameters: config.parameters() as u64,
-        tokens: tokens.ok_or_else(missing)? as u64,
-        flops: flops.ok_or_else(missing)?,
-        seconds: seconds.ok_or_else(missing)?,
+        tokens: tokens? as u64,
+        flops: flops?,
+        seconds: seconds?,
         val_loss,
         perplexity: val_loss.exp(),
     })

@@ -5,7 +5,7 @@ use crate::config::Plan;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
-use crate::files::write_atomic;
+use crate::files::{read_bounded, write_atomic};
 use crate::model::Gpt2;
 use crate::model::weights::load_model;
 use crate::progress::Progress;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// The file beside a run's metrics.
 const FILE: &str = "evaluation.json";
+/// A hundred bytes for each other text.
+const MOST_BYTES: u64 = 1 << 20;
 /// Groups of equal numbers of validation tokens.
 pub const GROUPS: usize = 10;
 /// Tokens that are counted at a time.
@@ -230,11 +232,10 @@ impl Evaluation {
     /// Of a run folder, if there is one.
     pub fn read(run: &Path) -> Result<Option<Self>> {
         let path = run.join(FILE);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", &path, e)),
+        if !path.exists() {
+            return Ok(None);
         }
+        Ok(serde_json::from_slice(&read_bounded(&path, MOST_BYTES)?).ok())
     }
 
     fn write(&self, run: &Path) -> Result<()> {

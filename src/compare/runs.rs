@@ -2,6 +2,7 @@
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
+use crate::train::events::each_metric;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
 use serde_json::Value;
@@ -82,16 +83,6 @@ impl Metrics {
     /// Reads `metrics.jsonl` of a run folder.
     pub fn read(run: &Path) -> Result<Self> {
         let path = run.join(METRICS_FILE);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-        let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-        let last = |key: &str| {
-            lines.iter().rev().find_map(|l| l[key].as_f64()).ok_or_else(|| {
-                Error::data(format!(
-                    "{}: no line has \"{key}\"; remove the run folder and compare again",
-                    path.display()
-                ))
-            })
-        };
         let point = |l: &Value| {
             Some(Point {
                 step: l["step"].as_u64()?,
@@ -101,12 +92,19 @@ impl Metrics {
                 seconds: l["seconds"].as_f64()?,
             })
         };
-        Ok(Self {
-            curve: lines.iter().filter_map(point).collect(),
-            tokens: last("tokens")?,
-            flops: last("flops")?,
-            seconds: last("seconds")?,
-        })
+        let (mut curve, mut totals) = (Vec::new(), [("tokens", None), ("flops", None), ("seconds", None)]);
+        each_metric(&path, |line| {
+            curve.extend(point(&line));
+            for (key, last) in &mut totals {
+                *last = line[*key].as_f64().or(*last);
+            }
+        })?;
+        let missing = |key| {
+            let place = path.display();
+            Error::data(format!("{place}: no line has \"{key}\"; remove the run folder and compare again"))
+        };
+        let [tokens, flops, seconds] = totals.map(|(key, last)| last.ok_or_else(|| missing(key)));
+        Ok(Self { curve, tokens: tokens?, flops: flops?, seconds: seconds? })
     }
 }
 

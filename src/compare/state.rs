@@ -4,7 +4,7 @@ use super::arms::Arm;
 use super::budget::Budget;
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{read_bounded, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -12,6 +12,8 @@ use std::path::Path;
 pub const FILE: &str = "compare.json";
 const FORMAT: &str = "eslm-kd comparison";
 const VERSION: u32 = 1;
+/// A few kilobytes for each arm.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// The whole of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,12 +97,10 @@ impl State {
     /// That of the folder `out`, if it holds one.
     pub fn read(out: &Path) -> Result<Option<Self>> {
         let path = out.join(FILE);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
-        let state: Self = serde_json::from_slice(&bytes).map_err(|e| {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let state: Self = serde_json::from_slice(&read_bounded(&path, MOST_BYTES)?).map_err(|e| {
             Error::data(format!("{}: expected what `eslm-kd compare` writes, found {e}; move it away", path.display()))
         })?;
         if (state.format.as_str(), state.version) != (FORMAT, VERSION) {

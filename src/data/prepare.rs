@@ -5,7 +5,7 @@ use crate::data::source::{self, Piece, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter, hex};
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, write_atomic};
+use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
@@ -19,6 +19,8 @@ const VALID: &str = "valid.bin";
 /// Folder of the tokenizer inside a data folder.
 pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";
+/// It holds the names of the inputs.
+const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 /// First field of the manifest.
 const FORMAT: &str = "eslm-kd data";
 /// The split is a property of the data, not of a run: its seed never changes.
@@ -224,7 +226,8 @@ fn check_replaceable(out: &Path) -> Result<()> {
             return refuse(&format!("holds {}, which no earlier prepare wrote", name.display()));
         }
     }
-    let manifest = fs::read(out.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    let manifest =
+        read_bounded(&out.join(MANIFEST), MOST_MANIFEST_BYTES).ok().and_then(|b| serde_json::from_slice(&b).ok());
     match manifest.unwrap_or(serde_json::Value::Null)["format"] == FORMAT {
         true => Ok(()),
         false => refuse("has no manifest.json of an earlier prepare"),

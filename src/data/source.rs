@@ -5,11 +5,13 @@
 //! space are left out. Long documents arrive in pieces, cut where no token of GPT-2's scheme can cross.
 
 mod parquet;
+mod parquet_pages;
 mod pieces;
 mod records;
 
 pub use pieces::split_point;
 
+use crate::data::bpe::check_words;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::fs::File;
@@ -195,6 +197,9 @@ pub struct PieceBatch {
 /// A stream of pieces.
 trait Documents: Send {
     fn next_piece(&mut self) -> Result<Option<Piece>>;
+
+    /// Where the last piece came from, for messages.
+    fn place(&self) -> String;
 }
 
 /// Reads all sources in order on a thread of its own, a batch ahead, and hands batches of about 4 MB to `handle`.
@@ -242,6 +247,10 @@ fn read_batches(sources: &[Source], options: &ReadOptions, mut send: impl FnMut(
     for source in sources {
         let mut reader = source.reader(options, &consumed)?;
         while let Some(piece) = reader.next_piece()? {
+            if options.split {
+                // Who works on the words knows no file.
+                check_words(&piece.text).map_err(|e| e.context(reader.place()))?;
+            }
             bytes += piece.text.len();
             batch.pieces.push(piece);
             if bytes >= BATCH_BYTES {

@@ -1,11 +1,11 @@
 //! A model as a Hugging Face folder of its own.
 
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, write_atomic};
-use crate::hub::{Kind, ModelRef, has_tokenizer};
+use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::ParamSet;
 use crate::model::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
 use crate::progress::Progress;
+use crate::resolve::{Kind, ModelRef, has_tokenizer};
 use crate::train::checkpoint;
 use candle_core::Device;
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub struct ExportReport {
 /// at all; an earlier export at `out` is replaced, anything else is refused.
 pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
     let (dir, origin) = match ModelRef::parse(&source.to_string_lossy(), Kind::Any) {
-        Ok(ModelRef::Folder { dir, origin }) => (dir, origin),
+        Ok(ModelRef::Folder { dir, origin, .. }) => (dir, origin),
         Ok(_) => {
             return Err(Error::usage(format!(
                 "there is no folder {}; export takes a run folder or a checkpoint",
@@ -105,8 +105,10 @@ fn check_replaceable(out: &Path) -> Result<()> {
             return refuse(format!("holds {}, which no earlier export wrote", name.display()));
         }
     }
-    let mark: Value =
-        fs::read(out.join(MARK_FILE)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+    let mark: Value = read_bounded(&out.join(MARK_FILE), 1 << 16)
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok())
+        .unwrap_or_default();
     if mark["format"] == FORMAT { Ok(()) } else { refuse(format!("has no {MARK_FILE} of an earlier export")) }
 }
 

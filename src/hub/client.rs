@@ -246,10 +246,10 @@ impl Client {
         while let Some(next) = cause.source() {
             cause = next;
         }
-        let what = if e.is_timeout() {
-            format!("no byte within {} s", self.options.idle_timeout.as_secs())
-        } else {
-            cause.to_string()
+        let what = match (e.is_timeout(), e.is_connect()) {
+            (true, true) => format!("no connection within {:?}", self.options.connect_timeout),
+            (true, false) => format!("no byte within {:?}", self.options.idle_timeout),
+            (false, _) => cause.to_string(),
         };
         Failure::passing(format!("cannot reach {}: {what}", self.options.endpoint))
     }

@@ -17,11 +17,8 @@ pub mod cache;
 mod client;
 mod fetch;
 mod options;
-mod resolve;
 pub mod store;
 mod transfer;
 
 pub use fetch::{Fetched, What, fetch_model, snapshot_files};
 pub use options::HubOptions;
-pub(crate) use resolve::locate;
-pub use resolve::{Kind, ModelRef, ModelSource, has_tokenizer, resolve_model, resolve_tokenizer};

@@ -32,6 +32,11 @@ impl AdaEslm {
         Self { alpha, cvar: None, delta: None, score_sum: 0.0, kept: 0, steps: 0 }
     }
 
+    /// Whether a run of `steps` steps and `tokens` tokens can have brought this about.
+    pub(super) fn is_possible(&self, steps: u64, tokens: u64) -> bool {
+        (0.0..1.0).contains(&self.alpha) && self.kept <= tokens && self.steps <= steps
+    }
+
     /// Takes the sum of kept scores and the number of kept tokens of one step; moves alpha at the end of an interval.
     pub fn observe(&mut self, rule: &SelectPlan, score_sum: f64, kept: u64) {
         self.score_sum += score_sum;
@@ -58,6 +63,11 @@ pub struct EasyShare {
 }
 
 impl EasyShare {
+    /// Whether it is a share.
+    pub(super) fn is_possible(&self) -> bool {
+        self.mean.is_none_or(|mean| (0.0..=1.0).contains(&mean))
+    }
+
     /// Takes the share of one step; the mean has a time constant of `interval` steps.
     pub fn observe(&mut self, share: f64, interval: u64) {
         let mean = self.mean.unwrap_or(share);

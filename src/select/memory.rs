@@ -37,6 +37,25 @@ pub struct Observed<'a> {
 }
 
 impl Memory {
+    /// Errs with what a run of `steps` steps and `tokens` tokens cannot have left behind.
+    pub fn check(&self, steps: u64, tokens: u64) -> std::result::Result<(), String> {
+        if let Some(ada) = self.ada.as_ref().filter(|ada| !ada.is_possible(steps, tokens)) {
+            return Err(format!(
+                "selector.ada is {ada:?}; expected alpha in [0, 1), at most {tokens} kept tokens and {steps} steps"
+            ));
+        }
+        if let Some(easy) = self.easy.as_ref().filter(|easy| !easy.is_possible()) {
+            return Err(format!("selector.easy is {easy:?}; expected a share in [0, 1]"));
+        }
+        match self.carried {
+            // A number of the file that is too large for an f32 arrives as infinite.
+            Some(carried) if !(carried.threshold.is_finite() && carried.lag >= 1.0) => {
+                Err(format!("selector.carried is {carried:?}; expected a finite threshold and a lag of at least 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Alpha of a 0-based step: the schedule's, on its way up during burn-in and ramp.
     pub fn alpha(&self, plan: &Plan, step: u64) -> f64 {
         if !plan.selects() {
@@ -131,6 +150,26 @@ mod tests {
         assert_eq!(memory.carried, Some(Carried { threshold: 3.0, lag: 1.0 }));
         memory.observe(&plan, seen(2, &[1.0, 2.0]));
         assert_eq!(memory.carried, Some(Carried { threshold: 2.5, lag: 1.5 }));
+    }
+
+    #[test]
+    fn what_no_run_leaves_behind_is_refused() {
+        let check = |text: &str| serde_json::from_str::<Memory>(text).unwrap().check(10, 640);
+        let ada = |alpha: &str, kept: u64, steps: u64| {
+            check(&format!(
+                r#"{{"ada":{{"alpha":{alpha},"cvar":1.5,"delta":null,"score_sum":2.5,"kept":{kept},"steps":{steps}}}}}"#
+            ))
+        };
+        ada("0.5", 640, 10).unwrap();
+        for bad in [ada("0.5", u64::MAX, 10), ada("0.5", 640, 11), ada("1.0", 1, 1), ada("-1e300", 1, 1)] {
+            assert!(bad.unwrap_err().contains("at most 640 kept tokens and 10 steps"));
+        }
+        check(r#"{"easy":{"mean":1.0}}"#).unwrap();
+        assert!(check(r#"{"easy":{"mean":1.1}}"#).unwrap_err().contains("selector.easy"));
+        check(r#"{"carried":{"threshold":-3.0,"lag":1.0}}"#).unwrap();
+        for bad in [r#"{"threshold":1e300,"lag":1.0}"#, r#"{"threshold":1.0,"lag":0.0}"#] {
+            assert!(check(&format!(r#"{{"carried":{bad}}}"#)).unwrap_err().contains("selector.carried"));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -249,20 +249,46 @@ impl Jsonl {
 }
 
 fn copy_until(old: File, new: &mut dyn Write, step: u64, validated: Option<u64>, path: &Path) -> Result<()> {
-    for line in BufReader::new(old).split(b'\n') {
-        let mut line = line.map_err(|e| Error::io("read", path, e))?;
-        let parsed: Option<Value> = serde_json::from_slice(&line).ok();
-        let at = parsed.as_ref().and_then(|v| v.get("step")).and_then(Value::as_u64);
-        let last = match parsed.as_ref().and_then(|v| v.get("val_loss")) {
-            Some(_) => validated,
-            None => Some(step),
-        };
-        if at.zip(last).is_some_and(|(at, last)| at <= last) {
-            line.push(b'\n');
-            new.write_all(&line).map_err(|e| Error::io("write", path, e))?;
+    each_line(old, path, |line, text| {
+        let last = if line.get("val_loss").is_some() { validated } else { Some(step) };
+        if line["step"].as_u64().zip(last).is_some_and(|(at, last)| at <= last) {
+            new.write_all(text).and_then(|()| new.write_all(b"\n")).map_err(|e| Error::io("write", path, e))?;
+        }
+        Ok(())
+    })
+}
+
+/// Longest line of metrics that is read: a hundred times the longest that is written.
+const MOST_LINE_BYTES: u64 = 1 << 18;
+
+/// Every line of a `metrics.jsonl`, one at a time, as value. What is no line of metrics (a crash may cut the last one
+/// short) is passed over.
+pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
+    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    each_line(file, path, |line, _| {
+        take(line);
+        Ok(())
+    })
+}
+
+fn each_line(file: File, path: &Path, mut take: impl FnMut(Value, &[u8]) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io("read", path, e);
+    let (mut input, mut line) = (BufReader::new(file), Vec::new());
+    loop {
+        line.clear();
+        if (&mut input).take(MOST_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            return Ok(());
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() as u64 == MOST_LINE_BYTES {
+            input.skip_until(b'\n').map_err(failed)?;
+            continue;
+        }
+        if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {
+            take(value, &line)?;
         }
     }
-    Ok(())
 }
 
 impl EventSink for Jsonl {

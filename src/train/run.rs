@@ -112,8 +112,10 @@ impl Run {
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
-            trainer.memory = read_memory(saved.selector)?;
             counters = saved.counters;
+            trainer.memory = read_memory(saved.selector)?;
+            let possible = trainer.memory.check(counters.step, counters.tokens);
+            possible.map_err(|what| checkpoint::impossible(&lock.place(counters.step), &what))?;
         }
         Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
     }

@@ -6,13 +6,14 @@ use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::hub::{HubOptions, Kind, ModelRef, ModelSource, has_tokenizer, locate};
+use crate::hub::HubOptions;
 use crate::model::preset::{Birth, Preset, Source};
 use crate::model::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
+use crate::resolve::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
 use crate::teacher::Teacher;
 use crate::train::checkpoint::Inputs;
 use candle_core::Device;
@@ -69,6 +70,11 @@ impl Session {
     /// As [`Session::open`], on the given data folder.
     pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
         let device = device(plan.machine.device)?;
+        let mut plan = plan.clone();
+        if let (DeviceSpec::Auto, true) = (plan.machine.device, device.is_cuda()) {
+            plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
+        }
+        let plan = &plan;
         Precision::of(plan.machine.dtype, &device)?; // before anything takes time
         let data = DataDir::open(dir)?;
         // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.

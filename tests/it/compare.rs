@@ -1,5 +1,6 @@
 //! `compare`: methods x seeds, stopped, gone on with and reported.
 
+use crate::support::place::without_settings;
 use crate::support::tiny;
 use serde_json::Value;
 use std::fs;
@@ -47,9 +48,7 @@ impl Place {
 
     fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command.arg("compare").args(args).arg("--offline").current_dir(self.0.path()).stdin(Stdio::null());
         let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

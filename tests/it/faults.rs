@@ -1,7 +1,11 @@
 //! Whole runs under faults: killed at any moment, stopped in any phase, no space, numbers that are not finite, data that
 //! changes. Promise: nothing that was saved is lost, nothing half-written is left behind, and one line says what to do.
 
-use crate::support::place::{Place, TINY, copy_data, copy_folder, data, everything, pretrain, save_random, timeless};
+#[cfg(target_os = "linux")]
+use crate::support::place::on_file_system;
+use crate::support::place::{
+    Place, TINY, copy_data, copy_folder, data, everything, numbers, pretrain, save_random, timeless,
+};
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::data::tokens::TokenFile;
@@ -63,7 +67,7 @@ fn kill(child: &mut Child, run: &Path, moment: &Moment) -> bool {
 fn stopped(mut child: Child, name: &str, ready: impl Fn() -> bool) -> (Option<i32>, String) {
     let started = Instant::now();
     while !ready() && child.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < Duration::from_secs(60), "never ready for its signal");
+        assert!(started.elapsed() < Duration::from_secs(180), "never ready for its signal");
         std::thread::sleep(Duration::from_millis(1));
     }
     // Where the child has ended already, its status says so.
@@ -78,18 +82,6 @@ fn spawn(place: &Place, args: &[&str]) -> Child {
 
 fn lines(path: &Path) -> usize {
     fs::read(path).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
-}
-
-/// Weights and moments of the last checkpoint, and the exported weights.
-fn numbers(run: &Path) -> [Vec<u8>; 4] {
-    let last = checkpoint::latest(run).unwrap().unwrap();
-    let read = |path: &Path| fs::read(path).unwrap();
-    [
-        read(&run.join("model/model.safetensors")),
-        read(&last.join("model.safetensors")),
-        read(&last.join("adam_m.safetensors")),
-        read(&last.join("adam_v.safetensors")),
-    ]
 }
 
 #[test]
@@ -255,26 +247,6 @@ fn every_long_phase_stops_when_asked() {
     assert!(place.path("cmp/report.html").is_file());
 }
 
-/// Runs the binary where `mount` is a file system of its own, and leaves a copy of its content in `copied`. None where
-/// this machine lets nobody mount.
-#[cfg(target_os = "linux")]
-fn on_file_system(place: &Place, options: &str, args: &[&str]) -> Option<(i32, String)> {
-    fs::create_dir_all(place.path("mount")).unwrap();
-    let wrapped = |script: &str, args: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_eslm-kd")]).args(args);
-        command.current_dir(place.path("")).stdin(Stdio::null()).output()
-    };
-    let mount = format!("mount -t tmpfs -o {options} tmpfs mount");
-    if !wrapped(&mount, &[]).is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: this machine does not let a test mount a file system");
-        return None;
-    }
-    let script = format!("{mount} || exit 99; \"$0\" \"$@\"; code=$?; cp -r mount copied; exit $code");
-    let out = wrapped(&script, &[args, &["--offline", "--quiet"]].concat()).unwrap();
-    Some((out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap()))
-}
-
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_costs_no_checkpoint() {
@@ -319,10 +291,44 @@ fn a_run_that_cannot_save_does_not_begin() {
     assert!(stderr.contains("the run's first checkpoint needs") && stderr.lines().count() == 1, "{stderr}");
     assert_eq!(fs::read_dir(place.path("copied")).unwrap().count(), 0, "nothing is left of it");
 
-    fs::remove_dir_all(place.path("copied")).unwrap();
     let Some((code, stderr)) = on_file_system(&place, "size=2m,ro", &args) else { return };
     assert_eq!(code, 6, "{stderr}");
     assert!(stderr.contains("Read-only file system") && stderr.lines().count() == 1, "{stderr}");
+}
+
+/// The quickstart on a corpus that is small and there already; its teacher is the real one, and does not get far.
+#[test]
+fn the_quickstarts_teacher_stops_and_goes_on() {
+    let place = Place::new();
+    let cache = place.path("cache");
+    copy_data(&cache.join("quickstart-1/data"));
+    let teacher = cache.join("quickstart-1/teacher");
+    let metrics = teacher.join("metrics.jsonl");
+    let distill = |args: &[&str]| {
+        let mut command = place.command(args);
+        command.env("ESLM_KD_CACHE", &cache).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // The first line is the validation of step 0, the second one comes after ten steps.
+    let (code, stderr) = stopped(distill(&["distill", "--out", "run"]), "-TERM", || lines(&metrics) > 1);
+    assert_eq!(code, Some(143), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    let (start, next) = last.split_once("continue with: eslm-kd ").unwrap();
+    assert!(start.starts_with("error: stopped, and all state saved"), "{stderr}");
+    let saved = checkpoint::latest(&teacher).unwrap().unwrap();
+    let step = verify(&saved).unwrap().step;
+    assert!(step >= 10, "{step}");
+
+    let next: Vec<&str> = next.split(' ').collect();
+    let (code, stderr) = stopped(distill(&next), "-INT", || lines(&metrics) > 2);
+    assert_eq!(code, Some(130), "{stderr}");
+    assert!(stderr.contains(&format!("resuming from {}", saved.display())), "{stderr}");
+    let steps: Vec<u64> = fs::read_to_string(&metrics)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps[..3], [0, 10, 20]);
+    assert!(verify(&checkpoint::latest(&teacher).unwrap().unwrap()).unwrap().step >= 20);
 }
 
 /// A teacher of one block whose rows are finite unless the sequence holds `token`: its embedding and any position's together

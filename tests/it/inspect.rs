@@ -1,5 +1,6 @@
 //! `inspect` from outside: the page, the terminal, the numbers, the errors.
 
+use crate::support::place::without_settings;
 use crate::support::tiny;
 use serde_json::Value;
 use std::fs;
@@ -11,9 +12,7 @@ const RUN_FILE: &str = "steps = 2\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_
 
 fn run(place: &TempDir, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_")) {
-        command.env_remove(name);
-    }
+    without_settings(&mut command);
     command.args(args).arg("--offline").current_dir(place.path()).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -3,10 +3,12 @@
 mod cli;
 mod compare;
 mod faults;
+mod full_disk;
 mod hostile;
 mod hub;
 mod hub_binary;
 mod hub_store;
+mod hub_waits;
 mod inspect;
 mod laws;
 mod models;

@@ -1,6 +1,6 @@
 //! The verbs that take a model: eval, generate, export, through the built binary.
 
-use crate::support::place::without_settings;
+use crate::support::place::{Place, TINY, data, pretrain, without_settings};
 use candle_core::Device;
 use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
 use eslm_kd::model::weights::{SaveOptions, save_model};
@@ -126,4 +126,23 @@ fn mistakes_end_with_a_message_and_their_status() {
     std::fs::remove_file(world.path("run/model/model.safetensors")).unwrap();
     world.refused(&["generate", "run"], 3, "model.safetensors");
     assert!(!Path::new(&world.path("out")).exists());
+}
+
+#[test]
+fn a_run_that_has_not_finished_is_used_with_a_warning() {
+    let place = Place::new();
+    let data = data();
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "teacher"]));
+    let distill = |teacher: &str, out: &str| {
+        let args = ["distill", "--data", &data, "--teacher", teacher, "--steps", "1", "--out", out];
+        let (code, _, stderr) = place.run(&[&args[..], &TINY].concat());
+        assert_eq!(code, 0, "{stderr}");
+        stderr.lines().filter(|line| line.contains("not finished")).map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(distill("teacher", "a"), [""; 0], "its final model");
+    std::fs::remove_dir_all(place.path("teacher/model")).unwrap();
+    let said = distill("teacher", "b");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("warning: teacher is a run") && said[0].ends_with("step-00000002"), "{said:?}");
+    assert_eq!(distill("teacher/last", "c"), [""; 0], "who names the checkpoint knows");
 }

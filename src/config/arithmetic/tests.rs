@@ -1,5 +1,6 @@
 //! Costs by hand, and the plans that must cost them.
 
+use super::memory::logit_bytes;
 use super::*;
 use crate::config::{Overrides, RunFile, load};
 
@@ -166,13 +167,19 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
         assert_eq!(settled.machine.head, HeadMode::Keep);
         let m = memory(&cfg, None, &settled);
         let stored = logit_bytes(&cfg, &settled, micro as u64);
-        assert!(m.activations + stored <= MICRO_BATCH_BUDGET && stored <= KEPT_LOGITS_BUDGET, "{m:?}");
+        let budget = Budget::of(settled.machine.device);
+        assert!(m.activations + stored <= budget.micro_batch && stored <= budget.kept_logits, "{m:?}");
         // Settling again changes nothing.
         assert_eq!(settle(&cfg, &settled), settled);
     }
     // 16 sequences of 206 MB of logits are too many to keep.
     let many = plan("[machine]\nmicro_rows = 16\n");
     assert_eq!(settle(&gpt2(), &many).machine.head, HeadMode::Recompute);
+    // A GPU has room for more.
+    let micro_rows = |device: &str| {
+        settle(&gpt2(), &plan(&format!("[data]\nrows = 32\n[machine]\ndevice = '{device}'\n"))).machine.micro_rows
+    };
+    assert_eq!((micro_rows("cpu"), micro_rows("cuda")), (MicroRows::Rows(2), MicroRows::Rows(16)));
     // A vocabulary whose logits alone burst the budget still trains, one sequence at a time.
     let wide = Gpt2Config::new(400_000, 1024, 64, 1, 1);
     let settled = settle(&wide, &plan(""));

@@ -1,12 +1,15 @@
 //! Parquet: one string column, a row at a time.
 
+use super::parquet_pages::Pages;
 use super::pieces::WholeDocuments;
 use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use arrow_array::{Array, ArrayRef, StringArray};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 use std::fs::{self, File};
@@ -42,16 +45,21 @@ impl RowReader {
         // with an error of the reader.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        let opened =
-            guarded(&place, || ParquetRecordBatchReaderBuilder::try_new_with_options(Checked { file, size }, options))?;
-        let builder = opened.map_err(|e| failed(&e))?;
-        let columns: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
+        let mut input = Checked { file, size, pages: None };
+        let metadata = guarded(&place, || ArrowReaderMetadata::load(&input, options))?.map_err(|e| failed(&e))?;
+        let columns: Vec<String> = metadata.schema().fields().iter().map(|f| f.name().clone()).collect();
         let Some(index) = columns.iter().position(|name| name == field) else {
             let known = columns.join(", ");
             return Err(Error::data(format!(
                 "{place}: no column {field:?}; it has {known}: name one with --text-field"
             )));
         };
+        let found = guarded(&place, || {
+            let schema = metadata.parquet_schema();
+            Pages::find(&input, metadata.metadata(), |leaf| schema.get_column_root_idx(leaf) == index)
+        })?;
+        input.pages = Some(found.map_err(|e| failed(&e))?);
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, metadata);
         let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
         let rows = builder.metadata().file_metadata().num_rows().max(0) as u64;
         let built = guarded(&place, || builder.with_projection(mask).with_batch_size(ROWS).build())?;
@@ -86,12 +94,8 @@ impl WholeDocuments for RowReader {
                 && *row < array.len()
             {
                 *row += 1;
-                let text = text_at(array, *row - 1);
-                return text.map(|t| Some(t.to_string())).map_err(|what| {
-                    let row = self.rows_read - array.len() as u64 + *row as u64;
-                    let place = self.source.path.display();
-                    Error::data(format!("{place}: row {row}: column {:?} {what}", self.field))
-                });
+                let text = text_at(array, *row - 1).map(|t| Some(t.to_string()));
+                return text.map_err(|what| Error::data(format!("{}: column {:?} {what}", self.place(), self.field)));
             }
             match guarded(self.source.path.display(), || self.batches.next())? {
                 None => return Ok(None),
@@ -106,12 +110,19 @@ impl WholeDocuments for RowReader {
             }
         }
     }
+
+    fn place(&self) -> String {
+        let left = self.current.as_ref().map_or(0, |(array, row)| array.len() - row);
+        format!("{}: row {}", self.source.path.display(), self.rows_read - left as u64)
+    }
 }
 
-/// A file that allocates for what it holds, not for what its footer says: lengths there are anyone's claim.
+/// A file that allocates for what it holds, not for what its footer says: lengths there are anyone's claim. Once its pages
+/// are known, it gives out nothing else.
 struct Checked {
     file: File,
     size: u64,
+    pages: Option<Pages>,
 }
 
 impl Length for Checked {
@@ -134,7 +145,9 @@ impl ChunkReader for Checked {
                 "{length} bytes from byte {start} are claimed, the file has {size}"
             )));
         }
-        self.file.get_bytes(start, length)
+        let bytes = self.file.get_bytes(start, length)?;
+        self.pages.as_ref().map_or(Ok(()), |pages| pages.check(start, &bytes))?;
+        Ok(bytes)
     }
 }
 

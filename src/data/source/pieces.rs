@@ -124,12 +124,19 @@ impl Documents for TextReader {
             self.fill()?;
         }
     }
+
+    fn place(&self) -> String {
+        format!("{}, before byte {}", self.source.path.display(), self.offset)
+    }
 }
 
 /// Documents that are in memory whole.
 pub trait WholeDocuments: Send {
     /// The next one, or None at the end.
     fn next_document(&mut self) -> Result<Option<String>>;
+
+    /// Where the last one came from, for messages.
+    fn place(&self) -> String;
 }
 
 /// Cuts long documents.
@@ -165,5 +172,9 @@ impl<D: WholeDocuments> Documents for Cut<D> {
             self.waiting.push_back(Piece { text: rest.to_string(), ends_document: true });
         }
         Ok(self.waiting.pop_front())
+    }
+
+    fn place(&self) -> String {
+        self.inner.place()
     }
 }

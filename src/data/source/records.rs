@@ -23,10 +23,9 @@ impl LineReader {
     }
 
     fn parse(&self) -> Result<Option<String>> {
-        let place = || format!("{}:{}", self.source.path.display(), self.number);
         let text = std::str::from_utf8(&self.line).map_err(|e| {
             let at = self.offset + e.valid_up_to() as u64;
-            Error::data(format!("{}: not UTF-8 at byte {at} of the file; convert it to UTF-8", place()))
+            Error::data(format!("{}: not UTF-8 at byte {at} of the file; convert it to UTF-8", self.place()))
         })?;
         let text = if self.number == 1 { text.strip_prefix('\u{FEFF}').unwrap_or(text) } else { text };
         if text.trim().is_empty() {
@@ -37,7 +36,7 @@ impl LineReader {
         found.map(Some).map_err(|e| {
             let what = e.to_string();
             let what = what.split(" at line ").next().unwrap_or(&what);
-            Error::data(format!("{}: {what} (column {})", place(), e.column()))
+            Error::data(format!("{}: {what} (column {})", self.place(), e.column()))
         })
     }
 }
@@ -54,15 +53,18 @@ impl WholeDocuments for LineReader {
             self.number += 1;
             if self.line.len() > MOST_DOCUMENT_BYTES {
                 return Err(Error::data(format!(
-                    "{}:{}: the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line",
-                    self.source.path.display(),
-                    self.number
+                    "{}: the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line",
+                    self.place()
                 )));
             }
             if let Some(text) = self.parse()? {
                 return Ok(Some(text));
             }
         }
+    }
+
+    fn place(&self) -> String {
+        format!("{}:{}", self.source.path.display(), self.number)
     }
 }
 

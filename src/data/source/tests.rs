@@ -219,6 +219,19 @@ fn bad_records_name_their_line() {
 }
 
 #[test]
+fn a_word_without_an_end_names_its_place() {
+    let folder = Folder::new();
+    let word = "a".repeat(5 << 20);
+    let says = |name: &str, bytes: &[u8], place: &str| {
+        let message = folder.error(name, bytes);
+        assert!(message.contains(&format!("{place}: a word of more than 4194304 bytes")), "{message}");
+    };
+    says("a.txt", format!("one two {word} three").as_bytes(), "a.txt, before byte 5242894");
+    says("a.jsonl", format!("{{\"text\":\"a\"}}\n\n{{\"text\":\"b {word}\"}}\n{{}}").as_bytes(), "a.jsonl:3");
+    says("a.parquet", &parquet_bytes(&[Some("a"), Some(&word), Some("b")]), "a.parquet: row 2");
+}
+
+#[test]
 fn text_that_is_not_utf8_names_the_byte() {
     let folder = Folder::new();
     let mut text = "ünï ".repeat(40_000).into_bytes();

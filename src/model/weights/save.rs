@@ -5,13 +5,16 @@
 
 use super::with_values;
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{read_bounded, write_atomic};
 use crate::model::{Gpt2Config, ParamSet};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+
+/// As much as is read of a tokenizer anywhere.
+const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// The files that make up a Hugging Face tokenizer; a folder has some of them.
 pub const TOKENIZER_FILES: [&str; 6] = [
@@ -45,7 +48,7 @@ pub fn save_model(dir: &Path, config: &Gpt2Config, params: &ParamSet, options: &
         let from = tokenizer.join(name);
         if from.exists() {
             // Bytes rather than fs::copy, which would copy a cache's private mode too.
-            let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, e))?;
+            let bytes = read_bounded(&from, MOST_TOKENIZER_BYTES)?;
             let to = dir.join(name);
             write_atomic(&to, |w| w.write_all(&bytes).map_err(|e| Error::io("write", &to, e)))?;
             copied += 1;

@@ -16,6 +16,7 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
+pub(crate) use store::list_in;
 pub use store::{RunLock, best, check_free, latest, list};
 
 use crate::config::{CheckpointPlan, Plan};
@@ -89,6 +90,28 @@ impl Counters {
         self.cursor += plan.data.rows as u64;
         self.tokens += tokens;
         self.seconds += seconds;
+    }
+
+    /// Errs with what no run of `plan` can have counted: a state that says so was not written by one.
+    fn check(&self, plan: &Plan, optimizer_step: u64) -> std::result::Result<(), String> {
+        let Self { step, tokens, cursor, skipped, seconds, last_validation, .. } = *self;
+        let validated = last_validation.map_or(0, |(at, _)| at);
+        let most = |what, found: u64, most: u64, why| {
+            if found <= most { Ok(()) } else { Err(format!("{what} is {found}; expected at most {most}, {why}")) }
+        };
+        most("step", step, plan.steps, "the steps of the run")?;
+        let sequences = step.saturating_mul(plan.data.rows as u64);
+        if cursor != sequences {
+            return Err(format!("cursor is {cursor}; expected {sequences}, the sequences of {step} steps"));
+        }
+        most("tokens", tokens, step.saturating_mul(plan.tokens_per_step()), "the tokens of its steps")?;
+        most("skipped", skipped, step, "its steps")?;
+        most("optimizer_step", optimizer_step, step - skipped, "the steps that were not skipped")?;
+        most("last_validation", validated, step, "its steps")?;
+        if seconds < 0.0 {
+            return Err(format!("seconds is {seconds}; expected at least 0"));
+        }
+        Ok(())
     }
 }
 
@@ -166,6 +189,15 @@ fn read_state(path: &Path) -> Result<Saved> {
         .map_err(|e| of_another_version(path, &e))
 }
 
+/// The hashes are right, so this is no accident of a disk.
+pub(super) fn impossible(path: &Path, what: &str) -> Error {
+    Error::data(format!(
+        "{}: {what}. No run writes that: it was changed by hand or by another program; remove this checkpoint to go on from \
+         the one before",
+        path.join(STATE_FILE).display()
+    ))
+}
+
 fn of_another_version(path: &Path, e: &serde_json::Error) -> Error {
     Error::data(format!("{}: written by another version of this program ({e})", path.join(STATE_FILE).display()))
 }
@@ -228,6 +260,11 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
     let saved = read_state(path)?;
     let plan: Plan = serde_json::from_value(saved.plan).map_err(|e| of_another_version(path, &e))?;
     expected.check(path, manifest, &plan)?;
+    let named = match saved.counters.step == manifest.step {
+        true => Ok(()),
+        false => Err(format!("step is {}; expected {}, as in {MANIFEST_FILE}", saved.counters.step, manifest.step)),
+    };
+    named.and_then(|()| saved.counters.check(&plan, saved.optimizer_step)).map_err(|what| impossible(path, &what))?;
     let (config, params) = load_model(path, device)?;
     if params.layout() != expected.layout {
         return Err(Error::usage(format!(

@@ -144,8 +144,12 @@ pub fn check_free(run_dir: &Path) -> Result<()> {
 
 /// Checkpoints of a run folder as (step, folder), oldest first. Temporaries and other names are ignored.
 pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let folder = run_dir.join(FOLDER);
-    let mut found: Vec<(u64, PathBuf)> = names(&folder)?
+    list_in(&run_dir.join(FOLDER))
+}
+
+/// The same of a `checkpoints` folder itself.
+pub(crate) fn list_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found: Vec<(u64, PathBuf)> = names(folder)?
         .into_iter()
         .filter_map(|name| {
             let digits = name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;

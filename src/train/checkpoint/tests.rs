@@ -50,14 +50,14 @@ fn state(step: u64) -> TrainState {
         flops,
         seconds: 0.1 + step as f64 / 3.0,
         best_val_loss: Some(2.0 / 3.0),
-        last_validation: Some((11, 5.0 / 7.0)),
-        skipped: 3,
+        last_validation: Some((step / 2, 5.0 / 7.0)),
+        skipped: step / 4,
     };
     TrainState {
         plan: plan(),
         config,
         params: random(&layout, 1),
-        optimizer: adamw::State { step, m: random(&layout, 2), v: random(&layout, 3) },
+        optimizer: adamw::State { step: step - step / 4, m: random(&layout, 2), v: random(&layout, 3) },
         counters,
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
         inputs: Inputs {
@@ -133,7 +133,7 @@ fn everything_comes_back_bit_for_bit() {
     assert_eq!(found.counters, saved.counters);
     assert_eq!(found.selector, saved.selector);
     assert_eq!((found.plan, found.config, found.inputs), (saved.plan, saved.config, saved.inputs));
-    assert_eq!(found.optimizer.step, 12);
+    assert_eq!(found.optimizer.step, 9);
     let sets = [
         (&found.params, &saved.params),
         (&found.optimizer.m, &saved.optimizer.m),
@@ -193,6 +193,48 @@ fn a_manifest_cannot_lie() {
     assert!(load_with(&path, |_| ()).unwrap_err().to_string().contains("manifest.json is damaged"));
     fs::remove_file(&file).unwrap();
     assert!(load_with(&path, |_| ()).unwrap_err().to_string().contains("manifest.json is missing"));
+}
+
+#[test]
+fn counts_that_no_run_could_have_are_refused() {
+    let (_folder, run) = run_with(&[8]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let good: Value = serde_json::from_slice(&fs::read(path.join(STATE_FILE)).unwrap()).unwrap();
+    let with = |key: &str, value: Value| {
+        let mut state = good.clone();
+        assert!(!state[key].is_null(), "no {key}");
+        state[key] = value;
+        fs::write(path.join(STATE_FILE), state.to_string()).unwrap();
+        // The hash is made to fit: this is about what hashes cannot see.
+        let files = Manifest::read(&path).unwrap();
+        fs::remove_file(path.join(MANIFEST_FILE)).unwrap();
+        Manifest::write(&path, files.step, &files.inputs()).unwrap();
+        load_with(&path, |_| ())
+    };
+    for (key, value, says) in [
+        ("step", json!(7), "step is 7; expected 8, as in manifest.json"),
+        ("cursor", json!(u64::MAX), "cursor is 18446744073709551615; expected 32, the sequences of 8 steps"),
+        ("cursor", json!(31), "cursor is 31; expected 32"),
+        ("tokens", json!(257), "tokens is 257; expected at most 256"),
+        ("skipped", json!(9), "skipped is 9; expected at most 8"),
+        ("optimizer_step", json!(7), "optimizer_step is 7; expected at most 6"),
+        ("last_validation", json!([9, 1.0]), "last_validation is 9; expected at most 8"),
+        ("seconds", json!(-1.0), "seconds is -1; expected at least 0"),
+    ] {
+        let error = with(key, value).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(says) && text.contains(STATE_FILE) && text.contains("go on from the one before"),
+            "{text}"
+        );
+    }
+    with("tokens", json!(255)).unwrap();
+
+    // Beyond the plan, where manifest and state agree: such a run would never end.
+    let (_folder, run) = run_with(&[101]);
+    let error = load_with(&latest(run.dir()).unwrap().unwrap(), |_| ()).unwrap_err().to_string();
+    assert!(error.contains("step is 101; expected at most 100, the steps of the run"), "{error}");
 }
 
 #[test]

@@ -3,10 +3,15 @@
 use super::samples::*;
 use crate::support::place::{copy_folder, without_settings};
 use crate::support::tiny;
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::basic::{Compression, GzipLevel};
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// What the program may map at all, in KiB: enough for its ordinary work, less than any of the claims below.
@@ -139,9 +144,114 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
     let train = |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
     refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 67108864 bytes"]);
     // A word is merged in a hundred times its bytes.
-    refused(&place, &train("word.txt"), &["a word of more than 4194304 bytes", "\"aaaa"]);
+    refused(&place, &train("word.txt"), &["word.txt, before byte", "a word of more than 4194304 bytes", "\"aaaa"]);
     let args = prepare("word.txt");
-    refused(&place, &args.each_ref().map(String::as_str), &["a word of more than 4194304 bytes"]);
+    refused(
+        &place,
+        &args.each_ref().map(String::as_str),
+        &["word.txt, before byte", "a word of more than 4194304 bytes"],
+    );
+}
+
+#[test]
+fn states_metrics_and_texts_without_an_end() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let data = tiny::data().display().to_string();
+    let run_file = "steps = 2\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
+                    n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[eval]\nrows = 8\n";
+    fs::write(at("run.toml"), run_file).unwrap();
+    let runs = ["compare", "a:run.toml", "--data", &data, "--seeds", "1", "--out", "cmp", "--keep-checkpoints"];
+    accepted(&place, &runs);
+    let report = ["compare", "--report-only", "--out", "cmp"];
+    let lengthened = |name: &str, size: u64| {
+        let good = fs::read(at(name)).unwrap();
+        File::options().write(true).open(at(name)).unwrap().set_len(size).unwrap();
+        good
+    };
+
+    // Metrics are read line by line: three gigabytes that are none are passed over.
+    let metrics = "cmp/runs/a/seed-1/metrics.jsonl";
+    let good = lengthened(metrics, 3 << 30);
+    accepted(&place, &report);
+    fs::remove_dir_all(at("cmp/runs/a/seed-1/model")).unwrap();
+    accepted(&place, &runs);
+    assert_eq!(fs::read(at(metrics)).unwrap().len(), good.len(), "resumed, and the rest is gone");
+
+    for name in ["cmp/runs/a/seed-1/evaluation.json", "cmp/compare.json"] {
+        let good = lengthened(name, 1 << 40);
+        refused(&place, &report, &[name, "longer than"]);
+        fs::write(at(name), good).unwrap();
+    }
+    accepted(&place, &report);
+
+    let inspect = ["inspect", "cmp/runs/a/seed-1", "--text", "text.txt"];
+    hollow(&at("text.txt"), 1 << 40);
+    refused(&place, &inspect, &["text.txt: longer than 4194304 bytes", "give a part of it"]);
+    fs::write(at("text.txt"), "a".repeat(4 << 20)).unwrap();
+    accepted(&place, &inspect);
+}
+
+/// A Parquet file of one page that holds `texts`.
+fn parquet_page(texts: &[&str], compression: Compression) -> Vec<u8> {
+    let texts: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false);
+    let properties =
+        properties.set_data_page_size_limit(1 << 30).set_statistics_enabled(EnabledStatistics::None).build();
+    let mut out = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut out, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    out
+}
+
+#[test]
+fn parquet_pages_that_unpack_to_gigabytes() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name);
+    let tokenizer = tiny::world().join("tokenizer").display().to_string();
+    let prepare = ["prepare", "--input", "a.parquet", "--tokenizer", &tokenizer, "--out", "out"];
+    // Hexadecimal digits without an order: gzip halves them.
+    let mut random = 1_u64;
+    let noise: String = (0..11 << 20)
+        .map(|_| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from_digit((random >> 60) as u32, 16).unwrap()
+        })
+        .collect();
+    let mut file = parquet_page(&[&noise.replace('0', " ")], Compression::GZIP(GzipLevel::default()));
+    fs::write(at("a.parquet"), &file).unwrap();
+    accepted(&place, &prepare);
+
+    // In place of the page, as long as it: 4 GiB from members of 16 MiB, and empty ones with comments to fill up.
+    let is_gzip = |window: &[u8]| window == [0x1F, 0x8B, 8];
+    let start = file.windows(3).position(is_gzip).unwrap();
+    let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let end = file.len() - 8 - footer;
+    let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    member.write_all(&vec![b' '; 16 << 20]).unwrap();
+    let mut bomb = member.finish().unwrap().repeat(256);
+    let empty = |comment: usize| {
+        let comment = vec![b'x'; comment];
+        flate2::GzBuilder::new().comment(comment).write(Vec::new(), flate2::Compression::fast()).finish().unwrap()
+    };
+    let least = empty(0).len();
+    while bomb.len() < end - start {
+        let left = end - start - bomb.len();
+        bomb.extend(empty(if left <= 40_000 { left - least } else { 20_000 }));
+    }
+    assert_eq!(bomb.len(), end - start, "the page is longer than the bomb");
+    file[start..end].copy_from_slice(&bomb);
+    fs::write(at("a.parquet"), &file).unwrap();
+    refused(&place, &prepare, &["a.parquet", "unpacks to more than 268435456 bytes"]);
+
+    let long = "a ".repeat(1 << 19);
+    let texts = [long.as_str(); 257];
+    for packing in [Compression::SNAPPY, Compression::UNCOMPRESSED] {
+        fs::write(at("a.parquet"), parquet_page(&texts, packing)).unwrap();
+        refused(&place, &prepare, &["a.parquet", "says that it has", "expected at most 268435456"]);
+    }
 }
 
 #[test]

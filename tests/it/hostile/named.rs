@@ -1,6 +1,7 @@
 //! What a refusal must say: the tensor, the key, the way out.
 
 use super::samples::*;
+use crate::support::place::{Place, data, pretrain};
 use candle_core::Device;
 use eslm_kd::ErrorKind;
 use eslm_kd::config::{self, Overrides, RunFile};
@@ -8,6 +9,7 @@ use eslm_kd::data::tokenizer::Tokenizer;
 use eslm_kd::data::tokens::TokenFile;
 use eslm_kd::model::weights::{load_model, read_config};
 use eslm_kd::train::checkpoint::Manifest;
+use serde_json::Value;
 use std::fs;
 
 #[test]
@@ -147,4 +149,26 @@ fn a_tokenizer_that_its_library_panics_on_is_an_error() {
             refused(Tokenizer::load(&path), "tokenizer.json").contains("damaged in a way its parser did not expect")
         );
     }
+}
+
+#[test]
+fn a_memory_of_selection_that_no_run_has_is_refused() {
+    let place = Place::new();
+    let data = data();
+    let carried = ["--steps", "4", "--out", "run", "--set", "select.pool=carried", "--set", "select.burn_in=1"];
+    let more = ["--set", "select.ramp=0", "--set", "method=eslm", "--set", "checkpoint.every=2"];
+    let args = pretrain(&data, &[&carried[..], &more].concat());
+    place.json(&args);
+    fs::remove_dir_all(place.path("run/checkpoints/step-00000004")).unwrap();
+    fs::remove_dir_all(place.path("run/model")).unwrap();
+    let checkpoint = place.path("run/checkpoints/step-00000002");
+    let mut state: Value = serde_json::from_slice(&fs::read(checkpoint.join("state.json")).unwrap()).unwrap();
+    let good = state.to_string();
+    assert!(state["selector"]["carried"]["threshold"].is_f64(), "{state}");
+    state["selector"]["carried"]["threshold"] = 1e300.into();
+    replace_in_checkpoint(&checkpoint, "state.json", state.to_string().as_bytes());
+    let resume = [&args[..], &["--resume"]].concat();
+    place.refused(&resume, 3, &["step-00000002/state.json", "selector.carried is", "remove this checkpoint"]);
+    replace_in_checkpoint(&checkpoint, "state.json", good.as_bytes());
+    place.json(&resume);
 }

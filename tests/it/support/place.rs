@@ -4,7 +4,9 @@ use super::tiny;
 use candle_core::Device;
 use eslm_kd::model::weights::{SaveOptions, save_model};
 use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::train::checkpoint;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -152,6 +154,59 @@ pub fn stop(child: &mut Child, metrics: &Path, lines: usize, signal: &str) -> bo
         assert!(Instant::now() < give_up, "no progress in {}", metrics.display());
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Weights and moments of the last checkpoint, and the exported weights.
+pub fn numbers(run: &Path) -> [Vec<u8>; 4] {
+    let last = checkpoint::latest(run).unwrap().unwrap();
+    let read = |path: &Path| fs::read(path).unwrap();
+    [
+        read(&run.join("model/model.safetensors")),
+        read(&last.join("model.safetensors")),
+        read(&last.join("adam_m.safetensors")),
+        read(&last.join("adam_v.safetensors")),
+    ]
+}
+
+/// Runs the binary where `mount` is a file system of its own, which begins with what `seed` holds, and leaves a copy of its
+/// content in `copied`. None where this machine lets nobody mount.
+#[cfg(target_os = "linux")]
+pub fn on_file_system(place: &Place, options: &str, args: &[&str]) -> Option<(i32, String)> {
+    let _ = fs::remove_dir_all(place.path("copied"));
+    for folder in ["mount", "seed"] {
+        fs::create_dir_all(place.path(folder)).unwrap();
+    }
+    let wrapped = |script: &str, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        without_settings(&mut command);
+        command.args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_eslm-kd")]).args(args);
+        command.current_dir(place.path("")).stdin(Stdio::null()).output()
+    };
+    let mount = format!("mount -t tmpfs -o {options} tmpfs mount");
+    if !wrapped(&mount, &[]).is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: this machine does not let a test mount a file system");
+        return None;
+    }
+    // A seed that does not fit is a mistake of the test; on a read-only mount there is none to copy.
+    let seeded = "[ -z \"$(ls -A seed)\" ] || cp -r seed/. mount/ || exit 98";
+    let script = format!("{mount} || exit 99; {seeded}; \"$0\" \"$@\"; code=$?; cp -r mount copied; exit $code");
+    let out = wrapped(&script, &[args, &["--offline", "--quiet"]].concat()).unwrap();
+    Some((out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap()))
+}
+
+/// Whatever a folder holds, by path.
+pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+        let name = PathBuf::from(path.file_name().unwrap());
+        if path.is_dir() {
+            found.extend(contents(&path).into_iter().map(|(inner, bytes)| (name.join(inner), bytes)));
+            found.insert(name, Vec::new());
+        } else {
+            found.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    found
 }
 
 /// Metrics without what a clock said.

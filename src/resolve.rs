@@ -12,9 +12,9 @@
 //! working directory hides the preset, and `openai-community/gpt2` still names the Hub's. Text that looks like a path
 //! (it starts with `.`, `/` or `~`, or has more than one slash) is never taken for a Hub id.
 
-use super::cache::valid_repo_id;
-use super::{HubOptions, What, fetch_model};
 use crate::error::{Error, Result};
+use crate::hub::cache::valid_repo_id;
+use crate::hub::{HubOptions, What, fetch_model};
 use crate::model::preset::{self, Preset, Role, Source};
 use crate::progress::Progress;
 use crate::train::checkpoint;
@@ -42,8 +42,8 @@ impl Kind {
 /// What a MODEL argument means; found without the network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelRef {
-    /// A folder in Hugging Face layout, and how it was found.
-    Folder { dir: PathBuf, origin: String },
+    /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that has no final model yet.
+    Folder { dir: PathBuf, origin: String, unfinished: bool },
     /// A preset: a teacher of the Hub, a teacher that is generated here, or a student that is yet to be born.
     Preset(&'static Preset),
     /// A repository of the Hub.
@@ -58,8 +58,8 @@ impl ModelRef {
             return Ok(found);
         }
         if path.exists() {
-            let (dir, origin) = model_folder(path)?;
-            return Ok(Self::Folder { dir, origin });
+            let (dir, origin, unfinished) = model_folder(path)?;
+            return Ok(Self::Folder { dir, origin, unfinished });
         }
         Self::named(text, kind)
     }
@@ -130,8 +130,16 @@ pub(crate) fn locate(
         Ok(ModelSource { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit), preset })
     };
     match meant {
-        ModelRef::Folder { dir, origin } => match revision {
-            None => Ok(ModelSource { dir, origin, commit: None, preset: None }),
+        ModelRef::Folder { dir, origin, unfinished } => match revision {
+            None => {
+                if unfinished {
+                    progress.note(&format!(
+                        "warning: {text} is a run that has not finished; its newest checkpoint is used: {}",
+                        dir.display()
+                    ));
+                }
+                Ok(ModelSource { dir, origin, commit: None, preset: None })
+            }
             Some(r) => Err(Error::usage(format!("{text} is a folder; revision {r} is for models of the Hub"))),
         },
         // A mistyped path looks like a Hub id: say how it was read.
@@ -208,42 +216,34 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
         return Err(Error::usage(format!("{}: the run has no {what}", run.display())));
     };
     let step = checkpoint::verify(&dir)?.step;
-    Ok(Some(ModelRef::Folder { dir, origin: format!("{name} checkpoint (step {step}) of {}", run.display()) }))
+    let origin = format!("{name} checkpoint (step {step}) of {}", run.display());
+    Ok(Some(ModelRef::Folder { dir, origin, unfinished: false }))
 }
 
-/// The Hugging Face folder that an existing path stands for, and how it was found.
-fn model_folder(path: &Path) -> Result<(PathBuf, String)> {
+/// The Hugging Face folder that an existing path stands for, how it was found, and whether it is that of a run which has no
+/// final model yet.
+fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     let shown = path.display();
     if path.is_file() {
         return Err(Error::usage(format!("{shown} is a file; name the model's folder, which holds config.json")));
     }
     let whole = |dir: &Path| dir.join("config.json").exists();
     if whole(path) {
-        return Ok((path.to_path_buf(), format!("folder {shown}")));
+        return Ok((path.to_path_buf(), format!("folder {shown}"), false));
     }
     let model = path.join("model");
     if whole(&model) {
-        return Ok((model, format!("final model of run {shown}")));
+        return Ok((model, format!("final model of run {shown}"), false));
     }
-    for folder in [path.join("checkpoints"), path.to_path_buf()] {
-        if let Some((step, dir)) = newest_checkpoint(&folder) {
-            return Ok((dir, format!("checkpoint at step {step} of {shown}")));
+    for (checkpoints, of_run) in [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)] {
+        if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
+            return Ok((dir, format!("checkpoint at step {step} of {shown}"), of_run));
         }
     }
     Err(Error::usage(format!(
         "{shown} exists but is no model: expected a folder with config.json, or a run folder with model/ or \
          checkpoints/step-N/. If a preset or a Hub id is meant, write org/name or call from another folder"
     )))
-}
-
-/// The `step-N` folder with the largest N that holds a config.
-fn newest_checkpoint(folder: &Path) -> Option<(u64, PathBuf)> {
-    let steps = std::fs::read_dir(folder).ok()?.flatten().filter_map(|entry| {
-        let name = entry.file_name();
-        let step = name.to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        entry.path().join("config.json").exists().then(|| (step, entry.path()))
-    });
-    steps.max()
 }
 
 fn looks_like_path(text: &str) -> bool {
