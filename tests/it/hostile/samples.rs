@@ -107,7 +107,7 @@ fn constant(layout: &Layout, value: f32) -> ParamSet {
 }
 
 fn plan() -> Plan {
-    let file = RunFile { name: "run.toml".into(), text: "student = 'tiny'\n[data]\ncontext = 4\n".into() };
+    let file = RunFile { name: "run.toml".into(), text: "student = 'tiny'\n[data]\ncontext = 4\nrows = 4\n".into() };
     config::load(Some(&file), &Overrides::default()).unwrap().plan
 }
 
@@ -124,7 +124,7 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
         config: model.config,
         params: model.params,
         optimizer: adamw::State { step: 5, m: constant(&layout, first), v: constant(&layout, second) },
-        counters: Counters { step: 5, tokens: 160, cursor: 20, ..Counters::default() },
+        counters: Counters { step: 5, tokens: 80, cursor: 20, ..Counters::default() },
         selector: json!({"alpha": 0.1}),
         inputs: inputs(),
     };
