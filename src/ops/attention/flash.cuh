@@ -25,13 +25,19 @@ __device__ inline float power_of_2(float x) {
 #endif
 }
 
-// Starts copies of `count` rows of a head to a tile, with zeros after them.
+// Starts copies of `count` rows of a head to a tile, with zeros after them: eight threads for a row. Where rows are looked
+// up in a list, all look-ups are under way before the first is waited for.
 template <int ROWS, typename Row>
 __device__ inline void fetch(bf16* tile, const bf16* from, size_t stride, int count, Row row) {
+    constexpr int ACROSS = DIM / 8, DOWN = THREADS / ACROSS, EACH = ROWS / DOWN;
+    const int first = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 8;
+    size_t rows[EACH];
 #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
-        const int r = i / (DIM / 8), at = i % (DIM / 8) * 8;
-        start_copy<16>(tile + r * LINE + at, r < count ? from + row(r) * stride + at : from, r < count);
+    for (int i = 0; i < EACH; ++i) rows[i] = first + i * DOWN < count ? row(first + i * DOWN) : 0;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        const int r = first + i * DOWN;
+        start_copy<16>(tile + r * LINE + at, from + rows[i] * stride + at, r < count);
     }
 }
 
@@ -97,8 +103,8 @@ __device__ inline void write_rows(bf16* to, size_t stride, int count, const floa
     }
     __syncwarp();
 #pragma unroll
-    for (int i = lane; i < 16 * (DIM / 8); i += WARP) {
-        const int r = i / (DIM / 8), at = i % (DIM / 8) * 8;
+    for (int i = 0; i < 4; ++i) {
+        const int r = 4 * i + lane / 8, at = lane % 8 * 8;
         if (r < count) {
             *reinterpret_cast<uint4*>(to + r * stride + at) = *reinterpret_cast<const uint4*>(scratch + r * LINE + at);
         }
