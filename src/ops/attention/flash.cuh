@@ -117,8 +117,7 @@ __device__ inline void forward(const Forward& a) {
     static_assert(QUERIES * LINE == STAGE, "the queries pass through the second stage");
     DYNAMIC_SHARED(bf16, shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    // The last tile, which sees most, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
     const size_t first_row = static_cast<size_t>(head / a.heads) * a.context;
     const size_t d = static_cast<size_t>(a.heads) * DIM, stride = 3 * d, column = head % a.heads * DIM;
     const bf16* q = static_cast<const bf16*>(a.qkv) + first_row * stride + column;
@@ -212,7 +211,8 @@ __device__ inline void queries(const Backward& a) {
     constexpr int OWN = 16, N = TILE / 8;
     DYNAMIC_SHARED(bf16, shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, mine = warp * OWN;
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles, b = head / a.heads;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
+    const uint32_t b = head / a.heads;
     const uint32_t start = start_of(a.queries, b, a.context) + tile * TILE, all = start_of(a.queries, b + 1, a.context);
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));
@@ -285,8 +285,8 @@ __device__ inline void keys(const Backward& a) {
     DYNAMIC_SHARED(bf16, shared);
     float2* stats = reinterpret_cast<float2*>(shared + 2 * STAGE);  // two stages of TILE
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, mine = warp * OWN;
-    // The first tile, which most queries see, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles, b = head / a.heads;
+    const auto [head, tile] = place(a.tiles, a.context);
+    const uint32_t b = head / a.heads;
     const uint32_t start = start_of(a.keys, b, a.context) + tile * TILE, all = start_of(a.keys, b + 1, a.context);
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));
