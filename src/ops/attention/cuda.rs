@@ -199,7 +199,9 @@ pub(super) fn backward(
     let dtype = qkv.dtype();
     if dout.dtype() != dtype || attended.out.dtype() != dtype {
         let (out, dout) = (attended.out.dtype(), dout.dtype());
-        return Err(Error::internal(format!("attention on {dtype:?} with an output of {out:?}, its gradient {dout:?}")));
+        return Err(Error::internal(format!(
+            "attention on {dtype:?} with an output of {out:?}, its gradient {dout:?}"
+        )));
     }
     let (dim, every) = (head_dim(qkv, shape)?, List::every(shape));
     let width = shape.heads * dim;
@@ -238,13 +240,10 @@ pub(super) fn backward(
     let dkv = uninitialised((with_keys.count, 2 * width), dtype, qkv)?;
     let kernels = Kernels::of(qkv, &[dout, &dq, &dkv], dim)?;
     let (rows, threads, of_queries, of_keys) = match kernels {
-        Kernels::Generic => {
-            (generic::ROWS, generic::THREADS, generic::shared(dim, 2, 1), generic::shared(dim, 2, 2))
-        }
+        Kernels::Generic => (generic::ROWS, generic::THREADS, generic::shared(dim, 2, 1), generic::shared(dim, 2, 2)),
         Kernels::Flash => (flash::TILE, flash::THREADS, flash::STAGES, flash::STAGES + flash::STATISTICS),
     };
-    for (kernel, owned, shared) in
-        [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
+    for (kernel, owned, shared) in [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
     {
         let tiles = owned.longest.div_ceil(rows);
         let args = Backward {

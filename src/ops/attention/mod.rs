@@ -297,9 +297,15 @@ mod tests {
 
     #[test]
     fn a_gpus_kernels_give_the_same() {
-        for (batch, context, heads, dim) in
-            [(1, 1, 1, 4), (2, 13, 3, 4), (1, 70, 2, 16), (1, 33, 1, 100), (2, 35, 2, 5), (2, 3, 2, 64), (1, 150, 1, 64)]
-        {
+        for (batch, context, heads, dim) in [
+            (1, 1, 1, 4),
+            (2, 13, 3, 4),
+            (1, 70, 2, 16),
+            (1, 33, 1, 100),
+            (2, 35, 2, 5),
+            (2, 3, 2, 64),
+            (1, 150, 1, 64),
+        ] {
             check_kernels(Shape { batch, context, heads }, heads * dim, None, Keys::All);
         }
     }
