@@ -32,6 +32,24 @@ __device__ inline uint32_t first_not_before(const Rows& list, uint32_t row, uint
     return from;
 }
 
+// Which tile of which head a block owns. Blocks start in the order of their index, so tiles with much work come first and
+// the last to end are short; but only over as many heads as keep their keys and values in the second-level cache (16 MiB
+// in bf16 with heads of 64), before it is the next heads' turn.
+struct Place {
+    uint32_t head, tile;
+};
+__device__ inline Place place(uint32_t tiles, uint32_t context) {
+    const uint32_t together = max(1u, (1u << 16) / context), all = gridDim.x / tiles;
+    const uint32_t first = blockIdx.x / (together * tiles) * together, heads = min(together, all - first);
+    const uint32_t at = blockIdx.x - first * tiles;
+    return {first + at % heads, at / heads};
+}
+// Of queries the last tile sees most keys; of keys the first is seen by most queries.
+__device__ inline Place place_of_queries(uint32_t tiles, uint32_t context) {
+    const Place p = place(tiles, context);
+    return {p.head, tiles - 1 - p.tile};
+}
+
 struct Forward {
     void* out;        // [B T, D]
     float* lse;       // [B, H, T]

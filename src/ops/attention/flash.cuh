@@ -25,13 +25,19 @@ __device__ inline float power_of_2(float x) {
 #endif
 }
 
-// Starts copies of `count` rows of a head to a tile, with zeros after them.
+// Starts copies of `count` rows of a head to a tile, with zeros after them: eight threads for a row. Where rows are looked
+// up in a list, all look-ups are under way before the first is waited for.
 template <int ROWS, typename Row>
 __device__ inline void fetch(bf16* tile, const bf16* from, size_t stride, int count, Row row) {
+    constexpr int ACROSS = DIM / 8, DOWN = THREADS / ACROSS, EACH = ROWS / DOWN;
+    const int first = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 8;
+    size_t rows[EACH];
 #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
-        const int r = i / (DIM / 8), at = i % (DIM / 8) * 8;
-        start_copy<16>(tile + r * LINE + at, r < count ? from + row(r) * stride + at : from, r < count);
+    for (int i = 0; i < EACH; ++i) rows[i] = first + i * DOWN < count ? row(first + i * DOWN) : 0;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        const int r = first + i * DOWN;
+        start_copy<16>(tile + r * LINE + at, from + rows[i] * stride + at, r < count);
     }
 }
 
@@ -97,8 +103,8 @@ __device__ inline void write_rows(bf16* to, size_t stride, int count, const floa
     }
     __syncwarp();
 #pragma unroll
-    for (int i = lane; i < 16 * (DIM / 8); i += WARP) {
-        const int r = i / (DIM / 8), at = i % (DIM / 8) * 8;
+    for (int i = 0; i < 4; ++i) {
+        const int r = 4 * i + lane / 8, at = lane % 8 * 8;
         if (r < count) {
             *reinterpret_cast<uint4*>(to + r * stride + at) = *reinterpret_cast<const uint4*>(scratch + r * LINE + at);
         }
@@ -111,8 +117,7 @@ __device__ inline void forward(const Forward& a) {
     static_assert(QUERIES * LINE == STAGE, "the queries pass through the second stage");
     DYNAMIC_SHARED(bf16, shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    // The last tile, which sees most, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
     const size_t first_row = static_cast<size_t>(head / a.heads) * a.context;
     const size_t d = static_cast<size_t>(a.heads) * DIM, stride = 3 * d, column = head % a.heads * DIM;
     const bf16* q = static_cast<const bf16*>(a.qkv) + first_row * stride + column;
@@ -206,7 +211,8 @@ __device__ inline void queries(const Backward& a) {
     constexpr int OWN = 16, N = TILE / 8;
     DYNAMIC_SHARED(bf16, shared);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, mine = warp * OWN;
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles, b = head / a.heads;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
+    const uint32_t b = head / a.heads;
     const uint32_t start = start_of(a.queries, b, a.context) + tile * TILE, all = start_of(a.queries, b + 1, a.context);
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));
@@ -279,8 +285,8 @@ __device__ inline void keys(const Backward& a) {
     DYNAMIC_SHARED(bf16, shared);
     float2* stats = reinterpret_cast<float2*>(shared + 2 * STAGE);  // two stages of TILE
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, mine = warp * OWN;
-    // The first tile, which most queries see, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles, b = head / a.heads;
+    const auto [head, tile] = place(a.tiles, a.context);
+    const uint32_t b = head / a.heads;
     const uint32_t start = start_of(a.keys, b, a.context) + tile * TILE, all = start_of(a.keys, b + 1, a.context);
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));

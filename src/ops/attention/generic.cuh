@@ -14,24 +14,40 @@ template <int PARTS>
 struct Head {
     static constexpr int DIM = PARTS * WARP, LINE = DIM + 1;
 
+    template <int V, typename T, typename Row, typename Place>
+    __device__ static void stage(int rows, const T* from, size_t stride, int dim, int count, Row row, Place place) {
+#pragma unroll 2
+        for (int i = threadIdx.x; i < rows * (DIM / V); i += THREADS) {
+            const int r = i / (DIM / V), at = i % (DIM / V) * V;
+            float x[V] = {};
+            if (r < count && at < dim) load<V>(x, from + row(r) * stride + at);
+#pragma unroll
+            for (int v = 0; v < V; ++v) *place(r, at + v) = x[v];
+        }
+    }
     template <typename T, typename Row>
     __device__ static void stage_own(float* own, const T* from, size_t stride, int dim, int count, Row row) {
-        for (int i = threadIdx.x; i < BLOCK * DIM; i += THREADS) {
-            const int r = i / DIM, at = i % DIM;
-            own[(r / OWN * DIM + at) * OWN + r % OWN] = r < count && at < dim ? load(from + row(r) * stride + at) : 0.0f;
+        auto place = [=](int r, int at) { return own + (r / OWN * DIM + at) * OWN + r % OWN; };
+        if (dim % 4 == 0) {
+            stage<4>(BLOCK, from, stride, dim, count, row, place);
+        } else {
+            stage<1>(BLOCK, from, stride, dim, count, row, place);
         }
     }
     template <typename T, typename Row>
     __device__ static void stage_tile(float* tile, const T* from, size_t stride, int dim, int count, Row row) {
-        for (int i = threadIdx.x; i < TILE * DIM; i += THREADS) {
-            const int r = i / DIM, at = i % DIM;
-            tile[r * LINE + at] = r < count && at < dim ? load(from + row(r) * stride + at) : 0.0f;
+        auto place = [=](int r, int at) { return tile + r * LINE + at; };
+        if (dim % 4 == 0) {
+            stage<4>(TILE, from, stride, dim, count, row, place);
+        } else {
+            stage<1>(TILE, from, stride, dim, count, row, place);
         }
     }
     // Products of the warp's rows with the lane's row of the tile.
     __device__ static void products(float (&s)[OWN], const float* own, const float* tile, int dim) {
         for (int r = 0; r < OWN; ++r) s[r] = 0;
         const float* mine = tile + threadIdx.x % WARP * LINE;
+#pragma unroll 4
         for (int i = 0; i < dim; ++i) {
             const float4 four = *reinterpret_cast<const float4*>(own + i * OWN);
             s[0] += four.x * mine[i], s[1] += four.y * mine[i], s[2] += four.z * mine[i], s[3] += four.w * mine[i];
@@ -39,6 +55,7 @@ struct Head {
     }
     // Adds the tile's rows, weighted; lane l has dimensions l, l + 32 and so on.
     __device__ static void add(float (&sums)[OWN][PARTS], const float* weights, const float* tile) {
+#pragma unroll 4
         for (int c = 0; c < TILE; ++c) {
             const float4 four = *reinterpret_cast<const float4*>(weights + c * OWN);
 #pragma unroll
@@ -75,8 +92,7 @@ __device__ inline void forward_of(const Forward& a) {
     const float* my_own = own + warp * OWN * H::DIM;
     float* my_weights = weights + warp * OWN * TILE;
 
-    // The last tile, which sees most, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
     const uint32_t first_row = head / a.heads * a.context, column = head % a.heads * a.dim;
     const size_t d = static_cast<size_t>(a.heads) * a.dim, stride = 3 * d;
     const T* q = static_cast<const T*>(a.qkv) + first_row * stride + column;
@@ -143,7 +159,7 @@ __device__ inline void queries_of(const Backward& a) {
     const int mine = warp * OWN;
     float* my_weights = weights + mine * TILE;
 
-    const uint32_t head = blockIdx.x / a.tiles, tile = a.tiles - 1 - blockIdx.x % a.tiles;
+    const auto [head, tile] = place_of_queries(a.tiles, a.context);
     const uint32_t b = head / a.heads, first_row = b * a.context, column = head % a.heads * a.dim;
     const uint32_t start = start_of(a.queries, b, a.context) + tile * BLOCK, all = start_of(a.queries, b + 1, a.context);
     if (start >= all) return;
@@ -217,8 +233,7 @@ __device__ inline void keys_of(const Backward& a) {
     float* my_p = weights + 2 * mine * TILE;
     float* my_ds = my_p + OWN * TILE;
 
-    // The first tile, which most queries see, first.
-    const uint32_t head = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles;
+    const auto [head, tile] = place(a.tiles, a.context);
     const uint32_t b = head / a.heads, column = head % a.heads * a.dim;
     const uint32_t start = start_of(a.keys, b, a.context) + tile * BLOCK, all = start_of(a.keys, b + 1, a.context);
     if (start >= all) return;

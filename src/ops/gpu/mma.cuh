@@ -11,25 +11,21 @@
 // c += a · b.
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef ESLM_EMULATED
-    uint32_t as[emulator::LANES][4], bs[emulator::LANES][2];
-    for (int i = 0; i < 4; ++i) {
-        uint32_t* all = emulator::exchange(a[i]);
-        for (unsigned l = 0; l < emulator::LANES; ++l) as[l][i] = all[l];
-    }
-    for (int i = 0; i < 2; ++i) {
-        uint32_t* all = emulator::exchange(b[i]);
-        for (unsigned l = 0; l < emulator::LANES; ++l) bs[l][i] = all[l];
-    }
+    struct Factors {
+        const uint32_t *a, *b;
+    } mine{a, b};
+    Factors** all = emulator::exchange(&mine);
     auto half = [](uint32_t pair, int high) { return emulator::from_bits((high ? pair >> 16 : pair & 0xffff) << 16); };
     const int g = emulator::lane() / 4, t = emulator::lane() % 4;
     for (int i = 0; i < 4; ++i) {
         const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
         for (int k = 0; k < 16; ++k) {
-            const uint32_t left = as[4 * (row % 8) + (k % 8) / 2][(row / 8) + 2 * (k / 8)];
-            const uint32_t right = bs[4 * column + (k % 8) / 2][k / 8];
+            const uint32_t left = all[4 * (row % 8) + (k % 8) / 2]->a[row / 8 + 2 * (k / 8)];
+            const uint32_t right = all[4 * column + (k % 8) / 2]->b[k / 8];
             c[i] += half(left, k % 2) * half(right, k % 2);
         }
     }
+    __syncwarp();  // the factors have been read
 #else
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
