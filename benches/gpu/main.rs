@@ -299,7 +299,7 @@ impl Parity {
             &["select.score=random", "machine.backward=sparse"],
             &["select.score=random", "machine.backward=sampled", "machine.rho=0.5"],
             &["select.score=random", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
-            &["method=kd", "teacher=t", "objective.divergence=jsd"],
+            &["method=clm", "teacher=t", "objective.divergence=jsd"],
             &["select.score=random", "teacher=t", "objective.signal=top-k", "objective.top_k=9"],
         ] {
             // Scores by chance: near ties in others would be told apart by rounding. Selection itself is the host's.
