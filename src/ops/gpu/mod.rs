@@ -183,9 +183,6 @@ impl Grid {
     }
 }
 
-/// Most blocks in the second dimension of a grid.
-pub(crate) const MOST_ROWS: usize = 65_535;
-
 /// Runs a kernel on the device of `on`. `args` is the twin, with #[repr(C)], of the struct that the kernel takes, and its
 /// addresses are of live memory of the sizes that it says.
 pub(crate) fn launch<A: Copy>(on: &Tensor, module: Module, kernel: &str, grid: Grid, args: A) -> Result<()> {
