@@ -132,11 +132,13 @@ impl Parity {
         let (vocab, batch, context, d) = (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
         self.of_embedding(vocab, batch, context, d);
         let (batch, context, heads) = (self.below(1, 3), self.below(1, 200), self.below(1, 4));
-        self.of_attention(batch, context, heads, if seed % 2 == 0 { 64 } else { 4 * self.below(1, 24) });
+        let head_dim = if seed % 2 == 0 { 64 } else { 4 * self.below(1, 24) };
+        self.of_attention(batch, context, heads, head_dim);
         let (n, d, v) = (self.below(1, 300), self.below(1, 80), self.below(2, 3000));
         self.of_head(n, d, v);
         let d = self.below(1, 12);
-        self.of_adamw(Gpt2Config::new(self.below(2, 3000), 7, 3 * d, 1, 3));
+        let vocab = self.below(2, 3000);
+        self.of_adamw(Gpt2Config::new(vocab, 7, 3 * d, 1, 3));
     }
 
     fn of_large_shapes(&mut self) {
