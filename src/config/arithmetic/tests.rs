@@ -179,7 +179,7 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
     let micro_rows = |device: &str| {
         settle(&gpt2(), &plan(&format!("[data]\nrows = 32\n[machine]\ndevice = '{device}'\n"))).machine.micro_rows
     };
-    assert_eq!((micro_rows("cpu"), micro_rows("cuda")), (MicroRows::Rows(2), MicroRows::Rows(16)));
+    assert_eq!((micro_rows("cpu"), micro_rows("cuda")), (MicroRows::Rows(1), MicroRows::Rows(16)));
     // A vocabulary whose logits alone burst the budget still trains, one sequence at a time.
     let wide = Gpt2Config::new(400_000, 1024, 64, 1, 1);
     let settled = settle(&wide, &plan(""));
