@@ -17,6 +17,7 @@ for bench in gpu step; do
     [ -x "$file" ] || { echo "cargo built no bench $bench" >&2; exit 1; }
     cp "$file" "$out/$bench"
     strip "$out/$bench" 2>/dev/null || true
+    gzip "$out/$bench" # candle's kernels are text of tens of MB
 done
 cp benches/peers/run.py benches/peers/twin.py benches/gpu/run.sh "$out/"
 git rev-parse HEAD >"$out/commit"

@@ -9,6 +9,11 @@ set -uo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 out="${1:?a folder to write to}"
 mkdir -p "$out"
+programs="$(mktemp -d)"
+trap 'rm -rf "$programs"' EXIT
+for bench in gpu step; do
+    gunzip -c "$here/$bench.gz" >"$programs/$bench" && chmod +x "$programs/$bench" || exit 1
+done
 
 wheels="$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent / "nvidia/cu13/lib")' 2>/dev/null || true)"
 export LD_LIBRARY_PATH="${wheels:+$wheels:}/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -31,10 +36,10 @@ part() {
     echo "== $((SECONDS - start)) s"
     { echo; echo "## $title"; echo; echo '```text'; cat "$file"; echo '```'; } >>"$out/record.md"
 }
-part "Parity with the CPU" parity.txt 150 "$here/gpu" 3
-part "Steps, bf16, B 32 x T 1024, keep" keep.txt 100 "$here/step" 124m-long 5 bf16 --device cuda --only keep
-part "Steps, bf16, plain and sampled" plain.txt 40 "$here/step" 124m-long 5 bf16 --device cuda --only rho
-part "Steps, bf16, distillation from 355M" kd.txt 80 "$here/step" 124m-long 5 bf16 --device cuda --only KD
-part "Steps, bf16, dense KD from 774M" kd-large.txt 60 "$here/step" 124m-long 5 bf16 --device cuda --teacher 774m --only dense
-part "PyTorch and ours in turn" peers.txt 200 python3 "$here/run.py" --device cuda --bench "$here/step" --python "$(command -v python3)"
+part "Parity with the CPU" parity.txt 120 "$programs/gpu" 3
+part "Steps, bf16, B 32 x T 1024, keep" keep.txt 90 "$programs/step" 124m-long 5 bf16 --device cuda --only keep
+part "Steps, bf16, plain and sampled" plain.txt 40 "$programs/step" 124m-long 5 bf16 --device cuda --only rho
+part "Steps, bf16, distillation from 355M" kd.txt 70 "$programs/step" 124m-long 5 bf16 --device cuda --only KD
+part "Steps, bf16, dense KD from 774M" kd-large.txt 50 "$programs/step" 124m-long 5 bf16 --device cuda --teacher 774m --only dense
+part "PyTorch and ours in turn" peers.txt 160 python3 "$here/run.py" --device cuda --bench "$programs/step" --python "$(command -v python3)"
 exit "$failed"
