@@ -132,7 +132,7 @@ impl Parity {
         let (vocab, batch, context, d) = (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
         self.of_embedding(vocab, batch, context, d);
         let (batch, context, heads) = (self.below(1, 3), self.below(1, 200), self.below(1, 4));
-        let head_dim = if seed % 2 == 0 { 64 } else { 4 * self.below(1, 24) };
+        let head_dim = if seed.is_multiple_of(2) { 64 } else { 4 * self.below(1, 24) };
         self.of_attention(batch, context, heads, head_dim);
         let (n, d, v) = (self.below(1, 300), self.below(1, 80), self.below(2, 3000));
         self.of_head(n, d, v);
