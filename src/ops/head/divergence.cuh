@@ -7,14 +7,6 @@ struct Term {
     float value, g;
 };
 
-// The gradient of a row by its logits, over the temperature: g - p G.
-struct Generic {
-    template <typename Entry>
-    static __device__ float gradient(const Entry& entry, float a, float b, float total) {
-        return entry.at(a, b).g - expf(a) * total;
-    }
-};
-
 // m = share x + (1 - share) y, seen from x and from y.
 struct Mixture {
     float share, rest;
@@ -38,8 +30,6 @@ struct ForwardKl {
         const float p = expf(a), q = expf(b);
         return {q * (b - a) + (p - q), p - q};
     }
-    // Both sum to 1, so G is 0.
-    __device__ float gradient(float a, float b, float) const { return expf(a) - expf(b); }
 };
 
 struct ReverseKl {
@@ -47,7 +37,6 @@ struct ReverseKl {
         const float p = expf(a), q = expf(b), g = p * (a - b);
         return {g - (p - q), g};
     }
-    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
 };
 
 struct JensenShannon {
@@ -58,7 +47,6 @@ struct JensenShannon {
         const float g = -m.rest * expf(a) * of_p;
         return {g - m.share * expf(b) * of_q, g};
     }
-    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
 };
 
 struct SkewKl {
@@ -69,7 +57,6 @@ struct SkewKl {
         m.logs(b, a, of_q, of_p);
         return {m.rest * (p - q) - q * of_q, m.rest * p * (1.0f - expf(-of_q))};
     }
-    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
 };
 
 struct SkewReverseKl {
@@ -80,7 +67,6 @@ struct SkewReverseKl {
         m.logs(a, b, of_p, of_q);
         return {-m.rest * (p - q) - p * of_p, p * (m.share * (1.0f - expf(-of_p)) - of_p)};
     }
-    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
 };
 
 struct TotalVariation {
@@ -88,8 +74,15 @@ struct TotalVariation {
         const float p = expf(a), q = expf(b), half = a > b ? 0.5f : -0.5f;
         return {0.5f * fabsf(p - q), a == b ? 0.0f : half * p};
     }
-    __device__ float gradient(float a, float b, float total) const { return Generic::gradient(*this, a, b, total); }
 };
+
+// The gradient of a row by its logits, over the temperature: g - p G.
+template <typename Entry>
+__device__ inline float gradient_of(const Entry& entry, float a, float b, float total) {
+    return entry.at(a, b).g - expf(a) * total;
+}
+// p and q both sum to 1, so G is 0.
+__device__ inline float gradient_of(const ForwardKl&, float a, float b, float) { return expf(a) - expf(b); }
 
 // Runs `walk` with the formulas of a divergence, whose number head/cuda.rs gives.
 template <typename Walk>

@@ -168,7 +168,7 @@ __device__ inline void taught_row(const Gradient& a, Entry entry, float ce, floa
     for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
         const float p = expf(z[i] - s[0] - s[1]);
         const float log_p = (z[i] - s[0]) * inverse - s[2], log_q = (t[i] - s[5]) * inverse - s[7];
-        const float d = entry.gradient(log_p, log_q, total);
+        const float d = gradient_of(entry, log_p, log_q, total);
         store(dz + i, ce * (i == target ? p - 1.0f : p) + scale * d);
     }
 }
