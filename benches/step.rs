@@ -34,6 +34,8 @@ struct Arm {
     lambda: f64,
     backward: BackwardMode,
     alpha_seq: f64,
+    /// Whether the teacher is stored in bf16 where products are f32; where they are bf16, it is.
+    narrow_teacher: bool,
 }
 
 const PLAIN: Arm = Arm {
@@ -43,13 +45,14 @@ const PLAIN: Arm = Arm {
     lambda: 0.0,
     backward: BackwardMode::Exact,
     alpha_seq: 0.0,
+    narrow_teacher: false,
 };
 
 const fn keep(name: &'static str, alpha: f64, backward: BackwardMode) -> Arm {
     Arm { name, alpha, backward, ..PLAIN }
 }
 
-const ARMS: [Arm; 14] = [
+const ARMS: [Arm; 15] = [
     PLAIN,
     keep("keep 0.9, exact", 0.1, BackwardMode::Exact),
     keep("keep 0.5, exact", 0.5, BackwardMode::Exact),
@@ -62,6 +65,7 @@ const ARMS: [Arm; 14] = [
     Arm { alpha_seq: 0.25, ..keep("hierarchical 0.25", 0.0, BackwardMode::Exact) },
     Arm { alpha_seq: 0.25, ..keep("hierarchical 0.25, keep 0.5", 0.5, BackwardMode::Exact) },
     Arm { name: "dense KD", lambda: 0.5, ..PLAIN },
+    Arm { name: "dense KD, bf16 teacher", lambda: 0.5, narrow_teacher: true, ..PLAIN },
     Arm { name: "ESLM-KD, entropy, keep 0.2", alpha: 0.8, lambda: 0.5, ..PLAIN },
     Arm { name: "ESLM-KD, kl, keep 0.2", alpha: 0.8, lambda: 0.5, score: Score::Kl, ..PLAIN },
 ];
@@ -303,6 +307,7 @@ fn plan(arm: Arm, scale: &Scale) -> Plan {
     (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);
     (plan.select.burn_in, plan.select.ramp) = (0, 0);
     plan.machine.dtype = scale.dtype;
+    plan.machine.teacher_dtype = if arm.narrow_teacher { Dtype::Bf16 } else { scale.dtype };
     plan.machine.micro_rows = MicroRows::Rows(scale.rows);
     (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, arm.backward, Rho::Share(0.5));
     plan

@@ -249,11 +249,11 @@ choice! {
 }
 
 choice! {
-    /// Number format of the factors of the trunk's and the head's products. All else is f32.
+    /// Number format of the factors of the trunk's and the head's products, or in which they are stored. All else is f32.
     Dtype ("dtype") {
         /// 32-bit floats.
         F32 = "f32",
-        /// Rounded to bf16 and summed in f32, on a CPU with AVX512-BF16.
+        /// Rounded to bf16 and summed in f32: as factors on a CPU with AVX512-BF16 or a GPU, as storage anywhere.
         Bf16 = "bf16",
     }
 }

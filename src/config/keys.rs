@@ -222,6 +222,12 @@ pub const KEYS: &[Key] = &[
         "number format of products' factors, and of a GPU's activations; all else is f32",
     ),
     key(
+        "machine.teacher_dtype",
+        Kind::Choice(Dtype::NAMES),
+        Rule("machine.dtype", |get| get("machine.dtype").unwrap_or_else(|| Value::String("f32".into()))),
+        "number format in which a teacher's embedding and matrices are stored: bf16 takes half the memory",
+    ),
+    key(
         "machine.micro_rows",
         Kind::CountOrAuto,
         Is("\"auto\""),

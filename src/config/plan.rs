@@ -375,6 +375,9 @@ pub struct MachinePlan {
     pub device: DeviceSpec,
     /// Number format of the products' factors.
     pub dtype: Dtype,
+    /// Number format in which a teacher's share of them is stored.
+    #[serde(default = "MachinePlan::in_full")]
+    pub teacher_dtype: Dtype,
     /// Sequences per micro-batch; divides `data.rows`.
     pub micro_rows: MicroRows,
     /// What happens to the logits between scoring and backward.
@@ -398,6 +401,11 @@ impl MachinePlan {
     /// What checkpoints mean that were written before there was a `rho`.
     fn whole() -> Rho {
         Rho::Share(1.0)
+    }
+
+    /// What checkpoints mean that were written before there was a `teacher_dtype`.
+    fn in_full() -> Dtype {
+        Dtype::F32
     }
 
     /// What checkpoints mean that were written before there were `activations`.
@@ -471,7 +479,7 @@ impl Plan {
     }
 
     /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,
-    /// `checkpoint`, `log` and `machine` (but with the dtype, with a backward mode of other numbers, and with `micro_rows`
+    /// `checkpoint`, `log` and `machine` (but with the dtypes, with a backward mode of other numbers, and with `micro_rows`
     /// where it matters: call [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
     /// content the token files' own hashes identify.
     pub fn mathematics(&self) -> Value {
@@ -489,6 +497,9 @@ impl Plan {
                 optim.shift_remove("max_skips");
             }
             object.insert("dtype".into(), Value::from(self.machine.dtype.name()));
+            if self.uses_teacher() && self.machine.teacher_dtype != Dtype::F32 {
+                object.insert("teacher_dtype".into(), Value::from(self.machine.teacher_dtype.name()));
+            }
             if matches!(self.machine.backward, BackwardMode::Sparse | BackwardMode::Sampled) {
                 object.insert("backward".into(), Value::from(self.machine.backward.name()));
             }

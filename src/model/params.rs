@@ -14,6 +14,9 @@ pub struct Layout {
     pub entries: Vec<(String, Vec<usize>)>,
 }
 
+/// Where the positions are in a layout.
+const WPE: usize = 1;
+
 /// Parameters per block, in the order of [`Block`].
 const PER_BLOCK: usize = 12;
 
@@ -92,6 +95,18 @@ impl ParamSet {
         Ok(Self::new(layout.clone(), tensors))
     }
 
+    /// The same parameters with the factors of products, the token embedding among them, stored in `dtype`; positions, norms
+    /// and biases stay as they are. Takes one tensor after the other, so that both copies of one are all that is held.
+    pub fn with_factors_in(self, dtype: DType) -> Result<Self> {
+        let Self { layout, tensors } = self;
+        let stored = tensors.into_iter().enumerate().map(|(i, tensor)| {
+            let factor = i != WPE && tensor.rank() == 2;
+            Ok(if factor { tensor.to_dtype(dtype)? } else { tensor })
+        });
+        let tensors = stored.collect::<Result<_>>()?;
+        Ok(Self { layout, tensors })
+    }
+
     /// Names, shapes and order.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -114,7 +129,7 @@ impl ParamSet {
 
     /// Learned positions, `[n_positions, D]`.
     pub fn wpe(&self) -> &Tensor {
-        &self.tensors[1]
+        &self.tensors[WPE]
     }
 
     /// Scale of the final norm, `[D]`.

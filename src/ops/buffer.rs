@@ -4,8 +4,10 @@ use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, InplaceOp2, Layout, MetalStorage};
 use candle_core::{Storage, StorageRef, Tensor};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 /// Read access to the whole storage behind an f32 CPU tensor, with where the tensor lies in it.
 pub struct Read<'a> {
@@ -48,6 +50,68 @@ pub fn read_strided(tensor: &Tensor) -> Result<Read<'_>> {
     let len = check(&guard, layout)?;
     let start = layout.start_offset();
     Ok(Read { guard, start, len: len - start })
+}
+
+/// A matrix's elements as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Elements<'a> {
+    /// In full.
+    F32(&'a [f32]),
+    /// Rounded; a weight that is only read.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Elements<'a> {
+    /// Their number.
+    pub fn len(self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Those of a range.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::Bf16(data) => Self::Bf16(&data[range]),
+        }
+    }
+
+    /// Writes them to `out`, of the same length.
+    pub fn write_to(self, out: &mut [f32]) {
+        match self {
+            Self::F32(data) => out.copy_from_slice(data),
+            Self::Bf16(data) => data.convert_to_f32_slice(out),
+        }
+    }
+}
+
+/// Read access to an f32 or bf16 CPU tensor, as [`Read`].
+pub struct ReadWeight<'a> {
+    guard: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl ReadWeight<'_> {
+    /// The elements of a contiguous tensor; for a strided view everything from its first element on.
+    pub fn elements(&self) -> Elements<'_> {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(data)) => Elements::F32(&data[self.range.clone()]),
+            Storage::Cpu(CpuStorage::BF16(data)) => Elements::Bf16(&data[self.range.clone()]),
+            _ => unreachable!("checked by the constructor"),
+        }
+    }
+}
+
+/// Read access to an f32 or bf16 CPU tensor of any strides: the elements start at the view's first.
+pub fn read_weight(tensor: &Tensor) -> Result<ReadWeight<'_>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let len = match &*guard {
+        Storage::Cpu(CpuStorage::BF16(data)) => data.len(),
+        other => check(other, layout)?,
+    };
+    Ok(ReadWeight { range: layout.start_offset()..len, guard })
 }
 
 fn check(guard: &Storage, layout: &Layout) -> Result<usize> {

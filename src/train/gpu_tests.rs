@@ -77,7 +77,7 @@ fn two_steps(settings: &[&str], width: usize) -> Vec<Tensor> {
 
 #[test]
 fn steps_on_a_gpus_kernels_are_the_cpus() {
-    let cases: [&[&str]; 12] = [
+    let cases: [&[&str]; 13] = [
         &["method=clm"],
         &["select.score=loss", "machine.backward=sparse"],
         &["select.score=entropy", "machine.head=recompute", "machine.activations=recompute"],
@@ -86,6 +86,7 @@ fn steps_on_a_gpus_kernels_are_the_cpus() {
         &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
         &["select.score=kl", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
         &["method=clm", "teacher=t", "objective.lambda=0.5"],
+        &["select.score=kl", "teacher=t", "objective.lambda=0.5", "machine.teacher_dtype=bf16"],
         &["select.score=entropy", "teacher=t", "objective.divergence=jsd", "objective.temperature=2"],
         &["select.score=loss", "teacher=t", "objective.signal=top-k", "objective.top_k=9", "machine.backward=sparse"],
         &["select.score=random", "teacher=t", "objective.signal=sampled", "objective.samples=5"],

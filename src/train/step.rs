@@ -34,13 +34,13 @@ pub struct Trainer {
 
 impl Trainer {
     /// A trainer with fresh moments. The plan must be settled and must have been checked against both shapes.
-    /// Both models then work at the plan's `machine.dtype`.
+    /// Both models then work at the plan's `machine.dtype`, and the teacher is stored as its `machine.teacher_dtype` says.
     pub fn new(plan: Plan, student: Gpt2, teacher: Option<Teacher>) -> Result<Self> {
         let device = student.params.wte().device().clone();
         let precision = Precision::of(plan.machine.dtype, &device)?;
         let activations = plan.machine.activations;
-        let (student, teacher) =
-            (Gpt2 { precision, activations, ..student }, teacher.map(|t| t.with_precision(precision)));
+        let student = Gpt2 { precision, activations, ..student };
+        let teacher = teacher.map(|t| t.working_at(precision, plan.machine.teacher_dtype)).transpose()?;
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;

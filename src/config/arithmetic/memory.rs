@@ -1,6 +1,6 @@
 //! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from it.
 
-use crate::config::choice::{Activations, DeviceSpec, HeadMode, MicroRows};
+use crate::config::choice::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
 use crate::config::load::largest_divisor;
 use crate::config::plan::Plan;
 use crate::model::Gpt2Config;
@@ -82,11 +82,22 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
         logits,
         teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
             let (d, f) = (t.n_embd as u64, t.inner() as u64);
-            F32 * t.parameters() as u64 + F32 * tokens * (2 * d + (3 * d).max(f))
+            teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + (3 * d).max(f))
         }),
         scratch: scratch.saturating_sub(logits),
         program: PROGRAM,
     }
+}
+
+/// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their own.
+fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
+    let (v, d, f) = (teacher.vocab_size as u64, teacher.n_embd as u64, teacher.inner() as u64);
+    let factors = v * d + teacher.n_layer as u64 * (4 * d * d + 2 * d * f);
+    let width = match stored {
+        Dtype::F32 => F32,
+        Dtype::Bf16 => 2,
+    };
+    F32 * (teacher.parameters() as u64 - factors) + width * factors
 }
 
 /// Bytes that the trunk's tape takes for so many tokens: in each block the input (D), the statistics of both norms, queries,

@@ -26,13 +26,13 @@ pub(super) fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize
     let ids = upload(tokens, wte)?;
     let args = Lookup {
         out: contiguous(&out)?,
-        wte: floats(wte)?,
+        wte: contiguous(wte)?,
         wpe: floats(&wpe.narrow(0, offset, context)?)?,
         tokens: contiguous(&ids)?,
         d: d as u32,
         context: context as u32,
     };
-    launch(wte, Module::Embed, "embed_forward", Grid::of(tokens.len(), THREADS), args)?;
+    launch(wte, Module::Embed, &variant("embed_forward", wte.dtype())?, Grid::of(tokens.len(), THREADS), args)?;
     Ok(out)
 }
 

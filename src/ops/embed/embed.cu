@@ -4,16 +4,16 @@
 
 struct Lookup {
     float* out;          // [N, D]
-    const float* wte;    // [V, D]
+    const void* wte;     // [V, D], f32 or bf16
     const float* wpe;    // [P, D], from the first position on
     const uint32_t* tokens;  // [N]
     uint32_t d, context;
 };
 
-template <int V>
+template <int V, typename T>
 __device__ inline void look_up_row(const Lookup& a) {
     const uint32_t row = blockIdx.x;
-    const float* token = a.wte + static_cast<size_t>(a.tokens[row]) * a.d;
+    const T* token = static_cast<const T*>(a.wte) + static_cast<size_t>(a.tokens[row]) * a.d;
     const float* position = a.wpe + static_cast<size_t>(row % a.context) * a.d;
     float* out = a.out + static_cast<size_t>(row) * a.d;
     for (uint32_t i = threadIdx.x * V; i < a.d; i += blockDim.x * V) {
@@ -24,15 +24,17 @@ __device__ inline void look_up_row(const Lookup& a) {
     }
 }
 
+template <typename T>
 __device__ inline void look_up(const Lookup& a) {
     if (a.d % 4 == 0) {
-        look_up_row<4>(a);
+        look_up_row<4, T>(a);
     } else {
-        look_up_row<1>(a);
+        look_up_row<1, T>(a);
     }
 }
 
-KERNEL(embed_forward, 256, Lookup, look_up)
+KERNEL(embed_forward_f32, 256, Lookup, look_up<float>)
+KERNEL(embed_forward_bf16, 256, Lookup, look_up<bf16>)
 
 struct Segments {
     float* out;             // [.., D], added to

@@ -2,14 +2,15 @@
 
 mod cuda;
 
-use super::buffer::{self, read, with_mut};
+use super::buffer::{self, read, read_weight, with_mut};
 use super::gpu;
 use super::matmul::add_to;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at `offset`.
+/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at `offset`. `wte` may be
+/// stored in bf16 beside positions in f32; the sum is f32 then.
 pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
     let (vocab, d) = wte.dims2()?;
     if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
@@ -22,18 +23,19 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
             offset + context
         )));
     }
-    if gpu::applies(wte) {
+    if gpu::applies(wpe) {
         return cuda::forward(wte, wpe, tokens, context, offset);
     }
-    if !super::fast(wte) {
+    if !super::fast(wpe) {
         return reference(wte, wpe, tokens, context, offset);
     }
-    let (wte, wpe) = (read(wte)?, read(wpe)?);
-    let (wte, wpe): (&[f32], &[f32]) = (&wte, &wpe);
+    let (wte, wpe) = (read_weight(wte)?, read(wpe)?);
+    let (wte, wpe): (_, &[f32]) = (wte.elements(), &wpe);
     let mut out = vec![0.0; tokens.len() * d];
     out.par_chunks_mut(d).zip(tokens.par_iter()).enumerate().for_each(|(i, (row, &token))| {
         let p = offset + i % context;
-        row.copy_from_slice(&wte[token as usize * d..][..d]);
+        let at = token as usize * d;
+        wte.slice(at..at + d).write_to(row);
         add_to(row, &wpe[p * d..][..d]);
     });
     Ok(Tensor::from_vec(out, (tokens.len(), d), &Device::Cpu)?)
@@ -115,7 +117,7 @@ pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
 /// The formula in candle ops.
 pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
     let d = wte.dim(1)?;
-    let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?;
+    let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?.to_dtype(wpe.dtype())?;
     let positions = wpe.narrow(0, offset, context)?;
     Ok(rows.reshape((tokens.len() / context, context, d))?.broadcast_add(&positions)?.reshape((tokens.len(), d))?)
 }

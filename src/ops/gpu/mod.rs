@@ -261,10 +261,13 @@ pub(crate) fn gemm(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()
     Err(Error::internal(format!("a product was asked for on {:?}", dst.device())))
 }
 
-/// `x` as a factor of a product at `precision`: rounded to bf16 where that is asked for.
+/// `x` as a factor of a product at `precision`: rounded to bf16 where that is asked for, f32 elsewhere.
 pub(crate) fn factor(x: &Tensor, precision: Precision) -> Result<Tensor> {
     if x.dtype() == precision.activations() {
         return Ok(x.clone());
+    }
+    if precision != Precision::Mixed {
+        return Ok(x.to_dtype(DType::F32)?);
     }
     let m = Matrix::new(x)?;
     let (rows, cols) = if m.transposed { (m.cols, m.rows) } else { (m.rows, m.cols) };

@@ -5,7 +5,7 @@ use super::{Kept, Logits, Mix, RowStats, ScanOptions, Stats};
 use crate::error::Result;
 use crate::objective::Divergence;
 use crate::objective::divergence::{Normal, Sums as Divergent};
-use crate::ops::buffer::{read, with_mut};
+use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::teacher::Signal;
@@ -188,8 +188,8 @@ pub(super) fn gradient(
 
 /// Walks the tiles of one set of logits: formed into a scratch, formed into the store, or read from it.
 pub(super) struct Tiles<'a> {
-    hidden: crate::ops::buffer::Read<'a>,
-    weight: crate::ops::buffer::Read<'a>,
+    hidden: Read<'a>,
+    weight: ReadWeight<'a>,
     rows: usize,
     d: usize,
     vocab: usize,
@@ -230,7 +230,7 @@ impl<'a> Tiles<'a> {
             _ if fill => Memory::Filling(vec![0.0; rows * vocab]),
             _ => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
-        let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
+        let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
         let (index, precision) = (logits.index.as_deref(), logits.precision);
         Ok(Self { hidden, weight, rows, d, vocab, index, precision, memory })
     }
@@ -239,7 +239,8 @@ impl<'a> Tiles<'a> {
         let (rows, d, vocab) = (self.rows, self.d, self.vocab);
         let width = TILE.min(vocab - start);
         let a = Mat::row_major(&self.hidden, rows, d);
-        let b = Mat::row_major(&self.weight[start * d..(start + width) * d], width, d).t();
+        let weight = self.weight.elements().slice(start * d..(start + width) * d);
+        let b = Mat::stored(weight, width, d, d, 1).t();
         match &mut self.memory {
             Memory::Stored(data) => Tile { data, index: self.index, stride: vocab, offset: start, width },
             Memory::Filling(data) => {

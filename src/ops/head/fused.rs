@@ -11,7 +11,7 @@ use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, referenc
 use crate::error::{Error, Result};
 use crate::objective::Divergence;
 use crate::objective::divergence::Sums;
-use crate::ops::buffer::{read, with_mut};
+use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
@@ -136,8 +136,8 @@ struct Pass<'a> {
 
 /// Factors of logits, in memory.
 struct Product<'a> {
-    hidden: crate::ops::buffer::Read<'a>,
-    weight: crate::ops::buffer::Read<'a>,
+    hidden: Read<'a>,
+    weight: ReadWeight<'a>,
     d: usize,
     vocab: usize,
     precision: Precision,
@@ -145,14 +145,14 @@ struct Product<'a> {
 
 impl<'a> Product<'a> {
     fn new(logits: &'a Logits) -> Result<Self> {
-        let (hidden, weight) = (read(&logits.hidden)?, read(&logits.weight)?);
+        let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
         Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab(), precision: logits.precision })
     }
 
     /// The logits of `count` rows from `start` on, [count, V].
     fn form(&self, into: &mut [f32], start: usize, count: usize) {
         let hidden = Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
-        let weight = Mat::row_major(&self.weight, self.vocab, self.d).t();
+        let weight = Mat::stored(self.weight.elements(), self.vocab, self.d, self.d, 1).t();
         multiply(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, self.precision);
     }
 }
@@ -239,7 +239,7 @@ impl<'a> Pass<'a> {
         d_hidden.resize(done + k * d, 0.0);
         let dz = Mat::row_major(dz, k, v);
         let into = MatMut::new(&mut d_hidden[done..], k, d, d);
-        multiply(into, false, dz, Mat::row_major(&self.student.weight, v, d), precision);
+        multiply(into, false, dz, Mat::stored(self.student.weight.elements(), v, d, d, 1), precision);
         let hidden: Vec<f32> =
             rows.iter().flat_map(|&r| &self.student.hidden[r as usize * d..][..d]).copied().collect();
         with_mut(d_weight, |d_weight| {

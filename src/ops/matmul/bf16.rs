@@ -47,7 +47,8 @@ pub(super) use x86::gemm;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Bf16, Mat, MatMut};
-    use crate::ops::buffer::SharedMut;
+    use crate::ops::buffer::{Elements, SharedMut};
+    use half::bf16;
     use rayon::prelude::*;
     use std::arch::x86_64::*;
     use std::cell::Cell;
@@ -74,6 +75,7 @@ mod x86 {
     pub(super) fn available() -> bool {
         is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bf16")
     }
 
@@ -109,7 +111,7 @@ mod x86 {
     /// A factor seen by the kernel: lanes (rows of the left, columns of the right factor) along the inner dimension.
     #[derive(Clone, Copy)]
     struct Lanes<'a> {
-        data: &'a [f32],
+        data: Elements<'a>,
         count: usize,
         lane_stride: usize,
         step_stride: usize,
@@ -160,8 +162,16 @@ mod x86 {
                     // SAFETY: a `Bf16` exists, so the chip has the features. `start` is an element of the matrix (there is a
                     // lane and a step), whose strides its constructor checked; panels are disjoint and end at `len`.
                     unsafe {
-                        let (to, src) = (out.get().cast::<u32>().add(at), lanes.data.as_ptr().add(start));
-                        pack_panel::<WIDTH>(to, src, here, lanes.lane_stride, steps, lanes.step_stride);
+                        let to = out.get().cast::<u32>().add(at);
+                        let (lane, step) = (lanes.lane_stride, lanes.step_stride);
+                        match lanes.data {
+                            Elements::F32(data) => {
+                                pack_panel::<WIDTH, f32>(to, data.as_ptr().add(start), here, lane, steps, step);
+                            }
+                            Elements::Bf16(data) => {
+                                pack_panel::<WIDTH, bf16>(to, data.as_ptr().add(start), here, lane, steps, step);
+                            }
+                        }
                     }
                 }
             });
@@ -275,14 +285,40 @@ mod x86 {
         unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
     }
 
+    /// A number as a factor's memory has it.
+    trait Stored: Copy + Into<f32> {
+        /// The numbers from `at` on whose bit is set; 0 for the others.
+        ///
+        /// # Safety
+        /// The chip has the features, and those numbers can be read.
+        unsafe fn load(mask: __mmask16, at: *const Self) -> __m512;
+    }
+
+    impl Stored for f32 {
+        #[target_feature(enable = "avx512f")]
+        unsafe fn load(mask: __mmask16, at: *const Self) -> __m512 {
+            // SAFETY: the contract is the caller's.
+            unsafe { _mm512_maskz_loadu_ps(mask, at) }
+        }
+    }
+
+    impl Stored for bf16 {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn load(mask: __mmask16, at: *const Self) -> __m512 {
+            // SAFETY: the contract is the caller's.
+            let bits = unsafe { _mm256_maskz_loadu_epi16(mask, at.cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))
+        }
+    }
+
     /// Writes `to[pair * WIDTH + lane] = (step 2 pair, step 2 pair + 1)` for all `WIDTH` lanes; what is missing is 0.
     ///
     /// # Safety
     /// The chip has the features; `lanes` (at most `WIDTH`) and `steps` lie in `from`, `WIDTH` lanes of pairs in `to`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn pack_panel<const WIDTH: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn pack_panel<const WIDTH: usize, T: Stored>(
         to: *mut u32,
-        from: *const f32,
+        from: *const T,
         lanes: usize,
         lane_stride: usize,
         steps: usize,
@@ -299,8 +335,7 @@ mod x86 {
                     let at = |step: usize| from.wrapping_add(start + step * step_stride);
                     let next = if step + 1 < steps { first(here) } else { 0 };
                     unsafe {
-                        let (even, odd) =
-                            (_mm512_maskz_loadu_ps(first(here), at(step)), _mm512_maskz_loadu_ps(next, at(step + 1)));
+                        let (even, odd) = (T::load(first(here), at(step)), T::load(next, at(step + 1)));
                         let pairs = _mm512_permutexvar_epi16(order, round(odd, even));
                         _mm512_mask_storeu_epi32(to.add(step / 2 * WIDTH).wrapping_add(start).cast(), write, pairs);
                     }
@@ -312,9 +347,7 @@ mod x86 {
                     for (i, pairs) in pairs.iter_mut().enumerate().take(here) {
                         let at = from.wrapping_add((start + i) * lane_stride + step);
                         let (low, high) = (first(rest), first(rest.saturating_sub(16)));
-                        *pairs = unsafe {
-                            round(_mm512_maskz_loadu_ps(high, at.wrapping_add(16)), _mm512_maskz_loadu_ps(low, at))
-                        };
+                        *pairs = unsafe { round(T::load(high, at.wrapping_add(16)), T::load(low, at)) };
                     }
                     for (i, pairs) in transpose(pairs).into_iter().enumerate().take(rest.div_ceil(2)) {
                         let at = to.wrapping_add((step / 2 + i) * WIDTH + start);
@@ -327,8 +360,8 @@ mod x86 {
                     for i in 0..here {
                         let at = from.wrapping_add((start + i) * lane_stride + step * step_stride);
                         unsafe {
-                            even[i] = *at;
-                            odd[i] = if step + 1 < steps { *at.add(step_stride) } else { 0.0 };
+                            even[i] = (*at).into();
+                            odd[i] = if step + 1 < steps { (*at.add(step_stride)).into() } else { 0.0 };
                         }
                     }
                     unsafe {

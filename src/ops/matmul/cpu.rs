@@ -2,15 +2,16 @@
 
 use super::{Precision, bf16};
 use crate::error::{Error, Result};
-use crate::ops::buffer::{SharedMut, read, read_strided, with_mut, with_mut_strided};
+use crate::ops::buffer::{Elements, SharedMut, read, read_strided, read_weight, with_mut, with_mut_strided};
 use crate::ops::simd::multiversion;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// A read-only matrix in someone else's memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    pub(super) data: &'a [f32],
+    pub(super) data: Elements<'a>,
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) row_stride: usize,
@@ -20,6 +21,11 @@ pub(crate) struct Mat<'a> {
 impl<'a> Mat<'a> {
     /// Element (i, j) lies at `i * row_stride + j * col_stride`. Panics if the last element lies outside `data`.
     pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+        Self::stored(Elements::F32(data), rows, cols, row_stride, col_stride)
+    }
+
+    /// As [`Mat::new`], of elements that may be bf16.
+    pub(crate) fn stored(data: Elements<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < data.len());
         Self { data, rows, cols, row_stride, col_stride }
     }
@@ -30,6 +36,14 @@ impl<'a> Mat<'a> {
 
     pub(crate) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Its f32 elements. Panics on others: a caller's bug, since only the right factor of [`multiply`] may be narrower.
+    fn floats(self) -> &'a [f32] {
+        match self.data {
+            Elements::F32(data) => data,
+            Elements::Bf16(_) => panic!("a factor that must be f32 is bf16"),
+        }
     }
 }
 
@@ -74,10 +88,10 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
             dst.col_stride as isize,
             dst.row_stride as isize,
             add,
-            a.data.as_ptr(),
+            a.floats().as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
-            b.data.as_ptr(),
+            b.floats().as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
             1.0,
@@ -90,12 +104,50 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
     }
 }
 
-/// `dst = a · b`, plus the old `dst` if `add`, on all threads.
+/// `dst = a · b`, plus the old `dst` if `add`, on all threads. `b` may be stored in bf16, with adjacent rows or columns.
 pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision: Precision) {
-    match precision {
-        Precision::F32 | Precision::Mixed => gemm(dst, add, a, b, 1.0, true),
-        Precision::Bf16(chip) => bf16::gemm(chip, dst, add, a, b),
+    match (precision, b.data) {
+        (Precision::Bf16(chip), _) => bf16::gemm(chip, dst, add, a, b),
+        (_, Elements::F32(_)) => gemm(dst, add, a, b, 1.0, true),
+        (_, Elements::Bf16(_)) => widen_and_multiply(dst, add, a, b),
     }
+}
+
+/// Numbers of a bf16 factor that are widened at a time: 8 MiB, which the cores' shared cache holds beside a panel of `a`.
+const WIDENED: usize = 1 << 21;
+
+thread_local! {
+    /// The last factor's widened columns: memory to use again.
+    static WIDE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// [`gemm`] of a right factor in bf16, some columns at a time.
+fn widen_and_multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>) {
+    // The long way of its memory, and how far apart the lines are: columns where it is transposed.
+    let transposed = b.row_stride == 1;
+    assert!(transposed || b.col_stride == 1, "a bf16 factor of scattered elements");
+    let most = (WIDENED / b.rows.max(1)).max(1);
+    // Taken, not borrowed: a thread that waits below may be lent to another product.
+    let mut wide = WIDE.take();
+    for start in (0..b.cols).step_by(most) {
+        let cols = most.min(b.cols - start);
+        let (lines, long, stride, first) = if transposed {
+            (cols, b.rows, b.col_stride, start * b.col_stride)
+        } else {
+            (b.rows, cols, b.row_stride, start)
+        };
+        wide.resize((lines * long).max(wide.len()), 0.0);
+        let here = &mut wide[..lines * long];
+        here.par_chunks_mut(long.max(1)).enumerate().with_min_len(8).for_each(|(line, out)| {
+            let at = first + line * stride;
+            b.data.slice(at..at + long).write_to(out);
+        });
+        let b = Mat::row_major(here, lines, long);
+        // SAFETY: columns of `dst`, which is exclusive by its constructors' contract.
+        let dst = unsafe { MatMut { data: SharedMut(dst.data.get().add(start * dst.col_stride)), cols, ..dst } };
+        gemm(dst, add, a, if transposed { b.t() } else { b }, 1.0, true);
+    }
+    WIDE.set(wide);
 }
 
 /// `dst = a · b` or `dst += a · b` on tensors of any strides.
@@ -105,8 +157,8 @@ pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool, precision: P
         return Err(Error::internal(format!("product of {:?} and {:?} into {:?}", a.dims(), b.dims(), dst.dims())));
     }
     let (sa, sb, sd) = (a.stride(), b.stride(), dst.stride());
-    let (da, db) = (read_strided(a)?, read_strided(b)?);
-    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]));
+    let (da, db) = (read_strided(a)?, read_weight(b)?);
+    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
     with_mut_strided(dst, |out| {
         assert!(m == 0 || n == 0 || (m - 1) * sd[0] + (n - 1) * sd[1] < out.len());
         let dst = MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
@@ -123,12 +175,13 @@ pub(super) fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Te
         return Ok(out);
     }
     let (sa, sb) = (a.stride(), b.stride());
-    let (da, db) = (read_strided(a)?, read_strided(b)?);
+    let (da, db) = (read_strided(a)?, read_weight(b)?);
     let mut out = Vec::with_capacity(m * n);
     // SAFETY: the capacity covers the matrix, and the product with add = false writes every element and reads none.
     unsafe {
         let dst = MatMut::from_raw(out.as_mut_ptr(), m, n, n);
-        multiply(dst, false, Mat::new(&da, m, k, sa[0], sa[1]), Mat::new(&db, k, n, sb[0], sb[1]), precision);
+        let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
+        multiply(dst, false, a, b, precision);
         out.set_len(m * n);
     }
     Ok(Tensor::from_vec(out, (m, n), &Device::Cpu)?)

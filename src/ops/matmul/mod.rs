@@ -1,7 +1,8 @@
 //! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds in place.
 //!
 //! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time;
-//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]). GPU: cuBLAS.
+//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]). GPU: cuBLAS. A right factor that is only read may
+//! be stored in bf16.
 
 mod bf16;
 mod cpu;
@@ -102,7 +103,7 @@ pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
 
 /// The slow way: contiguous copies and candle's matmul, on any device and float type.
 pub fn reference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Ok(a.contiguous()?.matmul(&b.contiguous()?)?)
+    Ok(a.contiguous()?.matmul(&b.to_dtype(a.dtype())?.contiguous()?)?)
 }
 
 #[cfg(test)]
@@ -128,6 +129,40 @@ mod tests {
             assert_close(&dst.narrow(1, 2, n).unwrap(), &(inner + &want).unwrap(), 1e-5);
             assert_close(&dst.narrow(1, 0, 2).unwrap(), &before.narrow(1, 0, 2).unwrap(), 0.0);
             assert_close(&dst.narrow(1, n + 2, 2).unwrap(), &before.narrow(1, n + 2, 2).unwrap(), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_right_factor_stored_in_bf16_counts_as_the_numbers_it_holds() {
+        // The last one is widened in three pieces by columns, the last of them short.
+        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (64, 33, 17), (2, 1031, 5000)] {
+            let (x, bias) = (random((m, k), 1), random(n, 3));
+            let narrow = random((k, n), 2).to_dtype(DType::BF16).unwrap();
+            let columns = narrow.t().unwrap().contiguous().unwrap().t().unwrap();
+            for stored in [narrow, columns] {
+                let wide = stored.to_dtype(DType::F32).unwrap();
+                let run = |w: &Tensor, precision| {
+                    vec![matmul(&x, w, precision).unwrap(), linear(&x, w, &bias, precision).unwrap()]
+                };
+                let compare = |got: &[Tensor], want: &[Tensor], tolerance: f64| {
+                    got.iter().zip(want).for_each(|(got, want)| assert_close(got, want, tolerance));
+                };
+                // Kernels differ with the shape of a piece: sums in another order.
+                compare(&run(&stored, F32), &run(&wide, F32), 1e-6);
+                if let Ok(chip) = Bf16::detect() {
+                    compare(&run(&stored, Precision::Bf16(chip)), &run(&wide, Precision::Bf16(chip)), 0.0);
+                }
+                // The emulator takes minutes for the last one.
+                if n < 100 {
+                    for precision in [F32, Precision::Mixed] {
+                        if let (Some(got), Some(want)) =
+                            (emulated(|| run(&stored, precision)), emulated(|| run(&wide, precision)))
+                        {
+                            compare(&got, &want, 0.0);
+                        }
+                    }
+                }
+            }
         }
     }
 
