@@ -27,6 +27,7 @@ PAIRS = [
     ("plain", "plain", "bf16", 1.1),
     ("keep 0.5, exact", "eslm", "f32", None),
     ("dense KD", "kd", "f32", 2.2),
+    ("dense KD, bf16 teacher", "kd", "f32", 2.2),
 ]
 MEMORY_OF_KD = 0.6
 
