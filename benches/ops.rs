@@ -50,6 +50,7 @@ const SCALES: [Scale; 3] = [
 ];
 
 fn main() {
+    eslm_kd::allocator::keep_freed_memory(); // as the program does
     let words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let only = words.iter().position(|w| w == "--only").map(|at| words[at + 1].clone()).unwrap_or_default();
     let runs: usize = words.first().filter(|w| *w != "--only").map_or(5, |r| r.parse().expect("RUNS is a number"));

@@ -82,6 +82,7 @@ struct Scale {
 }
 
 fn main() {
+    eslm_kd::allocator::keep_freed_memory(); // as the program does
     let mut words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let mut option = |name: &str| {
         let at = words.iter().position(|w| w == name)?;

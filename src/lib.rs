@@ -23,7 +23,7 @@
 //! | [`train`] | a step, a run, the session it opens, schedule, checkpoints, events |
 //! | [`eval`] | perplexity, generation, export |
 //! | [`compare`] | methods x seeds: arms, budgets, runs, evaluation, statistics, report |
-//! | [`error`], [`files`], [`guard`], [`progress`], [`rng`], [`signal`] | what all of them share |
+//! | [`allocator`], [`error`], [`files`], [`guard`], [`progress`], [`rng`], [`signal`] | what all of them share |
 //!
 //! # Rules that hold everywhere
 //!
@@ -33,6 +33,7 @@
 //! * Files and folders appear whole or not at all. Long phases poll [`signal::check`].
 //! * Errors are [`Error`]: one message for people, a kind for programs.
 
+pub mod allocator;
 pub mod cli;
 pub mod compare;
 pub mod config;

@@ -1,10 +1,6 @@
 //! What the machine can do at best, and how times are summed up.
 #![allow(dead_code)] // each bench takes what it needs
 
-/// The allocator of the program, at its own settings.
-#[global_allocator]
-static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::config::Dtype;
 use eslm_kd::ops::matmul::{Precision, accumulate};

@@ -304,8 +304,10 @@ impl Parity {
             &["method=clm", "teacher=t", "objective.divergence=jsd"],
             &["select.score=random", "teacher=t", "objective.signal=top-k", "objective.top_k=9"],
         ] {
-            // Scores by chance: near ties in others would be told apart by rounding. Selection itself is the host's.
-            self.compare(&format!("three steps of {}", settings.join(" ")), 1e-4, 1e-1, &|on| {
+            // Scores by chance: near ties in others would be told apart by rounding. Selection itself is the host's. Rows drawn by
+            // norms that are rounded are others now and then, so that such steps are alike on average only.
+            let bf16_tolerance = if settings.contains(&"machine.backward=sampled") { 3e-1 } else { 1e-1 };
+            self.compare(&format!("three steps of {}", settings.join(" ")), 1e-4, bf16_tolerance, &|on| {
                 let (mut trainer, start) = (small_trainer(settings, on), small_model(on, 128));
                 for step in 0..3 {
                     trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
