@@ -5,7 +5,7 @@
 //! of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT; the teacher's SHAPE is `355m` or `774m`.
 //! `cargo bench --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is kept.
 //!
-//! Every step is taken in turn with a plain one, so that a ratio is between medians of the same minutes. `--serve` does one
+//! Every step is taken in turn with a plain one, each in a process of its own, so that a ratio is between medians of the same minutes. `--serve` does one
 //! step per line on stdin and answers with its seconds: `benches/peers` asks two programs in turn that way.
 
 mod ceilings;
@@ -22,7 +22,8 @@ use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
 use eslm_kd::train::events::Phases;
 use eslm_kd::train::session::device;
-use std::io::BufRead;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 /// A kind of step.
@@ -84,6 +85,7 @@ struct Scale {
 fn main() {
     eslm_kd::allocator::keep_freed_memory(); // as the program does
     let mut words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let arguments = words.clone();
     let mut option = |name: &str| {
         let at = words.iter().position(|w| w == name)?;
         let value = words.get(at + 1).cloned().unwrap_or_else(|| panic!("{name} wants a value"));
@@ -143,36 +145,35 @@ fn main() {
         "{:<28} {:>8} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8}  seconds by phase",
         "step", "median s", "tok/s", "plain s", "ratio", "GFLOP", "peak", "peak MB"
     );
+    // AdamW's moments take memory with their first update only.
+    let mut plain = Server::start(PLAIN.name, &arguments, 2);
     for arm in ARMS.iter().filter(|arm| only.as_ref().is_none_or(|only| arm.name.contains(only.as_str()))) {
-        println!("{}", row(*arm, &scale, runs, ceiling));
+        let mut steps = Server::start(arm.name, &arguments, 2);
+        println!("{}", row(*arm, &mut steps, &mut plain, &scale, runs, ceiling));
     }
 }
 
-/// Takes `arm` and a plain step in turn.
-fn row(arm: Arm, scale: &Scale, runs: usize, ceiling: f64) -> String {
-    reset_peak_memory(scale);
-    let mut of_arm = Steps::new(arm, scale);
-    // AdamW's moments take memory with their first update only.
-    of_arm.take();
-    of_arm.take();
-    let peak = peak_memory(&of_arm.trainer);
-    let mut of_plain = Steps::new(PLAIN, scale);
-    of_plain.take();
-    let (mut times, mut plain, mut phases) = (Vec::new(), Vec::new(), Vec::new());
-    let mut flops = 0.0;
-    for _ in 0..runs {
-        times.push(of_arm.take().0);
-        plain.push(of_plain.take().0);
+/// Takes steps of `arm` and plain ones in turn.
+fn row(arm: Arm, steps: &mut Server, plain: &mut Server, scale: &Scale, runs: usize, ceiling: f64) -> String {
+    let (mut times, mut of_plain, mut phases) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..runs {
+        if run % 2 == 0 {
+            times.push(steps.take(Asked::Time).seconds);
+            of_plain.push(plain.take(Asked::Time).seconds);
+        } else {
+            of_plain.push(plain.take(Asked::Time).seconds);
+            times.push(steps.take(Asked::Time).seconds);
+        }
     }
-    for _ in 0..runs {
-        // On a GPU these are steps of their own: to tell phases apart is to wait between them.
-        of_arm.trainer.phases_apart = true;
-        let step = of_arm.take().1;
-        phases.push(step.phases);
-        flops = step.flops;
+    // On a GPU these are steps of their own: to tell phases apart is to wait between them.
+    let mut last = steps.take(Asked::Phases);
+    phases.push(last.phases);
+    for _ in 1..runs {
+        last = steps.take(Asked::Phases);
+        phases.push(last.phases);
     }
-    let (seconds, plain) = (median(times), median(plain));
-    let phase = |of: fn(&Phases) -> f64| median(phases.iter().map(of).collect());
+    let (seconds, plain, flops) = (median(times), median(of_plain), last.flops);
+    let phase = |i: usize| median(phases.iter().map(|p| p[i]).collect());
     format!(
         "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {:.3} scan {:.3} teacher {:.3} \
          select {:.4} head {:.3} bwd {:.3} opt {:.3}",
@@ -181,15 +182,77 @@ fn row(arm: Arm, scale: &Scale, runs: usize, ceiling: f64) -> String {
         seconds / plain,
         flops / 1e9,
         100.0 * flops / 1e9 / seconds / ceiling,
-        peak as f64 / 1e6,
-        phase(|p| p.forward),
-        phase(|p| p.scan),
-        phase(|p| p.teacher),
-        phase(|p| p.select),
-        phase(|p| p.head),
-        phase(|p| p.backward),
-        phase(|p| p.optimizer),
+        last.peak / 1e6,
+        phase(0),
+        phase(1),
+        phase(2),
+        phase(3),
+        phase(4),
+        phase(5),
+        phase(6),
     )
+}
+
+/// This program in another process, taking one kind of step: two trainers in one would share an allocator, which no run does.
+struct Server {
+    process: Child,
+    asks: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// What is wanted of a step.
+#[derive(Clone, Copy)]
+enum Asked {
+    Time,
+    /// The seconds of each phase by itself.
+    Phases,
+}
+
+/// What a server said of a step.
+struct Answer {
+    seconds: f64,
+    /// Bytes at the peak so far.
+    peak: f64,
+    flops: f64,
+    phases: [f64; 7],
+}
+
+impl Server {
+    /// Ready after `warm_up` steps.
+    fn start(arm: &str, arguments: &[String], warm_up: usize) -> Self {
+        let program = std::env::current_exe().expect("the path of this program");
+        let mut command = Command::new(program);
+        command.args(arguments).args(["--serve", arm]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("this program again");
+        let asks = process.stdin.take().expect("a pipe");
+        let mut answers = BufReader::new(process.stdout.take().expect("a pipe"));
+        let mut ready = String::new();
+        answers.read_line(&mut ready).expect("an answer");
+        assert_eq!(ready.trim(), "ready");
+        let mut server = Self { process, asks, answers };
+        (0..warm_up).for_each(|_| _ = server.take(Asked::Time));
+        server
+    }
+
+    fn take(&mut self, asked: Asked) -> Answer {
+        let line: &[u8] = match asked {
+            Asked::Time => b"\n",
+            Asked::Phases => b"phases\n",
+        };
+        self.asks.write_all(line).expect("a server that listens");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("an answer");
+        let numbers: Vec<f64> = answer.split_whitespace().map(|n| n.parse().expect("a number")).collect();
+        let &[seconds, peak, flops, ref phases @ ..] = numbers.as_slice() else { panic!("an answer of {answer:?}") };
+        Answer { seconds, peak, flops, phases: phases.try_into().expect("seven phases") }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// 4 blocks of width 256 on 8 x 256 tokens of a vocabulary of 8,192.
@@ -249,14 +312,25 @@ fn exponent(points: &[(f64, f64)]) -> f64 {
     up / down
 }
 
-/// One step per line on stdin, its seconds and the process's peak memory in bytes on stdout.
+/// One step per line on stdin; its seconds, the peak memory so far in bytes, its FLOPs and the seconds of its phases on stdout,
+/// which on a GPU are told apart where the line says `phases`.
 fn serve_steps(arm: Arm, scale: &Scale) {
     let mut steps = Steps::new(arm, scale);
     println!("ready");
     for line in std::io::stdin().lock().lines() {
-        line.expect("stdin can be read");
-        let (seconds, _) = steps.take();
-        println!("{seconds} {}", peak_memory(&steps.trainer));
+        steps.trainer.phases_apart = line.expect("stdin can be read") == "phases";
+        let (seconds, Taken { phases: p, flops }) = steps.take();
+        println!(
+            "{seconds} {} {flops} {} {} {} {} {} {} {}",
+            peak_memory(&steps.trainer),
+            p.forward,
+            p.scan,
+            p.teacher,
+            p.select,
+            p.head,
+            p.backward,
+            p.optimizer
+        );
     }
 }
 
@@ -327,7 +401,7 @@ fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     }
 }
 
-/// The most memory since [`reset_peak_memory`], in bytes: of a GPU's tensors, else of the process; 0 where the system does
+/// The most memory so far, in bytes: of a GPU's tensors, else of the process; 0 where the system does
 /// not say.
 fn peak_memory(trainer: &Trainer) -> u64 {
     if let Some(memory) = gpu::memory(device_of(trainer)).unwrap() {
@@ -336,10 +410,4 @@ fn peak_memory(trainer: &Trainer) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
-}
-
-fn reset_peak_memory(scale: &Scale) {
-    gpu::reset_peak(&open(scale)).unwrap();
-    // Linux alone knows this; elsewhere the peak is not measured either.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -62,7 +62,7 @@ class Server:
     def step(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        seconds, peak = self.read().split()
+        seconds, peak = self.read().split()[:2]
         self.seconds.append(float(seconds))
         self.peak = int(peak)
 

@@ -43,7 +43,8 @@ pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
 /// block only keys and values see every row; queries, output projection and MLP see the kept rows, and attention runs
 /// for kept queries over `(context + 1) / 2` keys, the mean over positions.
 pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
-    trunk_backward_sampled(cfg, sequences, context, (cfg.n_layer as u64 - 1) * sequences * context + kept_rows)
+    let (layers, tokens) = (cfg.n_layer as u64, sequences * context);
+    trunk_backward_sampled(cfg, context, (layers - 1) * tokens + kept_rows, layers * tokens)
 }
 
 /// FLOPs of the trunk's backward pass with gradient in every row.
@@ -60,12 +61,12 @@ pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, row
     cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
 }
 
-/// FLOPs of the trunk's backward pass when `block_rows` rows, summed over the blocks, carry gradient at a block's output:
-/// each block costs what [`trunk_backward_exact`] says of the last one.
-pub fn trunk_backward_sampled(cfg: &Gpt2Config, sequences: u64, context: u64, block_rows: u64) -> u64 {
-    let (d, tokens) = (cfg.n_embd as u64, sequences * context);
+/// FLOPs of the trunk's backward pass when `block_rows` rows carry gradient at a block's output and `key_rows` at its keys and
+/// values, both summed over the blocks: each block costs what [`trunk_backward_exact`] says of the last one.
+pub fn trunk_backward_sampled(cfg: &Gpt2Config, context: u64, block_rows: u64, key_rows: u64) -> u64 {
+    let d = cfg.n_embd as u64;
     let by_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
-    cfg.n_layer as u64 * 2 * 2 * tokens * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
+    key_rows * 2 * 2 * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
 }
 
 /// FLOPs of the logits of `rows` positions.
@@ -125,6 +126,8 @@ pub struct Drawn {
     pub head: u64,
     /// At the blocks' outputs, summed over the blocks.
     pub blocks: u64,
+    /// At their keys and values, summed over the blocks.
+    pub keys: u64,
 }
 
 /// What a micro-batch, or a whole step, has to do.
@@ -183,7 +186,7 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
             BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
             BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
-            BackwardMode::Sampled => trunk_backward_sampled(student, sequences, context, drawn.blocks),
+            BackwardMode::Sampled => trunk_backward_sampled(student, context, drawn.blocks, drawn.keys),
         };
         // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
         let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
@@ -222,6 +225,7 @@ fn expected_draw(cfg: &Gpt2Config, plan: &Plan, positions: u64, kept: u64, one_p
     Drawn {
         head: if at_head { drawn.min(kept) } else { kept },
         blocks: drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn,
+        keys: cfg.n_layer as u64 * drawn,
     }
 }
 

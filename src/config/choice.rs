@@ -374,7 +374,7 @@ impl<'de> serde::Deserialize<'de> for MicroRows {
     }
 }
 
-/// Rows that a sampled backward keeps at the head and at each block: `"auto"` or a share of the positions.
+/// Rows that a sampled backward keeps at the head, at each block and at its keys and values: `"auto"` or a share of the positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rho {
     /// As few as `machine.added_variance` allows.

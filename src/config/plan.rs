@@ -387,7 +387,7 @@ pub struct MachinePlan {
     pub activations: Activations,
     /// Which rows carry gradient.
     pub backward: BackwardMode,
-    /// Share of the positions that a sampled backward keeps at the head and at each block.
+    /// Share of the positions that a sampled backward keeps at the head, at each block and at its keys and values.
     #[serde(default = "MachinePlan::whole")]
     pub rho: Rho,
     /// Variance that a sampled backward with `rho = "auto"` may add, as a share of the gradient's own.

@@ -38,8 +38,17 @@ pub enum Flow<'a> {
     /// Only the rows that carry gradient at the trunk's end, in every block: keys and values of the others count as
     /// constants. Their queries are not cut: dQ of a row meets all keys and values it sees. Biased.
     Sparse,
-    /// Rows drawn at each block's output, so that every gradient keeps its expectation.
+    /// Rows drawn at each block's output and among its keys and values, so that every gradient keeps its expectation.
     Sampled(&'a RowSampler),
+}
+
+/// Rows that carried gradient in a backward, each summed over the blocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// At the blocks' outputs.
+    pub outputs: u64,
+    /// At their keys and values.
+    pub keys: u64,
 }
 
 /// What the backward needs of one forward over `batch x context` positions.
@@ -107,8 +116,7 @@ impl Gpt2 {
         self.backward_through(tape, rows, d_hidden, grads, Flow::Exact).map(|_| ())
     }
 
-    /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns how many did at the
-    /// output of each block, summed over the blocks.
+    /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns how many did.
     pub fn backward_through(
         &self,
         tape: Tape,
@@ -116,9 +124,10 @@ impl Gpt2 {
         d_hidden: &Tensor,
         grads: &ParamSet,
         flow: Flow<'_>,
-    ) -> Result<u64> {
+    ) -> Result<Reached> {
+        let mut reached = Reached::default();
         if rows.is_some_and(<[u32]>::is_empty) {
-            return Ok(0); // a micro-batch may select nothing
+            return Ok(reached); // a micro-batch may select nothing
         }
         let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
         let d = d_hidden.zeros_like()?;
@@ -127,7 +136,6 @@ impl Gpt2 {
         drop((last, last_stats));
         let mut d = d;
         let mut rows = rows.map(Cow::Borrowed);
-        let mut reached = 0;
         for l in (0..self.config.n_layer).rev() {
             let Some(taped) = blocks.pop() else { break };
             if let Flow::Sampled(sampler) = flow
@@ -138,14 +146,15 @@ impl Gpt2 {
                 }
                 (rows, d) = (Some(Cow::Owned(drawn.rows)), drawn.d);
             }
-            reached += d.dim(0)? as u64;
+            reached.outputs += d.dim(0)? as u64;
             let tape = match taped {
                 Taped::Whole(tape) => tape,
                 Taped::Input(x) => self.block_tape(l, x, shape)?,
             };
-            let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
-            d = self.block_backward(l, tape, rows.as_deref(), d, grads, shape, keys)?;
-            if keys == Keys::All {
+            let (d_in, keys) = self.block_backward(l, tape, rows.as_deref(), d, grads, shape, flow)?;
+            d = d_in;
+            reached.keys += keys;
+            if !matches!(flow, Flow::Sparse) {
                 rows = None;
             }
         }
@@ -196,7 +205,7 @@ impl Gpt2 {
     }
 
     /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input: of all rows, or of
-    /// `rows` where only their keys carry gradient.
+    /// `rows` where only their keys carry gradient; and how many rows' keys and values did.
     #[allow(clippy::too_many_arguments)] // one block's share of a backward; a struct for one caller would say no more
     fn block_backward(
         &self,
@@ -206,8 +215,9 @@ impl Gpt2 {
         d: Tensor,
         grads: &ParamSet,
         shape: Shape,
-        keys: Keys,
-    ) -> Result<Tensor> {
+        flow: Flow<'_>,
+    ) -> Result<(Tensor, u64)> {
+        let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
         let (p, g, precision) = (self.params.block(l), grads.block(l), self.precision);
         mlp_backward(&tape, rows, &d, p, g, precision)?;
         let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?;
@@ -224,10 +234,23 @@ impl Gpt2 {
         let width = self.config.n_embd;
         let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, self.precision)?;
         accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?;
-        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &ln_1.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
+        let (dkv, of_keys) = match flow {
+            Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?,
+            Flow::Exact | Flow::Sparse => (dkv, None),
+        };
+        let carried = dkv.dim(0)?;
+        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &pick(&ln_1, of_keys.as_deref())?.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
-        let d_ln_1 = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?;
+        let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?;
+        let d_ln_1 = match of_keys {
+            None => through_keys,
+            Some(rows) => {
+                let every = Tensor::zeros(ln_1.shape(), through_keys.dtype(), through_keys.device())?;
+                scatter_add(&every, &through_keys, &rows)?;
+                every
+            }
+        };
         let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
         let d = match apart {
             None => {
@@ -242,7 +265,7 @@ impl Gpt2 {
             }
         };
         layer_norm::backward(&d, &d_ln_1, &x, &ln_1_stats, p.ln_1_w, g.ln_1_w, g.ln_1_b)?;
-        Ok(d)
+        Ok((d, carried as u64))
     }
 }
 

@@ -15,6 +15,6 @@ pub mod weights;
 pub use cache::Cache;
 pub use config::Gpt2Config;
 pub use early_exit::Partial;
-pub use gpt2::{Flow, Gpt2, Tape};
+pub use gpt2::{Flow, Gpt2, Reached, Tape};
 pub use params::{Block, Layout, ParamSet};
 pub use row_sampler::{Chosen, RowBudget, RowSampler};

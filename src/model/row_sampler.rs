@@ -1,11 +1,12 @@
-//! Row sampling in the backward pass: of the rows that carry gradient some are drawn, by gradient norm, and weighted so that
+//! Row sampling in the backward pass: of the rows that carry gradient, at the head, at each block's output and at its keys and
+//! values, some are drawn, by gradient norm, and weighted so that
 //! every gradient below keeps its expectation (VCAS, arXiv 2402.17227).
 //!
 //! Row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then divided by `p_j`. Which
 //! `c`, a [`RowBudget`] says. A pool is one sequence, so how a batch is cut into micro-batches changes nothing but rounding.
 
 use crate::error::Result;
-use crate::ops::embed::{gather, row_norms};
+use crate::ops::embed::{gather_weighted, row_norms};
 use crate::rng::{Rng, Stream};
 use candle_core::Tensor;
 
@@ -58,7 +59,8 @@ impl RowSampler {
     }
 
     /// Draws among the ascending `rows` (None: all), whose gradients have these norms or norms in proportion. `layer` is the
-    /// block whose output they are at, or the number of blocks for the head. None where every row stays as it is.
+    /// block whose output they are at, the number of blocks L for the head, or L + 1 and more for the blocks' keys and values.
+    /// None where every row stays as it is.
     pub fn choose(&self, layer: usize, rows: Option<&[u32]>, norms: &[f64]) -> Option<Chosen> {
         if self.budget == RowBudget::Share(1.0) {
             return None;
@@ -92,13 +94,21 @@ impl RowSampler {
     /// all. None where every row stays as it is.
     pub(super) fn draw(&self, layer: usize, rows: Option<&[u32]>, d: &Tensor) -> Result<Option<Drawn>> {
         let Some(Chosen { indices, weights }) = self.choose(layer, rows, &row_norms(d)?) else { return Ok(None) };
-        let weights = Tensor::from_vec(weights, (indices.len(), 1), d.device())?.to_dtype(d.dtype())?;
-        let d = if indices.is_empty() { d.narrow(0, 0, 0)? } else { gather(d, &indices)?.broadcast_mul(&weights)? };
+        let d = gather_weighted(d, &indices, &weights)?;
         let rows = match rows {
             Some(rows) => indices.iter().map(|&i| rows[i as usize]).collect(),
             None => indices,
         };
         Ok(Some(Drawn { rows, d }))
+    }
+
+    /// Draws from the gradient `dkv` [B T, 2 D] of the keys and values of block `l` of `blocks`: the rows that stay, weighted,
+    /// and which these are; `dkv` itself and None where every row stays as it is.
+    pub(super) fn draw_keys(&self, l: usize, blocks: usize, dkv: Tensor) -> Result<(Tensor, Option<Vec<u32>>)> {
+        Ok(match self.draw(blocks + 1 + l, None, &dkv)? {
+            None => (dkv, None),
+            Some(Drawn { rows, d }) => (d, Some(rows)),
+        })
     }
 
     /// From [0, 1) with 53 bits: a probability may be tiny, and its weight is then large.

@@ -6,7 +6,7 @@ use crate::config::arithmetic::{self, Drawn, Probe, Work};
 use crate::config::{BackwardMode, HeadMode, Pool, Rho, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Chosen, Flow, Partial, RowBudget, RowSampler, Tape};
+use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
 use crate::ops::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
 use crate::rng::{Rng, Stream};
@@ -120,10 +120,11 @@ impl Trainer {
         if let Some(Head { rows, d_hidden, found, .. }) = head {
             if !rows.is_empty() {
                 report.rows += rows.len() as u64;
-                let blocks = self.trunk_backward(&micro, tape, &rows, &d_hidden)?;
-                report.block_rows.0 += blocks;
+                let reached = self.trunk_backward(&micro, tape, &rows, &d_hidden)?;
+                report.block_rows.0 += reached.outputs;
                 report.block_rows.1 += (self.student.config.n_layer * batch.inputs.len()) as u64;
-                work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks });
+                let Reached { outputs: blocks, keys } = reached;
+                work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks, keys });
                 // Only now, with all of its work handed over, is a GPU waited for.
                 report.add_row_norms(&d_hidden)?;
             }
@@ -146,7 +147,7 @@ impl Trainer {
             Rho::Share(rho) => RowBudget::Share(rho),
             // Each draw multiplies the variance of what the draws above left, so that together they come to what is allowed.
             Rho::Auto => {
-                let draws = (self.student.config.n_layer + 1) as f64;
+                let draws = (2 * self.student.config.n_layer + 1) as f64;
                 RowBudget::Variance((1.0 + machine.added_variance).powf(1.0 / draws) - 1.0)
             }
         };
@@ -154,8 +155,8 @@ impl Trainer {
         Some(RowSampler::new(budget, self.plan.seed, tokens, batch.context))
     }
 
-    /// From the head's input down. Returns the rows that carried gradient, summed over the blocks.
-    fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<u64> {
+    /// From the head's input down. Returns the rows that carried gradient.
+    fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<Reached> {
         let mode = self.plan.machine.backward;
         let n = micro.batch.inputs.len();
         let flow = match (mode, &micro.sampler) {

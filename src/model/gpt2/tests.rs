@@ -22,7 +22,7 @@ fn upstream(rows: usize, dtype: DType) -> Tensor {
 }
 
 /// Gradients of every parameter, and the rows that the backward worked on.
-fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>, u64) {
+fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>, Reached) {
     let dtype = model.params.wte().dtype();
     let grads = ParamSet::zeros(model.params.layout(), dtype, &Device::Cpu).unwrap();
     let tape = model.forward_with_tape(&tokens(), CONTEXT).unwrap().1;
@@ -67,7 +67,8 @@ fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
                 stopped(&model.config, &ParamSet::new(model.params.layout().clone(), v.to_vec()), rows)
             });
             let (got, reached) = gradients(&model, Some(rows), Flow::Sparse);
-            assert_eq!(reached, 3 * rows.len() as u64);
+            let every = 3 * rows.len() as u64;
+            assert_eq!(reached, Reached { outputs: every, keys: every });
             for (got, want) in got.iter().zip(&want) {
                 assert_close(got, want, tolerance);
             }
@@ -80,12 +81,12 @@ fn every_row_makes_all_flows_the_same_bit_for_bit() {
     let model = model(DType::F32);
     let whole = RowSampler::new(RowBudget::Share(1.0), 1, (0..14).collect(), CONTEXT);
     let (exact, reached) = gradients(&model, None, Flow::Exact);
-    assert_eq!(reached, 3 * 14);
+    assert_eq!(reached, Reached { outputs: 3 * 14, keys: 3 * 14 });
     for flow in [Flow::Sparse, Flow::Sampled(&whole)] {
         assert!(bits(&gradients(&model, None, flow).0) == bits(&exact), "{flow:?}");
     }
     let (some, reached) = gradients(&model, Some(&ROWS), Flow::Exact);
-    assert_eq!(reached, 6 + 2 * 14);
+    assert_eq!(reached, Reached { outputs: 6 + 2 * 14, keys: 3 * 14 });
     assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sampled(&whole)).0) == bits(&some));
     assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sparse).0) != bits(&some));
 }
@@ -94,7 +95,7 @@ fn every_row_makes_all_flows_the_same_bit_for_bit() {
 fn nothing_selected_is_nothing_done() {
     let model = model(DType::F32);
     let (grads, reached) = gradients(&model, Some(&[]), Flow::Sparse);
-    assert!(reached == 0 && bits(&grads).iter().all(|b| *b == 0));
+    assert!(reached == Reached::default() && bits(&grads).iter().all(|b| *b == 0));
 }
 
 #[test]
@@ -108,11 +109,11 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
         let exact: Vec<Vec<f64>> = gradients(&model, rows, Flow::Exact).0.iter().map(flat).collect();
         let sparse: Vec<Vec<f64>> = gradients(&model, rows, Flow::Sparse).0.iter().map(flat).collect();
         let mut sums: Vec<(Vec<f64>, f64)> = exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
-        let mut reached = 0;
+        let (mut reached, mut keys) = (0, 0);
         for draw in 0..DRAWS {
             let sampler = RowSampler::new(RowBudget::Share(0.4), 1, (0..14).map(|i| draw * 14 + i).collect(), CONTEXT);
             let (grads, rows) = gradients(&model, rows, Flow::Sampled(&sampler));
-            reached += rows;
+            (reached, keys) = (reached + rows.outputs, keys + rows.keys);
             for ((sum, squares), (g, exact)) in sums.iter_mut().zip(grads.iter().map(flat).zip(&exact)) {
                 for ((sum, g), e) in sum.iter_mut().zip(g).zip(exact) {
                     *sum += g;
@@ -123,6 +124,8 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
         let share = reached as f64 / (DRAWS * 3 * 14) as f64;
         // Two fifths, or fewer where a draw has left fewer with a gradient: no position sees a later one.
         assert!((0.3..0.41).contains(&share), "{share}");
+        let share = keys as f64 / (DRAWS * 3 * 14) as f64;
+        assert!((0.3..0.41).contains(&share), "keys: {share}");
         for (i, ((sum, squares), exact)) in sums.iter().zip(&exact).enumerate() {
             let off: Vec<f64> = sum.iter().zip(exact).map(|(s, e)| s / DRAWS as f64 - e).collect();
             // The expected length of `off` if there is no bias; few-element tensors scatter around it.

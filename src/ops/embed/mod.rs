@@ -88,6 +88,21 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
 }
 
+/// As [`gather`], each row times its weight.
+pub fn gather_weighted(x: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Tensor> {
+    if !super::fast(x) {
+        let weights = Tensor::from_slice(weights, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
+        return if rows.is_empty() { Ok(x.narrow(0, 0, 0)?) } else { Ok(gather(x, rows)?.broadcast_mul(&weights)?) };
+    }
+    let out = gather(x, rows)?;
+    let width = x.dim(1)?.max(1);
+    with_mut(&out, |out| {
+        let chunks = out.par_chunks_exact_mut(width).zip(weights).with_min_len((GATHER / width).max(1));
+        chunks.for_each(|(row, weight)| row.iter_mut().for_each(|x| *x *= weight));
+    })?;
+    Ok(out)
+}
+
 /// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D]. No row is named twice.
 pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
     if gpu::applies(dst) {
@@ -109,6 +124,13 @@ pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
 pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
     if gpu::applies(x) {
         return Ok(cuda::row_squares(x)?.to_vec1::<f64>()?.into_iter().map(f64::sqrt).collect());
+    }
+    if super::fast(x) {
+        let width = x.dim(1)?.max(1);
+        let data = read(x)?;
+        let data: &[f32] = &data;
+        let rows = data.par_chunks_exact(width).with_min_len((GATHER / width).max(1));
+        return Ok(rows.map(|row| row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()).collect());
     }
     let squares: Vec<f64> = x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
     Ok(squares.into_iter().map(f64::sqrt).collect())
@@ -177,6 +199,22 @@ mod tests {
         assert_close(&out, &reference(&wte, &wpe, &[1, 2], 2, 4).unwrap(), 1e-6);
         assert!(forward(&wte, &wpe, &[11], 1, 0).unwrap_err().to_string().contains("token id 11"));
         assert!(forward(&wte, &wpe, &[1, 2], 2, 8).unwrap_err().to_string().contains("9 positions"));
+    }
+
+    #[test]
+    fn weighted_rows_and_norms_match_the_formulas() {
+        for (n, width) in [(7, 5), (40, 600)] {
+            let x = random((n, width), 1);
+            let (rows, weights) = ([5, 0, 6], [2.0, 0.5, 3.0]);
+            let wide = x.to_dtype(DType::F64).unwrap(); // takes the reference path
+            let got = gather_weighted(&x, &rows, &weights).unwrap();
+            assert_close(&got, &gather_weighted(&wide, &rows, &weights).unwrap(), 1e-6);
+            let first = (x.narrow(0, 5, 1).unwrap() * 2.0).unwrap();
+            assert_close(&got.narrow(0, 0, 1).unwrap(), &first, 0.0);
+            assert_eq!(gather_weighted(&x, &[], &[]).unwrap().dims(), [0, width]);
+            let norms = |x: &Tensor| Tensor::new(row_norms(x).unwrap(), &Device::Cpu).unwrap();
+            assert_close(&norms(&x), &norms(&wide), 1e-12);
+        }
     }
 
     #[test]

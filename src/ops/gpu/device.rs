@@ -50,10 +50,6 @@ pub(super) fn memory(device: &CudaDevice) -> Result<Memory> {
     Ok(Memory { free: free as u64, peak })
 }
 
-pub(super) fn reset_peak(device: &CudaDevice) -> Result<()> {
-    set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)
-}
-
 fn set(device: &CudaDevice, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {
     let pool = pool(device)?;
     // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.

@@ -32,7 +32,7 @@ pub fn prepare(device: &Device) -> Result<()> {
 pub struct Memory {
     /// Not taken by anybody.
     pub free: u64,
-    /// The most that this process's tensors have taken since [`reset_peak`].
+    /// The most that this process's tensors have taken so far.
     pub peak: u64,
 }
 
@@ -44,16 +44,6 @@ pub fn memory(device: &Device) -> Result<Option<Memory>> {
     }
     let _ = device;
     Ok(None)
-}
-
-/// Begins a new measurement of [`Memory::peak`], where `device` is a GPU.
-pub fn reset_peak(device: &Device) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device {
-        return device::reset_peak(cuda);
-    }
-    let _ = device;
-    Ok(())
 }
 
 /// Whether kernels for a GPU apply to `x`; everything else takes the reference path.

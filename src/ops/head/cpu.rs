@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::objective::Divergence;
 use crate::objective::divergence::{Normal, Sums as Divergent};
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
-use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
+use crate::ops::matmul::{Mat, MatMut, Precision, multiply, product};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::teacher::Signal;
 use candle_core::{Device, Tensor};
@@ -200,23 +200,22 @@ pub(super) struct Tiles<'a> {
 
 enum Memory {
     Scratch(Vec<f32>),
-    Filling(Vec<f32>),
-    Stored(Arc<Vec<f32>>),
+    /// The tiles so far, each in memory of its own: a matrix of all would be too large for an allocator to hold on to.
+    Filling(Vec<Vec<f32>>),
+    Stored(Arc<Vec<Vec<f32>>>),
 }
 
-/// One tile: row i starts at `place(i) * stride + offset`.
+/// One tile: row i starts at `place(i) * width`.
 pub(super) struct Tile<'a> {
     data: &'a [f32],
     index: Option<&'a [u32]>,
-    stride: usize,
-    offset: usize,
     width: usize,
 }
 
 impl Tile<'_> {
     pub(super) fn row(&self, i: usize) -> &[f32] {
         let place = self.index.map_or(i, |index| index[i] as usize);
-        &self.data[place * self.stride + self.offset..][..self.width]
+        &self.data[place * self.width..][..self.width]
     }
 }
 
@@ -227,7 +226,7 @@ impl<'a> Tiles<'a> {
         let vocab = logits.vocab();
         let memory = match &logits.kept {
             Some(Kept::Host(kept)) => Memory::Stored(Arc::clone(kept)),
-            _ if fill => Memory::Filling(vec![0.0; rows * vocab]),
+            _ if fill => Memory::Filling(Vec::with_capacity(vocab.div_ceil(TILE))),
             _ => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
         let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
@@ -242,24 +241,22 @@ impl<'a> Tiles<'a> {
         let weight = self.weight.elements().slice(start * d..(start + width) * d);
         let b = Mat::stored(weight, width, d, d, 1).t();
         match &mut self.memory {
-            Memory::Stored(data) => Tile { data, index: self.index, stride: vocab, offset: start, width },
-            Memory::Filling(data) => {
-                if rows > 0 {
-                    multiply(MatMut::new(&mut data[start..], rows, width, vocab), false, a, b, self.precision);
-                }
-                Tile { data, index: None, stride: vocab, offset: start, width }
+            Memory::Stored(tiles) => Tile { data: &tiles[start / TILE], index: self.index, width },
+            Memory::Filling(tiles) => {
+                tiles.push(product(a, b, self.precision));
+                Tile { data: &tiles[start / TILE], index: None, width }
             }
             Memory::Scratch(data) => {
                 multiply(MatMut::new(data, rows, width, width), false, a, b, self.precision);
-                Tile { data, index: None, stride: width, offset: 0, width }
+                Tile { data, index: None, width }
             }
         }
     }
 
     /// The filled store, if this walk was to keep the logits.
-    fn finish(self) -> Option<Arc<Vec<f32>>> {
+    fn finish(self) -> Option<Arc<Vec<Vec<f32>>>> {
         match self.memory {
-            Memory::Filling(data) => Some(Arc::new(data)),
+            Memory::Filling(tiles) => Some(Arc::new(tiles)),
             _ => None,
         }
     }

@@ -85,7 +85,8 @@ pub struct Logits {
 /// Stored logits, where the kernels that read them are.
 #[derive(Debug, Clone)]
 enum Kept {
-    Host(Arc<Vec<f32>>),
+    /// Tiles of [`TILE`] columns, the last one narrower, each row by row.
+    Host(Arc<Vec<Vec<f32>>>),
     /// [N, V] and some columns of padding.
     Device(Tensor),
 }

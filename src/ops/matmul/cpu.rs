@@ -166,25 +166,31 @@ pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool, precision: P
     })
 }
 
-/// `a · b` in fresh memory, which is written once.
-pub(super) fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
-    let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
-    if k != kb || k == 0 {
-        let out = Tensor::zeros((m, n), a.dtype(), a.device())?;
-        into(&out, a, b, true, precision)?;
-        return Ok(out);
+/// `a · b` row by row, in fresh memory, which is written once; zeros if the inner dimension is 0.
+pub(crate) fn product(a: Mat<'_>, b: Mat<'_>, precision: Precision) -> Vec<f32> {
+    let (m, n) = (a.rows, b.cols);
+    if a.cols == 0 {
+        return vec![0.0; m * n];
     }
-    let (sa, sb) = (a.stride(), b.stride());
-    let (da, db) = (read_strided(a)?, read_weight(b)?);
     let mut out = Vec::with_capacity(m * n);
     // SAFETY: the capacity covers the matrix, and the product with add = false writes every element and reads none.
     unsafe {
-        let dst = MatMut::from_raw(out.as_mut_ptr(), m, n, n);
-        let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
-        multiply(dst, false, a, b, precision);
+        multiply(MatMut::from_raw(out.as_mut_ptr(), m, n, n), false, a, b, precision);
         out.set_len(m * n);
     }
-    Ok(Tensor::from_vec(out, (m, n), &Device::Cpu)?)
+    out
+}
+
+/// `a · b` of tensors.
+pub(super) fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
+    let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
+    if k != kb {
+        return Err(Error::internal(format!("product of {:?} and {:?}", a.dims(), b.dims())));
+    }
+    let (sa, sb) = (a.stride(), b.stride());
+    let (da, db) = (read_strided(a)?, read_weight(b)?);
+    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
+    Ok(Tensor::from_vec(product(a, b, precision), (m, n), &Device::Cpu)?)
 }
 
 /// `residual + x · w + bias`: bias and residual are laid down first, then the product is added.

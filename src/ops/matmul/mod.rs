@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 pub use bf16::Bf16;
-pub(crate) use cpu::{Mat, MatMut, add_to, gemm, multiply};
+pub(crate) use cpu::{Mat, MatMut, add_to, gemm, multiply, product};
 
 /// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference path ignores it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     if !super::fast(a) {
         return if gpu::applies(a) { cuda::matmul(a, b, precision) } else { reference(a, b) };
     }
-    cpu::product(a, b, precision)
+    cpu::matmul(a, b, precision)
 }
 
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
