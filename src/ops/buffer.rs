@@ -54,7 +54,7 @@ pub fn read_strided(tensor: &Tensor) -> Result<Read<'_>> {
 
 /// A matrix's elements as they are stored.
 #[derive(Debug, Clone, Copy)]
-pub enum Elements<'a> {
+pub(crate) enum Elements<'a> {
     /// In full.
     F32(&'a [f32]),
     /// Rounded; a weight that is only read.
@@ -63,7 +63,7 @@ pub enum Elements<'a> {
 
 impl<'a> Elements<'a> {
     /// Their number.
-    pub fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         match self {
             Self::F32(data) => data.len(),
             Self::Bf16(data) => data.len(),
@@ -71,7 +71,7 @@ impl<'a> Elements<'a> {
     }
 
     /// Those of a range.
-    pub fn slice(self, range: Range<usize>) -> Self {
+    pub(crate) fn slice(self, range: Range<usize>) -> Self {
         match self {
             Self::F32(data) => Self::F32(&data[range]),
             Self::Bf16(data) => Self::Bf16(&data[range]),
@@ -79,7 +79,7 @@ impl<'a> Elements<'a> {
     }
 
     /// Writes them to `out`, of the same length.
-    pub fn write_to(self, out: &mut [f32]) {
+    pub(crate) fn write_to(self, out: &mut [f32]) {
         match self {
             Self::F32(data) => out.copy_from_slice(data),
             Self::Bf16(data) => data.convert_to_f32_slice(out),
@@ -88,14 +88,14 @@ impl<'a> Elements<'a> {
 }
 
 /// Read access to an f32 or bf16 CPU tensor, as [`Read`].
-pub struct ReadWeight<'a> {
+pub(crate) struct ReadWeight<'a> {
     guard: StorageRef<'a>,
     range: Range<usize>,
 }
 
 impl ReadWeight<'_> {
     /// The elements of a contiguous tensor; for a strided view everything from its first element on.
-    pub fn elements(&self) -> Elements<'_> {
+    pub(crate) fn elements(&self) -> Elements<'_> {
         match &*self.guard {
             Storage::Cpu(CpuStorage::F32(data)) => Elements::F32(&data[self.range.clone()]),
             Storage::Cpu(CpuStorage::BF16(data)) => Elements::Bf16(&data[self.range.clone()]),
@@ -105,7 +105,7 @@ impl ReadWeight<'_> {
 }
 
 /// Read access to an f32 or bf16 CPU tensor of any strides: the elements start at the view's first.
-pub fn read_weight(tensor: &Tensor) -> Result<ReadWeight<'_>> {
+pub(crate) fn read_weight(tensor: &Tensor) -> Result<ReadWeight<'_>> {
     let (guard, layout) = tensor.storage_and_layout();
     let len = match &*guard {
         Storage::Cpu(CpuStorage::BF16(data)) => data.len(),
