@@ -9,6 +9,8 @@ use crate::error::Result;
 use crate::ops::embed::{gather_weighted, row_norms};
 use crate::rng::{Rng, Stream};
 use candle_core::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// A draw that would leave out less than this share of the rows is not made: gathering costs more than it saves.
 const WORTH_A_DRAW: f64 = 0.05;
@@ -66,17 +68,22 @@ impl RowSampler {
             return None;
         }
         let row = |i: usize| rows.map_or(i, |rows| rows[i] as usize);
-        let mut chosen = Chosen::default();
+        let mut pools = Vec::new();
         let mut start = 0;
         while start < norms.len() {
             let sequence = row(start) / self.context;
             let end = (start..norms.len()).find(|&i| row(i) / self.context != sequence).unwrap_or(norms.len());
-            let pool = &norms[start..end];
+            pools.push(start..end);
+            start = end;
+        }
+        let of_pool = |pool: Range<usize>| {
+            let norms = &norms[pool.clone()];
             let c = match self.budget {
-                RowBudget::Share(rho) => factor_for_rows(pool, rho * self.context as f64),
-                RowBudget::Variance(share) => factor_for_variance(pool, share),
+                RowBudget::Share(rho) => factor_for_rows(norms, rho * self.context as f64),
+                RowBudget::Variance(share) => factor_for_variance(norms, share),
             };
-            for (i, norm) in (start..end).zip(pool) {
+            let mut chosen = Chosen::default();
+            for (i, norm) in pool.zip(norms) {
                 // A row without gradient is never missed.
                 let p = c.map_or(f64::from(u8::from(*norm != 0.0)), |c| (c * norm).min(1.0));
                 if self.uniform(layer, row(i)) < p {
@@ -84,7 +91,14 @@ impl RowSampler {
                     chosen.weights.push((1.0 / p) as f32);
                 }
             }
-            start = end;
+            chosen
+        };
+        // In parallel, since a GPU waits for this.
+        let parts: Vec<Chosen> = pools.into_par_iter().map(of_pool).collect();
+        let mut chosen = Chosen::default();
+        for part in parts {
+            chosen.indices.extend(part.indices);
+            chosen.weights.extend(part.weights);
         }
         let all = chosen.indices.len() == norms.len() && chosen.weights.iter().all(|w| *w == 1.0);
         (!all).then_some(chosen)
