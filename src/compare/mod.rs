@@ -270,6 +270,17 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
     Ok(())
 }
 
+/// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows `rho = "auto"` does with depends
+/// on what the student has learnt, which no sample of steps can tell.
+fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Surroundings<'_>) -> Result<f64> {
+    let folder = out.join("pilot").join(arms::folder_name(label));
+    runs::run(plan, &folder, false, around)?;
+    let seconds = Metrics::read(&folder)?.seconds;
+    let pilot = out.join("pilot");
+    std::fs::remove_dir_all(&pilot).map_err(|e| Error::io("remove", &pilot, e))?;
+    Ok(seconds / plan.steps as f64)
+}
+
 /// The arm's steps under the budget; decided once and kept in `compare.json`.
 fn steps_of(
     state: &mut State,
@@ -299,7 +310,12 @@ fn steps_of(
                 let first = asked.seeds.first().copied().unwrap_or_default();
                 let target = Metrics::read(&runs::folder(&asked.out, &base.label, first))?.seconds;
                 around.progress.note(&format!("{label}: measuring seconds per step"));
-                let per_step = seconds_per_step(Session::open(&arm.plan, around)?)?;
+                let per_step = if arm.plan.draws_by_variance() {
+                    let steps = base.plan.steps;
+                    seconds_of_a_run(&with_steps(&probe.settled, steps), &asked.out, label, around)?
+                } else {
+                    seconds_per_step(Session::open(&arm.plan, around)?)?
+                };
                 measured = Some(per_step);
                 steps_for_seconds(target, per_step)
             }

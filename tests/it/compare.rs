@@ -121,6 +121,23 @@ fn a_comparison_in_parts_ends_like_one_in_one_piece() {
 }
 
 #[test]
+fn equal_seconds_are_measured_and_leave_nothing_behind() {
+    let place = Place::new();
+    let data = tiny::data().display().to_string();
+    let arms = ["plain:run.toml+method=clm", "loss:run.toml", "drawn:run.toml+method=clm+machine.backward=sampled"];
+    let more = ["--data", &data, "--seeds", "1", "--out", "c", "--budget", "seconds"];
+    let (status, _, said) = place.run(&[&arms[..], &more].concat());
+    assert_eq!(status, 0, "{said}");
+    let state: Value = serde_json::from_slice(&fs::read(place.path("c/compare.json")).unwrap()).unwrap();
+    let arms = state["arms"].as_array().unwrap();
+    assert_eq!(arms[0]["steps"], 6);
+    for arm in &arms[1..] {
+        assert!(arm["steps"].as_u64().unwrap() > 0 && arm["seconds_per_step"].as_f64().unwrap() > 0.0, "{arm}");
+    }
+    assert!(!place.path("c/pilot").exists());
+}
+
+#[test]
 fn equal_flops_are_kept_and_contradictions_are_refused() {
     let place = Place::new();
     let flops = ["--seeds", "1", "--out", "c", "--budget", "flops", "-q"];
