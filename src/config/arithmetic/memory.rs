@@ -30,8 +30,8 @@ impl Budget {
 const F32: u64 = 4;
 
 /// What the program holds beside a run: buffers of its threads and of matrix products, what its allocator has not given back.
-/// Fitted to the runs of the record `benches/records/2026-11-25-memory.md`.
-const PROGRAM: u64 = 70_000_000;
+/// Fitted to the runs of the record `benches/records/2026-11-26-cpu.md`.
+const PROGRAM: u64 = 20_000_000;
 
 /// Bytes of device or host memory at the peak, by part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
