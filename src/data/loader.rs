@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::rng::{Rng, Stream};
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 /// Sequences side by side; all `[rows * context]` row-major but `sequence_ids`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +148,34 @@ impl Loader {
     }
 }
 
+/// A loader that reads the batch after the one it hands out on a thread of its own, so that no step waits for a disk.
+#[derive(Debug)]
+pub struct Ahead {
+    loader: Arc<Loader>,
+    rows: usize,
+    next: Option<(u64, JoinHandle<Result<Batch>>)>,
+}
+
+impl Ahead {
+    /// Batches of `rows` sequences.
+    pub fn new(loader: Loader, rows: usize) -> Self {
+        Self { loader: Arc::new(loader), rows, next: None }
+    }
+
+    /// As [`Loader::batch`]; quick where `cursor` is where the batch before ended.
+    pub fn batch(&mut self, cursor: u64) -> Result<Batch> {
+        let batch = match self.next.take() {
+            Some((at, reading)) if at == cursor => {
+                reading.join().map_err(|_| Error::internal("the thread that reads batches has panicked"))?
+            }
+            _ => self.loader.batch(cursor, self.rows),
+        }?;
+        let (loader, rows, at) = (Arc::clone(&self.loader), self.rows, cursor + self.rows as u64);
+        self.next = Some((at, thread::spawn(move || loader.batch(at, rows))));
+        Ok(batch)
+    }
+}
+
 /// Position `index` of the permutation of `0..n` that belongs to `epoch`.
 fn permute(rng: &Rng, epoch: u32, index: u64, n: u64) -> u64 {
     const ROUNDS: u64 = 8;
@@ -278,6 +307,16 @@ mod tests {
         assert_ne!(order(1, 0), order(2, 0));
         let fixed_points = order(1, 0).iter().enumerate().filter(|(i, v)| *i as u64 == **v).count();
         assert!(fixed_points < 8, "{fixed_points} fixed points; about 1 is expected");
+    }
+
+    #[test]
+    fn reading_ahead_changes_no_batch() {
+        let loader = Loader::new(file(101), 5, 3).unwrap();
+        let mut ahead = Ahead::new(loader.clone(), 3);
+        // In order, again from the same place, elsewhere, and over the end of an epoch.
+        for cursor in [0, 3, 6, 6, 2, 5, 18, 21, 40] {
+            assert_eq!(ahead.batch(cursor).unwrap(), loader.batch(cursor, 3).unwrap(), "{cursor}");
+        }
     }
 
     #[test]

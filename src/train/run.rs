@@ -6,7 +6,7 @@ use super::session::Session;
 use super::{StepReport, Trainer};
 use crate::config::arithmetic::{checkpoint_bytes, disk_bytes};
 use crate::config::{MicroRows, OnNonfinite};
-use crate::data::loader::Loader;
+use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
@@ -49,7 +49,7 @@ pub struct Run {
     counters: Counters,
     /// Steps done in the checkpoint that was loaded or saved last.
     saved_at: Option<u64>,
-    loader: Loader,
+    loader: Ahead,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
 }
@@ -65,7 +65,7 @@ struct RunConfig {
 struct Prepared {
     trainer: Trainer,
     saved: Option<TrainState>,
-    loader: Loader,
+    loader: Ahead,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
 }
@@ -80,7 +80,7 @@ impl Prepared {
         if let Err(e) = check_space(lock.dir(), disk_bytes(&student.config, &plan), "the run") {
             progress.note(&format!("warning: {e}"));
         }
-        let loader = Loader::new(train, plan.data.context, plan.seed)?;
+        let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
         let trainer = Trainer::new(plan, student, teacher)?;
         Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, eot, inputs } })
     }
@@ -191,7 +191,7 @@ impl Run {
             }
             crate::signal::check()?;
             let started = Instant::now();
-            let batch = self.loader.batch(self.counters.cursor, plan.data.rows)?;
+            let batch = self.loader.batch(self.counters.cursor)?;
             let data_seconds = started.elapsed().as_secs_f64();
             let stepped = self.trainer.step(self.counters.step, self.counters.cursor, &batch);
             let seconds = started.elapsed().as_secs_f64();
