@@ -239,7 +239,7 @@ impl Gpt2 {
             Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?,
             Flow::Exact | Flow::Sparse => (dkv, None),
         };
-        let carried = dkv.dim(0)?;
+        let key_rows = dkv.dim(0)? as u64;
         accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &pick(&ln_1, of_keys.as_deref())?.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
         let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?;
@@ -265,7 +265,7 @@ impl Gpt2 {
             }
         };
         layer_norm::backward(&d, &d_ln_1, &x, &ln_1_stats, p.ln_1_w, g.ln_1_w, g.ln_1_b)?;
-        Ok((d, carried as u64))
+        Ok((d, key_rows))
     }
 }
 
