@@ -155,7 +155,7 @@ fn main() {
 
 /// Takes steps of `arm` and plain ones in turn.
 fn row(arm: Arm, steps: &mut Server, plain: &mut Server, scale: &Scale, runs: usize, ceiling: f64) -> String {
-    let (mut times, mut of_plain, mut phases) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut times, mut of_plain) = (Vec::new(), Vec::new());
     for run in 0..runs {
         if run % 2 == 0 {
             times.push(steps.take(Asked::Time).seconds);
@@ -166,30 +166,20 @@ fn row(arm: Arm, steps: &mut Server, plain: &mut Server, scale: &Scale, runs: us
         }
     }
     // On a GPU these are steps of their own: to tell phases apart is to wait between them.
-    let mut last = steps.take(Asked::Phases);
-    phases.push(last.phases);
-    for _ in 1..runs {
-        last = steps.take(Asked::Phases);
-        phases.push(last.phases);
-    }
-    let (seconds, plain, flops) = (median(times), median(of_plain), last.flops);
-    let phase = |i: usize| median(phases.iter().map(|p| p[i]).collect());
+    let apart: Vec<Answer> = (0..runs).map(|_| steps.take(Asked::Phases)).collect();
+    let Answer { peak, flops, .. } = apart[runs - 1];
+    let (seconds, plain) = (median(times), median(of_plain));
+    let [forward, scan, teacher, select, head, backward, optimizer] =
+        std::array::from_fn(|i| median(apart.iter().map(|a| a.phases[i]).collect()));
     format!(
-        "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {:.3} scan {:.3} teacher {:.3} \
-         select {:.4} head {:.3} bwd {:.3} opt {:.3}",
+        "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {forward:.3} scan {scan:.3} teacher {teacher:.3} \
+         select {select:.4} head {head:.3} bwd {backward:.3} opt {optimizer:.3}",
         arm.name,
         (scale.rows * scale.context) as f64 / seconds,
         seconds / plain,
         flops / 1e9,
         100.0 * flops / 1e9 / seconds / ceiling,
-        last.peak / 1e6,
-        phase(0),
-        phase(1),
-        phase(2),
-        phase(3),
-        phase(4),
-        phase(5),
-        phase(6),
+        peak / 1e6,
     )
 }
 

@@ -273,10 +273,10 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
 /// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows `rho = "auto"` does with depends
 /// on what the student has learnt, which no sample of steps can tell.
 fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Surroundings<'_>) -> Result<f64> {
-    let folder = out.join("pilot").join(arms::folder_name(label));
+    let pilot = out.join("pilot");
+    let folder = pilot.join(arms::folder_name(label));
     runs::run(plan, &folder, false, around)?;
     let seconds = Metrics::read(&folder)?.seconds;
-    let pilot = out.join("pilot");
     std::fs::remove_dir_all(&pilot).map_err(|e| Error::io("remove", &pilot, e))?;
     Ok(seconds / plan.steps as f64)
 }

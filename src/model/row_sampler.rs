@@ -1,6 +1,6 @@
 //! Row sampling in the backward pass: of the rows that carry gradient, at the head, at each block's output and at its keys and
-//! values, some are drawn, by gradient norm, and weighted so that
-//! every gradient below keeps its expectation (VCAS, arXiv 2402.17227).
+//! values, some are drawn, by gradient norm, and weighted so that every gradient below keeps its expectation (VCAS, arXiv
+//! 2402.17227).
 //!
 //! Row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then divided by `p_j`. Which
 //! `c`, a [`RowBudget`] says. A pool is one sequence, so how a batch is cut into micro-batches changes nothing but rounding.
