@@ -1,15 +1,13 @@
 //! Text from a model, a token at a time.
 
+use super::sampler::Sampler;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::model::Gpt2;
 use crate::ops::matmul::{Precision, matmul};
-use candle_core::{DType, Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling};
+use candle_core::{DType, Tensor};
 use serde::Serialize;
 
-/// Temperatures below this are 0: dividing by them would overflow.
-const COLDEST: f64 = 1e-6;
 /// An incomplete character has at most four bytes, so at most four tokens; after more, what is there is no text.
 const MOST_PENDING: usize = 8;
 
@@ -66,7 +64,7 @@ pub fn generate(
         ids.push(tokenizer.eot());
     }
     let ids = &ids[ids.len().saturating_sub(model.config.n_positions)..];
-    let mut processor = LogitsProcessor::from_sampling(options.seed, sampling(options));
+    let mut sampler = Sampler::new(options);
     let mut stream = TextStream::new(tokenizer);
     let mut text = String::new();
     let mut emit = |piece: String| {
@@ -77,7 +75,7 @@ pub fn generate(
     let (mut tokens, mut stop) = (0, Stop::MaxTokens);
     while tokens < options.max_tokens {
         crate::signal::check()?;
-        let token = processor.sample(&logits(model, tokenizer, &hidden)?)?;
+        let token = sampler.sample(&logits(model, tokenizer, &hidden)?)?;
         tokens += 1;
         if token == tokenizer.eot() {
             stop = Stop::EndOfText;
@@ -92,28 +90,11 @@ pub fn generate(
     Ok(Generation { text, prompt_tokens: ids.len(), tokens, stop })
 }
 
-fn sampling(options: &GenerateOptions) -> Sampling {
-    let temperature = options.temperature;
-    if temperature < COLDEST {
-        return Sampling::ArgMax;
-    }
-    match (options.top_k, options.top_p) {
-        (None, None) => Sampling::All { temperature },
-        (Some(k), None) => Sampling::TopK { k, temperature },
-        (None, Some(p)) => Sampling::TopP { p, temperature },
-        (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
-    }
-}
-
-/// Logits of the ids that the tokenizer knows (a padded embedding has more), on the CPU.
-fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Tensor> {
+/// Logits of the ids that the tokenizer knows (a padded embedding has more).
+fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Vec<f32>> {
     let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
     let all = matmul(hidden, &model.params.wte().t()?, Precision::F32)?.squeeze(0)?.narrow(0, 0, known)?;
-    let all = all.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-    if all.to_vec1::<f32>()?.iter().any(|z| !z.is_finite()) {
-        return Err(Error::new(ErrorKind::NonFinite, "the model's logits are not finite; the model is broken"));
-    }
-    Ok(all)
+    Ok(all.to_dtype(DType::F32)?.to_vec1::<f32>()?)
 }
 
 /// Turns tokens into text as they come. A token may end inside a character, and some tokenizers decode a token
@@ -165,6 +146,7 @@ mod tests {
     use crate::data::tokenizer::TrainOptions;
     use crate::model::Gpt2Config;
     use crate::progress::Silent;
+    use candle_core::Device;
 
     const TEXT: &str = "Anna's höher 日本語 👍🏽 cats, 日本 and höhere dogs; naïve café \u{1F468}\u{200d}\u{1F469}.\n";
 
@@ -242,7 +224,7 @@ mod tests {
         let start = ids.len();
         for _ in 0..20 {
             let hidden = model.forward(&ids, ids.len()).unwrap().narrow(0, ids.len() - 1, 1).unwrap();
-            let z = logits(&model, &tokenizer, &hidden).unwrap().to_vec1::<f32>().unwrap();
+            let z = logits(&model, &tokenizer, &hidden).unwrap();
             let best = (0..z.len()).max_by(|&a, &b| z[a].total_cmp(&z[b])).unwrap();
             ids.push(best as u32);
         }

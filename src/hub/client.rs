@@ -1,29 +1,38 @@
-//! Requests: what a repository holds (hf-hub), one file's hash and length (by hand, see [`super`]), its bytes.
-//!
-//! Every wait polls the stop signal; every request has a time-out; transient failures are retried, a bounded number
-//! of times, with jitter.
+//! What is asked of a Hub: what a repository holds, one file's hash and length, its bytes. Transient failures are retried,
+//! a bounded number of times, with jitter.
 
 use super::cache::{Etag, is_commit};
+use super::exchange::{Answer, Ask, Connections, TICK, same_origin};
 use super::options::HubOptions;
 use crate::error::{Error, Result};
-use hf_hub::HFError;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
-use reqwest::{StatusCode, Url};
-use std::pin::pin;
+use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::{Cache, Repo, RepoType};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::Deserialize;
 use std::time::{Duration, Instant};
+use ureq::http::{Method, StatusCode, Uri};
 
-/// How often a wait looks for a stop signal.
-const TICK: Duration = Duration::from_millis(100);
-/// Longest time for a request without a body to speak of.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Longest answer of the model API. That of a repository of ten thousand files has one megabyte.
+const MOST_INFO: usize = 64 << 20;
+/// What a segment of a path spells by numbers (WHATWG URL's path percent-encode set, and `%` and `/`).
+const SEGMENT: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'%')
+    .add(b'/');
 
 /// A connection to one endpoint.
 pub(super) struct Client {
     pub options: HubOptions,
-    runtime: tokio::runtime::Runtime,
-    hub: hf_hub::HFClient,
-    follow: reqwest::Client,
-    stay: reqwest::Client,
+    api: Api,
+    connections: Connections,
 }
 
 /// Why an attempt failed.
@@ -64,73 +73,70 @@ pub(super) struct Remote {
 
 impl Client {
     pub fn new(options: &HubOptions) -> Result<Self> {
-        let failed = |e: &dyn std::fmt::Display| Error::internal(format!("cannot set up the HTTP client: {e}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&e))?;
-        let base = || {
-            let mut headers = HeaderMap::new();
-            // A compressed body would have another length and another hash.
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("eslm-kd/", env!("CARGO_PKG_VERSION")))
-                .default_headers(headers)
-                .connect_timeout(options.connect_timeout)
-                .read_timeout(options.idle_timeout);
-            let local = Url::parse(&options.endpoint).is_ok_and(|u| {
-                matches!(u.host_str(), Some("localhost" | "[::1]"))
-                    || u.host_str().is_some_and(|h| h.starts_with("127."))
-            });
-            // A server on this machine is not behind the proxy that the environment names.
-            if local { builder.no_proxy() } else { builder }
-        };
-        let follow = base().build().map_err(|e| failed(&e))?;
-        let stay = base().redirect(reqwest::redirect::Policy::none()).build().map_err(|e| failed(&e))?;
-        let hub = hf_hub::HFClient::builder()
-            .endpoint(&options.endpoint)
-            .cache_dir(&options.cache)
-            .client(follow.clone())
-            .retry_max_attempts(0)
-            // Without a token hf-hub would look for one in the environment; a value that no header can hold is how it
-            // is told that there is none.
-            .token(options.token.as_deref().unwrap_or("\n"))
+        // hf-hub's own cache looks for a token and for a home, and ends the process where there is none; ours is given.
+        let api = ApiBuilder::from_cache(Cache::new(options.cache.clone()))
+            .with_endpoint(options.endpoint.clone())
+            .with_token(None)
             .build()
-            .map_err(|e| failed(&e))?;
-        Ok(Self { options: options.clone(), runtime, hub, follow, stay })
+            .map_err(|e| Error::internal(format!("cannot set up the Hub's API: {e}")))?;
+        Ok(Self { options: options.clone(), api, connections: Connections::new(options)? })
     }
 
     /// The commit and the files of a revision.
     pub fn info(&self, id: &str, revision: &str) -> Attempt<Info> {
-        let (owner, name) = hf_hub::split_id(id);
-        let model = self.hub.model(owner, name);
-        let answer = self.wait(ANSWER, async { model.info().revision(revision).send().await })??;
-        let answer = answer.map_err(|e| self.explain(id, revision, e))?;
-        let commit = answer.sha.filter(|c| is_commit(c)).map(|c| c.to_lowercase()).ok_or_else(|| {
+        #[derive(Deserialize)]
+        struct Model {
+            sha: Option<String>,
+            siblings: Option<Vec<Sibling>>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let model = self.api.repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()));
+        let request = model.info_request();
+        let uri = request.uri_ref().cloned().ok_or_else(|| self.options.bad_endpoint())?;
+        let mut answer = self.connections.follow(&Ask { method: Method::GET, uri, start: 0 })?;
+        if !answer.status.is_success() {
+            return Err(self.refused(
+                id,
+                &format!("there is no such model, or no revision {revision} of it,"),
+                &answer,
+            ));
+        }
+        let body = self.connections.all(&mut answer, MOST_INFO)?;
+        let model: Model = serde_json::from_slice(&body).map_err(|_| {
+            Failure::passing(format!(
+                "{id}: {} did not answer as a Hub does; a proxy or a login page may stand between us and it",
+                self.options.endpoint
+            ))
+        })?;
+        let commit = model.sha.filter(|c| is_commit(c)).map(|c| c.to_lowercase()).ok_or_else(|| {
             Error::hub(format!("{id}: the server names no commit for {revision}; is {} a Hub?", self.options.endpoint))
         })?;
-        Ok(Info { commit, files: answer.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect() })
+        Ok(Info { commit, files: model.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect() })
     }
 
     /// The hash and length of a file. Redirects within the endpoint are followed; the redirect to the CDN is not,
     /// because only the Hub's own answer carries the hash.
     pub fn head(&self, id: &str, commit: &str, file: &str) -> Attempt<Remote> {
-        let mut url = self.file_url(id, commit, file)?;
+        let mut uri = self.file_uri(id, commit, file)?;
         let (mut linked, mut plain, mut size, mut at) = (None, None, None, None);
         for _ in 0..5 {
-            let request = self.authorised(self.stay.head(url.clone()));
-            let response = self.wait(ANSWER, async { request.send().await })??.map_err(|e| self.unreachable(&e))?;
-            let status = response.status();
+            let answer = self.connections.once(&Ask { method: Method::HEAD, uri: uri.clone(), start: 0 })?;
+            let status = answer.status;
             if !status.is_success() && !status.is_redirection() {
-                return Err(self.refused(id, file, status, response.headers()));
+                return Err(self.refused(id, &format!("has no file {file}"), &answer));
             }
-            let get = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+            let get = |name: &str| answer.header(name);
             linked = get("x-linked-etag").map(str::to_string).or(linked);
             // The ETag and the length of a redirect are its own: of the page, or of a large file's pointer.
             plain = get("etag").filter(|_| status.is_success()).map(str::to_string);
             let length = get("x-linked-size").or(get("content-length").filter(|_| status.is_success()));
             size = length.and_then(|v| v.parse::<u64>().ok()).or(size);
             at = get("x-repo-commit").map(str::to_string).or(at);
-            let next = get("location").filter(|_| status.is_redirection()).and_then(|to| url.join(to).ok());
-            match next {
-                Some(next) if next.origin() == url.origin() && linked.is_none() => url = next,
+            match answer.location() {
+                Some(next) if same_origin(&next, &uri) && linked.is_none() => uri = next,
                 _ => break,
             }
         }
@@ -152,24 +158,19 @@ impl Client {
         Ok(Remote { etag, size })
     }
 
-    /// Opens the bytes of a file from `start` on. The token goes to the endpoint only: reqwest drops it when a
-    /// redirect leaves the host, the port or the scheme.
-    pub fn get(&self, id: &str, commit: &str, file: &str, start: u64) -> Attempt<reqwest::Response> {
-        let mut request = self.authorised(self.follow.get(self.file_url(id, commit, file)?));
-        if start > 0 {
-            request = request.header(RANGE, format!("bytes={start}-"));
-        }
-        let response = self.wait(ANSWER, async { request.send().await })??.map_err(|e| self.unreachable(&e))?;
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
-            status => Err(self.refused(id, file, status, response.headers())),
+    /// Opens the bytes of a file from `start` on.
+    pub fn get(&self, id: &str, commit: &str, file: &str, start: u64) -> Attempt<Answer> {
+        let ask = Ask { method: Method::GET, uri: self.file_uri(id, commit, file)?, start };
+        let answer = self.connections.follow(&ask)?;
+        match answer.status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(answer),
+            _ => Err(self.refused(id, &format!("has no file {file}"), &answer)),
         }
     }
 
     /// The next bytes; None at the end.
-    pub fn chunk(&self, response: &mut reqwest::Response) -> Attempt<Option<impl AsRef<[u8]> + use<>>> {
-        let limit = self.options.idle_timeout + TICK;
-        self.wait(limit, async { response.chunk().await })??.map_err(|e| self.unreachable(&e))
+    pub fn chunk(&self, answer: &mut Answer) -> Attempt<Option<Vec<u8>>> {
+        self.connections.next(answer)
     }
 
     /// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the stop signal.
@@ -204,72 +205,25 @@ impl Client {
         Ok(())
     }
 
-    /// Drives a future (one that starts its timers only when polled), looking for a stop signal on every tick and giving up after `limit`.
-    fn wait<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Result<Attempt<T>> {
-        let started = Instant::now();
-        self.runtime.block_on(async {
-            let mut future = pin!(future);
-            loop {
-                if let Ok(done) = tokio::time::timeout(TICK, future.as_mut()).await {
-                    return Ok(Ok(done));
-                }
-                crate::signal::check()?;
-                if started.elapsed() > limit {
-                    let text = format!("{}: no answer within {} s", self.options.endpoint, limit.as_secs());
-                    return Ok(Err(Failure::passing(text)));
-                }
-            }
-        })
-    }
-
-    fn authorised(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
-        match &self.options.token {
-            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
-            None => request,
-        }
-    }
-
-    fn file_url(&self, id: &str, commit: &str, file: &str) -> Result<Url> {
-        let wrong = || Error::usage(format!("HF_ENDPOINT is not an address: {}", self.options.endpoint));
-        let mut url = Url::parse(&self.options.endpoint).map_err(|_| wrong())?;
-        url.path_segments_mut()
-            .map_err(|()| wrong())?
-            .pop_if_empty()
-            .extend(id.split('/'))
-            .extend(["resolve", commit, file]);
-        Ok(url)
-    }
-
-    /// The connection failed, or broke.
-    fn unreachable(&self, e: &reqwest::Error) -> Failure {
-        let mut cause: &dyn std::error::Error = e;
-        while let Some(next) = cause.source() {
-            cause = next;
-        }
-        let what = match (e.is_timeout(), e.is_connect()) {
-            (true, true) => format!("no connection within {:?}", self.options.connect_timeout),
-            (true, false) => format!("no byte within {:?}", self.options.idle_timeout),
-            (false, _) => cause.to_string(),
-        };
-        Failure::passing(format!("cannot reach {}: {what}", self.options.endpoint))
+    fn file_uri(&self, id: &str, commit: &str, file: &str) -> Result<Uri> {
+        let segment = |text| utf8_percent_encode(text, SEGMENT);
+        let id = id.split('/').map(|part| segment(part).to_string()).collect::<Vec<_>>().join("/");
+        let text = format!("{}/{id}/resolve/{}/{}", self.options.endpoint, segment(commit), segment(file));
+        text.parse().map_err(|_| self.options.bad_endpoint())
     }
 
     /// The server answered with an error.
-    fn refused(&self, id: &str, file: &str, status: StatusCode, headers: &HeaderMap) -> Failure {
-        let after = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
-        let code = headers.get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or_default();
-        self.of_status(id, &format!("has no file {file}"), status, code, after.map(Duration::from_secs))
-    }
-
-    fn of_status(&self, id: &str, absent: &str, status: StatusCode, code: &str, after: Option<Duration>) -> Failure {
+    fn refused(&self, id: &str, absent: &str, answer: &Answer) -> Failure {
+        let after = answer.header("retry-after").and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
         let token = if self.options.token.is_some() { "the token in use has no access" } else { "no token is set" };
         let page = format!("{}/{id}", self.options.endpoint);
+        let status = answer.status;
         let text = match status.as_u16() {
             // The Hub answers 401 for repositories that do not exist, so as not to tell which private ones do.
             401 => format!(
                 "{id}: not found, or private ({token}). Check the name; for a private repository log in or set HF_TOKEN"
             ),
-            403 if code == "GatedRepo" => {
+            403 if answer.header("x-error-code") == Some("GatedRepo") => {
                 format!("{id}: its owner grants access on request ({token}). Ask for it at {page}, then set HF_TOKEN")
             }
             403 => format!("{id}: access refused ({token}). See {page}; set HF_TOKEN to a token that may read it"),
@@ -280,26 +234,5 @@ impl Client {
             _ => format!("{id}: the server answered {status}"),
         };
         Failure::Final(Error::hub(text))
-    }
-
-    /// hf-hub's errors in our words.
-    fn explain(&self, id: &str, revision: &str, error: HFError) -> Failure {
-        let absent = format!("there is no such model, or no revision {revision} of it,");
-        let status = |status, code: Option<&str>, after| self.of_status(id, &absent, status, code.unwrap_or(""), after);
-        match error {
-            HFError::AuthRequired { context } => status(StatusCode::UNAUTHORIZED, context.error_code.as_deref(), None),
-            HFError::Forbidden { context } => status(StatusCode::FORBIDDEN, context.error_code.as_deref(), None),
-            HFError::RepoNotFound { .. } | HFError::RevisionNotFound { .. } | HFError::EntryNotFound { .. } => {
-                status(StatusCode::NOT_FOUND, None, None)
-            }
-            HFError::RateLimited { retry_after, .. } => status(StatusCode::TOO_MANY_REQUESTS, None, retry_after),
-            HFError::Http { context } => status(context.status, context.error_code.as_deref(), None),
-            HFError::Request { source, .. } if source.is_decode() => Failure::passing(format!(
-                "{id}: {} did not answer as a Hub does; a proxy or a login page may stand between us and it",
-                self.options.endpoint
-            )),
-            HFError::Request { source, .. } => self.unreachable(&source),
-            other => Failure::Final(Error::hub(format!("{id}: {other}"))),
-        }
     }
 }

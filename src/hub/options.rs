@@ -70,12 +70,9 @@ impl HubOptions {
         };
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         let endpoint = endpoint.trim().trim_end_matches('/').to_string();
-        let valid =
-            reqwest::Url::parse(&endpoint).is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
-        if !valid {
-            return Err(Error::usage(format!(
-                "HF_ENDPOINT must be an http or https address such as https://huggingface.co, found {endpoint:?}"
-            )));
+        let parsed = endpoint.parse::<ureq::http::Uri>();
+        if !parsed.is_ok_and(|u| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some()) {
+            return Err(bad_endpoint(&endpoint));
         }
         let token_file = var("HF_TOKEN_PATH").map(path).or_else(|| home.map(|h| h.join("token")));
         let token = match var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN")) {
@@ -95,6 +92,11 @@ impl HubOptions {
         })
     }
 
+    /// The error of an endpoint that is none.
+    pub(super) fn bad_endpoint(&self) -> Error {
+        bad_endpoint(&self.endpoint)
+    }
+
     /// An endpoint and a cache folder, no token, and the default patience.
     pub fn new(endpoint: &str, cache: &Path) -> Self {
         Self {
@@ -108,6 +110,12 @@ impl HubOptions {
             backoff: Duration::from_millis(500),
         }
     }
+}
+
+fn bad_endpoint(found: &str) -> Error {
+    Error::usage(format!(
+        "HF_ENDPOINT must be an http or https address such as https://huggingface.co, found {found:?}"
+    ))
 }
 
 #[cfg(test)]

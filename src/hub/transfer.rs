@@ -4,10 +4,10 @@ use super::cache::{Etag, RepoCache};
 use super::client::{Attempt, Client, Failure, Remote};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use reqwest::StatusCode;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use ureq::http::StatusCode;
 
 /// Longest body taken when the server does not say how long the file is. Large files always come with a length.
 const MOST_UNANNOUNCED: u64 = 64 << 20;
@@ -101,12 +101,12 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
         have = 0;
     }
     let mut response = client.get(job.id, job.commit, job.file, have)?;
-    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+    let header = |name: &str| response.header(name).unwrap_or_default();
+    if response.status == StatusCode::RANGE_NOT_SATISFIABLE {
         let _ = fs::remove_file(partial);
         return Err(Failure::passing(format!("{}: {} changed while it was fetched", job.id, job.file)));
     }
-    if response.status() == StatusCode::PARTIAL_CONTENT {
+    if response.status == StatusCode::PARTIAL_CONTENT {
         let expected = format!("bytes {have}-");
         if !header("content-range").starts_with(&expected) {
             let _ = fs::remove_file(partial);
@@ -136,13 +136,12 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
     let mut file = File::options().create(true).append(true).open(partial).map_err(failed)?;
     file.set_len(have).map_err(failed)?;
     while let Some(bytes) = client.chunk(&mut response)? {
-        let bytes = bytes.as_ref();
         have += bytes.len() as u64;
         if have > most {
             let _ = fs::remove_file(partial);
             return Err(Failure::passing(format!("{}: {} is longer than its {most} bytes", job.id, job.file)));
         }
-        file.write_all(bytes).map_err(failed)?;
+        file.write_all(&bytes).map_err(failed)?;
         // Shown once, however often it is sent.
         progress.advance(have.saturating_sub(*shown));
         *shown = have.max(*shown);

@@ -5,13 +5,14 @@ use super::pieces::WholeDocuments;
 use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
-use arrow_array::{Array, ArrayRef, StringArray};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
+use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalType};
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::data_type::{AsBytes, ByteArray, ByteArrayType};
 use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::schema::types::Type;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,14 +24,27 @@ const ROWS: usize = 256;
 pub struct RowReader {
     source: Source,
     field: String,
-    batches: ParquetRecordBatchReader,
-    current: Option<(ArrayRef, usize)>,
+    input: Arc<Checked>,
+    metadata: ParquetMetaData,
+    /// The column among the leaves of the schema.
+    leaf: usize,
+    /// Row groups opened so far.
+    groups: usize,
+    column: Option<Column>,
+    ready: std::vec::IntoIter<Option<ByteArray>>,
     rows_read: u64,
     rows: u64,
     reported: u64,
     consumed: Arc<AtomicU64>,
     /// Removed when reading is over.
     _unpacked: Option<Unpacked>,
+}
+
+/// The column in one row group.
+struct Column {
+    reader: ColumnReaderImpl<ByteArrayType>,
+    /// Rows that the group still has to give.
+    left: usize,
 }
 
 impl RowReader {
@@ -41,40 +55,77 @@ impl RowReader {
         let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let failed = |e: &dyn std::fmt::Display| Error::data(format!("{place}: not a readable Parquet file: {e}"));
-        // Without the writer's own schema text has 32-bit offsets: a batch of a few long values, repeated, ends at 2 GiB
-        // with an error of the reader.
-        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
         let mut input = Checked { file, size, pages: None };
-        let metadata = guarded(&place, || ArrowReaderMetadata::load(&input, options))?.map_err(|e| failed(&e))?;
-        let columns: Vec<String> = metadata.schema().fields().iter().map(|f| f.name().clone()).collect();
-        let Some(index) = columns.iter().position(|name| name == field) else {
-            let known = columns.join(", ");
+        let metadata = guarded(&place, || ParquetMetaDataReader::new().parse_and_finish(&input))?;
+        let metadata = metadata.map_err(|e| failed(&e))?;
+        let schema = metadata.file_metadata().schema_descr_ptr();
+        let columns = schema.root_schema().get_fields();
+        let Some(index) = columns.iter().position(|column| column.name() == field) else {
+            let known: Vec<&str> = columns.iter().map(|column| column.name()).collect();
+            let known = known.join(", ");
             return Err(Error::data(format!(
                 "{place}: no column {field:?}; it has {known}: name one with --text-field"
             )));
         };
-        let found = guarded(&place, || {
-            let schema = metadata.parquet_schema();
-            Pages::find(&input, metadata.metadata(), |leaf| schema.get_column_root_idx(leaf) == index)
-        })?;
+        if let Some(other) = no_strings(&columns[index]) {
+            return Err(Error::data(format!("{place}: column {field:?} holds {other}; expected strings")));
+        }
+        let leaf = (0..schema.num_columns()).find(|leaf| schema.get_column_root_idx(*leaf) == index);
+        let leaf = leaf.ok_or_else(|| failed(&"its column has no data"))?;
+        let found = guarded(&place, || Pages::find(&input, &metadata, |other| other == leaf))?;
         input.pages = Some(found.map_err(|e| failed(&e))?);
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, metadata);
-        let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-        let rows = builder.metadata().file_metadata().num_rows().max(0) as u64;
-        let built = guarded(&place, || builder.with_projection(mask).with_batch_size(ROWS).build())?;
-        let batches = built.map_err(|e| failed(&e))?;
+        let rows = metadata.file_metadata().num_rows().max(0) as u64;
         Ok(Self {
             source: source.clone(),
             field: field.into(),
-            batches,
-            current: None,
+            input: Arc::new(input),
+            metadata,
+            leaf,
+            groups: 0,
+            column: None,
+            ready: Vec::new().into_iter(),
             rows_read: 0,
             rows,
             reported: 0,
             consumed: Arc::clone(consumed),
             _unpacked: unpacked,
         })
+    }
+
+    /// The next rows, of the current row group or of the next one that has any; none at the end.
+    fn batch(&mut self) -> ParquetResult<Vec<Option<ByteArray>>> {
+        loop {
+            let column = match &mut self.column {
+                Some(column) if column.left > 0 => column,
+                _ => {
+                    let Some(group) = self.metadata.row_groups().get(self.groups) else { return Ok(Vec::new()) };
+                    self.groups += 1;
+                    let rows = usize::try_from(group.num_rows()).unwrap_or(0);
+                    let (chunk, input) = (group.column(self.leaf), Arc::clone(&self.input));
+                    let pages = SerializedPageReader::new(input, chunk, rows, None)?;
+                    let reader = ColumnReaderImpl::new(chunk.column_descr_ptr(), Box::new(pages));
+                    self.column.insert(Column { reader, left: rows })
+                }
+            };
+            let wanted = column.left.min(ROWS);
+            if wanted == 0 {
+                continue;
+            }
+            let (mut levels, mut values) = (Vec::new(), Vec::new());
+            let (rows, ..) = column.reader.read_records(wanted, Some(&mut levels), None, &mut values)?;
+            if rows == 0 {
+                let left = column.left;
+                return Err(ParquetError::EOF(format!("the column ends {left} rows before its row group")));
+            }
+            column.left -= rows;
+            // A column that may hold nulls says of each row whether it has a value; another has one in every row.
+            if levels.is_empty() {
+                return Ok(values.into_iter().map(Some).collect());
+            }
+            let mut values = values.into_iter();
+            return Ok(levels.iter().map(|level| if *level > 0 { values.next() } else { None }).collect());
+        }
     }
 
     /// Progress in bytes on disk, by the share of rows.
@@ -90,30 +141,23 @@ impl RowReader {
 impl WholeDocuments for RowReader {
     fn next_document(&mut self) -> Result<Option<String>> {
         loop {
-            if let Some((array, row)) = &mut self.current
-                && *row < array.len()
-            {
-                *row += 1;
-                let text = text_at(array, *row - 1).map(|t| Some(t.to_string()));
+            if let Some(value) = self.ready.next() {
+                let text = text_of(value.as_ref()).map(|text| Some(text.to_string()));
                 return text.map_err(|what| Error::data(format!("{}: column {:?} {what}", self.place(), self.field)));
             }
-            match guarded(self.source.path.display(), || self.batches.next())? {
-                None => return Ok(None),
-                Some(Err(e)) => {
-                    let place = self.source.path.display();
-                    return Err(Error::data(format!("{place}: damaged after row {}: {e}", self.rows_read)));
-                }
-                Some(Ok(batch)) => {
-                    self.report(batch.num_rows() as u64);
-                    self.current = Some((Arc::clone(batch.column(0)), 0));
-                }
+            let place = self.source.path.display().to_string();
+            let batch = guarded(&place, || self.batch())?
+                .map_err(|e| Error::data(format!("{place}: damaged after row {}: {e}", self.rows_read)))?;
+            if batch.is_empty() {
+                return Ok(None);
             }
+            self.report(batch.len() as u64);
+            self.ready = batch.into_iter();
         }
     }
 
     fn place(&self) -> String {
-        let left = self.current.as_ref().map_or(0, |(array, row)| array.len() - row);
-        format!("{}: row {}", self.source.path.display(), self.rows_read - left as u64)
+        format!("{}: row {}", self.source.path.display(), self.rows_read - self.ready.len() as u64)
     }
 }
 
@@ -151,22 +195,32 @@ impl ChunkReader for Checked {
     }
 }
 
-fn text_at(array: &ArrayRef, row: usize) -> std::result::Result<&str, String> {
-    let text = string_at(array, row)?;
-    if text.len() > MOST_DOCUMENT_BYTES {
-        return Err(format!("has {} bytes; expected at most {MOST_DOCUMENT_BYTES}", text.len()));
+/// What a column holds that is not text; None where it is text, a value a row.
+fn no_strings(column: &Type) -> Option<String> {
+    if column.is_group() {
+        return Some("lists or structures".into());
     }
-    Ok(text)
+    let physical = column.get_physical_type();
+    let info = column.get_basic_info();
+    let text = matches!(info.logical_type_ref(), Some(LogicalType::String | LogicalType::Json | LogicalType::Enum))
+        || matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::JSON | ConvertedType::ENUM);
+    if physical != PhysicalType::BYTE_ARRAY {
+        Some(physical.to_string())
+    } else if !text {
+        Some("bytes that are not marked as text".into())
+    } else if info.has_repetition() && info.repetition() == Repetition::REPEATED {
+        Some("lists".into())
+    } else {
+        None
+    }
 }
 
-fn string_at(array: &ArrayRef, row: usize) -> std::result::Result<&str, String> {
-    if array.is_null(row) {
-        return Err("is null; expected a string".into());
+fn text_of(value: Option<&ByteArray>) -> std::result::Result<&str, String> {
+    let bytes = value.ok_or("is null; expected a string")?.as_bytes();
+    if bytes.len() > MOST_DOCUMENT_BYTES {
+        return Err(format!("has {} bytes; expected at most {MOST_DOCUMENT_BYTES}", bytes.len()));
     }
-    match array.as_any().downcast_ref::<StringArray>() {
-        Some(strings) => Ok(strings.value(row)),
-        None => Err(format!("holds {}; expected strings", array.data_type())),
-    }
+    std::str::from_utf8(bytes).map_err(|e| format!("is not UTF-8 at its byte {}", e.valid_up_to()))
 }
 
 /// A decompressed copy in the folder for temporary files.

@@ -1,7 +1,6 @@
 use super::*;
 use crate::data::tokenizer::{Tokenizer, TrainOptions};
 use crate::progress::Silent;
-use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use std::fs;
 use std::io::Write;
 
@@ -45,15 +44,34 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn parquet_bytes(texts: &[Option<&str>]) -> Vec<u8> {
-    let numbers: ArrayRef = Arc::new(Int32Array::from_iter_values(0..texts.len() as i32));
-    let texts: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
-    let batch = RecordBatch::try_from_iter_with_nullable([("id", numbers, false), ("text", texts, true)]).unwrap();
+/// A Parquet file of two row groups: numbers in `id`, and `texts` in `text`, as `kind` spells it.
+fn parquet_of(kind: &str, texts: &[Option<&str>]) -> Vec<u8> {
+    use ::parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
+    use ::parquet::file::writer::SerializedFileWriter;
+    let schema = format!("message rows {{ REQUIRED INT32 id; {kind} }}");
+    let schema = Arc::new(::parquet::schema::parser::parse_message_type(&schema).unwrap());
     let mut out = Vec::new();
-    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut out, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
+    let mut writer = SerializedFileWriter::new(&mut out, schema, Arc::default()).unwrap();
+    for part in texts.chunks(texts.len().div_ceil(2)) {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let numbers: Vec<i32> = (0..part.len() as i32).collect();
+        column.typed::<Int32Type>().write_batch(&numbers, None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let values: Vec<ByteArray> = part.iter().flatten().map(|text| ByteArray::from(*text)).collect();
+        let levels: Vec<i16> = part.iter().map(|text| i16::from(text.is_some())).collect();
+        let levels = (!kind.starts_with("REQUIRED")).then_some(&levels[..]);
+        column.typed::<ByteArrayType>().write_batch(&values, levels, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
     writer.close().unwrap();
     out
+}
+
+fn parquet_bytes(texts: &[Option<&str>]) -> Vec<u8> {
+    parquet_of("OPTIONAL BYTE_ARRAY text (STRING);", texts)
 }
 
 struct Folder(tempfile::TempDir);
@@ -170,6 +188,12 @@ fn json_lines_and_parquet_give_their_documents() {
     assert_eq!(folder.documents("b.jsonl", &members).unwrap(), expected);
     let table = parquet_bytes(&[Some("a\nb"), Some(""), Some("c é")]);
     assert_eq!(folder.documents("a.parquet", &table).unwrap(), expected);
+    for text in
+        ["REQUIRED BYTE_ARRAY text (UTF8);", "OPTIONAL BYTE_ARRAY text (JSON);", "REQUIRED BYTE_ARRAY text (ENUM);"]
+    {
+        let table = parquet_of(text, &[Some("a\nb"), Some(""), Some("c é")]);
+        assert_eq!(folder.documents("a.parquet", &table).unwrap(), expected, "{text}");
+    }
     assert_eq!(folder.documents("a.parquet.gz", &gzip(&table)).unwrap(), expected);
     assert_eq!(folder.documents("a.parquet.zst", &zstd::encode_all(&table[..], 1).unwrap()).unwrap(), expected);
 }
@@ -215,7 +239,9 @@ fn bad_records_name_their_line() {
     let message = folder.pieces("a.parquet", &table, "body").unwrap_err().to_string();
     assert!(message.contains("no column \"body\"") && message.contains("id, text"), "{message}");
     let message = folder.pieces("a.parquet", &table, "id").unwrap_err().to_string();
-    assert!(message.contains("holds Int32"), "{message}");
+    assert!(message.contains("holds INT32"), "{message}");
+    let message = folder.error("a.parquet", &parquet_of("REQUIRED BYTE_ARRAY text;", &[Some("a"), Some("b")]));
+    assert!(message.contains("holds bytes that are not marked as text"), "{message}");
 }
 
 #[test]

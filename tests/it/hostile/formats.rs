@@ -221,8 +221,6 @@ fn parquet_files() {
         fs::write(place.path().join("a.parquet"), sample).unwrap();
         assert_eq!(read_documents(&place.path().join("a.parquet")).unwrap(), 600);
     }
-    fs::write(place.path().join("a.parquet"), large_parquet()).unwrap();
-    assert_eq!(read_documents(&place.path().join("a.parquet")).unwrap(), 2);
     each(1500, &samples, |at, bytes, _| {
         let path = at.join("a.parquet");
         fs::write(&path, bytes).unwrap();

@@ -3,15 +3,12 @@
 use super::samples::*;
 use crate::support::place::{copy_folder, without_settings};
 use crate::support::tiny;
-use ::parquet::arrow::ArrowWriter;
 use ::parquet::basic::{Compression, GzipLevel};
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use tempfile::TempDir;
 
 /// What the program may map at all, in KiB: enough for its ordinary work, less than any of the claims below.
@@ -194,16 +191,9 @@ fn states_metrics_and_texts_without_an_end() {
 
 /// A Parquet file of one page that holds `texts`.
 fn parquet_page(texts: &[&str], compression: Compression) -> Vec<u8> {
-    let texts: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
-    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
     let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false);
-    let properties =
-        properties.set_data_page_size_limit(1 << 30).set_statistics_enabled(EnabledStatistics::None).build();
-    let mut out = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut out, batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    out
+    let properties = properties.set_data_page_size_limit(1 << 30).set_statistics_enabled(EnabledStatistics::None);
+    parquet_of(&["text"], texts, properties.build())
 }
 
 #[test]

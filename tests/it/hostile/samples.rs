@@ -1,7 +1,9 @@
 //! Valid files to start from, and readers that go through everything a program would.
 
 use crate::support::tiny;
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use ::parquet::data_type::{ByteArray, ByteArrayType};
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
 use candle_core::{Device, Tensor};
 use eslm_kd::config::{self, Overrides, Plan, RunFile};
 use eslm_kd::data::source::{ReadOptions, Source, for_each_batch};
@@ -163,27 +165,28 @@ pub fn use_tokenizer(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A Parquet file with 600 texts in two columns.
-pub fn parquet(compression: ::parquet::basic::Compression) -> Vec<u8> {
-    let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..600).map(|i| format!("text {}", i % 90))));
-    let batch = RecordBatch::try_from_iter([("id", Arc::clone(&texts)), ("text", texts)]).unwrap();
-    let properties = ::parquet::file::properties::WriterProperties::builder().set_compression(compression).build();
+/// A Parquet file of text columns with these names, which hold the same.
+pub fn parquet_of(columns: &[&str], texts: &[&str], properties: WriterProperties) -> Vec<u8> {
+    let columns: String = columns.iter().map(|name| format!("REQUIRED BYTE_ARRAY {name} (STRING); ")).collect();
+    let schema = ::parquet::schema::parser::parse_message_type(&format!("message rows {{ {columns} }}")).unwrap();
+    let texts: Vec<ByteArray> = texts.iter().map(|text| ByteArray::from(*text)).collect();
     let mut out = Vec::new();
-    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut out, batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
+    let mut writer = SerializedFileWriter::new(&mut out, Arc::new(schema), Arc::new(properties)).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
     writer.close().unwrap();
     out
 }
 
-/// A Parquet file whose column says that its offsets have 64 bits.
-pub fn large_parquet() -> Vec<u8> {
-    let texts: ArrayRef = Arc::new(arrow_array::LargeStringArray::from_iter_values(["a", "b c"]));
-    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
-    let mut out = Vec::new();
-    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut out, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    out
+/// A Parquet file with 600 texts in two columns.
+pub fn parquet(compression: ::parquet::basic::Compression) -> Vec<u8> {
+    let texts: Vec<String> = (0..600).map(|i| format!("text {}", i % 90)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    parquet_of(&["id", "text"], &texts, WriterProperties::builder().set_compression(compression).build())
 }
 
 /// gzip of bytes.
