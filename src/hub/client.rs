@@ -1,15 +1,15 @@
-//! What is asked of a Hub: what a repository holds, one file's hash and length, its bytes. Transient failures are retried,
-//! a bounded number of times, with jitter.
+//! What is asked of a Hub: what a repository holds, one file's hash and length, its bytes.
 
 use super::cache::{Etag, is_commit};
-use super::exchange::{Answer, Ask, Connections, TICK, same_origin};
+use super::exchange::{Answer, Ask, Connections, same_origin};
 use super::options::HubOptions;
+use super::retry::{Attempt, Failure, retry};
 use crate::error::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use ureq::http::{Method, StatusCode, Uri};
 
 /// Longest answer of the model API. That of a repository of ten thousand files has one megabyte.
@@ -34,28 +34,6 @@ pub(super) struct Client {
     api: Api,
     connections: Connections,
 }
-
-/// Why an attempt failed.
-pub(super) enum Failure {
-    /// Another attempt would end the same way.
-    Final(Error),
-    /// Worth another attempt, after at least this long if the server said so.
-    Passing(Error, Option<Duration>),
-}
-
-impl Failure {
-    pub fn passing(message: impl Into<String>) -> Self {
-        Self::Passing(Error::hub(message), None)
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Self {
-        Self::Final(e)
-    }
-}
-
-pub(super) type Attempt<T> = std::result::Result<T, Failure>;
 
 /// What the model API says about a revision.
 #[derive(Debug)]
@@ -93,8 +71,8 @@ impl Client {
         struct Sibling {
             rfilename: String,
         }
-        let model = self.api.repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()));
-        let request = model.info_request();
+        let spelt = utf8_percent_encode(revision, SEGMENT).to_string();
+        let request = self.api.repo(Repo::with_revision(id.into(), RepoType::Model, spelt)).info_request();
         let uri = request.uri_ref().cloned().ok_or_else(|| self.options.bad_endpoint())?;
         let mut answer = self.connections.follow(&Ask { method: Method::GET, uri, start: 0 })?;
         if !answer.status.is_success() {
@@ -173,36 +151,9 @@ impl Client {
         self.connections.next(answer)
     }
 
-    /// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the stop signal.
-    /// The flag of an error says whether it was passing: the Hub may be there another time.
-    pub fn retry<T>(&self, mut attempt: impl FnMut() -> Attempt<T>) -> std::result::Result<T, (Error, bool)> {
-        for n in 0.. {
-            let (error, after) = match attempt() {
-                Ok(value) => return Ok(value),
-                Err(Failure::Final(error)) => return Err((error, false)),
-                Err(Failure::Passing(error, after)) => (error, after),
-            };
-            if n >= self.options.retries {
-                let again = if n > 0 { format!(" ({} attempts)", n + 1) } else { String::new() };
-                return Err((Error::new(error.kind(), format!("{error}{again}")), true));
-            }
-            self.pause(n, after).map_err(|e| (e, false))?;
-        }
-        unreachable!("the loop returns")
-    }
-
-    fn pause(&self, n: u32, after: Option<Duration>) -> Result<()> {
-        let longest = self.options.backoff.saturating_mul(1 << n.min(10)).min(Duration::from_secs(10));
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-        let jitter = 0.5 + 0.5 * f64::from(now % 1000) / 1000.0;
-        // A server that asks for more than a minute is told no by ending the attempts instead.
-        let wait = after.map_or(longest.mul_f64(jitter), |a| a.min(Duration::from_secs(60)));
-        let started = Instant::now();
-        while let Some(left) = wait.checked_sub(started.elapsed()).filter(|l| !l.is_zero()) {
-            crate::signal::check()?;
-            std::thread::sleep(left.min(TICK));
-        }
-        Ok(())
+    /// Attempts until one succeeds, by the options' patience.
+    pub fn retry<T>(&self, attempt: impl FnMut() -> Attempt<T>) -> std::result::Result<T, (Error, bool)> {
+        retry(&self.options, attempt)
     }
 
     fn file_uri(&self, id: &str, commit: &str, file: &str) -> Result<Uri> {

@@ -1,9 +1,9 @@
 //! One HTTP exchange, on a thread of its own: ureq blocks, and a wait must hear a stop signal within a tick. A thread that
 //! nobody waits for any more ends with its own time-outs.
 
-use super::client::{Attempt, Failure};
 use super::options::HubOptions;
 use super::proxy::{AbsoluteForm, Proxies, ToProxy};
+use super::retry::{Attempt, Failure};
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

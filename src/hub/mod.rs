@@ -17,6 +17,7 @@ mod exchange;
 mod fetch;
 mod options;
 mod proxy;
+mod retry;
 pub mod store;
 mod transfer;
 

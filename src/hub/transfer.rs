@@ -1,7 +1,8 @@
 //! One file from the Hub into the cache: resumed, bounded, verified, and only then given its name.
 
 use super::cache::{Etag, RepoCache};
-use super::client::{Attempt, Client, Failure, Remote};
+use super::client::{Client, Remote};
+use super::retry::{Attempt, Failure};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use std::fs::{self, File};

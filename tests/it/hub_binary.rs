@@ -118,6 +118,38 @@ fn a_stopped_download_goes_on_where_it_was() {
     assert!(home.json(&["cache", "verify"])["damaged"].as_array().unwrap().is_empty());
 }
 
+/// A Hub behind a proxy: its name means nothing here. What a proxy is asked is what curl and Python ask.
+#[test]
+fn a_proxy_of_the_environment_is_asked_for_other_machines() {
+    let home = Home::new();
+    let download = |proxy: &str, except: &str| {
+        let mut command = home.command(&["download", ID]);
+        let named = proxy.replace("ADDRESS", home.server.endpoint.trim_start_matches("http://"));
+        command.env("HF_ENDPOINT", "http://hub.invalid:81").env("HF_TOKEN", "hf_own");
+        command.env("http_proxy", named).env("no_proxy", except);
+        ended(command.output().unwrap())
+    };
+    let (code, _, stderr) = download("ADDRESS", "invalid");
+    assert!(code == 4 && stderr.contains("cannot reach http://hub.invalid:81"), "{stderr}");
+    assert!(home.server.seen().is_empty(), "NO_PROXY is heard");
+    let (code, _, stderr) = download("ftp://ADDRESS", "");
+    assert!(code == 2 && stderr.contains("the proxy \"ftp://127.0.0.1"), "{stderr}");
+
+    let (code, _, stderr) = download("http://me:p%40ss@ADDRESS", "");
+    assert_eq!(code, 0, "{stderr}");
+    // The server for large files is on this machine, where no proxy stands, and is not the Hub, whose token it must not see.
+    let (large, small): (Vec<_>, Vec<_>) = home.server.seen().into_iter().partition(|request| request.cdn);
+    assert!(small.len() > 5 && large.len() == 1, "{small:?}");
+    for request in small {
+        assert!(request.path.starts_with("http://hub.invalid:81/"), "{}", request.path);
+        assert_eq!(request.header("host"), Some("hub.invalid:81"));
+        // base64 of me:p@ss
+        assert_eq!(request.header("proxy-authorization"), Some("Basic bWU6cEBzcw=="));
+        assert_eq!(request.header("authorization"), Some("Bearer hf_own"));
+    }
+    assert_eq!((large[0].header("proxy-authorization"), large[0].header("authorization")), (None, None));
+}
+
 #[test]
 fn offline_is_a_flag_or_pythons_variable() {
     let home = Home::new();

@@ -5,6 +5,8 @@
 //!   hash as ETag; large ones (safetensors) through a 302 to another host (another port here), with X-Linked-Etag and
 //!   X-Linked-Size. Ranges are honoured.
 //!
+//! Asked with whole addresses (`GET http://host/path`), it answers as a proxy in front of such a host would.
+//!
 //! Used by the tests, and by `examples/hub_server.rs` to serve folders by hand; files are streamed from disk.
 
 // The tests and the example each use a part of it.
@@ -266,7 +268,10 @@ fn serve(state: &State, stream: TcpStream, cdn: bool) -> std::io::Result<()> {
 }
 
 fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()> {
-    let path = seen.path.split('?').next().unwrap_or("").trim_start_matches('/').replace("%2F", "/");
+    let path = seen.path.split('?').next().unwrap_or("");
+    // What a proxy is asked names the host, too.
+    let path = path.strip_prefix("http://").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
+    let path = path.trim_start_matches('/').replace("%2F", "/");
     if let Some(rest) = path.strip_prefix("api/models/") {
         let (id, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
         return info(state, to, id, revision);

@@ -112,7 +112,9 @@ pub fn copy_folder(from: &Path, to: &Path) {
 
 /// Keeps the settings of whoever runs the tests from a command.
 pub fn without_settings(command: &mut Command) {
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ESLM_KD_") || name.starts_with("HF_")) {
+    let ours =
+        |name: &str| name.starts_with("ESLM_KD_") || name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy");
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
 }
