@@ -6,15 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Sources under src/ops; `src/ops/gpu/device.rs` embeds what they compile to by their last names.
+/// Sources under src; `src/ops/gpu/device.rs` embeds what they compile to by their last names.
 const SOURCES: [&str; 7] = [
-    "adamw/adamw",
-    "attention/attention",
-    "embed/embed",
-    "gelu/gelu",
-    "head/head",
-    "layer_norm/layer_norm",
-    "matmul/matmul",
+    "loss/head/head",
+    "ops/attention/attention",
+    "ops/embed/embed",
+    "ops/gelu/gelu",
+    "ops/layer_norm/layer_norm",
+    "ops/matmul/matmul",
+    "optim/adamw/adamw",
 ];
 
 fn main() {
@@ -25,21 +25,22 @@ fn main() {
     for name in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH", "NVCC"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rerun-if-changed=src/ops");
+    for folder in ["loss", "ops", "optim"] {
+        println!("cargo::rerun-if-changed=src/{folder}");
+    }
     if let Err(why) = SOURCES.iter().try_for_each(|source| compile(source)) {
         println!("cargo::error={why}");
     }
 }
 
 fn compile(source: &str) -> Result<(), String> {
-    let ops = Path::new("src/ops");
-    let file = ops.join(format!("{source}.cu"));
+    let file = Path::new("src").join(source).with_extension("cu");
     let name = file.file_stem().unwrap_or_default();
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name).with_extension("ptx");
     let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into()).replace('.', "");
     let mut command = Command::new(nvcc());
     command.args(["-ptx", "-std=c++17", "-O3", "-Werror", "all-warnings"]);
-    command.arg(format!("-arch=compute_{capability}")).arg("-I").arg(ops.join("gpu")).arg("-o").arg(&out).arg(&file);
+    command.arg(format!("-arch=compute_{capability}")).arg("-I").arg("src/ops/gpu").arg("-o").arg(&out).arg(&file);
     let done = command.output().map_err(|e| {
         format!(
             "the feature cuda needs NVIDIA's compiler, and {:?} cannot be run: {e}; set CUDA_HOME",

@@ -30,29 +30,30 @@
 //! * A loss is a sum and a count. The one division is by the kept tokens of a whole optimizer step, so micro-batches and
 //!   selection add up.
 //! * Results do not depend on the number of threads, bit for bit. Random draws are functions of (seed, stream, index).
-//! * Files and folders appear whole or not at all. Long phases poll [`signal::check`].
+//! * Files and folders appear whole or not at all. Long phases poll [`interrupt::check`].
 //! * Errors are [`Error`]: one message for people, a kind for programs.
 
 pub mod allocator;
 pub mod cli;
 pub mod compare;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod error;
 pub mod eval;
 pub mod files;
 pub mod guard;
-pub mod hub;
 pub mod inspect;
+pub mod interrupt;
+pub mod loss;
 pub mod model;
-pub mod objective;
 pub mod ops;
+pub mod optim;
 pub mod progress;
 pub mod report;
-pub mod resolve;
 pub mod rng;
 pub mod select;
-pub mod signal;
+pub mod store;
 pub mod teacher;
 pub mod train;
 

@@ -1,11 +1,11 @@
 //! `download NAME`: a model into the cache that Python's hub library shares.
 
 use super::Printer;
-use super::text::bytes;
+use crate::report::text::bytes;
 use crate::error::Result;
-use crate::hub::{HubOptions, snapshot_files};
+use crate::store::hub::{HubOptions, snapshot_files};
 use crate::progress::Progress;
-use crate::resolve::{Kind, ModelRef, locate};
+use crate::store::names::{Kind, ModelRef, locate};
 use serde::Serialize;
 use std::path::PathBuf;
 

@@ -1,8 +1,9 @@
 //! `export`: a trained model as a Hugging Face folder.
 
-use super::{Printer, text};
+use super::Printer;
+use crate::report::text;
 use crate::error::Result;
-use crate::eval::export::export;
+use crate::store::export::export;
 use std::path::PathBuf;
 
 /// Write a run's or a checkpoint's model as a Hugging Face folder that transformers can load

@@ -1,11 +1,12 @@
 //! `inspect`: what selection makes of a text.
 
-use super::{Printer, text};
+use super::Printer;
+use crate::report::text;
 use crate::config::{DeviceSpec, Pool, Score, Tail};
 use crate::error::{Error, Result};
-use crate::eval::open_model;
+use crate::store::open_model;
 use crate::files::write_atomic;
-use crate::hub::HubOptions;
+use crate::store::hub::HubOptions;
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::teacher::Teacher;
 use crate::train::session::device;

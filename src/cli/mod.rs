@@ -16,7 +16,6 @@ mod printer;
 mod quickstart;
 #[cfg(test)]
 mod tests;
-pub mod text;
 pub mod tokenizer;
 mod train;
 

@@ -1,13 +1,13 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
-use super::text::{self, Table};
+use crate::report::text::{self, Table};
 use super::{ConfigArgs, Printer};
-use crate::config::arithmetic::{self, Flops, MemoryByPart};
+use crate::cost::{self, Flops, MemoryByPart};
 use crate::config::{Activations, Birth, Level, Plan, Resolved};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
-use crate::model::preset::{self, Role};
+use crate::store::preset::{self, Role};
 use crate::model::{Gpt2Config, weights};
 use crate::train::session::{check_birth, scratch_shape};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ pub fn shape_of(role: Role, name: &str) -> Result<Gpt2Config> {
 
 /// The student's shape as the run would make it. A student from scratch speaks the vocabulary of teacher or data.
 fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config> {
-    let own = plan.shape.apply(&shape_of(Role::Student, &plan.student)?);
+    let own = shape_of(Role::Student, &plan.student)?.overridden(&plan.shape);
     let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
     let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
     check_birth(plan, preset)?;

@@ -1,12 +1,12 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
 use super::Printer;
-use super::text::{Table, bytes, count};
+use crate::report::text::{Table, bytes, count};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
 use crate::error::Result;
-use crate::hub::HubOptions;
+use crate::store::hub::HubOptions;
 use crate::progress::Progress;
-use crate::resolve::resolve_tokenizer;
+use crate::store::names::resolve_tokenizer;
 use std::path::PathBuf;
 
 /// Tokenise text, JSON lines or Parquet into a data folder.

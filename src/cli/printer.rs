@@ -1,6 +1,7 @@
 //! What the user sees: progress and notes on stderr, results on stdout.
 
-use super::{Globals, text};
+use super::Globals;
+use crate::report::text;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};

@@ -1,7 +1,7 @@
 //! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
 
 use super::Printer;
-use super::text::{bytes, count};
+use crate::report::text::{bytes, count};
 use crate::data::tokenizer::{Tokenizer, TrainOptions, TrainReport};
 use crate::error::{Error, Result};
 use crate::files::AtomicDir;

@@ -1,7 +1,7 @@
 //! What the arms have in common: tokens as their run files say, or steps set so that FLOPs or seconds agree.
 
 use crate::config::Plan;
-use crate::config::arithmetic::flops_of_run;
+use crate::cost::flops_of_run;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
@@ -83,7 +83,7 @@ pub fn seconds_per_step(session: Session) -> Result<f64> {
         let mut seconds = Vec::with_capacity(MEASURED_STEPS);
         let mut begun = Instant::now();
         for i in 0..=MEASURED_STEPS {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             let started = Instant::now();
             let batch = loader.batch(cursor, plan.data.rows)?;
             trainer.step(at, cursor, &batch)?;
@@ -115,7 +115,7 @@ pub fn seconds_per_step(session: Session) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::arithmetic::settle;
+    use crate::cost::settle;
     use crate::config::{Overrides, RunFile, load};
 
     fn plan(set: &[&str]) -> Plan {

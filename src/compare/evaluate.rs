@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
 use crate::files::{read_bounded, write_atomic};
 use crate::model::Gpt2;
-use crate::model::weights::load_model;
+use crate::store::weights::load_model;
 use crate::progress::Progress;
 use crate::train::run::MODEL_FOLDER;
 use candle_core::Device;

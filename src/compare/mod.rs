@@ -19,7 +19,7 @@ use crate::config::{Plan, arithmetic};
 use crate::data::prepare::DataDir;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, ErrorKind, Result};
-use crate::eval::open_tokens_by;
+use crate::store::open_tokens_by;
 use crate::model::Gpt2Config;
 use crate::train::session::{Session, Surroundings};
 use arms::Arm;
@@ -115,7 +115,7 @@ fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
     let mut done = 0;
     for &seed in &asked.seeds {
         for &i in &order {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             done += 1;
             let (arm, probe) = (&asked.arms[i], &probes[i]);
             let steps = steps_of(&mut state, asked, &probes, (i, baseline), around)?;

@@ -5,7 +5,7 @@ use super::figures::{curves, decile_chart, decile_differences, deciles, groups};
 use super::stats::{Difference, Spread};
 use super::summary::{ArmResult, CURVES_CSV, REPORT_CSV, Summary, flat};
 use super::svg::{interval, strip};
-use crate::cli::text::{count, flops, seconds};
+use crate::report::text::{count, flops, seconds};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::page::{escape, page as html};

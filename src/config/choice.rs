@@ -334,7 +334,7 @@ impl<'de> serde::Deserialize<'de> for DeviceSpec {
 /// Sequences per micro-batch: `"auto"` or a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MicroRows {
-    /// As many as the memory plan allows ([`crate::config::arithmetic::settle`]).
+    /// As many as the memory plan allows.
     Auto,
     /// Exactly so many.
     Rows(usize),

@@ -1,6 +1,5 @@
 //! From the run file as written to the [`Plan`]: layered (file, environment, flags, `--set`), resolved, checked once.
 
-pub mod arithmetic;
 mod choice;
 mod file;
 pub mod keys;

@@ -6,9 +6,6 @@ use super::choice::{
     ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 use crate::error::{Error, Result};
-use crate::objective;
-use crate::select::Selector;
-use crate::teacher::SignalKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -78,19 +75,6 @@ impl ShapePlan {
     /// Whether nothing is overridden.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
-    }
-
-    /// `base` with the overrides in place.
-    pub fn apply(&self, base: &crate::model::Gpt2Config) -> crate::model::Gpt2Config {
-        let mut shape = base.clone();
-        shape.n_layer = self.n_layer.unwrap_or(base.n_layer);
-        shape.n_head = self.n_head.unwrap_or(base.n_head);
-        shape.n_positions = self.n_positions.unwrap_or(base.n_positions);
-        if let Some(n_embd) = self.n_embd {
-            shape.n_embd = n_embd;
-            shape.n_inner = None; // 4 D of the new width
-        }
-        shape
     }
 }
 
@@ -252,28 +236,6 @@ impl ObjectivePlan {
     /// Whether the loss hears all of the teacher's distribution.
     pub fn is_dense(&self) -> bool {
         self.signal == Signal::Dense
-    }
-
-    /// What the loss hears of the teacher, and how much of it.
-    pub fn signal_kind(&self) -> SignalKind {
-        match self.signal {
-            Signal::Dense => SignalKind::Dense,
-            Signal::TopK => SignalKind::TopK(self.top_k),
-            Signal::Sampled => SignalKind::Sampled(self.samples),
-        }
-    }
-
-    /// D with its parameter.
-    pub fn divergence(&self) -> objective::Divergence {
-        let skew = self.skew as f32;
-        match self.divergence {
-            Divergence::ForwardKl => objective::Divergence::ForwardKl,
-            Divergence::ReverseKl => objective::Divergence::ReverseKl,
-            Divergence::Jsd => objective::Divergence::Jsd { beta: self.beta as f32 },
-            Divergence::SkewKl => objective::Divergence::SkewKl { skew },
-            Divergence::SkewReverseKl => objective::Divergence::SkewReverseKl { skew },
-            Divergence::Tv => objective::Divergence::TotalVariation,
-        }
     }
 }
 
@@ -439,7 +401,7 @@ impl Plan {
     }
 
     /// The levels of a 0-based step as far as the plan alone knows them: a schedule other than `fixed` depends on what the
-    /// run sees ([`crate::select::Memory::alpha`]).
+    /// run sees, and is asked of the selection's state.
     pub fn level_at(&self, step: u64) -> Level {
         self.level().scaled(self.select.ramp_at(step))
     }
@@ -467,11 +429,6 @@ impl Plan {
         self.machine.backward == BackwardMode::Sampled && self.machine.rho == Rho::Auto
     }
 
-    /// How selection divides the tokens of a micro-batch at confidence level `alpha`.
-    pub fn selector(&self, alpha: f64) -> Selector {
-        Selector { alpha, pool: self.select.pool, tail: self.select.tail }
-    }
-
     /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch's tokens, or by
     /// its sequences.
     pub fn micro_rows_matter(&self) -> bool {
@@ -480,7 +437,7 @@ impl Plan {
 
     /// The half that changes results, as JSON: what a checkpoint compares before it resumes. Without `eval`,
     /// `checkpoint`, `log` and `machine` (but with the dtypes, with a backward mode of other numbers, and with `micro_rows`
-    /// where it matters: call [`crate::config::arithmetic::settle`] first so that it is a number), and without `data.dir`, a place whose
+    /// where it matters: settled first, so that it is a number), and without `data.dir`, a place whose
     /// content the token files' own hashes identify.
     pub fn mathematics(&self) -> Value {
         let mut all = serde_json::to_value(self).unwrap_or(Value::Null); // plain data: always representable

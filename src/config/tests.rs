@@ -2,7 +2,6 @@
 
 use super::keys::{Fallback, KEYS};
 use super::*;
-use crate::model::Gpt2Config;
 use toml::Value;
 
 fn file(text: &str) -> RunFile {
@@ -313,15 +312,6 @@ fn run_files_are_found_by_path_by_run_folder_and_by_name() {
     assert_eq!(RunFile::find("quickstart").unwrap().name, "built-in quickstart.toml");
     let message = RunFile::find("quikstart").unwrap_err().to_string();
     assert!(message.contains("did you mean \"quickstart\"?"), "{message}");
-}
-
-#[test]
-fn shape_overrides_replace_only_what_they_name() {
-    let base = Gpt2Config { n_inner: Some(10), ..Gpt2Config::new(100, 64, 8, 2, 2) };
-    let shape = ShapePlan { n_layer: Some(5), ..ShapePlan::default() }.apply(&base);
-    assert_eq!((shape.n_layer, shape.n_inner, shape.n_embd), (5, Some(10), 8));
-    let wide = ShapePlan { n_embd: Some(16), ..ShapePlan::default() }.apply(&base);
-    assert_eq!((wide.n_embd, wide.inner()), (16, 64), "the MLP follows a new width");
 }
 
 #[test]

@@ -236,7 +236,7 @@ pub fn train(counts: WordCounts, size: usize, min_frequency: u64, progress: &dyn
     progress.start("Learning merges", Some(size.saturating_sub(tokens.len()) as u64), "merges");
     while tokens.len() < size {
         if merges.len().is_multiple_of(64) {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
         }
         let Some(pair) = trainer.best(min_frequency.max(1) as i64) else { break };
         let name = format!("{}{}", tokens[pair.0 as usize], tokens[pair.1 as usize]);

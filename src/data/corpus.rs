@@ -105,7 +105,7 @@ pub fn write(path: &Path, seed: u64, range: Range<u64>, progress: &dyn Progress)
     write_atomic(path, |out| {
         for (n, text) in stories(seed, range).enumerate() {
             if n % 1024 == 0 {
-                crate::signal::check()?;
+                crate::interrupt::check()?;
             }
             let line = serde_json::json!({ "text": text }).to_string() + "\n";
             out.write_all(line.as_bytes()).map_err(|e| Error::io("write", path, e))?;

@@ -223,7 +223,7 @@ pub fn for_each_batch(
         });
         let mut run = || {
             for batch in &receiver {
-                crate::signal::check()?;
+                crate::interrupt::check()?;
                 let batch = batch?;
                 let consumed = batch.consumed;
                 handle(batch)?;

@@ -385,7 +385,7 @@ impl TokenFile {
     pub fn verify(&self) -> Result<()> {
         let mut hasher = Sha256::new();
         for part in self.payload().chunks(1 << 24) {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             hasher.update(part);
         }
         let found: Hash = hasher.finalize().into();

@@ -74,7 +74,7 @@ pub fn generate(
     let (mut cache, mut hidden) = model.prefill(ids)?;
     let (mut tokens, mut stop) = (0, Stop::MaxTokens);
     while tokens < options.max_tokens {
-        crate::signal::check()?;
+        crate::interrupt::check()?;
         let token = sampler.sample(&logits(model, tokenizer, &hidden)?)?;
         tokens += 1;
         if token == tokenizer.eot() {

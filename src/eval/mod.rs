@@ -1,9 +1,5 @@
-//! What a model is worth and what it says: perplexity, generation, export.
+//! What a model is worth and what it says: perplexity and generation.
 
-pub mod export;
 pub mod generate;
-mod open;
 pub mod perplexity;
 mod sampler;
-
-pub use open::{OpenModel, open_model, open_tokens, open_tokens_by};

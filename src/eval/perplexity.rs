@@ -4,7 +4,7 @@ use crate::data::loader::{Batch, EvalWindows};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Gpt2;
-use crate::ops::head;
+use crate::loss::head;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ pub fn evaluate_each(
     let (mut sum, mut count, mut done) = (0.0, 0u64, 0u64);
     let run = || -> Result<()> {
         for batch in windows {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             let batch = batch?;
             let rows = (limit - done).min(batch.rows as u64) as usize;
             let batch = if rows < batch.rows { batch.slice(0..rows) } else { batch };
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::data::tokens::TokenOrigin;
     use crate::model::Gpt2Config;
-    use crate::ops::head::reference;
+    use crate::loss::head::reference;
     use crate::progress::Silent;
     use candle_core::{DType, Device};
 

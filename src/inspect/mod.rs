@@ -12,7 +12,7 @@ use crate::data::loader::Batch;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Gpt2;
-use crate::ops::head::{RowStats, ScanOptions, scan};
+use crate::loss::head::{RowStats, ScanOptions, scan};
 use crate::select::{ScoreContext, Selector, scores};
 use crate::teacher::Teacher;
 use serde::Serialize;
@@ -209,7 +209,7 @@ fn windows(ids: &[u32], context: usize) -> Batch {
 fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &Options) -> Result<Vec<RowStats>> {
     let mut stats = Vec::with_capacity(batch.inputs.len());
     for row in 0..batch.rows {
-        crate::signal::check()?;
+        crate::interrupt::check()?;
         let window = batch.slice(row..row + 1);
         let hidden = model.forward(&window.inputs, window.context)?;
         let mut logits = model.logits(hidden, false);

@@ -50,6 +50,19 @@ impl Gpt2Config {
         }
     }
 
+    /// The same shape but for what a plan overrides. An MLP follows a new width.
+    pub fn overridden(&self, by: &ShapePlan) -> Self {
+        let mut shape = self.clone();
+        shape.n_layer = by.n_layer.unwrap_or(self.n_layer);
+        shape.n_head = by.n_head.unwrap_or(self.n_head);
+        shape.n_positions = by.n_positions.unwrap_or(self.n_positions);
+        if let Some(n_embd) = by.n_embd {
+            shape.n_embd = n_embd;
+            shape.n_inner = None; // 4 D of the new width
+        }
+        shape
+    }
+
     /// Width of the MLP (F).
     pub fn inner(&self) -> usize {
         self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))

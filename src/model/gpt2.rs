@@ -1,6 +1,6 @@
 //! The GPT-2 trunk (Radford et al. 2019): forward, and the backward by hand beside it.
 //!
-//! The trunk ends with the final norm; the tied head is [`crate::ops::head`]. Activations live on a [`Tape`] that the
+//! The trunk ends with the final norm; the tied head is [`crate::loss::head`]. Activations live on a [`Tape`] that the
 //! backward consumes block by block. The backward is row-aware: given the rows (positions) of the micro-batch whose
 //! final hidden vector carries gradient, the final norm and the last block's MLP, output projection and queries work on
 //! those rows only, which is exact; below the last block's keys and values every row carries gradient again. [`Flow`] says
@@ -11,7 +11,7 @@ use crate::config::Activations;
 use crate::error::Result;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::ops::head::Logits;
+use crate::loss::head::Logits;
 use crate::ops::matmul::{Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;

@@ -6,11 +6,9 @@ mod config;
 mod early_exit;
 mod gpt2;
 mod params;
-pub mod preset;
 mod row_sampler;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod weights;
 
 pub use cache::Cache;
 pub use config::Gpt2Config;

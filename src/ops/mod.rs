@@ -5,13 +5,11 @@
 //! bf16 tensors in `cuda.rs` and the `.cu` beside it. A result never depends on the number of threads: work is split into
 //! pieces of fixed size and partial sums are added in order.
 
-pub mod adamw;
 pub mod attention;
 pub mod buffer;
 pub mod embed;
 pub mod gelu;
 pub mod gpu;
-pub mod head;
 pub mod layer_norm;
 pub mod matmul;
 pub(crate) mod simd;

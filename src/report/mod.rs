@@ -1,3 +1,4 @@
-//! Pages for people: what `compare` and `inspect` share.
+//! For people: the skeleton of a page, and numbers in words.
 
 pub mod page;
+pub mod text;

@@ -92,7 +92,7 @@ impl Memory {
 
 /// The value at risk of a step's scores taken as one pool, as a carried threshold stands for.
 pub fn exact_var(plan: &Plan, alpha: f64, scores: &[f32]) -> f64 {
-    plan.selector(alpha).select(scores, &vec![true; scores.len()], scores.len()).var_sum
+    Selector::of(&plan.select, alpha).select(scores, &vec![true; scores.len()], scores.len()).var_sum
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::selector::pools;
 use crate::config::{Pool, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::head::RowStats;
+use crate::loss::head::RowStats;
 use crate::rng::{Rng, Stream};
 
 /// What a score needs beside the statistics.
@@ -128,7 +128,7 @@ pub fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::head::Stats;
+    use crate::loss::head::Stats;
 
     fn batch(rows: usize, context: usize) -> Batch {
         let n = rows * context;

@@ -3,7 +3,7 @@
 //! Of a pool of M valid positions the k = ceil((1 - alpha) M) with the largest scores are kept (the smallest with
 //! `tail = "low"`); the k-th is the value at risk. Ties at the threshold go to the lower position, so exactly k are kept.
 
-use crate::config::{Pool, Tail};
+use crate::config::{Pool, SelectPlan, Tail};
 use std::ops::Range;
 
 /// Keeps the tail of a score distribution.
@@ -48,6 +48,11 @@ pub(super) fn pools(pool: Pool, n: usize, context: usize) -> impl Iterator<Item 
 }
 
 impl Selector {
+    /// How a plan divides tokens at confidence level `alpha`.
+    pub fn of(plan: &SelectPlan, alpha: f64) -> Self {
+        Self { alpha, pool: plan.pool, tail: plan.tail }
+    }
+
     /// Selects among the valid positions. `scores` and `valid` are [B T] with `context` positions per sequence; scores
     /// of valid positions are finite (see [`super::scores`]).
     pub fn select(&self, scores: &[f32], valid: &[bool], context: usize) -> Selection {

@@ -11,7 +11,7 @@ pub use signal::{Signal, SignalKind};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
-use crate::ops::head::Logits;
+use crate::loss::head::Logits;
 use crate::ops::matmul::Precision;
 use candle_core::DType;
 
@@ -60,7 +60,7 @@ impl Teacher {
 mod tests {
     use super::*;
     use crate::model::ParamSet;
-    use crate::ops::head::{Mix, Weigh, fused, scan};
+    use crate::loss::head::{Mix, Weigh, fused, scan};
     use crate::ops::testing::{assert_close, random};
     use candle_core::{Device, Tensor};
 
@@ -84,7 +84,7 @@ mod tests {
             let (mut student, mut signal) =
                 (Logits::new(hidden.clone(), weight.clone(), true), teacher.signal(&tokens, 10, true).unwrap());
             let trunk = signal.hidden().clone();
-            let mix = Mix { lambda: 0.5, temperature: 1.0, divergence: crate::objective::Divergence::ForwardKl };
+            let mix = Mix { lambda: 0.5, temperature: 1.0, divergence: crate::loss::Divergence::ForwardKl };
             let d_weight = weight.zeros_like().unwrap();
             let done = fused(&student, Some(&signal), &targets, 1.0, mix, Weigh::Known(&[1.0; 20]), &d_weight).unwrap();
             let stats = scan(&mut student, Some(&mut signal), &targets, 1.0).unwrap();

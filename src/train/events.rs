@@ -4,7 +4,7 @@
 //! `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions left out.
 
 use super::CarriedReport;
-pub use crate::config::arithmetic::Flops;
+pub use crate::cost::Flops;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};

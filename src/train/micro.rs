@@ -2,13 +2,13 @@
 
 use super::report::StepReport;
 use super::step::Trainer;
-use crate::config::arithmetic::{self, Drawn, Probe, Work};
+use crate::cost::{self, Drawn, Probe, Work};
 use crate::config::{BackwardMode, HeadMode, Pool, Rho, Score};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
-use crate::ops::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
+use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
 use crate::rng::{Rng, Stream};
 use crate::select::{
     Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, kept_of, probe_rows, score_is_finite, score_of,
@@ -76,7 +76,7 @@ impl Trainer {
         let mix = Mix {
             lambda: report.lambda as f32,
             temperature: if self.teacher.is_some() { report.temperature as f32 } else { 1.0 },
-            divergence: objective.divergence(),
+            divergence: Divergence::of(objective),
         };
         let together = teacher_scores || score.is_none();
         let sampler = self.row_sampler(batch, numbers);
@@ -261,7 +261,7 @@ impl Trainer {
         let signal = match signal.filter(|_| mix.lambda > 0.0) {
             Some(dense) => {
                 let tokens: Vec<u64> = rows.iter().map(|&r| micro.numbers.token(r as usize, batch.context)).collect();
-                let kind = self.plan.objective.signal_kind();
+                let kind = SignalKind::of(&self.plan.objective);
                 Some(kind.reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
             }
             None => None,
@@ -355,7 +355,7 @@ impl Trainer {
         let scores = scores(score, select.pool, stats, batch, micro.numbers)?;
         report.scores.extend(every().map(|i| scores[i as usize]));
         if select.pool != Pool::Carried {
-            return Ok(self.plan.selector(report.alpha).select(&scores, &batch.valid, batch.context));
+            return Ok(Selector::of(select, report.alpha).select(&scores, &batch.valid, batch.context));
         }
         // Before there is a threshold every position is kept, and the step's scores make the first one.
         let keeps = |i: &u32| carried.is_none_or(|carried| carried.keeps(scores[*i as usize], select.tail));

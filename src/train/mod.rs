@@ -1,11 +1,9 @@
 //! Training: the learning rate, what is reported, what is saved.
 
-pub mod checkpoint;
 pub mod events;
 mod micro;
 mod report;
 pub mod run;
-pub mod schedule;
 pub mod session;
 mod step;
 

@@ -1,10 +1,10 @@
 //! What a step did, as sums over its micro-batches.
 
-use crate::config::arithmetic::Flops;
+use crate::cost::Flops;
 use crate::data::loader::Batch;
 use crate::error::Result;
 use crate::ops::embed::row_norms;
-use crate::ops::head::RowStats;
+use crate::loss::head::RowStats;
 use crate::select::Selection;
 use crate::train::events::Phases;
 use candle_core::Tensor;

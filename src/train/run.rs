@@ -1,17 +1,17 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
 
-use super::checkpoint::{self, Counters, Expected, RunLock, TrainState};
+use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use super::events::{Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
 use super::{StepReport, Trainer};
-use crate::config::arithmetic::{checkpoint_bytes, disk_bytes};
+use crate::cost::{checkpoint_bytes, disk_bytes};
 use crate::config::{MicroRows, OnNonfinite};
 use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
-use crate::model::weights::{SaveOptions, save_model};
+use crate::store::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
 use crate::select::Memory;
 use serde_json::Value;
@@ -189,7 +189,7 @@ impl Run {
             if step > 0 && due(plan.checkpoint.every, step) {
                 self.save(sink)?;
             }
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             let started = Instant::now();
             let batch = self.loader.batch(self.counters.cursor)?;
             let data_seconds = started.elapsed().as_secs_f64();
@@ -291,7 +291,7 @@ impl Run {
 
     /// Writes `model/` in Hugging Face layout, whole or not at all.
     fn export(&self) -> Result<()> {
-        let _hold = crate::signal::hold();
+        let _hold = crate::interrupt::hold();
         let dir = AtomicDir::create(&self.lock.dir().join(MODEL_FOLDER))?;
         save_model(dir.path(), &self.trainer.student.config, &self.trainer.student.params, &self.save_options())?;
         dir.commit()

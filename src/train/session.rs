@@ -1,21 +1,21 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
 
-use crate::config::arithmetic::{check_fit, settle};
+use crate::cost::{check_fit, settle};
 use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
 use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::hub::HubOptions;
-use crate::model::preset::{Birth, Preset, Source};
-use crate::model::weights::{load_model, weights_hash};
+use crate::store::hub::HubOptions;
+use crate::store::preset::{Birth, Preset, Source};
+use crate::store::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
-use crate::resolve::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
+use crate::store::names::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
 use crate::teacher::Teacher;
-use crate::train::checkpoint::Inputs;
+use crate::store::checkpoint::Inputs;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -275,5 +275,5 @@ pub fn scratch_shape(
 ) -> Gpt2Config {
     let base = preset.config();
     let vocab_size = teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
-    plan.shape.apply(&Gpt2Config { vocab_size, ..base })
+    Gpt2Config { vocab_size, ..base }.overridden(&plan.shape)
 }

@@ -5,18 +5,18 @@ use crate::config::{MicroRows, Plan, Pool};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, ParamSet};
-use crate::ops::adamw::{self, AdamW, global_norm};
+use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::ops::matmul::Precision;
 use crate::select::{Memory, Mixture, Observed, exact_var};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
 use crate::train::report::{CarriedReport, StepReport};
-use crate::train::schedule;
+use crate::optim::schedule;
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The plan, settled ([`crate::config::arithmetic::settle`]).
+    /// The plan, settled ([`crate::cost::settle`]).
     pub plan: Plan,
     /// The student, trained in place.
     pub student: Gpt2,
@@ -75,7 +75,7 @@ impl Trainer {
         let mixture = self.mixture(report.alpha, batch, micro_batches.clone());
         for rows in micro_batches {
             // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             self.micro_batch(&batch.slice(rows.clone()), cursor + rows.start as u64, mixture, &mut report)?;
         }
         let mut clock = Clock::start(self);
@@ -102,7 +102,7 @@ impl Trainer {
             Pool::Carried if self.memory.carried.is_none() => 1.0,
             Pool::Carried => 1.0 - alpha,
             Pool::Sequence | Pool::MicroBatch => {
-                let selector = self.plan.selector(alpha);
+                let selector = Selector::of(&self.plan.select, alpha);
                 let positions =
                     |r: std::ops::Range<usize>| &batch.valid[r.start * batch.context..r.end * batch.context];
                 let kept: usize = micro_batches.map(|r| selector.kept(positions(r), batch.context)).sum();

@@ -238,7 +238,7 @@ impl Unpacked {
         let mut input = source.decompressed(&Arc::default())?;
         let mut output = std::io::BufWriter::new(file);
         loop {
-            crate::signal::check()?;
+            crate::interrupt::check()?;
             let bytes = input.fill_buf().map_err(|e| source.unreadable(&e))?;
             if bytes.is_empty() {
                 break;

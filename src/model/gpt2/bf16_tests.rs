@@ -1,8 +1,8 @@
 //! The trunk and head on factors rounded to bf16.
 
 use super::*;
-use crate::objective::Divergence;
-use crate::ops::head::{self, Mix};
+use crate::loss::Divergence;
+use crate::loss::head::{self, Mix};
 use crate::ops::matmul::Bf16;
 use crate::ops::testing::{assert_close, random};
 use candle_core::{DType, Device};

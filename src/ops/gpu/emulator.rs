@@ -141,8 +141,8 @@ fn library(module: Module) -> Result<usize> {
 }
 
 fn compile(module: Module) -> Result<PathBuf> {
-    let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
-    let source = ops.join(format!("{}.cu", module.source()));
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let source = src.join(format!("{}.cu", module.source()));
     let name = module.source().replace('/', "-");
     let out = std::env::temp_dir().join(format!("eslm-kd-{}-{name}.so", std::process::id()));
     let mut command = Command::new(compiler().unwrap_or("c++"));
@@ -156,7 +156,7 @@ fn compile(module: Module) -> Result<PathBuf> {
         "-Werror",
         "-Wno-unknown-pragmas",
     ]);
-    command.args(["-DESLM_EMULATED", "-x", "c++", "-I"]).arg(ops.join("gpu")).arg(&source).arg("-o").arg(&out);
+    command.args(["-DESLM_EMULATED", "-x", "c++", "-I"]).arg(src.join("ops/gpu")).arg(&source).arg("-o").arg(&out);
     let done = command.output().map_err(|e| Error::internal(format!("cannot run the C++ compiler: {e}")))?;
     if !done.status.success() {
         let errors = String::from_utf8_lossy(&done.stderr).into_owned();

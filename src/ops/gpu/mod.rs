@@ -72,16 +72,16 @@ pub(crate) enum Module {
 }
 
 impl Module {
-    /// Where it lies under `src/ops`, without `.cu`.
+    /// Where it lies under `src`, without `.cu`.
     pub(crate) const fn source(self) -> &'static str {
         match self {
-            Self::AdamW => "adamw/adamw",
-            Self::Attention => "attention/attention",
-            Self::Embed => "embed/embed",
-            Self::Gelu => "gelu/gelu",
-            Self::Head => "head/head",
-            Self::LayerNorm => "layer_norm/layer_norm",
-            Self::Matmul => "matmul/matmul",
+            Self::AdamW => "optim/adamw/adamw",
+            Self::Attention => "ops/attention/attention",
+            Self::Embed => "ops/embed/embed",
+            Self::Gelu => "ops/gelu/gelu",
+            Self::Head => "loss/head/head",
+            Self::LayerNorm => "ops/layer_norm/layer_norm",
+            Self::Matmul => "ops/matmul/matmul",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What PyTorch computed: the files of `tests/golden`, described in `tests/reference/README.md`.
 
 use candle_core::{DType, Device, Tensor};
-use eslm_kd::model::weights::parse_config;
+use eslm_kd::store::weights::parse_config;
 use eslm_kd::model::{Gpt2, Layout, ParamSet};
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,0 +1,200 @@
+//! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from it.
+
+use crate::config::choice::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
+use crate::config::load::largest_divisor;
+use crate::config::plan::Plan;
+use crate::model::Gpt2Config;
+use crate::loss::head;
+use serde::Serialize;
+
+/// How large a micro-batch may grow, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// `head = "auto"` keeps the logits of a micro-batch up to so many.
+    pub kept_logits: u64,
+    /// `micro_rows = "auto"` lets activations and kept logits of a micro-batch grow to so many.
+    pub micro_batch: u64,
+}
+
+impl Budget {
+    /// A CPU has no use for more; a GPU works best on tens of thousands of positions at a time.
+    pub fn of(device: DeviceSpec) -> Self {
+        match device {
+            DeviceSpec::Cuda(_) => Self { kept_logits: 4 << 30, micro_batch: 16 << 30 },
+            DeviceSpec::Cpu | DeviceSpec::Auto => Self { kept_logits: 512 << 20, micro_batch: 1 << 30 },
+        }
+    }
+}
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+/// What the program holds beside a run: buffers of its threads and of matrix products, what its allocator has not given back.
+/// Fitted to the runs of the record `benches/records/2026-11-26-cpu.md`.
+const PROGRAM: u64 = 20_000_000;
+
+/// Bytes of device or host memory at the peak, by part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryByPart {
+    /// Student parameters.
+    pub weights: u64,
+    /// Their gradients, accumulated over the micro-batches.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// The tape of one micro-batch.
+    pub activations: u64,
+    /// Logits of one micro-batch, student's and teacher's, or of the rows or columns in hand; and as much of their gradient.
+    pub logits: u64,
+    /// Teacher parameters and the activations of one of its blocks; no tape.
+    pub teacher: u64,
+    /// What one block's backward forms beside its tape, as far as it does not fit where the logits were.
+    pub scratch: u64,
+    /// The program itself, without a run.
+    pub program: u64,
+}
+
+impl MemoryByPart {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        let run = self.weights + self.gradients + self.moments + self.activations + self.logits + self.teacher;
+        run + self.scratch + self.program
+    }
+}
+
+/// Memory of a settled plan ([`settle`]).
+pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> MemoryByPart {
+    let micro = match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => plan.data.rows,
+    } as u64;
+    let tokens = micro * plan.data.context as u64;
+    let parameters = student.parameters() as u64;
+    let logits = head_bytes(student, plan, micro);
+    // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the residual, the norm's input and output,
+    // and of what comes from above (4 D). The head is done by then.
+    let scratch = F32 * tokens * (4 * student.n_embd as u64 + 3 * student.inner() as u64);
+    MemoryByPart {
+        weights: F32 * parameters,
+        gradients: F32 * parameters,
+        moments: 2 * F32 * parameters,
+        activations: tape_bytes(student, plan, tokens),
+        logits,
+        teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
+            let (d, f) = (t.n_embd as u64, t.inner() as u64);
+            teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + (3 * d).max(f))
+        }),
+        scratch: scratch.saturating_sub(logits),
+        program: PROGRAM,
+    }
+}
+
+/// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their own.
+fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
+    let (v, d, f) = (teacher.vocab_size as u64, teacher.n_embd as u64, teacher.inner() as u64);
+    let factors = v * d + teacher.n_layer as u64 * (4 * d * d + 2 * d * f);
+    let width = match stored {
+        Dtype::F32 => F32,
+        Dtype::Bf16 => 2,
+    };
+    F32 * (teacher.parameters() as u64 - factors) + width * factors
+}
+
+/// Bytes that the trunk's tape takes for so many tokens: in each block the input (D), the statistics of both norms, queries,
+/// keys and values (3 D), the attention's output (D), the middle of the block (D) and the MLP before its GELU (F); then the
+/// last residual and its norm (2 D and statistics). With recomputed activations each block's input, and all of one block.
+pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
+    let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.inner() as u64);
+    let block = 6 * d + f + 4;
+    let blocks = match plan.machine.activations {
+        Activations::Keep => layers * block,
+        Activations::Recompute => layers * d + block,
+    };
+    F32 * tokens * (blocks + 2 * d + 2)
+}
+
+/// Bytes on disk of one checkpoint: weights and two moments (everything else is small).
+pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
+    3 * F32 * student.parameters() as u64
+}
+
+/// Bytes on disk of the whole run at its peak: an old checkpoint goes only after the new one stands. At the end it is
+/// less: the kept checkpoints and the exported model, a third of one.
+pub fn disk_bytes(student: &Gpt2Config, plan: &Plan) -> u64 {
+    (plan.checkpoint.kept() as u64 + 1) * checkpoint_bytes(student)
+}
+
+/// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the plan alone, never
+/// of the machine it runs on, so that it is the same everywhere; `device = "auto"` counts as a CPU.
+///
+/// Both follow from the device's [`Budget`]. `head = "auto"` keeps logits up to `kept_logits`. `micro_rows = "auto"` is the
+/// largest divisor of `data.rows` whose tape and kept logits fit `micro_batch` with the head kept if any does, since keeping
+/// saves work; else recomputed; else 1.
+pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
+    let rows = plan.data.rows;
+    let budget = Budget::of(plan.machine.device);
+    let fits_kept = |micro: usize| logit_bytes(student, plan, micro as u64) <= budget.kept_logits;
+    let mut settled = plan.clone();
+    let micro = match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => {
+            let bytes = |micro: usize, kept: bool| {
+                let tape = tape_bytes(student, plan, (micro * plan.data.context) as u64);
+                tape + if kept { logit_bytes(student, plan, micro as u64) } else { 0 }
+            };
+            let largest = |kept: bool| {
+                let per_row = bytes(1, kept).max(1);
+                let mut most = ((budget.micro_batch / per_row) as usize).min(rows);
+                if kept && plan.machine.head == HeadMode::Auto {
+                    let per_row = logit_bytes(student, plan, 1).max(1);
+                    most = most.min((budget.kept_logits / per_row) as usize);
+                }
+                (most > 0).then(|| largest_divisor(rows, most))
+            };
+            let kept = if plan.machine.head == HeadMode::Recompute { None } else { largest(true) };
+            let recomputed = || if plan.machine.head == HeadMode::Keep { None } else { largest(false) };
+            kept.or_else(recomputed).unwrap_or(1)
+        }
+    };
+    settled.machine.micro_rows = MicroRows::Rows(micro);
+    if plan.machine.head == HeadMode::Auto {
+        settled.machine.head = if fits_kept(micro) { HeadMode::Keep } else { HeadMode::Recompute };
+    }
+    settled
+}
+
+/// Whether some step scans logits first and reads them again, so that they may be stored in between.
+pub fn stores_logits(plan: &Plan) -> bool {
+    (plan.selects() && plan.select.alpha > 0.0) || !plan.one_pass(false)
+}
+
+/// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the teacher's, whose kept rows
+/// are nearly all rows at the start of a ramp. A micro-batch is sized by them even where blocks of rows are all there is.
+pub(super) fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
+    logit_sets(plan) * columns(plan, micro, student.vocab_size)
+}
+
+/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or a block of rows,
+/// whose gradient takes their place.
+fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
+    let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
+    let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
+    let block = logit_sets(plan) * F32 * rows * student.vocab_size as u64;
+    let in_one_pass = if plan.one_pass(false) || plan.one_pass(true) { block } else { 0 };
+    let in_two = match plan.machine.head {
+        _ if !stores_logits(plan) => 0,
+        HeadMode::Recompute => (logit_sets(plan) + 1) * tile,
+        HeadMode::Keep | HeadMode::Auto => logit_bytes(student, plan, micro) + tile,
+    };
+    in_one_pass.max(in_two)
+}
+
+/// Models whose logits are formed.
+fn logit_sets(plan: &Plan) -> u64 {
+    1 + u64::from(plan.uses_teacher())
+}
+
+/// Bytes of so many floats for every position of `micro` sequences.
+fn columns(plan: &Plan, micro: u64, columns: usize) -> u64 {
+    F32 * micro * plan.data.context as u64 * columns as u64
+}

@@ -1,0 +1,442 @@
+//! What a plan costs, from shapes alone: floating-point operations, memory, disk.
+//!
+//! A multiply-add is 2 FLOPs. Matrix products and attention are counted; element-wise work (norms, GELU, softmax,
+//! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
+//! so the trainer counts what it executed with the same functions that `plan` predicts with.
+
+mod memory;
+
+pub use memory::{Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes};
+
+use crate::config::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
+use crate::config::{Level, Plan};
+use crate::error::{Error, Result};
+use crate::model::Gpt2Config;
+use crate::select::{kept_of, probe_rows};
+use serde::{Deserialize, Serialize};
+use std::ops::AddAssign;
+
+/// FLOPs of the trunk's forward pass over `sequences` of `context` tokens.
+pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    blocks_forward(cfg, cfg.n_layer as u64, sequences, context)
+}
+
+/// FLOPs of the forward pass of the first `layers` blocks.
+pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u64) -> u64 {
+    let tokens = sequences * context;
+    let matrices = 2 * tokens * block_weights(cfg);
+    // Scores and weighted values: two products, each D multiply-adds for every (position, key) pair.
+    let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
+    layers * (matrices + attention)
+}
+
+/// FLOPs of running every block once more for the backward: all but its last product, which only its output needs.
+pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    let last = 2 * sequences * context * (cfg.n_embd * cfg.inner()) as u64;
+    trunk_forward(cfg, sequences, context) - cfg.n_layer as u64 * last
+}
+
+/// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x context` positions.
+///
+/// Every block below the last is dense: two products per matrix of the forward (gradients of input and of weight),
+/// and five in attention (scores again, since the tape keeps no probabilities; then dV, dP, dQ, dK). In the last
+/// block only keys and values see every row; queries, output projection and MLP see the kept rows, and attention runs
+/// for kept queries over `(context + 1) / 2` keys, the mean over positions.
+pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
+    let (layers, tokens) = (cfg.n_layer as u64, sequences * context);
+    trunk_backward_sampled(cfg, context, (layers - 1) * tokens + kept_rows, layers * tokens)
+}
+
+/// FLOPs of the trunk's backward pass with gradient in every row.
+pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
+    trunk_backward_exact(cfg, sequences, context, sequences * context)
+}
+
+/// FLOPs of the trunk's backward pass when only `rows` of the positions carry gradient, in every block: all products have
+/// that many rows. In attention, scores, dP and dQ meet all visible keys, dK and dV only those of these rows, taken to
+/// be spread evenly over the sequences.
+pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, rows: u64) -> u64 {
+    let d = cfg.n_embd as u64;
+    let attention = d * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
+    cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
+}
+
+/// FLOPs of the trunk's backward pass when `block_rows` rows carry gradient at a block's output and `key_rows` at its keys and
+/// values, both summed over the blocks: each block costs what [`trunk_backward_exact`] says of the last one.
+pub fn trunk_backward_sampled(cfg: &Gpt2Config, context: u64, block_rows: u64, key_rows: u64) -> u64 {
+    let d = cfg.n_embd as u64;
+    let by_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
+    key_rows * 2 * 2 * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
+}
+
+/// FLOPs of the logits of `rows` positions.
+pub fn head_forward(cfg: &Gpt2Config, rows: u64) -> u64 {
+    2 * rows * cfg.n_embd as u64 * cfg.vocab_size as u64
+}
+
+/// FLOPs from the logit gradients of `rows` positions to those of their hidden states and of the head.
+pub fn head_backward(cfg: &Gpt2Config, rows: u64) -> u64 {
+    2 * head_forward(cfg, rows)
+}
+
+/// Floating-point operations by part (a multiply-add is two). f64: exact to 2^53 and never overflowing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flops {
+    /// Student, forward: the trunk, and the logits of kept rows.
+    pub student_forward: f64,
+    /// Student, backward: trunk and head, recomputed logits included.
+    pub student_backward: f64,
+    /// Teacher: the trunk, and the logits of kept rows.
+    pub teacher: f64,
+    /// Logits of dropped rows, which only selection reads: the student's, and the teacher's if the score asks for them.
+    pub scoring: f64,
+}
+
+impl Flops {
+    /// All parts together.
+    pub fn total(&self) -> f64 {
+        self.student_forward + self.student_backward + self.teacher + self.scoring
+    }
+}
+
+impl AddAssign for Flops {
+    fn add_assign(&mut self, other: Self) {
+        self.student_forward += other.student_forward;
+        self.student_backward += other.student_backward;
+        self.teacher += other.teacher;
+        self.scoring += other.scoring;
+    }
+}
+
+/// What phase one had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Sequences that began.
+    pub sequences: u64,
+    /// Blocks that all of them went through.
+    pub exit_layer: u64,
+    /// Positions whose logits were formed to judge them.
+    pub rows: u64,
+}
+
+/// Rows that carried gradient in a sampled backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// At the head.
+    pub head: u64,
+    /// At the blocks' outputs, summed over the blocks.
+    pub blocks: u64,
+    /// At their keys and values, summed over the blocks.
+    pub keys: u64,
+}
+
+/// What a micro-batch, or a whole step, has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Sequences.
+    pub sequences: u64,
+    /// Positions of each.
+    pub context: u64,
+    /// Positions that the loss is formed from.
+    pub kept: u64,
+    /// Whether scores were formed: a step of the burn-in, for one, asks for none.
+    pub selecting: bool,
+    /// Whether kept rows were differentiated as they were scored, from logits in hand.
+    pub one_pass: bool,
+    /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
+    pub distils: bool,
+    /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
+    pub drawn: Option<Drawn>,
+    /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
+    pub probe: Option<Probe>,
+}
+
+/// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
+/// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
+///
+/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass ([`Plan::one_pass`]) costs 1 + 2k whatever is asked of
+/// stored logits: all of them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and
+/// 1 + 4k where the kept rows are scanned again beside a teacher that selection did not need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
+/// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
+/// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
+/// head per token, are not counted.
+pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
+    let Work { sequences, context, kept, selecting, one_pass, distils, drawn, probe } = work;
+    let dropped = sequences * context - kept;
+    let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
+    let distils = teacher.is_some() && distils;
+    let summed = u64::from(distils && !one_pass && sums_first(plan));
+    let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
+    let mut flops = Flops {
+        student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
+        scoring: head_forward(student, dropped) as f64,
+        ..Flops::default()
+    };
+    if let Some(probe) = probe {
+        // The first blocks of sequences that went no further served the probe alone.
+        let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
+        flops.scoring += (began + head_forward(student, probe.rows)) as f64;
+    }
+    let sampled = plan.machine.backward == BackwardMode::Sampled;
+    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, sequences * context, kept, one_pass));
+    // Rows whose logits are differentiated.
+    let differentiated = if sampled { drawn.head } else { kept };
+    if kept > 0 {
+        let trunk = match plan.machine.backward {
+            BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
+            BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
+            BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
+            BackwardMode::Sampled => trunk_backward_sampled(student, context, drawn.blocks, drawn.keys),
+        };
+        // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
+        let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
+        let again = if recompute { 1 + summed } else { 0 };
+        let blocks_again = match plan.machine.activations {
+            Activations::Keep => 0,
+            Activations::Recompute => trunk_again(student, sequences, context),
+        };
+        flops.student_backward = (trunk
+            + blocks_again
+            + head_backward(student, differentiated)
+            + scanned * head_forward(student, kept)
+            + again * head_forward(student, differentiated)) as f64;
+    }
+    if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
+        let again = if distils && recompute { 1 + summed } else { 0 };
+        flops.teacher = (trunk_forward(teacher, sequences, context)
+            + head_forward(teacher, kept)
+            + again * head_forward(teacher, differentiated)) as f64;
+        if teacher_scores {
+            flops.scoring += head_forward(teacher, dropped) as f64;
+        }
+    }
+    flops
+}
+
+/// Rows that a sampled backward is expected to draw: below the last block every position has gradient. How few
+/// `rho = "auto"` will do with is not known beforehand; every row is the bound.
+fn expected_draw(cfg: &Gpt2Config, plan: &Plan, positions: u64, kept: u64, one_pass: bool) -> Drawn {
+    let share = match plan.machine.rho {
+        Rho::Auto => 1.0,
+        Rho::Share(rho) => rho,
+    };
+    let drawn = (share * positions as f64).round() as u64;
+    let at_head = !one_pass && (!plan.objective.distils() || forward_kl(plan));
+    Drawn {
+        head: if at_head { drawn.min(kept) } else { kept },
+        blocks: drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn,
+        keys: cfg.n_layer as u64 * drawn,
+    }
+}
+
+/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm has a bound before it is
+/// formed, and it takes one pass over the vocabulary instead of two.
+pub fn forward_kl(plan: &Plan) -> bool {
+    plan.objective.signal == Signal::Dense && plan.objective.divergence == Divergence::ForwardKl
+}
+
+/// FLOPs of one optimizer step of a settled plan at these confidence levels.
+pub fn flops_per_step(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    level: impl Into<Level>,
+) -> Flops {
+    flops(student, teacher, plan, work_of_step(plan, level.into()))
+}
+
+fn work_of_step(plan: &Plan, level: Level) -> Work {
+    let (rows, context, stride) = (plan.data.rows, plan.data.context, plan.select.probe_stride);
+    let selecting = level.alpha > 0.0;
+    let probe = (kept_sequences(plan, level.alpha_seq) < rows as u64).then(|| Probe {
+        sequences: rows as u64,
+        exit_layer: plan.select.exit_layer as u64,
+        rows: probe_rows(rows, context, stride).len() as u64,
+    });
+    Work {
+        sequences: kept_sequences(plan, level.alpha_seq),
+        context: context as u64,
+        kept: gradient_rows(plan, level),
+        selecting,
+        one_pass: plan.one_pass(selecting),
+        distils: plan.objective.distils(),
+        drawn: None,
+        probe,
+    }
+}
+
+/// Whether the divergence's sums take a pass over the vocabulary of their own.
+fn sums_first(plan: &Plan) -> bool {
+    plan.objective.signal == Signal::Dense && plan.objective.divergence != Divergence::ForwardKl
+}
+
+/// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
+pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
+    let at = |level| flops_per_step(student, teacher, plan, level).total();
+    let Stages { plain, ramp, full } = Stages::of(plan);
+    let ramp_flops = if ramp > 0 { ramp as f64 * at(ramp_mean(plan, ramp)) } else { 0.0 };
+    let all = plain as f64 * at(Level::default()) + ramp_flops + full as f64 * at(plan.level());
+    all - without_lambda(student, teacher, plan)
+}
+
+/// What the first or the last step saves where a scheduled lambda begins or ends at 0: nowhere between can it be 0.
+fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
+    if !plan.objective.distils() {
+        return 0.0;
+    }
+    let mut ends = vec![0, plan.steps - 1];
+    ends.dedup();
+    let silent = ends.into_iter().filter(|&step| plan.objective.lambda_at(step, plan.steps) == 0.0);
+    silent
+        .map(|step| {
+            let with = work_of_step(plan, plan.level_at(step));
+            let total = |work| flops(student, teacher, plan, work).total();
+            total(with) - total(Work { distils: false, ..with })
+        })
+        .sum()
+}
+
+/// Rows of an optimizer step that are kept at these confidence levels: rounded up within each pool. The plan must be
+/// settled: a pool may be a micro-batch.
+pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
+    let Level { alpha, alpha_seq } = level.into();
+    let (context, micro) = (plan.data.context, micro_rows(plan));
+    let sequences = kept_sequences(plan, alpha_seq);
+    match plan.select.pool {
+        Pool::Sequence => sequences * kept_of(alpha, context) as u64,
+        Pool::MicroBatch => (plan.data.rows / micro * kept_of(alpha, kept_of(alpha_seq, micro) * context)) as u64,
+        Pool::Carried => kept_of(alpha, sequences as usize * context) as u64,
+    }
+}
+
+/// Sequences of an optimizer step that phase one lets go on at confidence level `alpha_seq`.
+pub fn kept_sequences(plan: &Plan, alpha_seq: f64) -> u64 {
+    let micro = micro_rows(plan);
+    (plan.data.rows / micro * kept_of(alpha_seq, micro)) as u64
+}
+
+fn micro_rows(plan: &Plan) -> usize {
+    match plan.machine.micro_rows {
+        MicroRows::Rows(n) => n,
+        MicroRows::Auto => plan.data.rows,
+    }
+}
+
+/// Rows of an optimizer step that carry gradient: the kept ones, and of the others the share that the mixture draws.
+pub fn gradient_rows(plan: &Plan, level: Level) -> u64 {
+    let kept = kept_rows(plan, level);
+    let dropped = kept_sequences(plan, level.alpha_seq) * plan.data.context as u64 - kept;
+    let drawn = if plan.select.mix < 1.0 { (plan.select.rest * dropped as f64).round() as u64 } else { 0 };
+    kept + drawn
+}
+
+/// Steps of a run by what they select.
+struct Stages {
+    /// On all tokens: burn-in and the ramp's first step, or no selection at all.
+    plain: u64,
+    /// The ramp's other steps.
+    ramp: u64,
+    /// At the target alpha.
+    full: u64,
+}
+
+impl Stages {
+    fn of(plan: &Plan) -> Self {
+        if !plan.selects() {
+            return Self { plain: plan.steps, ramp: 0, full: 0 };
+        }
+        let plain = plan.select.burn_in.min(plan.steps);
+        let ramp = plan.select.ramp.min(plan.steps - plain);
+        let first = ramp.min(1);
+        Self { plain: plain + first, ramp: ramp - first, full: plan.steps - plain - ramp }
+    }
+}
+
+/// Mean level of the `steps` steps (at least 1) after the ramp's first, which is at 0: the target's (steps + 1) / (2 ramp).
+fn ramp_mean(plan: &Plan, steps: u64) -> Level {
+    plan.level().scaled((steps + 1) as f64 / 2.0 / plan.select.ramp as f64)
+}
+
+/// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
+pub fn mean_keep(plan: &Plan) -> f64 {
+    let keep =
+        |level: Level| (1.0 - level.alpha) * kept_sequences(plan, level.alpha_seq) as f64 / plan.data.rows as f64;
+    let Stages { plain, ramp, full } = Stages::of(plan);
+    let ramped = if ramp > 0 { ramp as f64 * keep(ramp_mean(plan, ramp)) } else { 0.0 };
+    (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
+}
+
+/// Whether student, teacher and plan fit each other: context, vocabulary, layers.
+pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> Result<()> {
+    student.validate()?;
+    if let Some(teacher) = teacher {
+        teacher.validate()?;
+    }
+    let context = plan.data.context;
+    let mut longest = vec![("student", &plan.student, student)];
+    if let (Some(shape), Some(name)) = (teacher, &plan.teacher) {
+        longest.push(("teacher", name, shape));
+    }
+    for (who, name, shape) in longest {
+        if context > shape.n_positions {
+            return Err(Error::usage(format!(
+                "data.context = {context} is longer than the {} positions of the {who} {name}; \
+                 lower it with --set data.context={}",
+                shape.n_positions, shape.n_positions
+            )));
+        }
+    }
+    // Counts below are u64: refuse what no machine could run before it can wrap around.
+    let work = [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
+    if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
+        return Err(Error::usage(format!(
+            "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",
+            plan.data.rows
+        )));
+    }
+    if plan.selects() && plan.select.alpha_seq > 0.0 {
+        let select = &plan.select;
+        if select.exit_layer >= student.n_layer {
+            return Err(Error::usage(format!(
+                "select.exit_layer = {} leaves no block to save: expected less than the {} blocks of the student {}",
+                select.exit_layer, student.n_layer, plan.student
+            )));
+        }
+        let micro = micro_rows(&settle(student, plan));
+        if kept_of(select.alpha_seq, micro) == micro {
+            return Err(Error::usage(format!(
+                "select.alpha_seq = {} drops none of the {micro} sequences of a micro-batch; raise it, or \
+                 machine.micro_rows",
+                select.alpha_seq
+            )));
+        }
+    }
+    let Some(teacher) = teacher else { return Ok(()) };
+    if teacher.vocab_size != student.vocab_size {
+        return Err(Error::usage(format!(
+            "teacher and student must share a vocabulary: the teacher has {} tokens, the student {}",
+            teacher.vocab_size, student.vocab_size
+        )));
+    }
+    if let Some(layer) = plan.layers.iter().flatten().find(|l| **l >= teacher.n_layer) {
+        return Err(Error::usage(format!(
+            "layers names the teacher's layer {layer}, but the teacher has layers 0 to {}",
+            teacher.n_layer - 1
+        )));
+    }
+    Ok(())
+}
+
+/// Multiply-adds per token in the matrices of one block: D x 3D, D x D, D x F, F x D.
+fn block_weights(cfg: &Gpt2Config) -> u64 {
+    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
+    4 * d * d + 2 * d * f
+}
+
+/// (position, key) pairs of causal attention.
+fn pairs(sequences: u64, context: u64) -> u64 {
+    sequences * (context * (context + 1) / 2)
+}
+
+#[cfg(test)]
+mod tests;

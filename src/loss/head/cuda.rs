@@ -1,0 +1,510 @@
+//! The head on a GPU: products by cuBLAS over blocks of rows, and launches of `head.cu`.
+//!
+//! Rows of logits are padded to a multiple of [`PAD`] columns, so that products of any vocabulary take the kernels for
+//! aligned matrices. What a pass finds stays on the device until it is asked for: [`Found::read`] is where the host waits.
+
+mod signals;
+
+pub(super) use signals::{Largest, largest};
+
+use super::fused::{Found, Fused, Weigh};
+use super::sparse::SparseRow;
+use super::{Kept, Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, per_token};
+use crate::error::Result;
+use crate::loss::Divergence;
+use crate::ops::embed::gather;
+use crate::ops::gpu::{
+    Address, Grid, Module, address, contiguous, factor, floats, gemm, launch, uninitialised, upload, variant,
+};
+use crate::loss::Signal;
+use candle_core::{DType, Tensor};
+use signals::{Uploaded, sparse_rows};
+
+/// Rows per block: 4,096 of GPT-2's vocabulary are 0.8 GB of logits. Fixed, so that sums have one order.
+const ROWS: usize = if cfg!(test) { 8 } else { 4096 };
+/// Columns of logits are a multiple of this.
+const PAD: usize = 64;
+/// Threads of a block that owns a row.
+const THREADS: u32 = if cfg!(test) { 64 } else { 512 };
+/// Numbers of a row's statistics.
+const STATS: usize = 12;
+
+/// Where logits or statistics lie, as kernels take it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct LogitsAt {
+    data: Address,
+    rows: Address,
+    stride: u64,
+}
+
+impl LogitsAt {
+    const NONE: Self = Self { data: Address::NULL, rows: Address::NULL, stride: 0 };
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct StatsAt {
+    data: Address,
+    rows: Address,
+}
+
+/// A block of rows of logits.
+struct Block {
+    data: Tensor,
+    /// Where row i of the block lies in `data`; None: at i.
+    rows: Option<Tensor>,
+}
+
+impl Block {
+    fn at(&self) -> Result<LogitsAt> {
+        Ok(LogitsAt {
+            data: address(&self.data)?,
+            rows: optional(self.rows.as_ref())?,
+            stride: self.data.dim(1)? as u64,
+        })
+    }
+
+    /// Of the rows at `places` alone.
+    fn pick(&self, places: Option<&Tensor>) -> Result<Self> {
+        let rows = match (&self.rows, places) {
+            (rows, None) => rows.clone(),
+            (None, Some(places)) => Some(places.clone()),
+            (Some(rows), Some(places)) => Some(rows.index_select(places, 0)?),
+        };
+        Ok(Self { data: self.data.clone(), rows })
+    }
+}
+
+fn optional(x: Option<&Tensor>) -> Result<Address> {
+    x.map_or(Ok(Address::NULL), contiguous)
+}
+
+/// The rows of one set of logits, block by block: formed into a scratch, formed into the store, or read from it.
+struct Blocks {
+    hidden: Tensor,
+    /// [Vp, D]: the head, padded with rows of zeros.
+    weight: Tensor,
+    memory: Memory,
+}
+
+enum Memory {
+    Scratch(Tensor),
+    Filling(Tensor),
+    Stored(Tensor, Option<Tensor>),
+}
+
+impl Blocks {
+    /// With `fill`, logits that are not stored yet will be.
+    fn new(logits: &Logits, fill: bool) -> Result<Self> {
+        let (n, vocab) = (logits.rows(), logits.vocab());
+        let hidden = factor(&logits.hidden, logits.precision)?;
+        let columns = vocab.next_multiple_of(PAD);
+        let weight = factor(&logits.weight, logits.precision)?.pad_with_zeros(0, 0, columns - vocab)?;
+        let memory = match &logits.kept {
+            Some(Kept::Device(kept)) => {
+                let index = logits.index.as_ref().map(|index| upload(index, kept)).transpose()?;
+                Memory::Stored(kept.clone(), index)
+            }
+            _ if fill && logits.keep => Memory::Filling(uninitialised((n, columns), DType::F32, &hidden)?),
+            _ => Memory::Scratch(uninitialised((ROWS.min(n), columns), DType::F32, &hidden)?),
+        };
+        Ok(Self { hidden, weight, memory })
+    }
+
+    fn block(&self, start: usize, count: usize) -> Result<Block> {
+        let data = match &self.memory {
+            Memory::Stored(all, None) => return Ok(Block { data: all.narrow(0, start, count)?, rows: None }),
+            Memory::Stored(all, Some(index)) => {
+                return Ok(Block { data: all.clone(), rows: Some(index.narrow(0, start, count)?) });
+            }
+            Memory::Filling(all) => all.narrow(0, start, count)?,
+            Memory::Scratch(block) => block.narrow(0, 0, count)?,
+        };
+        gemm(&data, &self.hidden.narrow(0, start, count)?, &self.weight.t()?, false)?;
+        Ok(Block { data, rows: None })
+    }
+
+    /// The filled store, if this walk was to keep the logits.
+    fn finish(self) -> Option<Kept> {
+        match self.memory {
+            Memory::Filling(all) => Some(Kept::Device(all)),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Scan {
+    out: Address,
+    z: LogitsAt,
+    t: LogitsAt,
+    targets: Address,
+    v: u32,
+    tau: f32,
+    reverse_kl: u32,
+}
+
+/// Statistics of a block, written to `out` [count, 12].
+fn scan_block(
+    out: &Tensor,
+    z: &Block,
+    t: Option<&Block>,
+    targets: &Tensor,
+    vocab: usize,
+    options: ScanOptions,
+) -> Result<()> {
+    let args = Scan {
+        out: floats(out)?,
+        z: z.at()?,
+        t: t.map_or(Ok(LogitsAt::NONE), Block::at)?,
+        targets: contiguous(targets)?,
+        v: vocab as u32,
+        tau: options.tau,
+        reverse_kl: u32::from(options.reverse_kl),
+    };
+    launch(out, Module::Head, "head_scan", Grid::of(out.dim(0)?, THREADS), args)
+}
+
+pub(super) fn scan(
+    student: &mut Logits,
+    teacher: Option<&mut Logits>,
+    targets: &[u32],
+    options: ScanOptions,
+) -> Result<Vec<RowStats>> {
+    let n = targets.len();
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    let vocab = student.vocab();
+    let out = uninitialised((n, STATS), DType::F32, &student.hidden)?;
+    let targets = upload(targets, &out)?;
+    let z = Blocks::new(student, true)?;
+    let t = teacher.as_deref().map(|t| Blocks::new(t, true)).transpose()?;
+    for start in (0..n).step_by(ROWS) {
+        let count = ROWS.min(n - start);
+        let t = t.as_ref().map(|t| t.block(start, count)).transpose()?;
+        let (out, targets) = (out.narrow(0, start, count)?, targets.narrow(0, start, count)?);
+        scan_block(&out, &z.block(start, count)?, t.as_ref(), &targets, vocab, options)?;
+    }
+    if let Some(kept) = z.finish() {
+        student.kept = Some(kept);
+    }
+    if let (Some(teacher), Some(kept)) = (teacher, t.and_then(Blocks::finish)) {
+        teacher.kept = Some(kept);
+    }
+    read(&out)
+}
+
+fn read(stats: &Tensor) -> Result<Vec<RowStats>> {
+    let all = stats.flatten_all()?.to_vec1::<f32>()?;
+    let of = |s: &[f32]| Stats { max: s[0], log_sum: s[1], log_sum_tau: s[2], nll: s[3], entropy: s[4] };
+    let row = |s: &[f32]| RowStats { student: of(s), teacher: of(&s[5..]), kl: s[10], reverse_kl: s[11] };
+    Ok(all.chunks_exact(STATS).map(row).collect())
+}
+
+fn written(stats: &[RowStats], like: &Tensor) -> Result<Tensor> {
+    let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+    let row = |s: &RowStats| of(&s.student).into_iter().chain(of(&s.teacher)).chain([s.kl, s.reverse_kl]);
+    let all: Vec<f32> = stats.iter().flat_map(row).collect();
+    Ok(upload(&all, like)?.reshape((stats.len(), STATS))?)
+}
+
+/// Number and share of a divergence, as `divergence.cuh` has them. A skew of 0 is the plain divergence.
+fn coded(divergence: Divergence) -> (u32, f32) {
+    match divergence {
+        Divergence::ForwardKl => (0, 0.0),
+        Divergence::ReverseKl => (1, 0.0),
+        Divergence::Jsd { beta } => (2, beta),
+        Divergence::SkewKl { skew } if skew < 1e-30 => (0, 0.0),
+        Divergence::SkewKl { skew } => (3, skew),
+        Divergence::SkewReverseKl { skew } if skew < 1e-30 => (1, 0.0),
+        Divergence::SkewReverseKl { skew } => (4, skew),
+        Divergence::TotalVariation => (5, 0.0),
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct DivergenceSums {
+    sums: Address,
+    z: LogitsAt,
+    t: LogitsAt,
+    stats: StatsAt,
+    v: u32,
+    divergence: u32,
+    share: f32,
+    tau: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Gradient {
+    dz: Address,
+    z: LogitsAt,
+    t: LogitsAt,
+    stats: StatsAt,
+    targets: Address,
+    weights: Address,
+    sums: Address,
+    starts: Address,
+    ids: Address,
+    g: Address,
+    rest: Address,
+    stride: u64,
+    v: u32,
+    divergence: u32,
+    share: f32,
+    lambda: f32,
+    tau: f32,
+}
+
+/// Rows of a block that carry weight.
+struct Chosen<'a> {
+    z: &'a Block,
+    t: Option<&'a Block>,
+    /// Of the block, [.., 12], and where row i's lie; None: at i. Targets lie alike.
+    stats: &'a Tensor,
+    places: Option<&'a Tensor>,
+    targets: &'a Tensor,
+    /// `[k]`.
+    weights: &'a Tensor,
+}
+
+impl Chosen<'_> {
+    fn stats_at(&self) -> Result<StatsAt> {
+        Ok(StatsAt { data: floats(self.stats)?, rows: optional(self.places)? })
+    }
+}
+
+/// What the gradients of a pass share.
+struct Pass<'a> {
+    student: &'a Logits,
+    blocks: Blocks,
+    mix: Mix,
+    d_weight: &'a Tensor,
+    d_hidden: Vec<Tensor>,
+    /// D and G of rows, [k, 2] a block; none where the scan knows D.
+    sums: Vec<Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(student: &'a Logits, mix: Mix, d_weight: &'a Tensor) -> Result<Self> {
+        let blocks = Blocks::new(student, false)?;
+        Ok(Self { student, blocks, mix, d_weight, d_hidden: Vec::new(), sums: Vec::new() })
+    }
+
+    /// Adds the gradients of the rows chosen of a block, whose hidden vectors are `hidden` [k, D].
+    fn add(&mut self, chosen: &Chosen<'_>, hidden: &Tensor, sparse: Option<&[SparseRow]>) -> Result<()> {
+        let (k, d) = hidden.dims2()?;
+        let stride = self.blocks.weight.dim(0)?;
+        let (divergence, share) = coded(self.mix.divergence);
+        let sums = match chosen.t {
+            Some(t) if divergence != 0 => {
+                let sums = uninitialised((k, 2), DType::F32, hidden)?;
+                let args = DivergenceSums {
+                    sums: floats(&sums)?,
+                    z: chosen.z.at()?,
+                    t: t.at()?,
+                    stats: chosen.stats_at()?,
+                    v: self.student.vocab() as u32,
+                    divergence,
+                    share,
+                    tau: self.mix.temperature,
+                };
+                launch(hidden, Module::Head, "head_divergence_sums", Grid::of(k, THREADS), args)?;
+                Some(sums)
+            }
+            _ => None,
+        };
+        let sparse = sparse.map(|rows| Uploaded::new(rows, hidden)).transpose()?;
+        let dz = uninitialised((k, stride), self.student.precision.activations(), hidden)?;
+        let args = Gradient {
+            dz: contiguous(&dz)?,
+            z: chosen.z.at()?,
+            t: chosen.t.map_or(Ok(LogitsAt::NONE), Block::at)?,
+            stats: chosen.stats_at()?,
+            targets: contiguous(chosen.targets)?,
+            weights: floats(chosen.weights)?,
+            sums: optional(sums.as_ref())?,
+            starts: optional(sparse.as_ref().map(|s| &s.starts))?,
+            ids: optional(sparse.as_ref().map(|s| &s.ids))?,
+            g: optional(sparse.as_ref().map(|s| &s.g))?,
+            rest: optional(sparse.as_ref().map(|s| &s.rest))?,
+            stride: stride as u64,
+            v: self.student.vocab() as u32,
+            divergence,
+            share,
+            lambda: self.mix.lambda,
+            tau: self.mix.temperature,
+        };
+        launch(hidden, Module::Head, &variant("head_gradient", dz.dtype())?, Grid::of(k, THREADS), args)?;
+        let d_hidden = uninitialised((k, d), DType::F32, hidden)?;
+        gemm(&d_hidden, &dz, &self.blocks.weight, false)?;
+        // The vocabulary's odd end by itself: the product of 50,257 columns fell back to a kernel of half the speed.
+        let vocab = self.student.vocab();
+        let even = vocab / PAD * PAD;
+        for (from, count) in [(0, even), (even, vocab - even)] {
+            gemm(&self.d_weight.narrow(0, from, count)?, &dz.narrow(1, from, count)?.t()?, hidden, true)?;
+        }
+        self.d_hidden.push(d_hidden);
+        self.sums.extend(sums);
+        Ok(())
+    }
+
+    /// Gradient of all rows' hidden vectors, [k, D], and D of each row where the scan does not know it.
+    fn finish(self) -> Result<(Tensor, Vec<Tensor>)> {
+        let d_hidden = match self.d_hidden.as_slice() {
+            [] => Tensor::zeros((0, self.student.hidden.dim(1)?), DType::F32, self.student.hidden.device())?,
+            [one] => one.clone(),
+            several => Tensor::cat(several, 0)?,
+        };
+        Ok((d_hidden, self.sums))
+    }
+}
+
+/// D of each row, where a pass had to form it.
+fn values(sums: &[Tensor]) -> Result<Option<Vec<f64>>> {
+    if sums.is_empty() {
+        return Ok(None);
+    }
+    let sums = Tensor::cat(sums, 0)?.to_vec2::<f32>()?;
+    Ok(Some(sums.iter().map(|s| f64::from(s[0])).collect()))
+}
+
+pub(super) fn loss(
+    student: &Logits,
+    signal: Option<&Signal>,
+    stats: &[RowStats],
+    targets: &[u32],
+    weights: &[f32],
+    mix: Mix,
+    d_weight: &Tensor,
+) -> Result<LossGradient> {
+    let k = stats.len();
+    let mut pass = Pass::new(student, mix, d_weight)?;
+    let teacher = match signal {
+        Some(Signal::Dense(t)) => Some(Blocks::new(t, false)?),
+        _ => None,
+    };
+    let of_sparse = |z: &Block, start: usize, count: usize| -> Result<Option<Vec<SparseRow>>> {
+        match signal {
+            Some(signal @ (Signal::TopK(_) | Signal::Sampled(_))) => {
+                sparse_rows(z, signal, &stats[start..start + count], start, mix).map(Some)
+            }
+            _ => Ok(None),
+        }
+    };
+    let mut of_ids = Vec::new();
+    if k > 0 {
+        let like = &student.hidden;
+        let (on_device, targets, weights) = (written(stats, like)?, upload(targets, like)?, upload(weights, like)?);
+        for start in (0..k).step_by(ROWS) {
+            let count = ROWS.min(k - start);
+            let z = pass.blocks.block(start, count)?;
+            let t = teacher.as_ref().map(|t| t.block(start, count)).transpose()?;
+            let sparse = of_sparse(&z, start, count)?;
+            let chosen = Chosen {
+                z: &z,
+                t: t.as_ref(),
+                stats: &on_device.narrow(0, start, count)?,
+                places: None,
+                targets: &targets.narrow(0, start, count)?,
+                weights: &weights.narrow(0, start, count)?,
+            };
+            let hidden = pass.blocks.hidden.narrow(0, start, count)?;
+            pass.add(&chosen, &hidden, sparse.as_deref())?;
+            of_ids.extend(sparse.iter().flatten().map(SparseRow::value));
+        }
+    }
+    let (d_hidden, sums) = pass.finish()?;
+    let known = if of_ids.is_empty() { values(&sums)? } else { Some(of_ids) };
+    let value = |i: usize, s: &RowStats| match (signal, &known) {
+        (None, _) => 0.0,
+        (_, Some(known)) => known[i],
+        (_, None) => f64::from(s.kl),
+    };
+    let rows = stats.iter().zip(weights).enumerate();
+    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, value(i, s), mix)).sum();
+    Ok(LossGradient { sum, d_hidden })
+}
+
+pub(super) fn fused(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: ScanOptions,
+    mix: Mix,
+    weigh: &mut Weigh<'_>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
+    let n = targets.len();
+    let mut pass = Pass::new(student, mix, d_weight)?;
+    let (mut rows, mut weights) = (Vec::new(), Vec::new());
+    let stats = uninitialised((n, STATS), DType::F32, &student.hidden)?;
+    let teacher = teacher.map(|t| Blocks::new(t, false)).transpose()?;
+    let on_device = upload(targets, &stats)?;
+    for start in (0..n).step_by(ROWS) {
+        let count = ROWS.min(n - start);
+        let (z, targets) = (pass.blocks.block(start, count)?, on_device.narrow(0, start, count)?);
+        let t = teacher.as_ref().map(|t| t.block(start, count)).transpose()?;
+        let found = stats.narrow(0, start, count)?;
+        scan_block(&found, &z, t.as_ref(), &targets, student.vocab(), options)?;
+        let of_block: Vec<f32> = match weigh {
+            Weigh::Known(weights) => weights[start..start + count].to_vec(),
+            Weigh::Asking(weigh) => {
+                let found = read(&found)?;
+                found.iter().enumerate().map(|(i, s)| weigh(start + i, s)).collect::<Result<_>>()?
+            }
+        };
+        let places: Vec<u32> = (0..count as u32).filter(|&i| of_block[i as usize] != 0.0).collect();
+        if places.is_empty() {
+            continue;
+        }
+        let of_kept: Vec<f32> = places.iter().map(|&i| of_block[i as usize]).collect();
+        let picked = (places.len() < count).then(|| upload(&places, &found)).transpose()?;
+        let hidden = pass.blocks.hidden.narrow(0, start, count)?;
+        let hidden = if picked.is_some() { gather(&hidden, &places)? } else { hidden };
+        let (z, t) = (z.pick(picked.as_ref())?, t.map(|t| t.pick(picked.as_ref())).transpose()?);
+        let chosen = Chosen {
+            z: &z,
+            // A teacher without weight in the loss costs nothing.
+            t: t.as_ref().filter(|_| mix.lambda != 0.0),
+            stats: &found,
+            places: picked.as_ref(),
+            targets: &targets,
+            weights: &upload(&of_kept, &found)?,
+        };
+        pass.add(&chosen, &hidden, None)?;
+        rows.extend(places.iter().map(|&i| start as u32 + i));
+        weights.extend(of_kept);
+    }
+    let (d_hidden, sums) = pass.finish()?;
+    let found = Found::Device(Pending { stats, sums, rows: rows.clone(), weights: weights.clone(), mix });
+    Ok(Fused { found, rows, weights, d_hidden })
+}
+
+/// What a pass found, still on the device.
+#[derive(Debug)]
+pub struct Pending {
+    stats: Tensor,
+    sums: Vec<Tensor>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    mix: Mix,
+}
+
+impl Pending {
+    /// Waits for the device: statistics of all rows, and the loss sum of those that carry weight.
+    pub(super) fn read(self) -> Result<(Vec<RowStats>, f64)> {
+        let (stats, known) = (read(&self.stats)?, values(&self.sums)?);
+        let one = |(i, (&row, &weight)): (usize, (&u32, &f32))| {
+            let s = &stats[row as usize];
+            let value = known.as_ref().map_or(f64::from(s.kl), |known| known[i]);
+            f64::from(weight) * per_token(s, value, self.mix)
+        };
+        let sum = self.rows.iter().zip(&self.weights).enumerate().map(one).sum();
+        Ok((stats, sum))
+    }
+}

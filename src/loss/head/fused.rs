@@ -1,0 +1,301 @@
+//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known before the scores are,
+//! and where nothing is selected.
+//!
+//! A block's logits are formed once, for all of the vocabulary; statistics are read from them, the caller weighs each row,
+//! and the gradients of the rows that stay are formed while the logits are still in hand. Against [`super::scan`] and
+//! [`super::loss`] this saves the second product (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
+
+use super::cpu::{self, Running, TILE, TaughtTile};
+use super::cuda::{self, Pending};
+use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
+use crate::error::{Error, Result};
+use crate::loss::Divergence;
+use crate::loss::divergence::Sums;
+use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
+use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
+use crate::loss::Signal;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 256 rows of GPT-2's vocabulary are
+/// 51 MB of logits, and as much again of the teacher's. Fewer would have products pack the head for too little work.
+pub(crate) const ROWS: usize = 256;
+
+/// What weight each row has.
+pub enum Weigh<'a> {
+    /// One per row, known before its logits are.
+    Known(&'a [f32]),
+    /// From its number and its statistics; asked once for each row, in order, on the caller's thread. An error ends the
+    /// pass, with some blocks' gradient already in place.
+    Asking(&'a mut dyn FnMut(usize, &RowStats) -> Result<f32>),
+}
+
+impl Weigh<'_> {
+    fn of(&mut self, row: usize, stats: &RowStats) -> Result<f32> {
+        match self {
+            Self::Known(weights) => Ok(weights[row]),
+            Self::Asking(weigh) => weigh(row, stats),
+        }
+    }
+}
+
+/// What one pass did, and what it found.
+#[derive(Debug)]
+pub struct Fused {
+    /// Statistics and loss, perhaps still on their way.
+    pub found: Found,
+    /// Rows that carry weight, ascending `[k]`.
+    pub rows: Vec<u32>,
+    /// Their weights `[k]`.
+    pub weights: Vec<f32>,
+    /// Gradient of the loss sum with respect to the kept rows' hidden vectors, [k, D].
+    pub d_hidden: Tensor,
+}
+
+/// Statistics of all N rows, and the sum over rows of weight * per-token loss, in nats.
+#[derive(Debug)]
+pub enum Found {
+    /// At hand.
+    Here(Vec<RowStats>, f64),
+    /// On a GPU that may still be working.
+    Device(Pending),
+}
+
+impl Found {
+    /// Both; waits for the device.
+    pub fn read(self) -> Result<(Vec<RowStats>, f64)> {
+        match self {
+            Self::Here(stats, sum) => Ok((stats, sum)),
+            Self::Device(pending) => pending.read(),
+        }
+    }
+}
+
+/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0; that of the head
+/// is added to `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
+/// divergence has weight; the teacher's signal is dense.
+pub fn fused(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+    mix: Mix,
+    mut weigh: Weigh<'_>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
+    let options = options.into();
+    check(student, teacher, targets)?;
+    if matches!(weigh, Weigh::Known(weights) if weights.len() != targets.len()) {
+        return Err(Error::internal("weights and rows of a head pass differ in number"));
+    }
+    if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
+        return Err(Error::internal("a distillation term needs a teacher, read at the term's temperature"));
+    }
+    if crate::ops::fast(&student.hidden) {
+        Pass::new(student, teacher, targets, options, mix)?.run(&mut weigh, d_weight)
+    } else if crate::ops::gpu::applies(&student.hidden) {
+        cuda::fused(student, teacher, targets, options, mix, &mut weigh, d_weight)
+    } else {
+        by_reference(student, teacher, targets, options, mix, &mut weigh, d_weight)
+    }
+}
+
+fn by_reference(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: ScanOptions,
+    mix: Mix,
+    weigh: &mut Weigh<'_>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
+    let stats = reference::scan(student, teacher, targets, options)?;
+    let (mut rows, mut weights) = (Vec::new(), Vec::new());
+    for (row, s) in stats.iter().enumerate() {
+        let weight = weigh.of(row, s)?;
+        if weight != 0.0 {
+            rows.push(row as u32);
+            weights.push(weight);
+        }
+    }
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
+    let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    let teacher = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
+    let out = loss(&student.select(&rows)?, teacher.as_ref(), &picked, &targets, &weights, mix, d_weight)?;
+    Ok(Fused { found: Found::Here(stats, out.sum), rows, weights, d_hidden: out.d_hidden })
+}
+
+struct Pass<'a> {
+    student: Product<'a>,
+    teacher: Option<Product<'a>>,
+    targets: &'a [u32],
+    options: ScanOptions,
+    mix: Mix,
+}
+
+/// Factors of logits, in memory.
+struct Product<'a> {
+    hidden: Read<'a>,
+    weight: ReadWeight<'a>,
+    d: usize,
+    vocab: usize,
+    precision: Precision,
+}
+
+impl<'a> Product<'a> {
+    fn new(logits: &'a Logits) -> Result<Self> {
+        let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
+        Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab(), precision: logits.precision })
+    }
+
+    /// The logits of `count` rows from `start` on, [count, V].
+    fn form(&self, into: &mut [f32], start: usize, count: usize) {
+        let hidden = Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
+        let weight = Mat::stored(self.weight.elements(), self.vocab, self.d, self.d, 1).t();
+        multiply(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, self.precision);
+    }
+}
+
+/// A row of a block that carries weight.
+struct Kept {
+    /// Its place in the block, and in the batch.
+    place: usize,
+    row: usize,
+    weight: f32,
+}
+
+impl<'a> Pass<'a> {
+    fn new(
+        student: &'a Logits,
+        teacher: Option<&'a Logits>,
+        targets: &'a [u32],
+        options: ScanOptions,
+        mix: Mix,
+    ) -> Result<Self> {
+        let teacher = teacher.map(Product::new).transpose()?;
+        Ok(Self { student: Product::new(student)?, teacher, targets, options, mix })
+    }
+
+    fn run(&self, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
+        let (n, v, d) = (self.targets.len(), self.student.vocab, self.student.d);
+        let most = ROWS.min(n);
+        // Logits of a block, then the gradients of its kept rows in their place. Gradients that have not been multiplied yet
+        // come first: one of few rows still moves all of the head's.
+        let mut z = vec![0.0; most * v];
+        let mut t = vec![0.0; if self.teacher.is_some() { most * v } else { 0 }];
+        let (mut stats, mut rows, mut weights, mut sum) = (Vec::with_capacity(n), Vec::new(), Vec::new(), 0.0);
+        let mut d_hidden = Vec::new();
+        let (mut start, mut pending) = (0, 0);
+        while start < n {
+            let count = (most - pending).min(n - start);
+            let block = &mut z[pending * v..(pending + count) * v];
+            self.student.form(block, start, count);
+            let t = self.teacher.as_ref().map(|teacher| {
+                teacher.form(&mut t, start, count);
+                &t[..count * v]
+            });
+            let found = self.scan(block, t, start, count);
+            let mut kept = Vec::new();
+            for (place, s) in found.iter().enumerate() {
+                let (row, weight) = (start + place, weigh.of(start + place, s)?);
+                if weight != 0.0 {
+                    kept.push(Kept { place, row, weight });
+                }
+            }
+            // A teacher without weight in the loss costs nothing.
+            let t = t.filter(|_| self.mix.lambda != 0.0);
+            let sums = self.sums(block, t, &found, &kept);
+            for (kept, sums) in kept.iter().zip(&sums) {
+                rows.push(kept.row as u32);
+                weights.push(kept.weight);
+                sum += f64::from(kept.weight) * per_token(&found[kept.place], sums.value, self.mix);
+            }
+            for (to, kept) in kept.iter().enumerate().filter(|(to, kept)| *to != kept.place) {
+                block.copy_within(kept.place * v..(kept.place + 1) * v, to * v);
+            }
+            self.gradient(&mut block[..kept.len() * v], t, &found, &kept, &sums);
+            pending += kept.len();
+            start += count;
+            stats.extend(found);
+            if pending > most / 2 || start == n {
+                let of = &rows[rows.len() - pending..];
+                self.multiply(&z[..pending * v], of, &mut d_hidden, d_weight)?;
+                pending = 0;
+            }
+        }
+        let d_hidden = Tensor::from_vec(d_hidden, (rows.len(), d), &Device::Cpu)?;
+        Ok(Fused { found: Found::Here(stats, sum), rows, weights, d_hidden })
+    }
+
+    /// Turns gradients of the logits of `rows` into those of their hidden vectors, which are appended, and of the head.
+    fn multiply(&self, dz: &[f32], rows: &[u32], d_hidden: &mut Vec<f32>, d_weight: &Tensor) -> Result<()> {
+        let (k, v, d) = (rows.len(), self.student.vocab, self.student.d);
+        if k == 0 {
+            return Ok(());
+        }
+        let precision = self.student.precision;
+        let done = d_hidden.len();
+        d_hidden.resize(done + k * d, 0.0);
+        let dz = Mat::row_major(dz, k, v);
+        let into = MatMut::new(&mut d_hidden[done..], k, d, d);
+        multiply(into, false, dz, Mat::stored(self.student.weight.elements(), v, d, d, 1), precision);
+        let hidden: Vec<f32> =
+            rows.iter().flat_map(|&r| &self.student.hidden[r as usize * d..][..d]).copied().collect();
+        with_mut(d_weight, |d_weight| {
+            multiply(MatMut::new(d_weight, v, d, d), true, dz.t(), Mat::row_major(&hidden, k, d), precision);
+        })
+    }
+
+    /// Statistics of a block, tile by tile as [`super::scan`] forms them.
+    fn scan(&self, z: &[f32], t: Option<&[f32]>, start: usize, count: usize) -> Vec<RowStats> {
+        let v = self.student.vocab;
+        let one = |place: usize| {
+            let mut running = Running::default();
+            let (z, t) = (&z[place * v..][..v], t.map(|t| &t[place * v..][..v]));
+            for tile in (0..v).step_by(TILE) {
+                let range = tile..v.min(tile + TILE);
+                let target = (self.targets[start + place] as usize).wrapping_sub(tile);
+                running.add(&z[range.clone()], t.map(|t| &t[range.clone()]), target, self.options);
+            }
+            running.finish()
+        };
+        (0..count).into_par_iter().map(one).collect()
+    }
+
+    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<Sums> {
+        let v = self.student.vocab;
+        let one = |kept: &Kept| {
+            let s = &block[kept.place];
+            let Some(t) = t.filter(|_| self.mix.divergence != Divergence::ForwardKl) else {
+                return Sums { value: f64::from(s.kl), gradient: 0.0 };
+            };
+            let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
+            let mut sums = Sums::default();
+            for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
+                cpu::add_sums(&mut sums, z, t, s, self.mix);
+            }
+            Sums { value: cpu::not_negative(sums.value), ..sums }
+        };
+        kept.par_iter().map(one).collect()
+    }
+
+    /// Replaces the kept rows' logits `z` by their gradients.
+    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+        let v = self.student.vocab;
+        z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
+            || vec![0.0; TILE.min(v)],
+            |logits, ((row, kept), sums)| {
+                let (stats, target) = (&found[kept.place], self.targets[kept.row] as usize);
+                for (i, dz) in row.chunks_mut(TILE).enumerate() {
+                    let (tile, z) = (i * TILE, &mut logits[..dz.len()]);
+                    z.copy_from_slice(dz);
+                    let said = t.map_or(TaughtTile::Nothing, |t| {
+                        TaughtTile::Dense(&t[kept.place * v + tile..][..z.len()], sums.gradient)
+                    });
+                    cpu::row_gradient(dz, z, said, stats, target.wrapping_sub(tile), kept.weight, self.mix);
+                }
+            },
+        );
+    }
+}

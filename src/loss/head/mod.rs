@@ -1,0 +1,257 @@
+//! The tied head: logits in vocabulary tiles, their statistics, and the loss with its gradient.
+//!
+//! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of gradient and is dropped,
+//! or a block of rows yields both at once ([`fused`]), or, when asked to `keep`, the logits of the micro-batch are stored and read again (these are
+//! `head = recompute` and `head = keep` of `[machine]`; the numbers are the same). Statistics are relative to the row's maximum, so they
+//! hold for logits of any size and any temperature.
+
+mod cpu;
+mod cuda;
+mod fused;
+mod reduce;
+pub mod reference;
+mod sparse;
+
+pub use super::Mix;
+pub(crate) use cpu::TILE;
+pub(crate) use fused::ROWS as BLOCK_ROWS;
+pub use fused::{Found, Fused, Weigh, fused};
+pub use reduce::{sample, top_k};
+
+use crate::ops::embed::gather;
+use crate::ops::matmul::Precision;
+use crate::ops::{fast, gpu};
+use crate::error::{Error, Result};
+use crate::loss::Signal;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Softmax statistics of one row of logits z. With tau the temperature, probabilities are
+/// `exp(z - max - log_sum)` at temperature 1 and `exp((z - max) / tau - log_sum_tau)` at tau.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    /// Largest logit.
+    pub max: f32,
+    /// ln sum exp(z - max).
+    pub log_sum: f32,
+    /// ln sum exp((z - max) / tau).
+    pub log_sum_tau: f32,
+    /// -ln p(target), in nats.
+    pub nll: f32,
+    /// Entropy of p in nats.
+    pub entropy: f32,
+}
+
+/// Statistics of a student row and, where a teacher was scanned with it, of the teacher's row and between the two.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RowStats {
+    /// Of the student's logits.
+    pub student: Stats,
+    /// Of the teacher's logits; zeros without a teacher.
+    pub teacher: Stats,
+    /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0 without a teacher.
+    pub kl: f32,
+    /// KL(p || q) at temperature tau, in nats; 0 unless [`ScanOptions::reverse_kl`] asked for it.
+    pub reverse_kl: f32,
+}
+
+/// What a scan measures beyond the student's own statistics. A bare temperature converts into it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScanOptions {
+    /// Temperature tau > 0 of the divergences and of `log_sum_tau`.
+    pub tau: f32,
+    /// Whether KL(p || q) is formed beside KL(q || p): one more exponential per entry.
+    pub reverse_kl: bool,
+}
+
+impl From<f32> for ScanOptions {
+    fn from(tau: f32) -> Self {
+        Self { tau, reverse_kl: false }
+    }
+}
+
+/// Logits of N rows, `hidden · weightᵀ`, formed in tiles over the vocabulary.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    hidden: Tensor,
+    weight: Tensor,
+    keep: bool,
+    precision: Precision,
+    kept: Option<Kept>,
+    /// Where row i lies in `kept`, after a selection.
+    index: Option<Vec<u32>>,
+}
+
+/// Stored logits, where the kernels that read them are.
+#[derive(Debug, Clone)]
+enum Kept {
+    /// Tiles of [`TILE`] columns, the last one narrower, each row by row.
+    Host(Arc<Vec<Vec<f32>>>),
+    /// [N, V] and some columns of padding.
+    Device(Tensor),
+}
+
+impl Logits {
+    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). With `keep`, the first scan
+    /// stores N V floats that later passes read; otherwise each pass forms them again.
+    pub fn new(hidden: Tensor, weight: Tensor, keep: bool) -> Self {
+        Self { hidden, weight, keep, precision: Precision::F32, kept: None, index: None }
+    }
+
+    /// The same logits, whose products and those of their gradients treat factors as given.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Number of rows (N).
+    pub fn rows(&self) -> usize {
+        self.hidden.dims()[0]
+    }
+
+    /// Vocabulary (V).
+    pub fn vocab(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Whether logits are stored by now: a later pass costs no product.
+    pub fn stored(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// The rows' inputs to the head, [N, D].
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+
+    /// The same logits, of the given rows only.
+    pub fn select(&self, rows: &[u32]) -> Result<Self> {
+        let index = match &self.index {
+            Some(index) => rows.iter().map(|&r| index[r as usize]).collect(),
+            None => rows.to_vec(),
+        };
+        Ok(Self {
+            hidden: gather(&self.hidden, rows)?,
+            weight: self.weight.clone(),
+            keep: self.keep,
+            precision: self.precision,
+            kept: self.kept.clone(),
+            index: self.kept.is_some().then_some(index),
+        })
+    }
+}
+
+/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or as `options` say.
+pub fn scan(
+    student: &mut Logits,
+    teacher: Option<&mut Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+) -> Result<Vec<RowStats>> {
+    let options = options.into();
+    check(student, teacher.as_deref(), targets)?;
+    if fast(&student.hidden) {
+        cpu::scan(student, teacher, targets, options)
+    } else if gpu::applies(&student.hidden) {
+        cuda::scan(student, teacher, targets, options)
+    } else {
+        reference::scan(student, teacher.as_deref(), targets, options)
+    }
+}
+
+/// Loss sum and gradients over the given rows.
+#[derive(Debug)]
+pub struct LossGradient {
+    /// sum over rows of weight * per-token loss, in nats.
+    pub sum: f64,
+    /// Gradient of `sum` with respect to the rows' hidden vectors, [N, D].
+    pub d_hidden: Tensor,
+}
+
+/// Loss sum over all rows of `student` (select first), and its gradients: with respect to the hidden vectors in the
+/// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, beside the same teacher
+/// if its signal is dense; `weights` `[N]` multiply each row's loss.
+pub fn loss(
+    student: &Logits,
+    teacher: Option<&Signal>,
+    stats: &[RowStats],
+    targets: &[u32],
+    weights: &[f32],
+    mix: Mix,
+    d_weight: &Tensor,
+) -> Result<LossGradient> {
+    check(student, None, targets)?;
+    if let Some(signal) = teacher {
+        signal.check_vocab(student.vocab())?;
+    }
+    if teacher.is_some_and(|t| t.rows() != student.rows()) {
+        return Err(Error::internal("rows of the student and of the teacher's signal differ in number"));
+    }
+    if stats.len() != student.rows() || weights.len() != student.rows() {
+        return Err(Error::internal("statistics, weights and rows of the head loss differ in number"));
+    }
+    if mix.lambda != 0.0 && teacher.is_none() {
+        return Err(Error::internal("a distillation term needs a teacher"));
+    }
+    if !fast(&student.hidden) && !gpu::applies(&student.hidden) {
+        return reference::loss(student, teacher, targets, weights, mix, d_weight);
+    }
+    // A teacher without weight in the loss costs nothing.
+    let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    if gpu::applies(&student.hidden) {
+        if let Some(signal) = teacher {
+            sparse::check(signal, mix)?;
+        }
+        return cuda::loss(student, teacher, stats, targets, weights, mix, d_weight);
+    }
+    let taught = cpu::Taught::new(student, teacher, stats, mix)?;
+    let rows = stats.iter().zip(weights).enumerate();
+    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), mix)).sum();
+    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, &taught, stats, targets, weights, mix, d_weight)? })
+}
+
+/// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics of a scan alone.
+pub fn loss_of(stats: &[RowStats], weights: &[f32], mix: Mix) -> f64 {
+    stats.iter().zip(weights).map(|(s, w)| f64::from(*w) * per_token(s, f64::from(s.kl), mix)).sum()
+}
+
+/// A bound on the norm of the gradient of a row's loss with respect to its logits, up to a factor of sqrt(2) for all rows,
+/// where the divergence is forward KL on a dense signal: that of cross-entropy is `|p - onehot| <= sqrt(2) (1 - p_target)`
+/// (and at least `1 - p_target`), that of the divergence at temperature tau is `tau |p - q| <= tau sqrt(2 KL)` (Pinsker).
+pub fn gradient_bound(stats: &RowStats, mix: Mix) -> f64 {
+    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+    let missing = -f64::from(-stats.student.nll).exp_m1();
+    (1.0 - lambda) * missing.max(0.0) + lambda * tau * f64::from(stats.kl.max(0.0)).sqrt()
+}
+
+/// The loss of a row whose divergence is `divergence`.
+fn per_token(stats: &RowStats, divergence: f64, mix: Mix) -> f64 {
+    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+    (1.0 - lambda) * f64::from(stats.student.nll) + lambda * tau * tau * divergence
+}
+
+fn check(student: &Logits, teacher: Option<&Logits>, targets: &[u32]) -> Result<()> {
+    if targets.len() != student.rows() || teacher.is_some_and(|t| t.rows() != student.rows()) {
+        return Err(Error::internal("targets, student rows and teacher rows differ in number"));
+    }
+    if let Some(teacher) = teacher {
+        check_vocab(teacher, student.vocab())?;
+    }
+    match targets.iter().find(|&&t| t as usize >= student.vocab()) {
+        Some(bad) => Err(Error::data(format!("target id {bad} lies outside the vocabulary of {}", student.vocab()))),
+        None => Ok(()),
+    }
+}
+
+/// Whether logits are over a vocabulary of `vocab` entries.
+pub(crate) fn check_vocab(teacher: &Logits, vocab: usize) -> Result<()> {
+    if teacher.vocab() == vocab {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "teacher and student must share one vocabulary, found {} and {vocab} entries",
+        teacher.vocab()
+    )))
+}
+
+#[cfg(test)]
+mod tests;

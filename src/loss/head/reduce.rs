@@ -1,0 +1,244 @@
+//! From dense teacher logits to the sparse signals: one pass over the vocabulary that stores no more than it returns.
+
+use super::cpu::{TILE, Tiles};
+use super::{Logits, RowStats, cuda, reference};
+use crate::error::{Error, Result};
+use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use crate::rng::Rng;
+use crate::loss::signal::{Drawn, Sampled, TopK};
+use rayon::prelude::*;
+
+/// How a row's logits become log probabilities: (max, ln sum exp((t - max) / tau), 1 / tau).
+#[derive(Clone, Copy)]
+struct Scale {
+    max: f32,
+    log_sum: f32,
+    inverse_tau: f32,
+}
+
+impl Scale {
+    fn new(stats: &RowStats, tau: f32) -> Self {
+        Self { max: stats.teacher.max, log_sum: stats.teacher.log_sum_tau, inverse_tau: 1.0 / tau }
+    }
+
+    fn log(self, t: f32) -> f32 {
+        (t - self.max) * self.inverse_tau - self.log_sum
+    }
+
+    /// ln of the mass outside the largest entries: `outside` is the sum of its `exp((t - max) / tau)`. Far below the largest
+    /// logit nothing is left of the sum: its largest term bounds it from below.
+    fn rest(self, outside: f64, largest: f32) -> f32 {
+        match outside > f64::from(f32::MIN_POSITIVE) {
+            true => outside.ln() as f32 - self.log_sum,
+            false => self.log(largest),
+        }
+    }
+}
+
+/// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal ones the lower ids.
+pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result<TopK> {
+    check(teacher, stats)?;
+    let vocab = teacher.vocab();
+    let k = k.clamp(1, vocab);
+    if crate::ops::gpu::applies(&teacher.hidden) {
+        return Ok(of_largest(cuda::largest(teacher, stats, tau, k)?, stats, tau, k, vocab));
+    }
+    let mut rows: Vec<Top> = stats.iter().map(|s| Top::new(Scale::new(s, tau), k)).collect();
+    if crate::ops::fast(&teacher.hidden) {
+        let mut tiles = Tiles::new(teacher, false)?;
+        for start in (0..vocab).step_by(TILE) {
+            let t = tiles.tile(start);
+            rows.par_iter_mut().enumerate().for_each(|(i, row)| row.add(t.row(i), start));
+        }
+    } else {
+        for (row, t) in rows.iter_mut().zip(reference::host_rows(teacher)?) {
+            row.add(&t, 0);
+        }
+    }
+    let mut top = TopK { k, ids: Vec::new(), logp: Vec::new(), rest: Vec::new() };
+    for row in rows {
+        let (entries, rest, scale) = row.finish();
+        top.ids.extend(entries.iter().map(|e| e.1));
+        top.logp.extend(entries.iter().map(|e| scale.log(e.0)));
+        top.rest.push(if k == vocab { f32::NEG_INFINITY } else { rest });
+    }
+    Ok(top)
+}
+
+fn of_largest(found: cuda::Largest, stats: &[RowStats], tau: f32, k: usize, vocab: usize) -> TopK {
+    let scales: Vec<Scale> = stats.iter().map(|s| Scale::new(s, tau)).collect();
+    let logp = found.logits.iter().enumerate().map(|(i, t)| scales[i / k].log(*t)).collect();
+    let rest = scales.iter().zip(&found.outside).map(|(scale, [sum, largest])| {
+        if k == vocab { f32::NEG_INFINITY } else { scale.rest(f64::from(*sum), *largest) }
+    });
+    TopK { k, ids: found.ids, logp, rest: rest.collect() }
+}
+
+/// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s of the row of token n is
+/// a function of the generator, s and n alone.
+pub fn sample(teacher: &Logits, stats: &[RowStats], tau: f32, draws: u32, rng: Rng, tokens: &[u64]) -> Result<Sampled> {
+    check(teacher, stats)?;
+    if tokens.len() != stats.len() {
+        return Err(Error::internal("every row that is drawn from needs the number of its token"));
+    }
+    let rows = stats.iter().zip(tokens);
+    let mut rows: Vec<Draws> =
+        rows.map(|(s, &token)| Draws::new(Scale::new(s, tau), draws, |draw| uniform(rng, draw, token))).collect();
+    if crate::ops::fast(&teacher.hidden) {
+        let mut tiles = Tiles::new(teacher, false)?;
+        for start in (0..teacher.vocab()).step_by(TILE) {
+            let t = tiles.tile(start);
+            rows.par_iter_mut().enumerate().for_each(|(i, row)| row.add(t.row(i), start));
+        }
+    } else {
+        for (row, t) in rows.iter_mut().zip(reference::host_rows(teacher)?) {
+            row.add(&t, 0);
+        }
+    }
+    Ok(Sampled { draws, rows: rows.into_iter().map(Draws::finish).collect() })
+}
+
+fn check(teacher: &Logits, stats: &[RowStats]) -> Result<()> {
+    if stats.len() == teacher.rows() {
+        return Ok(());
+    }
+    Err(Error::internal("statistics and rows of a teacher's signal differ in number"))
+}
+
+/// In [0, 1), with 53 random bits.
+fn uniform(rng: Rng, draw: u32, token: u64) -> f64 {
+    (rng.bits(draw, token) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The largest entries of the tiles seen so far. What is sure not to be among them is already in `outside`.
+struct Top {
+    scale: Scale,
+    k: usize,
+    /// (logit, id): at least the k largest, once so many were seen.
+    candidates: Vec<(f32, u32)>,
+    /// The k-th largest logit when the candidates were last sorted out.
+    threshold: f32,
+    /// sum exp((t - max) / tau) of the others, and the largest of them.
+    outside: f64,
+    largest_outside: f32,
+}
+
+impl Top {
+    fn new(scale: Scale, k: usize) -> Self {
+        let lowest = f32::NEG_INFINITY;
+        Self { scale, k, candidates: Vec::new(), threshold: lowest, outside: 0.0, largest_outside: lowest }
+    }
+
+    fn add(&mut self, t: &[f32], start: usize) {
+        let (sum, largest) = up_to(t, self.threshold, self.scale.max, self.scale.inverse_tau);
+        self.outside += f64::from(sum);
+        self.largest_outside = self.largest_outside.max(largest);
+        // An equal one comes later than those it equals, so it stays outside.
+        let above = t.iter().enumerate().filter(|(_, t)| **t > self.threshold);
+        self.candidates.extend(above.map(|(i, t)| (*t, (start + i) as u32)));
+        self.prune();
+    }
+
+    fn prune(&mut self) {
+        if self.candidates.len() <= self.k {
+            return;
+        }
+        let rank = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let (_, last, others) = self.candidates.select_nth_unstable_by(self.k - 1, rank);
+        self.threshold = last.0;
+        others.sort_unstable_by_key(|e| e.1); // one order of the sum
+        for (t, _) in others.iter() {
+            self.outside += f64::from((t - self.scale.max) * self.scale.inverse_tau).exp();
+            self.largest_outside = self.largest_outside.max(*t);
+        }
+        self.candidates.truncate(self.k);
+    }
+
+    /// The entries by id, ln of the mass outside, and how to normalise.
+    fn finish(mut self) -> (Vec<(f32, u32)>, f32, Scale) {
+        self.candidates.sort_unstable_by_key(|e| e.1);
+        let rest = self.scale.rest(self.outside, self.largest_outside);
+        (self.candidates, rest, self.scale)
+    }
+}
+
+/// Draws by inversion: uniforms in ascending order meet the cumulative distribution.
+struct Draws {
+    scale: Scale,
+    /// Uniforms times the total, descending: the next one is the last.
+    waiting: Vec<f64>,
+    cumulative: f64,
+    drawn: Vec<Drawn>,
+    /// The last entry with any mass: rounding may leave a draw beyond the sum.
+    last: Option<(u32, f32)>,
+}
+
+impl Draws {
+    fn new(scale: Scale, draws: u32, uniform: impl Fn(u32) -> f64) -> Self {
+        let total = f64::from(scale.log_sum).exp();
+        let mut waiting: Vec<f64> = (0..draws).map(|draw| total * uniform(draw)).collect();
+        waiting.sort_unstable_by(|a, b| b.total_cmp(a));
+        Self { scale, waiting, cumulative: 0.0, drawn: Vec::new(), last: None }
+    }
+
+    fn add(&mut self, t: &[f32], start: usize) {
+        let mut mass = vec![0.0; t.len()];
+        exponentials(&mut mass, t, self.scale.max, self.scale.inverse_tau);
+        for (i, (mass, t)) in mass.iter().zip(t).enumerate() {
+            if *mass == 0.0 {
+                continue;
+            }
+            self.cumulative += f64::from(*mass);
+            let entry = ((start + i) as u32, self.scale.log(*t));
+            let mut count = 0;
+            while self.waiting.last().is_some_and(|u| *u < self.cumulative) {
+                self.waiting.pop();
+                count += 1;
+            }
+            if count > 0 {
+                self.drawn.push(Drawn { id: entry.0, count, logp: entry.1 });
+            }
+            self.last = Some(entry);
+        }
+    }
+
+    fn finish(mut self) -> Vec<Drawn> {
+        let left = self.waiting.len() as u32;
+        if let (Some((id, logp)), true) = (self.last, left > 0) {
+            match self.drawn.last_mut().filter(|d| d.id == id) {
+                Some(drawn) => drawn.count += left,
+                None => self.drawn.push(Drawn { id, count: left, logp }),
+            }
+        }
+        self.drawn
+    }
+}
+
+multiversion! {
+    // Sum of exp((t - max) / tau) over t <= threshold, and the largest such t.
+    fn up_to(t: &[f32], threshold: f32, max: f32, inverse_tau: f32) -> (f32, f32) {
+        let (mut sum, mut largest) = ([0.0f32; LANES], [f32::NEG_INFINITY; LANES]);
+        let chunks = t.chunks_exact(LANES);
+        let tail = chunks.remainder();
+        for chunk in chunks {
+            for l in 0..LANES {
+                let t = chunk[l];
+                let e = exp((t - max) * inverse_tau);
+                sum[l] += if t <= threshold { e } else { 0.0 };
+                largest[l] = if t <= threshold && t > largest[l] { t } else { largest[l] };
+            }
+        }
+        for (l, &t) in tail.iter().enumerate() {
+            let e = exp((t - max) * inverse_tau);
+            sum[l] += if t <= threshold { e } else { 0.0 };
+            largest[l] = if t <= threshold && t > largest[l] { t } else { largest[l] };
+        }
+        (sum_lanes(sum), largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }))
+    }
+
+    fn exponentials(out: &mut [f32], t: &[f32], max: f32, inverse_tau: f32) {
+        for (out, t) in out.iter_mut().zip(t) {
+            *out = exp((t - max) * inverse_tau);
+        }
+    }
+}

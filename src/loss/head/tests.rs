@@ -1,0 +1,457 @@
+use super::*;
+use crate::loss::Divergence;
+use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
+use crate::loss::{Signal, SignalKind};
+use candle_core::{DType, Device};
+
+/// (rows, width, vocabulary): below, at and above a tile, and odd.
+const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
+const MIXES: [Mix; 12] = [
+    Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.5, temperature: 20.0, divergence: Divergence::ForwardKl },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ReverseKl },
+    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::Jsd { beta: 0.3 } },
+    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::Jsd { beta: 0.9 } },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::SkewKl { skew: 0.1 } },
+    Mix { lambda: 0.7, temperature: 20.0, divergence: Divergence::SkewKl { skew: 0.0 } },
+    Mix { lambda: 0.6, temperature: 0.5, divergence: Divergence::SkewReverseKl { skew: 0.4 } },
+    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::TotalVariation },
+];
+
+struct Case {
+    hidden: Tensor,
+    weight: Tensor,
+    t_hidden: Tensor,
+    t_weight: Tensor,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+fn case((n, d, v): (usize, usize, usize)) -> Case {
+    Case {
+        hidden: random((n, d), 1),
+        weight: (random((v, d), 2) * 0.5).unwrap(),
+        t_hidden: random((n, d + 3), 3),
+        t_weight: (random((v, d + 3), 4) * 0.5).unwrap(),
+        targets: (0..n).map(|i| ((i * 7919) % v) as u32).collect(),
+        weights: (0..n).map(|i| 0.5 + i as f32 * 0.25).collect(),
+    }
+}
+
+impl Case {
+    fn student(&self, keep: bool) -> Logits {
+        Logits::new(self.hidden.clone(), self.weight.clone(), keep)
+    }
+
+    fn teacher(&self, keep: bool) -> Logits {
+        Logits::new(self.t_hidden.clone(), self.t_weight.clone(), keep)
+    }
+
+    fn in_f64(&self) -> Case {
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        Case {
+            hidden: wide(&self.hidden),
+            weight: wide(&self.weight),
+            t_hidden: wide(&self.t_hidden),
+            t_weight: wide(&self.t_weight),
+            targets: self.targets.clone(),
+            weights: self.weights.clone(),
+        }
+    }
+}
+
+fn assert_stats_close(got: &[RowStats], want: &[RowStats], tolerance: f32) {
+    assert_eq!(got.len(), want.len());
+    for (g, w) in got.iter().zip(want) {
+        let flat = |s: &RowStats| {
+            let one = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+            let mut all = [one(&s.student), one(&s.teacher)].concat();
+            all.extend([s.kl, s.reverse_kl]);
+            all
+        };
+        for (i, (g, w)) in flat(g).iter().zip(flat(w)).enumerate() {
+            assert!((g - w).abs() <= tolerance * w.abs().max(1.0), "field {i}: got {g}, want {w}");
+        }
+    }
+}
+
+#[test]
+fn scan_matches_the_reference_in_f64() {
+    for shape in SHAPES {
+        let case = case(shape);
+        let wide = case.in_f64();
+        for tau in [0.05, 1.0, 2.0, 20.0] {
+            for reverse_kl in [false, true] {
+                let options = ScanOptions { tau, reverse_kl };
+                let (s, t) = (wide.student(false), wide.teacher(false));
+                let want = reference::scan(&s, Some(&t), &case.targets, options).unwrap();
+                let (mut s, mut t) = (case.student(false), case.teacher(false));
+                let got = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
+                // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
+                assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
+                assert_eq!(got.iter().any(|s| s.reverse_kl > 0.0), reverse_kl);
+            }
+        }
+    }
+}
+
+#[test]
+fn loss_and_gradients_match_autograd_of_the_reference() {
+    for shape in SHAPES {
+        for mix in MIXES {
+            let case = case(shape);
+            let (mut s, mut t) = (case.student(true), case.teacher(true));
+            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
+            let dw = random(case.weight.dims(), 9);
+            let start = dw.to_dtype(DType::F64).unwrap();
+            let got = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+            let wide = case.in_f64();
+            let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
+            let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
+            let (per_token, grads) = autograd(&[&case.hidden, &case.weight], &upstream, |v| {
+                reference::per_token(&reference::logits(&v[0], &v[1])?, Some(&t_logits), &case.targets, mix)
+            });
+            let want: f64 =
+                per_token.to_vec1::<f64>().unwrap().iter().zip(&case.weights).map(|(l, w)| l * f64::from(*w)).sum();
+            // At tau 0.05 a logit's rounding of 1e-6 is 2e-5 of the exponent.
+            let tolerance = 1e-5 / f64::from(mix.temperature.min(1.0));
+            assert!((got.sum - want).abs() < tolerance * want.abs().max(1.0), "{} vs {want}", got.sum);
+            assert_close(&got.d_hidden, &grads[0], tolerance);
+            assert_close(&dw, &(start + &grads[1]).unwrap(), tolerance);
+        }
+    }
+}
+
+#[test]
+fn keep_and_recompute_and_rows_give_the_same_bits() {
+    for mix in [MIXES[1], MIXES[6], MIXES[8]] {
+        bits_of_one_mix(mix);
+    }
+}
+
+fn bits_of_one_mix(mix: Mix) {
+    let case = case((70, 24, 9001));
+    let rows: Vec<u32> = (0..70).filter(|i| i % 3 != 0).collect();
+    let pick = |all: &[u32]| rows.iter().map(|&r| all[r as usize]).collect::<Vec<_>>();
+    let run = |keep: bool, threads: usize| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            let (mut s, mut t) = (case.student(keep), case.teacher(keep));
+            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
+            assert_eq!(s.stored(), keep);
+            let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
+            let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+            let weights: Vec<f32> = rows.iter().map(|&r| case.weights[r as usize]).collect();
+            let dw = case.weight.zeros_like().unwrap();
+            let out = loss(&s, Some(&Signal::Dense(t)), &picked, &pick(&case.targets), &weights, mix, &dw).unwrap();
+            (stats, out.sum.to_bits(), out.d_hidden.to_vec2::<f32>().unwrap(), dw.to_vec2::<f32>().unwrap())
+        })
+    };
+    let first = run(true, 1);
+    assert!(first == run(false, 1), "keep and recompute differ");
+    assert!(first == run(true, 2) && first == run(false, 3), "thread counts differ");
+}
+
+#[test]
+fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
+    for mix in MIXES {
+        nothing_to_learn(Mix { lambda: 1.0, temperature: 2.0, ..mix });
+    }
+}
+
+fn nothing_to_learn(mix: Mix) {
+    let case = case((6, 16, 5000));
+    let (mut s, mut t) = (case.student(false), case.student(false));
+    let stats = scan(&mut s, Some(&mut t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
+    assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
+    let dw = case.weight.zeros_like().unwrap();
+    let out = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+    assert_eq!(out.sum, 0.0);
+    assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
+    assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
+}
+
+#[test]
+fn extreme_logits_stay_finite() {
+    // hidden = identity makes the logits the columns of the weight.
+    let eye = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
+    let rows = |r: [[f32; 5]; 4]| Tensor::new(&r, &Device::Cpu).unwrap().t().unwrap().contiguous().unwrap();
+    let z = rows([[1e4, -1e4, 0.0, 1.0, 2.0], [0.0; 5], [-1e4; 5], [3.0, 1e4, 1e4, -1e4, 0.0]]);
+    let t = rows([[-1e4, 1e4, 0.0, 1.0, 2.0], [1e4, 0.0, 0.0, 0.0, 0.0], [-1e4; 5], [-3.0, 0.5, 1e4, -1e4, 9.0]]);
+    let divergences = MIXES.iter().map(|m| m.divergence);
+    for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
+        let mix = Mix { lambda: 0.5, temperature: tau, divergence };
+        let (mut s, mut q) = (Logits::new(eye.clone(), z.clone(), false), Logits::new(eye.clone(), t.clone(), false));
+        let targets = [1, 2, 3, 4];
+        let options = ScanOptions { tau, reverse_kl: true };
+        let stats = scan(&mut s, Some(&mut q), &targets, options).unwrap();
+        let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+        let (ws, wq) = (Logits::new(wide(&eye), wide(&z), false), Logits::new(wide(&eye), wide(&t), false));
+        let want = reference::scan(&ws, Some(&wq), &targets, options).unwrap();
+        assert_stats_close(&stats, &want, 1e-5);
+        let dw = z.zeros_like().unwrap();
+        let want_dw = wide(&dw);
+        let out = loss(&s, Some(&Signal::Dense(q)), &stats, &targets, &[1.0; 4], mix, &dw).unwrap();
+        let want = reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw).unwrap();
+        assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
+        assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
+        assert_close(&dw, &want_dw, 1e-5);
+    }
+}
+
+#[test]
+fn no_rows_is_no_error() {
+    let case = case((4, 8, 50));
+    for keep in [true, false] {
+        let mut s = case.student(keep);
+        let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+        let dw = case.weight.zeros_like().unwrap();
+        let none = s.select(&[]).unwrap();
+        let out = loss(&none, None, &[], &[], &[], MIXES[0], &dw).unwrap();
+        assert_eq!((out.sum, out.d_hidden.dims()), (0.0, [0usize, 8].as_slice()));
+        assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
+        assert_eq!(stats.len(), 4);
+        let mut empty = Logits::new(none.hidden().clone(), case.weight.clone(), keep);
+        assert!(scan(&mut empty, None, &[], 1.0).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn the_reference_is_right_by_finite_differences() {
+    let t = random((3, 7), 5).to_dtype(DType::F64).unwrap();
+    for mix in MIXES {
+        check_finite_differences(&[&random((3, 7), 4)], |v| reference::per_token(&v[0], Some(&t), &[0, 6, 3], mix));
+    }
+}
+
+#[test]
+fn mismatches_are_errors() {
+    let case = case((4, 8, 50));
+    let mut other = Logits::new(case.t_hidden.clone(), random((51, 11), 6), false);
+    let message = scan(&mut case.student(false), Some(&mut other), &case.targets, 1.0).unwrap_err().to_string();
+    assert!(message.contains("50") && message.contains("51"), "{message}");
+    assert!(scan(&mut case.student(false), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
+}
+
+#[test]
+fn cross_entropy_is_candles() {
+    let case = case((7, 24, 101));
+    let mut s = case.student(true);
+    let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+    let dw = case.weight.zeros_like().unwrap();
+    let ours = loss(&s, None, &stats, &case.targets, &[1.0; 7], MIXES[0], &dw).unwrap().sum / 7.0;
+    let z = reference::logits(&case.hidden, &case.weight).unwrap();
+    let targets = Tensor::new(case.targets.as_slice(), &Device::Cpu).unwrap();
+    let theirs = candle_nn::loss::cross_entropy(&z, &targets).unwrap().to_scalar::<f32>().unwrap();
+    assert!((ours - f64::from(theirs)).abs() < 2e-6, "{ours} vs {theirs}");
+}
+
+/// A [`Fused`] whose findings were read.
+struct Done {
+    stats: Vec<RowStats>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    sum: f64,
+    d_hidden: Tensor,
+}
+
+fn read(fused: Fused) -> Done {
+    let Fused { found, rows, weights, d_hidden } = fused;
+    let (stats, sum) = found.read().unwrap();
+    Done { stats, rows, weights, sum, d_hidden }
+}
+
+/// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
+fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Done, Tensor) {
+    let (mut s, mut t) = (case.student(true), with_teacher.then(|| case.teacher(true)));
+    let stats = scan(&mut s, t.as_mut(), &case.targets, mix.temperature).unwrap();
+    let rows: Vec<u32> = (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let targets: Vec<u32> = rows.iter().map(|&r| case.targets[r as usize]).collect();
+    let weights: Vec<f32> = rows.iter().map(|&r| weights[r as usize]).collect();
+    let dw = random(case.weight.dims(), 9);
+    let t = t.map(|t| Signal::Dense(t.select(&rows).unwrap()));
+    let out = loss(&s.select(&rows).unwrap(), t.as_ref(), &picked, &targets, &weights, mix, &dw).unwrap();
+    (Done { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
+}
+
+#[test]
+fn one_fused_pass_is_scan_and_loss() {
+    let plain = Mix { lambda: 0.0, ..MIXES[1] };
+    // More than a block; with gaps; with so few rows a block that several wait to be multiplied together.
+    for (shape, keep_every) in [
+        ((300, 24, 5003), 1),
+        ((300, 24, 5003), 3),
+        ((700, 8, 33), 7),
+        ((900, 8, 33), 5),
+        ((130, 8, 33), 2),
+        ((1, 4, 3), 1),
+        ((5, 4, 9), 9),
+    ] {
+        let case = case(shape);
+        // The first row is dropped, so that one shape keeps nothing at all.
+        let weight = |r: usize| {
+            let dropped = match keep_every {
+                1 => false,
+                7 => !r.is_multiple_of(7),
+                5 => !r.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
+                9 => true,
+                _ => r.is_multiple_of(keep_every),
+            };
+            if dropped { 0.0 } else { 0.5 + r as f32 }
+        };
+        let weights: Vec<f32> = (0..shape.0).map(weight).collect();
+        for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
+        {
+            let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
+            let run = |case: &Case, dw: &Tensor| {
+                let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+                let mut seen = 0;
+                let mut weigh = |row: usize, stats: &RowStats| {
+                    assert_eq!(row, seen, "rows come in order");
+                    assert!((stats.student.nll - want.stats[row].student.nll).abs() < 1e-5);
+                    seen += 1;
+                    Ok(weights[row])
+                };
+                let weigh = Weigh::Asking(&mut weigh);
+                read(fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, weigh, dw).unwrap())
+            };
+            let check = |got: &Done, dw: &Tensor| {
+                assert_stats_close(&got.stats, &want.stats, 4e-6);
+                assert_eq!((&got.rows, &got.weights), (&want.rows, &want.weights));
+                assert!((got.sum - want.sum).abs() <= 1e-6 * want.sum.abs().max(1.0), "{} vs {}", got.sum, want.sum);
+                assert_eq!(got.d_hidden.dims(), want.d_hidden.dims());
+                if !got.rows.is_empty() {
+                    assert_close(&got.d_hidden, &want.d_hidden.to_dtype(got.d_hidden.dtype()).unwrap(), 1e-5);
+                }
+                assert_close(dw, &want_dw, 1e-5);
+            };
+            let dw = random(case.weight.dims(), 9);
+            let got = run(&case, &dw);
+            check(&got, &dw);
+            for threads in [1, 3] {
+                let other = random(case.weight.dims(), 9);
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let again = pool.install(|| run(&case, &other));
+                assert!(again.sum.to_bits() == got.sum.to_bits() && again.stats == got.stats, "{threads} threads");
+                let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden), "{threads} threads");
+            }
+            let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+            let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
+            let again = fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, known, &other).unwrap();
+            assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
+            let wide = case.in_f64();
+            let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
+            check(&run(&wide, &dw), &dw);
+        }
+    }
+}
+
+#[test]
+fn a_fused_pass_ends_with_the_error_of_its_caller() {
+    let case = case((4, 8, 50));
+    let dw = case.weight.zeros_like().unwrap();
+    let mut weigh = |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
+    let weigh = Weigh::Asking(&mut weigh);
+    let failed = fused(&case.student(false), None, &case.targets, 1.0, MIXES[0], weigh, &dw).unwrap_err();
+    assert!(failed.to_string().contains("row two"));
+    let weigh = || Weigh::Known(&[1.0; 4]);
+    assert!(fused(&case.student(false), None, &case.targets, 1.0, MIXES[2], weigh(), &dw).is_err());
+    assert!(fused(&case.student(false), None, &case.targets[..3], 1.0, MIXES[0], weigh(), &dw).is_err());
+}
+
+/// Everything that a head says and does, as tensors: a scan, a loss on some of its rows, and one fused pass.
+fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: SignalKind) -> Vec<Tensor> {
+    let half = |t: &Tensor| t.to_dtype(precision.activations()).unwrap();
+    let of =
+        |hidden: &Tensor, weight: &Tensor| Logits::new(half(hidden), weight.clone(), keep).with_precision(precision);
+    let (mut s, mut t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let options = ScanOptions { tau: mix.temperature, reverse_kl: true };
+    let stats = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
+    assert_eq!(s.stored(), keep);
+    let rows: Vec<u32> = (0..case.targets.len() as u32).filter(|r| r % 3 != 1).collect();
+    let (targets, weights): (Vec<u32>, Vec<f32>) =
+        rows.iter().map(|&r| (case.targets[r as usize], case.weights[r as usize])).unzip();
+    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
+    let tokens: Vec<u64> = rows.iter().map(|&r| u64::from(r)).collect();
+    let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
+    let signal = signal.reduce(t, &picked, mix.temperature, 5, &tokens).unwrap();
+    let dw = random(case.weight.dims(), 9);
+    let out = loss(&s, Some(&signal), &picked, &targets, &weights, mix, &dw).unwrap();
+    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let gaps: Vec<f32> = case.weights.iter().enumerate().map(|(i, w)| if i % 4 == 2 { 0.0 } else { *w }).collect();
+    let fused_dw = random(case.weight.dims(), 9);
+    let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
+    let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
+    let one = read(fused(&s, Some(&t), &case.targets, mix.temperature, mix, weigh, &fused_dw).unwrap());
+    let flat = |stats: &[RowStats]| {
+        let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+        let all = stats.iter().flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
+        Tensor::new(all.collect::<Vec<f32>>(), &Device::Cpu).unwrap()
+    };
+    let reverse = Tensor::new(stats.iter().map(|s| s.reverse_kl).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let sums = Tensor::new(&[out.sum as f32, one.sum as f32], &Device::Cpu).unwrap();
+    vec![flat(&stats), reverse, flat(&one.stats), sums, out.d_hidden, dw, one.d_hidden, fused_dw]
+}
+
+#[test]
+fn a_gpus_kernels_give_the_same() {
+    // Blocks of rows are of 8 here, those of threads of 64, and columns are padded to 64: below, at and above each.
+    let dense = SignalKind::Dense;
+    let mut cases: Vec<_> =
+        MIXES.iter().enumerate().map(|(i, &mix)| ((3 + i % 2, 8, 70), mix, i % 2 == 0, dense)).collect();
+    cases.extend([
+        ((11, 12, 64), MIXES[1], true, dense),
+        ((17, 5, 3), MIXES[6], false, dense),
+        ((9, 8, 150), MIXES[1], true, SignalKind::TopK(5)),
+        ((10, 8, 150), MIXES[6], false, SignalKind::TopK(149)),
+        ((3, 8, 70), MIXES[5], false, SignalKind::TopK(70)),
+        ((10, 8, 66), MIXES[1], true, SignalKind::Sampled(7)),
+    ]);
+    for (shape, mix, keep, signal) in cases {
+        let case = case(shape);
+        let want = whole_head(&case, mix, keep, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, mix, keep, Precision::F32, signal)) {
+            for (got, want) in got.iter().zip(&want) {
+                // As against the reference: a logit's rounding, times 1 / tau.
+                assert_close(got, want, 1e-5 / f64::from(mix.temperature.min(1.0)));
+            }
+        }
+    }
+    // bf16 rounds hidden vectors, the head and the gradient of logits to 2^-9; logits here are up to about 5.
+    for (mix, signal) in [(MIXES[1], dense), (MIXES[6], dense), (MIXES[1], SignalKind::TopK(69))] {
+        let case = case((11, 8, 70));
+        let want = whole_head(&case, mix, true, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, mix, true, Precision::Mixed, signal)) {
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(got, want, 2e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
+    // Two values only, so almost everything is a tie: ids must be the lowest.
+    let hidden = Tensor::ones((10, 1), DType::F32, &Device::Cpu).unwrap();
+    let weight: Vec<f32> = (0..150).map(|i| if i % 7 == 3 { 0.5 } else { -0.25 }).collect();
+    let teacher = Logits::new(hidden, Tensor::from_vec(weight, (150, 1), &Device::Cpu).unwrap(), false);
+    let targets = [0u32; 10];
+    for k in [1, 21, 22, 100, 149, 150] {
+        let find = || {
+            let mut t = teacher.clone();
+            let mut stats = scan(&mut t.clone(), Some(&mut t), &targets, 1.0).unwrap();
+            stats.truncate(10);
+            top_k(&teacher, &stats, 1.0, k).unwrap()
+        };
+        let want = find();
+        for got in crate::ops::gpu::emulator::emulate(find).iter().flatten() {
+            assert_eq!(got.ids, want.ids, "{k}");
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || (a - b).abs() < 1e-5);
+            assert!(close(&got.logp, &want.logp) && close(&got.rest, &want.rest), "{k}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019), in place, and the gradient norm.
+//!
+//! With gradient g (already multiplied by the caller's scale), at update t = 1, 2, ...:
+//!
+//! ```text
+//! p <- p (1 - lr wd)                          matrices and embeddings only
+//! m <- m + (1 - beta1) (g - m)                v <- beta2 v + (1 - beta2) g^2
+//! p <- p - lr/(1 - beta1^t) * m / (sqrt(v)/sqrt(1 - beta2^t) + eps)
+//! ```
+//!
+//! which is PyTorch's `torch.optim.AdamW`. The same pass zeroes the gradient, ready for the next accumulation. Every
+//! CPU result is a pure function of its inputs: chunks are fixed, so the thread count cannot change a bit.
+
+mod cpu;
+mod cuda;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Layout, ParamSet};
+use crate::ops::{self, buffer, gpu};
+use candle_core::{DType, Device, Tensor};
+
+/// The constants of the update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment, in [0, 1).
+    pub beta1: f64,
+    /// Decay of the second moment, in [0, 1).
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, per unit of learning rate; for entries where [`Layout::decays`] says so.
+    pub weight_decay: f64,
+}
+
+/// What the optimizer remembers between updates.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Updates done so far; the next one is number `step + 1` in the bias corrections.
+    pub step: u64,
+    /// First moments, f32.
+    pub m: ParamSet,
+    /// Second moments, f32.
+    pub v: ParamSet,
+}
+
+impl State {
+    /// No update yet: zero moments on `device`.
+    pub fn new(layout: &Layout, device: &Device) -> Result<Self> {
+        Ok(Self {
+            step: 0,
+            m: ParamSet::zeros(layout, DType::F32, device)?,
+            v: ParamSet::zeros(layout, DType::F32, device)?,
+        })
+    }
+}
+
+/// The scalars of one update, bias corrections included; computed in f64, once.
+#[derive(Debug, Clone, Copy)]
+struct Scalars {
+    /// Multiplies the gradient.
+    scale: f64,
+    /// Multiplies the parameter: 1 - lr wd, or 1.
+    keep: f64,
+    beta1: f64,
+    beta2: f64,
+    /// 1 / sqrt(1 - beta2^t).
+    root_correction: f64,
+    /// lr / (1 - beta1^t).
+    rate: f64,
+    eps: f64,
+}
+
+impl AdamW {
+    /// One update of every parameter, in place, from gradients multiplied by `scale` (clipping over the kept count:
+    /// min(1, clip/norm)/kept). Moments move in place, gradients are left at zero. `lr` is this update's rate.
+    ///
+    /// The caller has checked the gradients with [`global_norm`]; this function trusts them.
+    pub fn update(&self, params: &ParamSet, grads: &ParamSet, state: &mut State, lr: f64, scale: f32) -> Result<()> {
+        let layout = params.layout();
+        if [grads, &state.m, &state.v].iter().any(|set| set.layout() != layout) {
+            return Err(Error::internal("AdamW: gradients and moments must have the layout of the parameters"));
+        }
+        if !(lr.is_finite() && scale.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::NonFinite,
+                format!(
+                    "AdamW: learning rate {lr} and gradient scale {scale} must be finite; no parameter was changed"
+                ),
+            ));
+        }
+        let step = state.step + 1;
+        for (i, p) in params.tensors().iter().enumerate() {
+            let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
+            let scalars = self.scalars(step, lr, f64::from(scale), layout.decays(i));
+            let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
+            if floats && gpu::applies(p) {
+                cuda::update(p, g, m, v, &scalars)?;
+            } else if floats && p.device().is_cpu() {
+                // Four different tensors, so four locks that cannot wait for each other. `??`: a closure's own
+                // result travels inside the outer one.
+                buffer::with_mut(p, |p| {
+                    buffer::with_mut(g, |g| {
+                        buffer::with_mut(m, |m| buffer::with_mut(v, |v| cpu::update(p, g, m, v, &scalars)))
+                    })
+                })????;
+            } else {
+                reference(p, g, m, v, &scalars)?;
+            }
+        }
+        state.step = step;
+        Ok(())
+    }
+
+    fn scalars(&self, step: u64, lr: f64, scale: f64, decays: bool) -> Scalars {
+        let t = step as f64;
+        Scalars {
+            scale,
+            keep: if decays { 1.0 - lr * self.weight_decay } else { 1.0 },
+            beta1: self.beta1,
+            beta2: self.beta2,
+            root_correction: 1.0 / (1.0 - self.beta2.powf(t)).sqrt(),
+            rate: lr / (1.0 - self.beta1.powf(t)),
+            eps: self.eps,
+        }
+    }
+}
+
+/// The same update in tensor operations, for any device and float type: the oracle of the CPU kernel, and what runs
+/// on devices that have no kernel.
+fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, s: &Scalars) -> candle_core::Result<()> {
+    let scaled = (g.to_dtype(m.dtype())? * s.scale)?;
+    let new_m = (m + ((&scaled - m)? * (1.0 - s.beta1))?)?;
+    let new_v = ((v * s.beta2)? + (scaled.sqr()? * (1.0 - s.beta2))?)?;
+    let denominator = ((new_v.sqrt()? * s.root_correction)? + s.eps)?;
+    let move_by = ((&new_m / denominator)? * s.rate)?.to_dtype(p.dtype())?;
+    let new_p = ((p * s.keep)? - move_by)?;
+    p.slice_set(&new_p, 0, 0)?;
+    m.slice_set(&new_m, 0, 0)?;
+    v.slice_set(&new_v, 0, 0)?;
+    g.zero_set()
+}
+
+/// Euclidean norm over all gradients, accumulated in f64.
+///
+/// Errs with [`ErrorKind::NonFinite`] and the name of the first tensor that holds a NaN or an infinity: a finite loss
+/// does not promise finite gradients. On the CPU the result has the same bits for any number of threads.
+pub fn global_norm(grads: &ParamSet) -> Result<f64> {
+    let on_gpu = grads.tensors().iter().all(|g| gpu::applies(g) && g.dtype() == DType::F32);
+    let squares = match on_gpu {
+        true => cuda::sums_of_squares(grads.tensors())?,
+        false => grads.tensors().iter().map(sum_of_squares).collect::<Result<_>>()?,
+    };
+    let mut total = 0.0;
+    for ((name, _), squares) in grads.named().zip(squares) {
+        // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes the sum non-finite.
+        if !squares.is_finite() {
+            return Err(Error::new(
+                ErrorKind::NonFinite,
+                format!(
+                    "the gradient of {name} is not finite; no parameter was changed. A lower learning rate, a longer \
+                     warm-up or a higher temperature usually helps"
+                ),
+            ));
+        }
+        total += squares;
+    }
+    Ok(total.sqrt())
+}
+
+fn sum_of_squares(g: &Tensor) -> Result<f64> {
+    if ops::fast(g) {
+        return Ok(cpu::sum_of_squares(&buffer::read(g)?));
+    }
+    Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped.
+//!
+//! `<run>/checkpoints/step-00000100/` appears whole or not at all and holds
+//!
+//! | file | what |
+//! |---|---|
+//! | `model.safetensors`, `config.json`, tokenizer files | the student, a Hugging Face folder that others can load |
+//! | `adam_m.safetensors`, `adam_v.safetensors` | AdamW's moments, f32, names of the layout |
+//! | `state.json` | steps, tokens, cursor, FLOPs, seconds, best validation, selector state, the plan |
+//! | `manifest.json` | size and SHA-256 of each file, hashes of data, tokenizer and teacher, version of this layout |
+//!
+//! Random draws are pure functions of the seed and the step, so no generator state is among them.
+
+mod exact;
+mod manifest;
+mod rotation;
+
+pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
+pub(crate) use rotation::list_in;
+pub use rotation::{RunLock, best, check_free, latest, list};
+
+use crate::config::{CheckpointPlan, Plan};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::store::weights::{SaveOptions, check_finite, load_model, load_params, save_model, save_params};
+use crate::model::{Gpt2Config, Layout, ParamSet};
+use crate::optim::adamw;
+use crate::progress::Progress;
+use crate::cost::Flops;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const FIRST_MOMENT: &str = "adam_m.safetensors";
+const SECOND_MOMENT: &str = "adam_v.safetensors";
+const STATE_FILE: &str = "state.json";
+/// Far above any plan and selector state.
+const MOST_STATE_BYTES: u64 = 64 << 20;
+/// What no checkpoint can do without.
+const REQUIRED: [&str; 5] = ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
+
+/// A run between two optimizer steps.
+#[derive(Debug, Clone)]
+pub struct TrainState {
+    /// The run as resolved.
+    pub plan: Plan,
+    /// The student's shape.
+    pub config: Gpt2Config,
+    /// The student's parameters.
+    pub params: ParamSet,
+    /// AdamW's moments and step count.
+    pub optimizer: adamw::State,
+    /// How far the run is.
+    pub counters: Counters,
+    /// What an adaptive selector remembers; `Null` if nothing.
+    pub selector: Value,
+    /// What the run reads.
+    pub inputs: Inputs,
+}
+
+/// How far a run is; totals since its start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens seen, before selection.
+    pub tokens: u64,
+    /// Sequences consumed from the loader.
+    pub cursor: u64,
+    /// Operations executed.
+    pub flops: Flops,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Lowest validation loss so far.
+    pub best_val_loss: Option<f64>,
+    /// The last validation: steps done then, and its loss.
+    #[serde(default)]
+    pub last_validation: Option<(u64, f64)>,
+    /// Steps that were not finite and were passed over; they count among `step`.
+    #[serde(default)]
+    pub skipped: u64,
+}
+
+impl Counters {
+    /// One batch further, trained on or passed over.
+    pub(super) fn pass(&mut self, plan: &Plan, tokens: u64, seconds: f64) {
+        self.step += 1;
+        self.cursor += plan.data.rows as u64;
+        self.tokens += tokens;
+        self.seconds += seconds;
+    }
+
+    /// Errs with what no run of `plan` can have counted: a state that says so was not written by one.
+    fn check(&self, plan: &Plan, optimizer_step: u64) -> std::result::Result<(), String> {
+        let Self { step, tokens, cursor, skipped, seconds, last_validation, .. } = *self;
+        let validated = last_validation.map_or(0, |(at, _)| at);
+        let most = |what, found: u64, most: u64, why| {
+            if found <= most { Ok(()) } else { Err(format!("{what} is {found}; expected at most {most}, {why}")) }
+        };
+        most("step", step, plan.steps, "the steps of the run")?;
+        let sequences = step.saturating_mul(plan.data.rows as u64);
+        if cursor != sequences {
+            return Err(format!("cursor is {cursor}; expected {sequences}, the sequences of {step} steps"));
+        }
+        most("tokens", tokens, step.saturating_mul(plan.tokens_per_step()), "the tokens of its steps")?;
+        most("skipped", skipped, step, "its steps")?;
+        most("optimizer_step", optimizer_step, step - skipped, "the steps that were not skipped")?;
+        most("last_validation", validated, step, "its steps")?;
+        if seconds < 0.0 {
+            return Err(format!("seconds is {seconds}; expected at least 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Hashes of what a run reads, in hexadecimal: a run goes on with the same bytes or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Content hash of the training tokens.
+    pub data_hash: String,
+    /// Hash of the tokenizer that made them.
+    pub tokenizer_hash: String,
+    /// Hash of the teacher's weights ([`crate::store::weights::weights_hash`]), if the run has one.
+    pub teacher_hash: Option<String>,
+    /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether it is the same.
+    pub teacher_revision: Option<String>,
+    /// The same of the Hub's model that the student started as.
+    pub student_revision: Option<String>,
+}
+
+/// `state.json`.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    counters: Counters,
+    optimizer_step: u64,
+    selector: Value,
+    plan: Value,
+}
+
+/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep` (0 keeps all) and the
+/// `keep_best` of the lowest validation loss. Returns its folder. `model` says which tokenizer files go along.
+///
+/// A stop signal that arrives meanwhile is noticed after the checkpoint stands.
+pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, plan: &CheckpointPlan) -> Result<PathBuf> {
+    // The loop saves because of a signal, too: the polls inside the writers must not stop exactly that.
+    let _hold = crate::interrupt::hold();
+    let step = state.counters.step;
+    let target = run.place(step);
+    let dir = AtomicDir::create(&target)?;
+    let inside = |name: &str| dir.path().join(name);
+    save_model(dir.path(), &state.config, &state.params, model)?;
+    save_params(&inside(FIRST_MOMENT), &state.optimizer.m, &BTreeMap::new())?;
+    save_params(&inside(SECOND_MOMENT), &state.optimizer.v, &BTreeMap::new())?;
+    write_state(&inside(STATE_FILE), state)?;
+    Manifest::write(dir.path(), step, &state.inputs)?;
+    dir.commit()?;
+    run.prune(step, plan)?;
+    Ok(target)
+}
+
+fn write_state(path: &Path, state: &TrainState) -> Result<()> {
+    let internal = |e: serde_json::Error| Error::internal(format!("cannot describe the run's state: {e}"));
+    let saved = Saved {
+        counters: state.counters.clone(),
+        optimizer_step: state.optimizer.step,
+        selector: state.selector.clone(),
+        plan: serde_json::to_value(&state.plan).map_err(internal)?,
+    };
+    let value = exact::freeze(serde_json::to_value(saved).map_err(internal)?);
+    write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
+}
+
+/// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if `state.json` cannot be
+/// read.
+fn validated(path: &Path) -> Option<f64> {
+    let Counters { step, last_validation, .. } = read_state(path).ok()?.counters;
+    last_validation.filter(|(at, _)| *at == step).map(|(_, loss)| loss)
+}
+
+/// `state.json` of the checkpoint `path`.
+fn read_state(path: &Path) -> Result<Saved> {
+    let state_path = path.join(STATE_FILE);
+    let text = read_bounded(&state_path, MOST_STATE_BYTES)?;
+    serde_json::from_slice(&text)
+        .and_then(|value| serde_json::from_value(exact::thaw(value)))
+        .map_err(|e| of_another_version(path, &e))
+}
+
+/// The hashes are right, so this is no accident of a disk.
+pub(super) fn impossible(path: &Path, what: &str) -> Error {
+    Error::data(format!(
+        "{}: {what}. No run writes that: it was changed by hand or by another program; remove this checkpoint to go on from \
+         the one before",
+        path.join(STATE_FILE).display()
+    ))
+}
+
+fn of_another_version(path: &Path, e: &serde_json::Error) -> Error {
+    Error::data(format!("{}: written by another version of this program ({e})", path.join(STATE_FILE).display()))
+}
+
+/// Checks every file of the checkpoint `path` against its manifest; the error names the first damaged file.
+pub fn verify(path: &Path) -> Result<Manifest> {
+    let manifest = Manifest::read(path)?;
+    manifest.verify(path, &REQUIRED)?;
+    Ok(manifest)
+}
+
+/// What a run that wants to resume expects of a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// The run as it is now; its mathematics must be the checkpoint's, its machine may differ.
+    pub plan: &'a Plan,
+    /// Parameters of the student.
+    pub layout: &'a Layout,
+    /// What it reads.
+    pub inputs: &'a Inputs,
+}
+
+impl Expected<'_> {
+    /// Refuses a checkpoint of another run and shows what differs.
+    fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
+        let mut differences = self.plan.mathematics_differences(&plan.mathematics());
+        let (before, now) = (manifest.inputs(), self.inputs);
+        // A checkpoint may not know its teacher's hash, and a run without a teacher differs in its plan.
+        let teachers = before.teacher_hash.as_ref().zip(now.teacher_hash.as_ref());
+        let pairs = [
+            Some(("training tokens (SHA-256)", (&before.data_hash, &now.data_hash))),
+            Some(("tokenizer (SHA-256)", (&before.tokenizer_hash, &now.tokenizer_hash))),
+            teachers.map(|hashes| ("teacher's weights (SHA-256)", hashes)),
+        ];
+        for (what, (was, is)) in pairs.into_iter().flatten() {
+            if was != is {
+                differences.push(format!("{what}: {was} before, {is} now"));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{} belongs to another run and cannot be resumed with this one: {}. Restore the old values, or start a new \
+             run folder",
+            path.display(),
+            differences.join("; ")
+        )))
+    }
+}
+
+/// Reads the checkpoint `path` onto `device`: verifies every file first, then that it belongs to the run that
+/// `expected` describes.
+pub fn load(path: &Path, expected: &Expected, device: &Device) -> Result<TrainState> {
+    let manifest = verify(path)?;
+    read(path, &manifest, expected, device)
+}
+
+fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) -> Result<TrainState> {
+    let saved = read_state(path)?;
+    let plan: Plan = serde_json::from_value(saved.plan).map_err(|e| of_another_version(path, &e))?;
+    expected.check(path, manifest, &plan)?;
+    let named = match saved.counters.step == manifest.step {
+        true => Ok(()),
+        false => Err(format!("step is {}; expected {}, as in {MANIFEST_FILE}", saved.counters.step, manifest.step)),
+    };
+    named.and_then(|()| saved.counters.check(&plan, saved.optimizer_step)).map_err(|what| impossible(path, &what))?;
+    let (config, params) = load_model(path, device)?;
+    if params.layout() != expected.layout {
+        return Err(Error::usage(format!(
+            "{}: the student there has another shape ({} parameters in {} tensors) than this run's",
+            path.display(),
+            config.parameters(),
+            params.layout().entries.len()
+        )));
+    }
+    let moments = |name| {
+        let file = path.join(name);
+        let moments = load_params(&file, expected.layout, device)?;
+        check_finite(&moments, &file).map(|()| moments)
+    };
+    Ok(TrainState {
+        plan,
+        config,
+        params,
+        optimizer: adamw::State { step: saved.optimizer_step, m: moments(FIRST_MOMENT)?, v: moments(SECOND_MOMENT)? },
+        counters: saved.counters,
+        selector: saved.selector,
+        inputs: manifest.inputs(),
+    })
+}
+
+/// Reads the newest checkpoint that is not damaged; None if the run has no checkpoint.
+///
+/// Damaged ones are said aloud and, once an older good one is found, renamed to `damaged-step-N`. If none is good,
+/// that is an error and nothing is renamed: a run never starts over in silence. A good checkpoint of another run is an
+/// error as well.
+pub fn load_latest_good(
+    run: &RunLock,
+    expected: &Expected,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Option<TrainState>> {
+    let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
+    for (_, path) in list(run.dir())?.into_iter().rev() {
+        match verify(&path) {
+            Ok(manifest) => {
+                let state = read(&path, &manifest, expected, device)?;
+                for (path, damage) in damaged {
+                    let aside = run.condemn(&path)?;
+                    progress.note(&format!("{damage}; set aside as {}", aside.display()));
+                }
+                progress.note(&format!("resuming from {}", path.display()));
+                return Ok(Some(state));
+            }
+            Err(e) if e.kind() == ErrorKind::Data => damaged.push((path, e)),
+            Err(e) => return Err(e), // could not be read or was interrupted: says nothing about the checkpoint
+        }
+    }
+    let Some((_, newest)) = damaged.into_iter().next() else { return Ok(None) };
+    Err(newest.context(format!(
+        "{} has no good checkpoint left; restore one from a copy, or start a new run folder. The newest",
+        run.dir().display()
+    )))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! A model as a Hugging Face folder of its own.
+
+use crate::error::{Error, Result};
+use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::model::ParamSet;
+use crate::store::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
+use crate::progress::Progress;
+use crate::store::names::{Kind, ModelRef, has_tokenizer};
+use crate::store::checkpoint;
+use candle_core::Device;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Marks a folder as written by `export`, so that a later one may replace it.
+const MARK_FILE: &str = "export.json";
+const FORMAT: &str = "eslm-kd export";
+/// Beside the mark and the tokenizer, what an export consists of.
+const MODEL_FILES: [&str; 3] = ["config.json", "generation_config.json", WEIGHTS_FILE];
+
+/// What was exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExportReport {
+    /// The folder written.
+    pub out: PathBuf,
+    /// What it was made of.
+    pub origin: String,
+    /// Number of parameters, the tied head counted once.
+    pub parameters: usize,
+    /// Whether a tokenizer lies beside the model.
+    pub tokenizer: bool,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// Writes the model of a run (its final model, or else its newest checkpoint), a checkpoint or a model folder as a
+/// Hugging Face folder, and checks that what was written loads and has the same bits. The folder appears whole or not
+/// at all; an earlier export at `out` is replaced, anything else is refused.
+pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
+    let (dir, origin) = match ModelRef::parse(&source.to_string_lossy(), Kind::Any) {
+        Ok(ModelRef::Folder { dir, origin, .. }) => (dir, origin),
+        Ok(_) => {
+            return Err(Error::usage(format!(
+                "there is no folder {}; export takes a run folder or a checkpoint",
+                source.display()
+            )));
+        }
+        Err(e) => return Err(e),
+    };
+    check_replaceable(out)?;
+    if dir.join(checkpoint::MANIFEST_FILE).is_file() {
+        checkpoint::verify(&dir)?;
+    }
+    let (config, params) = load_model(&dir, &Device::Cpu)?;
+    let tokenizer = has_tokenizer(&dir);
+    if !tokenizer {
+        progress.note(&format!("{}: no tokenizer beside the model, so none is exported", dir.display()));
+    }
+    let options = SaveOptions { eot: end_of_text(&dir)?, tokenizer: tokenizer.then_some(dir.as_path()) };
+    let folder = AtomicDir::create(out)?;
+    save_model(folder.path(), &config, &params, &options)?;
+    let mark = folder.path().join(MARK_FILE);
+    write_atomic(&mark, |w| {
+        let text = json!({"format": FORMAT, "version": 1, "parameters": config.parameters()});
+        writeln!(w, "{text:#}").map_err(|e| Error::io("write", &mark, e))
+    })?;
+    let (again, stored) = load_model(folder.path(), &Device::Cpu)?;
+    if again != config || !same_bits(&stored, &params)? {
+        return Err(Error::internal(format!("{}: what was written differs from the model", folder.path().display())));
+    }
+    let bytes = folder_bytes(folder.path())?;
+    folder.commit()?;
+    Ok(ExportReport { out: out.to_path_buf(), origin, parameters: config.parameters(), tokenizer, bytes })
+}
+
+/// The id that the source's config says, so that nothing is lost on the way.
+fn end_of_text(dir: &Path) -> Result<Option<u32>> {
+    let path = dir.join("config.json");
+    let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let config: Value = serde_json::from_slice(&bytes).unwrap_or_default(); // load_model has read it before
+    Ok(config["eos_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
+}
+
+/// Replacing a folder deletes what is in it, so it must hold nothing but an earlier export.
+fn check_replaceable(out: &Path) -> Result<()> {
+    let refuse = |what: String| {
+        let out = out.display();
+        Err(Error::usage(format!("{out} exists and {what}; name a new folder with --out, or remove it yourself")))
+    };
+    if !out.exists() {
+        return Ok(());
+    }
+    if !out.is_dir() {
+        return refuse("is not a folder".into());
+    }
+    let failed = |e| Error::io("list", out, e);
+    let entries = fs::read_dir(out).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    if entries.is_empty() {
+        return Ok(());
+    }
+    for entry in &entries {
+        let name = entry.file_name();
+        if ![MARK_FILE].iter().chain(&MODEL_FILES).chain(&TOKENIZER_FILES).any(|known| name == **known) {
+            return refuse(format!("holds {}, which no earlier export wrote", name.display()));
+        }
+    }
+    let mark: Value = read_bounded(&out.join(MARK_FILE), 1 << 16)
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok())
+        .unwrap_or_default();
+    if mark["format"] == FORMAT { Ok(()) } else { refuse(format!("has no {MARK_FILE} of an earlier export")) }
+}
+
+fn same_bits(a: &ParamSet, b: &ParamSet) -> Result<bool> {
+    for (a, b) in a.tensors().iter().zip(b.tensors()) {
+        crate::interrupt::check()?;
+        let (a, b) = (a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+        if !a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits())) {
+            return Ok(false);
+        }
+    }
+    Ok(a.layout() == b.layout())
+}
+
+fn folder_bytes(dir: &Path) -> Result<u64> {
+    let failed = |e| Error::io("list", dir, e);
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        bytes += entry.and_then(|e| e.metadata()).map_err(failed)?.len();
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Gpt2, Gpt2Config};
+    use crate::progress::Silent;
+
+    /// A run folder with a final model and, if asked for, a tokenizer (to `export` just files).
+    fn run(root: &Path, tokenizer: bool) -> (PathBuf, Gpt2) {
+        let dir = root.join("run");
+        let model = Gpt2::scratch(Gpt2Config::new(40, 8, 12, 2, 3), 1, &Device::Cpu).unwrap();
+        fs::create_dir_all(dir.join("model")).unwrap();
+        let options = SaveOptions { eot: Some(39), tokenizer: None };
+        save_model(&dir.join("model"), &model.config, &model.params, &options).unwrap();
+        if tokenizer {
+            fs::write(dir.join("model/tokenizer.json"), "{}").unwrap();
+        }
+        (dir, model)
+    }
+
+    #[test]
+    fn an_export_is_the_model_and_replaces_only_an_export() {
+        let root = tempfile::tempdir().unwrap();
+        let (source, model) = run(root.path(), true);
+        let out = root.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let report = export(&source, &out, &Silent).unwrap();
+        assert_eq!((report.parameters, report.tokenizer), (model.config.parameters(), true));
+        assert_eq!(report.bytes, folder_bytes(&out).unwrap());
+        let (config, params) = load_model(&out, &Device::Cpu).unwrap();
+        assert!(config == model.config && same_bits(&params, &model.params).unwrap());
+        assert_eq!(end_of_text(&out).unwrap(), Some(39));
+        let before = fs::read(out.join(WEIGHTS_FILE)).unwrap();
+        assert_eq!(export(&source, &out, &Silent).unwrap(), report);
+        assert_eq!(fs::read(out.join(WEIGHTS_FILE)).unwrap(), before);
+
+        fs::write(out.join("README.md"), "mine").unwrap();
+        let message = export(&source, &out, &Silent).unwrap_err().to_string();
+        assert!(message.contains("README.md"), "{message}");
+        fs::remove_file(out.join("README.md")).unwrap();
+        fs::remove_file(out.join(MARK_FILE)).unwrap();
+        assert!(export(&source, &out, &Silent).unwrap_err().to_string().contains(MARK_FILE));
+        assert!(export(&source, &source.join("model"), &Silent).is_err(), "a run is not replaced by its export");
+        assert!(export(&source, &out.join("config.json"), &Silent).unwrap_err().to_string().contains("not a folder"));
+        // Nothing but the run and the first export is left behind.
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_folder_or_is_damaged_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let (source, _) = run(root.path(), false);
+        let out = root.path().join("out");
+        assert!(export(Path::new("gpt2"), &out, &Silent).unwrap_err().to_string().contains("no folder gpt2"));
+        let weights = source.join("model").join(WEIGHTS_FILE);
+        let bytes = fs::read(&weights).unwrap();
+        fs::write(&weights, &bytes[..bytes.len() - 4]).unwrap();
+        assert!(export(&source, &out, &Silent).is_err());
+        fs::write(&weights, bytes).unwrap();
+        assert!(!export(&source, &out, &Silent).unwrap().tokenizer);
+        fs::write(source.join("model/manifest.json"), "{}").unwrap();
+        assert!(export(&source, &out, &Silent).unwrap_err().to_string().contains("manifest.json"));
+    }
+}

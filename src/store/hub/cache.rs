@@ -1,0 +1,396 @@
+//! The cache folder, laid out as Python's hub library does, so that both use one another's files:
+//!
+//! ```text
+//! models--org--name/
+//!   blobs/<etag>                     the bytes; the name is their SHA-256 (large files) or git blob hash (small ones)
+//!   snapshots/<commit>/config.json   -> ../../blobs/<etag>
+//!   refs/main                        the commit that `main` meant when last asked
+//! .locks/models--org--name/<etag>.lock
+//! .locks/models--org--name/eslm-kd.lock       ours alone: shared by downloads, exclusive for `cache prune`
+//! ```
+
+use super::fetch::What;
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
+use crate::progress::Progress;
+use sha1::{Digest, Sha1};
+use sha2::Sha256;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// One repository's part of the cache. Nothing is created before something is written.
+#[derive(Debug, Clone)]
+pub struct RepoCache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+/// The hash that names a blob, and that its bytes must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Etag {
+    /// Large (LFS or Xet) files: SHA-256 of the bytes.
+    Sha256(String),
+    /// Small files: git's blob hash, SHA-1 of `blob LENGTH\0` and the bytes.
+    GitBlob(String),
+}
+
+impl Etag {
+    /// Reads an ETag header's value; None if it is not a hash that the bytes could be checked against. What passes
+    /// is lower-case hexadecimal, hence also safe as a file name.
+    pub fn parse(header: &str) -> Option<Self> {
+        let text = header.trim().trim_start_matches("W/").trim_matches('"');
+        let hex = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        match text.len() {
+            64 if hex => Some(Self::Sha256(text.into())),
+            40 if hex => Some(Self::GitBlob(text.into())),
+            _ => None,
+        }
+    }
+
+    /// The blob's file name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Sha256(hex) | Self::GitBlob(hex) => hex,
+        }
+    }
+
+    /// Whether the file at `path` has this hash. Polls the stop signal.
+    pub fn matches(&self, path: &Path) -> Result<bool> {
+        let failed = |e| Error::io("read", path, e);
+        let mut file = File::open(path).map_err(failed)?;
+        let (mut sha256, mut sha1) = (Sha256::new(), Sha1::new());
+        if let Self::GitBlob(_) = self {
+            sha1.update(format!("blob {}\0", file.metadata().map_err(failed)?.len()));
+        }
+        let mut block = vec![0; 1 << 20];
+        loop {
+            crate::interrupt::check()?;
+            let n = file.read(&mut block).map_err(failed)?;
+            match self {
+                _ if n == 0 => break,
+                Self::Sha256(_) => sha256.update(&block[..n]),
+                Self::GitBlob(_) => sha1.update(&block[..n]),
+            }
+        }
+        let found = match self {
+            Self::Sha256(_) => hex(&sha256.finalize()),
+            Self::GitBlob(_) => hex(&sha1.finalize()),
+        };
+        Ok(found == self.as_str())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// `org/name` or `name`, by the Hub's rules; anything else never reaches a path or an address.
+pub fn valid_repo_id(id: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && !p.starts_with(['-', '.'])
+            && !p.ends_with(['-', '.'])
+    };
+    id.len() <= 96
+        && id.split('/').count() <= 2
+        && id.split('/').all(part)
+        && !id.contains("--")
+        && !id.contains("..")
+        && !id.ends_with(".git")
+}
+
+/// A branch, tag, `refs/pr/N` or commit that is safe as a path below `refs/`.
+pub fn valid_revision(revision: &str) -> bool {
+    revision.len() <= 255
+        && revision.chars().all(|c| !c.is_control() && !c.is_whitespace() && !matches!(c, '\\' | ':' | '?' | '*' | '['))
+        && revision.split('/').all(|p| !p.is_empty() && !p.starts_with('.') && !p.ends_with('.'))
+}
+
+/// A full commit hash.
+pub fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+impl RepoCache {
+    /// The repository's part of the cache folder; `id` has passed [`valid_repo_id`].
+    pub fn new(cache: &Path, id: &str) -> Self {
+        let name = format!("models--{}", id.replace('/', "--"));
+        Self { locks: cache.join(".locks").join(&name), folder: cache.join(name) }
+    }
+
+    /// The commit that a revision meant when last asked.
+    pub fn commit_of(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_string());
+        }
+        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(text.trim().to_string()).filter(|c| is_commit(c))
+    }
+
+    /// Remembers the commit of a branch or tag; hashes need no remembering.
+    pub fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
+        if is_commit(revision) {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        write_atomic(&path, |w| w.write_all(commit.as_bytes()).map_err(|e| Error::io("write", &path, e)))
+    }
+
+    /// The folder of a commit's files.
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Where the bytes of an ETag lie.
+    pub fn blob(&self, etag: &Etag) -> PathBuf {
+        self.folder.join("blobs").join(etag.as_str())
+    }
+
+    /// Makes `snapshots/<commit>/<file>` point at the blob.
+    pub fn link(&self, commit: &str, file: &str, etag: &Etag) -> Result<()> {
+        let folder = self.snapshot(commit);
+        fs::create_dir_all(&folder).map_err(|e| Error::io("create folder", &folder, e))?;
+        let (pointer, temporary) = (folder.join(file), folder.join(format!(".{file}.{}.tmp", unique())));
+        #[cfg(unix)]
+        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag.as_str()), &temporary);
+        #[cfg(not(unix))]
+        let made = fs::copy(self.blob(etag), &temporary);
+        made.map_err(|e| Error::io("create", &temporary, e))?;
+        fs::rename(&temporary, &pointer).map_err(|e| Error::io("create", &pointer, e))
+    }
+
+    /// Waits for the lock that Python's library takes too. Where locks do nothing (some network file systems) the
+    /// unique names of partial files still keep two processes apart.
+    pub fn lock(&self, etag: &Etag, progress: &dyn Progress) -> Result<Option<File>> {
+        let file = self.open_lock(etag.as_str())?;
+        wait(file, File::try_lock, "waiting for another process that downloads the same file", progress)
+    }
+
+    /// The same lock without waiting.
+    pub(super) fn try_lock(&self, etag: &Etag) -> Result<Claim> {
+        Ok(claim(self.open_lock(etag.as_str())?))
+    }
+
+    /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it is complete. None
+    /// where locks do nothing, and in a cache that is read-only, which nobody prunes.
+    pub(super) fn announce(&self, progress: &dyn Progress) -> Result<Option<File>> {
+        match self.open_lock(REPO_LOCK) {
+            Ok(file) => wait(file, File::try_lock_shared, "waiting for `eslm-kd cache prune`", progress),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's, downloads into it.
+    pub(super) fn claim_repo(&self) -> Result<Claim> {
+        let Claim::Held(ours) = claim(self.open_lock(REPO_LOCK)?) else { return Ok(Claim::Busy) };
+        let failed = |e| Error::io("list", &self.locks, e);
+        let own = format!("{REPO_LOCK}.lock");
+        for entry in fs::read_dir(&self.locks).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name() == *own {
+                continue;
+            }
+            if let Ok(file) = File::options().append(true).open(entry.path())
+                && matches!(claim(file), Claim::Busy)
+            {
+                return Ok(Claim::Busy);
+            }
+        }
+        Ok(Claim::Held(ours))
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File> {
+        fs::create_dir_all(&self.locks).map_err(|e| Error::io("create folder", &self.locks, e))?;
+        let path = self.locks.join(format!("{name}.lock"));
+        File::options().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, e))
+    }
+
+    /// The repository's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Takes a partial file for this process alone: what an earlier call left, or nothing yet. The rename is the
+    /// claim, so two processes never write one file, with or without working locks.
+    pub fn claim_partial(&self, etag: &Etag) -> Result<PathBuf> {
+        let blobs = self.folder.join("blobs");
+        fs::create_dir_all(&blobs).map_err(|e| Error::io("create folder", &blobs, e))?;
+        let mine = blobs.join(format!("{}.{}{PARTIAL}", etag.as_str(), unique()));
+        if fs::rename(self.partial(etag), &mine).is_ok() {
+            return Ok(mine);
+        }
+        // A killed process leaves its claim.
+        let orphan = |path: &Path| {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.starts_with(etag.as_str()) && name.ends_with(PARTIAL) && is_settled(path)
+        };
+        let entries = fs::read_dir(&blobs).map_err(|e| Error::io("list", &blobs, e))?;
+        for path in entries.flatten().map(|e| e.path()).filter(|p| orphan(p)) {
+            if fs::rename(&path, &mine).is_ok() {
+                break;
+            }
+        }
+        Ok(mine)
+    }
+
+    /// Leaves a partial file to the next call.
+    pub fn release_partial(&self, etag: &Etag, mine: &Path) {
+        let empty = fs::metadata(mine).map_or(true, |m| m.len() == 0);
+        let _ = if empty { fs::remove_file(mine) } else { fs::rename(mine, self.partial(etag)) };
+    }
+
+    /// Bytes that an earlier call left, and that the next one need not fetch.
+    pub(super) fn partial_bytes(&self, etag: &Etag) -> u64 {
+        fs::metadata(self.partial(etag)).map_or(0, |m| m.len())
+    }
+
+    fn partial(&self, etag: &Etag) -> PathBuf {
+        self.folder.join("blobs").join(format!("{}{PARTIAL}", etag.as_str()))
+    }
+
+    /// The first file that a snapshot lacks for the given use; None when it is complete.
+    pub fn lacks(&self, commit: &str, what: What) -> Option<String> {
+        let dir = self.snapshot(commit);
+        let has = |name: &str| dir.join(name).exists();
+        match what {
+            What::TokenizerOnly => {
+                let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+                (!whole).then(|| "tokenizer.json".to_string())
+            }
+            What::Model if !has("config.json") => Some("config.json".into()),
+            What::Model if has(WEIGHTS_FILE) => None,
+            What::Model if !has(INDEX_FILE) => Some(WEIGHTS_FILE.into()),
+            What::Model => match shard_names(&dir.join(INDEX_FILE)) {
+                Ok(names) => names.into_iter().find(|n| !has(n)),
+                Err(_) => Some(INDEX_FILE.into()),
+            },
+        }
+    }
+}
+
+/// Own suffix: Python's library has `<etag>....incomplete` files of its own.
+pub(super) const PARTIAL: &str = ".eslm-kd.incomplete";
+
+/// Own lock beside those of the blobs.
+const REPO_LOCK: &str = "eslm-kd";
+
+/// Without working locks, what was written less than this long ago may belong to a process that lives: one writes, or
+/// gives up, well within this time.
+pub(super) const SETTLED: Duration = Duration::from_secs(300);
+
+/// Whether nobody has written to a file or folder for so long that nobody is about to.
+pub(super) fn is_settled(path: &Path) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|m| m.modified()).ok();
+    modified.and_then(|m| SystemTime::now().duration_since(m).ok()).is_some_and(|age| age > SETTLED)
+}
+
+/// The outcome of asking for a lock without waiting.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Ours until dropped; None where locks do nothing.
+    Held(Option<File>),
+    /// Another process has it.
+    Busy,
+}
+
+fn claim(file: File) -> Claim {
+    match file.try_lock() {
+        Ok(()) => Claim::Held(Some(file)),
+        Err(fs::TryLockError::Error(_)) => Claim::Held(None),
+        Err(fs::TryLockError::WouldBlock) => Claim::Busy,
+    }
+}
+
+/// Asks for a lock until it is there. Polls the stop signal.
+fn wait(
+    file: File,
+    ask: impl Fn(&File) -> std::result::Result<(), fs::TryLockError>,
+    what: &str,
+    progress: &dyn Progress,
+) -> Result<Option<File>> {
+    let (started, mut told) = (Instant::now(), false);
+    loop {
+        match ask(&file) {
+            Ok(()) => return Ok(Some(file)),
+            Err(fs::TryLockError::Error(_)) => return Ok(None),
+            Err(fs::TryLockError::WouldBlock) => {
+                crate::interrupt::check()?;
+                if !told && started.elapsed() > Duration::from_secs(2) {
+                    progress.note(what);
+                    told = true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+/// Differs between processes and within one.
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_revisions_and_etags_are_checked_before_they_become_paths() {
+        for id in ["gpt2", "openai-community/gpt2", "a/b_c.d-e"] {
+            assert!(valid_repo_id(id), "{id}");
+        }
+        for id in ["", "/", "a/", "../x", "a/../b", "a/b/c", "a--b/c", ".a/b", "a b", "a/b.git", "a\\b", "C:/x", "é/x"]
+        {
+            assert!(!valid_repo_id(id), "{id}");
+        }
+        for revision in ["main", "v1.0", "refs/pr/3", "feature/x"] {
+            assert!(valid_revision(revision), "{revision}");
+        }
+        for revision in ["", "../x", "a/../b", "/etc", "a//b", "a\nb", "a\\b", "."] {
+            assert!(!valid_revision(revision), "{revision}");
+        }
+        assert_eq!(Etag::parse(&format!("W/\"{}\"", "a".repeat(40))), Some(Etag::GitBlob("a".repeat(40))));
+        assert_eq!(Etag::parse(&format!("\"{}\"", "0".repeat(64))), Some(Etag::Sha256("0".repeat(64))));
+        for etag in ["", "\"abc\"", &"g".repeat(40), &"A".repeat(64), "../../x"] {
+            assert_eq!(Etag::parse(etag), None, "{etag}");
+        }
+    }
+
+    #[test]
+    fn hashes_are_gits_and_sha256() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hello");
+        fs::write(&path, "hello\n").unwrap();
+        // `git hash-object` and `sha256sum` of the same file.
+        let git = Etag::parse("ce013625030ba8dba906f756967f9e9ca394464a").unwrap();
+        let sha = Etag::parse("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03").unwrap();
+        assert!(git.matches(&path).unwrap() && sha.matches(&path).unwrap());
+        fs::write(&path, "hellp\n").unwrap();
+        assert!(!git.matches(&path).unwrap() && !sha.matches(&path).unwrap());
+    }
+
+    #[test]
+    fn a_partial_file_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = RepoCache::new(dir.path(), "a/b");
+        let etag = Etag::parse(&"a".repeat(40)).unwrap();
+        let first = cache.claim_partial(&etag).unwrap();
+        fs::write(&first, "abc").unwrap();
+        let second = cache.claim_partial(&etag).unwrap();
+        assert!(second != first && !second.exists());
+        cache.release_partial(&etag, &first);
+        let third = cache.claim_partial(&etag).unwrap();
+        assert_eq!(fs::read(&third).unwrap(), b"abc");
+        // A claim that nobody has written to for long belongs to a process that was killed.
+        let old = SystemTime::now() - Duration::from_secs(600);
+        File::options().append(true).open(&third).unwrap().set_modified(old).unwrap();
+        let fourth = cache.claim_partial(&etag).unwrap();
+        assert!(fourth.exists() && !third.exists());
+    }
+}

@@ -1,0 +1,231 @@
+//! A model, or only its tokenizer, as a folder: from the cache, or from the Hub into the cache.
+
+use super::cache::{RepoCache, valid_repo_id, valid_revision};
+use super::client::{Client, Info, Remote};
+use super::options::HubOptions;
+use super::transfer::{Job, bring, is_cached};
+use crate::error::{Error, Result};
+use crate::files::check_space;
+use crate::store::weights::{INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, shard_names};
+use crate::progress::Progress;
+use std::path::{Path, PathBuf};
+
+/// Which files of a repository are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Config, weights and tokenizer.
+    Model,
+    /// The tokenizer's files.
+    TokenizerOnly,
+}
+
+/// A fetched snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The folder with the files, inside the cache.
+    pub dir: PathBuf,
+    /// The commit they belong to.
+    pub commit: String,
+}
+
+/// Brings a model repository (`org/name`) into the cache and returns its snapshot folder. Only safetensors, JSON and
+/// the tokenizer's text files are fetched, never pickles. Offline, or when the Hub cannot be reached, the cache alone
+/// must do.
+pub fn fetch_model(
+    id: &str,
+    revision: Option<&str>,
+    what: What,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<Fetched> {
+    let revision = revision.unwrap_or("main");
+    if !valid_repo_id(id) {
+        return Err(Error::usage(format!("{id:?} is not a Hub id; expected org/name, such as openai-community/gpt2")));
+    }
+    if !valid_revision(revision) {
+        return Err(Error::usage(format!("{revision:?} is not a revision; expected a branch, a tag or a commit hash")));
+    }
+    let cache = RepoCache::new(&options.cache, id);
+    if options.offline {
+        return cached(&cache, revision, what).map_err(|lacks| not_cached(id, revision, &lacks, options));
+    }
+    if super::cache::is_commit(revision)
+        && let Ok(fetched) = cached(&cache, revision, what)
+    {
+        return Ok(fetched);
+    }
+    let client = Client::new(options)?;
+    let info = match client.retry(|| client.info(id, revision)) {
+        Ok(info) => info,
+        Err((error, passing)) => match cached(&cache, revision, what) {
+            Ok(fetched) if passing => {
+                progress.note(&format!("{error}; using the cached commit {}", fetched.commit));
+                return Ok(fetched);
+            }
+            _ => return Err(error),
+        },
+    };
+    let dir = cache.snapshot(&info.commit);
+    let files = wanted(id, &info, what)?;
+    let _lock = cache.announce(progress)?;
+    let all = Brought { client: &client, cache: &cache, id, commit: &info.commit, progress };
+    all.bring(&files)?;
+    if files.iter().any(|f| f == INDEX_FILE) {
+        // The names come from outside: shard_names takes plain file names only, so none can leave the folder.
+        let shards = shard_names(&dir.join(INDEX_FILE)).map_err(|e| Error::hub(format!("{id}: {e}")))?;
+        if let Some(absent) = shards.iter().find(|s| !info.files.contains(s)) {
+            return Err(Error::hub(format!("{id}: {INDEX_FILE} names {absent}, which the repository does not have")));
+        }
+        all.bring(&shards)?;
+    }
+    cache.set_commit(revision, &info.commit)?;
+    Ok(Fetched { dir, commit: info.commit })
+}
+
+/// A complete snapshot, or the name of what is lacking.
+fn cached(cache: &RepoCache, revision: &str, what: What) -> std::result::Result<Fetched, String> {
+    let commit = cache.commit_of(revision).ok_or_else(|| format!("revision {revision}"))?;
+    match cache.lacks(&commit, what) {
+        None => Ok(Fetched { dir: cache.snapshot(&commit), commit }),
+        Some(lacks) => Err(lacks),
+    }
+}
+
+fn not_cached(id: &str, revision: &str, lacks: &str, options: &HubOptions) -> Error {
+    let suffix = if revision == "main" { String::new() } else { format!(" --revision {revision}") };
+    Error::hub(format!(
+        "{id}: offline, and {lacks} is not in the cache {}. Fetch it once with a connection: \
+         `eslm-kd download {id}{suffix}`",
+        options.cache.display()
+    ))
+}
+
+/// The files to fetch, of those that the repository has.
+fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
+    let has = |name: &str| info.files.iter().any(|f| f == name);
+    let mut files: Vec<&str> = TOKENIZER_FILES.into_iter().filter(|f| has(f)).collect();
+    if what == What::TokenizerOnly {
+        let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+        if !whole {
+            return Err(Error::hub(format!(
+                "{id} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
+            )));
+        }
+        return Ok(files.into_iter().map(str::to_string).collect());
+    }
+    if !has("config.json") {
+        return Err(Error::hub(format!("{id} has no config.json; expected a model in the layout of transformers")));
+    }
+    files.push("config.json");
+    files.extend(["generation_config.json"].into_iter().filter(|f| has(f)));
+    match [WEIGHTS_FILE, INDEX_FILE].into_iter().find(|f| has(f)) {
+        Some(weights) => files.push(weights),
+        None if info.files.iter().any(|f| f.ends_with(".bin") || f.ends_with(".pt")) => {
+            return Err(Error::hub(format!(
+                "{id} has its weights as pickle files only. They can run code and are never fetched. Convert once with \
+                 Python: `from transformers import GPT2LMHeadModel; \
+                 GPT2LMHeadModel.from_pretrained('{id}').save_pretrained('FOLDER')`, then name FOLDER instead"
+            )));
+        }
+        None => return Err(Error::hub(format!("{id} has neither {WEIGHTS_FILE} nor {INDEX_FILE}"))),
+    }
+    Ok(files.into_iter().map(str::to_string).collect())
+}
+
+/// Where a set of files goes.
+struct Brought<'a> {
+    client: &'a Client,
+    cache: &'a RepoCache,
+    id: &'a str,
+    commit: &'a str,
+    progress: &'a dyn Progress,
+}
+
+impl Brought<'_> {
+    /// Brings files of the commit into the cache and links them into the snapshot.
+    fn bring(&self, files: &[String]) -> Result<()> {
+        let mut missing: Vec<(&str, Remote)> = Vec::new();
+        for file in files {
+            let remote = self.client.retry(|| self.client.head(self.id, self.commit, file)).map_err(|(e, _)| e)?;
+            if !self.link_cached(file, &remote)? {
+                missing.push((file, remote));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let remotes = || missing.iter().map(|(_, remote)| remote);
+        check_space(&self.client.options.cache, still_to_fetch(self.cache, remotes()), &format!("{}: it", self.id))?;
+        let total = sum(remotes().map(|r| r.size.unwrap_or(0)));
+        self.progress.start(&format!("download {}", self.id), Some(total), "bytes");
+        let done = missing.iter().try_for_each(|(file, remote)| {
+            let job = Job { id: self.id, commit: self.commit, file, remote };
+            bring(self.client, self.cache, &job, self.progress, || self.cache.link(self.commit, file, &remote.etag))
+        });
+        self.progress.finish();
+        done
+    }
+
+    /// Sees to the link of a file whose blob is there; false if the blob is not.
+    fn link_cached(&self, file: &str, remote: &Remote) -> Result<bool> {
+        if !is_cached(self.cache, remote)? {
+            return Ok(false);
+        }
+        // Files already linked to their blob are left alone: a read-only cache is usable.
+        let pointer = self.cache.snapshot(self.commit).join(file);
+        let blob = self.cache.blob(&remote.etag);
+        let same = std::fs::canonicalize(&pointer).ok();
+        if same.is_some() && same == std::fs::canonicalize(&blob).ok() {
+            return Ok(true);
+        }
+        let _lock = self.cache.lock(&remote.etag, self.progress)?;
+        if !blob.exists() {
+            return Ok(false); // removed before the lock was ours: nothing linked to it yet
+        }
+        self.cache.link(self.commit, file, &remote.etag).map(|()| true)
+    }
+}
+
+/// Bytes that these files still need on disk: what an earlier call left is there already.
+fn still_to_fetch<'a>(cache: &RepoCache, remotes: impl Iterator<Item = &'a Remote>) -> u64 {
+    sum(remotes.map(|r| r.size.unwrap_or(0).saturating_sub(cache.partial_bytes(&r.etag))))
+}
+
+/// The lengths come from outside, where nothing keeps them from adding up to more than there is.
+fn sum(lengths: impl Iterator<Item = u64>) -> u64 {
+    lengths.fold(0, u64::saturating_add)
+}
+
+/// The files of a snapshot folder with their lengths, sorted by name: what a report lists.
+pub fn snapshot_files(dir: &Path) -> Result<Vec<(String, u64)>> {
+    let failed = |e| Error::io("list", dir, e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let bytes = std::fs::metadata(entry.path()).map_err(failed)?.len();
+        files.push((entry.file_name().to_string_lossy().into_owned(), bytes));
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::hub::cache::Etag;
+
+    #[test]
+    fn space_is_needed_for_what_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = RepoCache::new(dir.path(), "a/b");
+        let remote = |c: &str, size| Remote { etag: Etag::parse(&c.repeat(64)).unwrap(), size };
+        let files = [remote("a", Some(100)), remote("b", Some(10)), remote("c", None)];
+        assert_eq!(still_to_fetch(&cache, files.iter()), 110);
+        let partial = cache.claim_partial(&files[0].etag).unwrap();
+        std::fs::write(&partial, [0; 30]).unwrap();
+        cache.release_partial(&files[0].etag, &partial);
+        assert_eq!(still_to_fetch(&cache, files.iter()), 80);
+        let absurd = [remote("d", Some(u64::MAX)), remote("e", Some(u64::MAX))];
+        assert_eq!(still_to_fetch(&cache, absurd.iter()), u64::MAX);
+    }
+}

@@ -1,0 +1,63 @@
+//! Attempts at the Hub: transient failures are repeated, a bounded number of times, with jitter.
+
+use super::exchange::TICK;
+use super::options::HubOptions;
+use crate::error::{Error, Result};
+use std::time::{Duration, Instant};
+
+/// Why an attempt failed.
+pub(super) enum Failure {
+    /// Another attempt would end the same way.
+    Final(Error),
+    /// Worth another attempt, after at least this long if the server said so.
+    Passing(Error, Option<Duration>),
+}
+
+impl Failure {
+    pub fn passing(message: impl Into<String>) -> Self {
+        Self::Passing(Error::hub(message), None)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Self::Final(e)
+    }
+}
+
+pub(super) type Attempt<T> = std::result::Result<T, Failure>;
+
+/// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the stop signal.
+/// The flag of an error says whether it was passing: the Hub may be there another time.
+pub(super) fn retry<T>(
+    options: &HubOptions,
+    mut attempt: impl FnMut() -> Attempt<T>,
+) -> std::result::Result<T, (Error, bool)> {
+    for n in 0.. {
+        let (error, after) = match attempt() {
+            Ok(value) => return Ok(value),
+            Err(Failure::Final(error)) => return Err((error, false)),
+            Err(Failure::Passing(error, after)) => (error, after),
+        };
+        if n >= options.retries {
+            let again = if n > 0 { format!(" ({} attempts)", n + 1) } else { String::new() };
+            return Err((Error::new(error.kind(), format!("{error}{again}")), true));
+        }
+        pause(options, n, after).map_err(|e| (e, false))?;
+    }
+    unreachable!("the loop returns")
+}
+
+fn pause(options: &HubOptions, n: u32, after: Option<Duration>) -> Result<()> {
+    let longest = options.backoff.saturating_mul(1 << n.min(10)).min(Duration::from_secs(10));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    let jitter = 0.5 + 0.5 * f64::from(now % 1000) / 1000.0;
+    // A server that asks for more than a minute is told no by ending the attempts instead.
+    let wait = after.map_or(longest.mul_f64(jitter), |a| a.min(Duration::from_secs(60)));
+    let started = Instant::now();
+    while let Some(left) = wait.checked_sub(started.elapsed()).filter(|l| !l.is_zero()) {
+        crate::interrupt::check()?;
+        std::thread::sleep(left.min(TICK));
+    }
+    Ok(())
+}

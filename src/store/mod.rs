@@ -1,0 +1,11 @@
+//! What lies on disk and on the Hub: names of models, the models themselves, checkpoints, exports.
+
+pub mod checkpoint;
+pub mod export;
+pub mod hub;
+pub mod names;
+mod open;
+pub mod preset;
+pub mod weights;
+
+pub use open::{OpenModel, open_model, open_tokens, open_tokens_by};

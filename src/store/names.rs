@@ -1,0 +1,354 @@
+//! What a person means by MODEL or TOKENIZER.
+//!
+//! In this order, the first that fits:
+//!
+//! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run folder (its `model/`,
+//!    or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the newest of it); `RUN/last` and `RUN/best`,
+//!    its newest checkpoint and the one of the lowest validation loss, verified.
+//! 2. **A preset**: a name from `teachers/` or `students/`.
+//! 3. **A Hub id**: `org/name`.
+//!
+//! A path that exists always wins, so that what is on disk cannot be shadowed by a name: a folder `gpt2` in the
+//! working directory hides the preset, and `openai-community/gpt2` still names the Hub's. Text that looks like a path
+//! (it starts with `.`, `/` or `~`, or has more than one slash) is never taken for a Hub id.
+
+use crate::error::{Error, Result};
+use crate::store::hub::cache::valid_repo_id;
+use crate::store::hub::{HubOptions, What, fetch_model};
+use crate::store::preset::{self, Preset, Role, Source};
+use crate::progress::Progress;
+use crate::store::checkpoint;
+use std::path::{Path, PathBuf};
+
+/// Which presets a name may mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Teacher,
+    Student,
+    /// Teachers first, then students.
+    Any,
+}
+
+impl Kind {
+    fn role(self) -> Option<Role> {
+        match self {
+            Kind::Teacher => Some(Role::Teacher),
+            Kind::Student => Some(Role::Student),
+            Kind::Any => None,
+        }
+    }
+}
+
+/// What a MODEL argument means; found without the network.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelRef {
+    /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that has no final model yet.
+    Folder { dir: PathBuf, origin: String, unfinished: bool },
+    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student that is yet to be born.
+    Preset(&'static Preset),
+    /// A repository of the Hub.
+    Hub { id: String },
+}
+
+impl ModelRef {
+    /// Decides by the rules of this module.
+    pub fn parse(text: &str, kind: Kind) -> Result<Self> {
+        let path = Path::new(text);
+        if let Some(found) = derived(path)? {
+            return Ok(found);
+        }
+        if path.exists() {
+            let (dir, origin, unfinished) = model_folder(path)?;
+            return Ok(Self::Folder { dir, origin, unfinished });
+        }
+        Self::named(text, kind)
+    }
+
+    /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
+    pub fn named(text: &str, kind: Kind) -> Result<Self> {
+        let by_name = match kind {
+            Kind::Teacher => preset::teacher(text),
+            Kind::Student => preset::student(text),
+            Kind::Any => preset::teacher(text).or_else(|| preset::student(text)),
+        };
+        if let Some(preset) = by_name {
+            return Ok(Self::Preset(preset));
+        }
+        if !looks_like_path(text) && text.contains('/') && valid_repo_id(text) {
+            return Ok(Self::Hub { id: text.to_string() });
+        }
+        Err(neither(text, kind))
+    }
+}
+
+/// A folder to load a model from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSource {
+    /// A folder in Hugging Face layout.
+    pub dir: PathBuf,
+    /// Where it comes from, for people and manifests: "folder X", "Hub org/name", ...
+    pub origin: String,
+    /// The Hub's commit, if it comes from there.
+    pub commit: Option<String>,
+    /// The preset that named it.
+    pub preset: Option<&'static Preset>,
+}
+
+impl ModelSource {
+    /// `org/name@commit`: what a run's manifest records of a model of the Hub.
+    pub fn pinned(&self) -> Option<String> {
+        let (commit, id) = (self.commit.as_ref()?, self.origin.strip_prefix(HUB)?);
+        Some(format!("{id}@{commit}"))
+    }
+}
+
+/// How the origin of a model of the Hub begins.
+const HUB: &str = "Hub ";
+
+/// Resolves MODEL to a folder with weights, downloading it if need be. Presets without weights of their own (the
+/// generated teacher, students) are an error here: callers that can make them ask [`ModelRef::parse`] first.
+pub fn resolve_model(
+    text: &str,
+    revision: Option<&str>,
+    kind: Kind,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<ModelSource> {
+    locate(ModelRef::parse(text, kind)?, text, revision, options, progress)
+}
+
+/// The folder of what `text` was found to mean.
+pub(crate) fn locate(
+    meant: ModelRef,
+    text: &str,
+    revision: Option<&str>,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<ModelSource> {
+    let hub = |id: &str, revision: Option<&str>, preset| {
+        let fetched = fetch_model(id, revision, What::Model, options, progress)?;
+        Ok(ModelSource { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit), preset })
+    };
+    match meant {
+        ModelRef::Folder { dir, origin, unfinished } => match revision {
+            None => {
+                if unfinished {
+                    progress.note(&format!(
+                        "warning: {text} is a run that has not finished; its newest checkpoint is used: {}",
+                        dir.display()
+                    ));
+                }
+                Ok(ModelSource { dir, origin, commit: None, preset: None })
+            }
+            Some(r) => Err(Error::usage(format!("{text} is a folder; revision {r} is for models of the Hub"))),
+        },
+        // A mistyped path looks like a Hub id: say how it was read.
+        ModelRef::Hub { id } => hub(&id, revision, None)
+            .map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)"))),
+        ModelRef::Preset(preset) => match &preset.source {
+            Some(Source::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r)), Some(preset)),
+            Some(Source::Generated {}) => Err(Error::usage(format!(
+                "the preset {text} has no weights to fetch: its teacher is pretrained by `eslm-kd distill` without arguments, \
+                 on the built-in corpus only; name a run folder, a model folder or a Hub id"
+            ))),
+            None => Err(Error::usage(format!(
+                "the preset {text} is a student's shape without weights; name a run folder, a checkpoint, a model \
+                 folder or a teacher ({})",
+                preset::names(Some(Role::Teacher)).join(", ")
+            ))),
+        },
+    }
+}
+
+/// Resolves TOKENIZER to a folder that holds a tokenizer's files: a folder of those files, anything that
+/// [`resolve_model`] takes (only the tokenizer is fetched), or the path of a `tokenizer.json`.
+pub fn resolve_tokenizer(
+    text: &str,
+    revision: Option<&str>,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let path = Path::new(text);
+    if path.is_file() && path.file_name().is_some_and(|n| n == "tokenizer.json") {
+        return Ok(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf());
+    }
+    if path.is_dir() {
+        let dir = if has_tokenizer(path) { path.to_path_buf() } else { model_folder(path)?.0 };
+        return match has_tokenizer(&dir) {
+            true => Ok(dir),
+            false => Err(Error::data(format!(
+                "{}: expected a tokenizer (tokenizer.json, or vocab.json and merges.txt), found none",
+                dir.display()
+            ))),
+        };
+    }
+    let (id, revision) = match ModelRef::parse(text, Kind::Any)? {
+        ModelRef::Folder { dir, .. } => return Ok(dir),
+        ModelRef::Hub { id } => (id, revision.map(str::to_string)),
+        ModelRef::Preset(preset) => match &preset.source {
+            Some(Source::Hub { repo, revision: r }) => (repo.clone(), Some(revision.unwrap_or(r).to_string())),
+            _ => {
+                return Err(Error::usage(format!(
+                    "the preset {text} has no tokenizer of its own; use gpt2, or train one with \
+                     `eslm-kd tokenizer train`"
+                )));
+            }
+        },
+    };
+    Ok(fetch_model(&id, revision.as_deref(), What::TokenizerOnly, options, progress)?.dir)
+}
+
+/// Whether a folder holds a tokenizer's files.
+pub fn has_tokenizer(dir: &Path) -> bool {
+    dir.join("tokenizer.json").exists() || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
+}
+
+/// `RUN/best` and `RUN/last`: a checkpoint of a run by what its state says, verified before it is used. Nothing of that
+/// name lies on disk, so nothing can point at the wrong one.
+fn derived(path: &Path) -> Result<Option<ModelRef>> {
+    let (Some(name), Some(run)) = (path.file_name().and_then(|n| n.to_str()), path.parent()) else { return Ok(None) };
+    if path.exists() || !run.is_dir() || !matches!(name, "best" | "last") {
+        return Ok(None);
+    }
+    let found = if name == "best" { checkpoint::best(run)? } else { checkpoint::latest(run)? };
+    let Some(dir) = found else {
+        let what = if name == "best" { "validated checkpoint" } else { "checkpoint" };
+        return Err(Error::usage(format!("{}: the run has no {what}", run.display())));
+    };
+    let step = checkpoint::verify(&dir)?.step;
+    let origin = format!("{name} checkpoint (step {step}) of {}", run.display());
+    Ok(Some(ModelRef::Folder { dir, origin, unfinished: false }))
+}
+
+/// The Hugging Face folder that an existing path stands for, how it was found, and whether it is that of a run which has no
+/// final model yet.
+fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
+    let shown = path.display();
+    if path.is_file() {
+        return Err(Error::usage(format!("{shown} is a file; name the model's folder, which holds config.json")));
+    }
+    let whole = |dir: &Path| dir.join("config.json").exists();
+    if whole(path) {
+        return Ok((path.to_path_buf(), format!("folder {shown}"), false));
+    }
+    let model = path.join("model");
+    if whole(&model) {
+        return Ok((model, format!("final model of run {shown}"), false));
+    }
+    for (checkpoints, of_run) in [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)] {
+        if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
+            return Ok((dir, format!("checkpoint at step {step} of {shown}"), of_run));
+        }
+    }
+    Err(Error::usage(format!(
+        "{shown} exists but is no model: expected a folder with config.json, or a run folder with model/ or \
+         checkpoints/step-N/. If a preset or a Hub id is meant, write org/name or call from another folder"
+    )))
+}
+
+fn looks_like_path(text: &str) -> bool {
+    text.starts_with(['.', '/', '~', '\\']) || text.matches('/').count() > 1 || text.ends_with('/')
+}
+
+fn neither(text: &str, kind: Kind) -> Error {
+    if looks_like_path(text) {
+        return Error::usage(format!("there is no folder {text}"));
+    }
+    let near = preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
+    Error::usage(format!(
+        "{text:?} is neither an existing folder, nor a preset, nor a Hub id (org/name).{near} Presets: {}",
+        preset::names(kind.role()).join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+    use std::fs;
+
+    fn model(dir: &Path) {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("config.json"), "{}").unwrap();
+    }
+
+    fn found(path: &Path) -> PathBuf {
+        match ModelRef::parse(path.to_str().unwrap(), Kind::Any).unwrap() {
+            ModelRef::Folder { dir, .. } => dir,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(text: &str, kind: Kind) -> String {
+        ModelRef::parse(text, kind).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_run_means_its_model_or_its_newest_checkpoint() {
+        let root = tempfile::tempdir().unwrap();
+        let run = root.path().join("run");
+        for step in ["step-00000900", "step-00001000", "step-00000100"] {
+            model(&run.join("checkpoints").join(step));
+        }
+        // Neither a temporary folder nor an empty one is a checkpoint.
+        model(&run.join("checkpoints/.step-00002000.1-0.tmp"));
+        fs::create_dir_all(run.join("checkpoints/step-00003000")).unwrap();
+        assert_eq!(found(&run), run.join("checkpoints/step-00001000"));
+        assert_eq!(found(&run.join("checkpoints")), run.join("checkpoints/step-00001000"));
+        assert_eq!(found(&run.join("checkpoints/step-00000100")), run.join("checkpoints/step-00000100"));
+        model(&run.join("model"));
+        assert_eq!(found(&run), run.join("model"));
+        let empty = root.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        assert!(refused(empty.to_str().unwrap(), Kind::Any).contains("is no model"));
+        let file = run.join("model/config.json");
+        assert!(refused(file.to_str().unwrap(), Kind::Any).contains("is a file"));
+    }
+
+    #[test]
+    fn names_are_presets_and_org_name_is_the_hub() {
+        assert!(matches!(ModelRef::parse("gpt2", Kind::Teacher), Ok(ModelRef::Preset(p)) if p.name == "gpt2"));
+        assert!(matches!(ModelRef::parse("tiny", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Student));
+        assert!(matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id }) if id == "me/x"));
+        let message = refused("gpt2-meduim", Kind::Teacher);
+        assert!(message.contains("Did you mean gpt2-medium?") && message.contains("distilgpt2"), "{message}");
+        assert!(refused("gpt2-30m", Kind::Teacher).contains("neither"));
+        for path in ["./me/x", "/me/x", "~/x", "a/b/c", "me/"] {
+            assert!(refused(path, Kind::Any).contains("no folder"), "{path}");
+        }
+        // Tests run in the package's folder, where `src` is a path, and no model.
+        assert!(refused("src", Kind::Any).contains("src exists but is no model"));
+        assert!(ModelRef::named("src", Kind::Any).unwrap_err().to_string().contains("neither"));
+        assert!(refused("../nowhere", Kind::Any).contains("no folder"));
+    }
+
+    #[test]
+    fn presets_without_weights_say_what_to_do() {
+        let options = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent")) };
+        let model = |text| resolve_model(text, None, Kind::Any, &options, &Silent).unwrap_err().to_string();
+        assert!(model("quickstart").contains("eslm-kd distill"));
+        assert!(model("tiny").contains("without weights"));
+        assert!(model("gpt2").contains("`eslm-kd download openai-community/gpt2`"));
+        let tokenizer = resolve_tokenizer("tiny", None, &options, &Silent).unwrap_err().to_string();
+        assert!(tokenizer.contains("tokenizer train"));
+    }
+
+    #[test]
+    fn a_tokenizer_is_a_folder_of_its_files_or_a_models_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let options = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", root.path()) };
+        let resolve = |p: &Path| resolve_tokenizer(p.to_str().unwrap(), None, &options, &Silent);
+        let plain = root.path().join("tok");
+        fs::create_dir(&plain).unwrap();
+        fs::write(plain.join("vocab.json"), "{}").unwrap();
+        assert!(resolve(&plain).is_err());
+        fs::write(plain.join("merges.txt"), "").unwrap();
+        assert_eq!(resolve(&plain).unwrap(), plain);
+        let run = root.path().join("run");
+        model(&run.join("model"));
+        assert!(resolve(&run).unwrap_err().to_string().contains("found none"));
+        fs::write(run.join("model/tokenizer.json"), "{}").unwrap();
+        assert_eq!(resolve(&run).unwrap(), run.join("model"));
+        assert_eq!(resolve(&run.join("model/tokenizer.json")).unwrap(), run.join("model"));
+    }
+}

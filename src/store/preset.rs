@@ -1,0 +1,204 @@
+//! Who teaches and who learns: the presets of `teachers/` and `students/`, embedded at build time.
+
+use crate::model::Gpt2Config;
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::sync::OnceLock;
+
+/// Which folder a preset comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Teacher,
+    Student,
+}
+
+impl Role {
+    /// "teacher" or "student".
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Teacher => "teacher",
+            Role::Student => "student",
+        }
+    }
+}
+
+/// One preset file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preset {
+    /// The name on the command line; the file's name without `.toml`.
+    pub name: String,
+    /// Teacher or student.
+    pub role: Role,
+    /// Number of parameters, the tied head counted once; a test compares it with the shape's.
+    pub parameters: usize,
+    /// Licence of the weights (SPDX), or of what makes them.
+    pub licence: String,
+    /// The type in which the weights are stored at their source.
+    pub dtype: String,
+    /// Where the weights come from; absent for students, which are born.
+    pub source: Option<Source>,
+    /// How a student gets its first weights; absent for teachers.
+    pub birth: Option<Birth>,
+    /// The shape.
+    pub shape: Shape,
+}
+
+/// Where a teacher's weights come from.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Source {
+    /// A repository of the Hub.
+    Hub { repo: String, revision: String },
+    /// Pretrained here, on generated data, and kept for the next run. (Braces: a unit variant of a tagged enum would
+    /// accept unknown keys.)
+    Generated {},
+}
+
+/// How a student gets its first weights.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Birth {
+    /// GPT-2's random initialisation with residual scaling.
+    Scratch {},
+    /// Embeddings, final norm and the listed blocks of the teacher, which must have the student's width.
+    TeacherLayers { layers: Vec<usize> },
+    /// The weights of a model folder, run, checkpoint or Hub id.
+    Checkpoint { path: String },
+}
+
+/// [`Gpt2Config`] as a preset writes it: every size spelled out.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    pub vocab_size: usize,
+    pub n_positions: usize,
+    pub n_embd: usize,
+    pub n_layer: usize,
+    pub n_head: usize,
+}
+
+impl Preset {
+    /// Parses a preset file and checks that it is whole.
+    pub fn parse(text: &str) -> Result<Self> {
+        let preset: Self = toml::from_str(text).map_err(|e| Error::usage(format!("not a preset: {e}")))?;
+        let wrong = |what: &str| Err(Error::usage(format!("preset {}: {what}", preset.name)));
+        match (preset.role, &preset.source, &preset.birth) {
+            (Role::Teacher, Some(_), None) | (Role::Student, None, Some(_)) => {}
+            (Role::Teacher, ..) => return wrong("a teacher has a [source] and no [birth]"),
+            (Role::Student, ..) => return wrong("a student has a [birth] and no [source]"),
+        }
+        preset.config().validate()?;
+        if let Some(Birth::TeacherLayers { layers }) = &preset.birth
+            && layers.len() != preset.shape.n_layer
+        {
+            return wrong(&format!("n_layer = {} needs as many teacher layers", preset.shape.n_layer));
+        }
+        Ok(preset)
+    }
+
+    /// The shape as a model's config, with GPT-2's constants.
+    pub fn config(&self) -> Gpt2Config {
+        let s = &self.shape;
+        Gpt2Config::new(s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head)
+    }
+}
+
+/// The embedded files: (path in the repository, text).
+const FILES: [(&str, &str); 10] = [
+    ("teachers/quickstart.toml", include_str!("../../teachers/quickstart.toml")),
+    ("teachers/distilgpt2.toml", include_str!("../../teachers/distilgpt2.toml")),
+    ("teachers/gpt2.toml", include_str!("../../teachers/gpt2.toml")),
+    ("teachers/gpt2-medium.toml", include_str!("../../teachers/gpt2-medium.toml")),
+    ("teachers/gpt2-large.toml", include_str!("../../teachers/gpt2-large.toml")),
+    ("teachers/gpt2-xl.toml", include_str!("../../teachers/gpt2-xl.toml")),
+    ("students/tiny.toml", include_str!("../../students/tiny.toml")),
+    ("students/gpt2-30m.toml", include_str!("../../students/gpt2-30m.toml")),
+    ("students/distil-82m.toml", include_str!("../../students/distil-82m.toml")),
+    ("students/gpt2-124m.toml", include_str!("../../students/gpt2-124m.toml")),
+];
+
+/// All presets, teachers first, small to large.
+pub fn all() -> &'static [Preset] {
+    static ALL: OnceLock<Vec<Preset>> = OnceLock::new();
+    // A file that does not parse cannot reach a user: the tests below parse every one.
+    ALL.get_or_init(|| FILES.iter().filter_map(|(_, text)| Preset::parse(text).ok()).collect())
+}
+
+/// The teacher of that name.
+pub fn teacher(name: &str) -> Option<&'static Preset> {
+    all().iter().find(|p| p.role == Role::Teacher && p.name == name)
+}
+
+/// The student of that name.
+pub fn student(name: &str) -> Option<&'static Preset> {
+    all().iter().find(|p| p.role == Role::Student && p.name == name)
+}
+
+/// The names of one role, or of both.
+pub fn names(role: Option<Role>) -> Vec<&'static str> {
+    all().iter().filter(|p| role.is_none_or(|r| p.role == r)).map(|p| p.name.as_str()).collect()
+}
+
+/// The preset whose name is nearest to a misspelt one, if any is near.
+pub fn nearest(text: &str, role: Option<Role>) -> Option<&'static str> {
+    let text = text.to_lowercase();
+    let scored = names(role).into_iter().map(|n| (strsim::jaro_winkler(n, &text), n));
+    scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, n)| n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_parses_and_states_its_true_parameter_count() {
+        for (path, text) in FILES {
+            let preset = Preset::parse(text).unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert_eq!(preset.parameters, preset.config().parameters(), "{path}");
+            assert_eq!(path, format!("{}s/{}.toml", preset.role.name(), preset.name));
+        }
+        assert_eq!(all().len(), FILES.len());
+    }
+
+    #[test]
+    fn the_tables_of_the_readmes_list_every_preset_with_its_count() {
+        let readmes = [include_str!("../../teachers/README.md"), include_str!("../../students/README.md")];
+        for preset in all() {
+            let readme = readmes[usize::from(preset.role == Role::Student)];
+            let digits = preset.parameters.to_string();
+            let grouped: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|c| str::from_utf8(c).unwrap()).collect();
+            let row = readme.lines().find(|l| l.starts_with(&format!("| `{}` ", preset.name)));
+            let row = row.unwrap_or_else(|| panic!("no row for {}", preset.name));
+            assert!(row.contains(&grouped.join(",")), "{row}");
+        }
+    }
+
+    #[test]
+    fn the_distilled_student_takes_layers_that_its_teacher_has() {
+        let Some(Birth::TeacherLayers { layers }) = &student("distil-82m").unwrap().birth else { panic!() };
+        let gpt2 = teacher("gpt2").unwrap();
+        assert!(layers.iter().all(|l| *l < gpt2.shape.n_layer));
+        assert_eq!(student("distil-82m").unwrap().shape.n_embd, gpt2.shape.n_embd);
+    }
+
+    #[test]
+    fn unknown_keys_and_half_presets_are_refused() {
+        let good = FILES[0].1;
+        assert!(Preset::parse(&good.replace("kind = \"generated\"", "kind = \"generated\"\nrepo = \"x\"")).is_err());
+        assert!(Preset::parse(&format!("colour = 1\n{good}")).unwrap_err().to_string().contains("colour"));
+        assert!(
+            Preset::parse(&good.replace("\"teacher\"", "\"student\"")).unwrap_err().to_string().contains("[birth]")
+        );
+        assert!(Preset::parse(&good.replace("n_head = 6", "n_head = 5")).unwrap_err().to_string().contains("n_head"));
+    }
+
+    #[test]
+    fn a_misspelt_name_finds_its_neighbour() {
+        assert_eq!(nearest("gpt2-meduim", None), Some("gpt2-medium"));
+        assert_eq!(nearest("distil82m", Some(Role::Student)), Some("distil-82m"));
+        assert_eq!(nearest("zebra", None), None);
+        assert!(teacher("tiny").is_none() && student("tiny").is_some());
+    }
+}

@@ -1,0 +1,151 @@
+//! Writing safetensors: one tensor at a time, the same bytes every time, readable by whom the umask allows.
+//!
+//! The safetensors crate's own writer creates files of mode 0600, which other users cannot read; the format is a
+//! header and the raw values, so it is written here.
+
+use super::with_values;
+use crate::error::{Error, Result};
+use crate::files::{read_bounded, write_atomic};
+use crate::model::{Gpt2Config, ParamSet};
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+/// As much as is read of a tokenizer anywhere.
+const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// The files that make up a Hugging Face tokenizer; a folder has some of them.
+pub const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// What goes into a model folder beside the weights.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SaveOptions<'a> {
+    /// Id of the end-of-text token, written as bos and eos; GPT-2's own is 50256.
+    pub eot: Option<u32>,
+    /// A folder whose tokenizer files are copied.
+    pub tokenizer: Option<&'a Path>,
+}
+
+/// Writes a Hugging Face folder into `dir`, which exists (usually a temporary one that is renamed when all is
+/// there): `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files.
+pub fn save_model(dir: &Path, config: &Gpt2Config, params: &ParamSet, options: &SaveOptions) -> Result<()> {
+    write_json(&dir.join("config.json"), &config_json(config, options.eot))?;
+    write_json(&dir.join("generation_config.json"), &generation_json(options.eot))?;
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    write_tensors(&dir.join(super::WEIGHTS_FILE), params, "transformer.", &metadata)?;
+    let Some(tokenizer) = options.tokenizer else { return Ok(()) };
+    let mut copied = 0;
+    for name in TOKENIZER_FILES {
+        let from = tokenizer.join(name);
+        if from.exists() {
+            // Bytes rather than fs::copy, which would copy a cache's private mode too.
+            let bytes = read_bounded(&from, MOST_TOKENIZER_BYTES)?;
+            let to = dir.join(name);
+            write_atomic(&to, |w| w.write_all(&bytes).map_err(|e| Error::io("write", &to, e)))?;
+            copied += 1;
+        }
+    }
+    if copied == 0 {
+        return Err(Error::data(format!(
+            "{}: expected a tokenizer's files (tokenizer.json, or vocab.json and merges.txt), found none",
+            tokenizer.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Writes parameters, gradients or moments as one plain safetensors file, atomically: exact f32 bits, names of the
+/// layout, and the same bytes whenever the values are the same.
+pub fn save_params(path: &Path, params: &ParamSet, metadata: &BTreeMap<String, String>) -> Result<()> {
+    write_tensors(path, params, "", metadata)
+}
+
+fn write_tensors(path: &Path, params: &ParamSet, prefix: &str, metadata: &BTreeMap<String, String>) -> Result<()> {
+    // Sorted by name, as the format's reference implementation does for tensors of one dtype.
+    let mut tensors: Vec<(String, &Tensor)> =
+        params.named().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        if tensor.dtype() != DType::F32 {
+            return Err(Error::internal(format!("tensor {name} must be f32 to be saved, found {:?}", tensor.dtype())));
+        }
+        let start = end;
+        end += 4 * tensor.elem_count();
+        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // The values start on a multiple of eight, so that a mapped file can be read in place.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    write_atomic(path, |w| {
+        let failed = |e| Error::io("write", path, e);
+        w.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| w.write_all(&header)).map_err(failed)?;
+        for (_, tensor) in &tensors {
+            crate::interrupt::check()?;
+            with_values(tensor, |values| write_values(w, values))?.map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
+/// Little-endian bytes, a block at a time.
+fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
+    let mut block = Vec::with_capacity(1 << 18);
+    for part in values.chunks(1 << 16) {
+        block.clear();
+        block.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+        w.write_all(&block)?;
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
+}
+
+fn config_json(config: &Gpt2Config, eot: Option<u32>) -> Value {
+    json!({
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.0,
+        "bos_token_id": eot,
+        "embd_pdrop": 0.0,
+        "eos_token_id": eot,
+        "initializer_range": config.initializer_range,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "model_type": "gpt2",
+        "n_ctx": config.n_positions,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": config.n_inner,
+        "n_layer": config.n_layer,
+        "n_positions": config.n_positions,
+        "reorder_and_upcast_attn": false,
+        "resid_pdrop": 0.0,
+        "scale_attn_by_inverse_layer_idx": false,
+        "scale_attn_weights": true,
+        "tie_word_embeddings": true,
+        "torch_dtype": "float32",
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    })
+}
+
+fn generation_json(eot: Option<u32>) -> Value {
+    json!({"_from_model_config": true, "bos_token_id": eot, "eos_token_id": eot})
+}
