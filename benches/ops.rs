@@ -12,14 +12,14 @@ mod ceilings;
 use candle_core::{DType, Device, Tensor, Var};
 use ceilings::{matmul_ceiling, median, memory_ceiling, seconds};
 use eslm_kd::config::{Dtype, Pool, Tail};
-use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
+use eslm_kd::loss::head::{self, Logits, Weigh};
 use eslm_kd::loss::{Divergence, Mix};
-use eslm_kd::optim::adamw::{self, AdamW, global_norm};
+use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::embed::{self, gather, scatter_add};
-use eslm_kd::loss::head::{self, Logits, Weigh};
 use eslm_kd::ops::matmul::{Precision, accumulate};
 use eslm_kd::ops::{gelu, layer_norm};
+use eslm_kd::optim::adamw::{self, AdamW, global_norm};
 use eslm_kd::select::Selector;
 
 type Work = Box<dyn FnMut()>;

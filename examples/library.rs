@@ -3,8 +3,8 @@
 //!     cargo run --release --example library -- DATA_DIR RUN_DIR
 
 use eslm_kd::config::{self, Overrides};
-use eslm_kd::store::hub::HubOptions;
 use eslm_kd::progress::Silent;
+use eslm_kd::store::hub::HubOptions;
 use eslm_kd::train::events::{Event, EventSink};
 use eslm_kd::train::run::Run;
 use eslm_kd::train::session::{Session, Surroundings};

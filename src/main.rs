@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use eslm_kd::cli::{Cli, Printer};
-use eslm_kd::{allocator, guard, signal};
+use eslm_kd::{allocator, guard, interrupt};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     guard::quiet_guarded_panics();
     let cli = Cli::parse();
     let ui = Printer::new(&cli.globals);
-    match signal::install().and_then(|()| cli.verb.run(&ui)) {
+    match interrupt::install().and_then(|()| cli.verb.run(&ui)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             ui.error(&error);

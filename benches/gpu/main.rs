@@ -7,16 +7,16 @@
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
 use eslm_kd::data::loader::Batch;
-use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
-use eslm_kd::loss::{Divergence, Mix};
-use eslm_kd::optim::adamw::{self, AdamW, global_norm};
-use eslm_kd::ops::attention::{self, Keys, Shape};
+use eslm_kd::loss::SignalKind;
 use eslm_kd::loss::head::{self, Logits, RowStats, ScanOptions, Weigh};
+use eslm_kd::loss::{Divergence, Mix};
+use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
+use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::matmul::{self, Precision};
 use eslm_kd::ops::{embed, gelu, gpu, layer_norm};
+use eslm_kd::optim::adamw::{self, AdamW, global_norm};
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
-use eslm_kd::loss::SignalKind;
 use eslm_kd::train::Trainer;
 use std::process::ExitCode;
 

@@ -1,13 +1,13 @@
 //! `cache ls | verify | prune`: what lies in the model cache that Python's hub library shares.
 
 use super::Printer;
-use crate::report::text::{Table, bytes, count, seconds};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::report::text::{Table, bytes, count, seconds};
 use crate::store::hub::HubOptions;
 use crate::store::hub::audit::{Listed, Pruned, Verified, list, prune, verify};
-use crate::store::preset::Source;
-use crate::progress::Progress;
 use crate::store::names::{Kind, ModelRef};
+use crate::store::preset::Source;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};

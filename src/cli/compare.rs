@@ -1,7 +1,6 @@
 //! `compare`: methods x seeds on the same data, trained, evaluated and reported.
 
 use super::Printer;
-use crate::report::text::{Table, count, flops, seconds};
 use super::train::use_threads;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
@@ -9,6 +8,7 @@ use crate::compare::report::{self, REPORT_HTML};
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::{Comparison, compare};
 use crate::error::{Error, Result};
+use crate::report::text::{Table, count, flops, seconds};
 use crate::store::hub::HubOptions;
 use crate::train::session::Surroundings;
 use clap::value_parser;

@@ -1,10 +1,10 @@
 //! `download NAME`: a model into the cache that Python's hub library shares.
 
 use super::Printer;
-use crate::report::text::bytes;
 use crate::error::Result;
-use crate::store::hub::{HubOptions, snapshot_files};
 use crate::progress::Progress;
+use crate::report::text::bytes;
+use crate::store::hub::{HubOptions, snapshot_files};
 use crate::store::names::{Kind, ModelRef, locate};
 use serde::Serialize;
 use std::path::PathBuf;

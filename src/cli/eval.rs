@@ -1,12 +1,12 @@
 //! `eval`: mean loss, perplexity and bits per byte of a model on text.
 
 use super::Printer;
-use crate::report::text;
 use crate::config::DeviceSpec;
 use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
-use crate::store::{open_model, open_tokens};
+use crate::report::text;
 use crate::store::hub::HubOptions;
+use crate::store::{open_model, open_tokens};
 use crate::train::session::device;
 use clap::value_parser;
 use std::path::PathBuf;

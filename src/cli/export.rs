@@ -1,8 +1,8 @@
 //! `export`: a trained model as a Hugging Face folder.
 
 use super::Printer;
-use crate::report::text;
 use crate::error::Result;
+use crate::report::text;
 use crate::store::export::export;
 use std::path::PathBuf;
 

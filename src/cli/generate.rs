@@ -3,8 +3,8 @@
 use super::Printer;
 use crate::config::DeviceSpec;
 use crate::eval::generate::{GenerateOptions, generate};
-use crate::store::open_model;
 use crate::store::hub::HubOptions;
+use crate::store::open_model;
 use crate::train::session::device;
 use clap::value_parser;
 use serde_json::json;

@@ -1,13 +1,13 @@
 //! `inspect`: what selection makes of a text.
 
 use super::Printer;
-use crate::report::text;
 use crate::config::{DeviceSpec, Pool, Score, Tail};
 use crate::error::{Error, Result};
-use crate::store::open_model;
 use crate::files::write_atomic;
-use crate::store::hub::HubOptions;
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
+use crate::report::text;
+use crate::store::hub::HubOptions;
+use crate::store::open_model;
 use crate::teacher::Teacher;
 use crate::train::session::device;
 use clap::value_parser;

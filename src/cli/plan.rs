@@ -1,14 +1,15 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
-use crate::report::text::{self, Table};
 use super::{ConfigArgs, Printer};
-use crate::cost::{self, Flops, MemoryByPart};
 use crate::config::{Activations, Birth, Level, Plan, Resolved};
+use crate::cost::{self, Flops, MemoryByPart};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
+use crate::model::Gpt2Config;
+use crate::report::text::{self, Table};
 use crate::store::preset::{self, Role};
-use crate::model::{Gpt2Config, weights};
+use crate::store::weights;
 use crate::train::session::{check_birth, scratch_shape};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -93,13 +94,13 @@ impl Report {
         let plan = &resolved.plan;
         let teacher = plan.teacher.as_deref().map(|name| shape_of(Role::Teacher, name)).transpose()?;
         let student = student_shape(plan, teacher.as_ref())?;
-        arithmetic::check_fit(&student, teacher.as_ref(), plan)?;
-        let settled = arithmetic::settle(&student, plan);
+        cost::check_fit(&student, teacher.as_ref(), plan)?;
+        let settled = cost::settle(&student, plan);
         let level = plan.level();
-        let flops = |level| arithmetic::flops_per_step(&student, teacher.as_ref(), &settled, level);
+        let flops = |level| cost::flops_per_step(&student, teacher.as_ref(), &settled, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
-        let run = arithmetic::flops_of_run(&student, teacher.as_ref(), &settled);
-        let memory = arithmetic::memory(&student, teacher.as_ref(), &settled);
+        let run = cost::flops_of_run(&student, teacher.as_ref(), &settled);
+        let memory = cost::memory(&student, teacher.as_ref(), &settled);
         Ok(Self { resolved, settled, student, teacher, level, dense, selected, run, memory })
     }
 
@@ -121,7 +122,7 @@ impl Report {
             "teacher": plan.teacher.as_deref().zip(self.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
             "tokens": {
                 "per_step": plan.tokens_per_step(),
-                "kept_per_step": arithmetic::kept_rows(plan, self.level),
+                "kept_per_step": cost::kept_rows(plan, self.level),
                 "total": plan.tokens(),
             },
             "machine": { "micro_rows": plan.machine.micro_rows, "head": plan.machine.head, "activations": plan.machine.activations },
@@ -132,8 +133,8 @@ impl Report {
             },
             "memory": with_total(json!(self.memory), self.memory.total().into()),
             "disk": {
-                "checkpoint": arithmetic::checkpoint_bytes(&self.student),
-                "total": arithmetic::disk_bytes(&self.student, plan),
+                "checkpoint": cost::checkpoint_bytes(&self.student),
+                "total": cost::disk_bytes(&self.student, plan),
             },
             "notes": self.resolved.notes(),
         })
@@ -184,11 +185,11 @@ impl Report {
         let rows =
             format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
         table.row(["per step".to_string(), text::count(plan.tokens_per_step()), rows]);
-        let kept = text::count(arithmetic::kept_rows(plan, self.level));
+        let kept = text::count(cost::kept_rows(plan, self.level));
         let how = format!(
             "{} at the target alpha, {} on average",
             text::percent((1.0 - self.level.alpha) * (1.0 - self.level.alpha_seq)),
-            text::percent(arithmetic::mean_keep(plan))
+            text::percent(cost::mean_keep(plan))
         );
         table.row(["kept per step".to_string(), kept, how]);
         table.row(["in all".to_string(), text::count(plan.tokens()), format!("{} steps", text::count(plan.steps))]);
@@ -223,7 +224,7 @@ impl Report {
         };
         let tokens = format!("{} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64));
         row("activations", m.activations, format!("{tape} of {tokens}"));
-        let stored = arithmetic::stores_logits(plan);
+        let stored = cost::stores_logits(plan);
         let how = if stored { format!("head = {}", plan.machine.head) } else { "of a block of rows in hand".into() };
         row("logits", m.logits, how);
         if self.teacher.is_some() {
@@ -232,9 +233,9 @@ impl Report {
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
-        row("one checkpoint", arithmetic::checkpoint_bytes(&self.student), "weights and moments".into());
+        row("one checkpoint", cost::checkpoint_bytes(&self.student), "weights and moments".into());
         let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.kept());
-        row("disk in all", arithmetic::disk_bytes(&self.student, plan), disk);
+        row("disk in all", cost::disk_bytes(&self.student, plan), disk);
         table.to_string()
     }
 }
@@ -290,7 +291,7 @@ mod tests {
             let report = of(name);
             let text = crate::config::RunFile::embedded(name).unwrap().text;
             let plan = &report.settled;
-            let numbers = [plan.tokens_per_step(), plan.tokens(), arithmetic::kept_rows(plan, report.level)];
+            let numbers = [plan.tokens_per_step(), plan.tokens(), cost::kept_rows(plan, report.level)];
             for number in numbers {
                 assert!(
                     text.contains(&format!("= {:>9}", text::count(number)))

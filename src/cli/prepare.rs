@@ -1,11 +1,11 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
 use super::Printer;
-use crate::report::text::{Table, bytes, count};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
 use crate::error::Result;
-use crate::store::hub::HubOptions;
 use crate::progress::Progress;
+use crate::report::text::{Table, bytes, count};
+use crate::store::hub::HubOptions;
 use crate::store::names::resolve_tokenizer;
 use std::path::PathBuf;
 

@@ -1,9 +1,9 @@
 //! What the user sees: progress and notes on stderr, results on stdout.
 
 use super::Globals;
-use crate::report::text;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::report::text;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};

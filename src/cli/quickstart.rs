@@ -3,7 +3,6 @@
 //! The corpus, its tokenizer and the teacher go to a cache folder and are reused; the three students of equal tokens go
 //! to the run folder: plain pretraining, dense distillation, distillation on selected tokens.
 
-use crate::report::text::{Table, count, flops, seconds};
 use super::train::{out_folder, use_threads};
 use super::{Printer, RunArgs};
 use crate::config::{self, Method, Overrides, Plan, RunFile};
@@ -12,10 +11,11 @@ use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::{Tokenizer, TrainOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::AtomicDir;
+use crate::progress::Progress;
+use crate::report::text::{Table, count, flops, seconds};
+use crate::store::checkpoint::check_free;
 use crate::store::hub::HubOptions;
 use crate::store::weights::read_config;
-use crate::progress::Progress;
-use crate::store::checkpoint::check_free;
 use crate::train::events::each_metric;
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};

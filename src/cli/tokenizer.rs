@@ -1,11 +1,11 @@
 //! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
 
 use super::Printer;
-use crate::report::text::{bytes, count};
 use crate::data::tokenizer::{Tokenizer, TrainOptions, TrainReport};
 use crate::error::{Error, Result};
 use crate::files::AtomicDir;
 use crate::progress::Progress;
+use crate::report::text::{bytes, count};
 use std::path::PathBuf;
 
 /// Train a tokenizer

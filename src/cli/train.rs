@@ -1,12 +1,12 @@
 //! The body that `pretrain` and `distill` share: a plan becomes a run folder.
 
-use crate::report::text::{Table, count, flops, seconds};
 use super::{Printer, RunArgs};
 use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
-use crate::store::hub::HubOptions;
 use crate::progress::Progress;
+use crate::report::text::{Table, count, flops, seconds};
 use crate::store::checkpoint;
+use crate::store::hub::HubOptions;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
 use serde::Serialize;

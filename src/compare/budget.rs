@@ -115,8 +115,8 @@ pub fn seconds_per_step(session: Session) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::settle;
     use crate::config::{Overrides, RunFile, load};
+    use crate::cost::settle;
 
     fn plan(set: &[&str]) -> Plan {
         let mut over = Overrides::default();

@@ -15,12 +15,13 @@ pub mod stats;
 pub mod summary;
 pub mod svg;
 
-use crate::config::{Plan, arithmetic};
+use crate::config::Plan;
+use crate::cost;
 use crate::data::prepare::DataDir;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::open_tokens_by;
 use crate::model::Gpt2Config;
+use crate::store::open_tokens_by;
 use crate::train::session::{Session, Surroundings};
 use arms::Arm;
 use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
@@ -303,7 +304,7 @@ fn steps_of(
             Budget::Tokens => arm.plan.steps,
             Budget::Flops => {
                 let other = &probes[baseline];
-                let target = arithmetic::flops_of_run(&other.student, other.teacher.as_ref(), &other.settled);
+                let target = cost::flops_of_run(&other.student, other.teacher.as_ref(), &other.settled);
                 steps_for_flops(target, &probe.student, probe.teacher.as_ref(), &probe.settled)
             }
             Budget::Seconds => {

@@ -5,10 +5,10 @@ use super::figures::{curves, decile_chart, decile_differences, deciles, groups};
 use super::stats::{Difference, Spread};
 use super::summary::{ArmResult, CURVES_CSV, REPORT_CSV, Summary, flat};
 use super::svg::{interval, strip};
-use crate::report::text::{count, flops, seconds};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::page::{escape, page as html};
+use crate::report::text::{count, flops, seconds};
 use std::fmt::Write;
 
 /// The page inside the folder of a comparison.

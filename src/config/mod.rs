@@ -13,6 +13,7 @@ pub use choice::{
     ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
+pub(crate) use load::largest_divisor;
 pub use load::{Resolved, ResolvedValue, load, resolve};
 pub(crate) use plan::flatten;
 pub use plan::{

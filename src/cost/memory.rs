@@ -1,10 +1,10 @@
 //! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from it.
 
-use crate::config::choice::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
-use crate::config::load::largest_divisor;
-use crate::config::plan::Plan;
-use crate::model::Gpt2Config;
+use crate::config::Plan;
+use crate::config::largest_divisor;
+use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
 use crate::loss::head;
+use crate::model::Gpt2Config;
 use serde::Serialize;
 
 /// How large a micro-batch may grow, in bytes.

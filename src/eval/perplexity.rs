@@ -3,8 +3,8 @@
 use crate::data::loader::{Batch, EvalWindows};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Gpt2;
 use crate::loss::head;
+use crate::model::Gpt2;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::sync::Arc;
@@ -133,8 +133,8 @@ fn losses(model: &Gpt2, batch: &Batch) -> Result<Vec<f32>> {
 mod tests {
     use super::*;
     use crate::data::tokens::TokenOrigin;
-    use crate::model::Gpt2Config;
     use crate::loss::head::reference;
+    use crate::model::Gpt2Config;
     use crate::progress::Silent;
     use candle_core::{DType, Device};
 

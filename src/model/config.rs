@@ -1,5 +1,6 @@
 //! The shape of a GPT-2 model, as Hugging Face's `config.json` writes it.
 
+use crate::config::ShapePlan;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -139,6 +140,15 @@ mod tests {
         assert_eq!(Gpt2Config::new(50257, 1024, 1024, 24, 16).parameters(), 354_823_168);
         assert_eq!(Gpt2Config::new(50257, 1024, 1280, 36, 20).parameters(), 774_030_080);
         assert_eq!(Gpt2Config::new(50257, 1024, 1600, 48, 25).parameters(), 1_557_611_200);
+    }
+
+    #[test]
+    fn shape_overrides_replace_only_what_they_name() {
+        let base = Gpt2Config { n_inner: Some(10), ..Gpt2Config::new(100, 64, 8, 2, 2) };
+        let shape = base.overridden(&ShapePlan { n_layer: Some(5), ..ShapePlan::default() });
+        assert_eq!((shape.n_layer, shape.n_inner, shape.n_embd), (5, Some(10), 8));
+        let wide = base.overridden(&ShapePlan { n_embd: Some(16), ..ShapePlan::default() });
+        assert_eq!((wide.n_embd, wide.inner()), (16, 64), "the MLP follows a new width");
     }
 
     #[test]

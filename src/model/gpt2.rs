@@ -9,9 +9,9 @@
 use super::{Block, Gpt2Config, ParamSet, RowSampler};
 use crate::config::Activations;
 use crate::error::Result;
+use crate::loss::head::Logits;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::loss::head::Logits;
 use crate::ops::matmul::{Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;

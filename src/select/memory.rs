@@ -1,6 +1,6 @@
 //! What selection remembers from step to step; part of every checkpoint.
 
-use super::{AdaEslm, Carried, EasyShare};
+use super::{AdaEslm, Carried, EasyShare, Selector};
 use crate::config::{AlphaSchedule, Plan, Pool};
 use serde::{Deserialize, Serialize};
 

@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::ParamSet;
-use crate::store::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
 use crate::progress::Progress;
-use crate::store::names::{Kind, ModelRef, has_tokenizer};
 use crate::store::checkpoint;
+use crate::store::names::{Kind, ModelRef, has_tokenizer};
+use crate::store::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
 use candle_core::Device;
 use serde::Serialize;
 use serde_json::{Value, json};

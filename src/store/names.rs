@@ -13,11 +13,11 @@
 //! (it starts with `.`, `/` or `~`, or has more than one slash) is never taken for a Hub id.
 
 use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::store::checkpoint;
 use crate::store::hub::cache::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model};
 use crate::store::preset::{self, Preset, Role, Source};
-use crate::progress::Progress;
-use crate::store::checkpoint;
 use std::path::{Path, PathBuf};
 
 /// Which presets a name may mean.

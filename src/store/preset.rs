@@ -1,7 +1,7 @@
 //! Who teaches and who learns: the presets of `teachers/` and `students/`, embedded at build time.
 
-use crate::model::Gpt2Config;
 use crate::error::{Error, Result};
+use crate::model::Gpt2Config;
 use serde::Deserialize;
 use std::sync::OnceLock;
 

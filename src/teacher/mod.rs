@@ -2,16 +2,12 @@
 //!
 //! The trunk must see every position, since a kept position attends to dropped ones; the head runs where its output is
 //! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal). What the loss
-//! is formed from is a [`Signal`]: those logits, or their largest entries, or a sample.
-
-pub mod signal;
-
-pub use signal::{Signal, SignalKind};
+//! is formed from is a [`crate::loss::Signal`]: those logits, or their largest entries, or a sample.
 
 use crate::config::Dtype;
 use crate::error::{Error, Result};
-use crate::model::{Gpt2, Gpt2Config};
 use crate::loss::head::Logits;
+use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::matmul::Precision;
 use candle_core::DType;
 
@@ -59,8 +55,8 @@ impl Teacher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ParamSet;
     use crate::loss::head::{Mix, Weigh, fused, scan};
+    use crate::model::ParamSet;
     use crate::ops::testing::{assert_close, random};
     use candle_core::{Device, Tensor};
 

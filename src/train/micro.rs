@@ -2,17 +2,18 @@
 
 use super::report::StepReport;
 use super::step::Trainer;
-use crate::cost::{self, Drawn, Probe, Work};
 use crate::config::{BackwardMode, HeadMode, Pool, Rho, Score};
+use crate::cost::{self, Drawn, Probe, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
+use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
+use crate::loss::{Divergence, SignalKind};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
-use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
 use crate::rng::{Rng, Stream};
 use crate::select::{
-    Carried, Mixture, Rows, ScoreContext, Selection, keep_sequences, kept_of, probe_rows, score_is_finite, score_of,
-    scores,
+    Carried, Mixture, Rows, ScoreContext, Selection, Selector, keep_sequences, kept_of, probe_rows, score_is_finite,
+    score_of, scores,
 };
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;
@@ -132,7 +133,7 @@ impl Trainer {
                 self.take_in(&micro, found, &selection, report)?;
             }
         }
-        report.flops += arithmetic::flops(&self.student.config, teacher_shape, &self.plan, work);
+        report.flops += cost::flops(&self.student.config, teacher_shape, &self.plan, work);
         clock.lap(&mut report.phases.backward);
         Ok(())
     }
@@ -276,7 +277,7 @@ impl Trainer {
     /// Which of the rows a sampled backward differentiates at the head, None for all, by what is known of the norms of
     /// their logits' gradients before these are formed.
     fn choose_at_head(&self, micro: &Micro<'_>, rows: &[u32], stats: &[RowStats], weights: &[f32]) -> Option<Chosen> {
-        let bounded = micro.mix.lambda == 0.0 || arithmetic::forward_kl(&self.plan);
+        let bounded = micro.mix.lambda == 0.0 || cost::forward_kl(&self.plan);
         let sampler = micro.sampler.as_ref().filter(|_| bounded)?;
         let bound = |(s, w): (&RowStats, &f32)| f64::from(*w) * head::gradient_bound(s, micro.mix);
         let norms: Vec<f64> = stats.iter().zip(weights).map(bound).collect();

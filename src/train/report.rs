@@ -3,8 +3,8 @@
 use crate::cost::Flops;
 use crate::data::loader::Batch;
 use crate::error::Result;
-use crate::ops::embed::row_norms;
 use crate::loss::head::RowStats;
+use crate::ops::embed::row_norms;
 use crate::select::Selection;
 use crate::train::events::Phases;
 use candle_core::Tensor;

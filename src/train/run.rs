@@ -1,19 +1,19 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
 
-use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use super::events::{Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
 use super::{StepReport, Trainer};
-use crate::cost::{checkpoint_bytes, disk_bytes};
 use crate::config::{MicroRows, OnNonfinite};
+use crate::cost::{checkpoint_bytes, disk_bytes};
 use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
-use crate::store::weights::{SaveOptions, save_model};
 use crate::progress::{Progress, Silent};
 use crate::select::Memory;
+use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
+use crate::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,21 +1,21 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
 
-use crate::cost::{check_fit, settle};
 use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
+use crate::cost::{check_fit, settle};
 use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::store::hub::HubOptions;
-use crate::store::preset::{Birth, Preset, Source};
-use crate::store::weights::{load_model, weights_hash};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
-use crate::store::names::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
-use crate::teacher::Teacher;
 use crate::store::checkpoint::Inputs;
+use crate::store::hub::HubOptions;
+use crate::store::names::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
+use crate::store::preset::{Birth, Preset, Source};
+use crate::store::weights::{load_model, weights_hash};
+use crate::teacher::Teacher;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -5,13 +5,13 @@ use crate::config::{MicroRows, Plan, Pool};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, ParamSet};
-use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::ops::matmul::Precision;
-use crate::select::{Memory, Mixture, Observed, exact_var};
+use crate::optim::adamw::{self, AdamW, global_norm};
+use crate::optim::schedule;
+use crate::select::{Memory, Mixture, Observed, Selector, exact_var};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
 use crate::train::report::{CarriedReport, StepReport};
-use crate::optim::schedule;
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use crate::support::place::{
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::data::tokens::TokenFile;
-use eslm_kd::store::weights::{SaveOptions, save_model};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::store::checkpoint::{self, list, verify};
+use eslm_kd::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs;

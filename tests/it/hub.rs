@@ -2,10 +2,10 @@
 
 use crate::support::hub_server::{HubServer, Kind, On, hex};
 use eslm_kd::cli::download::{self, DownloadArgs};
-use eslm_kd::store::hub::{self, Fetched, HubOptions, What, fetch_model};
-use eslm_kd::store::weights::{SaveOptions, load_model, save_model};
 use eslm_kd::model::{Gpt2Config, Layout, ParamSet};
 use eslm_kd::progress::{Progress, Silent};
+use eslm_kd::store::hub::{self, Fetched, HubOptions, What, fetch_model};
+use eslm_kd::store::weights::{SaveOptions, load_model, save_model};
 use eslm_kd::{Error, ErrorKind, Result};
 use sha1::Digest;
 use std::fs;

@@ -1,13 +1,13 @@
 //! The built binary against the fault server, with the environment of Python's hub library: several processes at once,
 //! stop signals, exit statuses, what a run records.
 
-use crate::store::hub::{ID, model_files};
+use crate::hub::{ID, model_files};
 use crate::support::hub_server::{HubServer, Kind, On};
 use crate::support::place::without_settings;
 use crate::support::tiny;
 use candle_core::Device;
-use eslm_kd::store::weights::{SaveOptions, save_model};
 use eslm_kd::model::{Gpt2, Gpt2Config};
+use eslm_kd::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,12 @@
 //! `cache ls | verify | prune` on a cache that the fault server filled. Promise: damage is found, nothing that anybody
 //! uses or downloads is removed.
 
-use crate::store::hub::{Bench, ID, model_files};
+use crate::hub::{Bench, ID, model_files};
 use crate::support::hub_server::{Kind, On};
 use eslm_kd::ErrorKind;
+use eslm_kd::progress::Silent;
 use eslm_kd::store::hub::audit::{Pruned, Verified, list, prune, verify};
 use eslm_kd::store::hub::{HubOptions, What, fetch_model};
-use eslm_kd::progress::Silent;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};

@@ -1,10 +1,10 @@
 //! How long a download waits: for a connection, for a byte, because it was asked to.
 
-use crate::store::hub::{Bench, ID};
+use crate::hub::{Bench, ID};
 use crate::support::hub_server::{Kind, On};
 use eslm_kd::ErrorKind;
-use eslm_kd::store::hub::{HubOptions, What, fetch_model};
 use eslm_kd::progress::Silent;
+use eslm_kd::store::hub::{HubOptions, What, fetch_model};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 

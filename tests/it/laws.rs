@@ -3,15 +3,13 @@
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::ErrorKind;
-use eslm_kd::cost::{
-    Flops, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
-};
 use eslm_kd::config::{self, Overrides, Plan, RunFile};
+use eslm_kd::cost::{Flops, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward};
 use eslm_kd::data::loader::{Batch, Loader};
 use eslm_kd::data::prepare::DataDir;
+use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::buffer::with_mut;
-use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::select::{ScoreContext, Selector, kept_of, scores};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer};

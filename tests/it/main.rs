@@ -11,6 +11,7 @@ mod hub_store;
 mod hub_waits;
 mod inspect;
 mod laws;
+mod layers;
 mod models;
 mod parity;
 mod run;

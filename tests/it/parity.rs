@@ -3,12 +3,12 @@
 
 use crate::support::golden::{Golden, assert_gradients, assert_within, largest, values};
 use candle_core::{DType, Device, Tensor};
-use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::loss::Divergence;
-use eslm_kd::ops::embed::scatter_add;
-use eslm_kd::loss::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
-use eslm_kd::ops::matmul::{Precision, matmul};
 use eslm_kd::loss::Signal;
+use eslm_kd::loss::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
+use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
+use eslm_kd::ops::embed::scatter_add;
+use eslm_kd::ops::matmul::{Precision, matmul};
 
 const SHAPES: [&str; 2] = ["small", "odd"];
 const PLAIN: Mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };

@@ -5,8 +5,8 @@ use crate::support::place::{Place, TINY, copy_data, data, everything, pretrain, 
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::config::{self, Overrides, RunFile};
-use eslm_kd::store::weights::{load_model, weights_hash};
 use eslm_kd::store::checkpoint::RunLock;
+use eslm_kd::store::weights::{load_model, weights_hash};
 use serde_json::Value;
 use std::fs;
 use std::process::Stdio;

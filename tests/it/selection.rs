@@ -2,10 +2,8 @@
 
 use crate::laws::{ROWS, batch, bits, largest_difference, model, step, trainer};
 use candle_core::{DType, Device, Tensor, Var};
-use eslm_kd::cost::{
-    flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
-};
 use eslm_kd::config::{Pool, Tail};
+use eslm_kd::cost::{flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward};
 use eslm_kd::loss::Mix;
 use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::rng::{Rng, Stream};

@@ -12,11 +12,11 @@ use super::sparse::SparseRow;
 use super::{Kept, Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, per_token};
 use crate::error::Result;
 use crate::loss::Divergence;
+use crate::loss::Signal;
 use crate::ops::embed::gather;
 use crate::ops::gpu::{
     Address, Grid, Module, address, contiguous, factor, floats, gemm, launch, uninitialised, upload, variant,
 };
-use crate::loss::Signal;
 use candle_core::{DType, Tensor};
 use signals::{Uploaded, sparse_rows};
 

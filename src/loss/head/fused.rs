@@ -10,10 +10,10 @@ use super::cuda::{self, Pending};
 use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
+use crate::loss::Signal;
 use crate::loss::divergence::Sums;
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
-use crate::loss::Signal;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 

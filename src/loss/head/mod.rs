@@ -18,11 +18,11 @@ pub(crate) use fused::ROWS as BLOCK_ROWS;
 pub use fused::{Found, Fused, Weigh, fused};
 pub use reduce::{sample, top_k};
 
+use crate::error::{Error, Result};
+use crate::loss::Signal;
 use crate::ops::embed::gather;
 use crate::ops::matmul::Precision;
 use crate::ops::{fast, gpu};
-use crate::error::{Error, Result};
-use crate::loss::Signal;
 use candle_core::Tensor;
 use std::sync::Arc;
 

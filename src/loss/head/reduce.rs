@@ -3,9 +3,9 @@
 use super::cpu::{TILE, Tiles};
 use super::{Logits, RowStats, cuda, reference};
 use crate::error::{Error, Result};
+use crate::loss::signal::{Drawn, Sampled, TopK};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::rng::Rng;
-use crate::loss::signal::{Drawn, Sampled, TopK};
 use rayon::prelude::*;
 
 /// How a row's logits become log probabilities: (max, ln sum exp((t - max) / tau), 1 / tau).

@@ -3,8 +3,8 @@
 use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, sparse};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
-use crate::ops::buffer;
 use crate::loss::Signal;
+use crate::ops::buffer;
 use candle_core::{D, DType, Tensor, Var};
 
 /// z = hidden · weightᵀ, [N, V].

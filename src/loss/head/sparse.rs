@@ -9,9 +9,9 @@ use super::{Logits, Mix, RowStats, cpu, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::divergence::Sums;
+use crate::loss::signal::{Drawn, Sampled, Signal, TopK};
 use crate::ops::buffer::read;
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
-use crate::loss::signal::{Drawn, Sampled, Signal, TopK};
 use rayon::prelude::*;
 
 /// The student's mass outside the ids counts as at least this: what 1 - sum p is known to.
@@ -189,9 +189,9 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::SignalKind;
     use crate::loss::head::{LossGradient, loss, scan};
     use crate::ops::testing::{assert_close, check_finite_differences, random};
-    use crate::teacher::SignalKind;
     use candle_core::{DType, Tensor};
 
     const V: usize = 5003;

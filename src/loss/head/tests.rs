@@ -1,7 +1,7 @@
 use super::*;
 use crate::loss::Divergence;
-use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
 use crate::loss::{Signal, SignalKind};
+use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
 use candle_core::{DType, Device};
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.

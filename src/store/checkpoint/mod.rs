@@ -20,13 +20,13 @@ pub(crate) use rotation::list_in;
 pub use rotation::{RunLock, best, check_free, latest, list};
 
 use crate::config::{CheckpointPlan, Plan};
+use crate::cost::Flops;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
-use crate::store::weights::{SaveOptions, check_finite, load_model, load_params, save_model, save_params};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::adamw;
 use crate::progress::Progress;
-use crate::cost::Flops;
+use crate::store::weights::{SaveOptions, check_finite, load_model, load_params, save_model, save_params};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -85,7 +85,7 @@ pub struct Counters {
 
 impl Counters {
     /// One batch further, trained on or passed over.
-    pub(super) fn pass(&mut self, plan: &Plan, tokens: u64, seconds: f64) {
+    pub(crate) fn pass(&mut self, plan: &Plan, tokens: u64, seconds: f64) {
         self.step += 1;
         self.cursor += plan.data.rows as u64;
         self.tokens += tokens;
@@ -190,7 +190,7 @@ fn read_state(path: &Path) -> Result<Saved> {
 }
 
 /// The hashes are right, so this is no accident of a disk.
-pub(super) fn impossible(path: &Path, what: &str) -> Error {
+pub(crate) fn impossible(path: &Path, what: &str) -> Error {
     Error::data(format!(
         "{}: {what}. No run writes that: it was changed by hand or by another program; remove this checkpoint to go on from \
          the one before",

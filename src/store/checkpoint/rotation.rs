@@ -70,7 +70,7 @@ impl RunLock {
     }
 
     /// Where the checkpoint of `step` stands.
-    pub(in crate::train) fn place(&self, step: u64) -> PathBuf {
+    pub(crate) fn place(&self, step: u64) -> PathBuf {
         self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
     }
 

@@ -12,8 +12,8 @@
 use super::fetch::What;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use crate::progress::Progress;
+use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use std::fs::{self, File};

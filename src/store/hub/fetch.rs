@@ -6,8 +6,8 @@ use super::options::HubOptions;
 use super::transfer::{Job, bring, is_cached};
 use crate::error::{Error, Result};
 use crate::files::check_space;
-use crate::store::weights::{INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, shard_names};
 use crate::progress::Progress;
+use crate::store::weights::{INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, shard_names};
 use std::path::{Path, PathBuf};
 
 /// Which files of a repository are wanted.

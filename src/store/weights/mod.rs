@@ -11,8 +11,8 @@ pub use config_json::{parse_config, read_config};
 pub use save::{SaveOptions, TOKENIZER_FILES, save_model, save_params};
 pub use source::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 
-use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::error::{Error, Result};
+use crate::model::{Gpt2Config, Layout, ParamSet};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::{Dtype, tensor::TensorView};
 use source::TensorFiles;

@@ -7,8 +7,8 @@ use eslm_kd::ErrorKind;
 use eslm_kd::config::{self, Overrides, RunFile};
 use eslm_kd::data::tokenizer::Tokenizer;
 use eslm_kd::data::tokens::TokenFile;
-use eslm_kd::store::weights::{load_model, read_config};
 use eslm_kd::store::checkpoint::Manifest;
+use eslm_kd::store::weights::{load_model, read_config};
 use serde_json::Value;
 use std::fs;
 

@@ -1,8 +1,8 @@
 //! What PyTorch computed: the files of `tests/golden`, described in `tests/reference/README.md`.
 
 use candle_core::{DType, Device, Tensor};
-use eslm_kd::store::weights::parse_config;
 use eslm_kd::model::{Gpt2, Layout, ParamSet};
+use eslm_kd::store::weights::parse_config;
 use std::collections::HashMap;
 use std::path::PathBuf;
 

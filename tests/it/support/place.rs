@@ -2,9 +2,9 @@
 
 use super::tiny;
 use candle_core::Device;
-use eslm_kd::store::weights::{SaveOptions, save_model};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::store::checkpoint;
+use eslm_kd::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,10 +2,10 @@
 
 use super::{Block, Blocks, LogitsAt, ROWS, THREADS, written};
 use crate::error::Result;
-use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload};
+use crate::loss::Signal;
 use crate::loss::head::sparse::{self, SparseRow};
 use crate::loss::head::{Logits, Mix, RowStats};
-use crate::loss::Signal;
+use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload};
 use candle_core::{DType, Tensor};
 
 /// Ids of rows, and what the gradient needs of each.
