@@ -5,14 +5,17 @@
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
 mod memory;
+mod route;
 
 pub use memory::{Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes};
+pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 
-use crate::config::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
+use crate::config::{Activations, BackwardMode, HeadMode, MicroRows, Pool, Rho};
 use crate::config::{Level, Plan};
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
 use crate::select::{kept_of, probe_rows};
+use route::sums_first;
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -139,34 +142,26 @@ pub struct Work {
     pub context: u64,
     /// Positions that the loss is formed from.
     pub kept: u64,
-    /// Whether scores were formed: a step of the burn-in, for one, asks for none.
-    pub selecting: bool,
-    /// Whether kept rows were differentiated as they were scored, from logits in hand.
-    pub one_pass: bool,
-    /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
-    pub distils: bool,
     /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
     pub drawn: Option<Drawn>,
     /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
 
-/// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
-/// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
+/// FLOPs of `work` by its route, as executed: the trainer counts with this function and `plan` predicts with it. The plan's
+/// machine half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
-/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass ([`Plan::one_pass`]) costs 1 + 2k whatever is asked of
-/// stored logits: all of them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and
-/// 1 + 4k where the kept rows are scanned again beside a teacher that selection did not need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
-/// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
-/// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
-/// head per token, are not counted.
-pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting, one_pass, distils, drawn, probe } = work;
+/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass costs 1 + 2k whatever is asked of stored logits: all of
+/// them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and 1 + 4k where the kept
+/// rows are scanned again with a teacher that selection did not need. A teacher's head runs on all rows if the score reads it,
+/// else on kept rows if the objective does; a recomputed one runs again for the gradient, or for the reduction to a sparse
+/// signal. A dense signal and a divergence other than forward KL take one more pass of both, before the gradient. The products
+/// of a sparse signal's ids, a few dozen rows of the head per token, are not counted.
+pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, route: Route, work: Work) -> Flops {
+    let Work { sequences, context, kept, drawn, probe } = work;
     let dropped = sequences * context - kept;
-    let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
-    let distils = teacher.is_some() && distils;
-    let summed = u64::from(distils && !one_pass && sums_first(plan));
-    let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
+    let recompute = plan.machine.head == HeadMode::Recompute && !route.one_pass;
+    let summed = u64::from(route.distils && !route.one_pass && sums_first(plan));
     let mut flops = Flops {
         student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
         scoring: head_forward(student, dropped) as f64,
@@ -177,19 +172,18 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
         flops.scoring += (began + head_forward(student, probe.rows)) as f64;
     }
-    let sampled = plan.machine.backward == BackwardMode::Sampled;
-    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, sequences * context, kept, one_pass));
+    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, route, sequences * context, kept));
     // Rows whose logits are differentiated.
-    let differentiated = if sampled { drawn.head } else { kept };
+    let differentiated = if plan.machine.backward == BackwardMode::Sampled { drawn.head } else { kept };
     if kept > 0 {
         let trunk = match plan.machine.backward {
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
-            BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
+            BackwardMode::Sparse if route.selects => trunk_backward_sparse(student, sequences, context, kept),
             BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Sampled => trunk_backward_sampled(student, context, drawn.blocks, drawn.keys),
         };
-        // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
-        let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
+        // Formed again for the scan of the kept rows with the teacher, then for the divergence's sums and for the gradient.
+        let scanned = u64::from(recompute && route.scans_again());
         let again = if recompute { 1 + summed } else { 0 };
         let blocks_again = match plan.machine.activations {
             Activations::Keep => 0,
@@ -201,12 +195,12 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
             + scanned * head_forward(student, kept)
             + again * head_forward(student, differentiated)) as f64;
     }
-    if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
-        let again = if distils && recompute { 1 + summed } else { 0 };
+    if let Some(teacher) = teacher.filter(|_| route.teacher != TeacherRows::None) {
+        let again = if route.distils && recompute { 1 + summed } else { 0 };
         flops.teacher = (trunk_forward(teacher, sequences, context)
             + head_forward(teacher, kept)
             + again * head_forward(teacher, differentiated)) as f64;
-        if teacher_scores {
+        if route.teacher == TeacherRows::All {
             flops.scoring += head_forward(teacher, dropped) as f64;
         }
     }
@@ -215,24 +209,17 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
 
 /// Rows that a sampled backward is expected to draw: below the last block every position has gradient. How few
 /// `rho = "auto"` will do with is not known beforehand; every row is the bound.
-fn expected_draw(cfg: &Gpt2Config, plan: &Plan, positions: u64, kept: u64, one_pass: bool) -> Drawn {
+fn expected_draw(cfg: &Gpt2Config, plan: &Plan, route: Route, positions: u64, kept: u64) -> Drawn {
     let share = match plan.machine.rho {
         Rho::Auto => 1.0,
         Rho::Share(rho) => rho,
     };
     let drawn = (share * positions as f64).round() as u64;
-    let at_head = !one_pass && (!plan.objective.distils() || forward_kl(plan));
     Drawn {
-        head: if at_head { drawn.min(kept) } else { kept },
+        head: if route.draws_at_head { drawn.min(kept) } else { kept },
         blocks: drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn,
         keys: cfg.n_layer as u64 * drawn,
     }
-}
-
-/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm has a bound before it is
-/// formed, and it takes one pass over the vocabulary instead of two.
-pub fn forward_kl(plan: &Plan) -> bool {
-    plan.objective.signal == Signal::Dense && plan.objective.divergence == Divergence::ForwardKl
 }
 
 /// FLOPs of one optimizer step of a settled plan at these confidence levels.
@@ -242,12 +229,16 @@ pub fn flops_per_step(
     plan: &Plan,
     level: impl Into<Level>,
 ) -> Flops {
-    flops(student, teacher, plan, work_of_step(plan, level.into()))
+    let level = level.into();
+    flops(student, teacher, plan, usual_route(plan, level), work_of_step(plan, level))
+}
+
+fn usual_route(plan: &Plan, level: Level) -> Route {
+    Route::of(plan, StepFacts::usual(plan, level.alpha > 0.0))
 }
 
 fn work_of_step(plan: &Plan, level: Level) -> Work {
     let (rows, context, stride) = (plan.data.rows, plan.data.context, plan.select.probe_stride);
-    let selecting = level.alpha > 0.0;
     let probe = (kept_sequences(plan, level.alpha_seq) < rows as u64).then(|| Probe {
         sequences: rows as u64,
         exit_layer: plan.select.exit_layer as u64,
@@ -257,17 +248,9 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
         sequences: kept_sequences(plan, level.alpha_seq),
         context: context as u64,
         kept: gradient_rows(plan, level),
-        selecting,
-        one_pass: plan.one_pass(selecting),
-        distils: plan.objective.distils(),
         drawn: None,
         probe,
     }
-}
-
-/// Whether the divergence's sums take a pass over the vocabulary of their own.
-fn sums_first(plan: &Plan) -> bool {
-    plan.objective.signal == Signal::Dense && plan.objective.divergence != Divergence::ForwardKl
 }
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
@@ -289,9 +272,10 @@ fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Pla
     let silent = ends.into_iter().filter(|&step| plan.objective.lambda_at(step, plan.steps) == 0.0);
     silent
         .map(|step| {
-            let with = work_of_step(plan, plan.level_at(step));
-            let total = |work| flops(student, teacher, plan, work).total();
-            total(with) - total(Work { distils: false, ..with })
+            let level = plan.level_at(step);
+            let with = StepFacts::usual(plan, level.alpha > 0.0);
+            let total = |step| flops(student, teacher, plan, Route::of(plan, step), work_of_step(plan, level)).total();
+            total(with) - total(StepFacts { weighs_teacher: false, ..with })
         })
         .sum()
 }

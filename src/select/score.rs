@@ -118,10 +118,9 @@ pub fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Res
     if value.is_finite() {
         return Ok(value);
     }
-    let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
     Err(Error::new(
         ErrorKind::NonFinite,
-        format!("expected a finite {score} score, found {value} at sequence {sequence}, position {position}"),
+        format!("expected a finite {score} score, found {value} at {}", batch.place(i)),
     ))
 }
 
