@@ -257,7 +257,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         name: "head scan: nll, lse, entropy".into(),
         gflop: product,
         floats: n * d + vocab * d,
-        ours: Box::new(move || drop(head::scan(&mut Logits::new(h.clone(), w.clone(), false), None, &y, 1.0).unwrap())),
+        ours: Box::new(move || drop(head::scan(&Logits::new(h.clone(), w.clone()), None, &y, 1.0).unwrap())),
         reference: Some(Box::new(move || {
             let log_p = head::reference::log_softmax(&head::reference::logits(&rh, &rw).unwrap(), 1.0).unwrap();
             (log_p.exp().unwrap() * &log_p).unwrap().sum(1).unwrap();
@@ -272,8 +272,13 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         gflop: 3.0 * product,
         floats: 2 * n * d + 3 * vocab * d,
         ours: Box::new(move || {
-            let logits = Logits::new(h.clone(), w.clone(), false);
-            head::fused(&logits, None, &y, 1.0, mix, Weigh::Known(&ones), &dw).unwrap();
+            let logits = Logits::new(h.clone(), w.clone());
+            head::fused(
+                head::PassInput { student: &logits, teacher: None, targets: &y, options: 1.0.into(), mix },
+                Weigh::Known(&ones),
+                &dw,
+            )
+            .unwrap();
         }),
         reference: Some(Box::new(move || {
             let (h, w) = (Var::from_tensor(&rh).unwrap(), Var::from_tensor(&rw).unwrap());

@@ -250,11 +250,11 @@ impl Parity {
             self.compare(&what, 5e-5, 5e-2, &|on| {
                 let (w, tw) = (on.put(&w), on.put(&tw));
                 let logits = |hidden: &Tensor, w: &Tensor, keep| {
-                    Logits::new(on.activation(hidden), w.clone(), keep).with_precision(on.precision)
+                    Logits::new(on.activation(hidden), w.clone()).with_precision(on.precision)
                 };
                 let (mut s, mut t) = (logits(&h, &w, true), logits(&th, &tw, true));
                 let options = ScanOptions { tau: temperature, reverse_kl: true };
-                let stats = head::scan(&mut s, Some(&mut t), &targets, options).unwrap();
+                let stats = head::scan(&s, Some(&t), &targets, options).unwrap();
                 let pick = |r: &u32| *r as usize;
                 let of_kept: Vec<RowStats> = kept.iter().map(|r| stats[pick(r)]).collect();
                 let (y, of_weights): (Vec<u32>, Vec<f32>) =
@@ -264,10 +264,32 @@ impl Parity {
                 let signal = kind.reduce(t, &of_kept, temperature, 3, &tokens).unwrap();
                 let (dw_one, dw_two) = (on.put(&dw), on.put(&dw));
                 let s = s.select(&kept).unwrap();
-                let out = head::loss(&s, Some(&signal), &of_kept, &y, &of_weights, mix, &dw_one).unwrap();
+                let out = head::loss(
+                    head::LossInput {
+                        student: &s,
+                        signal: Some(&signal),
+                        stats: &of_kept,
+                        targets: &y,
+                        weights: &of_weights,
+                        mix,
+                    },
+                    &dw_one,
+                )
+                .unwrap();
                 let (s, t) = (logits(&h, &w, false), logits(&th, &tw, false));
                 let known = Weigh::Known(&weights);
-                let fused = head::fused(&s, Some(&t), &targets, temperature, mix, known, &dw_two).unwrap();
+                let fused = head::fused(
+                    head::PassInput {
+                        student: &s,
+                        teacher: Some(&t),
+                        targets: &targets,
+                        options: temperature.into(),
+                        mix,
+                    },
+                    known,
+                    &dw_two,
+                )
+                .unwrap();
                 let (again, sum) = fused.found.read().unwrap();
                 let of = |s: &RowStats| [s.student.nll, s.student.entropy, s.teacher.nll, s.teacher.entropy, s.kl];
                 let numbers: Vec<f32> = stats.iter().chain(&again).flat_map(of).collect();

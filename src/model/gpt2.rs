@@ -105,8 +105,8 @@ impl Gpt2 {
     }
 
     /// The head's logits of rows of hidden vectors, as [`Logits::new`].
-    pub fn logits(&self, hidden: Tensor, keep: bool) -> Logits {
-        Logits::new(hidden, self.params.wte().clone(), keep).with_precision(self.precision)
+    pub fn logits(&self, hidden: Tensor) -> Logits {
+        Logits::new(hidden, self.params.wte().clone()).with_precision(self.precision)
     }
 
     /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k

@@ -9,7 +9,7 @@ use crate::config::{BackwardMode, HeadMode, Rho, Score};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
+use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Scanned, Weigh};
 use crate::loss::{Divergence, SignalKind};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
@@ -78,15 +78,14 @@ impl Trainer {
 
         let (hidden, tape) = self.student.finish(partial)?; // [B T, D]
         clock.lap(&mut sums.phases.forward);
-        let keep = self.plan.machine.head != HeadMode::Recompute;
         let signal = match &self.teacher {
             Some(teacher) if work.route.teacher != TeacherRows::None => {
-                Some(teacher.signal(&batch.inputs, batch.context, keep)?)
+                Some(teacher.signal(&batch.inputs, batch.context)?)
             }
             _ => None,
         };
         clock.lap(&mut sums.phases.teacher);
-        let logits = self.student.logits(hidden, keep);
+        let logits = self.student.logits(hidden);
         let head = if work.route.one_pass {
             Some(self.one_pass(&micro, &logits, signal.as_ref(), sums, &mut clock)?)
         } else {
@@ -189,8 +188,8 @@ impl Trainer {
         let mut partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
         let probes = probe_rows(batch.rows, batch.context, select.probe_stride);
         let hidden = self.student.probe(&partial, &probes)?;
-        let mut logits = self.student.logits(hidden, false);
-        let stats = head::scan(&mut logits, None, &pick(Some(&probes), &batch.targets), 1.0)?;
+        let logits = self.student.logits(hidden);
+        let stats = head::scan(&logits, None, &pick(Some(&probes), &batch.targets), 1.0)?;
         let numbers = numbers.for_probes(self.plan.seed);
         let left = judge_sequences(select, alpha_seq, batch, numbers, &probes, &stats)?;
         let probe =
@@ -204,17 +203,24 @@ impl Trainer {
         &self,
         micro: &Micro<'_>,
         own: Option<&mut OwnScore>,
-        mut logits: Logits,
-        mut signal: Option<Logits>,
+        logits: Logits,
+        signal: Option<Logits>,
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<Option<HeadGradient>> {
         let Micro { batch, mix, work, .. } = *micro;
         let route = work.route;
         // Where every row of the teacher is read anyway, one scan serves score and loss.
-        let with = if route.teacher == TeacherRows::All { signal.as_mut() } else { None };
-        let tau = if route.teacher == TeacherRows::All || !route.selects { mix.temperature } else { 1.0 };
-        let stats = head::scan(&mut logits, with, &batch.targets, micro.options(tau))?;
+        let everywhere = route.teacher == TeacherRows::All;
+        let (with, later) = if everywhere { (signal, None) } else { (None, signal) };
+        let tau = if everywhere || !route.selects { mix.temperature } else { 1.0 };
+        let Scanned { stats, student: logits, teacher } = if self.plan.machine.head == HeadMode::Recompute {
+            let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
+            Scanned { stats, student: logits, teacher: with }
+        } else {
+            head::scan_and_store(logits, with, &batch.targets, micro.options(tau))?
+        };
+        let signal = if everywhere { teacher } else { later };
         // Whatever the score: a NaN is never dropped in silence.
         stats.iter().enumerate().try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
         clock.lap(&mut sums.phases.scan);
@@ -229,10 +235,10 @@ impl Trainer {
 
         let picked = gaps(&rows.rows, batch.inputs.len());
         let (targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
-        let mut logits = select_rows(logits, picked)?;
-        let mut signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
-        if let Some(signal) = signal.as_mut().filter(|_| route.scans_again()) {
-            stats = head::scan(&mut logits, Some(signal), &targets, mix.temperature)?.into();
+        let logits = select_rows(logits, picked)?;
+        let signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
+        if let Some(signal) = signal.as_ref().filter(|_| route.scans_again()) {
+            stats = head::scan(&logits, Some(signal), &targets, mix.temperature)?.into();
         }
         let signal = signal.filter(|_| route.distils);
         if signal.is_some() {
@@ -275,7 +281,17 @@ impl Trainer {
             None => None,
         };
         clock.lap(&mut sums.phases.teacher);
-        let loss = head::loss(&logits, signal.as_ref(), &stats, &targets, &weights, mix, self.grads.wte())?;
+        let loss = head::loss(
+            head::LossInput {
+                student: &logits,
+                signal: signal.as_ref(),
+                stats: &stats,
+                targets: &targets,
+                weights: &weights,
+                mix,
+            },
+            self.grads.wte(),
+        )?;
         sums.loss += loss_of_all.unwrap_or(loss.sum);
         clock.lap(&mut sums.phases.head);
         Ok(Some(HeadGradient { rows, d_hidden: loss.d_hidden, before, found: None }))
@@ -302,7 +318,13 @@ impl Trainer {
     ) -> Result<HeadGradient> {
         let Micro { batch, mix, .. } = *micro;
         let (options, d_head) = (micro.options(mix.temperature), self.grads.wte());
-        let run = |weigh: Weigh<'_>| head::fused(logits, signal, &batch.targets, options, mix, weigh, d_head);
+        let run = |weigh: Weigh<'_>| {
+            head::fused(
+                head::PassInput { student: logits, teacher: signal, targets: &batch.targets, options, mix },
+                weigh,
+                d_head,
+            )
+        };
         let (done, decision) = match micro.work.selection.by_row(batch, micro.numbers) {
             None => {
                 let weights: Vec<f32> = batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();

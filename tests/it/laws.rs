@@ -217,8 +217,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
 fn kept_rows(trainer: &Trainer, batch: &Batch, first_sequence: u64) -> Vec<u32> {
     let plan = &trainer.plan;
     let hidden = trainer.student.forward(&batch.inputs, CONTEXT).unwrap();
-    let mut logits = Logits::new(hidden, trainer.student.params.wte().clone(), true);
-    let stats = head::scan(&mut logits, None, &batch.targets, 1.0).unwrap();
+    let logits = Logits::new(hidden, trainer.student.params.wte().clone());
+    let stats = head::scan(&logits, None, &batch.targets, 1.0).unwrap();
     let scores =
         scores(plan.select.score, plan.select.pool, &stats, batch, ScoreContext::new(plan.seed, first_sequence))
             .unwrap();

@@ -24,8 +24,8 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
     let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
     let mix = Mix { lambda: 0.0, temperature: 1.0, ..Mix::default() };
     for alpha in [0.1, 0.5, 0.75] {
-        let mut logits = Logits::new(hidden.clone(), weight.clone(), true);
-        let stats = head::scan(&mut logits, None, &targets, 1.0).unwrap();
+        let logits = Logits::new(hidden.clone(), weight.clone());
+        let stats = head::scan(&logits, None, &targets, 1.0).unwrap();
         let losses: Vec<f32> = stats.iter().map(|s| s.student.nll).collect();
         let selector = Selector { alpha, pool: Pool::MicroBatch, tail: Tail::High };
         let rows = selector.select(&losses, &vec![true; n], n).rows;
@@ -35,7 +35,18 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
         let of_rows: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
         let d_weight = Tensor::zeros((vocab, width), DType::F32, &Device::Cpu).unwrap();
         let kept = logits.select(&rows).unwrap();
-        let ours = head::loss(&kept, None, &picked, &of_rows, &vec![1.0; k], mix, &d_weight).unwrap();
+        let ours = head::loss(
+            head::LossInput {
+                student: &kept,
+                signal: None,
+                stats: &picked,
+                targets: &of_rows,
+                weights: &vec![1.0; k],
+                mix,
+            },
+            &d_weight,
+        )
+        .unwrap();
 
         // Any t between the k-th and the next loss is a minimiser; in between, the derivative of max(L - t, 0) exists.
         let mut sorted = losses.clone();
