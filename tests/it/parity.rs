@@ -372,7 +372,7 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
             let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
             let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
             let logits = |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap());
-            let (mut student, mut teacher) = (logits("z"), logits("t"));
+            let (student, teacher) = (logits("z"), logits("t"));
             let options = ScanOptions { tau: tau as f32, reverse_kl: true };
             let stats = head::scan(&student, Some(&teacher), &targets, options).unwrap();
             let signal = Signal::Dense(teacher);

@@ -343,8 +343,8 @@ mod tests {
 
     #[test]
     fn the_top_is_the_top_and_draws_belong_to_their_token() {
-        let (_, mut t) = pair(DType::F32, V);
-        let (mut s, _) = pair(DType::F32, V);
+        let (_, t) = pair(DType::F32, V);
+        let (s, _) = pair(DType::F32, V);
         let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
         let Signal::TopK(top) = SignalKind::TopK(7).reduce(t.clone(), &stats, 2.0, 1, &[]).unwrap() else { panic!() };
         for (i, row) in reference::host_rows(&t).unwrap().iter().enumerate() {
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn only_forward_kl_takes_a_sample_and_ids_lie_in_the_vocabulary() {
-        let (mut s, mut t) = pair(DType::F32, 33);
+        let (s, t) = pair(DType::F32, 33);
         let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
         let sampled = SignalKind::Sampled(3).reduce(t, &stats, 2.0, 1, &[0; 6]).unwrap();
         let dw = s.weight.zeros_like().unwrap();

@@ -88,7 +88,7 @@ fn scan_matches_the_reference_in_f64() {
                 let options = ScanOptions { tau, reverse_kl };
                 let (s, t) = (wide.student(), wide.teacher());
                 let want = reference::scan(&s, Some(&t), &case.targets, options).unwrap();
-                let (mut s, mut t) = (case.student(), case.teacher());
+                let (s, t) = (case.student(), case.teacher());
                 let got = scan(&s, Some(&t), &case.targets, options).unwrap();
                 // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
                 assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
@@ -187,7 +187,7 @@ fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
 
 fn nothing_to_learn(mix: Mix) {
     let case = case((6, 16, 5000));
-    let (mut s, mut t) = (case.student(), case.student());
+    let (s, t) = (case.student(), case.student());
     let stats = scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
@@ -218,7 +218,7 @@ fn extreme_logits_stay_finite() {
     let divergences = MIXES.iter().map(|m| m.divergence);
     for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
         let mix = Mix { lambda: 0.5, temperature: tau, divergence };
-        let (mut s, mut q) = (Logits::new(eye.clone(), z.clone()), Logits::new(eye.clone(), t.clone()));
+        let (s, q) = (Logits::new(eye.clone(), z.clone()), Logits::new(eye.clone(), t.clone()));
         let targets = [1, 2, 3, 4];
         let options = ScanOptions { tau, reverse_kl: true };
         let stats = scan(&s, Some(&q), &targets, options).unwrap();
@@ -250,8 +250,8 @@ fn extreme_logits_stay_finite() {
 #[test]
 fn no_rows_is_no_error() {
     let case = case((4, 8, 50));
-    for keep in [true, false] {
-        let mut s = case.student();
+    for _keep in [true, false] {
+        let s = case.student();
         let stats = scan(&s, None, &case.targets, 1.0).unwrap();
         let dw = case.weight.zeros_like().unwrap();
         let none = s.select(&[]).unwrap();
@@ -263,7 +263,7 @@ fn no_rows_is_no_error() {
         assert_eq!((out.sum, out.d_hidden.dims()), (0.0, [0usize, 8].as_slice()));
         assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
         assert_eq!(stats.len(), 4);
-        let mut empty = Logits::new(none.hidden().clone(), case.weight.clone());
+        let empty = Logits::new(none.hidden().clone(), case.weight.clone());
         assert!(scan(&empty, None, &[], 1.0).unwrap().is_empty());
     }
 }
@@ -279,7 +279,7 @@ fn the_reference_is_right_by_finite_differences() {
 #[test]
 fn mismatches_are_errors() {
     let case = case((4, 8, 50));
-    let mut other = Logits::new(case.t_hidden.clone(), random((51, 11), 6));
+    let other = Logits::new(case.t_hidden.clone(), random((51, 11), 6));
     let message = scan(&case.student(), Some(&other), &case.targets, 1.0).unwrap_err().to_string();
     assert!(message.contains("50") && message.contains("51"), "{message}");
     assert!(scan(&case.student(), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
@@ -288,7 +288,7 @@ fn mismatches_are_errors() {
 #[test]
 fn cross_entropy_is_candles() {
     let case = case((7, 24, 101));
-    let mut s = case.student();
+    let s = case.student();
     let stats = scan(&s, None, &case.targets, 1.0).unwrap();
     let dw = case.weight.zeros_like().unwrap();
     let ours = loss(
@@ -601,7 +601,7 @@ fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
     let targets = [0u32; 10];
     for k in [1, 21, 22, 100, 149, 150] {
         let find = || {
-            let mut t = teacher.clone();
+            let t = teacher.clone();
             let mut stats = scan(&t.clone(), Some(&t), &targets, 1.0).unwrap();
             stats.truncate(10);
             top_k(&teacher, &stats, 1.0, k).unwrap()
