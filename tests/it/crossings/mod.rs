@@ -8,9 +8,11 @@ mod net;
 mod reference;
 
 use crate::laws::{CONTEXT, ROWS, batch, model, plan, trainer_of};
+use crate::support::tiny;
+use candle_core::Device;
 use eslm_kd::config::{self, AlphaSchedule, Overrides, Plan};
 use eslm_kd::data::loader::Batch;
-use eslm_kd::model::Gpt2;
+use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::buffer::with_mut;
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::train::{StepReport, Trainer};
@@ -78,7 +80,7 @@ const FACTORS: [&[&[&str]]; 18] = [
     &[
         &["select.alpha_seq=0"],
         &["select.alpha_seq=0.5", "select.probe_score=entropy", "select.probe_stride=4"],
-        &["select.alpha_seq=0.4", "select.probe_score=loss", "select.probe_stride=5"],
+        &["select.alpha_seq=0.4", "select.probe_score=loss", "select.probe_stride=5", "select.exit_layer=2"],
         &["select.alpha_seq=0.7", "select.probe_score=random", "select.probe_stride=3"],
     ],
     &[
@@ -176,10 +178,16 @@ fn settings(crossing: &Crossing) -> Vec<&'static str> {
     settings
 }
 
+/// Three blocks deep, so that an early exit has two places.
+fn student() -> Gpt2 {
+    let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(tiny::VOCAB, CONTEXT, 16, 3, 2) };
+    Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
+}
+
 /// A trainer of a crossing, and what it will be given.
 fn begun(crossing: &Crossing) -> (Trainer, Vec<Batch>) {
     let plan = plan(&settings(crossing));
-    let student = model(16, 2, 1);
+    let student = student();
     if plan.select.schedule == AlphaSchedule::EasyShare {
         // Sure of itself, so that some tokens are easy.
         with_mut(student.params.wte(), |wte| wte.iter_mut().for_each(|x| *x *= 6.0)).unwrap();

@@ -9,7 +9,7 @@ use eslm_kd::ErrorKind;
 use eslm_kd::config::arithmetic::{
     head_backward, head_forward, trunk_again, trunk_backward_dense, trunk_backward_exact, trunk_backward_sparse,
 };
-use eslm_kd::config::{DeviceSpec, Dtype};
+use eslm_kd::config::{Activations, DeviceSpec, Dtype};
 use eslm_kd::ops::matmul::Bf16;
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer, session};
@@ -103,6 +103,9 @@ fn head() {
 }
 
 fn activations() {
+    let of = |setting: &str| at(&[setting], 0).0.student.activations;
+    assert_eq!(of("machine.activations=keep"), Activations::Keep);
+    assert_eq!(of("machine.activations=recompute"), Activations::Recompute);
     let (keep, recompute) = same_numbers("machine.activations=recompute", 0.0);
     assert_eq!(recompute - keep, trunk_again(&model(16, 2, 1).config, 4, CONTEXT as u64) as f64);
 }
