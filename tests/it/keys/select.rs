@@ -143,16 +143,30 @@ fn schedule() {
     same(alphas(&["select.score=loss"], 4), &[0.5; 4]);
     // Nothing is easy for a student that knows nothing.
     same(alphas(&["select.schedule=easy-share"], 3), &[0.0; 3]);
-    // One that is sure of the token it just read finds those easy that come again.
-    let settings = ["select.schedule=easy-share", "select.interval=1", "select.alpha=0.9", "optim.lr=1e-9"];
+    let found = easy("select.interval=1");
+    same(found.iter().map(|r| r.alpha).collect(), &[0.0, share(&found[0]), share(&found[1])]);
+    assert_eq!(easy("select.alpha=0.05")[1].alpha, 0.05, "no more than the plan's alpha");
+}
+
+/// Three steps of a student that is sure that the token it just read comes again, which is right ever less often.
+fn easy(setting: &str) -> Vec<StepReport> {
+    let settings = ["select.schedule=easy-share", "select.alpha=0.9", "optim.lr=1e-9", setting];
     let student = model(16, 2, 1);
     eslm_kd::ops::buffer::with_mut(student.params.wte(), |wte| wte.iter_mut().for_each(|x| *x *= 12.0)).unwrap();
     let mut trainer = trainer_of(plan(&settings), student, model(24, 3, 2));
-    let mut batch = batch(0, ROWS);
-    batch.targets.copy_from_slice(&batch.inputs);
-    let [a, b] = [0, 1].map(|s| trainer.step(s, 0, &batch).unwrap());
-    assert!(a.easy > 0 && a.alpha == 0.0, "{} easy tokens", a.easy);
-    same(vec![b.alpha], &[(a.easy as f64 / 64.0).min(0.9)]);
+    let step = |s: u64| {
+        let mut batch = batch(0, ROWS);
+        let right = 64 - 20 * s as usize;
+        batch.targets[..right].copy_from_slice(&batch.inputs[..right]);
+        trainer.step(s, 0, &batch).unwrap()
+    };
+    let reports: Vec<StepReport> = (0..3).map(step).collect();
+    assert!(reports[0].easy > reports[1].easy && reports[1].easy > reports[2].easy, "{reports:?}");
+    reports
+}
+
+fn share(report: &StepReport) -> f64 {
+    (report.easy as f64 / 64.0).min(0.9)
 }
 
 fn interval() {
@@ -162,6 +176,10 @@ fn interval() {
     let mean = |a: &StepReport, b: &StepReport| (a.cvar + b.cvar) / (a.kept + b.kept) as f64;
     let (before, after) = (mean(&moved[0], &moved[1]), mean(&moved[2], &moved[3]));
     close("alpha after two intervals", moved[4].alpha, 0.5 * (-(after - before) / before).exp());
+    // The share of easy tokens moves by a quarter of the way.
+    let found = easy("select.interval=4");
+    let moved = share(&found[0]) + (share(&found[1]) - share(&found[0])) / 4.0;
+    same(found.iter().map(|r| r.alpha).collect(), &[0.0, share(&found[0]), moved]);
 }
 
 fn gamma() {
