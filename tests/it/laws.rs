@@ -15,7 +15,7 @@ use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer};
 use std::sync::OnceLock;
 
-const CONTEXT: usize = 16;
+pub const CONTEXT: usize = 16;
 pub const ROWS: usize = 4;
 
 /// Four sequences of 16 tokens per step, half of them kept. A large epsilon, because AdamW turns the rounding noise of a
@@ -46,7 +46,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 21] = [
+pub const MATHEMATICS: [&[&str]; 21] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -76,7 +76,7 @@ const MATHEMATICS: [&[&str]; 21] = [
     &["select.score=loss", "select.schedule=ada-eslm", "select.interval=1", "select.mix=0.25", "select.pool=carried"],
 ];
 
-fn plan(settings: &[&str]) -> Plan {
+pub fn plan(settings: &[&str]) -> Plan {
     let mut overrides = Overrides::default();
     for setting in settings {
         overrides.set(setting).unwrap();
@@ -91,7 +91,7 @@ pub fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
     Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
 }
 
-fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {
+pub fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {
     let teacher = plan.teacher.is_some().then(|| Teacher::new(teacher, &student.config).unwrap());
     Trainer::new(plan, student, teacher).unwrap()
 }
