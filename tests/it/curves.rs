@@ -94,11 +94,12 @@ struct Point {
 
 impl Point {
     fn of(report: &StepReport) -> Self {
-        let flops = report.flops;
+        let flops = report.sums.flops;
         let parts = [flops.student_forward, flops.student_backward, flops.teacher, flops.scoring].map(|f| f as u64);
         let [forward, backward, teacher, scoring] = parts;
-        let counts = [report.kept, report.rows, report.block_rows.0, forward, backward, teacher, scoring];
-        Self { floats: [report.loss, report.nll, report.grad_norm], counts }
+        let counts =
+            [report.sums.kept, report.sums.rows, report.sums.block_rows.0, forward, backward, teacher, scoring];
+        Self { floats: [report.sums.loss, report.sums.nll, report.grad_norm], counts }
     }
 
     /// As the file has it. Floats are texts of 17 significant digits: a JSON reader may round numbers.
@@ -138,7 +139,7 @@ fn curve(settings: &[&str]) -> (Vec<Point>, Option<usize>) {
 /// Whether rounding could move a position over a threshold. Phase one's own thresholds are not seen from here; its means
 /// are a handful a run.
 fn near_tie(plan: &Plan, report: &StepReport, carried: Option<f64>) -> bool {
-    let scores: Vec<f64> = report.scores.iter().map(|s| f64::from(*s)).collect();
+    let scores: Vec<f64> = report.sums.scores.iter().map(|s| f64::from(*s)).collect();
     let pool = match plan.select.pool {
         Pool::Sequence => CONTEXT,
         Pool::MicroBatch => scores.len() / (plan.data.rows / micro_rows(plan)).max(1),
@@ -153,7 +154,7 @@ fn near_tie(plan: &Plan, report: &StepReport, carried: Option<f64>) -> bool {
         if plan.select.tail == Tail::High {
             sorted.reverse();
         }
-        let k = kept_of(report.alpha, sorted.len());
+        let k = kept_of(report.settings.alpha, sorted.len());
         // An exact tie is no near one: on every chip it goes to the lower position.
         k < sorted.len() && sorted[k - 1] != sorted[k] && (sorted[k - 1] - sorted[k]).abs() < TIE
     })

@@ -229,15 +229,15 @@ fn differences(report: &StepReport, want: &Expected) -> Vec<String> {
             wrong.push(format!("{what} is {got}, expected {want}"));
         }
     };
-    exact("tokens", report.tokens, want.tokens);
-    exact("sequences", report.sequences.0, want.sequences.0);
-    exact("sequences left", report.sequences.1, want.sequences.1);
-    exact("valid", report.valid, want.valid);
-    exact("kept", report.kept, want.kept);
-    exact("rows", report.rows, want.rows);
-    exact("easy", report.easy, want.easy);
-    exact("pools", report.pools as u64, want.pools as u64);
-    exact("scores", report.scores.len() as u64, want.scores.len() as u64);
+    exact("tokens", report.sums.tokens, want.tokens);
+    exact("sequences", report.sums.sequences.0, want.sequences.0);
+    exact("sequences left", report.sums.sequences.1, want.sequences.1);
+    exact("valid", report.sums.valid, want.valid);
+    exact("kept", report.sums.kept, want.kept);
+    exact("rows", report.sums.rows, want.rows);
+    exact("easy", report.sums.easy, want.easy);
+    exact("pools", report.sums.pools as u64, want.pools as u64);
+    exact("scores", report.sums.scores.len() as u64, want.scores.len() as u64);
     exact("whether a threshold was carried", report.carried.is_some().into(), want.carried.is_some().into());
     let mut close = |what: &str, got: f64, want: f64, scale: f64| {
         if !near(got, want, scale) {
@@ -245,21 +245,21 @@ fn differences(report: &StepReport, want: &Expected) -> Vec<String> {
         }
     };
     // Ada-ESLM divides by a mean score, which may be small.
-    close("alpha", report.alpha, want.alpha, 1.0);
-    close("alpha_seq", report.alpha_seq, want.alpha_seq, 0.0);
-    close("lambda", report.lambda, want.lambda, 0.0);
-    close("temperature", report.temperature, want.temperature, 0.0);
+    close("alpha", report.settings.alpha, want.alpha, 1.0);
+    close("alpha_seq", report.settings.alpha_seq, want.alpha_seq, 0.0);
+    close("lambda", report.settings.lambda, want.lambda, 0.0);
+    close("temperature", report.settings.temperature, want.temperature, 0.0);
     close("denominator", report.denominator, want.denominator, 0.0);
-    close("loss", report.loss, want.loss * want.denominator, 1.0);
-    close("nll", report.nll, want.nll, 1.0);
-    close("kept_nll", report.kept_nll, want.kept_nll, 1.0);
-    for (got, want) in report.scores.iter().zip(&want.scores) {
+    close("loss", report.sums.loss, want.loss * want.denominator, 1.0);
+    close("nll", report.sums.nll, want.nll, 1.0);
+    close("kept_nll", report.sums.kept_nll, want.kept_nll, 1.0);
+    for (got, want) in report.sums.scores.iter().zip(&want.scores) {
         close("a score", f64::from(*got), *want, 1.0);
     }
-    close("var", report.var, want.var, want.pools as f64);
-    close("cvar", report.cvar, want.cvar, want.kept as f64);
-    close("row norms", report.row_norms.0, want.row_norms.0, 1e-3);
-    close("squares of row norms", report.row_norms.1, want.row_norms.1, 1e-3);
+    close("var", report.sums.var, want.var, want.pools as f64);
+    close("cvar", report.sums.cvar, want.cvar, want.kept as f64);
+    close("row norms", report.sums.row_norms.0, want.row_norms.0, 1e-3);
+    close("squares of row norms", report.sums.row_norms.1, want.row_norms.1, 1e-3);
     if let (Some(got), Some((threshold, lag))) = (report.carried, want.carried) {
         close("threshold", got.threshold, threshold, 1.0);
         close("lag", got.lag, lag, 0.0);

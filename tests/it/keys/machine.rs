@@ -6,10 +6,10 @@ use crate::laws::{CONTEXT, bits, largest_difference, model};
 use crate::support::place::{Place, data, pretrain};
 use candle_core::DType;
 use eslm_kd::ErrorKind;
-use eslm_kd::config::arithmetic::{
+use eslm_kd::config::{Activations, DeviceSpec, Dtype};
+use eslm_kd::cost::{
     head_backward, head_forward, trunk_again, trunk_backward_dense, trunk_backward_exact, trunk_backward_sparse,
 };
-use eslm_kd::config::{Activations, DeviceSpec, Dtype};
 use eslm_kd::ops::matmul::Bf16;
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer, session};
@@ -40,9 +40,9 @@ fn dtype() {
     let plain = first(&[]);
     if Bf16::detect().is_ok() {
         let rounded = first(&["machine.dtype=bf16"]);
-        let off = (rounded.nll / plain.nll - 1.0).abs();
+        let off = (rounded.sums.nll / plain.sums.nll - 1.0).abs();
         assert!(off > 1e-7 && off < 1e-2, "factors of 8 bits move the loss a little: {off}");
-        assert_eq!(rounded.kept, plain.kept);
+        assert_eq!(rounded.sums.kept, plain.sums.kept);
     } else {
         let plan = crate::laws::plan(&["machine.dtype=bf16"]);
         let refused = Trainer::new(plan, model(16, 2, 1), None).unwrap_err();
@@ -65,22 +65,22 @@ fn teacher_dtype() {
     by_hand.teacher = Some(rounded);
     let want = by_hand.step(0, 0, &crate::laws::batch(0, 4)).unwrap();
     let got = first(&half);
-    assert_eq!(got.loss, want.loss);
-    differs("a rounded teacher", got.loss * 100.0, first(&full).loss * 100.0 + got.loss);
-    assert!(got.loss != first(&full).loss, "the teacher is stored in full");
+    assert_eq!(got.sums.loss, want.sums.loss);
+    differs("a rounded teacher", got.sums.loss * 100.0, first(&full).sums.loss * 100.0 + got.sums.loss);
+    assert!(got.sums.loss != first(&full).sums.loss, "the teacher is stored in full");
 }
 
 fn micro_rows() {
     let of = |n: usize, pool: &str| first(&[&format!("machine.micro_rows={n}"), pool]);
     for n in [1, 2, 4] {
-        assert_eq!(of(n, "select.pool=micro-batch").pools, 4 / n);
+        assert_eq!(of(n, "select.pool=micro-batch").sums.pools, 4 / n);
         let (whole, cut) = (of(4, "select.pool=sequence"), of(n, "select.pool=sequence"));
-        assert_eq!((cut.kept, cut.flops), (whole.kept, whole.flops));
-        close("the loss", cut.loss, whole.loss);
+        assert_eq!((cut.sums.kept, cut.sums.flops), (whole.sums.kept, whole.sums.flops));
+        close("the loss", cut.sums.loss, whole.sums.loss);
         close("the gradient", cut.grad_norm, whole.grad_norm);
     }
     // Where nobody says, as many as fit: here all.
-    let plan = eslm_kd::config::arithmetic::settle(
+    let plan = eslm_kd::cost::settle(
         &model(16, 2, 1).config,
         &crate::laws::plan(&["machine.micro_rows=auto", "machine.head=auto"]),
     );
@@ -91,10 +91,10 @@ fn micro_rows() {
 /// The same numbers up to rounding; returns the FLOPs of the student's backward, there and here.
 fn same_numbers(setting: &str, tolerance: f32) -> (f64, f64) {
     let ((a, plain), (b, other)) = (at(&[], 0), at(&[setting], 0));
-    close(setting, other.loss, plain.loss);
+    close(setting, other.sums.loss, plain.sums.loss);
     close(setting, other.grad_norm, plain.grad_norm);
     assert!(largest_difference(&a, &b) <= tolerance, "{setting}");
-    (plain.flops.student_backward, other.flops.student_backward)
+    (plain.sums.flops.student_backward, other.sums.flops.student_backward)
 }
 
 fn head() {
@@ -112,7 +112,7 @@ fn activations() {
 
 fn backward() {
     let student = model(16, 2, 1).config;
-    let trunk = |setting: &str| first(&[setting]).flops.student_backward - head_backward(&student, 32) as f64;
+    let trunk = |setting: &str| first(&[setting]).sums.flops.student_backward - head_backward(&student, 32) as f64;
     assert_eq!(trunk("machine.backward=exact"), trunk_backward_exact(&student, 4, 16, 32) as f64);
     assert_eq!(trunk("machine.backward=dense"), trunk_backward_dense(&student, 4, 16) as f64);
     assert_eq!(trunk("machine.backward=sparse"), trunk_backward_sparse(&student, 4, 16, 32) as f64);
@@ -120,7 +120,7 @@ fn backward() {
     let exact = at(&[], 0).0;
     for setting in [&["machine.backward=sparse"][..], &["machine.backward=sampled", "machine.rho=0.5"]] {
         let (other, report) = at(setting, 0);
-        close("the loss is the same", report.loss, first(&[]).loss);
+        close("the loss is the same", report.sums.loss, first(&[]).sums.loss);
         assert!(largest_difference(&exact, &other) > 1e-5, "{setting:?} is another gradient");
     }
     assert!(
@@ -133,7 +133,7 @@ fn shares(settings: &[&str]) -> (f64, f64) {
     let settings = [&["select.alpha=0", "machine.backward=sampled"][..], settings].concat();
     let reports: Vec<StepReport> = reports(&settings, 12);
     let sum = |of: fn(&StepReport) -> u64| reports.iter().map(of).sum::<u64>() as f64;
-    (sum(|r| r.rows) / sum(|r| r.valid), sum(|r| r.block_rows.0) / sum(|r| r.block_rows.1))
+    (sum(|r| r.sums.rows) / sum(|r| r.sums.valid), sum(|r| r.sums.block_rows.0) / sum(|r| r.sums.block_rows.1))
 }
 
 fn rho() {

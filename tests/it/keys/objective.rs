@@ -2,9 +2,9 @@
 
 use super::{Here, Proofs, at, close, differs, first};
 use crate::laws::{CONTEXT, ROWS, batch, bits, model};
-use eslm_kd::objective::{Divergence, Mix};
-use eslm_kd::ops::head::{self, Logits, reference};
-use eslm_kd::teacher::SignalKind;
+use eslm_kd::loss::SignalKind;
+use eslm_kd::loss::head::{self, Logits, reference};
+use eslm_kd::loss::{Divergence, Mix};
 use std::f64::consts::PI;
 
 pub const KEYS: Proofs = &[
@@ -26,14 +26,14 @@ const EVERYTHING: [&str; 2] = ["teacher=t", "select.alpha=0"];
 /// The loss of a first step that keeps every position.
 fn loss(settings: &[&str]) -> f64 {
     let report = first(&[&EVERYTHING[..], settings].concat());
-    assert_eq!((report.kept, report.denominator), (64, 64.0));
-    report.loss
+    assert_eq!((report.sums.kept, report.denominator), (64, 64.0));
+    report.sums.loss
 }
 
 /// Logits of student and teacher on the batch of that step.
 fn logits() -> (Logits, Logits) {
     let batch = batch(0, ROWS);
-    let of = |model: eslm_kd::model::Gpt2| model.logits(model.forward(&batch.inputs, CONTEXT).unwrap(), true);
+    let of = |model: eslm_kd::model::Gpt2| model.logits(model.forward(&batch.inputs, CONTEXT).unwrap());
     (of(model(16, 2, 1)), of(model(24, 3, 2)))
 }
 
@@ -105,12 +105,24 @@ fn skew() {
 fn beside(kind: SignalKind) -> f64 {
     let batch = batch(0, ROWS);
     let mix = Mix { lambda: 1.0, temperature: 2.0, divergence: Divergence::ForwardKl };
-    let (mut student, mut teacher) = logits();
-    let stats = head::scan(&mut student, Some(&mut teacher), &batch.targets, 2.0).unwrap();
+    let (student, teacher) = logits();
+    let stats = head::scan(&student, Some(&teacher), &batch.targets, 2.0).unwrap();
     let tokens: Vec<u64> = (0..64).collect();
     let signal = kind.reduce(teacher, &stats, 2.0, 3, &tokens).unwrap();
     let wte = model(16, 2, 1).params.wte().zeros_like().unwrap();
-    head::loss(&student, Some(&signal), &stats, &batch.targets, &[1.0; 64], mix, &wte).unwrap().sum
+    head::loss(
+        head::LossInput {
+            student: &student,
+            signal: Some(&signal),
+            stats: &stats,
+            targets: &batch.targets,
+            weights: &[1.0; 64],
+            mix,
+        },
+        &wte,
+    )
+    .unwrap()
+    .sum
 }
 
 fn heard(signal: &[&str]) -> f64 {
@@ -151,12 +163,17 @@ fn arrives(settings: &[&str], step: u64, constant: &str) {
     let (a, moving) = at(&[&common[..], settings].concat(), step);
     let (b, standing) = at(&[&common[..], &[constant]].concat(), step);
     let what = format!("{settings:?} at step {step} is {constant}");
-    assert!((moving.lambda - standing.lambda).abs() < 1e-12, "{what}: {} {}", moving.lambda, standing.lambda);
-    assert!((moving.temperature - standing.temperature).abs() < 1e-12, "{what}");
-    close(&what, moving.loss, standing.loss);
+    assert!(
+        (moving.settings.lambda - standing.settings.lambda).abs() < 1e-12,
+        "{what}: {} {}",
+        moving.settings.lambda,
+        standing.settings.lambda
+    );
+    assert!((moving.settings.temperature - standing.settings.temperature).abs() < 1e-12, "{what}");
+    close(&what, moving.sums.loss, standing.sums.loss);
     close(&what, moving.grad_norm, standing.grad_norm);
     if step == 0 || step == 4 {
-        assert!(moving.loss == standing.loss && bits(&a.student.params) == bits(&b.student.params), "{what}");
+        assert!(moving.sums.loss == standing.sums.loss && bits(&a.student.params) == bits(&b.student.params), "{what}");
     }
 }
 
@@ -180,7 +197,11 @@ fn schedule() {
     for step in 0..5u64 {
         let value = 1.0 + 2.0 * 0.5 * (1.0 + (PI * step as f64 / 4.0).cos());
         let (_, moving) = at(&[&["teacher=t", "steps=5"][..], &settings].concat(), step);
-        assert!((moving.temperature - value).abs() < 1e-12 && moving.lambda == 0.3, "{}", moving.temperature);
+        assert!(
+            (moving.settings.temperature - value).abs() < 1e-12 && moving.settings.lambda == 0.3,
+            "{}",
+            moving.settings.temperature
+        );
     }
     let settings = ["objective.schedule=cosine", "objective.lambda=0.2", "objective.lambda_end=0.8"];
     for (step, value) in [(0, 0.2), (1, 0.2 + 0.6 * 0.5 * (1.0 - 0.5f64.sqrt())), (2, 0.5), (4, 0.8)] {

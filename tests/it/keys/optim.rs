@@ -62,7 +62,7 @@ fn leads(settings: &[&str], constants: Constants, scale: f64) {
 fn lr() {
     leads(&[], BASE, 1.0);
     leads(&["optim.lr=0.03"], Constants { lr: 0.03, ..BASE }, 1.0);
-    assert_eq!(first(&["optim.lr=0.03"]).lr, 0.03);
+    assert_eq!(first(&["optim.lr=0.03"]).settings.lr, 0.03);
 }
 
 fn beta1() {
@@ -94,7 +94,7 @@ fn clip() {
 /// The learning rates of a run of ten steps whose peak is 1.
 fn rates(settings: &[&str]) -> Vec<f64> {
     let common = ["steps=10", "optim.lr=1", "optim.eps=1000", "schedule.floor=0.1", "schedule.warmup=2"];
-    reports(&[&common[..], settings].concat(), 10).iter().map(|r| r.lr).collect()
+    reports(&[&common[..], settings].concat(), 10).iter().map(|r| r.settings.lr).collect()
 }
 
 #[track_caller]
