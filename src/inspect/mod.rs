@@ -13,7 +13,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::loss::head::{RowStats, ScanOptions, scan};
 use crate::model::Gpt2;
-use crate::select::{ScoreContext, Selector, scores};
+use crate::select::{Ranking, ScoreContext};
 use crate::teacher::Teacher;
 use serde::Serialize;
 
@@ -141,12 +141,10 @@ pub fn inspect(
     }
     let batch = windows(&ids, options.context);
     let stats = statistics(model, teacher, &batch, options)?;
-    let scores = scores(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
+    let ranking = Ranking::new(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
+    let scores = &ranking.scores;
     let n = ids.len() - 1;
-    let selected = |alpha: f64| {
-        let selector = Selector { alpha, pool: options.pool, tail: options.tail };
-        selector.select(&scores, &batch.valid, batch.context)
-    };
+    let selected = |alpha: f64| ranking.cut(alpha, options.tail);
     let nll = |i: usize| f64::from(stats[i].student.nll);
     let all: f64 = (0..n).map(nll).sum();
     let level = |&alpha: &f64| {

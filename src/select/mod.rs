@@ -14,6 +14,7 @@ pub use carried::Carried;
 pub use hierarchical::{judge_sequences, probe_rows};
 pub use memory::{Memory, Observed};
 pub use mixture::{Mixture, Rows};
-pub use score::{ScoreContext, score_is_finite, score_of, scores};
+pub use score::{Ranking, ScoreContext};
+use score::{score_is_finite, score_of};
 pub use selector::{Selection, Selector, kept_of};
 pub use step::{ByRow, Decision, OwnScore, StepSelection};

@@ -1,7 +1,7 @@
 //! Scores: one number per position from the statistics of a head scan.
 
-use super::selector::pools;
-use crate::config::{Pool, Score};
+use super::selector::{Selection, Selector, pools};
+use crate::config::{Pool, Score, Tail};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::RowStats;
@@ -47,6 +47,40 @@ impl<'a> ScoreContext<'a> {
     }
 }
 
+/// Positions ranked by a score, before any cut.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranking<'a> {
+    /// The score of every position `[B T]`; 0 where one does not count.
+    pub scores: Vec<f32>,
+    pool: Pool,
+    batch: &'a Batch,
+}
+
+impl<'a> Ranking<'a> {
+    /// Ranks the positions of `batch` by their statistics. Errs at the first position that counts and whose score is not
+    /// finite.
+    pub fn new(
+        score: Score,
+        pool: Pool,
+        stats: &[RowStats],
+        batch: &'a Batch,
+        numbers: ScoreContext<'_>,
+    ) -> Result<Self> {
+        Ok(Self { scores: scores(score, pool, stats, batch, numbers)?, pool, batch })
+    }
+
+    /// By scores of the caller's own.
+    pub(super) fn of(scores: Vec<f32>, pool: Pool, batch: &'a Batch) -> Self {
+        Self { scores, pool, batch }
+    }
+
+    /// What confidence level `alpha` keeps of each pool.
+    pub fn cut(&self, alpha: f64, tail: Tail) -> Selection {
+        let selector = Selector { alpha, pool: self.pool, tail };
+        selector.select(&self.scores, &self.batch.valid, self.batch.context)
+    }
+}
+
 /// The score of every position of `batch` [B T]. Errs at the first valid position whose score is not finite, naming
 /// sequence and position; scores of positions that do not count are 0.
 ///
@@ -55,13 +89,7 @@ impl<'a> ScoreContext<'a> {
 /// temperature; `teacher-entropy` is H(q); `random` is uniform in [0, 1). `entropy-kl` (SE-KD, arXiv 2602.01395) is
 /// H(p) times KL(q || p), each mapped to [0, 1] by its least and largest value among the valid positions of its `pool`
 /// (to 0 where these are equal).
-pub fn scores(
-    score: Score,
-    pool: Pool,
-    stats: &[RowStats],
-    batch: &Batch,
-    context: ScoreContext<'_>,
-) -> Result<Vec<f32>> {
+fn scores(score: Score, pool: Pool, stats: &[RowStats], batch: &Batch, context: ScoreContext<'_>) -> Result<Vec<f32>> {
     let mut scores = (0..stats.len())
         .map(|i| {
             if !batch.valid[i] {
@@ -101,7 +129,7 @@ fn scores_of_kl(stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
 
 /// The score of one position as far as its own statistics go: of `entropy-kl` the entropy. `token` is its number in the
 /// run.
-pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
+pub(super) fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
     match score {
         Score::Entropy | Score::EntropyKl => stats.student.entropy,
         Score::Loss => stats.student.nll,
@@ -114,7 +142,7 @@ pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng
 }
 
 /// The score of position `i` of `batch`, or an error that names it unless it is finite.
-pub fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
+pub(super) fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
     if value.is_finite() {
         return Ok(value);
     }

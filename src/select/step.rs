@@ -1,6 +1,6 @@
 //! The selection of one optimizer step: the one door through which training ranks tokens, cuts the ranking and weighs rows.
 
-use super::{Carried, Memory, Mixture, Rows, ScoreContext, Selection, Selector, score_is_finite, score_of, scores};
+use super::{Carried, Memory, Mixture, Ranking, Rows, ScoreContext, Selection, Selector, score_is_finite, score_of};
 use crate::config::{Plan, Pool, SelectPlan};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -120,19 +120,19 @@ impl<'a> StepSelection<'a> {
         if !self.selects() {
             return Ok(Decision::all(counted().collect()));
         }
-        let scores = match own {
-            Some(own) => own.of(stats, batch)?,
-            None => scores(self.plan.score, self.plan.pool, stats, batch, numbers)?,
+        let ranking = match own {
+            Some(own) => Ranking::of(own.of(stats, batch)?, self.plan.pool, batch),
+            None => Ranking::new(self.plan.score, self.plan.pool, stats, batch, numbers)?,
         };
-        let kept = match (self.plan.pool, self.threshold) {
-            (Pool::Carried, threshold) => {
-                // Before there is a threshold every position is kept, and the step's scores make the first one.
-                let keeps = |i: &u32| threshold.is_none_or(|t| t.keeps(scores[*i as usize], self.plan.tail));
-                let rows: Vec<u32> = counted().filter(keeps).collect();
-                let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
-                Selection { rows, score_sum, ..Selection::default() }
-            }
-            _ => Selector::of(self.plan, self.alpha).select(&scores, &batch.valid, batch.context),
+        let scores = &ranking.scores;
+        let kept = if self.plan.pool == Pool::Carried {
+            // Before there is a threshold every position is kept, and the step's scores make the first one.
+            let keeps = |i: &u32| self.threshold.is_none_or(|t| t.keeps(scores[*i as usize], self.plan.tail));
+            let rows: Vec<u32> = counted().filter(keeps).collect();
+            let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
+            Selection { rows, score_sum, ..Selection::default() }
+        } else {
+            ranking.cut(self.alpha, self.plan.tail)
         };
         let draw = |i: u32| self.draw(numbers, batch, i as usize);
         let rows = self.mixture.rows(kept.rows.clone(), &batch.valid, draw);

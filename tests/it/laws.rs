@@ -10,7 +10,7 @@ use eslm_kd::data::prepare::DataDir;
 use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::buffer::with_mut;
-use eslm_kd::select::{ScoreContext, Selector, kept_of, scores};
+use eslm_kd::select::{Ranking, ScoreContext, kept_of};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer};
 use std::sync::OnceLock;
@@ -219,11 +219,9 @@ fn kept_rows(trainer: &Trainer, batch: &Batch, first_sequence: u64) -> Vec<u32> 
     let hidden = trainer.student.forward(&batch.inputs, CONTEXT).unwrap();
     let logits = Logits::new(hidden, trainer.student.params.wte().clone());
     let stats = head::scan(&logits, None, &batch.targets, 1.0).unwrap();
-    let scores =
-        scores(plan.select.score, plan.select.pool, &stats, batch, ScoreContext::new(plan.seed, first_sequence))
-            .unwrap();
-    let selector = Selector { alpha: plan.select.alpha, pool: plan.select.pool, tail: plan.select.tail };
-    selector.select(&scores, &batch.valid, CONTEXT).rows
+    let numbers = ScoreContext::new(plan.seed, first_sequence);
+    let ranking = Ranking::new(plan.select.score, plan.select.pool, &stats, batch, numbers).unwrap();
+    ranking.cut(plan.select.alpha, plan.select.tail).rows
 }
 
 #[test]
