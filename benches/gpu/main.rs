@@ -280,7 +280,9 @@ impl Parity {
 
     fn of_adamw(&mut self, config: Gpt2Config) {
         let layout = Layout::new(&config);
-        let of = |parity: &mut Self| -> Vec<Tensor> { layout.entries.iter().map(|(_, s)| parity.normal(s)).collect() };
+        let of = |parity: &mut Self| -> Vec<Tensor> {
+            layout.entries().iter().map(|spec| parity.normal(&spec.shape)).collect()
+        };
         let (params, grads) = (of(self), of(self));
         let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {

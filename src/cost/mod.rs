@@ -11,7 +11,7 @@ pub use memory::{Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, set
 use crate::config::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
 use crate::config::{Level, Plan};
 use crate::error::{Error, Result};
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, ParamKind};
 use crate::select::{kept_of, probe_rows};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
@@ -427,10 +427,9 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
     Ok(())
 }
 
-/// Multiply-adds per token in the matrices of one block: D x 3D, D x D, D x F, F x D.
+/// Multiply-adds per token in the matrices of one block.
 fn block_weights(cfg: &Gpt2Config) -> u64 {
-    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
-    4 * d * d + 2 * d * f
+    cfg.block_elements(ParamKind::is_matrix) as u64
 }
 
 /// (position, key) pairs of causal attention.
