@@ -215,7 +215,7 @@ fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &
         let mut logits = model.logits(hidden, false);
         let mut signal = teacher.map(|t| t.signal(&window.inputs, window.context, false)).transpose()?;
         let tau = if teacher.is_some() { options.temperature } else { 1.0 };
-        let measured = ScanOptions { tau, reverse_kl: options.score == Score::ReverseKl };
+        let measured = ScanOptions { tau, reverse_kl: options.score.needs_reverse_kl() };
         stats.extend(scan(&mut logits, signal.as_mut(), &window.targets, measured)?);
     }
     Ok(stats)

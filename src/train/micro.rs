@@ -381,7 +381,7 @@ impl Head {
 
 impl Micro<'_> {
     fn options(&self, tau: f32) -> ScanOptions {
-        ScanOptions { tau, reverse_kl: self.score == Some(Score::ReverseKl) }
+        ScanOptions { tau, reverse_kl: self.score.is_some_and(Score::needs_reverse_kl) }
     }
 
     /// What enters the loss must be finite where it counts.
