@@ -96,9 +96,9 @@ pub enum Divergence {
     TotalVariation,
 }
 
-/// The sums of a row that its gradient needs.
+/// The sums of a row: its divergence, and what its gradient needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
+pub struct RowDivergence {
     /// D.
     pub value: f64,
     /// G = sum of g.
