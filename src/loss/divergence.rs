@@ -144,6 +144,11 @@ impl Divergence {
         (TABLE[word as usize].code, parameter)
     }
 
+    /// Whether a row's sums (D, G) must be formed before its gradient. Not for forward KL: the scan has formed D, and G is 0.
+    pub(crate) fn needs_sums(self) -> bool {
+        self.plain() != Self::ForwardKl
+    }
+
     /// Itself, or what it is without a skew: the plain divergence.
     fn plain(self) -> Self {
         match self {

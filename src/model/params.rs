@@ -11,7 +11,7 @@ pub enum ParamKind {
     Embedding,
     /// Learned positions.
     Position,
-    /// A matrix that multiplies the stream's rows.
+    /// A matrix whose product stays within its block.
     Matrix,
     /// A matrix whose product is added to the residual stream.
     ResidualMatrix,

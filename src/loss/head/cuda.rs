@@ -286,7 +286,7 @@ impl<'a> Pass<'a> {
         let stride = self.blocks.weight.dim(0)?;
         let (divergence, share) = self.mix.divergence.code();
         let sums = match chosen.t {
-            Some(t) if divergence != 0 => {
+            Some(t) if self.mix.divergence.needs_sums() => {
                 let sums = uninitialised((k, 2), DType::F32, hidden)?;
                 let args = DivergenceSums {
                     sums: floats(&sums)?,
