@@ -167,7 +167,8 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
         floats: 6 * n * d,
         ours: Box::new(move || {
             let normed = layer_norm::forward(&x, &w, &b, 1e-5, Precision::F32).unwrap();
-            layer_norm::backward(&dx, &upstream, &x, &normed.stats, &w, &dw, &db).unwrap();
+            let (dy, stats) = (&upstream, &normed.stats);
+            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
         }),
         reference: Some(Box::new(move || through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap()))),
     };
@@ -186,7 +187,9 @@ fn attention_of(shape: Shape, d: usize) -> Op {
         floats: 3 * 3 * n * d + 3 * n * d,
         ours: Box::new(move || {
             let attended = attention::forward(&qkv, shape).unwrap();
-            attention::backward(&qkv, &attended, &upstream, None, Keys::All, shape).unwrap();
+            let (qkv, attended, dout) = (&qkv, &attended, &upstream);
+            attention::backward(attention::Backward { qkv, attended, dout, rows: None, keys: Keys::All, shape })
+                .unwrap();
         }),
         reference: Some(Box::new(move || through(&rq, &rd, |q| attention::reference(q, shape).unwrap()))),
     }

@@ -162,7 +162,8 @@ impl Parity {
             let normed = layer_norm::forward(&x, &w, &b, 1e-5, on.precision).unwrap();
             let again = layer_norm::replay(&x, &normed.stats, &w, &b, on.precision).unwrap();
             let (dx, dw, db) = (on.put(&dx), on.put(&dw), on.put(&db));
-            layer_norm::backward(&dx, &on.activation(&dy), &x, &normed.stats, &w, &dw, &db).unwrap();
+            let (dy, stats) = (&on.activation(&dy), &normed.stats);
+            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
             vec![normed.out, again, dx, dw, db]
         });
     }
@@ -224,7 +225,8 @@ impl Parity {
             self.compare(&format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"), 3e-5, 3e-2, &|on| {
                 let (qkv, up) = (on.activation(&qkv), on.activation(&picked));
                 let attended = attention::forward(&qkv, shape).unwrap();
-                let back = attention::backward(&qkv, &attended, &up, rows, keys, shape).unwrap();
+                let args = attention::Backward { qkv: &qkv, attended: &attended, dout: &up, rows, keys, shape };
+                let back = attention::backward(args).unwrap();
                 vec![attended.out, attended.lse, back.dq, back.dkv]
             });
         }
@@ -302,7 +304,9 @@ impl Parity {
 
     fn of_adamw(&mut self, config: Gpt2Config) {
         let layout = Layout::new(&config);
-        let of = |parity: &mut Self| -> Vec<Tensor> { layout.entries.iter().map(|(_, s)| parity.normal(s)).collect() };
+        let of = |parity: &mut Self| -> Vec<Tensor> {
+            layout.entries().iter().map(|spec| parity.normal(&spec.shape)).collect()
+        };
         let (params, grads) = (of(self), of(self));
         let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {

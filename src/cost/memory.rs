@@ -5,7 +5,7 @@ use crate::config::Plan;
 use crate::config::largest_divisor;
 use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
 use crate::loss::head;
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, ParamKind};
 use serde::Serialize;
 
 /// How large a micro-batch may grow, in bytes.
@@ -92,8 +92,7 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
 
 /// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their own.
 fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
-    let (v, d, f) = (teacher.vocab_size as u64, teacher.n_embd as u64, teacher.inner() as u64);
-    let factors = v * d + teacher.n_layer as u64 * (4 * d * d + 2 * d * f);
+    let factors = teacher.elements(ParamKind::is_factor) as u64;
     let width = match stored {
         Dtype::F32 => F32,
         Dtype::Bf16 => 2,

@@ -14,7 +14,7 @@ pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 
 use crate::config::{Activations, BackwardMode, HeadMode, MicroRows, Pool, Rho};
 use crate::config::{Level, Plan};
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, ParamKind};
 use crate::select::{kept_of, probe_rows};
 use route::sums_first;
 use serde::{Deserialize, Serialize};
@@ -351,10 +351,9 @@ pub fn mean_keep(plan: &Plan) -> f64 {
     (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
 }
 
-/// Multiply-adds per token in the matrices of one block: D x 3D, D x D, D x F, F x D.
+/// Multiply-adds per token in the matrices of one block.
 fn block_weights(cfg: &Gpt2Config) -> u64 {
-    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
-    4 * d * d + 2 * d * f
+    cfg.block_elements(ParamKind::is_matrix) as u64
 }
 
 /// (position, key) pairs of causal attention.

@@ -5,7 +5,7 @@
 
 use super::report::Sums;
 use super::step::{StepWork, Trainer};
-use crate::config::{BackwardMode, HeadMode, Rho, Score};
+use crate::config::{BackwardMode, HeadMode, Rho};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -73,7 +73,7 @@ impl Trainer {
             numbers,
             mix: self.mix(work),
             sampler: self.row_sampler(batch, numbers),
-            reverse_kl: work.route.selects && self.plan.select.score == Score::ReverseKl,
+            reverse_kl: work.route.selects && self.plan.select.score.needs_reverse_kl(),
         };
 
         let (hidden, tape) = self.student.finish(partial)?; // [B T, D]

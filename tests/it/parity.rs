@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use eslm_kd::loss::Divergence;
 use eslm_kd::loss::Signal;
 use eslm_kd::loss::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
-use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
+use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet, ParamSpec};
 use eslm_kd::ops::embed::scatter_add;
 use eslm_kd::ops::matmul::{Precision, matmul};
 
@@ -278,7 +278,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     let (loss, grads) = case.gradients(&rows, DISTIL, Way { keep: false, sparse: true, fused: false });
     assert_within("loss", &[loss], &[case.loss(&rows, DISTIL)], 1e-9);
     let layout = case.student.params.layout().clone();
-    for (which, (name, shape)) in layout.entries.iter().enumerate() {
+    for (which, ParamSpec { name, shape, .. }) in layout.entries().iter().enumerate() {
         let gradient = values(&grads.tensors()[which]);
         let base = values(&case.student.params.tensors()[which]);
         let steepest = (0..base.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();

@@ -5,7 +5,7 @@ use super::{Logits, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored
 use crate::error::Result;
 use crate::loss::Divergence;
 use crate::loss::Signal;
-use crate::loss::divergence::{Normal, Sums as Divergent};
+use crate::loss::divergence::{Normal, RowDivergence};
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply, product};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
@@ -42,7 +42,7 @@ pub(super) fn scan(
 pub(super) enum Taught<'a> {
     Nothing,
     /// Logits, and each row's sums; forward KL needs none, the scan knows it.
-    Dense(&'a Logits, Option<Vec<Divergent>>),
+    Dense(&'a Logits, Option<Vec<RowDivergence>>),
     Sparse(Vec<SparseRow>),
 }
 
@@ -67,8 +67,8 @@ impl<'a> Taught<'a> {
 }
 
 /// Divergence and gradient sum of every row. They need the rows' normalisers, so they take a pass of their own.
-fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<Divergent>> {
-    let mut sums = vec![Divergent::default(); stats.len()];
+fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<RowDivergence>> {
+    let mut sums = vec![RowDivergence::default(); stats.len()];
     let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
     for start in (0..student.vocab()).step_by(TILE) {
         let (z, t) = (z_tiles.tile(start), t_tiles.tile(start));
@@ -81,7 +81,7 @@ fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix)
 }
 
 /// Adds a tile of a row to its sums.
-pub(super) fn add_sums(sums: &mut Divergent, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
+pub(super) fn add_sums(sums: &mut RowDivergence, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
     let (value, gradient) = mix.divergence.sums(z, t, &normal(s, mix));
     sums.value += f64::from(value);
     sums.gradient += f64::from(gradient);

@@ -11,7 +11,6 @@ use super::fused::{Found, Fused, PassInput, Weigh};
 use super::sparse::SparseRow;
 use super::{Logits, LossGradient, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored, per_token};
 use crate::error::Result;
-use crate::loss::Divergence;
 use crate::loss::Signal;
 use crate::ops::embed::gather;
 use crate::ops::gpu::{
@@ -207,20 +206,6 @@ fn written(stats: &[RowStats], like: &Tensor) -> Result<Tensor> {
     Ok(upload(&all, like)?.reshape((stats.len(), STATS))?)
 }
 
-/// Number and share of a divergence, as `divergence.cuh` has them. A skew of 0 is the plain divergence.
-fn coded(divergence: Divergence) -> (u32, f32) {
-    match divergence {
-        Divergence::ForwardKl => (0, 0.0),
-        Divergence::ReverseKl => (1, 0.0),
-        Divergence::Jsd { beta } => (2, beta),
-        Divergence::SkewKl { skew } if skew < 1e-30 => (0, 0.0),
-        Divergence::SkewKl { skew } => (3, skew),
-        Divergence::SkewReverseKl { skew } if skew < 1e-30 => (1, 0.0),
-        Divergence::SkewReverseKl { skew } => (4, skew),
-        Divergence::TotalVariation => (5, 0.0),
-    }
-}
-
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct DivergenceSums {
@@ -295,9 +280,9 @@ impl<'a> Pass<'a> {
     fn add(&mut self, chosen: &Chosen<'_>, hidden: &Tensor, sparse: Option<&[SparseRow]>) -> Result<()> {
         let (k, d) = hidden.dims2()?;
         let stride = self.blocks.weight.dim(0)?;
-        let (divergence, share) = coded(self.mix.divergence);
+        let (divergence, share) = self.mix.divergence.code();
         let sums = match chosen.t {
-            Some(t) if divergence != 0 => {
+            Some(t) if self.mix.divergence.needs_sums() => {
                 let sums = uninitialised((k, 2), DType::F32, hidden)?;
                 let args = DivergenceSums {
                     sums: floats(&sums)?,

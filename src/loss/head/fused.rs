@@ -11,7 +11,7 @@ use super::{Logits, LossInput, Mix, RowStats, ScanOptions, check, loss, per_toke
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::Signal;
-use crate::loss::divergence::Sums;
+use crate::loss::divergence::RowDivergence;
 use crate::ops::Backend;
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
@@ -265,25 +265,25 @@ impl<'a> Pass<'a> {
         (0..count).into_par_iter().map(one).collect()
     }
 
-    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<Sums> {
+    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<RowDivergence> {
         let v = self.student.vocab;
         let one = |kept: &Kept| {
             let s = &block[kept.place];
             let Some(t) = t.filter(|_| self.mix.divergence != Divergence::ForwardKl) else {
-                return Sums { value: f64::from(s.kl), gradient: 0.0 };
+                return RowDivergence { value: f64::from(s.kl), gradient: 0.0 };
             };
             let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
-            let mut sums = Sums::default();
+            let mut sums = RowDivergence::default();
             for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
                 cpu::add_sums(&mut sums, z, t, s, self.mix);
             }
-            Sums { value: cpu::not_negative(sums.value), ..sums }
+            RowDivergence { value: cpu::not_negative(sums.value), ..sums }
         };
         kept.par_iter().map(one).collect()
     }
 
     /// Replaces the kept rows' logits `z` by their gradients.
-    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[RowDivergence]) {
         let v = self.student.vocab;
         z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
             || vec![0.0; TILE.min(v)],

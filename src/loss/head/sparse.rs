@@ -8,8 +8,8 @@
 use super::{Logits, Mix, RowStats, cpu, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
-use crate::loss::divergence::Sums;
-use crate::loss::signal::{Drawn, Sampled, Signal, TopK};
+use crate::loss::divergence::RowDivergence;
+use crate::loss::signal::{DrawnId, Sampled, Signal, TopK};
 use crate::ops::buffer::read;
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ pub(super) const LEAST_REST: f64 = f32::EPSILON as f64;
 pub(super) struct SparseRow {
     g: Vec<(u32, f32)>,
     h_rest: f32,
-    sums: Sums,
+    sums: RowDivergence,
 }
 
 impl SparseRow {
@@ -120,12 +120,12 @@ fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(usize
     out
 }
 
-fn drawn(ids: &[Drawn], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
-    let share = |d: &Drawn| d.count as f32 / draws as f32;
+fn drawn(ids: &[DrawnId], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
+    let share = |d: &DrawnId| d.count as f32 / draws as f32;
     let value = ids.iter().enumerate().map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id))).sum();
     // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there and nothing elsewhere.
     let g = ids.iter().map(|d| (d.id, -share(d))).collect();
-    SparseRow { g, h_rest: 0.0, sums: Sums { value, gradient: -1.0 } }
+    SparseRow { g, h_rest: 0.0, sums: RowDivergence { value, gradient: -1.0 } }
 }
 
 /// The divergence of each row by its formulas, in candle operations: `[N]`. `log_p` [N, V] is the student's.
