@@ -42,6 +42,22 @@ fn case((n, d, v): (usize, usize, usize)) -> Case {
 }
 
 impl Case {
+    /// A pass over these rows.
+    fn pass<'a>(&'a self, student: &'a Logits, teacher: Option<&'a Logits>, mix: Mix) -> PassInput<'a> {
+        PassInput { student, teacher, targets: &self.targets, options: mix.temperature.into(), mix }
+    }
+
+    /// The loss of all rows.
+    fn loss<'a>(
+        &'a self,
+        student: &'a Logits,
+        signal: Option<&'a Signal>,
+        stats: &'a [RowStats],
+        mix: Mix,
+    ) -> LossInput<'a> {
+        LossInput { student, signal, stats, targets: &self.targets, weights: &self.weights, mix }
+    }
+
     fn student(&self) -> Logits {
         Logits::new(self.hidden.clone(), self.weight.clone())
     }
@@ -108,18 +124,7 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
             let t = teacher.unwrap();
             let dw = random(case.weight.dims(), 9);
             let start = dw.to_dtype(DType::F64).unwrap();
-            let got = loss(
-                LossInput {
-                    student: &s,
-                    signal: Some(&Signal::Dense(t)),
-                    stats: &stats,
-                    targets: &case.targets,
-                    weights: &case.weights,
-                    mix,
-                },
-                &dw,
-            )
-            .unwrap();
+            let got = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
             let wide = case.in_f64();
             let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
             let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
@@ -191,18 +196,7 @@ fn nothing_to_learn(mix: Mix) {
     let stats = scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
-    let out = loss(
-        LossInput {
-            student: &s,
-            signal: Some(&Signal::Dense(t)),
-            stats: &stats,
-            targets: &case.targets,
-            weights: &case.weights,
-            mix,
-        },
-        &dw,
-    )
-    .unwrap();
+    let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
     assert_eq!(out.sum, 0.0);
     assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
     assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
@@ -364,6 +358,18 @@ fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> 
     (Done { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
 }
 
+/// The first row is dropped where any is, so that one shape keeps nothing at all.
+fn weight_of(row: usize, keep_every: usize) -> f32 {
+    let dropped = match keep_every {
+        1 => false,
+        7 => !row.is_multiple_of(7),
+        5 => !row.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
+        9 => true,
+        _ => row.is_multiple_of(keep_every),
+    };
+    if dropped { 0.0 } else { 0.5 + row as f32 }
+}
+
 #[test]
 fn one_fused_pass_is_scan_and_loss() {
     let plain = Mix { lambda: 0.0, ..MIXES[1] };
@@ -378,18 +384,7 @@ fn one_fused_pass_is_scan_and_loss() {
         ((5, 4, 9), 9),
     ] {
         let case = case(shape);
-        // The first row is dropped, so that one shape keeps nothing at all.
-        let weight = |r: usize| {
-            let dropped = match keep_every {
-                1 => false,
-                7 => !r.is_multiple_of(7),
-                5 => !r.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
-                9 => true,
-                _ => r.is_multiple_of(keep_every),
-            };
-            if dropped { 0.0 } else { 0.5 + r as f32 }
-        };
-        let weights: Vec<f32> = (0..shape.0).map(weight).collect();
+        let weights: Vec<f32> = (0..shape.0).map(|row| weight_of(row, keep_every)).collect();
         for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
         {
             let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
@@ -403,20 +398,7 @@ fn one_fused_pass_is_scan_and_loss() {
                     Ok(weights[row])
                 };
                 let weigh = Weigh::Asking(&mut weigh);
-                read(
-                    fused(
-                        PassInput {
-                            student: &s,
-                            teacher: t.as_ref(),
-                            targets: &case.targets,
-                            options: mix.temperature.into(),
-                            mix,
-                        },
-                        weigh,
-                        dw,
-                    )
-                    .unwrap(),
-                )
+                read(fused(case.pass(&s, t.as_ref(), mix), weigh, dw).unwrap())
             };
             let check = |got: &Done, dw: &Tensor| {
                 assert_stats_close(&got.stats, &want.stats, 4e-6);
@@ -441,18 +423,7 @@ fn one_fused_pass_is_scan_and_loss() {
             }
             let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
             let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
-            let again = fused(
-                PassInput {
-                    student: &s,
-                    teacher: t.as_ref(),
-                    targets: &case.targets,
-                    options: mix.temperature.into(),
-                    mix,
-                },
-                known,
-                &other,
-            )
-            .unwrap();
+            let again = fused(case.pass(&s, t.as_ref(), mix), known, &other).unwrap();
             assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
             let wide = case.in_f64();
             let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
@@ -538,14 +509,7 @@ fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: S
     let fused_dw = random(case.weight.dims(), 9);
     let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
     let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
-    let one = read(
-        fused(
-            PassInput { student: &s, teacher: Some(&t), targets: &case.targets, options: mix.temperature.into(), mix },
-            weigh,
-            &fused_dw,
-        )
-        .unwrap(),
-    );
+    let one = read(fused(case.pass(&s, Some(&t), mix), weigh, &fused_dw).unwrap());
     let flat = |stats: &[RowStats]| {
         let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
         let all = stats.iter().flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
