@@ -112,7 +112,7 @@ impl AddAssign for Flops {
     }
 }
 
-/// What phase one had to do.
+/// What an early exit had to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// Sequences that began.
@@ -145,7 +145,7 @@ pub struct Work {
     pub kept: u64,
     /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
     pub drawn: Option<Drawn>,
-    /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
+    /// The early exit, if there was one: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
 
@@ -294,7 +294,7 @@ pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
     }
 }
 
-/// Sequences of an optimizer step that phase one lets go on at confidence level `alpha_seq`.
+/// Sequences of an optimizer step that an early exit lets go on at confidence level `alpha_seq`.
 pub fn kept_sequences(plan: &Plan, alpha_seq: f64) -> u64 {
     let micro = micro_rows(plan);
     (plan.data.rows / micro * kept_of(alpha_seq, micro)) as u64

@@ -1,4 +1,4 @@
-//! Phase one of hierarchical selection: whole sequences, judged after a few blocks on some of their positions.
+//! The early exit of hierarchical selection: whole sequences, judged after a few blocks on some of their positions.
 
 use super::{ScoreContext, Selector, score_is_finite, score_of};
 use crate::config::{Pool, SelectPlan, Tail};

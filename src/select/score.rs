@@ -24,7 +24,7 @@ impl<'a> ScoreContext<'a> {
         Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
     }
 
-    /// The same for the probes of phase one, whose random scores are no token's.
+    /// The same for the probes of an early exit, whose random scores are no token's.
     #[must_use]
     pub fn for_probes(self, seed: u64) -> Self {
         Self { rng: Rng::new(seed, Stream::Probe), ..self }

@@ -49,7 +49,7 @@ impl SparseRow {
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);
         let inside = self.g[from..].iter().map(|(id, g)| (*id as usize - start, *g));
         for (i, g) in inside.take_while(|(i, _)| *i < z.len()) {
-            // Written anew: beside a large h of the rest, what the ids have would drown in rounding.
+            // Written anew: next to a large h of the rest, what the ids have would be lost in rounding.
             let p = exp((z[i] - s.max) * inverse_tau - s.log_sum_tau);
             dz[i] = ce * exp(z[i] - s.max - s.log_sum) + scale * (g - p * total);
         }
@@ -217,7 +217,7 @@ mod tests {
         (logits(8, 1), logits(5, 3))
     }
 
-    /// Loss and gradients (the last with respect to the head) beside a signal of some kind.
+    /// Loss and gradients (the last with respect to the head) with a signal of some kind.
     fn taught(dtype: DType, keep: bool, vocab: usize, kind: SignalKind, mix: Mix, seed: u64) -> (LossGradient, Tensor) {
         let (s, t) = pair(dtype, vocab);
         let targets = [0, 3, 1, 2, vocab as u32 - 1, 7];

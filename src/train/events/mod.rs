@@ -9,7 +9,7 @@ mod terminal;
 
 pub use crate::cost::Flops;
 pub use jsonl::{Jsonl, each_metric};
-pub use metrics::{Metric, SkipEvent, StepEvent, ValEvent};
+pub use metrics::{Metric, SkipEvent, StepEvent, ValEvent, reference};
 pub use terminal::Terminal;
 
 use crate::error::Result;
@@ -72,7 +72,7 @@ pub struct Summary {
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "one event at a time, a few per second at most")]
 pub enum Event {
-    /// Training begins or goes on.
+    /// Training begins or continues.
     RunStarted {
         /// What is trained, in a few words.
         label: String,
