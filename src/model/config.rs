@@ -23,7 +23,7 @@ pub struct Gpt2Config {
     /// Epsilon of every layer norm.
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
-    /// Standard deviation of the weights at birth; residual projections divide it by sqrt(2 L).
+    /// Standard deviation of the first weights; residual projections divide it by sqrt(2 L).
     #[serde(default = "default_range")]
     pub initializer_range: f64,
 }

@@ -1,4 +1,4 @@
-//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: phase one of
+//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: the early-exit filter of
 //! hierarchical batch selection (ESLM, arXiv 2505.19893).
 
 use super::gpt2::{BlockTape, Tape, Taped};

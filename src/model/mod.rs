@@ -1,10 +1,10 @@
 //! GPT-2: shapes, parameters, trunk and head, forward and backward by hand.
 
-mod birth;
 mod cache;
 mod config;
 mod early_exit;
 mod gpt2;
+mod init;
 mod params;
 mod row_sampler;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How a student comes into the world: from scratch or from a teacher's layers.
+//! A model's first weights: random, or a teacher's layers.
 
 use super::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ impl Gpt2 {
         Ok(Self::new(config, params))
     }
 
-    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (DistilGPT-2's birth;
+    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as DistilGPT-2's;
     /// Sanh et al., arXiv 1910.01108). Everything is copied.
     pub fn from_layers(teacher: &Self, layers: &[usize]) -> Result<Self> {
         let most = teacher.config.n_layer;
