@@ -23,7 +23,7 @@ pub enum Stream {
     Rest = 7,
     /// Ids drawn from the teacher's distribution.
     Teacher = 8,
-    /// The `random` score of phase one.
+    /// The `random` score of the early-exit filter.
     Probe = 9,
     /// Rows that a sampled backward keeps.
     Backward = 10,

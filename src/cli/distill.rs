@@ -3,6 +3,7 @@
 use super::{Printer, RunArgs, quickstart, train};
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// Distil a teacher into a student; without arguments, the quickstart: everything is generated here
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -47,6 +48,7 @@ pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
     let resolved = args.resolve()?;
     let plan = &resolved.plan;
     if plan.teacher.as_deref() == Some(quickstart::TEACHER) && plan.data.dir.is_none() {
+        resolved.notes().iter().for_each(|note| ui.note(note));
         return quickstart::run(&args.run, plan, ui);
     }
     train::run("distill", &args.run, &resolved, ui)

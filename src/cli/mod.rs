@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod compare;
 pub mod distill;
+mod doc;
 pub mod download;
 pub mod eval;
 pub mod export;
@@ -90,6 +91,8 @@ pub enum Verb {
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
     Export(export::ExportArgs),
+    #[command(hide = true)]
+    Doc(doc::DocArgs),
 }
 
 impl Verb {
@@ -108,6 +111,7 @@ impl Verb {
             Self::Generate(args) => generate::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Doc(args) => doc::run(args, ui),
         }
     }
 }

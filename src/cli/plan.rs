@@ -1,7 +1,7 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
 use super::{ConfigArgs, Printer};
-use crate::config::{Activations, Birth, Level, Plan, Resolved};
+use crate::config::{Activations, Init, Level, Plan, Resolved};
 use crate::cost::{self, Flops, MemoryByPart};
 use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
@@ -10,7 +10,7 @@ use crate::model::Gpt2Config;
 use crate::report::text::{self, Table};
 use crate::store::preset::{self, Role};
 use crate::store::weights;
-use crate::train::session::{check_birth, scratch_shape};
+use crate::train::session::{check_init, scratch_shape};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -64,10 +64,10 @@ fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config
     let own = shape_of(Role::Student, &plan.student)?.overridden(&plan.shape);
     let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
     let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
-    check_birth(plan, preset)?;
-    let from_scratch = match (plan.birth, preset.and_then(|p| p.birth.as_ref())) {
-        (Some(birth), _) => birth == Birth::Scratch,
-        (None, birth) => matches!(birth, Some(preset::Birth::Scratch {}) | None),
+    check_init(plan, preset)?;
+    let from_scratch = match (plan.init, preset.and_then(|p| p.init.as_ref())) {
+        (Some(init), _) => init == Init::Scratch,
+        (None, init) => matches!(init, Some(preset::Init::Scratch {}) | None),
     };
     let Some(preset) = preset.filter(|_| from_scratch) else { return Ok(own) };
     let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
@@ -334,7 +334,7 @@ mod tests {
         assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
         let wide = report(&["student=tiny", "data.context=64"]).unwrap();
         assert_eq!(wide.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
-        let stored = message(&["student=distilgpt2", "birth=checkpoint", "teacher=quickstart", "data.context=64"]);
+        let stored = message(&["student=distilgpt2", "init=checkpoint", "teacher=quickstart", "data.context=64"]);
         assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
         let fixed = message(&["student=distil-82m", "teacher=gpt2", "shape.n_layer=3"]);

@@ -93,6 +93,7 @@ fn the_flags_and_their_twins_are_these() {
         ]
     );
     assert_eq!(surface::<export::ExportArgs>(), ["[RUN|CHECKPOINT]", "--out"]);
+    assert_eq!(surface::<doc::DocArgs>(), ["[WHAT]"]);
     assert_eq!(surface::<cache::CacheLsArgs>(), ["[REPO]"]);
     assert_eq!(surface::<cache::CacheVerifyArgs>(), ["[REPO]", "--remove"]);
     assert_eq!(surface::<cache::CachePruneArgs>(), ["[REPO]", "--dry-run"]);

@@ -162,7 +162,8 @@ fn default_label(spec: &Spec<'_>) -> String {
     let mut label = base(spec.config);
     for (name, value) in &spec.own {
         let short = name.rsplit('.').next().unwrap_or(name).trim();
-        let unique = keys::KEYS.iter().filter(|k| k.name.rsplit('.').next() == Some(short)).count() == 1;
+        let names = keys::KEYS.iter().flat_map(|k| [Some(k.name), k.was]).flatten();
+        let unique = names.filter(|name| name.rsplit('.').next() == Some(short)).count() == 1;
         let text = if value.contains('/') { base(value) } else { value.trim().to_string() };
         label += &format!("+{}={text}", if unique { short } else { name.trim() });
     }

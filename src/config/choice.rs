@@ -4,14 +4,25 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
 
-/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, `ALL` and `NAMES`. A
-/// variant's doc comment is its `meaning` as well.
+/// A doc comment as messages and tables show it: without the space before it and the full stop after it.
+pub(super) const fn sentence(doc: &'static str) -> &'static str {
+    let doc = doc.trim_ascii();
+    match doc.as_bytes().split_last() {
+        Some((b'.', _)) => doc.split_at(doc.len() - 1).0,
+        _ => doc,
+    }
+}
+
+/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, `ALL`, `NAMES` and `MEANINGS`.
+/// A variant's doc comment is its meaning in the reference of keys.
 macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident ($what:literal) { $($(#[doc = $variant_doc:literal])+ $variant:ident = $word:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident ($what:literal) {
+        $($(#[doc = $meaning:literal])+ $variant:ident = $word:literal,)+
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name {
-            $($(#[doc = $variant_doc])+ $variant,)+
+            $($(#[doc = $meaning])+ $variant,)+
         }
 
         impl $name {
@@ -21,6 +32,9 @@ macro_rules! choice {
             /// Every word, in the order of the variants.
             pub const NAMES: &'static [&'static str] = &[$($word),+];
 
+            /// What each word means, in the same order.
+            pub(crate) const MEANINGS: &'static [&'static str] = &[$(sentence(concat!($($meaning),+))),+];
+
             /// The word as run files write it.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
@@ -28,7 +42,7 @@ macro_rules! choice {
 
             /// What it stands for, in a sentence or two.
             pub fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($variant_doc),+).trim_start(),)+ }
+                Self::MEANINGS[self as usize]
             }
         }
 
@@ -51,6 +65,12 @@ macro_rules! choice {
                         did_you_mean(other, Self::NAMES.iter().copied()),
                     ))),
                 }
+            }
+        }
+
+        impl From<$name> for toml::Value {
+            fn from(word: $name) -> Self {
+                Self::String(word.name().to_string())
             }
         }
 
@@ -144,7 +164,7 @@ impl Score {
 }
 
 choice! {
-    /// What ranks the sequences of a micro-batch in phase one.
+    /// What ranks the sequences of a micro-batch for the early-exit filter.
     ProbeScore ("probe score") {
         /// Mean entropy of the early prediction.
         Entropy = "entropy",
@@ -173,7 +193,7 @@ choice! {
         MicroBatch = "micro-batch",
         /// The positions of one sequence.
         Sequence = "sequence",
-        /// Every position, against a threshold estimated from earlier steps: scoring and gradient in one pass.
+        /// Every position, against a threshold estimated from earlier steps: scoring and gradient are one pass.
         Carried = "carried",
     }
 }
@@ -193,9 +213,9 @@ choice! {
     AlphaSchedule ("schedule of alpha") {
         /// Not at all.
         Fixed = "fixed",
-        /// Against the trend of the conditional value at risk (Ada-ESLM, arXiv 2505.19893).
+        /// Against the trend of the conditional value at risk, CVaR (Ada-ESLM, arXiv 2505.19893).
         AdaEslm = "ada-eslm",
-        /// With the share of easy tokens: no more is dropped than is known.
+        /// With the share of easy tokens, up to `select.alpha`: no more is dropped than is easy.
         EasyShare = "easy-share",
     }
 }
@@ -219,13 +239,13 @@ choice! {
 }
 
 choice! {
-    /// What the loss hears of the teacher.
+    /// Form of the teacher's output that the loss uses.
     Signal ("signal") {
-        /// Its whole distribution.
+        /// The whole distribution.
         Dense = "dense",
-        /// Its `objective.top_k` most likely entries, and the mass of the rest as one.
+        /// The `objective.top_k` most likely entries, and the mass of the rest as one.
         TopK = "top-k",
-        /// `objective.samples` draws from it (Random Sampling KD, arXiv 2503.16870).
+        /// `objective.samples` draws from the distribution (Random Sampling KD, arXiv 2503.16870).
         Sampled = "sampled",
     }
 }
@@ -255,40 +275,40 @@ choice! {
 }
 
 choice! {
-    /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
+    /// What happens to the logits between scoring and the backward pass. Same numbers, other cost. Where nothing is selected
+    /// (and the signal is dense, and no row is drawn) there is no between: a block of rows is scored and differentiated at once.
     HeadMode ("head mode") {
-        /// Keep them: (1 + 2k) dense heads of work, micro-batch x vocabulary of memory. Where nothing is selected (and
-        /// the signal is dense, and no row is drawn) there is no between: a block of rows is scored and differentiated at once.
+        /// Keep them: (1 + 2k) dense heads of work for a share k of the positions, micro-batch x vocabulary of memory.
         Keep = "keep",
-        /// Drop them and compute the kept rows again: (1 + 3k) dense heads, no such memory.
+        /// Drop them and compute those of the kept positions again: (1 + 3k) dense heads, no such memory.
         Recompute = "recompute",
-        /// Keep where a micro-batch's logits are small enough.
+        /// `keep` where a micro-batch's logits are small enough, else `recompute`.
         Auto = "auto",
     }
 }
 
 choice! {
     /// What happens to the activations between forward and backward. Same bits (but for rounding in the first blocks where
-    /// phase one drops sequences), other cost.
+    /// the early-exit filter drops sequences), other cost.
     Activations ("activations mode") {
         /// Keep what the backward needs of every block.
         Keep = "keep",
-        /// Keep each block's input, and run the block again when the backward comes to it: about a third of a trunk's
-        /// backward more work, a fifth of the memory at 12 blocks (Chen et al. 2016, arXiv 1604.06174).
+        /// Keep each block's input and run the block again in the backward: a fifth of the memory at 12 blocks for 15 % more
+        /// work (Chen et al. 2016, arXiv 1604.06174).
         Recompute = "recompute",
     }
 }
 
 choice! {
-    /// Which rows carry gradient.
+    /// Which rows (positions) carry gradient.
     BackwardMode ("backward mode") {
-        /// Only the rows that can differ from zero.
+        /// The rows whose gradient can differ from zero.
         Exact = "exact",
-        /// Every row: the slow oracle of the same numbers.
+        /// Every row: the same numbers, slower; the oracle of `exact`.
         Dense = "dense",
         /// Only the selected rows, in every block: other numbers, biased.
         Sparse = "sparse",
-        /// In every block rows drawn by gradient norm: other numbers, the same on average.
+        /// Rows drawn by gradient norm, at the head, at every block and at its keys and values: other numbers, unbiased.
         Sampled = "sampled",
     }
 }
@@ -315,7 +335,7 @@ choice! {
 
 choice! {
     /// Where a student's first weights come from.
-    Birth ("birth") {
+    Init ("initialisation") {
         /// GPT-2 initialisation with residual scaling.
         Scratch = "scratch",
         /// Chosen layers of the teacher.

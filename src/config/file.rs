@@ -28,6 +28,8 @@ pub enum Origin {
     Flag(&'static str),
     /// `--set`.
     Set,
+    /// [`super::PlanBuilder`].
+    Builder,
 }
 
 impl fmt::Display for Origin {
@@ -39,6 +41,7 @@ impl fmt::Display for Origin {
             Self::Env(name) => write!(f, "environment {name}"),
             Self::Flag(name) => write!(f, "--{name}"),
             Self::Set => f.write_str("--set"),
+            Self::Builder => f.write_str("plan builder"),
         }
     }
 }
@@ -110,6 +113,7 @@ impl RunFile {
 #[derive(Debug, Clone, Default)]
 pub struct Written {
     values: HashMap<&'static str, (Value, Origin)>,
+    old_names: Vec<String>,
 }
 
 impl Written {
@@ -136,6 +140,29 @@ impl Written {
         Ok(())
     }
 
+    /// A note for every value that was written under the name that its key had in earlier versions.
+    pub fn old_names(&self) -> &[String] {
+        &self.old_names
+    }
+
+    fn note_name(&mut self, key: &Key, name: &str, origin: &Origin) {
+        if name != key.name {
+            self.old_names.push(format!("{origin}: {name} is now called {}; the old name is still read", key.name));
+        }
+    }
+
+    /// Takes a value of the file `file`, which may name the key by its old name, but not by both.
+    fn put_line(&mut self, file: &RunFile, name: &str, value: &Value, here: Origin) -> Result<()> {
+        let key = known(name, value.is_table(), &here)?;
+        if let Some((_, before @ Origin::File { name: written, .. })) = self.get(key.name)
+            && *written == file.name
+        {
+            return Err(twice(key, before, &here));
+        }
+        self.note_name(key, name, &here);
+        self.put(key, value, here)
+    }
+
     /// Forgets the value of a key, as if nobody had written it.
     pub fn remove(&mut self, name: &str) {
         self.values.remove(name);
@@ -158,7 +185,7 @@ impl Written {
             let here = origin(key.span().start);
             let Some(value) = values.get(name) else { continue };
             if !keys::sections().contains(&name) {
-                self.put(known(name, value.is_table(), &here)?, value, here)?;
+                self.put_line(file, name, value, here)?;
                 continue;
             }
             let (Value::Table(inner), DeValue::Table(inner_places)) = (value, place.get_ref()) else {
@@ -170,7 +197,7 @@ impl Written {
             for (key, value) in inner {
                 let at = inner_places.iter().find(|(k, _)| k.get_ref() == key).map_or(0, |(k, _)| k.span().start);
                 let here = origin(at);
-                self.put(known(&format!("{name}.{key}"), false, &here)?, value, here)?;
+                self.put_line(file, &format!("{name}.{key}"), value, here)?;
             }
         }
         Ok(())
@@ -180,14 +207,45 @@ impl Written {
 /// Values from outside the run file: flags, their environment twins, `--set`.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    list: Vec<(&'static Key, Value, Origin)>,
+    list: Vec<Override>,
+}
+
+#[derive(Debug, Clone)]
+struct Override {
+    key: &'static Key,
+    /// The key's name as it was given, perhaps the old one.
+    name: String,
+    value: Value,
+    origin: Origin,
+}
+
+impl Override {
+    /// Environment, then flags, then `--set` and what programs set.
+    fn rank(&self) -> u8 {
+        match self.origin {
+            Origin::Env(_) => 0,
+            Origin::Flag(_) => 1,
+            _ => 2,
+        }
+    }
 }
 
 impl Overrides {
     /// Adds a value for a key of [`KEYS`], as text.
     pub fn put(&mut self, name: &str, text: &str, origin: Origin) -> Result<()> {
+        let value = known(name, false, &origin)?.kind.read(text);
+        self.put_value(name, value, origin)
+    }
+
+    /// Adds a value for a key of [`KEYS`].
+    pub fn put_value(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
         let key = known(name, false, &origin)?;
-        self.list.push((key, key.kind.read(text), origin));
+        let new = Override { key, name: name.to_string(), value, origin };
+        let same = |old: &&Override| old.key.name == key.name && old.name != new.name && old.rank() == new.rank();
+        if let Some(old) = self.list.iter().find(same) {
+            return Err(twice(key, &old.origin, &new.origin));
+        }
+        self.list.push(new);
         Ok(())
     }
 
@@ -201,23 +259,29 @@ impl Overrides {
 
     /// Whether a value for that key is here.
     pub fn names(&self, name: &str) -> bool {
-        self.list.iter().any(|(key, ..)| key.name == name)
+        self.list.iter().any(|o| o.key.name == name)
     }
 
     /// Writes them over what stands there: environment, then flags, then `--set` in the order given.
     pub fn apply(&self, written: &mut Written) -> Result<()> {
-        let rank = |origin: &Origin| match origin {
-            Origin::Env(_) => 0,
-            Origin::Flag(_) => 1,
-            _ => 2,
-        };
         for layer in 0..=2 {
-            for (key, value, origin) in self.list.iter().filter(|(_, _, o)| rank(o) == layer) {
+            for Override { key, name, value, origin } in self.list.iter().filter(|o| o.rank() == layer) {
+                written.note_name(key, name, origin);
                 written.put(key, value, origin.clone())?;
             }
         }
         Ok(())
     }
+}
+
+/// A key under both of its names in one place.
+fn twice(key: &Key, before: &Origin, here: &Origin) -> Error {
+    Error::usage(format!(
+        "{here}: {} was called {} before, and is set under both names, at {before}, too; keep one of them, {}",
+        key.name,
+        key.was.unwrap_or(key.name),
+        key.name
+    ))
 }
 
 /// The key of that name, or an error that names the nearest.

@@ -1,6 +1,6 @@
 //! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
 
-use super::choice::{AlphaSchedule, Birth, Divergence, Method, MicroRows, Pool, ScheduleKind, Score, Signal};
+use super::choice::{AlphaSchedule, Divergence, Init, Method, MicroRows, Pool, ScheduleKind, Score, Signal};
 use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
@@ -18,6 +18,7 @@ pub struct Resolved {
     pub plan: Plan,
     /// Every key in the order of [`KEYS`]; `None` is an absent key.
     pub values: Vec<ResolvedValue>,
+    old_names: Vec<String>,
 }
 
 /// One key's value and origin.
@@ -56,7 +57,7 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
         };
         values.push(ResolvedValue { key, value, origin });
     }
-    let mut resolved = Resolved { plan: build(&values)?, values };
+    let mut resolved = Resolved { plan: build(&values)?, values, old_names: written.old_names().to_vec() };
     if resolved.plan.method == Method::Clm {
         resolved.without_selection()?;
     }
@@ -89,7 +90,7 @@ impl Resolved {
     /// Things that are allowed but probably not what was meant.
     pub fn notes(&self) -> Vec<String> {
         let plan = &self.plan;
-        let mut notes = Vec::new();
+        let mut notes = self.old_names.clone();
         let mut note = |text: String| notes.push(text);
         if plan.schedule.warmup >= plan.steps {
             note(format!(
@@ -131,11 +132,11 @@ impl Resolved {
             ("select.burn_in", Value::Integer(0)),
             ("select.ramp", Value::Integer(0)),
             ("select.schedule", Value::String(AlphaSchedule::Fixed.to_string())),
-            ("select.mix", Value::Float(1.0)),
+            ("select.cvar_weight", Value::Float(1.0)),
             ("select.alpha_seq", Value::Float(0.0)),
         ] {
             let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
-            let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set);
+            let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set | Origin::Builder);
             if asked && name == "select.alpha" && entry.value.as_ref() != Some(&off) {
                 return Err(Error::usage(format!(
                     "{}: {name} has no meaning with method = \"clm\", which trains on every token; \
@@ -176,20 +177,20 @@ impl Resolved {
                     origin(name)
                 )));
             }
-            if plan.birth == Some(Birth::TeacherLayers) {
+            if plan.init == Some(Init::TeacherLayers) {
                 return Err(Error::usage(format!(
-                    "{}: birth = \"teacher-layers\" copies from a teacher, but there is none; {add}",
-                    origin("birth")
+                    "{}: init = \"teacher-layers\" copies from a teacher, but there is none; {add}",
+                    origin("init")
                 )));
             }
         }
         self.check_selection(&origin)?;
         self.check_objective(&origin)?;
-        if plan.layers.is_some() && matches!(plan.birth, Some(Birth::Scratch | Birth::Checkpoint)) {
+        if plan.layers.is_some() && matches!(plan.init, Some(Init::Scratch | Init::Checkpoint)) {
             return Err(Error::usage(format!(
-                "{}: layers names the teacher's layers for birth = \"teacher-layers\", but birth is \"{}\"",
+                "{}: layers names the teacher's layers for init = \"teacher-layers\", but init is \"{}\"",
                 origin("layers"),
-                plan.birth.map_or("", Birth::name)
+                plan.init.map_or("", Init::name)
             )));
         }
         if let MicroRows::Rows(micro) = plan.machine.micro_rows
@@ -248,12 +249,12 @@ impl Resolved {
                 origin("select.score")
             )));
         }
-        if select.alpha_seq > 0.0 && select.mix < 1.0 {
+        if select.alpha_seq > 0.0 && select.cvar_weight < 1.0 {
             return Err(Error::usage(format!(
-                "{}: select.mix = {} weighs the mean of all tokens, of which phase one (alpha_seq = {}) never sees those of the \
-                 sequences it drops; set mix = 1 or alpha_seq = 0",
-                origin("select.mix"),
-                select.mix,
+                "{}: select.cvar_weight = {} weighs the mean of all tokens, but the early-exit filter (alpha_seq = {}) never computes those of the \
+                 sequences it drops; set cvar_weight = 1 or alpha_seq = 0",
+                origin("select.cvar_weight"),
+                select.cvar_weight,
                 select.alpha_seq
             )));
         }

@@ -5,11 +5,13 @@ mod file;
 pub mod keys;
 mod load;
 mod plan;
+mod reference;
+mod table;
 #[cfg(test)]
 mod tests;
 
 pub use choice::{
-    Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
+    Activations, AlphaSchedule, BackwardMode, DeviceSpec, Divergence, Dtype, HeadMode, Init, Method, MicroRows,
     ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Statistic, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
@@ -20,3 +22,4 @@ pub use plan::{
     CheckpointPlan, DataPlan, EvalPlan, Level, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan,
     SelectPlan, ShapePlan,
 };
+pub use reference::reference;

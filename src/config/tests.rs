@@ -34,7 +34,7 @@ fn defaults_alone_are_a_valid_plan() {
 fn the_table_of_keys_and_the_plan_name_the_same_things() {
     // Every optional key written, so that nothing is skipped.
     let full = plan(
-        "teacher = 't'\nbirth = 'teacher-layers'\nlayers = [0]\n[data]\ndir = 'd'\n\
+        "teacher = 't'\ninit = 'teacher-layers'\nlayers = [0]\n[data]\ndir = 'd'\n\
          [shape]\nn_layer = 1\nn_head = 1\nn_embd = 4\nn_positions = 4\n\
          [objective]\nlambda_end = 0.1\ntemperature_end = 2.0\n",
     );
@@ -98,7 +98,7 @@ fn texts_from_the_command_line_are_read_as_their_key_wants() {
         "objective.lambda=1",
         "machine.micro_rows=8",
         "machine.device=cuda:3",
-        "birth=teacher-layers",
+        "init=teacher-layers",
         "data.dir=a=b",
     ] {
         over.set(assignment).unwrap();
@@ -179,8 +179,8 @@ fn values_that_do_not_fit_together_are_refused() {
         ("[objective]\nlambda = 0.5\n", ["run.toml:2", "objective.lambda = 0.5", "--teacher"]),
         ("[objective]\nlambda_end = 0.5\n", ["run.toml:2", "objective.lambda_end = 0.5", "--teacher"]),
         ("[objective]\ndivergence = 'jsd'\nsignal = 'sampled'\n", ["run.toml:3", "forward-kl", "\"jsd\""]),
-        ("birth = 'teacher-layers'\n", ["run.toml:1", "teacher-layers", "--teacher"]),
-        ("birth = 'scratch'\nlayers = [1]\n", ["run.toml:2", "layers", "\"scratch\""]),
+        ("init = 'teacher-layers'\n", ["run.toml:1", "teacher-layers", "--teacher"]),
+        ("init = 'scratch'\nlayers = [1]\n", ["run.toml:2", "layers", "\"scratch\""]),
         ("[data]\nrows = 12\n[machine]\nmicro_rows = 5\n", ["run.toml:4", "divide data.rows = 12", "try 4"]),
         ("[shape]\nn_embd = 10\nn_head = 3\n", ["run.toml:2", "n_embd = 10", "n_head = 3"]),
         ("[data]\ncontext = 8\n[eval]\nstride = 9\n", ["run.toml:4", "eval.stride = 9", "data.context = 8"]),
@@ -250,7 +250,7 @@ fn every_shipped_run_file_loads_and_round_trips_through_its_resolved_form() {
 
 #[test]
 fn a_plan_with_every_key_round_trips() {
-    let text = "method = 'eslm'\nteacher = 't'\nbirth = 'teacher-layers'\nlayers = [0, 2]\n[shape]\nn_layer = 2\n\
+    let text = "method = 'eslm'\nteacher = 't'\ninit = 'teacher-layers'\nlayers = [0, 2]\n[shape]\nn_layer = 2\n\
                 [data]\ndir = 'd'\nrows = 6\n[machine]\nmicro_rows = 3\ndevice = 'cuda'\n[optim]\nlr = 0.1\n";
     let first = plan(text);
     assert_eq!(plan(&first.to_toml().unwrap()), first);
@@ -281,14 +281,14 @@ fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
     }
     // Two backward modes have other numbers, and one of them a number of its own.
     for (text, expected) in [
-        ("backward = 'sparse'", vec!["backward: absent before, \"sparse\" now"]),
+        ("backward = 'sparse'", vec!["machine.backward: absent before, \"sparse\" now"]),
         (
             "backward = 'sampled'\nrho = 0.25",
-            vec!["backward: absent before, \"sampled\" now", "rho: absent before, 0.25 now"],
+            vec!["machine.backward: absent before, \"sampled\" now", "machine.rho: absent before, 0.25 now"],
         ),
         (
             "backward = 'sampled'\nadded_variance = 0.5",
-            vec!["backward: absent before, \"sampled\" now", "added_variance: absent before, 0.5 now"],
+            vec!["machine.backward: absent before, \"sampled\" now", "machine.added_variance: absent before, 0.5 now"],
         ),
         ("rho = 0.25", vec![]),
     ] {
@@ -299,8 +299,68 @@ fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
     let pool = |micro: u32| plan(&format!("[select]\npool = 'micro-batch'\n[machine]\nmicro_rows = {micro}\n"));
     assert_eq!(
         pool(4).mathematics_differences(&pool(8).mathematics()),
-        vec!["micro_rows: 8 before, 4 now".to_string()]
+        vec!["machine.micro_rows: 8 before, 4 now".to_string()]
     );
+}
+
+#[test]
+fn old_names_are_read_with_a_note_and_refused_beside_the_new_ones() {
+    let old = "teacher = 't'\nbirth = 'teacher-layers'\nlayers = [0]\n[select]\nmix = 0.5\nrest = 0.4\ncarry = 0.3\n";
+    let resolved = from_text(old).unwrap();
+    let select = &resolved.plan.select;
+    assert_eq!(resolved.plan.init, Some(Init::TeacherLayers));
+    assert_eq!((select.cvar_weight, select.rest_rate, select.threshold_ema), (0.5, 0.4, 0.3));
+    let notes = resolved.notes();
+    for part in [
+        "run.toml:2: birth is now called init",
+        "run.toml:5: select.mix is now called select.cvar_weight",
+        "run.toml:6: select.rest is now called select.rest_rate",
+        "run.toml:7: select.carry is now called select.threshold_ema",
+    ] {
+        assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:?}");
+    }
+    assert_eq!(notes.len(), 4);
+    let both = message("[select]\nmix = 0.5\n\ncvar_weight = 0.5\n");
+    for part in ["run.toml:2", "run.toml:4", "select.cvar_weight was called select.mix before", "keep one"] {
+        assert!(both.contains(part), "{both}");
+    }
+    // What is written later has the later word, whatever it calls the key.
+    let mut over = Overrides::default();
+    over.put("birth", "scratch", Origin::Env("ESLM_KD_BIRTH")).unwrap();
+    over.put("layers", "0", Origin::Set).unwrap();
+    over.put("init", "teacher-layers", Origin::Set).unwrap();
+    over.set("select.cvar_weight=0.25").unwrap();
+    let resolved = load(Some(&file(old)), &over).unwrap();
+    assert_eq!((resolved.plan.init, resolved.plan.select.cvar_weight), (Some(Init::TeacherLayers), 0.25));
+    let both = over.set("select.mix=0.25").unwrap_err().to_string();
+    assert!(both.contains("--set: select.cvar_weight was called select.mix"), "{both}");
+}
+
+#[test]
+fn a_stored_plan_with_old_names_is_the_same_run() {
+    let text = "teacher = 't'\ninit = 'teacher-layers'\nlayers = [0]\n[select]\ncvar_weight = 0.5\nrest_rate = 0.4\n\
+                threshold_ema = 0.3\n";
+    let now = plan(text);
+    let mut stored = serde_json::to_string(&now).unwrap();
+    for key in KEYS {
+        let bare = |name: &'static str| name.rsplit('.').next().unwrap();
+        if let Some(was) = key.was {
+            let renamed = stored.replace(&format!("\"{}\":", bare(key.name)), &format!("\"{}\":", bare(was)));
+            assert_ne!(renamed, stored, "{was} was not in the stored plan");
+            stored = renamed;
+        }
+    }
+    // Written before these keys were there.
+    let mut json: serde_json::Value = serde_json::from_str(&stored).unwrap();
+    for (section, key) in [("optim", "on_nonfinite"), ("machine", "activations"), ("checkpoint", "keep_best")] {
+        json[section].as_object_mut().unwrap().shift_remove(key).unwrap();
+    }
+    let before: Plan = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(before, now);
+    assert!(now.mathematics_differences(&before.mathematics()).is_empty());
+    assert_eq!(before.mathematics(), now.mathematics());
+    json["select"]["cvar_weight"] = 0.5.into();
+    assert!(serde_json::from_value::<Plan>(json).unwrap_err().to_string().contains("duplicate"));
 }
 
 #[test]
@@ -312,6 +372,19 @@ fn run_files_are_found_by_path_by_run_folder_and_by_name() {
     assert_eq!(RunFile::find("quickstart").unwrap().name, "built-in quickstart.toml");
     let message = RunFile::find("quikstart").unwrap_err().to_string();
     assert!(message.contains("did you mean \"quickstart\"?"), "{message}");
+}
+
+#[test]
+fn the_readme_holds_the_reference_of_keys() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(path).unwrap();
+    let after =
+        readme.split_once("<!-- keys: written by `eslm-kd doc keys` -->\n\n").expect("no mark before the keys").1;
+    let held = after.split_once("\n<!-- end of keys -->").expect("no mark after the keys").0;
+    assert!(held == reference(), "run `eslm-kd doc keys` and put its output between the marks of README.md");
+    for key in KEYS {
+        assert!(held.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+    }
 }
 
 #[test]

@@ -311,7 +311,7 @@ fn micro_rows(plan: &Plan) -> usize {
 pub fn gradient_rows(plan: &Plan, level: Level) -> u64 {
     let kept = kept_rows(plan, level);
     let dropped = kept_sequences(plan, level.alpha_seq) * plan.data.context as u64 - kept;
-    let drawn = if plan.select.mix < 1.0 { (plan.select.rest * dropped as f64).round() as u64 } else { 0 };
+    let drawn = if plan.select.cvar_weight < 1.0 { (plan.select.rest_rate * dropped as f64).round() as u64 } else { 0 };
     kept + drawn
 }
 

@@ -1,4 +1,4 @@
-//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: phase one of
+//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: the early exit of
 //! hierarchical batch selection (ESLM, arXiv 2505.19893). With e blocks before the exit, b of B sequences kept:
 //!
 //! ```text

@@ -89,7 +89,7 @@ impl Memory {
         }
         let all = vec![true; seen.scores.len()];
         let exact = Selector::of(select, seen.alpha).select(seen.scores, &all, all.len()).var_sum;
-        self.carried = Some(Carried::after(self.carried, exact, select.carry));
+        self.carried = Some(Carried::after(self.carried, exact, select.threshold_ema));
         Some(exact)
     }
 }
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_carried_threshold_is_made_of_exact_values_at_risk() {
-        let plan = plan(&["select.pool=carried", "select.carry=0.5", "select.alpha=0.5"]);
+        let plan = plan(&["select.pool=carried", "select.threshold_ema=0.5", "select.alpha=0.5"]);
         let mut memory = Memory::default();
         memory.observe(&plan, seen(0, &[]));
         assert_eq!(memory, Memory::default(), "a step that did not select");

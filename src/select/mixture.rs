@@ -35,7 +35,7 @@ pub struct Mixture {
 impl Mixture {
     /// The plan's mixture where `share` = K / M of the step's tokens are kept.
     pub fn new(select: &SelectPlan, share: f64) -> Self {
-        Self { mix: select.mix, rest: select.rest, share }
+        Self { mix: select.cvar_weight, rest: select.rest_rate, share }
     }
 
     /// Whether dropped rows can be drawn.

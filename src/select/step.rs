@@ -228,8 +228,8 @@ mod tests {
 
     #[test]
     fn row_by_row_is_the_same_decision_as_all_at_once() {
-        for mixture in ["select.mix=1", "select.mix=0.4"] {
-            let plan = plan(&["select.score=loss", "select.pool=carried", mixture, "select.rest=0.5"]);
+        for mixture in ["select.cvar_weight=1", "select.cvar_weight=0.4"] {
+            let plan = plan(&["select.score=loss", "select.pool=carried", mixture, "select.rest_rate=0.5"]);
             let memory = Memory { carried: Some(Carried { threshold: 0.45, lag: 1.0 }), ..Memory::default() };
             let (batch, stats) = (batch(), stats(&LOSSES));
             let selection = StepSelection::new(&plan, &memory, 0.5, &batch, 2);
@@ -248,11 +248,11 @@ mod tests {
     #[test]
     fn the_kept_share_of_the_mixture_is_the_steps() {
         let of = |settings: &[&str], memory: &Memory| {
-            let plan = plan(&[&["select.score=loss", "select.mix=0.5"], settings].concat());
+            let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
             StepSelection::new(&plan, memory, 0.5, &batch(), 1).mixture
         };
         let share = |settings: &[&str], share: f64| {
-            let plan = plan(&[&["select.score=loss", "select.mix=0.5"], settings].concat());
+            let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
             Mixture::new(&plan.select, share)
         };
         let none = Memory::default();

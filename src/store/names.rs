@@ -44,7 +44,7 @@ impl Kind {
 pub enum ModelRef {
     /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that has no final model yet.
     Folder { dir: PathBuf, origin: String, unfinished: bool },
-    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student that is yet to be born.
+    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student that is yet to be initialised.
     Preset(&'static Preset),
     /// A repository of the Hub.
     Hub { id: String },

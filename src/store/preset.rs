@@ -37,10 +37,11 @@ pub struct Preset {
     pub licence: String,
     /// The type in which the weights are stored at their source.
     pub dtype: String,
-    /// Where the weights come from; absent for students, which are born.
+    /// Where the weights come from; absent for students, which are initialised.
     pub source: Option<Source>,
     /// How a student gets its first weights; absent for teachers.
-    pub birth: Option<Birth>,
+    #[serde(alias = "birth")]
+    pub init: Option<Init>,
     /// The shape.
     pub shape: Shape,
 }
@@ -59,7 +60,7 @@ pub enum Source {
 /// How a student gets its first weights.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Birth {
+pub enum Init {
     /// GPT-2's random initialisation with residual scaling.
     Scratch {},
     /// Embeddings, final norm and the listed blocks of the teacher, which must have the student's width.
@@ -84,13 +85,13 @@ impl Preset {
     pub fn parse(text: &str) -> Result<Self> {
         let preset: Self = toml::from_str(text).map_err(|e| Error::usage(format!("not a preset: {e}")))?;
         let wrong = |what: &str| Err(Error::usage(format!("preset {}: {what}", preset.name)));
-        match (preset.role, &preset.source, &preset.birth) {
+        match (preset.role, &preset.source, &preset.init) {
             (Role::Teacher, Some(_), None) | (Role::Student, None, Some(_)) => {}
-            (Role::Teacher, ..) => return wrong("a teacher has a [source] and no [birth]"),
-            (Role::Student, ..) => return wrong("a student has a [birth] and no [source]"),
+            (Role::Teacher, ..) => return wrong("a teacher has a [source] and no [init]"),
+            (Role::Student, ..) => return wrong("a student has an [init] and no [source]"),
         }
         preset.config().validate()?;
-        if let Some(Birth::TeacherLayers { layers }) = &preset.birth
+        if let Some(Init::TeacherLayers { layers }) = &preset.init
             && layers.len() != preset.shape.n_layer
         {
             return wrong(&format!("n_layer = {} needs as many teacher layers", preset.shape.n_layer));
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_distilled_student_takes_layers_that_its_teacher_has() {
-        let Some(Birth::TeacherLayers { layers }) = &student("distil-82m").unwrap().birth else { panic!() };
+        let Some(Init::TeacherLayers { layers }) = &student("distil-82m").unwrap().init else { panic!() };
         let gpt2 = teacher("gpt2").unwrap();
         assert!(layers.iter().all(|l| *l < gpt2.shape.n_layer));
         assert_eq!(student("distil-82m").unwrap().shape.n_embd, gpt2.shape.n_embd);
@@ -188,9 +189,7 @@ mod tests {
         let good = FILES[0].1;
         assert!(Preset::parse(&good.replace("kind = \"generated\"", "kind = \"generated\"\nrepo = \"x\"")).is_err());
         assert!(Preset::parse(&format!("colour = 1\n{good}")).unwrap_err().to_string().contains("colour"));
-        assert!(
-            Preset::parse(&good.replace("\"teacher\"", "\"student\"")).unwrap_err().to_string().contains("[birth]")
-        );
+        assert!(Preset::parse(&good.replace("\"teacher\"", "\"student\"")).unwrap_err().to_string().contains("[init]"));
         assert!(Preset::parse(&good.replace("n_head = 6", "n_head = 5")).unwrap_err().to_string().contains("n_head"));
     }
 

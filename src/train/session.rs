@@ -1,6 +1,6 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
 
-use crate::config::{Birth as BirthWord, DeviceSpec, Plan};
+use crate::config::{DeviceSpec, Init as InitWord, Plan};
 use crate::cost::{check_fit, settle};
 use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokenizer::Tokenizer;
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::store::checkpoint::Inputs;
 use crate::store::hub::HubOptions;
 use crate::store::names::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
-use crate::store::preset::{Birth, Preset, Source};
+use crate::store::preset::{Init, Preset, Source};
 use crate::store::weights::{load_model, weights_hash};
 use crate::teacher::Teacher;
 use candle_core::Device;
@@ -36,7 +36,7 @@ pub struct Session {
     pub tokenizer: PathBuf,
     /// Id of its end-of-text token.
     pub eot: u32,
-    /// The student as born.
+    /// The student, initialised.
     pub student: Gpt2,
     /// The teacher, if the plan has one.
     pub teacher: Option<Teacher>,
@@ -46,17 +46,17 @@ pub struct Session {
     pub inputs: Inputs,
 }
 
-/// Where the Hub is and who hears about long phases.
+/// Where the Hub is, and what receives progress.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     /// Hub access.
     pub hub: &'a HubOptions,
-    /// Who hears.
+    /// Receives the progress of long phases.
     pub progress: &'a dyn Progress,
 }
 
 impl Session {
-    /// Opens the plan's data folder, loads or fetches its teacher, and gives birth to its student.
+    /// Opens the plan's data folder, loads or fetches its teacher, and initialises its student.
     pub fn open(plan: &Plan, around: Surroundings<'_>) -> Result<Self> {
         let Some(dir) = &plan.data.dir else {
             return Err(Error::usage(
@@ -135,7 +135,7 @@ fn opened(spec: DeviceSpec) -> Result<Device> {
     }
 }
 
-/// Compares a token file with its content hash; a large one is heard of.
+/// Compares a token file with its content hash; a large one reports progress.
 fn verify(tokens: &TokenFile, progress: &dyn Progress) -> Result<()> {
     let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
     if bytes < LARGE {
@@ -177,7 +177,7 @@ fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
     Ok(Gpt2::new(config, params))
 }
 
-/// The student of a plan: a preset is born as it says unless the plan says otherwise; anything else is loaded.
+/// The student of a plan: a preset is initialised as it says unless the plan says otherwise; anything else is loaded.
 fn student(
     plan: &Plan,
     teacher: Option<&Gpt2>,
@@ -185,76 +185,76 @@ fn student(
     around: Surroundings<'_>,
     device: &Device,
 ) -> Result<Pinned> {
-    let born = |student: Gpt2| (student, None);
+    let fresh = |student: Gpt2| (student, None);
     let vocabulary = tokenizer.vocab_size() as usize;
     let meant = ModelRef::parse(&plan.student, Kind::Student).or_else(|e| {
         // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
         ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
     })?;
-    check_birth(plan, if let ModelRef::Preset(preset) = meant { Some(preset) } else { None })?;
+    check_init(plan, if let ModelRef::Preset(preset) = meant { Some(preset) } else { None })?;
     let ModelRef::Preset(preset) = meant else {
-        return match plan.birth {
-            None | Some(BirthWord::Checkpoint) => load(&plan.student, Kind::Student, tokenizer, around, device),
+        return match plan.init {
+            None | Some(InitWord::Checkpoint) => load(&plan.student, Kind::Student, tokenizer, around, device),
             Some(other) => Err(Error::usage(format!(
-                "birth = \"{other}\" needs a student preset, found the stored model {}; its birth is \"checkpoint\"",
+                "init = \"{other}\" needs a student preset, found the stored model {}; its init is \"checkpoint\"",
                 plan.student
             ))),
         };
     };
-    match (plan.birth, &preset.birth, &preset.source) {
-        (Some(BirthWord::Scratch), ..) | (None, Some(Birth::Scratch {}), _) => {
-            scratch(plan, preset, teacher, vocabulary, device).map(born)
+    match (plan.init, &preset.init, &preset.source) {
+        (Some(InitWord::Scratch), ..) | (None, Some(Init::Scratch {}), _) => {
+            scratch(plan, preset, teacher, vocabulary, device).map(fresh)
         }
-        (Some(BirthWord::TeacherLayers), ..) | (None, Some(Birth::TeacherLayers { .. }), _) => {
-            let default = match &preset.birth {
-                Some(Birth::TeacherLayers { layers }) => Some(layers.clone()),
+        (Some(InitWord::TeacherLayers), ..) | (None, Some(Init::TeacherLayers { .. }), _) => {
+            let default = match &preset.init {
+                Some(Init::TeacherLayers { layers }) => Some(layers.clone()),
                 _ => None,
             };
             let Some(layers) = plan.layers.clone().or(default) else {
                 return Err(Error::usage(
-                    "birth = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks",
+                    "init = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks",
                 ));
             };
             let Some(teacher) = teacher else {
-                return Err(Error::usage("birth = \"teacher-layers\" needs a teacher"));
+                return Err(Error::usage("init = \"teacher-layers\" needs a teacher"));
             };
-            Gpt2::from_layers(teacher, &layers).map(born)
+            Gpt2::from_layers(teacher, &layers).map(fresh)
         }
-        (None, Some(Birth::Checkpoint { path }), _) => load(path, Kind::Any, tokenizer, around, device),
-        (Some(BirthWord::Checkpoint), _, Some(Source::Hub { .. })) => {
+        (None, Some(Init::Checkpoint { path }), _) => load(path, Kind::Any, tokenizer, around, device),
+        (Some(InitWord::Checkpoint), _, Some(Source::Hub { .. })) => {
             load(&plan.student, Kind::Teacher, tokenizer, around, device)
         }
-        (Some(BirthWord::Checkpoint), ..) => Err(Error::usage(format!(
-            "birth = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
+        (Some(InitWord::Checkpoint), ..) => Err(Error::usage(format!(
+            "init = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
             plan.student
         ))),
-        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device).map(born),
+        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device).map(fresh),
     }
 }
 
-/// Errs where the plan says `[shape]` or `layers` and the student's birth reads none: nothing that is asked for is
+/// Errs where the plan says `[shape]` or `layers` and the student's initialisation reads none: nothing that is asked for is
 /// ignored. `preset` is the student's; a stored model has none.
-pub fn check_birth(plan: &Plan, preset: Option<&Preset>) -> Result<()> {
-    let birth = plan.birth.unwrap_or(match preset.map(|p| &p.birth) {
-        Some(None | Some(Birth::Scratch {})) => BirthWord::Scratch,
-        Some(Some(Birth::TeacherLayers { .. })) => BirthWord::TeacherLayers,
-        None | Some(Some(Birth::Checkpoint { .. })) => BirthWord::Checkpoint,
+pub fn check_init(plan: &Plan, preset: Option<&Preset>) -> Result<()> {
+    let init = plan.init.unwrap_or(match preset.map(|p| &p.init) {
+        Some(None | Some(Init::Scratch {})) => InitWord::Scratch,
+        Some(Some(Init::TeacherLayers { .. })) => InitWord::TeacherLayers,
+        None | Some(Some(Init::Checkpoint { .. })) => InitWord::Checkpoint,
     });
-    let whose = match birth {
-        BirthWord::Scratch => "",
-        BirthWord::TeacherLayers => "has its teacher's shape (birth = \"teacher-layers\"; layers = [..] says how deep)",
-        BirthWord::Checkpoint => "starts from stored weights and has their shape",
+    let whose = match init {
+        InitWord::Scratch => "",
+        InitWord::TeacherLayers => "has its teacher's shape (init = \"teacher-layers\"; layers = [..] says how deep)",
+        InitWord::Checkpoint => "starts from stored weights and has their shape",
     };
-    if birth != BirthWord::Scratch && !plan.shape.is_empty() {
+    if init != InitWord::Scratch && !plan.shape.is_empty() {
         return Err(Error::usage(format!(
-            "[shape] cannot change the student {}, which {whose}; remove it, or set birth = \"scratch\"",
+            "[shape] cannot change the student {}, which {whose}; remove it, or set init = \"scratch\"",
             plan.student
         )));
     }
-    if birth != BirthWord::TeacherLayers && plan.layers.is_some() {
+    if init != InitWord::TeacherLayers && plan.layers.is_some() {
         return Err(Error::usage(format!(
-            "layers names the teacher's layers to start from, but the student {} has birth = \"{birth}\"; remove \
-             layers, or set birth = \"teacher-layers\"",
+            "layers names the teacher's layers to start from, but the student {} has init = \"{init}\"; remove \
+             layers, or set init = \"teacher-layers\"",
             plan.student
         )));
     }

@@ -71,9 +71,15 @@ pub const MATHEMATICS: [&[&str]; 21] = [
     &["select.score=loss", "teacher=t", "objective.divergence=skew-reverse-kl"],
     &["select.score=random", "teacher=t", "objective.signal=sampled", "objective.samples=5"],
     &["select.score=entropy-kl", "teacher=t", "objective.lambda=0.5"],
-    &["select.score=loss", "select.pool=carried", "select.carry=0.5"],
-    &["select.score=entropy", "select.mix=0.5", "select.rest=0.3"],
-    &["select.score=loss", "select.schedule=ada-eslm", "select.interval=1", "select.mix=0.25", "select.pool=carried"],
+    &["select.score=loss", "select.pool=carried", "select.threshold_ema=0.5"],
+    &["select.score=entropy", "select.cvar_weight=0.5", "select.rest_rate=0.3"],
+    &[
+        "select.score=loss",
+        "select.schedule=ada-eslm",
+        "select.interval=1",
+        "select.cvar_weight=0.25",
+        "select.pool=carried",
+    ],
 ];
 
 pub fn plan(settings: &[&str]) -> Plan {
@@ -397,7 +403,7 @@ fn reported_flops_are_those_of_the_blocks() {
 fn the_forecast_of_plan_is_what_a_step_reports() {
     let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
     // What a carried threshold keeps and what a mixture draws is known on average only.
-    let exact = |m: &&[&str]| !m.iter().any(|s| s.contains("carried") || s.contains("mix="));
+    let exact = |m: &&[&str]| !m.iter().any(|s| s.contains("carried") || s.contains("cvar_weight="));
     for mathematics in MATHEMATICS.into_iter().filter(exact) {
         for alpha in ["0", "0.3", "0.9"] {
             for machine in [
@@ -437,7 +443,7 @@ fn an_approximate_backward_depends_on_neither_micro_batches_nor_threads() {
         &["machine.backward=sparse"][..],
         &["machine.backward=sparse", "teacher=t", "select.score=kl"],
         &["machine.backward=sampled", "select.alpha=0", "machine.added_variance=1"],
-        &["machine.backward=sampled", "machine.rho=0.3", "select.mix=0.5"],
+        &["machine.backward=sampled", "machine.rho=0.3", "select.cvar_weight=0.5"],
     ] {
         let (whole, _) = trained(mode);
         let (cut, _) = trained(&[mode, &["machine.micro_rows=1"]].concat());

@@ -297,16 +297,16 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&distill("gpt2-meduim"), 2, &["gpt2-meduim", "gpt2-medium"]);
     refused(&distill("brief"), 2, &["data.context = 16", "8 positions", "teacher brief"]);
     refused(&distill("narrow"), 3, &["its tokenizer has 320 tokens, the model only 100"]);
-    let born = |more: &[&'static str]| [&distill("teacher")[..], more].concat();
-    refused(&born(&["--set", "layers=[0]"]), 2, &["layers", "student tiny", "birth = \"scratch\""]);
-    let layers = ["--set", "birth=teacher-layers", "--set", "layers=[0]"];
-    refused(&born(&layers), 2, &["[shape] cannot change the student tiny", "teacher-layers"]);
+    let preset = |more: &[&'static str]| [&distill("teacher")[..], more].concat();
+    refused(&preset(&["--set", "layers=[0]"]), 2, &["layers", "student tiny", "init = \"scratch\""]);
+    let layers = ["--set", "init=teacher-layers", "--set", "layers=[0]"];
+    refused(&preset(&layers), 2, &["[shape] cannot change the student tiny", "teacher-layers"]);
     let fixed = ["--data", &data, "--set", "data.context=16", "--set", "data.rows=8"];
     let stored = |more: &[&'static str]| [&["distill"][..], more, &fixed].concat();
     let deep = ["--teacher", "teacher", "--student", "teacher", "--set", "shape.n_layer=2"];
     refused(&stored(&deep), 2, &["[shape] cannot change the student teacher", "stored weights"]);
     let layers = ["--teacher", "teacher", "--student", "teacher", "--set", "layers=[0]"];
-    refused(&stored(&layers), 2, &["layers", "student teacher", "birth = \"checkpoint\""]);
+    refused(&stored(&layers), 2, &["layers", "student teacher", "init = \"checkpoint\""]);
     refused(&stored(&["--teacher", "wide", "--student", "teacher"]), 2, &["share a vocabulary", "328", "320"]);
     // Ids of another tokenizer would be noise to this teacher, though its vocabulary is large enough.
     let short = ["--data", "short", "--set", "data.context=8", "--set", "data.rows=2"];

@@ -196,6 +196,32 @@ fn a_manifest_cannot_lie() {
     assert!(load_with(&path, |_| ()).unwrap_err().to_string().contains("manifest.json is missing"));
 }
 
+/// Another `state.json`, and a manifest whose hashes are made to fit: for what hashes cannot see.
+fn rewrite_state(path: &Path, state: &Value) {
+    fs::write(path.join(STATE_FILE), state.to_string()).unwrap();
+    let files = Manifest::read(path).unwrap();
+    fs::remove_file(path.join(MANIFEST_FILE)).unwrap();
+    Manifest::write(path, files.step, &files.inputs()).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_names_keys_as_earlier_versions_did_resumes_as_the_same_run() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let now = load_with(&path, |_| ()).unwrap();
+    let mut state: Value = serde_json::from_slice(&fs::read(path.join(STATE_FILE)).unwrap()).unwrap();
+    let select = state["plan"]["select"].as_object_mut().unwrap();
+    for (name, was) in [("cvar_weight", "mix"), ("rest_rate", "rest"), ("threshold_ema", "carry")] {
+        let value = select.remove(name).unwrap();
+        select.insert(was.into(), value);
+    }
+    rewrite_state(&path, &state);
+    let found = load_with(&path, |_| ()).unwrap();
+    assert_eq!(found.plan, now.plan);
+    let text = load_with(&path, |s| s.plan.select.rest_rate = 0.5).unwrap_err().to_string();
+    assert!(text.contains("select.rest_rate: 0.25 before, 0.5 now"), "{text}");
+}
+
 #[test]
 fn counts_that_no_run_could_have_are_refused() {
     let (_folder, run) = run_with(&[8]);
@@ -205,11 +231,7 @@ fn counts_that_no_run_could_have_are_refused() {
         let mut state = good.clone();
         assert!(!state[key].is_null(), "no {key}");
         state[key] = value;
-        fs::write(path.join(STATE_FILE), state.to_string()).unwrap();
-        // The hash is made to fit: this is about what hashes cannot see.
-        let files = Manifest::read(&path).unwrap();
-        fs::remove_file(path.join(MANIFEST_FILE)).unwrap();
-        Manifest::write(&path, files.step, &files.inputs()).unwrap();
+        rewrite_state(&path, &state);
         load_with(&path, |_| ())
     };
     for (key, value, says) in [

@@ -39,10 +39,14 @@ const FACTORS: [&[&[&str]]; 18] = [
         &["select.score=excess"],
         &["select.score=random"],
     ],
-    &[&["select.pool=sequence"], &["select.pool=micro-batch"], &["select.pool=carried", "select.carry=0.6"]],
+    &[&["select.pool=sequence"], &["select.pool=micro-batch"], &["select.pool=carried", "select.threshold_ema=0.6"]],
     &[&["select.tail=high"], &["select.tail=low"]],
     &[&["select.alpha=0.5"], &["select.alpha=0.1"], &["select.alpha=0.8"], &["select.alpha=0"], &["method=clm"]],
-    &[&["select.mix=1"], &["select.mix=0.6", "select.rest=0.4"], &["select.mix=0", "select.rest=0.7"]],
+    &[
+        &["select.cvar_weight=1"],
+        &["select.cvar_weight=0.6", "select.rest_rate=0.4"],
+        &["select.cvar_weight=0", "select.rest_rate=0.7"],
+    ],
     &[
         &["objective.divergence=forward-kl"],
         &["objective.divergence=reverse-kl"],

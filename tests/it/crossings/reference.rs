@@ -216,17 +216,17 @@ pub fn step(
         Pool::Carried => all,
         _ => kept.len() as f64,
     };
-    let mixes = select.mix < 1.0;
+    let mixes = select.cvar_weight < 1.0;
     out.denominator = if mixes { wanted } else { kept.len() as f64 };
     let mut weights = vec![0.0; n];
     let rest = Rng::new(plan.seed, Stream::Rest);
     for &i in &valid {
         let is_kept = kept.binary_search(&i).is_ok();
         weights[i] = match is_kept {
-            true if mixes => select.mix / wanted + (1.0 - select.mix) / all,
+            true if mixes => select.cvar_weight / wanted + (1.0 - select.cvar_weight) / all,
             true => 1.0 / kept.len() as f64,
-            false if mixes && f64::from(rest.uniform(0, token(i))) < select.rest => {
-                (1.0 - select.mix) / (select.rest * all)
+            false if mixes && f64::from(rest.uniform(0, token(i))) < select.rest_rate => {
+                (1.0 - select.cvar_weight) / (select.rest_rate * all)
             }
             false => 0.0,
         };
@@ -477,9 +477,10 @@ fn remember(plan: &Plan, step: u64, memory: &mut Memory, out: &mut Expected, mar
         (out.var, out.pools) = (out.scores[*kept.last().expect("one is kept")], 1);
         memory.carried = Some(match memory.carried {
             None => (out.var, 1.0),
-            Some((threshold, lag)) => {
-                (select.carry * threshold + (1.0 - select.carry) * out.var, 1.0 + select.carry * lag)
-            }
+            Some((threshold, lag)) => (
+                select.threshold_ema * threshold + (1.0 - select.threshold_ema) * out.var,
+                1.0 + select.threshold_ema * lag,
+            ),
         });
     }
     match select.schedule {

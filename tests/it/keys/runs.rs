@@ -26,7 +26,7 @@ pub const KEYS: Proofs = &[
     ("steps", Here(seed)),
     ("teacher", Here(teacher)),
     ("student", Here(student)),
-    ("birth", Here(birth)),
+    ("init", Here(init)),
     ("layers", Here(layers)),
     ("shape.n_layer", Here(shape)),
     ("shape.n_head", Here(shape)),
@@ -182,16 +182,16 @@ fn open_without_shape(settings: &[&str]) -> Session {
     Session::open(&plan, Surroundings { hub: &hub, progress: &Silent }).unwrap()
 }
 
-fn birth() {
+fn init() {
     let place = place();
     let (model, folder) = stored(&place);
     let teacher = format!("teacher={folder}");
-    let born = |birth: &str| open_without_shape(&[&teacher, birth, "layers=[1]"]).student;
-    let copied = born("birth=teacher-layers");
+    let born = |init: &str| open_without_shape(&[&teacher, init, "layers=[1]"]).student;
+    let copied = born("init=teacher-layers");
     assert!(bits(&copied.params) == bits(&Gpt2::from_layers(&model, &[1]).unwrap().params));
-    let scratch = open(&[&teacher, "birth=scratch"]).unwrap().student;
+    let scratch = open(&[&teacher, "init=scratch"]).unwrap().student;
     assert!(bits(&scratch.params) == bits(&Gpt2::scratch(scratch.config.clone(), 9, &Device::Cpu).unwrap().params));
-    let kept = open_without_shape(&[&format!("student={folder}"), "birth=checkpoint"]).student;
+    let kept = open_without_shape(&[&format!("student={folder}"), "init=checkpoint"]).student;
     assert!(bits(&kept.params) == bits(&model.params));
 }
 
@@ -200,7 +200,7 @@ fn layers() {
     let (model, folder) = stored(&place);
     let teacher = format!("teacher={folder}");
     for (setting, layers) in [("layers=[0]", &[0][..]), ("layers=[1,0]", &[1, 0]), ("layers=[1,1,0]", &[1, 1, 0])] {
-        let born = open_without_shape(&[&teacher, "birth=teacher-layers", setting]).student;
+        let born = open_without_shape(&[&teacher, "init=teacher-layers", setting]).student;
         assert!(bits(&born.params) == bits(&Gpt2::from_layers(&model, layers).unwrap().params), "{setting}");
     }
 }

@@ -22,9 +22,9 @@ pub const KEYS: Proofs = &[
     ("select.gamma", Here(gamma)),
     ("select.alpha_min", Here(alpha_min)),
     ("select.alpha_max", Here(alpha_max)),
-    ("select.mix", Here(mix)),
-    ("select.rest", Here(rest)),
-    ("select.carry", Here(carry)),
+    ("select.cvar_weight", Here(mix)),
+    ("select.rest_rate", Here(rest)),
+    ("select.threshold_ema", Here(carry)),
     ("select.alpha_seq", Here(alpha_seq)),
     ("select.exit_layer", Here(exit_layer)),
     ("select.probe_stride", Here(probe_stride)),
@@ -217,8 +217,8 @@ fn mix() {
     // With every dropped token drawn, the mean of all is exact.
     for (mix, mu) in [("1", 1.0), ("0.7", 0.7), ("0.2", 0.2), ("0", 0.0)] {
         for pool in ["sequence", "micro-batch"] {
-            let settings = [format!("select.mix={mix}"), format!("select.pool={pool}")];
-            let settings: Vec<&str> = settings.iter().map(String::as_str).chain(["select.rest=1"]).collect();
+            let settings = [format!("select.cvar_weight={mix}"), format!("select.pool={pool}")];
+            let settings: Vec<&str> = settings.iter().map(String::as_str).chain(["select.rest_rate=1"]).collect();
             let report = first(&settings);
             let want = mu * report.sums.kept_nll / 32.0 + (1.0 - mu) * report.sums.nll / 64.0;
             close(&format!("{settings:?}"), report.sums.loss / report.denominator, want);
@@ -226,7 +226,7 @@ fn mix() {
         }
     }
     // A carried threshold keeps about (1 - alpha) M, and K is that number.
-    let settings = ["select.pool=carried", "select.alpha=0.25", "select.mix=0.6", "select.rest=1"];
+    let settings = ["select.pool=carried", "select.alpha=0.25", "select.cvar_weight=0.6", "select.rest_rate=1"];
     let reports = reports(&settings, 3);
     assert_eq!(reports.iter().map(|r| r.denominator).collect::<Vec<_>>(), [64.0, 48.0, 48.0]);
     for report in &reports[1..] {
@@ -237,7 +237,7 @@ fn mix() {
 
 fn rest() {
     for rest in [0.2f32, 0.6] {
-        let report = first(&["select.score=random", "select.mix=0.5", &format!("select.rest={rest}")]);
+        let report = first(&["select.score=random", "select.cvar_weight=0.5", &format!("select.rest_rate={rest}")]);
         let rng = Rng::new(3, Stream::Rest);
         let mut drawn = 0;
         for (s, pool) in report.sums.scores.chunks(CONTEXT).enumerate() {
@@ -252,7 +252,9 @@ fn rest() {
 }
 
 fn carry() {
-    for (setting, carry) in [("select.carry=0.9", 0.9), ("select.carry=0.25", 0.25), ("select.carry=0", 0.0)] {
+    for (setting, carry) in
+        [("select.threshold_ema=0.9", 0.9), ("select.threshold_ema=0.25", 0.25), ("select.threshold_ema=0", 0.0)]
+    {
         let reports = reports(&["select.score=loss", "select.pool=carried", setting], 4);
         let (mut threshold, mut lag) = (reports[0].sums.var, 1.0);
         for (before, report) in reports.iter().zip(&reports[1..]).skip(1) {

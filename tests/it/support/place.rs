@@ -127,7 +127,7 @@ pub fn everything<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         &TINY,
         &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--set", "machine.threads=1"],
         &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
-        &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.mix=0.5"],
+        &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.cvar_weight=0.5"],
         more,
     ]
     .concat()
