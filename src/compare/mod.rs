@@ -18,8 +18,9 @@ pub mod svg;
 use crate::config::Plan;
 use crate::cost;
 use crate::data::prepare::DataDir;
-use crate::data::tokens::{TokenFile, hex};
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::hex;
 use crate::model::Gpt2Config;
 use crate::store::open_tokens_by;
 use crate::train::session::{Session, Surroundings};
@@ -30,6 +31,9 @@ use evaluate::{OtherText, Texts};
 use runs::Metrics;
 use state::{ArmState, DataState, State};
 use std::path::{Path, PathBuf};
+
+/// The page inside the folder of a comparison.
+pub const REPORT_HTML: &str = "report.html";
 
 /// What is asked for.
 #[derive(Debug, Clone)]

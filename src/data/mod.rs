@@ -8,3 +8,4 @@ pub mod prepare;
 pub mod source;
 pub mod tokenizer;
 pub mod tokens;
+pub mod train_tokenizer;

@@ -3,9 +3,9 @@
 use crate::data::encoder::Encoder;
 use crate::data::source::{self, Piece, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter, hex};
+use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::files::{AtomicDir, hex, read_bounded, write_atomic};
 use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
@@ -279,7 +279,7 @@ impl DataDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::progress::Silent;
 
     struct Setup {

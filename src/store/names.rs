@@ -15,7 +15,7 @@
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::store::checkpoint;
-use crate::store::hub::cache::valid_repo_id;
+use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model};
 use crate::store::preset::{self, Preset, Role, Source};
 use std::path::{Path, PathBuf};

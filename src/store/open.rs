@@ -3,8 +3,9 @@
 use crate::data::prepare::DataDir;
 use crate::data::source::{self, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::tokens::{Hash, TokenFile, hex};
+use crate::data::tokens::{Hash, TokenFile};
 use crate::error::{Error, Result};
+use crate::files::hex;
 use crate::model::Gpt2;
 use crate::progress::Progress;
 use crate::store::hub::HubOptions;
@@ -117,7 +118,7 @@ fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::progress::Silent;
 
     #[test]

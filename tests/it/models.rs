@@ -2,7 +2,8 @@
 
 use crate::support::place::{Place, TINY, data, pretrain, without_settings};
 use candle_core::Device;
-use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
+use eslm_kd::data::tokenizer::Tokenizer;
+use eslm_kd::data::train_tokenizer::TrainOptions;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::progress::Silent;
 use eslm_kd::store::weights::{SaveOptions, save_model};

@@ -2,7 +2,8 @@
 
 use eslm_kd::data::corpus;
 use eslm_kd::data::prepare::{PrepareOptions, Validation, prepare};
-use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
+use eslm_kd::data::tokenizer::Tokenizer;
+use eslm_kd::data::train_tokenizer::TrainOptions;
 use eslm_kd::progress::Silent;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
