@@ -2,12 +2,13 @@
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
-//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]).
+//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
 pub mod arms;
 pub mod budget;
 pub mod evaluate;
 pub mod figures;
+pub mod quickstart;
 pub mod report;
 pub mod runs;
 pub mod state;
