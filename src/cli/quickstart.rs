@@ -6,15 +6,15 @@ use crate::compare::quickstart::{Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
 use crate::error::Result;
 use crate::report::text::{Table, count, flops, seconds};
+use crate::store::Where;
 use crate::store::hub::HubOptions;
-use crate::train::session::Surroundings;
 
 /// Runs the whole of it.
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_threads(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
     let hub = HubOptions::from_env(ui.offline())?;
-    let around = Surroundings { hub: &hub, progress: ui };
+    let around = Where { hub: &hub, progress: ui };
     let done = quickstart(plan, &out, args.resume, &cache_folder()?, around)?;
     ui.result(&done, || human(&done))
 }

@@ -3,9 +3,10 @@
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::store::Where;
 use crate::train::events::each_metric;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, train};
-use crate::train::session::{Session, Surroundings};
+use crate::train::session::Session;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +51,7 @@ pub fn finish(run: &Path, session: impl FnOnce() -> Result<Session>, progress: &
 
 /// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its checkpoints go, unless
 /// they are to be kept.
-pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Surroundings<'_>) -> Result<()> {
+pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -> Result<()> {
     finish(run, || Session::open(plan, around), around.progress)?;
     let checkpoints = run.join(CHECKPOINTS);
     if !keep_checkpoints && checkpoints.is_dir() {

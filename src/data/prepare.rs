@@ -246,6 +246,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// Training tokens, then validation tokens.
+    pub fn files(&self) -> impl Iterator<Item = &TokenFile> {
+        std::iter::once(&self.train).chain(self.valid.as_ref()).map(Arc::as_ref)
+    }
+
     /// Opens the folder and checks that both files were made by its tokenizer.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.join(TRAIN).is_file() {

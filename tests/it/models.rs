@@ -133,6 +133,42 @@ fn mistakes_end_with_a_message_and_their_status() {
 }
 
 #[test]
+fn a_plan_finds_models_by_the_rules_of_a_run() {
+    let place = Place::new();
+    let data = data();
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "teacher"]));
+    let plan = |teacher: &str, more: &[&str]| {
+        let args = ["plan", "--data", &data, "--teacher", teacher, "--set", "data.context=16"];
+        place.json(&[&args[..], more].concat())
+    };
+    let step = "teacher/checkpoints/step-00000002";
+    for name in ["teacher", "teacher/model", "teacher/best", "teacher/last", "teacher/checkpoints", step] {
+        let planned = plan(name, &["--student", "tiny"]);
+        assert_eq!(planned["teacher"]["name"], name);
+        let shape = &planned["teacher"]["shape"];
+        assert_eq!((&shape["n_layer"], &shape["n_embd"]), (&2.into(), &16.into()), "{name}: {planned}");
+        let stored = plan("teacher", &["--student", name]);
+        assert_eq!(stored["student"]["parameters"], planned["teacher"]["parameters"], "{name}");
+    }
+    // What `distill` refuses is no plan.
+    for (teacher, part) in [("tiny", "nor a preset"), ("teacher/config.toml", "is a file"), ("./no", "no folder ./no")]
+    {
+        for verb in ["plan", "distill"] {
+            place.refused(&[verb, "--data", &data, "--teacher", teacher, "--student", "tiny"], 2, &[part]);
+        }
+    }
+    // The student's shape is that of the run, also where the teacher decides it.
+    let layers = ["--student", "distil-82m", "--set", "layers=[1]", "--steps", "1", "--set", "data.rows=2"];
+    let planned = plan("teacher", &layers);
+    let args = ["distill", "--data", &data, "--teacher", "teacher", "--set", "data.context=16", "--out", "run"];
+    place.json(&[&args[..], &layers].concat());
+    let config: Value = serde_json::from_slice(&std::fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
+    for key in ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"] {
+        assert_eq!(planned["student"]["shape"][key], config[key], "{key}");
+    }
+}
+
+#[test]
 fn a_run_that_has_not_finished_is_used_with_a_warning() {
     let place = Place::new();
     let data = data();

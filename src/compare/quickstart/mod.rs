@@ -13,10 +13,11 @@ use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::AtomicDir;
 use crate::progress::Progress;
+use crate::store::Where;
 use crate::store::checkpoint::check_free;
 use crate::store::weights::read_config;
 use crate::train::run::MODEL_FOLDER;
-use crate::train::session::{Session, Surroundings};
+use crate::train::session::Session;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ pub struct Quickstart {
 
 /// Trains and measures what is not there yet. `plan` is that of the last student; `out` must be new or empty unless
 /// `resume`. On a stop signal the run at hand is saved, and the error says what continues the whole.
-pub fn quickstart(plan: &Plan, out: &Path, resume: bool, cache: &Path, around: Surroundings<'_>) -> Result<Quickstart> {
+pub fn quickstart(plan: &Plan, out: &Path, resume: bool, cache: &Path, around: Where<'_>) -> Result<Quickstart> {
     if !resume {
         check_free(out)?;
     }
@@ -95,7 +96,7 @@ pub fn cache_folder() -> Result<PathBuf> {
 }
 
 /// Data, teacher and students, each made or found.
-fn compared(plan: &Plan, out: &Path, cache: &Path, around: Surroundings<'_>) -> Result<Vec<Trained>> {
+fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<Vec<Trained>> {
     let data = data_folder(cache, around.progress)?;
     let teacher = cache.join("teacher");
     let run = |model: &str, how: &str, plan: &Plan, folder: &Path| {

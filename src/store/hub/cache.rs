@@ -171,7 +171,8 @@ impl RepoCache {
                 let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
                 (!whole).then(|| "tokenizer.json".to_string())
             }
-            What::Model if !has("config.json") => Some("config.json".into()),
+            What::Model | What::ConfigOnly if !has("config.json") => Some("config.json".into()),
+            What::ConfigOnly => None,
             What::Model if has(WEIGHTS_FILE) => None,
             What::Model if !has(INDEX_FILE) => Some(WEIGHTS_FILE.into()),
             What::Model => match shard_names(&dir.join(INDEX_FILE)) {

@@ -1,4 +1,4 @@
-//! A model, or only its tokenizer, as a folder: from the cache, or from the Hub into the cache.
+//! A model, or only its tokenizer or config, as a folder: from the cache, or from the Hub into the cache.
 
 use super::cache::RepoCache;
 use super::client::{Client, Info, Remote};
@@ -107,6 +107,9 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
     }
     if !has("config.json") {
         return Err(Error::hub(format!("{id} has no config.json; expected a model in the layout of transformers")));
+    }
+    if what == What::ConfigOnly {
+        return Ok(vec!["config.json".to_string()]);
     }
     files.push("config.json");
     files.extend(["generation_config.json"].into_iter().filter(|f| has(f)));

@@ -15,6 +15,8 @@ pub enum What {
     Model,
     /// The tokenizer's files.
     TokenizerOnly,
+    /// The config: a model's shape.
+    ConfigOnly,
 }
 
 /// The hash that names a blob, and that its bytes must have.
