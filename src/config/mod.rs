@@ -10,7 +10,7 @@ mod tests;
 
 pub use choice::{
     Activations, AlphaSchedule, BackwardMode, Birth, DeviceSpec, Divergence, Dtype, HeadMode, Method, MicroRows,
-    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Statistic, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub(crate) use load::largest_divisor;

@@ -21,7 +21,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at its first draw: temperature, number of tokens, probability of tokens, seed of the draws.
+    /// A sampler at its first draw.
     pub fn new(temperature: f64, top_k: Option<usize>, top_p: Option<f64>, seed: u64) -> Self {
         Self { temperature, top_k, top_p, rng: Rng::new(seed, Stream::Sample), drawn: 0 }
     }

@@ -1,10 +1,10 @@
 //! GPT-2: shapes, parameters, trunk and head, forward and backward by hand.
 
-mod birth;
 mod cache;
 mod config;
 mod early_exit;
 mod gpt2;
+mod init;
 mod params;
 mod row_sampler;
 #[cfg(test)]
@@ -14,5 +14,5 @@ pub use cache::Cache;
 pub use config::Gpt2Config;
 pub use early_exit::Partial;
 pub use gpt2::{Flow, Gpt2, Reached, Tape};
-pub use params::{Block, Layout, ParamSet};
+pub use params::{Block, BlockOf, Layout, ParamKind, ParamSet, ParamSpec};
 pub use row_sampler::{Chosen, RowBudget, RowSampler};

@@ -10,5 +10,5 @@ mod step;
 #[cfg(test)]
 mod gpu_tests;
 
-pub use report::{CarriedReport, StepReport};
+pub use report::{CarriedReport, StepReport, StepSettings, Sums};
 pub use step::Trainer;

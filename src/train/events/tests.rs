@@ -1,5 +1,10 @@
 use super::*;
+use crate::error::Error;
+use crate::progress::Progress;
+use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 fn step(step: u64) -> Event {
     Event::Step(StepEvent { step, loss: 2.5, seconds: step as f64, kept_share: 0.5, ..StepEvent::default() })
@@ -45,8 +50,9 @@ fn numbers_that_are_not_finite_become_null() {
         step: 3,
         loss: f64::NAN,
         var: Some(f64::NEG_INFINITY),
-        flops: Flops { teacher: f64::INFINITY, ..Flops::default() },
-        phases: Phases { data: f64::NAN, ..Phases::default() },
+        flops: f64::INFINITY,
+        flops_by_part: Flops { teacher: f64::INFINITY, ..Flops::default() },
+        seconds_by_phase: Phases { data: f64::NAN, ..Phases::default() },
         ..StepEvent::default()
     };
     sink.event(&Event::Step(bad)).unwrap();
