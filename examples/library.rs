@@ -4,10 +4,11 @@
 
 use eslm_kd::config::{self, Overrides};
 use eslm_kd::progress::Silent;
+use eslm_kd::store::Where;
 use eslm_kd::store::hub::HubOptions;
 use eslm_kd::train::events::{Event, EventSink};
 use eslm_kd::train::run::Run;
-use eslm_kd::train::session::{Session, Surroundings};
+use eslm_kd::train::session::Session;
 use eslm_kd::{Error, Result};
 use std::path::Path;
 
@@ -31,7 +32,7 @@ fn train(data: &str, out: &str) -> Result<()> {
         wanted.set(setting)?;
     }
     let plan = config::load(None, &wanted)?.plan;
-    let session = Session::open(&plan, Surroundings { hub: &HubOptions::from_env(false)?, progress: &Silent })?;
+    let session = Session::open(&plan, Where { hub: &HubOptions::from_env(false)?, progress: &Silent })?;
     let summary = Run::open(session, Path::new(out), false, &Silent)?.train(&mut Losses)?;
     if let Some(loss) = summary.val_loss {
         println!("validation loss {loss:.4} after {} tokens", summary.tokens);

@@ -1,4 +1,4 @@
-//! Files and folders that appear whole or not at all.
+//! Files and folders that appear whole or not at all, and how their digests are written.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
@@ -189,6 +189,11 @@ fn free_space(path: &Path) -> Option<u64> {
 #[cfg(not(unix))]
 fn free_space(_: &Path) -> Option<u64> {
     None
+}
+
+/// Lower-case hexadecimal, as digests are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn parent_of(path: &Path) -> &Path {

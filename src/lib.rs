@@ -16,7 +16,7 @@
 //! | [`data`] | text to token files ([`data::prepare`]), token files to batches ([`data::loader`]), tokenizers, stories |
 //! | [`hub`] | models of the Hugging Face Hub, verified, in the cache that Python's library shares |
 //! | [`resolve`] | what a person means by MODEL: a folder, a run, a preset, a Hub id |
-//! | [`model`] | GPT-2: shape, parameters, trunk forward and backward, birth, weights in and out, presets |
+//! | [`model`] | GPT-2: shape, parameters, trunk forward and backward, init, weights in and out, presets |
 //! | [`teacher`] | a frozen model that runs beside the student |
 //! | [`select`] | scores, and the value-at-risk selector |
 //! | [`ops`] | the operations of model and training, each with a slow reference and a CPU kernel |

@@ -13,7 +13,7 @@ pub enum Stream {
     Shuffle = 2,
     /// The `random` score.
     Score = 3,
-    /// Text of the generated corpus.
+    /// Text of the generated stories.
     Corpus = 4,
     /// Sampling of generated text.
     Sample = 5,

@@ -7,7 +7,7 @@ use crate::report::text::{Table, bytes, count, seconds};
 use crate::store::hub::HubOptions;
 use crate::store::hub::audit::{Listed, Pruned, Verified, list, prune, verify};
 use crate::store::names::{Kind, ModelRef};
-use crate::store::preset::Source;
+use crate::store::preset::Provider;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -124,7 +124,7 @@ fn repo_id(name: Option<&str>) -> Result<Option<String>> {
     match ModelRef::named(name, Kind::Any)? {
         ModelRef::Hub { id } => Ok(Some(id)),
         ModelRef::Preset(preset) => match &preset.source {
-            Some(Source::Hub { repo, .. }) => Ok(Some(repo.clone())),
+            Some(Provider::Hub { repo, .. }) => Ok(Some(repo.clone())),
             _ => {
                 Err(Error::usage(format!("the preset {name} does not come from the Hub; expected a Hub id (org/name)")))
             }

@@ -4,13 +4,13 @@ use super::Printer;
 use super::train::use_threads;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
-use crate::compare::report::{self, REPORT_HTML};
+use crate::compare::report;
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
-use crate::compare::{Comparison, compare};
+use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
 use crate::report::text::{Table, count, flops, seconds};
+use crate::store::Where;
 use crate::store::hub::HubOptions;
-use crate::train::session::Surroundings;
 use clap::value_parser;
 use std::path::PathBuf;
 
@@ -66,7 +66,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
         let asked = args.resolve()?;
         use_threads(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
         let hub = HubOptions::from_env(ui.offline())?;
-        compare(&asked, Surroundings { hub: &hub, progress: ui })?;
+        compare(&asked, Where { hub: &hub, progress: ui })?;
     }
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;

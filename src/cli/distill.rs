@@ -1,6 +1,7 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
 use super::{Printer, RunArgs, quickstart, train};
+use crate::compare::quickstart::TEACHER;
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -47,7 +48,7 @@ impl DistillArgs {
 pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
     let resolved = args.resolve()?;
     let plan = &resolved.plan;
-    if plan.teacher.as_deref() == Some(quickstart::TEACHER) && plan.data.dir.is_none() {
+    if plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none() {
         resolved.notes().iter().for_each(|note| ui.note(note));
         return quickstart::run(&args.run, plan, ui);
     }

@@ -4,8 +4,8 @@ use super::Printer;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::report::text::bytes;
-use crate::store::hub::{HubOptions, snapshot_files};
-use crate::store::names::{Kind, ModelRef, locate};
+use crate::store::hub::{HubOptions, What, snapshot_files};
+use crate::store::names::{Kind, ModelRef, Where, locate};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -59,7 +59,7 @@ pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
 pub fn fetched(args: &DownloadArgs, options: &HubOptions, progress: &dyn Progress) -> Result<DownloadReport> {
     // A folder of the same name is no obstacle: here a name is never a path.
     let meant = ModelRef::named(&args.name, Kind::Any)?;
-    let source = locate(meant, &args.name, args.revision.as_deref(), options, progress)?;
+    let source = locate(meant, &args.name, args.revision.as_deref(), What::Model, Where { hub: options, progress })?;
     let files: Vec<DownloadedFile> =
         snapshot_files(&source.dir)?.into_iter().map(|(name, bytes)| DownloadedFile { name, bytes }).collect();
     Ok(DownloadReport {

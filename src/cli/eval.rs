@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::report::text;
 use crate::store::hub::HubOptions;
-use crate::store::{open_model, open_tokens};
+use crate::store::{Kind, Where, open, open_tokens};
 use crate::train::session::device;
 use clap::value_parser;
 use std::path::PathBuf;
@@ -42,7 +42,8 @@ Examples:
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
     let device = device(args.device)?;
-    let model = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
+    let hub = HubOptions::from_env(ui.offline())?;
+    let model = open(&args.model, Kind::Any, &device, Where { hub: &hub, progress: ui })?;
     let tokens = open_tokens(&args.data, &model, ui)?;
     let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);
     let mut options = EvalOptions::new(asked);
@@ -52,7 +53,7 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         let needed = usize::try_from(tokens.len() - 1).unwrap_or(usize::MAX).min(asked);
         options = EvalOptions { stride: options.stride.min(needed), ..EvalOptions::new(needed) };
     }
-    ui.detail(&format!("{}: {} tokens, {options:?}", model.origin, text::count(tokens.len())));
+    ui.detail(&format!("{}: {} tokens, {options:?}", model.folder.origin, text::count(tokens.len())));
     let found = evaluate(&model.model, &tokens, options, ui)?;
     ui.result(&found, || {
         let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);

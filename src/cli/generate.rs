@@ -4,7 +4,7 @@ use super::Printer;
 use crate::config::DeviceSpec;
 use crate::eval::generate::{GenerateOptions, generate};
 use crate::store::hub::HubOptions;
-use crate::store::open_model;
+use crate::store::{Kind, Where, open};
 use crate::train::session::device;
 use clap::value_parser;
 use serde_json::json;
@@ -63,7 +63,8 @@ fn top_p(text: &str) -> Result<f64, String> {
 /// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the end.
 pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     let device = device(args.device)?;
-    let open = open_model(&args.model, &HubOptions::from_env(ui.offline())?, &device, ui)?;
+    let hub = HubOptions::from_env(ui.offline())?;
+    let opened = open(&args.model, Kind::Any, &device, Where { hub: &hub, progress: ui })?;
     let options = GenerateOptions {
         temperature: args.temperature,
         top_k: args.top_k.map(|k| k as usize),
@@ -76,7 +77,7 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     if stream {
         ui.stdout(&args.prompt)?;
     }
-    let done = generate(&open.model, open.tokenizer()?, &args.prompt, &options, |piece| {
+    let done = generate(&opened.model, opened.tokenizer()?, &args.prompt, &options, |piece| {
         if stream { ui.stdout(piece) } else { Ok(()) }
     });
     if stream {

@@ -7,7 +7,7 @@ use crate::files::write_atomic;
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::report::text;
 use crate::store::hub::HubOptions;
-use crate::store::open_model;
+use crate::store::{Kind, Where, open};
 use crate::teacher::Teacher;
 use crate::train::session::device;
 use clap::value_parser;
@@ -90,9 +90,10 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
         Error::data(format!("{}: expected UTF-8 text, found something else at byte {at}", file.display()))
     })?;
     let (device, hub) = (device(args.device)?, HubOptions::from_env(ui.offline())?);
-    let model = open_model(&args.model, &hub, &device, ui)?;
+    let opened = |name: &str| open(name, Kind::Any, &device, Where { hub: &hub, progress: ui });
+    let model = opened(&args.model)?;
     let teacher = match &args.teacher {
-        Some(name) => Some(Teacher::new(open_model(name, &hub, &device, ui)?.model, &model.model.config)?),
+        Some(name) => Some(Teacher::new(opened(name)?.model, &model.model.config)?),
         None => None,
     };
     let positions = teacher.as_ref().map_or(usize::MAX, |t| t.model().config.n_positions);

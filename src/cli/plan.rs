@@ -1,18 +1,15 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
 use super::{ConfigArgs, Printer};
-use crate::config::{Activations, Init, Level, Plan, Resolved};
+use crate::config::{Activations, Level, Resolved};
 use crate::cost::{self, Flops, MemoryByPart};
-use crate::data::prepare::TRAIN;
-use crate::data::tokens::TokenFile;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Gpt2Config;
 use crate::report::text::{self, Table};
-use crate::store::preset::{self, Role};
-use crate::store::weights;
-use crate::train::session::{check_init, scratch_shape};
+use crate::store::Where;
+use crate::store::hub::HubOptions;
+use crate::train::session::{Session, Shapes};
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train nothing
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -33,54 +30,16 @@ Examples:
 /// Prints the plan.
 pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let resolved = args.config.resolve(None)?;
-    let report = Report::new(resolved)?;
+    let hub = HubOptions::from_env(ui.offline())?;
+    let report = Report::new(resolved, Where { hub: &hub, progress: ui })?;
     ui.result(&report.json(), || report.text(ui.verbose()))
-}
-
-/// The shape of a model that need not be loaded: a model folder, a run folder, or a preset.
-pub fn shape_of(role: Role, name: &str) -> Result<Gpt2Config> {
-    let folder = Path::new(name);
-    for file in [folder.join("config.json"), folder.join("model/config.json")] {
-        if file.is_file() {
-            return weights::read_config(&file);
-        }
-    }
-    let found = match role {
-        Role::Teacher => preset::teacher(name).or_else(|| preset::student(name)),
-        Role::Student => preset::student(name).or_else(|| preset::teacher(name)),
-    };
-    found.map(preset::Preset::config).ok_or_else(|| {
-        let hint = preset::nearest(name, None).map_or_else(String::new, |n| format!("; did you mean \"{n}\"?"));
-        Error::usage(format!(
-            "the {} \"{name}\" is neither a folder with a config.json nor a preset ({}){hint}",
-            role.name(),
-            preset::names(Some(role)).join(", ")
-        ))
-    })
-}
-
-/// The student's shape as the run would make it. A student from scratch speaks the vocabulary of teacher or data.
-fn student_shape(plan: &Plan, teacher: Option<&Gpt2Config>) -> Result<Gpt2Config> {
-    let own = shape_of(Role::Student, &plan.student)?.overridden(&plan.shape);
-    let named = preset::student(&plan.student).or_else(|| preset::teacher(&plan.student));
-    let preset = named.filter(|_| !Path::new(&plan.student).is_dir());
-    check_init(plan, preset)?;
-    let from_scratch = match (plan.init, preset.and_then(|p| p.init.as_ref())) {
-        (Some(init), _) => init == Init::Scratch,
-        (None, init) => matches!(init, Some(preset::Init::Scratch {}) | None),
-    };
-    let Some(preset) = preset.filter(|_| from_scratch) else { return Ok(own) };
-    let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
-    Ok(scratch_shape(plan, preset, teacher, data.map(|tokens| tokens.header().vocab_size as usize)))
 }
 
 /// Everything `plan` says.
 struct Report {
     resolved: Resolved,
-    /// The plan with its machine half decided.
-    settled: Plan,
-    student: Gpt2Config,
-    teacher: Option<Gpt2Config>,
+    /// The plan with its machine half decided, and the models.
+    shapes: Shapes,
     /// The target; 0 where nothing is selected.
     level: Level,
     dense: Flops,
@@ -90,22 +49,18 @@ struct Report {
 }
 
 impl Report {
-    fn new(resolved: Resolved) -> Result<Self> {
-        let plan = &resolved.plan;
-        let teacher = plan.teacher.as_deref().map(|name| shape_of(Role::Teacher, name)).transpose()?;
-        let student = student_shape(plan, teacher.as_ref())?;
-        cost::check_fit(&student, teacher.as_ref(), plan)?;
-        let settled = cost::settle(&student, plan);
+    fn new(resolved: Resolved, at: Where<'_>) -> Result<Self> {
+        let shapes = Session::shapes(&resolved.plan, at)?;
+        let Shapes { plan, student, teacher } = &shapes;
         let level = plan.level();
-        let flops = |level| cost::flops_per_step(&student, teacher.as_ref(), &settled, level);
+        let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
-        let run = cost::flops_of_run(&student, teacher.as_ref(), &settled);
-        let memory = cost::memory(&student, teacher.as_ref(), &settled);
-        Ok(Self { resolved, settled, student, teacher, level, dense, selected, run, memory })
+        let (run, memory) = (shapes.flops(), shapes.memory());
+        Ok(Self { resolved, shapes, level, dense, selected, run, memory })
     }
 
     fn json(&self) -> Value {
-        let plan = &self.settled;
+        let plan = &self.shapes.plan;
         let model =
             |name: &str, shape: &Gpt2Config| json!({ "name": name, "parameters": shape.parameters(), "shape": shape });
         let with_total = |mut part: Value, total: Value| {
@@ -118,8 +73,8 @@ impl Report {
             .collect();
         json!({
             "values": values,
-            "student": model(&plan.student, &self.student),
-            "teacher": plan.teacher.as_deref().zip(self.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
+            "student": model(&plan.student, &self.shapes.student),
+            "teacher": plan.teacher.as_deref().zip(self.shapes.teacher.as_ref()).map(|(name, shape)| model(name, shape)),
             "tokens": {
                 "per_step": plan.tokens_per_step(),
                 "kept_per_step": cost::kept_rows(plan, self.level),
@@ -133,8 +88,8 @@ impl Report {
             },
             "memory": with_total(json!(self.memory), self.memory.total().into()),
             "disk": {
-                "checkpoint": cost::checkpoint_bytes(&self.student),
-                "total": cost::disk_bytes(&self.student, plan),
+                "checkpoint": cost::checkpoint_bytes(&self.shapes.student),
+                "total": cost::disk_bytes(&self.shapes.student, plan),
             },
             "notes": self.resolved.notes(),
         })
@@ -172,15 +127,15 @@ impl Report {
             let numbers = numbers.map(|n| text::count(n as u64));
             table.row([who.to_string(), name.to_string()].into_iter().chain(numbers));
         };
-        row("student", &self.settled.student, &self.student);
-        if let (Some(name), Some(shape)) = (&self.settled.teacher, &self.teacher) {
+        row("student", &self.shapes.plan.student, &self.shapes.student);
+        if let (Some(name), Some(shape)) = (&self.shapes.plan.teacher, &self.shapes.teacher) {
             row("teacher", name, shape);
         }
         table.to_string()
     }
 
     fn tokens(&self) -> String {
-        let plan = &self.settled;
+        let plan = &self.shapes.plan;
         let mut table = Table::new(["tokens", "number", "how"]);
         let rows =
             format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
@@ -197,7 +152,7 @@ impl Report {
     }
 
     fn flops(&self) -> String {
-        let title = if self.settled.draws_by_variance() { "FLOPs per step, at most" } else { "FLOPs per step" };
+        let title = if self.shapes.plan.draws_by_variance() { "FLOPs per step, at most" } else { "FLOPs per step" };
         let mut table = Table::new([title, "at target alpha", "keeping all"]);
         let parts = |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
         let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
@@ -209,7 +164,7 @@ impl Report {
     }
 
     fn memory(&self) -> String {
-        let plan = &self.settled;
+        let plan = &self.shapes.plan;
         let m = &self.memory;
         let mut table = Table::new(["memory and disk", "bytes", "how"]);
         let mut row = |name: &str, bytes: u64, how: String| {
@@ -227,15 +182,15 @@ impl Report {
         let stored = cost::stores_logits(plan);
         let how = if stored { format!("head = {}", plan.machine.head) } else { "of a block of rows in hand".into() };
         row("logits", m.logits, how);
-        if self.teacher.is_some() {
+        if self.shapes.teacher.is_some() {
             row("teacher", m.teacher, "weights, no tape".into());
         }
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
-        row("one checkpoint", cost::checkpoint_bytes(&self.student), "weights and moments".into());
+        row("one checkpoint", cost::checkpoint_bytes(&self.shapes.student), "weights and moments".into());
         let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.kept());
-        row("disk in all", cost::disk_bytes(&self.student, plan), disk);
+        row("disk in all", cost::disk_bytes(&self.shapes.student, plan), disk);
         table.to_string()
     }
 }
@@ -243,6 +198,13 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
+    use std::path::Path;
+
+    fn planned(config: &ConfigArgs) -> Result<Report> {
+        let hub = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent")) };
+        Report::new(config.resolve(None)?, Where { hub: &hub, progress: &Silent })
+    }
 
     fn report(set: &[&str]) -> Result<Report> {
         let config = ConfigArgs {
@@ -250,7 +212,7 @@ mod tests {
             set: set.iter().map(ToString::to_string).collect(),
             ..ConfigArgs::default()
         };
-        Report::new(config.resolve(None)?)
+        planned(&config)
     }
 
     #[test]
@@ -284,13 +246,13 @@ mod tests {
         ];
         let of = |name: &str| {
             let config = ConfigArgs { config: Some(name.into()), ..ConfigArgs::default() };
-            Report::new(config.resolve(None).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"))
+            planned(&config).unwrap_or_else(|e| panic!("{name}: {e}"))
         };
-        let plain = of("clm").settled;
+        let plain = of("clm").shapes.plan;
         for name in methods {
             let report = of(name);
             let text = crate::config::RunFile::embedded(name).unwrap().text;
-            let plan = &report.settled;
+            let plan = &report.shapes.plan;
             let numbers = [plan.tokens_per_step(), plan.tokens(), cost::kept_rows(plan, report.level)];
             for number in numbers {
                 assert!(
@@ -300,8 +262,8 @@ mod tests {
                 );
             }
             assert!(text.contains(&text::count(4_291_584)), "{name}");
-            if report.teacher.is_some() {
-                assert!(text.contains(&text::count(report.student.parameters() as u64)), "{name}");
+            if report.shapes.teacher.is_some() {
+                assert!(text.contains(&text::count(report.shapes.student.parameters() as u64)), "{name}");
             }
             let mut same = plan.clone();
             (same.method, same.teacher) = (plain.method, None);
@@ -309,7 +271,7 @@ mod tests {
                 (plain.select.clone(), plain.objective.clone(), plain.machine.clone());
             assert_eq!(same, plain, "{name} differs in more than its method");
         }
-        let vocabulary = Gpt2Config { vocab_size: 8192, ..of("clm").student };
+        let vocabulary = Gpt2Config { vocab_size: 8192, ..of("clm").shapes.student };
         assert_eq!(vocabulary.parameters(), 4_291_584);
     }
 
@@ -330,10 +292,10 @@ mod tests {
     #[test]
     fn models_that_cannot_be_found_or_do_not_fit_are_errors() {
         let message = |set: &[&str]| report(set).err().expect("an error").to_string();
-        assert!(message(&["teacher=gpt2-meduim"]).contains("did you mean \"gpt2-medium\"?"));
+        assert!(message(&["teacher=gpt2-meduim"]).contains("Did you mean gpt2-medium?"));
         assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
         let wide = report(&["student=tiny", "data.context=64"]).unwrap();
-        assert_eq!(wide.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
+        assert_eq!(wide.shapes.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
         let stored = message(&["student=distilgpt2", "init=checkpoint", "teacher=quickstart", "data.context=64"]);
         assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
@@ -345,18 +307,8 @@ mod tests {
     fn every_shipped_run_file_can_be_planned() {
         for (name, _) in crate::config::EMBEDDED {
             let config = ConfigArgs { config: Some((*name).into()), ..ConfigArgs::default() };
-            let report = Report::new(config.resolve(None).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let report = planned(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert!(report.memory.total() > 0 && report.run > 0.0);
         }
-    }
-
-    #[test]
-    fn a_folder_is_a_model_whose_shape_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_str().unwrap();
-        let config = r#"{"model_type":"gpt2","vocab_size":11,"n_positions":8,"n_embd":4,"n_layer":1,"n_head":2}"#;
-        std::fs::create_dir(folder.path().join("model")).unwrap();
-        std::fs::write(folder.path().join("model/config.json"), config).unwrap();
-        assert_eq!(shape_of(Role::Student, path).unwrap().vocab_size, 11);
     }
 }

@@ -1,7 +1,8 @@
 //! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
 
 use super::Printer;
-use crate::data::tokenizer::{Tokenizer, TrainOptions, TrainReport};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::train_tokenizer::{TrainOptions, TrainReport};
 use crate::error::{Error, Result};
 use crate::files::AtomicDir;
 use crate::progress::Progress;

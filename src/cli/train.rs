@@ -5,10 +5,11 @@ use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::report::text::{Table, count, flops, seconds};
+use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
-use crate::train::session::{Session, Surroundings};
+use crate::train::session::Session;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         false => checkpoint::check_free(&out)?, // before a teacher is fetched
     }
     let hub = HubOptions::from_env(ui.offline())?;
-    let session = Session::open(plan, Surroundings { hub: &hub, progress: ui })?;
+    let session = Session::open(plan, Where { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;
     let report = RunReport {
         model: out.join(MODEL_FOLDER),

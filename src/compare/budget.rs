@@ -4,9 +4,8 @@ use crate::config::Plan;
 use crate::cost::flops_of_run;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};
-use crate::model::Gpt2Config;
 use crate::train::Trainer;
-use crate::train::session::Session;
+use crate::train::session::{Session, Shapes};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -54,9 +53,10 @@ pub fn with_steps(plan: &Plan, steps: u64) -> Plan {
     scaled
 }
 
-/// The number of steps whose forecast FLOPs are nearest to `target`. The plan must be settled.
-pub fn steps_for_flops(target: f64, student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> u64 {
-    let flops = |steps| flops_of_run(student, teacher, &with_steps(plan, steps));
+/// The number of steps whose forecast FLOPs are nearest to `target`.
+pub fn steps_for_flops(target: f64, shapes: &Shapes) -> u64 {
+    let Shapes { plan, student, teacher } = shapes;
+    let flops = |steps| flops_of_run(student, teacher.as_ref(), &with_steps(plan, steps));
     // The last number of steps that does not go over the target, or 1.
     let (mut low, mut high) = (1, MOST_STEPS);
     while low < high {
@@ -117,6 +117,7 @@ mod tests {
     use super::*;
     use crate::config::{Overrides, RunFile, load};
     use crate::cost::settle;
+    use crate::model::Gpt2Config;
 
     fn plan(set: &[&str]) -> Plan {
         let mut over = Overrides::default();
@@ -140,12 +141,17 @@ mod tests {
         let (student, teacher) = (Gpt2Config::new(512, 256, 96, 2, 3), Gpt2Config::new(512, 256, 192, 4, 3));
         let base = settle(&student, &plan(&["method=clm"]));
         let target = flops_of_run(&student, None, &base);
-        assert_eq!(steps_for_flops(target, &student, None, &base), base.steps);
+        let of = |plan: &Plan, teacher: Option<&Gpt2Config>| Shapes {
+            plan: plan.clone(),
+            student: student.clone(),
+            teacher: teacher.cloned(),
+        };
+        assert_eq!(steps_for_flops(target, &of(&base, None)), base.steps);
         let distils = settle(&student, &plan(&["teacher=t"]));
-        let steps = steps_for_flops(target, &student, Some(&teacher), &distils);
+        let steps = steps_for_flops(target, &of(&distils, Some(&teacher)));
         let off = |n| (flops_of_run(&student, Some(&teacher), &with_steps(&distils, n)) - target).abs();
         assert!(steps < base.steps && off(steps) <= off(steps - 1) && off(steps) <= off(steps + 1), "{steps}");
-        assert_eq!(steps_for_flops(0.0, &student, None, &base), 1);
+        assert_eq!(steps_for_flops(0.0, &of(&base, None)), 1);
     }
 
     #[test]

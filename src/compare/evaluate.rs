@@ -2,10 +2,10 @@
 //! on other text.
 
 use crate::config::Plan;
-use crate::data::tokens::{TokenFile, hex};
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
-use crate::files::{read_bounded, write_atomic};
+use crate::files::{hex, read_bounded, write_atomic};
 use crate::model::Gpt2;
 use crate::progress::Progress;
 use crate::store::weights::load_model;

@@ -2,12 +2,13 @@
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
-//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]).
+//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
 pub mod arms;
 pub mod budget;
 pub mod evaluate;
 pub mod figures;
+pub mod quickstart;
 pub mod report;
 pub mod runs;
 pub mod state;
@@ -16,13 +17,13 @@ pub mod summary;
 pub mod svg;
 
 use crate::config::Plan;
-use crate::cost;
 use crate::data::prepare::DataDir;
-use crate::data::tokens::{TokenFile, hex};
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Gpt2Config;
+use crate::files::hex;
+use crate::store::Where;
 use crate::store::open_tokens_by;
-use crate::train::session::{Session, Surroundings};
+use crate::train::session::{Session, Shapes, verify};
 use arms::Arm;
 use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
 use candle_core::Device;
@@ -30,6 +31,9 @@ use evaluate::{OtherText, Texts};
 use runs::Metrics;
 use state::{ArmState, DataState, State};
 use std::path::{Path, PathBuf};
+
+/// The page inside the folder of a comparison.
+pub const REPORT_HTML: &str = "report.html";
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -52,31 +56,26 @@ pub struct Comparison {
 
 /// What an arm needs besides its plan, found before anything is trained.
 struct Probe {
-    /// The plan with its machine half decided, as written otherwise.
-    settled: Plan,
-    student: Gpt2Config,
-    teacher: Option<Gpt2Config>,
+    /// The plan with its machine half decided, as written otherwise, and what it trains.
+    shapes: Shapes,
     teacher_hash: Option<String>,
     device: Device,
 }
 
 impl Probe {
-    fn new(arm: &Arm, around: Surroundings<'_>) -> Result<Self> {
-        let session = Session::open(&arm.plan, around).map_err(|e| e.context(format!("arm \"{}\"", arm.label)))?;
-        Ok(Self {
-            student: session.student.config.clone(),
-            teacher: session.teacher.as_ref().map(|t| t.model().config.clone()),
-            teacher_hash: session.inputs.teacher_hash,
-            settled: session.plan,
-            device: session.device,
-        })
+    fn new(arm: &Arm, around: Where<'_>) -> Result<Self> {
+        let found = Session::survey(&arm.plan, around).and_then(|survey| {
+            let teacher_hash = survey.teacher_hash()?;
+            Ok(Self { shapes: survey.shapes, teacher_hash, device: survey.device })
+        });
+        found.map_err(|e| e.context(format!("arm \"{}\"", arm.label)))
     }
 }
 
 /// Trains and evaluates what is not there yet, seed by seed. What is finished stays; what was interrupted goes on.
 ///
 /// On a stop signal the run at hand is saved, and the same call goes on with it.
-pub fn compare(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
+pub fn compare(asked: &Comparison, around: Where<'_>) -> Result<()> {
     compare_all(asked, around).map_err(|e| match e.kind() {
         // A run inside names its own folder; what continues the whole is this verb.
         ErrorKind::Interrupted(_) => Error::new(
@@ -88,7 +87,7 @@ pub fn compare(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
     })
 }
 
-fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
+fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     let out = &asked.out;
     let known = State::read(out)?;
     if known.is_none() {
@@ -120,7 +119,7 @@ fn compare_all(asked: &Comparison, around: Surroundings<'_>) -> Result<()> {
             done += 1;
             let (arm, probe) = (&asked.arms[i], &probes[i]);
             let steps = steps_of(&mut state, asked, &probes, (i, baseline), around)?;
-            let plan = Plan { seed, ..with_steps(&probe.settled, steps) };
+            let plan = Plan { seed, ..with_steps(&probe.shapes.plan, steps) };
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
             around.progress.note(&format!("run {done} of {all}: {}, seed {seed}{stands}", arm.label));
@@ -157,13 +156,14 @@ fn check_free(out: &Path) -> Result<()> {
 }
 
 /// The data folder that all arms share, and the other texts in its tokens.
-fn open_data(asked: &Comparison, around: Surroundings<'_>) -> Result<(Texts, DataState)> {
+fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)> {
     let dir = asked.arms.first().and_then(|a| a.plan.data.dir.clone()).ok_or_else(|| {
         Error::usage(
             "the arms name no data: add --data DIR, a folder made by `eslm-kd prepare` with a validation split",
         )
     })?;
     let data = DataDir::open(Path::new(&dir))?;
+    verify(&data, around.progress)?;
     let valid = data.valid.ok_or_else(|| {
         Error::usage(format!(
             "{dir}: the folder has no validation split, and a comparison needs one; prepare it again with --valid or \
@@ -211,7 +211,7 @@ fn agree(known: Option<State>, asked: &Comparison, probes: &[Probe], data: DataS
             spec: arm.spec.clone(),
             config: arm.plan.to_toml()?,
             teacher_hash: probe.teacher_hash.clone(),
-            parameters: probe.student.parameters() as u64,
+            parameters: probe.shapes.student.parameters() as u64,
             steps: None,
             seconds_per_step: None,
         };
@@ -265,7 +265,7 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
     for &seed in &asked.seeds {
         let folder = runs::folder(&asked.out, &arm.label, seed);
         if runs::is_finished(&folder) {
-            runs::check_same(&folder, &Plan { seed, ..with_steps(&probe.settled, steps) })?;
+            runs::check_same(&folder, &Plan { seed, ..with_steps(&probe.shapes.plan, steps) })?;
         }
     }
     Ok(())
@@ -273,7 +273,7 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
 
 /// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows `rho = "auto"` does with depends
 /// on what the student has learnt, which no sample of steps can tell.
-fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Surroundings<'_>) -> Result<f64> {
+fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Where<'_>) -> Result<f64> {
     let pilot = out.join("pilot");
     let folder = pilot.join(arms::folder_name(label));
     runs::run(plan, &folder, false, around)?;
@@ -288,7 +288,7 @@ fn steps_of(
     asked: &Comparison,
     probes: &[Probe],
     (i, baseline): (usize, usize),
-    around: Surroundings<'_>,
+    around: Where<'_>,
 ) -> Result<u64> {
     let (arm, probe) = (&asked.arms[i], &probes[i]);
     let label = &arm.label;
@@ -302,18 +302,14 @@ fn steps_of(
     } else {
         match asked.budget {
             Budget::Tokens => arm.plan.steps,
-            Budget::Flops => {
-                let other = &probes[baseline];
-                let target = cost::flops_of_run(&other.student, other.teacher.as_ref(), &other.settled);
-                steps_for_flops(target, &probe.student, probe.teacher.as_ref(), &probe.settled)
-            }
+            Budget::Flops => steps_for_flops(probes[baseline].shapes.flops(), &probe.shapes),
             Budget::Seconds => {
                 let first = asked.seeds.first().copied().unwrap_or_default();
                 let target = Metrics::read(&runs::folder(&asked.out, &base.label, first))?.seconds;
                 around.progress.note(&format!("{label}: measuring seconds per step"));
                 let per_step = if arm.plan.draws_by_variance() {
                     let steps = base.plan.steps;
-                    seconds_of_a_run(&with_steps(&probe.settled, steps), &asked.out, label, around)?
+                    seconds_of_a_run(&with_steps(&probe.shapes.plan, steps), &asked.out, label, around)?
                 } else {
                     seconds_per_step(Session::open(&arm.plan, around)?)?
                 };

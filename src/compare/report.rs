@@ -1,5 +1,6 @@
 //! `report.html`: one page that needs nothing else, for the screen and for paper.
 
+use super::REPORT_HTML;
 use super::budget::Budget;
 use super::figures::{curves, decile_chart, decile_differences, deciles, groups};
 use super::stats::{Difference, Spread};
@@ -11,8 +12,6 @@ use crate::report::page::{escape, page as html};
 use crate::report::text::{count, flops, seconds};
 use std::fmt::Write;
 
-/// The page inside the folder of a comparison.
-pub const REPORT_HTML: &str = "report.html";
 /// Below this a p after Holm's correction is called a difference.
 const LEVEL: f64 = 0.05;
 

@@ -2,9 +2,11 @@
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::store::Where;
 use crate::train::events::each_metric;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, train};
-use crate::train::session::{Session, Surroundings};
+use crate::train::session::Session;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -38,12 +40,19 @@ pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
     )))
 }
 
+/// Trains the session's plan in the folder `run`, from its newest checkpoint if it has one. A finished run stays as it is,
+/// and its session is not opened.
+pub fn finish(run: &Path, session: impl FnOnce() -> Result<Session>, progress: &dyn Progress) -> Result<()> {
+    if !is_finished(run) {
+        train(session()?, run, true, progress)?;
+    }
+    Ok(())
+}
+
 /// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its checkpoints go, unless
 /// they are to be kept.
-pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Surroundings<'_>) -> Result<()> {
-    if !is_finished(run) {
-        train(Session::open(plan, around)?, run, true, around.progress)?;
-    }
+pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -> Result<()> {
+    finish(run, || Session::open(plan, around), around.progress)?;
     let checkpoints = run.join(CHECKPOINTS);
     if !keep_checkpoints && checkpoints.is_dir() {
         std::fs::remove_dir_all(&checkpoints).map_err(|e| Error::io("remove", &checkpoints, e))?;
@@ -101,7 +110,7 @@ impl Metrics {
         })?;
         let missing = |key| {
             let place = path.display();
-            Error::data(format!("{place}: no line has \"{key}\"; remove the run folder and compare again"))
+            Error::data(format!("{place}: no line has \"{key}\"; remove the run folder and start again"))
         };
         let [tokens, flops, seconds] = totals.map(|(key, last)| last.ok_or_else(|| missing(key)));
         Ok(Self { curve, tokens: tokens?, flops: flops?, seconds: seconds? })

@@ -185,7 +185,7 @@ impl Summary {
             .collect();
         json!({
             "out": self.out,
-            "report": self.out.join(super::report::REPORT_HTML),
+            "report": self.out.join(super::REPORT_HTML),
             "runs": self.out.join(REPORT_CSV),
             "curves": self.out.join(CURVES_CSV),
             "budget": self.state.budget,

@@ -84,7 +84,7 @@ impl<'a> Encoder<'a> {
 mod tests {
     use super::*;
     use crate::data::source::tests::tricky;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::progress::Silent;
 
     #[test]

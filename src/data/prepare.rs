@@ -3,9 +3,9 @@
 use crate::data::encoder::Encoder;
 use crate::data::source::{self, Piece, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter, hex};
+use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::files::{AtomicDir, hex, read_bounded, write_atomic};
 use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
@@ -246,6 +246,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// Training tokens, then validation tokens.
+    pub fn files(&self) -> impl Iterator<Item = &TokenFile> {
+        std::iter::once(&self.train).chain(self.valid.as_ref()).map(Arc::as_ref)
+    }
+
     /// Opens the folder and checks that both files were made by its tokenizer.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.join(TRAIN).is_file() {
@@ -279,7 +284,7 @@ impl DataDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::progress::Silent;
 
     struct Setup {

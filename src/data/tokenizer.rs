@@ -1,23 +1,18 @@
-//! Tokenizers in Hugging Face's files: loading, training, encoding, saving.
+//! Tokenizers in Hugging Face's files: loading, encoding, saving. Training is `train_tokenizer`.
 //!
 //! Encoding follows transformers: nothing is added around the text, and the literal `<|endoftext|>` inside a text
 //! becomes the end-of-text token, not its characters. A tokenizer trained here has, as GPT-2's, the 256 bytes first,
 //! the merges next and `<|endoftext|>` as the last id.
 
-use crate::data::bpe::{self, Bpe, WordCounts};
-use crate::data::source::{self, ReadOptions, Source};
-use crate::data::tokens::{Hash, TokenOrigin, hex};
+use crate::data::bpe::{self, Bpe};
+use crate::data::tokens::{END_OF_TEXT, Hash, TokenOrigin};
 use crate::error::{Error, Result};
 use crate::files::{read_bounded, write_atomic};
 use crate::guard::guarded;
-use crate::progress::Progress;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// GPT-2's end-of-text token.
-pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// What stands for it in tokenizers of other families, tried in this order.
 const OTHER_ENDS: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|im_end|>"];
 /// Several times the largest tokenizers there are (some 35 MB), far below what could exhaust memory.
@@ -144,7 +139,7 @@ impl Tokenizer {
         TokenOrigin { vocab_size: self.vocab_size, eot: self.eot, tokenizer_hash: self.hash }
     }
 
-    /// Whether a text may be cut at [`source::split_point`] and encoded in pieces with the same result. True for
+    /// Whether a text may be cut at [`crate::data::source::split_point`] and encoded in pieces with the same result. True for
     /// GPT-2's own scheme; others are given whole documents.
     pub fn splits_safely(&self) -> bool {
         let pre = &self.json["pre_tokenizer"];
@@ -200,81 +195,13 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Learns a byte-level byte-pair encoding of at most `vocab_size` tokens, `<|endoftext|>` (the last) included.
-    /// The same inputs give the same tokenizer, whatever the number of threads.
-    pub fn train(inputs: &[PathBuf], options: &TrainOptions, progress: &dyn Progress) -> Result<(Self, TrainReport)> {
-        if options.vocab_size < 257 {
-            let found = options.vocab_size;
-            return Err(Error::usage(format!("vocab-size is {found}; 256 bytes and {END_OF_TEXT} need at least 257")));
-        }
-        let sources = Source::open_all(inputs)?;
-        let read_options = ReadOptions { text_field: options.text_field.clone(), split: true };
-        let mut counts = WordCounts::default();
-        let mut report = TrainReport::default();
-        source::for_each_batch(&sources, &read_options, "Counting words", progress, |batch| {
-            let texts = batch.pieces.into_iter().map(|piece| {
-                report.bytes += piece.text.len() as u64;
-                report.documents += u64::from(piece.ends_document);
-                piece.text
-            });
-            counts.add(&texts.collect::<Vec<_>>(), END_OF_TEXT)
-        })?;
-        if counts.is_empty() {
-            return Err(Error::data("no text found in the inputs: a tokenizer needs some"));
-        }
-        report.words = counts.len() as u64;
-        let bpe = bpe::train(counts, options.vocab_size - 1, options.min_frequency, progress)?;
-        report.merges = bpe.merges.len() as u64;
-        let tokenizer = Self::from_bpe(&bpe)?;
-        report.vocab_size = tokenizer.vocab_size;
-        report.hash = hex(&tokenizer.hash);
-        if (report.vocab_size as usize) < options.vocab_size {
-            let (got, asked) = (report.vocab_size, options.vocab_size);
-            progress.note(&format!("the text supports only {got} of the {asked} tokens asked for"));
-        }
-        Ok((tokenizer, report))
-    }
-
-    fn from_bpe(bpe: &Bpe) -> Result<Self> {
+    /// The tokenizer of trained merges: 256 bytes, the merges, `<|endoftext|>`.
+    pub(super) fn from_bpe(bpe: &Bpe) -> Result<Self> {
         let mut vocab: Map<String, Value> = bpe.tokens.iter().cloned().zip((0u32..).map(Value::from)).collect();
         let eot = bpe.tokens.len() as u64;
         vocab.insert(END_OF_TEXT.into(), eot.into());
         Self::from_json(gpt2_json(&Value::Object(vocab), &json!(bpe.merges), eot).to_string().as_bytes())
     }
-}
-
-/// What training may be told.
-#[derive(Debug, Clone)]
-pub struct TrainOptions {
-    /// Tokens wanted, `<|endoftext|>` included.
-    pub vocab_size: usize,
-    /// Occurrences that a pair needs to become a token.
-    pub min_frequency: u64,
-    /// Field of JSON lines, column of Parquet.
-    pub text_field: String,
-}
-
-impl Default for TrainOptions {
-    fn default() -> Self {
-        Self { vocab_size: 8192, min_frequency: 2, text_field: "text".into() }
-    }
-}
-
-/// What training did.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct TrainReport {
-    /// Tokens of the result, `<|endoftext|>` included.
-    pub vocab_size: u32,
-    /// Merges learned.
-    pub merges: u64,
-    /// Documents read.
-    pub documents: u64,
-    /// Bytes of text read.
-    pub bytes: u64,
-    /// Distinct words counted.
-    pub words: u64,
-    /// [`Tokenizer::hash`] in hexadecimal.
-    pub hash: String,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -324,45 +251,9 @@ fn identity(json: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Silent;
+    use crate::data::train_tokenizer::tests::{sample, trained};
     use std::collections::BTreeSet;
     use std::fs;
-
-    /// Text with repeated words, contractions, digits, several scripts and runs of white space.
-    pub(crate) fn sample() -> String {
-        (0..200)
-            .map(|i| {
-                format!("Anna's {i} pears weren't in   the basket;\n\tshe said: \"höher, 日本語 {}!\"\r\n", i * 31 % 97)
-            })
-            .collect()
-    }
-
-    fn trained(folder: &Path, vocab_size: usize) -> (Tokenizer, TrainReport) {
-        let path = folder.join("sample.txt");
-        fs::write(&path, sample()).unwrap();
-        let options = TrainOptions { vocab_size, ..TrainOptions::default() };
-        Tokenizer::train(&[path], &options, &Silent).unwrap()
-    }
-
-    #[test]
-    fn training_gives_these_ids() {
-        let folder = tempfile::tempdir().unwrap();
-        let (tokenizer, report) = trained(folder.path(), 320);
-        assert_eq!((tokenizer.vocab_size(), tokenizer.eot(), report.documents, report.merges), (320, 319, 1, 63));
-        assert_eq!(report.bytes as usize, sample().len());
-        // Single bytes have GPT-2's ids: 26 is ";", 198 the newline, 197 the tabulator, 89 "z".
-        let golden: [(&str, &[u32]); 4] = [
-            ("Anna's pears", &[293, 258, 297]),
-            (" the basket;\n\tshe", &[289, 296, 26, 198, 197, 274]),
-            ("zz<|endoftext|>日", &[89, 89, 319, 282, 98]),
-            ("", &[]),
-        ];
-        for (text, ids) in golden {
-            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
-            assert_eq!(tokenizer.decode(ids).unwrap(), text);
-        }
-        assert!(tokenizer.decode(&[320]).is_err());
-    }
 
     #[test]
     fn a_saved_tokenizer_loads_the_same_from_either_kind_of_file() {
@@ -407,16 +298,6 @@ mod tests {
     }
 
     #[test]
-    fn training_does_not_depend_on_threads() {
-        let folder = tempfile::tempdir().unwrap();
-        let hashes = [1, 3].map(|n| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-            pool.install(|| trained(folder.path(), 500).0.hash())
-        });
-        assert_eq!(hashes[0], hashes[1]);
-    }
-
-    #[test]
     fn malformed_files_are_errors_that_name_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
@@ -436,12 +317,5 @@ mod tests {
         assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("ab").unwrap(), [2]);
         fs::write(folder.path().join("vocab.json"), r#"{"a":0,"b":1,"ab":2}"#).unwrap();
         assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no token <|endoftext|>"));
-        let options = TrainOptions { vocab_size: 256, ..TrainOptions::default() };
-        let message = Tokenizer::train(std::slice::from_ref(&path), &options, &Silent).unwrap_err().to_string();
-        assert!(message.contains("at least 257"));
-        let blank = folder.path().join("blank.txt");
-        fs::write(&blank, " \n ").unwrap();
-        let message = Tokenizer::train(&[blank], &TrainOptions::default(), &Silent).unwrap_err().to_string();
-        assert!(message.contains("no text"));
     }
 }

@@ -16,7 +16,7 @@
 //! | 224..256 | SHA-256 of bytes 0..224 |
 
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{AtomicFile, hex};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -32,13 +32,11 @@ pub const FORMAT_VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"ESLMTOK\0";
 const CHECKED: usize = 224;
 
+/// GPT-2's end-of-text token, which stands between documents.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
 /// A SHA-256 digest.
 pub type Hash = [u8; 32];
-
-/// Lower-case hexadecimal of a digest.
-pub fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// How a token is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

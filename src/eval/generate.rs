@@ -143,7 +143,7 @@ impl<'a> TextStream<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::model::Gpt2Config;
     use crate::progress::Silent;
     use candle_core::Device;

@@ -236,7 +236,7 @@ pub fn histogram(values: &[f32], bins: usize) -> (f64, f64, Vec<usize>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::TrainOptions;
+    use crate::data::train_tokenizer::TrainOptions;
     use crate::model::Gpt2Config;
     use crate::progress::Silent;
     use crate::select::kept_of;

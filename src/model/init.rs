@@ -6,6 +6,19 @@ use crate::rng::{Rng, Stream};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+impl Gpt2Config {
+    /// The shape of a student with these blocks of a teacher of this shape.
+    pub fn of_layers(&self, layers: &[usize]) -> Result<Self> {
+        if layers.is_empty() || layers.iter().any(|&l| l >= self.n_layer) {
+            return Err(Error::usage(format!(
+                "layers must name at least one of the teacher's blocks 0 to {}, found {layers:?}",
+                self.n_layer - 1
+            )));
+        }
+        Ok(Self { n_layer: layers.len(), ..self.clone() })
+    }
+}
+
 impl Gpt2 {
     /// GPT-2's initialisation: weights and embeddings normal with `initializer_range`, projections back into the residual
     /// stream divided by sqrt(2 L) (two per block add up), biases 0, norms 1 and 0. A pure function of shape and seed.
@@ -34,14 +47,7 @@ impl Gpt2 {
     /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as DistilGPT-2
     /// was initialised; Sanh et al., arXiv 1910.01108). Everything is copied.
     pub fn from_layers(teacher: &Self, layers: &[usize]) -> Result<Self> {
-        let most = teacher.config.n_layer;
-        if layers.is_empty() || layers.iter().any(|&l| l >= most) {
-            return Err(Error::usage(format!(
-                "layers must name at least one of the teacher's blocks 0 to {}, found {layers:?}",
-                most - 1
-            )));
-        }
-        let config = Gpt2Config { n_layer: layers.len(), ..teacher.config.clone() };
+        let config = teacher.config.of_layers(layers)?;
         let layout = Layout::new(&config);
         let find = |name: &str| {
             let source = match name.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {

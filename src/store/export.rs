@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
-use crate::model::ParamSet;
+use crate::model::{Gpt2, ParamSet};
 use crate::progress::Progress;
 use crate::store::checkpoint;
-use crate::store::names::{Kind, ModelRef, has_tokenizer};
+use crate::store::names::{Kind, ModelFolder, ModelRef};
 use crate::store::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
 use candle_core::Device;
 use serde::Serialize;
@@ -38,26 +38,23 @@ pub struct ExportReport {
 /// Hugging Face folder, and checks that what was written loads and has the same bits. The folder appears whole or not
 /// at all; an earlier export at `out` is replaced, anything else is refused.
 pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
-    let (dir, origin) = match ModelRef::parse(&source.to_string_lossy(), Kind::Any) {
-        Ok(ModelRef::Folder { dir, origin, .. }) => (dir, origin),
-        Ok(_) => {
-            return Err(Error::usage(format!(
-                "there is no folder {}; export takes a run folder or a checkpoint",
-                source.display()
-            )));
-        }
-        Err(e) => return Err(e),
+    let ModelRef::Folder { dir, origin, .. } = ModelRef::parse(&source.to_string_lossy(), Kind::Any)? else {
+        return Err(Error::usage(format!(
+            "there is no folder {}; export takes a run folder or a checkpoint",
+            source.display()
+        )));
     };
+    let from = ModelFolder { dir, origin, commit: None };
     check_replaceable(out)?;
-    if dir.join(checkpoint::MANIFEST_FILE).is_file() {
-        checkpoint::verify(&dir)?;
+    if from.dir.join(checkpoint::MANIFEST_FILE).is_file() {
+        checkpoint::verify(&from.dir)?;
     }
-    let (config, params) = load_model(&dir, &Device::Cpu)?;
-    let tokenizer = has_tokenizer(&dir);
+    let Gpt2 { config, params, .. } = from.load(&Device::Cpu)?;
+    let tokenizer = from.has_tokenizer();
     if !tokenizer {
-        progress.note(&format!("{}: no tokenizer beside the model, so none is exported", dir.display()));
+        progress.note(&format!("{}: no tokenizer beside the model, so none is exported", from.dir.display()));
     }
-    let options = SaveOptions { eot: end_of_text(&dir)?, tokenizer: tokenizer.then_some(dir.as_path()) };
+    let options = SaveOptions { eot: end_of_text(&from.dir)?, tokenizer: tokenizer.then_some(from.dir.as_path()) };
     let folder = AtomicDir::create(out)?;
     save_model(folder.path(), &config, &params, &options)?;
     let mark = folder.path().join(MARK_FILE);
@@ -71,7 +68,7 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
     }
     let bytes = folder_bytes(folder.path())?;
     folder.commit()?;
-    Ok(ExportReport { out: out.to_path_buf(), origin, parameters: config.parameters(), tokenizer, bytes })
+    Ok(ExportReport { out: out.to_path_buf(), origin: from.origin, parameters: config.parameters(), tokenizer, bytes })
 }
 
 /// The id that the source's config says, so that nothing is lost on the way.
@@ -135,7 +132,7 @@ fn folder_bytes(dir: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Gpt2, Gpt2Config};
+    use crate::model::Gpt2Config;
     use crate::progress::Silent;
 
     /// A run folder with a final model and, if asked for, a tokenizer (to `export` just files).

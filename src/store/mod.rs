@@ -1,4 +1,7 @@
 //! What lies on disk and on the Hub: names of models, the models themselves, checkpoints, exports.
+//!
+//! [`open`] turns a name into a model, [`shape`] into a shape without weights; [`student`] says how a run's student comes
+//! to its first weights.
 
 pub mod checkpoint;
 pub mod export;
@@ -6,6 +9,11 @@ pub mod hub;
 pub mod names;
 mod open;
 pub mod preset;
+pub mod student;
+mod tokens;
 pub mod weights;
 
-pub use open::{OpenModel, open_model, open_tokens, open_tokens_by};
+pub use names::{Kind, ModelFolder, Where, find};
+pub(crate) use open::shape_of;
+pub use open::{OpenModel, open, shape};
+pub use tokens::{open_tokens, open_tokens_by};

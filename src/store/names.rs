@@ -1,4 +1,4 @@
-//! What a person means by MODEL or TOKENIZER.
+//! What MODEL and TOKENIZER arguments mean, and the folders that they stand for.
 //!
 //! In this order, the first that fits:
 //!
@@ -12,21 +12,35 @@
 //! working directory hides the preset, and `openai-community/gpt2` still names the Hub's. Text that looks like a path
 //! (it starts with `.`, `/` or `~`, or has more than one slash) is never taken for a Hub id.
 
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::store::checkpoint;
-use crate::store::hub::cache::valid_repo_id;
+use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model};
-use crate::store::preset::{self, Preset, Role, Source};
+use crate::store::preset::{self, Preset, Provider, Role};
+use crate::store::weights::{check_model, load_model, read_config, weights_hash};
+use candle_core::Device;
 use std::path::{Path, PathBuf};
 
 /// Which presets a name may mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Teacher,
+    /// Students first, then teachers, whose name is a shape, too: `--student gpt2` trains GPT-2 124M.
     Student,
     /// Teachers first, then students.
     Any,
+}
+
+/// Where models are looked for.
+#[derive(Clone, Copy)]
+pub struct Where<'a> {
+    /// Hub access.
+    pub hub: &'a HubOptions,
+    /// Receives progress of long phases.
+    pub progress: &'a dyn Progress,
 }
 
 impl Kind {
@@ -44,7 +58,7 @@ impl Kind {
 pub enum ModelRef {
     /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that has no final model yet.
     Folder { dir: PathBuf, origin: String, unfinished: bool },
-    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student that is yet to be initialised.
+    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a shape.
     Preset(&'static Preset),
     /// A repository of the Hub.
     Hub { id: String },
@@ -68,7 +82,7 @@ impl ModelRef {
     pub fn named(text: &str, kind: Kind) -> Result<Self> {
         let by_name = match kind {
             Kind::Teacher => preset::teacher(text),
-            Kind::Student => preset::student(text),
+            Kind::Student => preset::student(text).or_else(|| preset::teacher(text)),
             Kind::Any => preset::teacher(text).or_else(|| preset::student(text)),
         };
         if let Some(preset) = by_name {
@@ -81,78 +95,102 @@ impl ModelRef {
     }
 }
 
-/// A folder to load a model from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelSource {
-    /// A folder in Hugging Face layout.
+/// A folder in Hugging Face layout that holds a model, and how it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// The folder.
     pub dir: PathBuf,
     /// Where it comes from, for people and manifests: "folder X", "Hub org/name", ...
     pub origin: String,
     /// The Hub's commit, if it comes from there.
     pub commit: Option<String>,
-    /// The preset that named it.
-    pub preset: Option<&'static Preset>,
-}
-
-impl ModelSource {
-    /// `org/name@commit`: what a run's manifest records of a model of the Hub.
-    pub fn pinned(&self) -> Option<String> {
-        let (commit, id) = (self.commit.as_ref()?, self.origin.strip_prefix(HUB)?);
-        Some(format!("{id}@{commit}"))
-    }
 }
 
 /// How the origin of a model of the Hub begins.
 const HUB: &str = "Hub ";
 
-/// Resolves MODEL to a folder with weights, downloading it if need be. Presets without weights of their own (the
-/// generated teacher, students) are an error here: callers that can make them ask [`ModelRef::parse`] first.
-pub fn resolve_model(
-    text: &str,
-    revision: Option<&str>,
-    kind: Kind,
-    options: &HubOptions,
-    progress: &dyn Progress,
-) -> Result<ModelSource> {
-    locate(ModelRef::parse(text, kind)?, text, revision, options, progress)
+impl ModelFolder {
+    /// `org/name@commit`: what a run's manifest records of a model of the Hub.
+    pub fn revision(&self) -> Option<String> {
+        let (commit, id) = (self.commit.as_ref()?, self.origin.strip_prefix(HUB)?);
+        Some(format!("{id}@{commit}"))
+    }
+
+    /// Whether a tokenizer lies there, too.
+    pub fn has_tokenizer(&self) -> bool {
+        has_tokenizer(&self.dir)
+    }
+
+    /// That tokenizer.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        self.has_tokenizer().then(|| Tokenizer::load(&self.dir)).transpose()
+    }
+
+    /// The shape that `config.json` states.
+    pub fn config(&self) -> Result<Gpt2Config> {
+        read_config(&self.dir.join("config.json"))
+    }
+
+    /// The same, with names and shapes of the stored tensors checked against it; none of their values is read.
+    pub fn checked_config(&self) -> Result<Gpt2Config> {
+        check_model(&self.dir)
+    }
+
+    /// SHA-256 of the weights ([`weights_hash`]).
+    pub fn hash(&self) -> Result<String> {
+        weights_hash(&self.dir)
+    }
+
+    /// The model with its weights on `device`.
+    pub fn load(&self, device: &Device) -> Result<Gpt2> {
+        let (config, params) = load_model(&self.dir, device)?;
+        Ok(Gpt2::new(config, params))
+    }
 }
 
-/// The folder of what `text` was found to mean.
+/// The folder that `name` means, with its weights, downloaded if need be. Presets without weights of their own (the
+/// generated teacher, students from scratch) are an error.
+pub fn find(name: &str, kind: Kind, at: Where<'_>) -> Result<ModelFolder> {
+    locate(ModelRef::parse(name, kind)?, name, None, What::Model, at)
+}
+
+/// The folder of what `name` was found to mean, with the files of `what` at least; a `revision` is for models of the Hub.
 pub(crate) fn locate(
     meant: ModelRef,
-    text: &str,
+    name: &str,
     revision: Option<&str>,
-    options: &HubOptions,
-    progress: &dyn Progress,
-) -> Result<ModelSource> {
-    let hub = |id: &str, revision: Option<&str>, preset| {
-        let fetched = fetch_model(id, revision, What::Model, options, progress)?;
-        Ok(ModelSource { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit), preset })
+    what: What,
+    at: Where<'_>,
+) -> Result<ModelFolder> {
+    let hub = |id: &str, revision: Option<&str>| {
+        let fetched = fetch_model(id, revision, what, at.hub, at.progress)?;
+        Ok(ModelFolder { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit) })
     };
     match meant {
         ModelRef::Folder { dir, origin, unfinished } => match revision {
             None => {
                 if unfinished {
-                    progress.note(&format!(
-                        "warning: {text} is a run that has not finished; its newest checkpoint is used: {}",
+                    at.progress.note(&format!(
+                        "warning: {name} is a run that has not finished; its newest checkpoint is used: {}",
                         dir.display()
                     ));
                 }
-                Ok(ModelSource { dir, origin, commit: None, preset: None })
+                Ok(ModelFolder { dir, origin, commit: None })
             }
-            Some(r) => Err(Error::usage(format!("{text} is a folder; revision {r} is for models of the Hub"))),
+            Some(r) => Err(Error::usage(format!("{name} is a folder; revision {r} is for models of the Hub"))),
         },
         // A mistyped path looks like a Hub id: say how it was read.
-        ModelRef::Hub { id } => hub(&id, revision, None)
-            .map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)"))),
+        ModelRef::Hub { id } => {
+            hub(&id, revision).map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)")))
+        }
         ModelRef::Preset(preset) => match &preset.source {
-            Some(Source::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r)), Some(preset)),
-            Some(Source::Generated {}) => Err(Error::usage(format!(
-                "the preset {text} has no weights to fetch: its teacher is pretrained by `eslm-kd distill` without arguments, \
+            Some(Provider::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r))),
+            Some(Provider::Generated {}) => Err(Error::usage(format!(
+                "the preset {name} has no weights to fetch: its teacher is pretrained by `eslm-kd distill` without arguments, \
                  on the built-in corpus only; name a run folder, a model folder or a Hub id"
             ))),
             None => Err(Error::usage(format!(
-                "the preset {text} is a student's shape without weights; name a run folder, a checkpoint, a model \
+                "the preset {name} is a student's shape without weights; name a run folder, a checkpoint, a model \
                  folder or a teacher ({})",
                 preset::names(Some(Role::Teacher)).join(", ")
             ))),
@@ -161,7 +199,7 @@ pub(crate) fn locate(
 }
 
 /// Resolves TOKENIZER to a folder that holds a tokenizer's files: a folder of those files, anything that
-/// [`resolve_model`] takes (only the tokenizer is fetched), or the path of a `tokenizer.json`.
+/// [`find`] takes (only the tokenizer is fetched), or the path of a `tokenizer.json`.
 pub fn resolve_tokenizer(
     text: &str,
     revision: Option<&str>,
@@ -186,7 +224,7 @@ pub fn resolve_tokenizer(
         ModelRef::Folder { dir, .. } => return Ok(dir),
         ModelRef::Hub { id } => (id, revision.map(str::to_string)),
         ModelRef::Preset(preset) => match &preset.source {
-            Some(Source::Hub { repo, revision: r }) => (repo.clone(), Some(revision.unwrap_or(r).to_string())),
+            Some(Provider::Hub { repo, revision: r }) => (repo.clone(), Some(revision.unwrap_or(r).to_string())),
             _ => {
                 return Err(Error::usage(format!(
                     "the preset {text} has no tokenizer of its own; use gpt2, or train one with \
@@ -309,6 +347,7 @@ mod tests {
     fn names_are_presets_and_org_name_is_the_hub() {
         assert!(matches!(ModelRef::parse("gpt2", Kind::Teacher), Ok(ModelRef::Preset(p)) if p.name == "gpt2"));
         assert!(matches!(ModelRef::parse("tiny", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Student));
+        assert!(matches!(ModelRef::parse("gpt2", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Teacher));
         assert!(matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id }) if id == "me/x"));
         let message = refused("gpt2-meduim", Kind::Teacher);
         assert!(message.contains("Did you mean gpt2-medium?") && message.contains("distilgpt2"), "{message}");
@@ -325,7 +364,8 @@ mod tests {
     #[test]
     fn presets_without_weights_say_what_to_do() {
         let options = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent")) };
-        let model = |text| resolve_model(text, None, Kind::Any, &options, &Silent).unwrap_err().to_string();
+        let at = Where { hub: &options, progress: &Silent };
+        let model = |text| find(text, Kind::Any, at).unwrap_err().to_string();
         assert!(model("quickstart").contains("eslm-kd distill"));
         assert!(model("tiny").contains("without weights"));
         assert!(model("gpt2").contains("`eslm-kd download openai-community/gpt2`"));

@@ -1,19 +1,11 @@
-//! MODEL and its text: what `eval` and `generate` open.
+//! The two doors: [`open`] turns a name into a model, [`shape`] into a shape, by the same rules and without weights.
 
-use crate::data::prepare::DataDir;
-use crate::data::source::{self, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::tokens::{Hash, TokenFile, hex};
 use crate::error::{Error, Result};
-use crate::model::Gpt2;
-use crate::progress::Progress;
-use crate::store::hub::HubOptions;
-use crate::store::names::{Kind, has_tokenizer, resolve_model};
-use crate::store::weights::load_model;
+use crate::model::{Gpt2, Gpt2Config};
+use crate::store::hub::What;
+use crate::store::names::{Kind, ModelFolder, ModelRef, Where, find, locate};
 use candle_core::Device;
-use rayon::prelude::*;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A model, ready to be used, and where it lies.
 #[derive(Debug)]
@@ -22,10 +14,8 @@ pub struct OpenModel {
     pub model: Gpt2,
     /// The tokenizer that lies beside the weights, if any.
     pub tokenizer: Option<Tokenizer>,
-    /// The folder, in Hugging Face layout.
-    pub dir: PathBuf,
-    /// Where it comes from, for people.
-    pub origin: String,
+    /// The folder, its origin and commit; its hash for the asking.
+    pub folder: ModelFolder,
 }
 
 impl OpenModel {
@@ -34,111 +24,38 @@ impl OpenModel {
         self.tokenizer.as_ref().ok_or_else(|| {
             Error::data(format!(
                 "{}: the model has no tokenizer beside it; expected tokenizer.json, or vocab.json and merges.txt",
-                self.dir.display()
+                self.folder.dir.display()
             ))
         })
     }
 }
 
-/// Opens a run folder, a checkpoint, a Hugging Face folder, a preset or a Hub id; downloads if need be.
-pub fn open_model(text: &str, options: &HubOptions, device: &Device, progress: &dyn Progress) -> Result<OpenModel> {
-    let source = resolve_model(text, None, Kind::Any, options, progress)?;
-    let (config, params) = load_model(&source.dir, device)?;
-    let tokenizer = if has_tokenizer(&source.dir) { Some(Tokenizer::load(&source.dir)?) } else { None };
-    if let Some(t) = tokenizer.as_ref().filter(|t| t.vocab_size() as usize > config.vocab_size) {
+/// Opens a run folder, a checkpoint, a Hugging Face folder, a preset or a Hub id on `device`; downloads if need be.
+pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<OpenModel> {
+    let folder = find(name, kind, at)?;
+    let model = folder.load(device)?;
+    let tokenizer = folder.tokenizer()?;
+    let most = model.config.vocab_size;
+    if let Some(t) = tokenizer.as_ref().filter(|t| t.vocab_size() as usize > most) {
         return Err(Error::data(format!(
-            "{}: its tokenizer has {} tokens, its model only {}; they do not belong together",
-            source.dir.display(),
+            "{}: its tokenizer has {} tokens, its model only {most}; they do not belong together",
+            folder.dir.display(),
             t.vocab_size(),
-            config.vocab_size
         )));
     }
-    Ok(OpenModel { model: Gpt2::new(config, params), tokenizer, dir: source.dir, origin: source.origin })
+    Ok(OpenModel { model, tokenizer, folder })
 }
 
-/// The tokens of a folder written by `prepare` (its validation split), of a token file, or of raw text (anything that
-/// `prepare` reads), which is tokenised in memory: documents joined by end-of-text, nothing after the last.
-///
-/// A model with a tokenizer of its own refuses tokens that another one made.
-pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
-    open_tokens_by(data, model.tokenizer(), progress)
+/// The shape of the model that [`open`] would open, without its weights, and of presets that have none. A folder's
+/// config says it, a preset states it; of a Hub id the config alone is asked for, offline of the cache.
+pub fn shape(name: &str, kind: Kind, at: Where<'_>) -> Result<Gpt2Config> {
+    shape_of(ModelRef::parse(name, kind)?, name, at)
 }
 
-/// As [`open_tokens`], with the tokenizer by itself, or the reason why there is none.
-pub fn open_tokens_by(data: &Path, tokenizer: Result<&Tokenizer>, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
-    let tokens = if data.is_dir() {
-        DataDir::open(data)?.valid.ok_or_else(|| {
-            Error::usage(format!(
-                "{}: the folder has no validation split; name a text file or a token file (such as its train.bin) \
-                 instead, or prepare it again with --valid or --valid-fraction",
-                data.display()
-            ))
-        })?
-    } else if data.extension().is_some_and(|e| e == "bin") {
-        Arc::new(TokenFile::open(data)?)
-    } else {
-        return Ok(Arc::new(tokenise(data, tokenizer?, progress)?));
-    };
-    let (found, own) = (tokens.header().tokenizer_hash, tokenizer.map(Tokenizer::hash));
-    if let Some(own) = own.ok().filter(|own| *own != found) {
-        let short = |hash: &Hash| hex(&hash[..6]);
-        return Err(Error::data(format!(
-            "{}: made by tokenizer {}, but the model's is {}; prepare the data with the model's tokenizer",
-            tokens.path().display(),
-            short(&found),
-            short(&own)
-        )));
-    }
-    Ok(tokens)
-}
-
-fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Result<TokenFile> {
-    let sources = Source::open_all(&[path.to_path_buf()])?;
-    let reading = ReadOptions { text_field: "text".into(), split: tokenizer.splits_safely() };
-    let (mut tokens, mut documents, mut bytes) = (Vec::new(), 0, 0);
-    let mut between = false;
-    source::for_each_batch(&sources, &reading, "tokenise", progress, |batch| {
-        let encoded: Vec<Vec<u32>> =
-            batch.pieces.par_iter().map(|p| tokenizer.encode(&p.text)).collect::<Result<_>>()?;
-        for (piece, ids) in batch.pieces.iter().zip(encoded) {
-            if between {
-                tokens.push(tokenizer.eot());
-            }
-            tokens.extend(ids);
-            bytes += piece.text.len() as u64;
-            documents += u64::from(piece.ends_document);
-            between = piece.ends_document;
-        }
-        Ok(())
-    })?;
-    TokenFile::from_tokens(&tokens, tokenizer.origin(), documents, bytes).map_err(|e| e.context(path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::tokenizer::TrainOptions;
-    use crate::progress::Silent;
-
-    #[test]
-    fn raw_text_is_its_tokens_with_end_of_text_between_documents() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let (first, second) = ("It was cold, and it was late.\n", "\n Then it was warm: höher.");
-        std::fs::write(path("one.txt"), first.repeat(30)).unwrap();
-        let options = TrainOptions { vocab_size: 280, ..TrainOptions::default() };
-        let tokenizer = Tokenizer::train(&[path("one.txt")], &options, &Silent).unwrap().0;
-        let read = |name: &str| {
-            let file = tokenise(&path(name), &tokenizer, &Silent).unwrap();
-            (file.to_vec(0..file.len()).unwrap(), file.header().source_bytes)
-        };
-        assert_eq!(read("one.txt"), (tokenizer.encode(&first.repeat(30)).unwrap(), 30 * first.len() as u64));
-        let want = tokenizer.encode(&format!("{first}<|endoftext|>{second}")).unwrap();
-        let bytes = (first.len() + second.len()) as u64;
-        std::fs::write(path("two.txt"), format!("{first}<|endoftext|>{second}")).unwrap();
-        assert_eq!(read("two.txt"), (want.clone(), bytes));
-        let lines = [first, second].map(|t| serde_json::json!({ "text": t }).to_string());
-        std::fs::write(path("two.jsonl"), lines.join("\n")).unwrap();
-        assert_eq!(read("two.jsonl"), (want, bytes));
+/// The same of what `name` was found to mean.
+pub(crate) fn shape_of(meant: ModelRef, name: &str, at: Where<'_>) -> Result<Gpt2Config> {
+    match meant {
+        ModelRef::Preset(preset) => Ok(preset.config()),
+        meant => locate(meant, name, None, What::ConfigOnly, at)?.config(),
     }
 }

@@ -38,7 +38,7 @@ pub struct Preset {
     /// The type in which the weights are stored at their source.
     pub dtype: String,
     /// Where the weights come from; absent for students, which are initialised.
-    pub source: Option<Source>,
+    pub source: Option<Provider>,
     /// How a student gets its first weights; absent for teachers.
     #[serde(alias = "birth")]
     pub init: Option<Init>,
@@ -49,7 +49,7 @@ pub struct Preset {
 /// Where a teacher's weights come from.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Source {
+pub enum Provider {
     /// A repository of the Hub.
     Hub { repo: String, revision: String },
     /// Pretrained here, on generated data, and kept for the next run. (Braces: a unit variant of a tagged enum would

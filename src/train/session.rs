@@ -1,20 +1,21 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
 
-use crate::config::{DeviceSpec, Init as InitWord, Plan};
-use crate::cost::{check_fit, settle};
-use crate::data::prepare::{DataDir, TOKENIZER};
+use crate::config::{DeviceSpec, Plan};
+use crate::cost::{self, MemoryByPart, check_fit, settle};
+use crate::data::prepare::{DataDir, TOKENIZER, TRAIN};
 use crate::data::tokenizer::Tokenizer;
-use crate::data::tokens::{TokenFile, hex};
+use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
+use crate::files::hex;
 use crate::model::{Gpt2, Gpt2Config};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
 use crate::store::checkpoint::Inputs;
-use crate::store::hub::HubOptions;
-use crate::store::names::{Kind, ModelRef, ModelSource, has_tokenizer, locate};
-use crate::store::preset::{Init, Preset, Source};
-use crate::store::weights::{load_model, weights_hash};
+use crate::store::hub::What;
+use crate::store::names::{ModelRef, locate};
+use crate::store::student::Start;
+use crate::store::{Kind, ModelFolder, Where, shape, shape_of};
 use crate::teacher::Teacher;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub struct Session {
     pub tokenizer: PathBuf,
     /// Id of its end-of-text token.
     pub eot: u32,
-    /// The student, initialised.
+    /// The student before its first step.
     pub student: Gpt2,
     /// The teacher, if the plan has one.
     pub teacher: Option<Teacher>,
@@ -46,73 +47,157 @@ pub struct Session {
     pub inputs: Inputs,
 }
 
-/// Where the Hub is, and what receives progress.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// Hub access.
-    pub hub: &'a HubOptions,
-    /// Receives the progress of long phases.
-    pub progress: &'a dyn Progress,
+/// The shapes that a plan comes to, and the plan settled for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shapes {
+    /// The plan with its machine half decided.
+    pub plan: Plan,
+    /// The student's.
+    pub student: Gpt2Config,
+    /// That of the teacher, if the run asks one.
+    pub teacher: Option<Gpt2Config>,
 }
 
-impl Session {
-    /// Opens the plan's data folder, loads or fetches its teacher, and initialises its student.
-    pub fn open(plan: &Plan, around: Surroundings<'_>) -> Result<Self> {
-        let Some(dir) = &plan.data.dir else {
-            return Err(Error::usage(
-                "the run names no data: add --data DIR (a folder made by `eslm-kd prepare`), or run `eslm-kd distill` \
-                 without arguments for the built-in quickstart",
-            ));
-        };
-        Self::with_data(plan, Path::new(dir), around)
+impl Shapes {
+    /// Errs if they do not fit each other or the plan.
+    fn new(plan: &Plan, student: Gpt2Config, teacher: Option<Gpt2Config>) -> Result<Self> {
+        check_fit(&student, teacher.as_ref(), plan)?;
+        Ok(Self { plan: settle(&student, plan), student, teacher })
     }
 
-    /// As [`Session::open`], on the given data folder.
-    pub fn with_data(plan: &Plan, dir: &Path, around: Surroundings<'_>) -> Result<Self> {
-        let device = device(plan.machine.device)?;
+    /// What the run would take, in bytes by part.
+    pub fn memory(&self) -> MemoryByPart {
+        cost::memory(&self.student, self.teacher.as_ref(), &self.plan)
+    }
+
+    /// Operations of the whole run, by forecast.
+    pub fn flops(&self) -> f64 {
+        cost::flops_of_run(&self.student, self.teacher.as_ref(), &self.plan)
+    }
+}
+
+/// All that a run works with, found and checked but for the weights' values: a session that is not open yet.
+#[derive(Debug)]
+pub struct Survey {
+    /// Plan and shapes.
+    pub shapes: Shapes,
+    /// Where tensors will live.
+    pub device: Device,
+    dir: PathBuf,
+    data: DataDir,
+    teacher: Option<ModelFolder>,
+    start: Start,
+    stored: Option<ModelFolder>,
+}
+
+impl Survey {
+    /// Of the plan on the opened data folder `dir`; models are downloaded if need be.
+    fn new(plan: &Plan, dir: &Path, data: DataDir, device: Device, at: Where<'_>) -> Result<Self> {
         let mut plan = plan.clone();
         if let (DeviceSpec::Auto, true) = (plan.machine.device, device.is_cuda()) {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
-        let plan = &plan;
-        Precision::of(plan.machine.dtype, &device)?; // before anything takes time
-        let data = DataDir::open(dir)?;
-        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
-        for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
-            verify(tokens, around.progress)?;
+        let teacher = asked(&plan)
+            .map(|name| find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data.tokenizer, at))
+            .transpose()?;
+        let teacher_shape = teacher.as_ref().map(ModelFolder::checked_config).transpose()?;
+        let start = Start::of(&plan)?;
+        let mut stored = None;
+        let vocabulary = data.tokenizer.vocab_size() as usize;
+        let student = start.shape(&plan, teacher_shape.as_ref(), Some(vocabulary), |name, meant| {
+            stored.insert(find_fitting(name, meant.clone(), &data.tokenizer, at)?).checked_config()
+        })?;
+        let shapes = Shapes::new(&plan, student, teacher_shape)?;
+        for tokens in data.files() {
+            tokens.check_vocab(shapes.student.vocab_size)?;
         }
-        let (mut teacher, mut teacher_hash, mut teacher_revision) = (None, None, None);
-        if let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) {
-            let found = find(name, Kind::Teacher, &data.tokenizer, around)?;
-            teacher = Some(load_folder(&found.dir, &device)?);
-            teacher_hash = Some(weights_hash(&found.dir)?);
-            teacher_revision = found.pinned();
-        }
-        let (student, student_revision) = student(plan, teacher.as_ref(), &data.tokenizer, around, &device)?;
-        check_fit(&student.config, teacher.as_ref().map(|t| &t.config), plan)?;
-        let teacher = teacher.map(|t| Teacher::new(t, &student.config)).transpose()?;
-        for tokens in [Some(&data.train), data.valid.as_ref()].into_iter().flatten() {
-            tokens.check_vocab(student.config.vocab_size)?;
-        }
+        Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored })
+    }
+
+    /// SHA-256 of the teacher's weights; reads them once.
+    pub fn teacher_hash(&self) -> Result<Option<String>> {
+        self.teacher.as_ref().map(ModelFolder::hash).transpose()
+    }
+
+    /// Reads the weights.
+    pub fn open(self) -> Result<Session> {
+        let teacher = self.teacher.as_ref().map(|folder| folder.load(&self.device)).transpose()?;
         let inputs = Inputs {
-            data_hash: hex(&data.train.header().content_hash),
-            tokenizer_hash: hex(&data.tokenizer.hash()),
-            teacher_hash,
-            teacher_revision,
-            student_revision,
+            data_hash: hex(&self.data.train.header().content_hash),
+            tokenizer_hash: hex(&self.data.tokenizer.hash()),
+            teacher_hash: self.teacher_hash()?,
+            teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
+            student_revision: self.stored.as_ref().and_then(ModelFolder::revision),
         };
-        Ok(Self {
-            plan: settle(&student.config, plan),
+        let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } = self;
+        let load = || stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device);
+        let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
+        Ok(Session {
+            teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
+            plan,
             train: data.train,
             valid: data.valid,
             tokenizer: dir.join(TOKENIZER),
             eot: data.tokenizer.eot(),
             student,
-            teacher,
             device,
             inputs,
         })
     }
+}
+
+impl Session {
+    /// The shapes of the run that `plan` describes, by the rules of [`Session::open`]. No weights are fetched or read, and the
+    /// data folder need not be there yet.
+    pub fn shapes(plan: &Plan, at: Where<'_>) -> Result<Shapes> {
+        let teacher = asked(plan).map(|name| shape(name, Kind::Teacher, at)).transpose()?;
+        let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
+        let vocabulary = data.map(|tokens| tokens.header().vocab_size as usize);
+        let stored = |name: &str, meant: &ModelRef| shape_of(meant.clone(), name, at);
+        let student = Start::of(plan)?.shape(plan, teacher.as_ref(), vocabulary, stored)?;
+        Shapes::new(plan, student, teacher)
+    }
+
+    /// Finds and checks all that the run works with, downloads what is not here, and reads no weights.
+    pub fn survey(plan: &Plan, at: Where<'_>) -> Result<Survey> {
+        let (dir, device) = (data_dir(plan)?, checked_device(plan)?);
+        Survey::new(plan, dir, DataDir::open(dir)?, device, at)
+    }
+
+    /// Opens the plan's data folder, loads or fetches its teacher, and makes its student.
+    pub fn open(plan: &Plan, at: Where<'_>) -> Result<Self> {
+        Self::with_data(plan, data_dir(plan)?, at)
+    }
+
+    /// As [`Session::open`], on the given data folder.
+    pub fn with_data(plan: &Plan, dir: &Path, at: Where<'_>) -> Result<Self> {
+        let device = checked_device(plan)?;
+        let data = DataDir::open(dir)?;
+        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
+        verify(&data, at.progress)?;
+        Survey::new(plan, dir, data, device, at)?.open()
+    }
+}
+
+/// The teacher's name, if the run asks it anything.
+fn asked(plan: &Plan) -> Option<&str> {
+    plan.teacher.as_deref().filter(|_| plan.uses_teacher())
+}
+
+fn data_dir(plan: &Plan) -> Result<&Path> {
+    plan.data.dir.as_deref().map(Path::new).ok_or_else(|| {
+        Error::usage(
+            "the run names no data: add --data DIR (a folder made by `eslm-kd prepare`), or run `eslm-kd distill` \
+             without arguments for the built-in quickstart",
+        )
+    })
+}
+
+/// The plan's device, which can do its kind of numbers; before anything takes time.
+fn checked_device(plan: &Plan) -> Result<Device> {
+    let device = device(plan.machine.device)?;
+    Precision::of(plan.machine.dtype, &device)?;
+    Ok(device)
 }
 
 /// The device of a plan, ready for training. `auto` is the first CUDA device where this build and this machine have one,
@@ -135,32 +220,26 @@ fn opened(spec: DeviceSpec) -> Result<Device> {
     }
 }
 
-/// Compares a token file with its content hash; a large one reports progress.
-fn verify(tokens: &TokenFile, progress: &dyn Progress) -> Result<()> {
-    let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
-    if bytes < LARGE {
-        return tokens.verify();
-    }
-    progress.start(&format!("Verifying {}", tokens.path().display()), None, "bytes");
-    let done = tokens.verify();
-    progress.finish();
-    done
+/// Compares the data's token files with their content hashes; `progress` receives that of a large one.
+pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
+    data.files().try_for_each(|tokens| {
+        let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
+        if bytes < LARGE {
+            return tokens.verify();
+        }
+        progress.start(&format!("Verifying {}", tokens.path().display()), None, "bytes");
+        let done = tokens.verify();
+        progress.finish();
+        done
+    })
 }
 
-/// A model, and `org/name@commit` if it is the Hub's.
-type Pinned = (Gpt2, Option<String>);
-
-/// A stored model; one that brings a tokenizer must have been trained on tokens of the data's.
-fn load(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>, device: &Device) -> Result<Pinned> {
-    let found = find(name, kind, tokenizer, around)?;
-    Ok((load_folder(&found.dir, device)?, found.pinned()))
-}
-
-/// A stored model's folder; the model fits the data.
-fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>) -> Result<ModelSource> {
-    let found = locate(ModelRef::parse(name, kind)?, name, None, around.hub, around.progress)?;
-    if has_tokenizer(&found.dir) {
-        let (own, data) = (Tokenizer::load(&found.dir)?.hash(), tokenizer.hash());
+/// The folder of a stored model that fits the data: one that brings a tokenizer must have been trained on tokens of the
+/// data's.
+fn find_fitting(name: &str, meant: ModelRef, tokenizer: &Tokenizer, at: Where<'_>) -> Result<ModelFolder> {
+    let folder = locate(meant, name, None, What::Model, at)?;
+    if let Some(own) = folder.tokenizer()? {
+        let (own, data) = (own.hash(), tokenizer.hash());
         if own != data {
             return Err(Error::data(format!(
                 "{name}: its tokenizer is {}, but the data was made by {}; prepare the data with --tokenizer {name}",
@@ -169,111 +248,5 @@ fn find(name: &str, kind: Kind, tokenizer: &Tokenizer, around: Surroundings<'_>)
             )));
         }
     }
-    Ok(found)
-}
-
-fn load_folder(dir: &Path, device: &Device) -> Result<Gpt2> {
-    let (config, params) = load_model(dir, device)?;
-    Ok(Gpt2::new(config, params))
-}
-
-/// The student of a plan: a preset is initialised as it says unless the plan says otherwise; anything else is loaded.
-fn student(
-    plan: &Plan,
-    teacher: Option<&Gpt2>,
-    tokenizer: &Tokenizer,
-    around: Surroundings<'_>,
-    device: &Device,
-) -> Result<Pinned> {
-    let fresh = |student: Gpt2| (student, None);
-    let vocabulary = tokenizer.vocab_size() as usize;
-    let meant = ModelRef::parse(&plan.student, Kind::Student).or_else(|e| {
-        // A teacher's name is a shape, too: `--student gpt2` trains GPT-2 124M.
-        ModelRef::parse(&plan.student, Kind::Teacher).map_err(|_| e)
-    })?;
-    check_init(plan, if let ModelRef::Preset(preset) = meant { Some(preset) } else { None })?;
-    let ModelRef::Preset(preset) = meant else {
-        return match plan.init {
-            None | Some(InitWord::Checkpoint) => load(&plan.student, Kind::Student, tokenizer, around, device),
-            Some(other) => Err(Error::usage(format!(
-                "init = \"{other}\" needs a student preset, found the stored model {}; its init is \"checkpoint\"",
-                plan.student
-            ))),
-        };
-    };
-    match (plan.init, &preset.init, &preset.source) {
-        (Some(InitWord::Scratch), ..) | (None, Some(Init::Scratch {}), _) => {
-            scratch(plan, preset, teacher, vocabulary, device).map(fresh)
-        }
-        (Some(InitWord::TeacherLayers), ..) | (None, Some(Init::TeacherLayers { .. }), _) => {
-            let default = match &preset.init {
-                Some(Init::TeacherLayers { layers }) => Some(layers.clone()),
-                _ => None,
-            };
-            let Some(layers) = plan.layers.clone().or(default) else {
-                return Err(Error::usage(
-                    "init = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks",
-                ));
-            };
-            let Some(teacher) = teacher else {
-                return Err(Error::usage("init = \"teacher-layers\" needs a teacher"));
-            };
-            Gpt2::from_layers(teacher, &layers).map(fresh)
-        }
-        (None, Some(Init::Checkpoint { path }), _) => load(path, Kind::Any, tokenizer, around, device),
-        (Some(InitWord::Checkpoint), _, Some(Source::Hub { .. })) => {
-            load(&plan.student, Kind::Teacher, tokenizer, around, device)
-        }
-        (Some(InitWord::Checkpoint), ..) => Err(Error::usage(format!(
-            "init = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
-            plan.student
-        ))),
-        (None, None, _) => scratch(plan, preset, teacher, vocabulary, device).map(fresh),
-    }
-}
-
-/// Errs where the plan says `[shape]` or `layers` and the student's initialisation reads none: nothing that is asked for is
-/// ignored. `preset` is the student's; a stored model has none.
-pub fn check_init(plan: &Plan, preset: Option<&Preset>) -> Result<()> {
-    let init = plan.init.unwrap_or(match preset.map(|p| &p.init) {
-        Some(None | Some(Init::Scratch {})) => InitWord::Scratch,
-        Some(Some(Init::TeacherLayers { .. })) => InitWord::TeacherLayers,
-        None | Some(Some(Init::Checkpoint { .. })) => InitWord::Checkpoint,
-    });
-    let whose = match init {
-        InitWord::Scratch => "",
-        InitWord::TeacherLayers => "has its teacher's shape (init = \"teacher-layers\"; layers = [..] says how deep)",
-        InitWord::Checkpoint => "starts from stored weights and has their shape",
-    };
-    if init != InitWord::Scratch && !plan.shape.is_empty() {
-        return Err(Error::usage(format!(
-            "[shape] cannot change the student {}, which {whose}; remove it, or set init = \"scratch\"",
-            plan.student
-        )));
-    }
-    if init != InitWord::TeacherLayers && plan.layers.is_some() {
-        return Err(Error::usage(format!(
-            "layers names the teacher's layers to start from, but the student {} has init = \"{init}\"; remove \
-             layers, or set init = \"teacher-layers\"",
-            plan.student
-        )));
-    }
-    Ok(())
-}
-
-fn scratch(plan: &Plan, preset: &Preset, teacher: Option<&Gpt2>, vocabulary: usize, device: &Device) -> Result<Gpt2> {
-    Gpt2::scratch(scratch_shape(plan, preset, teacher.map(|t| &t.config), Some(vocabulary)), plan.seed, device)
-}
-
-/// Shape of a student from scratch: the preset's under the plan's overrides, with the teacher's vocabulary, or else the
-/// data's, or else the preset's own.
-pub fn scratch_shape(
-    plan: &Plan,
-    preset: &Preset,
-    teacher: Option<&Gpt2Config>,
-    vocabulary: Option<usize>,
-) -> Gpt2Config {
-    let base = preset.config();
-    let vocab_size = teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
-    Gpt2Config { vocab_size, ..base }.overridden(&plan.shape)
+    Ok(folder)
 }

@@ -250,3 +250,28 @@ fn a_run_records_the_commits_of_its_models() {
     assert_eq!(manifest(2)["teacher_revision"], teacher);
     assert_eq!(manifest(2)["student_revision"], student);
 }
+
+#[test]
+fn a_plan_asks_the_hub_for_a_shape_and_for_no_weights() {
+    let home = Home::new();
+    let args = ["plan", "--teacher", ID, "--student", "tiny", "--set", "data.context=8", "--json"];
+    let offline = [&args[..], &["--offline"]].concat();
+    let (code, stdout, stderr) = home.run(&offline);
+    assert_eq!((code, stdout.as_str()), (4, ""), "{stderr}");
+    assert!(stderr.contains("`eslm-kd download org/tiny`") && home.server.seen().is_empty(), "{stderr}");
+
+    let (code, planned, stderr) = home.run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    let asked = home.server.seen();
+    assert!(!asked.is_empty() && asked.iter().all(|r| !r.path.contains(WEIGHTS)), "{asked:?}");
+    let config: Value = serde_json::from_slice(&fs::read(home.blob("config.json")).unwrap()).unwrap();
+    let json: Value = serde_json::from_str(&planned).unwrap();
+    assert_eq!(json["teacher"]["shape"]["n_embd"], config["n_embd"]);
+    // From the cache, without a question; it is not the model.
+    assert_eq!(home.run(&offline), (0, planned, String::new()));
+    assert!(home.server.seen().is_empty());
+    let distill = ["distill", "--offline", "--data", "d", "--teacher", ID, "--student", "tiny", "--out", "run"];
+    std::os::unix::fs::symlink(tiny::data(), home.dir.path().join("d")).unwrap();
+    let (code, _, stderr) = home.run(&distill);
+    assert!(code == 4 && stderr.contains(&format!("{WEIGHTS} is not in the cache")), "{stderr}");
+}

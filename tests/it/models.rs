@@ -2,7 +2,8 @@
 
 use crate::support::place::{Place, TINY, data, pretrain, without_settings};
 use candle_core::Device;
-use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
+use eslm_kd::data::tokenizer::Tokenizer;
+use eslm_kd::data::train_tokenizer::TrainOptions;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::progress::Silent;
 use eslm_kd::store::weights::{SaveOptions, save_model};
@@ -129,6 +130,42 @@ fn mistakes_end_with_a_message_and_their_status() {
     std::fs::remove_file(world.path("run/model/model.safetensors")).unwrap();
     world.refused(&["generate", "run"], 3, "model.safetensors");
     assert!(!Path::new(&world.path("out")).exists());
+}
+
+#[test]
+fn a_plan_finds_models_by_the_rules_of_a_run() {
+    let place = Place::new();
+    let data = data();
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "teacher"]));
+    let plan = |teacher: &str, more: &[&str]| {
+        let args = ["plan", "--data", &data, "--teacher", teacher, "--set", "data.context=16"];
+        place.json(&[&args[..], more].concat())
+    };
+    let step = "teacher/checkpoints/step-00000002";
+    for name in ["teacher", "teacher/model", "teacher/best", "teacher/last", "teacher/checkpoints", step] {
+        let planned = plan(name, &["--student", "tiny"]);
+        assert_eq!(planned["teacher"]["name"], name);
+        let shape = &planned["teacher"]["shape"];
+        assert_eq!((&shape["n_layer"], &shape["n_embd"]), (&2.into(), &16.into()), "{name}: {planned}");
+        let stored = plan("teacher", &["--student", name]);
+        assert_eq!(stored["student"]["parameters"], planned["teacher"]["parameters"], "{name}");
+    }
+    // What `distill` refuses is no plan.
+    for (teacher, part) in [("tiny", "nor a preset"), ("teacher/config.toml", "is a file"), ("./no", "no folder ./no")]
+    {
+        for verb in ["plan", "distill"] {
+            place.refused(&[verb, "--data", &data, "--teacher", teacher, "--student", "tiny"], 2, &[part]);
+        }
+    }
+    // The student's shape is that of the run, also where the teacher decides it.
+    let layers = ["--student", "distil-82m", "--set", "layers=[1]", "--steps", "1", "--set", "data.rows=2"];
+    let planned = plan("teacher", &layers);
+    let args = ["distill", "--data", &data, "--teacher", "teacher", "--set", "data.context=16", "--out", "run"];
+    place.json(&[&args[..], &layers].concat());
+    let config: Value = serde_json::from_slice(&std::fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
+    for key in ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"] {
+        assert_eq!(planned["student"]["shape"][key], config[key], "{key}");
+    }
 }
 
 #[test]

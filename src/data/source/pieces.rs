@@ -1,7 +1,7 @@
 //! Text files as documents, and long documents as pieces.
 
 use super::{Documents, MOST_DOCUMENT_BYTES, Piece, Source};
-use crate::data::tokenizer::END_OF_TEXT;
+use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::io::{BufRead, Read};

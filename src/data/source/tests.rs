@@ -1,5 +1,6 @@
 use super::*;
-use crate::data::tokenizer::{Tokenizer, TrainOptions};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::train_tokenizer::TrainOptions;
 use crate::progress::Silent;
 use std::fs;
 use std::io::Write;

@@ -10,6 +10,24 @@
 //! | `manifest.json` | size and SHA-256 of each file, hashes of data, tokenizer and teacher, version of this layout |
 //!
 //! Random draws are pure functions of the seed and the step, so no generator state is among them.
+//!
+//! # A run and its parts, in the order in which they come to be
+//!
+//! | type | what it is |
+//! |---|---|
+//! | `config::Plan` | what is asked for: mathematics, and a machine of which something may still be `auto` |
+//! | `train::session::Shapes` | the shapes of the plan's models, and the plan settled for them; needs no weights |
+//! | `train::session::Survey` | shapes, opened data, folders of weights: all that a run reads, found and checked |
+//! | [`Inputs`] | the hashes of that: a run goes on with the same bytes or not at all |
+//! | `train::session::Session` | the survey with weights in memory; no step is done, no folder is taken |
+//! | `train::Trainer` | what a step changes: student, [`adamw::State`], selector memory; beside plan and teacher |
+//! | [`adamw::State`] | AdamW's moments and how often it stepped |
+//! | `select::Memory` | what selection learned from earlier steps |
+//! | [`Counters`] | how far the run is: totals that a step adds to |
+//! | `train::run::Run` | trainer, counters and loader, in a run folder that a [`RunLock`] holds |
+//! | [`TrainState`] | all of it between two steps: what a checkpoint stores and a resumed run starts from |
+//!
+//! In memory a run is a `Run`, on disk a [`TrainState`]; `state.json` is the part of it that is no tensor.
 
 mod exact;
 mod manifest;
@@ -292,7 +310,7 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
 
 /// Reads the newest checkpoint that is not damaged; None if the run has no checkpoint.
 ///
-/// Damaged ones are said aloud and, once an older good one is found, renamed to `damaged-step-N`. If none is good,
+/// Damaged ones are named in a warning and, once an older good one is found, renamed to `damaged-step-N`. If none is good,
 /// that is an error and nothing is renamed: a run never starts over in silence. A good checkpoint of another run is an
 /// error as well.
 pub fn load_latest_good(

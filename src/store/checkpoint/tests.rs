@@ -386,7 +386,7 @@ fn a_failed_save_leaves_the_old_ones_and_nothing_else() {
 }
 
 #[test]
-fn the_newest_good_one_is_found_and_damage_is_said_aloud() {
+fn the_newest_good_one_is_found_with_a_warning_about_the_damage() {
     let (_folder, run) = run_with(&[1, 2, 3]);
     let folder = run.dir().join("checkpoints");
     flip_a_bit(&folder.join("step-00000003").join(SECOND_MOMENT));

@@ -3,7 +3,8 @@
 //! Only `models--*` folders are looked at. Nothing is removed that another process, of ours or of Python's, may be
 //! downloading: the locks of [`super::cache`] are taken, and where locks do nothing, what is young is left alone.
 
-use super::cache::{Claim, Etag, PARTIAL, RepoCache, SETTLED, is_commit, is_settled, valid_repo_id};
+use super::cache::{Claim, PARTIAL, RepoCache, SETTLED, is_settled};
+use super::names::{Etag, is_commit, valid_repo_id};
 use crate::error::{Error, Result};
 use crate::files::{children, name_of};
 use crate::progress::Progress;

@@ -1,7 +1,7 @@
 //! What is asked of a Hub: what a repository holds, one file's hash and length, its bytes.
 
-use super::cache::{Etag, is_commit};
 use super::exchange::{Answer, Ask, Connections, same_origin};
+use super::names::{Etag, is_commit};
 use super::options::HubOptions;
 use super::retry::{Attempt, Failure, retry};
 use crate::error::{Error, Result};

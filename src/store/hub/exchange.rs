@@ -3,7 +3,7 @@
 
 use super::options::HubOptions;
 use super::proxy::{AbsoluteForm, Proxies, ToProxy};
-use super::retry::{Attempt, Failure};
+use super::retry::{Attempt, Failure, TICK};
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -17,8 +17,6 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{Connector, TcpConnector};
 use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
 
-/// How often a wait looks for a stop signal.
-pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Longest time for the headers of an answer.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Bytes read at once, and how many such reads may lie ready before the reader waits.

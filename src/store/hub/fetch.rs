@@ -1,7 +1,8 @@
-//! A model, or only its tokenizer, as a folder: from the cache, or from the Hub into the cache.
+//! A model, or only its tokenizer or config, as a folder: from the cache, or from the Hub into the cache.
 
-use super::cache::{RepoCache, valid_repo_id, valid_revision};
+use super::cache::RepoCache;
 use super::client::{Client, Info, Remote};
+use super::names::{What, is_commit, valid_repo_id, valid_revision};
 use super::options::HubOptions;
 use super::transfer::{Job, bring, is_cached};
 use crate::error::{Error, Result};
@@ -9,15 +10,6 @@ use crate::files::check_space;
 use crate::progress::Progress;
 use crate::store::weights::{INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE, shard_names};
 use std::path::{Path, PathBuf};
-
-/// Which files of a repository are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// Config, weights and tokenizer.
-    Model,
-    /// The tokenizer's files.
-    TokenizerOnly,
-}
 
 /// A fetched snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +41,7 @@ pub fn fetch_model(
     if options.offline {
         return cached(&cache, revision, what).map_err(|lacks| not_cached(id, revision, &lacks, options));
     }
-    if super::cache::is_commit(revision)
+    if is_commit(revision)
         && let Ok(fetched) = cached(&cache, revision, what)
     {
         return Ok(fetched);
@@ -115,6 +107,9 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
     }
     if !has("config.json") {
         return Err(Error::hub(format!("{id} has no config.json; expected a model in the layout of transformers")));
+    }
+    if what == What::ConfigOnly {
+        return Ok(vec!["config.json".to_string()]);
     }
     files.push("config.json");
     files.extend(["generation_config.json"].into_iter().filter(|f| has(f)));
@@ -212,7 +207,7 @@ pub fn snapshot_files(dir: &Path) -> Result<Vec<(String, u64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::hub::cache::Etag;
+    use crate::store::hub::names::Etag;
 
     #[test]
     fn space_is_needed_for_what_is_not_there_yet() {

@@ -16,10 +16,12 @@ pub mod cache;
 mod client;
 mod exchange;
 mod fetch;
+pub mod names;
 mod options;
 mod proxy;
 mod retry;
 mod transfer;
 
-pub use fetch::{Fetched, What, fetch_model, snapshot_files};
+pub use fetch::{Fetched, fetch_model, snapshot_files};
+pub use names::What;
 pub use options::HubOptions;

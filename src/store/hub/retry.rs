@@ -1,9 +1,11 @@
 //! Attempts at the Hub: transient failures are repeated, a bounded number of times, with jitter.
 
-use super::exchange::TICK;
 use super::options::HubOptions;
 use crate::error::{Error, Result};
 use std::time::{Duration, Instant};
+
+/// How often a wait looks for a stop signal.
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// Why an attempt failed.
 pub(super) enum Failure {

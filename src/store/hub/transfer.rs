@@ -1,7 +1,8 @@
 //! One file from the Hub into the cache: resumed, bounded, verified, and only then given its name.
 
-use super::cache::{Etag, RepoCache};
+use super::cache::RepoCache;
 use super::client::{Client, Remote};
+use super::names::Etag;
 use super::retry::{Attempt, Failure};
 use crate::error::{Error, Result};
 use crate::progress::Progress;

@@ -1,6 +1,6 @@
 //! Hugging Face's `config.json` of a GPT-2, read strictly where it changes the mathematics.
 
-use super::source::read_json_bytes;
+use super::files::read_json_bytes;
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
 use serde::Deserialize;

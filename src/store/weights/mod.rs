@@ -4,18 +4,18 @@
 //! Files are memory-mapped and read tensor by tensor: beside the parameters themselves, at most one tensor is held.
 
 mod config_json;
+mod files;
 mod save;
-mod source;
 
 pub use config_json::{parse_config, read_config};
+pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 pub use save::{SaveOptions, TOKENIZER_FILES, save_model, save_params};
-pub use source::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 
 use crate::error::{Error, Result};
 use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use files::TensorFiles;
 use safetensors::{Dtype, tensor::TensorView};
-use source::TensorFiles;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -33,6 +33,15 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
         check_tied(&to_f32("lm_head.weight", &head)?, params.wte(), dir)?;
     }
     Ok((config, params))
+}
+
+/// The shape that `config.json` of such a folder states, with names and shapes of the stored tensors checked against it.
+/// None of their values is read.
+pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
+    let config = read_config(&dir.join("config.json"))?;
+    let files = TensorFiles::open_model(dir)?;
+    Stored::of(&files, true)?.layout(&config, dir)?;
+    Ok(config)
 }
 
 /// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of `model.safetensors`, or of its
@@ -107,7 +116,8 @@ impl<'a> Stored<'a> {
         Ok(stored)
     }
 
-    fn read(&self, config: &Gpt2Config, dir: &Path, device: &Device) -> Result<ParamSet> {
+    /// The layout of `config`, which the stored tensors have.
+    fn layout(&self, config: &Gpt2Config, dir: &Path) -> Result<Layout> {
         // A shape from a file is a claim: the list of names it implies is made only once its length is plausible.
         if config.n_layer > self.tensors.len() {
             return Err(Error::data(format!(
@@ -119,6 +129,11 @@ impl<'a> Stored<'a> {
         }
         let layout = Layout::new(config);
         self.check(&layout, dir)?;
+        Ok(layout)
+    }
+
+    fn read(&self, config: &Gpt2Config, dir: &Path, device: &Device) -> Result<ParamSet> {
+        let layout = self.layout(config, dir)?;
         let mut tensors = Vec::with_capacity(layout.entries().len());
         for ParamSpec { name, .. } in layout.entries() {
             crate::interrupt::check()?;

@@ -11,12 +11,13 @@ use eslm_kd::data::loader::Loader;
 use eslm_kd::eval::perplexity::{EvalOptions, evaluate};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::progress::Silent;
+use eslm_kd::store::Where;
 use eslm_kd::store::checkpoint;
 use eslm_kd::store::hub::HubOptions;
 use eslm_kd::store::weights::{SaveOptions, load_model, save_model};
 use eslm_kd::train::events::{Event, EventSink, Summary};
 use eslm_kd::train::run::Run;
-use eslm_kd::train::session::{Session, Surroundings};
+use eslm_kd::train::session::Session;
 use eslm_kd::train::{Trainer, events};
 use std::path::Path;
 use tempfile::TempDir;
@@ -79,7 +80,7 @@ fn open(settings: &[&str]) -> Result<Session> {
     // Nobody is asked: every model lies in a folder.
     let cache = tiny::world().join("no-cache");
     let hub = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", &cache) };
-    Session::open(&plan, Surroundings { hub: &hub, progress: &Silent })
+    Session::open(&plan, Where { hub: &hub, progress: &Silent })
 }
 
 /// What a run said, in order.
@@ -134,8 +135,8 @@ fn lengths() {
 fn seed() {
     lengths();
     let student = open(&["seed=77"]).unwrap().student;
-    let born = Gpt2::scratch(student.config.clone(), 77, &Device::Cpu).unwrap();
-    assert!(bits(&student.params) == bits(&born.params));
+    let fresh = Gpt2::scratch(student.config.clone(), 77, &Device::Cpu).unwrap();
+    assert!(bits(&student.params) == bits(&fresh.params));
     assert!(bits(&student.params) != bits(&open(&[]).unwrap().student.params));
 }
 
@@ -164,8 +165,8 @@ fn student() {
     let (model, folder) = stored(&place);
     let refused = open(&[&format!("student={folder}")]).unwrap_err();
     assert!(refused.to_string().contains("[shape] cannot change the student"), "{refused}");
-    let born = open_without_shape(&[&format!("student={folder}")]).student;
-    assert!(born.config == model.config && bits(&born.params) == bits(&model.params));
+    let fresh = open_without_shape(&[&format!("student={folder}")]).student;
+    assert!(fresh.config == model.config && bits(&fresh.params) == bits(&model.params));
     let preset = open_without_shape(&["student=tiny"]).student.config;
     assert!(preset.n_embd != model.config.n_embd && preset.vocab_size == tiny::VOCAB);
 }
@@ -179,15 +180,15 @@ fn open_without_shape(settings: &[&str]) -> Session {
     let plan = config::load(Some(&RunFile { name: "keys".into(), text }), &overrides).unwrap().plan;
     let cache = tiny::world().join("no-cache");
     let hub = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", &cache) };
-    Session::open(&plan, Surroundings { hub: &hub, progress: &Silent }).unwrap()
+    Session::open(&plan, Where { hub: &hub, progress: &Silent }).unwrap()
 }
 
 fn init() {
     let place = place();
     let (model, folder) = stored(&place);
     let teacher = format!("teacher={folder}");
-    let born = |init: &str| open_without_shape(&[&teacher, init, "layers=[1]"]).student;
-    let copied = born("init=teacher-layers");
+    let fresh = |init: &str| open_without_shape(&[&teacher, init, "layers=[1]"]).student;
+    let copied = fresh("init=teacher-layers");
     assert!(bits(&copied.params) == bits(&Gpt2::from_layers(&model, &[1]).unwrap().params));
     let scratch = open(&[&teacher, "init=scratch"]).unwrap().student;
     assert!(bits(&scratch.params) == bits(&Gpt2::scratch(scratch.config.clone(), 9, &Device::Cpu).unwrap().params));
@@ -200,8 +201,8 @@ fn layers() {
     let (model, folder) = stored(&place);
     let teacher = format!("teacher={folder}");
     for (setting, layers) in [("layers=[0]", &[0][..]), ("layers=[1,0]", &[1, 0]), ("layers=[1,1,0]", &[1, 1, 0])] {
-        let born = open_without_shape(&[&teacher, "init=teacher-layers", setting]).student;
-        assert!(bits(&born.params) == bits(&Gpt2::from_layers(&model, layers).unwrap().params), "{setting}");
+        let fresh = open_without_shape(&[&teacher, "init=teacher-layers", setting]).student;
+        assert!(bits(&fresh.params) == bits(&Gpt2::from_layers(&model, layers).unwrap().params), "{setting}");
     }
 }
 
@@ -256,7 +257,7 @@ fn validation() {
     for (name, rows, stride) in [("some", 3, 7), ("all", 0, 5)] {
         let settings = ["steps=1", &format!("eval.rows={rows}"), &format!("eval.stride={stride}")];
         let (_, heard) = run(&settings, &place.path().join(name));
-        // Before the first step, of the student as born.
+        // Before the first step, of the student as fresh.
         let options = EvalOptions { context: 16, stride, rows_limit: rows, rows_per_batch: 2 };
         let want = evaluate(&session.student, &valid, options, &Silent).unwrap().nll;
         assert_eq!(heard.validations[0], (0, want), "{settings:?}");

@@ -1,8 +1,9 @@
 //! A small world of our own stories, made once per test process: text, a tokenizer of 320 tokens, a data folder.
 
-use eslm_kd::data::corpus;
+use eslm_kd::compare::quickstart::stories;
 use eslm_kd::data::prepare::{PrepareOptions, Validation, prepare};
-use eslm_kd::data::tokenizer::{Tokenizer, TrainOptions};
+use eslm_kd::data::tokenizer::Tokenizer;
+use eslm_kd::data::train_tokenizer::TrainOptions;
 use eslm_kd::progress::Silent;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -19,8 +20,8 @@ pub fn world() -> &'static Path {
             // Below target/, where nothing of a process that was killed is in anyone's way.
             let root = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             let at = |name: &str| root.path().join(name);
-            corpus::write(&at("stories.jsonl"), 1, 0..120, &Silent).unwrap();
-            corpus::write(&at("valid.jsonl"), 1, 120..126, &Silent).unwrap();
+            stories::write(&at("stories.jsonl"), 1, 0..120, &Silent).unwrap();
+            stories::write(&at("valid.jsonl"), 1, 120..126, &Silent).unwrap();
             let options = TrainOptions { vocab_size: VOCAB, ..TrainOptions::default() };
             let tokenizer = Tokenizer::train(&[at("stories.jsonl")], &options, &Silent).unwrap().0;
             assert_eq!(tokenizer.vocab_size() as usize, VOCAB);

@@ -1,0 +1,100 @@
+//! The text that a model is measured on: token files, data folders, raw text.
+
+use crate::data::prepare::DataDir;
+use crate::data::source::{self, ReadOptions, Source};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::{Hash, TokenFile};
+use crate::error::{Error, Result};
+use crate::files::hex;
+use crate::progress::Progress;
+use crate::store::OpenModel;
+use rayon::prelude::*;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The tokens of a folder written by `prepare` (its validation split), of a token file, or of raw text (anything that
+/// `prepare` reads), which is tokenised in memory: documents joined by end-of-text, nothing after the last.
+///
+/// A model with a tokenizer of its own refuses tokens that another one made.
+pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
+    open_tokens_by(data, model.tokenizer(), progress)
+}
+
+/// As [`open_tokens`], with the tokenizer by itself, or the reason why there is none.
+pub fn open_tokens_by(data: &Path, tokenizer: Result<&Tokenizer>, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
+    let tokens = if data.is_dir() {
+        DataDir::open(data)?.valid.ok_or_else(|| {
+            Error::usage(format!(
+                "{}: the folder has no validation split; name a text file or a token file (such as its train.bin) \
+                 instead, or prepare it again with --valid or --valid-fraction",
+                data.display()
+            ))
+        })?
+    } else if data.extension().is_some_and(|e| e == "bin") {
+        Arc::new(TokenFile::open(data)?)
+    } else {
+        return Ok(Arc::new(tokenise(data, tokenizer?, progress)?));
+    };
+    let (found, own) = (tokens.header().tokenizer_hash, tokenizer.map(Tokenizer::hash));
+    if let Some(own) = own.ok().filter(|own| *own != found) {
+        let short = |hash: &Hash| hex(&hash[..6]);
+        return Err(Error::data(format!(
+            "{}: made by tokenizer {}, but the model's is {}; prepare the data with the model's tokenizer",
+            tokens.path().display(),
+            short(&found),
+            short(&own)
+        )));
+    }
+    Ok(tokens)
+}
+
+fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Result<TokenFile> {
+    let sources = Source::open_all(&[path.to_path_buf()])?;
+    let reading = ReadOptions { text_field: "text".into(), split: tokenizer.splits_safely() };
+    let (mut tokens, mut documents, mut bytes) = (Vec::new(), 0, 0);
+    let mut between = false;
+    source::for_each_batch(&sources, &reading, "tokenise", progress, |batch| {
+        let encoded: Vec<Vec<u32>> =
+            batch.pieces.par_iter().map(|p| tokenizer.encode(&p.text)).collect::<Result<_>>()?;
+        for (piece, ids) in batch.pieces.iter().zip(encoded) {
+            if between {
+                tokens.push(tokenizer.eot());
+            }
+            tokens.extend(ids);
+            bytes += piece.text.len() as u64;
+            documents += u64::from(piece.ends_document);
+            between = piece.ends_document;
+        }
+        Ok(())
+    })?;
+    TokenFile::from_tokens(&tokens, tokenizer.origin(), documents, bytes).map_err(|e| e.context(path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::train_tokenizer::TrainOptions;
+    use crate::progress::Silent;
+
+    #[test]
+    fn raw_text_is_its_tokens_with_end_of_text_between_documents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (first, second) = ("It was cold, and it was late.\n", "\n Then it was warm: höher.");
+        std::fs::write(path("one.txt"), first.repeat(30)).unwrap();
+        let options = TrainOptions { vocab_size: 280, ..TrainOptions::default() };
+        let tokenizer = Tokenizer::train(&[path("one.txt")], &options, &Silent).unwrap().0;
+        let read = |name: &str| {
+            let file = tokenise(&path(name), &tokenizer, &Silent).unwrap();
+            (file.to_vec(0..file.len()).unwrap(), file.header().source_bytes)
+        };
+        assert_eq!(read("one.txt"), (tokenizer.encode(&first.repeat(30)).unwrap(), 30 * first.len() as u64));
+        let want = tokenizer.encode(&format!("{first}<|endoftext|>{second}")).unwrap();
+        let bytes = (first.len() + second.len()) as u64;
+        std::fs::write(path("two.txt"), format!("{first}<|endoftext|>{second}")).unwrap();
+        assert_eq!(read("two.txt"), (want.clone(), bytes));
+        let lines = [first, second].map(|t| serde_json::json!({ "text": t }).to_string());
+        std::fs::write(path("two.jsonl"), lines.join("\n")).unwrap();
+        assert_eq!(read("two.jsonl"), (want, bytes));
+    }
+}
