@@ -7,9 +7,10 @@
 mod net;
 mod reference;
 
-use crate::laws::{CONTEXT, ROWS, batch, model, plan, trainer_of};
+use crate::laws::{CONTEXT, ROWS, batch, model, plan, step, trainer, trainer_of};
 use crate::support::tiny;
 use candle_core::Device;
+use eslm_kd::config::arithmetic::{Work, flops, head_backward, trunk_backward_sampled};
 use eslm_kd::config::{self, AlphaSchedule, Overrides, Plan};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
@@ -394,5 +395,62 @@ fn the_crossings_have_every_pair_that_a_plan_accepts() {
                 assert!(crossings.iter().any(has), "no crossing has {:?} with {:?}", a[x], b[y]);
             }
         }
+    }
+}
+
+/// A carried threshold decides on a row as it is scored, unless its teacher is asked for kept rows only.
+#[test]
+fn a_step_with_a_carried_threshold_costs_what_its_plan_foresees() {
+    let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
+    for (settings, one_pass) in [
+        (&["select.score=loss"][..], true),
+        (&["select.score=kl", "teacher=t"], true),
+        (&["select.score=entropy", "teacher=t"], false),
+        (&["select.score=kl", "teacher=t", "objective.signal=top-k"], false),
+        (&["select.score=entropy", "teacher=t", "objective.lambda=0"], true),
+    ] {
+        let settings = [settings, &["select.pool=carried", "machine.head=recompute"]].concat();
+        let mut trainer = trainer(&settings);
+        let plan = trainer.plan.clone();
+        assert_eq!(plan.one_pass(true), one_pass, "{settings:?}");
+        step(&mut trainer, 0);
+        let report = step(&mut trainer, 1);
+        let (kept, distils) = (report.kept, report.lambda > 0.0);
+        let work = Work {
+            sequences: ROWS as u64,
+            context: CONTEXT as u64,
+            kept,
+            selecting: true,
+            one_pass,
+            distils,
+            drawn: None,
+            probe: None,
+        };
+        let shape = plan.teacher.as_ref().map(|_| &teacher);
+        assert_eq!(report.flops, flops(&student, shape, &plan, work), "{settings:?}");
+    }
+}
+
+/// Where rows are differentiated as they are scored, none is drawn at the head: a forecast counts all kept ones there.
+#[test]
+fn a_forecast_of_sampled_rows_knows_where_they_are_drawn() {
+    let student = model(16, 2, 1).config;
+    let settings = ["select.pool=carried", "machine.backward=sampled", "machine.rho=0.25"];
+    let plan = plan(&settings);
+    let work = Work {
+        sequences: ROWS as u64,
+        context: CONTEXT as u64,
+        kept: 32,
+        selecting: true,
+        one_pass: true,
+        distils: false,
+        drawn: None,
+        probe: None,
+    };
+    // A quarter of the 64 positions at each of two blocks, and at their keys and values.
+    let trunk = trunk_backward_sampled(&student, CONTEXT as u64, 2 * 16, 2 * 16);
+    for (one_pass, at_head) in [(true, 32), (false, 16)] {
+        let found = flops(&student, None, &plan, Work { one_pass, ..work }).student_backward;
+        assert_eq!(found, (trunk + head_backward(&student, at_head)) as f64, "one pass: {one_pass}");
     }
 }
