@@ -10,8 +10,8 @@ mod reference;
 use crate::laws::{CONTEXT, ROWS, batch, model, plan, step, trainer, trainer_of};
 use crate::support::tiny;
 use candle_core::Device;
-use eslm_kd::config::arithmetic::{Work, flops, head_backward, trunk_backward_sampled};
 use eslm_kd::config::{self, AlphaSchedule, Overrides, Plan};
+use eslm_kd::cost::{Route, StepFacts, Work, flops, head_backward, trunk_backward_sampled};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::buffer::with_mut;
@@ -412,22 +412,14 @@ fn a_step_with_a_carried_threshold_costs_what_its_plan_foresees() {
         let settings = [settings, &["select.pool=carried", "machine.head=recompute"]].concat();
         let mut trainer = trainer(&settings);
         let plan = trainer.plan.clone();
-        assert_eq!(plan.one_pass(true), one_pass, "{settings:?}");
+        let route = Route::of(&plan, StepFacts::usual(&plan, true));
+        assert_eq!(route.one_pass, one_pass, "{settings:?}");
         step(&mut trainer, 0);
         let report = step(&mut trainer, 1);
-        let (kept, distils) = (report.kept, report.lambda > 0.0);
-        let work = Work {
-            sequences: ROWS as u64,
-            context: CONTEXT as u64,
-            kept,
-            selecting: true,
-            one_pass,
-            distils,
-            drawn: None,
-            probe: None,
-        };
+        let kept = report.sums.kept;
+        let work = Work { sequences: ROWS as u64, context: CONTEXT as u64, kept, drawn: None, probe: None };
         let shape = plan.teacher.as_ref().map(|_| &teacher);
-        assert_eq!(report.flops, flops(&student, shape, &plan, work), "{settings:?}");
+        assert_eq!(report.sums.flops, flops(&student, shape, &plan, route, work), "{settings:?}");
     }
 }
 
@@ -437,20 +429,14 @@ fn a_forecast_of_sampled_rows_knows_where_they_are_drawn() {
     let student = model(16, 2, 1).config;
     let settings = ["select.pool=carried", "machine.backward=sampled", "machine.rho=0.25"];
     let plan = plan(&settings);
-    let work = Work {
-        sequences: ROWS as u64,
-        context: CONTEXT as u64,
-        kept: 32,
-        selecting: true,
-        one_pass: true,
-        distils: false,
-        drawn: None,
-        probe: None,
-    };
+    let work = Work { sequences: ROWS as u64, context: CONTEXT as u64, kept: 32, drawn: None, probe: None };
     // A quarter of the 64 positions at each of two blocks, and at their keys and values.
     let trunk = trunk_backward_sampled(&student, CONTEXT as u64, 2 * 16, 2 * 16);
-    for (one_pass, at_head) in [(true, 32), (false, 16)] {
-        let found = flops(&student, None, &plan, Work { one_pass, ..work }).student_backward;
-        assert_eq!(found, (trunk + head_backward(&student, at_head)) as f64, "one pass: {one_pass}");
+    let threshold = StepFacts::usual(&plan, true);
+    for (threshold, at_head) in [(threshold, 32), (StepFacts { threshold: false, ..threshold }, 16)] {
+        let route = Route::of(&plan, threshold);
+        assert_eq!(route.draws_at_head, !route.one_pass);
+        let found = flops(&student, None, &plan, route, work).student_backward;
+        assert_eq!(found, (trunk + head_backward(&student, at_head)) as f64, "{route:?}");
     }
 }
