@@ -3,7 +3,7 @@
 //! The corpus, its tokenizer and the teacher go to a cache folder and are reused; the three students of equal tokens go
 //! to the run folder: plain pretraining, dense distillation, distillation on selected tokens.
 
-use super::train::{out_folder, use_threads};
+use super::train::out_folder;
 use super::{Printer, RunArgs};
 use crate::config::{self, Method, Overrides, Plan, RunFile};
 use crate::data::corpus;
@@ -19,6 +19,7 @@ use crate::store::weights::read_config;
 use crate::train::events::each_metric;
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::{Session, Surroundings};
+use crate::train::threads::use_everywhere;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ struct Report {
 
 /// Runs the whole of it.
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
-    use_threads(plan.machine.threads)?;
+    use_everywhere(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
     if !args.resume {
         check_free(&out)?;

@@ -1,10 +1,14 @@
 //! From raw text to batches: readers, tokenizer, token files, loader, and our own story generator.
 
+#[doc(hidden)]
 pub mod bpe;
+#[doc(hidden)]
 pub mod corpus;
+#[doc(hidden)]
 pub mod encoder;
 pub mod loader;
 pub mod prepare;
+#[doc(hidden)]
 pub mod source;
 pub mod tokenizer;
 pub mod tokens;

@@ -1,8 +1,10 @@
 //! What lies on disk and on the Hub: names of models, the models themselves, checkpoints, exports.
 
+#[doc(hidden)]
 pub mod checkpoint;
 pub mod export;
 pub mod hub;
+#[doc(hidden)]
 pub mod names;
 mod open;
 pub mod preset;
