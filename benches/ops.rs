@@ -167,7 +167,8 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
         floats: 6 * n * d,
         ours: Box::new(move || {
             let normed = layer_norm::forward(&x, &w, &b, 1e-5, Precision::F32).unwrap();
-            layer_norm::backward(&dx, &upstream, &x, &normed.stats, &w, &dw, &db).unwrap();
+            let (dy, stats) = (&upstream, &normed.stats);
+            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
         }),
         reference: Some(Box::new(move || through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap()))),
     };
@@ -186,7 +187,9 @@ fn attention_of(shape: Shape, d: usize) -> Op {
         floats: 3 * 3 * n * d + 3 * n * d,
         ours: Box::new(move || {
             let attended = attention::forward(&qkv, shape).unwrap();
-            attention::backward(&qkv, &attended, &upstream, None, Keys::All, shape).unwrap();
+            let (qkv, attended, dout) = (&qkv, &attended, &upstream);
+            attention::backward(attention::Backward { qkv, attended, dout, rows: None, keys: Keys::All, shape })
+                .unwrap();
         }),
         reference: Some(Box::new(move || through(&rq, &rd, |q| attention::reference(q, shape).unwrap()))),
     }
@@ -257,7 +260,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         name: "head scan: nll, lse, entropy".into(),
         gflop: product,
         floats: n * d + vocab * d,
-        ours: Box::new(move || drop(head::scan(&mut Logits::new(h.clone(), w.clone(), false), None, &y, 1.0).unwrap())),
+        ours: Box::new(move || drop(head::scan(&Logits::new(h.clone(), w.clone()), None, &y, 1.0).unwrap())),
         reference: Some(Box::new(move || {
             let log_p = head::reference::log_softmax(&head::reference::logits(&rh, &rw).unwrap(), 1.0).unwrap();
             (log_p.exp().unwrap() * &log_p).unwrap().sum(1).unwrap();
@@ -272,8 +275,13 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         gflop: 3.0 * product,
         floats: 2 * n * d + 3 * vocab * d,
         ours: Box::new(move || {
-            let logits = Logits::new(h.clone(), w.clone(), false);
-            head::fused(&logits, None, &y, 1.0, mix, Weigh::Known(&ones), &dw).unwrap();
+            let logits = Logits::new(h.clone(), w.clone());
+            head::fused(
+                head::PassInput { student: &logits, teacher: None, targets: &y, options: 1.0.into(), mix },
+                Weigh::Known(&ones),
+                &dw,
+            )
+            .unwrap();
         }),
         reference: Some(Box::new(move || {
             let (h, w) = (Var::from_tensor(&rh).unwrap(), Var::from_tensor(&rw).unwrap());

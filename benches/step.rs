@@ -351,7 +351,7 @@ impl Steps {
         let report = self.trainer.step(self.done, 0, &self.batch).unwrap();
         device_of(&self.trainer).synchronize().unwrap();
         self.done += 1;
-        (start.elapsed().as_secs_f64(), Taken { phases: report.phases, flops: report.flops.total() })
+        (start.elapsed().as_secs_f64(), Taken { phases: report.sums.phases, flops: report.sums.flops.total() })
     }
 }
 

@@ -36,9 +36,9 @@ fn train(plan: &Plan, shape: Gpt2Config, teacher: Option<Gpt2>, tokens: &Arc<Tok
     for step in 0..plan.steps {
         let cursor = step * plan.data.rows as u64;
         let report = trainer.step(step, cursor, &loader.batch(cursor, plan.data.rows)?)?;
-        let loss = report.loss / report.denominator;
+        let loss = report.sums.loss / report.denominator;
         if step % 50 == 49 {
-            println!("  step {}: loss {loss:.4}, {} of {} tokens kept", step + 1, report.kept, report.tokens);
+            println!("  step {}: loss {loss:.4}, {} of {} tokens kept", step + 1, report.sums.kept, report.sums.tokens);
         }
         if loss < 0.01 {
             break;

@@ -35,7 +35,7 @@
 //! for step in 0..plan.steps {
 //!     let cursor = step * plan.data.rows as u64;
 //!     let report = trainer.step(step, cursor, &loader.batch(cursor, plan.data.rows)?)?;
-//!     assert!(report.kept <= report.tokens);
+//!     assert!(report.sums.kept <= report.sums.tokens);
 //! }
 //!
 //! let found = evaluate(&trainer.student, &tokens, EvalOptions::new(16), &Silent)?;

@@ -53,6 +53,8 @@ pub use crate::eval::generate::{GenerateOptions, Generation, generate};
 #[doc(no_inline)]
 pub use crate::eval::perplexity::{EvalOptions, Evaluation, evaluate};
 #[doc(no_inline)]
+pub use crate::loss::head::RowStats;
+#[doc(no_inline)]
 pub use crate::model::{Gpt2, Gpt2Config};
 #[doc(no_inline)]
 pub use crate::progress::{Progress, Silent};

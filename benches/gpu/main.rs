@@ -162,7 +162,8 @@ impl Parity {
             let normed = layer_norm::forward(&x, &w, &b, 1e-5, on.precision).unwrap();
             let again = layer_norm::replay(&x, &normed.stats, &w, &b, on.precision).unwrap();
             let (dx, dw, db) = (on.put(&dx), on.put(&dw), on.put(&db));
-            layer_norm::backward(&dx, &on.activation(&dy), &x, &normed.stats, &w, &dw, &db).unwrap();
+            let (dy, stats) = (&on.activation(&dy), &normed.stats);
+            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
             vec![normed.out, again, dx, dw, db]
         });
     }
@@ -224,7 +225,8 @@ impl Parity {
             self.compare(&format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"), 3e-5, 3e-2, &|on| {
                 let (qkv, up) = (on.activation(&qkv), on.activation(&picked));
                 let attended = attention::forward(&qkv, shape).unwrap();
-                let back = attention::backward(&qkv, &attended, &up, rows, keys, shape).unwrap();
+                let args = attention::Backward { qkv: &qkv, attended: &attended, dout: &up, rows, keys, shape };
+                let back = attention::backward(args).unwrap();
                 vec![attended.out, attended.lse, back.dq, back.dkv]
             });
         }
@@ -250,11 +252,11 @@ impl Parity {
             self.compare(&what, 5e-5, 5e-2, &|on| {
                 let (w, tw) = (on.put(&w), on.put(&tw));
                 let logits = |hidden: &Tensor, w: &Tensor, keep| {
-                    Logits::new(on.activation(hidden), w.clone(), keep).with_precision(on.precision)
+                    Logits::new(on.activation(hidden), w.clone()).with_precision(on.precision)
                 };
                 let (mut s, mut t) = (logits(&h, &w, true), logits(&th, &tw, true));
                 let options = ScanOptions { tau: temperature, reverse_kl: true };
-                let stats = head::scan(&mut s, Some(&mut t), &targets, options).unwrap();
+                let stats = head::scan(&s, Some(&t), &targets, options).unwrap();
                 let pick = |r: &u32| *r as usize;
                 let of_kept: Vec<RowStats> = kept.iter().map(|r| stats[pick(r)]).collect();
                 let (y, of_weights): (Vec<u32>, Vec<f32>) =
@@ -264,10 +266,32 @@ impl Parity {
                 let signal = kind.reduce(t, &of_kept, temperature, 3, &tokens).unwrap();
                 let (dw_one, dw_two) = (on.put(&dw), on.put(&dw));
                 let s = s.select(&kept).unwrap();
-                let out = head::loss(&s, Some(&signal), &of_kept, &y, &of_weights, mix, &dw_one).unwrap();
+                let out = head::loss(
+                    head::LossInput {
+                        student: &s,
+                        signal: Some(&signal),
+                        stats: &of_kept,
+                        targets: &y,
+                        weights: &of_weights,
+                        mix,
+                    },
+                    &dw_one,
+                )
+                .unwrap();
                 let (s, t) = (logits(&h, &w, false), logits(&th, &tw, false));
                 let known = Weigh::Known(&weights);
-                let fused = head::fused(&s, Some(&t), &targets, temperature, mix, known, &dw_two).unwrap();
+                let fused = head::fused(
+                    head::PassInput {
+                        student: &s,
+                        teacher: Some(&t),
+                        targets: &targets,
+                        options: temperature.into(),
+                        mix,
+                    },
+                    known,
+                    &dw_two,
+                )
+                .unwrap();
                 let (again, sum) = fused.found.read().unwrap();
                 let of = |s: &RowStats| [s.student.nll, s.student.entropy, s.teacher.nll, s.teacher.entropy, s.kl];
                 let numbers: Vec<f32> = stats.iter().chain(&again).flat_map(of).collect();
@@ -280,7 +304,9 @@ impl Parity {
 
     fn of_adamw(&mut self, config: Gpt2Config) {
         let layout = Layout::new(&config);
-        let of = |parity: &mut Self| -> Vec<Tensor> { layout.entries.iter().map(|(_, s)| parity.normal(s)).collect() };
+        let of = |parity: &mut Self| -> Vec<Tensor> {
+            layout.entries().iter().map(|spec| parity.normal(&spec.shape)).collect()
+        };
         let (params, grads) = (of(self), of(self));
         let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {

@@ -18,16 +18,20 @@ pub struct DocArgs {
 pub enum What {
     /// Every key of a run file.
     Keys,
+    /// Every key of `metrics.jsonl`.
+    Metrics,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  eslm-kd doc keys                                  the tables of keys that the README holds";
+  eslm-kd doc keys                                  the tables of keys that the README holds
+  eslm-kd doc metrics                               the tables of metrics, likewise";
 
 /// Prints it.
 pub fn run(args: &DocArgs, ui: &Printer) -> Result<()> {
     let text = match args.what {
         What::Keys => config::reference(),
+        What::Metrics => crate::train::events::reference(),
     };
     ui.result(&text, || text.trim_end().to_string())
 }

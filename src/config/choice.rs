@@ -13,7 +13,7 @@ pub(super) const fn sentence(doc: &'static str) -> &'static str {
     }
 }
 
-/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, `NAMES` and `MEANINGS`.
+/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, `ALL`, `NAMES` and `MEANINGS`.
 /// A variant's doc comment is its meaning in the reference of keys.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident ($what:literal) {
@@ -26,6 +26,9 @@ macro_rules! choice {
         }
 
         impl $name {
+            /// Every variant, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// Every word, in the order of the variants.
             pub const NAMES: &'static [&'static str] = &[$($word),+];
 
@@ -35,6 +38,11 @@ macro_rules! choice {
             /// The word as run files write it.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// What it stands for, in a sentence or two.
+            pub fn meaning(self) -> &'static str {
+                Self::MEANINGS[self as usize]
             }
         }
 
@@ -93,29 +101,65 @@ choice! {
 choice! {
     /// What ranks the tokens of a pool.
     Score ("score") {
-        /// Entropy of the student's prediction.
+        /// Entropy H(p) of the model's prediction (ESLM's VaR-entropy, arXiv 2505.19893).
         Entropy = "entropy",
-        /// Negative log-likelihood of the target under the student.
+        /// The model's negative log-likelihood of the target token (ESLM's CVaR-loss, arXiv 2505.19893).
         Loss = "loss",
-        /// KL(teacher || student) at the objective's temperature.
+        /// KL(teacher || model) at the objective's temperature.
         Kl = "kl",
-        /// KL(student || teacher) at the objective's temperature.
+        /// KL(model || teacher) at the objective's temperature.
         ReverseKl = "reverse-kl",
-        /// Entropy of the student times KL, each normalised to [0, 1] in the pool (SE-KD, arXiv 2602.01395).
+        /// Entropy of the model times KL(teacher || model), each normalised to [0, 1] in the pool (SE-KD, arXiv 2602.01395).
         EntropyKl = "entropy-kl",
-        /// Entropy of the teacher's prediction.
+        /// Entropy H(q) of the teacher's prediction.
         TeacherEntropy = "teacher-entropy",
-        /// Student's loss minus the teacher's (Rho-1, arXiv 2404.07965).
+        /// The model's negative log-likelihood of the target token less the teacher's (Rho-1, arXiv 2404.07965).
         Excess = "excess",
         /// Uniform draws of the run's own generator: the control at equal keep.
         Random = "random",
     }
 }
 
+/// A number that a scan of the head forms for each position, and that a score may be made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Statistic {
+    /// -ln p(target).
+    Nll,
+    /// H(p).
+    Entropy,
+    /// -ln q(target).
+    TeacherNll,
+    /// H(q).
+    TeacherEntropy,
+    /// KL(q || p) at the objective's temperature.
+    Kl,
+    /// KL(p || q) at the objective's temperature: formed only where it is asked for.
+    ReverseKl,
+}
+
 impl Score {
+    /// The statistics that it is formed from; the formula itself is `select::score_of`.
+    pub fn reads(self) -> &'static [Statistic] {
+        match self {
+            Self::Entropy => &[Statistic::Entropy],
+            Self::Loss => &[Statistic::Nll],
+            Self::Kl => &[Statistic::Kl],
+            Self::ReverseKl => &[Statistic::ReverseKl],
+            Self::EntropyKl => &[Statistic::Entropy, Statistic::Kl],
+            Self::TeacherEntropy => &[Statistic::TeacherEntropy],
+            Self::Excess => &[Statistic::Nll, Statistic::TeacherNll],
+            Self::Random => &[],
+        }
+    }
+
     /// Whether the score reads the teacher's logits of every position.
     pub fn needs_teacher(self) -> bool {
-        matches!(self, Self::Kl | Self::ReverseKl | Self::EntropyKl | Self::TeacherEntropy | Self::Excess)
+        self.reads().iter().any(|s| !matches!(s, Statistic::Nll | Statistic::Entropy))
+    }
+
+    /// Whether the scan must form KL(p || q), which costs one more exponential per entry of the vocabulary.
+    pub fn needs_reverse_kl(self) -> bool {
+        self.reads().contains(&Statistic::ReverseKl)
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 pub use builder::PlanBuilder;
 pub use choice::{
     Activations, AlphaSchedule, BackwardMode, DeviceSpec, Divergence, Dtype, HeadMode, Init, Method, MicroRows,
-    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail,
+    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Statistic, Tail,
 };
 pub use file::{EMBEDDED, Origin, Overrides, RunFile, Written};
 pub(crate) use load::largest_divisor;

@@ -134,19 +134,6 @@ impl Plan {
         self.level_at(step).alpha
     }
 
-    /// Whether a step scores and differentiates in one pass over the head, because a row's fate is known before its score is
-    /// or with it: where nothing is selected, unless a sampled backward wants every norm first, and where a threshold is
-    /// carried. A teacher that only kept rows are compared with is better asked afterwards.
-    pub fn one_pass(&self, selecting: bool) -> bool {
-        let dense = !self.uses_teacher() || self.objective.is_dense();
-        dense
-            && if selecting {
-                self.select.pool == Pool::Carried && (!self.uses_teacher() || self.score_needs_teacher())
-            } else {
-                self.machine.backward != BackwardMode::Sampled || self.machine.rho == Rho::Share(1.0)
-            }
-    }
-
     /// Whether a run's `rho = "auto"` decides how many rows its backward draws, so that its FLOPs are not known beforehand.
     pub fn draws_by_variance(&self) -> bool {
         self.machine.backward == BackwardMode::Sampled && self.machine.rho == Rho::Auto

@@ -1,10 +1,11 @@
 //! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from it.
 
+use super::{Route, StepFacts};
 use crate::config::Plan;
 use crate::config::largest_divisor;
 use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
 use crate::loss::head;
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, ParamKind};
 use serde::Serialize;
 
 /// How large a micro-batch may grow, in bytes.
@@ -91,8 +92,7 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
 
 /// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their own.
 fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
-    let (v, d, f) = (teacher.vocab_size as u64, teacher.n_embd as u64, teacher.inner() as u64);
-    let factors = v * d + teacher.n_layer as u64 * (4 * d * d + 2 * d * f);
+    let factors = teacher.elements(ParamKind::is_factor) as u64;
     let width = match stored {
         Dtype::F32 => F32,
         Dtype::Bf16 => 2,
@@ -165,7 +165,7 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
 
 /// Whether some step scans logits first and reads them again, so that they may be stored in between.
 pub fn stores_logits(plan: &Plan) -> bool {
-    (plan.selects() && plan.select.alpha > 0.0) || !plan.one_pass(false)
+    (plan.selects() && plan.select.alpha > 0.0) || !usually_one_pass(plan, false)
 }
 
 /// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the teacher's, whose kept rows
@@ -180,13 +180,17 @@ fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
     let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
     let block = logit_sets(plan) * F32 * rows * student.vocab_size as u64;
-    let in_one_pass = if plan.one_pass(false) || plan.one_pass(true) { block } else { 0 };
+    let in_one_pass = if usually_one_pass(plan, false) || usually_one_pass(plan, true) { block } else { 0 };
     let in_two = match plan.machine.head {
         _ if !stores_logits(plan) => 0,
         HeadMode::Recompute => (logit_sets(plan) + 1) * tile,
         HeadMode::Keep | HeadMode::Auto => logit_bytes(student, plan, micro) + tile,
     };
     in_one_pass.max(in_two)
+}
+
+fn usually_one_pass(plan: &Plan, selects: bool) -> bool {
+    Route::of(plan, StepFacts::usual(plan, selects)).one_pass
 }
 
 /// Models whose logits are formed.

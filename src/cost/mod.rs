@@ -4,15 +4,19 @@
 //! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
 //! so the trainer counts what it executed with the same functions that `plan` predicts with.
 
+mod fit;
 mod memory;
+mod route;
 
+pub use fit::check_fit;
 pub use memory::{Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes};
+pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 
-use crate::config::{Activations, BackwardMode, Divergence, HeadMode, MicroRows, Pool, Rho, Signal};
+use crate::config::{Activations, BackwardMode, HeadMode, MicroRows, Pool, Rho};
 use crate::config::{Level, Plan};
-use crate::error::{Error, Result};
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, ParamKind};
 use crate::select::{kept_of, probe_rows};
+use route::sums_first;
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -108,7 +112,7 @@ impl AddAssign for Flops {
     }
 }
 
-/// What phase one had to do.
+/// What an early exit had to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// Sequences that began.
@@ -139,34 +143,26 @@ pub struct Work {
     pub context: u64,
     /// Positions that the loss is formed from.
     pub kept: u64,
-    /// Whether scores were formed: a step of the burn-in, for one, asks for none.
-    pub selecting: bool,
-    /// Whether kept rows were differentiated as they were scored, from logits in hand.
-    pub one_pass: bool,
-    /// Whether the teacher has weight in the loss: a schedule of lambda may begin or end at 0.
-    pub distils: bool,
     /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
     pub drawn: Option<Drawn>,
-    /// Phase one, if it ran: `sequences` and `context` are then of those that went on.
+    /// The early exit, if there was one: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
 
-/// FLOPs of `work` as executed: the trainer counts with this function and `plan` predicts with it. The plan's machine
-/// half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
+/// FLOPs of `work` by its route, as executed: the trainer counts with this function and `plan` predicts with it. The plan's
+/// machine half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
 ///
-/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass ([`Plan::one_pass`]) costs 1 + 2k whatever is asked of
-/// stored logits: all of them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and
-/// 1 + 4k where the kept rows are scanned again beside a teacher that selection did not need. A teacher's head runs on all rows if the score reads it, else on kept rows if the objective does; a recomputed
-/// one runs again for the gradient, or for the reduction to a sparse signal. A dense signal and a divergence other than
-/// forward KL take one more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows of the
-/// head per token, are not counted.
-pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, work: Work) -> Flops {
-    let Work { sequences, context, kept, selecting, one_pass, distils, drawn, probe } = work;
+/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass costs 1 + 2k whatever is asked of stored logits: all of
+/// them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and 1 + 4k where the kept
+/// rows are scanned again with a teacher that selection did not need. A teacher's head runs on all rows if the score reads it,
+/// else on kept rows if the objective does; a recomputed one runs again for the gradient, or for the reduction to a sparse
+/// signal. A dense signal and a divergence other than forward KL take one more pass of both, before the gradient. The products
+/// of a sparse signal's ids, a few dozen rows of the head per token, are not counted.
+pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, route: Route, work: Work) -> Flops {
+    let Work { sequences, context, kept, drawn, probe } = work;
     let dropped = sequences * context - kept;
-    let recompute = plan.machine.head == HeadMode::Recompute && !one_pass;
-    let distils = teacher.is_some() && distils;
-    let summed = u64::from(distils && !one_pass && sums_first(plan));
-    let teacher_scores = teacher.is_some() && selecting && plan.score_needs_teacher();
+    let recompute = plan.machine.head == HeadMode::Recompute && !route.one_pass;
+    let summed = u64::from(route.distils && !route.one_pass && sums_first(plan));
     let mut flops = Flops {
         student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
         scoring: head_forward(student, dropped) as f64,
@@ -177,19 +173,18 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
         let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
         flops.scoring += (began + head_forward(student, probe.rows)) as f64;
     }
-    let sampled = plan.machine.backward == BackwardMode::Sampled;
-    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, sequences * context, kept, one_pass));
+    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, route, sequences * context, kept));
     // Rows whose logits are differentiated.
-    let differentiated = if sampled { drawn.head } else { kept };
+    let differentiated = if plan.machine.backward == BackwardMode::Sampled { drawn.head } else { kept };
     if kept > 0 {
         let trunk = match plan.machine.backward {
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
-            BackwardMode::Sparse if selecting => trunk_backward_sparse(student, sequences, context, kept),
+            BackwardMode::Sparse if route.selects => trunk_backward_sparse(student, sequences, context, kept),
             BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
             BackwardMode::Sampled => trunk_backward_sampled(student, context, drawn.blocks, drawn.keys),
         };
-        // Formed again for the scan of the kept rows beside the teacher, then for the divergence's sums and for the gradient.
-        let scanned = u64::from(recompute && distils && selecting && !teacher_scores);
+        // Formed again for the scan of the kept rows with the teacher, then for the divergence's sums and for the gradient.
+        let scanned = u64::from(recompute && route.scans_again());
         let again = if recompute { 1 + summed } else { 0 };
         let blocks_again = match plan.machine.activations {
             Activations::Keep => 0,
@@ -201,12 +196,12 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
             + scanned * head_forward(student, kept)
             + again * head_forward(student, differentiated)) as f64;
     }
-    if let Some(teacher) = teacher.filter(|_| distils || teacher_scores) {
-        let again = if distils && recompute { 1 + summed } else { 0 };
+    if let Some(teacher) = teacher.filter(|_| route.teacher != TeacherRows::None) {
+        let again = if route.distils && recompute { 1 + summed } else { 0 };
         flops.teacher = (trunk_forward(teacher, sequences, context)
             + head_forward(teacher, kept)
             + again * head_forward(teacher, differentiated)) as f64;
-        if teacher_scores {
+        if route.teacher == TeacherRows::All {
             flops.scoring += head_forward(teacher, dropped) as f64;
         }
     }
@@ -215,24 +210,17 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, wo
 
 /// Rows that a sampled backward is expected to draw: below the last block every position has gradient. How few
 /// `rho = "auto"` will do with is not known beforehand; every row is the bound.
-fn expected_draw(cfg: &Gpt2Config, plan: &Plan, positions: u64, kept: u64, one_pass: bool) -> Drawn {
+fn expected_draw(cfg: &Gpt2Config, plan: &Plan, route: Route, positions: u64, kept: u64) -> Drawn {
     let share = match plan.machine.rho {
         Rho::Auto => 1.0,
         Rho::Share(rho) => rho,
     };
     let drawn = (share * positions as f64).round() as u64;
-    let at_head = !one_pass && (!plan.objective.distils() || forward_kl(plan));
     Drawn {
-        head: if at_head { drawn.min(kept) } else { kept },
+        head: if route.draws_at_head { drawn.min(kept) } else { kept },
         blocks: drawn.min(kept) + (cfg.n_layer as u64 - 1) * drawn,
         keys: cfg.n_layer as u64 * drawn,
     }
-}
-
-/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm has a bound before it is
-/// formed, and it takes one pass over the vocabulary instead of two.
-pub fn forward_kl(plan: &Plan) -> bool {
-    plan.objective.signal == Signal::Dense && plan.objective.divergence == Divergence::ForwardKl
 }
 
 /// FLOPs of one optimizer step of a settled plan at these confidence levels.
@@ -242,12 +230,16 @@ pub fn flops_per_step(
     plan: &Plan,
     level: impl Into<Level>,
 ) -> Flops {
-    flops(student, teacher, plan, work_of_step(plan, level.into()))
+    let level = level.into();
+    flops(student, teacher, plan, usual_route(plan, level), work_of_step(plan, level))
+}
+
+fn usual_route(plan: &Plan, level: Level) -> Route {
+    Route::of(plan, StepFacts::usual(plan, level.alpha > 0.0))
 }
 
 fn work_of_step(plan: &Plan, level: Level) -> Work {
     let (rows, context, stride) = (plan.data.rows, plan.data.context, plan.select.probe_stride);
-    let selecting = level.alpha > 0.0;
     let probe = (kept_sequences(plan, level.alpha_seq) < rows as u64).then(|| Probe {
         sequences: rows as u64,
         exit_layer: plan.select.exit_layer as u64,
@@ -257,17 +249,9 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
         sequences: kept_sequences(plan, level.alpha_seq),
         context: context as u64,
         kept: gradient_rows(plan, level),
-        selecting,
-        one_pass: plan.one_pass(selecting),
-        distils: plan.objective.distils(),
         drawn: None,
         probe,
     }
-}
-
-/// Whether the divergence's sums take a pass over the vocabulary of their own.
-fn sums_first(plan: &Plan) -> bool {
-    plan.objective.signal == Signal::Dense && plan.objective.divergence != Divergence::ForwardKl
 }
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
@@ -289,9 +273,10 @@ fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Pla
     let silent = ends.into_iter().filter(|&step| plan.objective.lambda_at(step, plan.steps) == 0.0);
     silent
         .map(|step| {
-            let with = work_of_step(plan, plan.level_at(step));
-            let total = |work| flops(student, teacher, plan, work).total();
-            total(with) - total(Work { distils: false, ..with })
+            let level = plan.level_at(step);
+            let with = StepFacts::usual(plan, level.alpha > 0.0);
+            let total = |step| flops(student, teacher, plan, Route::of(plan, step), work_of_step(plan, level)).total();
+            total(with) - total(StepFacts { weighs_teacher: false, ..with })
         })
         .sum()
 }
@@ -309,7 +294,7 @@ pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
     }
 }
 
-/// Sequences of an optimizer step that phase one lets go on at confidence level `alpha_seq`.
+/// Sequences of an optimizer step that an early exit lets go on at confidence level `alpha_seq`.
 pub fn kept_sequences(plan: &Plan, alpha_seq: f64) -> u64 {
     let micro = micro_rows(plan);
     (plan.data.rows / micro * kept_of(alpha_seq, micro)) as u64
@@ -366,71 +351,9 @@ pub fn mean_keep(plan: &Plan) -> f64 {
     (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
 }
 
-/// Whether student, teacher and plan fit each other: context, vocabulary, layers.
-pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> Result<()> {
-    student.validate()?;
-    if let Some(teacher) = teacher {
-        teacher.validate()?;
-    }
-    let context = plan.data.context;
-    let mut longest = vec![("student", &plan.student, student)];
-    if let (Some(shape), Some(name)) = (teacher, &plan.teacher) {
-        longest.push(("teacher", name, shape));
-    }
-    for (who, name, shape) in longest {
-        if context > shape.n_positions {
-            return Err(Error::usage(format!(
-                "data.context = {context} is longer than the {} positions of the {who} {name}; \
-                 lower it with --set data.context={}",
-                shape.n_positions, shape.n_positions
-            )));
-        }
-    }
-    // Counts below are u64: refuse what no machine could run before it can wrap around.
-    let work = [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
-    if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
-        return Err(Error::usage(format!(
-            "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",
-            plan.data.rows
-        )));
-    }
-    if plan.selects() && plan.select.alpha_seq > 0.0 {
-        let select = &plan.select;
-        if select.exit_layer >= student.n_layer {
-            return Err(Error::usage(format!(
-                "select.exit_layer = {} leaves no block to save: expected less than the {} blocks of the student {}",
-                select.exit_layer, student.n_layer, plan.student
-            )));
-        }
-        let micro = micro_rows(&settle(student, plan));
-        if kept_of(select.alpha_seq, micro) == micro {
-            return Err(Error::usage(format!(
-                "select.alpha_seq = {} drops none of the {micro} sequences of a micro-batch; raise it, or \
-                 machine.micro_rows",
-                select.alpha_seq
-            )));
-        }
-    }
-    let Some(teacher) = teacher else { return Ok(()) };
-    if teacher.vocab_size != student.vocab_size {
-        return Err(Error::usage(format!(
-            "teacher and student must share a vocabulary: the teacher has {} tokens, the student {}",
-            teacher.vocab_size, student.vocab_size
-        )));
-    }
-    if let Some(layer) = plan.layers.iter().flatten().find(|l| **l >= teacher.n_layer) {
-        return Err(Error::usage(format!(
-            "layers names the teacher's layer {layer}, but the teacher has layers 0 to {}",
-            teacher.n_layer - 1
-        )));
-    }
-    Ok(())
-}
-
-/// Multiply-adds per token in the matrices of one block: D x 3D, D x D, D x F, F x D.
+/// Multiply-adds per token in the matrices of one block.
 fn block_weights(cfg: &Gpt2Config) -> u64 {
-    let (d, f) = (cfg.n_embd as u64, cfg.inner() as u64);
-    4 * d * d + 2 * d * f
+    cfg.block_elements(ParamKind::is_matrix) as u64
 }
 
 /// (position, key) pairs of causal attention.

@@ -16,7 +16,7 @@ const MAX_WORDS: usize = 100_000;
 /// Longer words are rare, so remembering them is of no use.
 const MAX_WORD_BYTES: usize = 64;
 
-struct Memory {
+struct WordCache {
     regex: SysRegex,
     ids: HashMap<Box<str>, Box<[u32]>>,
 }
@@ -25,7 +25,7 @@ struct Memory {
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     /// One per thread, with the text of the only added token; None if the tokenizer is of another scheme.
-    fast: Option<(String, Vec<Mutex<Memory>>)>,
+    fast: Option<(String, Vec<Mutex<WordCache>>)>,
 }
 
 impl<'a> Encoder<'a> {
@@ -34,7 +34,7 @@ impl<'a> Encoder<'a> {
         let memory = |_| {
             let regex = SysRegex::new(GPT2_PATTERN);
             let regex = regex.map_err(|e| Error::internal(format!("GPT-2's pattern does not compile: {e}")))?;
-            Ok(Mutex::new(Memory { regex, ids: HashMap::new() }))
+            Ok(Mutex::new(WordCache { regex, ids: HashMap::new() }))
         };
         let fast = match tokenizer.only_added_token().filter(|_| tokenizer.splits_safely()) {
             Some(special) => Some((special, (0..rayon::current_num_threads()).map(memory).collect::<Result<_>>()?)),
@@ -54,7 +54,7 @@ impl<'a> Encoder<'a> {
         let thread = rayon::current_thread_index().unwrap_or(0) % memories.len();
         // The memory is valid at every moment, so a panic elsewhere does not spoil it.
         let mut memory = memories[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        let Memory { regex, ids } = &mut *memory;
+        let WordCache { regex, ids } = &mut *memory;
         let mut out = Vec::with_capacity(text.len() / 3);
         for (number, part) in text.split(special.as_str()).enumerate() {
             if number > 0 {

@@ -78,6 +78,11 @@ impl Batch {
         picked
     }
 
+    /// Where position `i` is, for messages.
+    pub fn place(&self, i: usize) -> String {
+        format!("sequence {}, position {}", self.sequence_ids[i / self.context], i % self.context)
+    }
+
     /// Number of predictions that count.
     pub fn valid_count(&self) -> usize {
         self.valid.iter().filter(|v| **v).count()

@@ -64,7 +64,7 @@ pub fn generate(
         ids.push(tokenizer.eot());
     }
     let ids = &ids[ids.len().saturating_sub(model.config.n_positions)..];
-    let mut sampler = Sampler::new(options);
+    let mut sampler = Sampler::new(options.temperature, options.top_k, options.top_p, options.seed);
     let mut stream = TextStream::new(tokenizer);
     let mut text = String::new();
     let mut emit = |piece: String| {

@@ -118,7 +118,7 @@ pub fn evaluate_each(
 /// Negative log-likelihoods of the predictions that count, in order.
 fn losses(model: &Gpt2, batch: &Batch) -> Result<Vec<f32>> {
     let hidden = model.forward(&batch.inputs, batch.context)?;
-    let mut logits = model.logits(hidden, false);
+    let mut logits = model.logits(hidden);
     let mut targets = batch.targets.clone();
     if batch.valid_count() < targets.len() {
         // Overlap and padding: the head runs on the rows that count.
@@ -126,7 +126,7 @@ fn losses(model: &Gpt2, batch: &Batch) -> Result<Vec<f32>> {
         targets = rows.iter().map(|&r| batch.targets[r as usize]).collect();
         logits = logits.select(&rows)?;
     }
-    Ok(head::scan(&mut logits, None, &targets, 1.0)?.iter().map(|s| s.student.nll).collect())
+    Ok(head::scan(&logits, None, &targets, 1.0)?.iter().map(|s| s.student.nll).collect())
 }
 
 #[cfg(test)]

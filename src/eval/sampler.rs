@@ -5,7 +5,6 @@
 //! * top-p (Holtzman et al. 2020, arXiv 1904.09751): of what is left, renormalised, the fewest likeliest tokens whose
 //!   probabilities reach p, and at least one. Of equals at the border the lower ids stay.
 
-use super::generate::GenerateOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng::{Rng, Stream};
 
@@ -23,14 +22,8 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler at its first draw.
-    pub fn new(options: &GenerateOptions) -> Self {
-        Self {
-            temperature: options.temperature,
-            top_k: options.top_k,
-            top_p: options.top_p,
-            rng: Rng::new(options.seed, Stream::Sample),
-            drawn: 0,
-        }
+    pub fn new(temperature: f64, top_k: Option<usize>, top_p: Option<f64>, seed: u64) -> Self {
+        Self { temperature, top_k, top_p, rng: Rng::new(seed, Stream::Sample), drawn: 0 }
     }
 
     /// The next token, given the logits `[V]` of all. Errors where a logit is not finite.
@@ -97,10 +90,6 @@ mod tests {
     use candle_transformers::generation::{LogitsProcessor, Sampling};
     use std::collections::BTreeSet;
 
-    fn sampler(temperature: f64, top_k: Option<usize>, top_p: Option<f64>, seed: u64) -> Sampler {
-        Sampler::new(&GenerateOptions { temperature, top_k, top_p, seed, max_tokens: 1 })
-    }
-
     /// Normal logits, all different.
     fn logits(n: u64, scale: f64) -> Vec<f32> {
         let rng = Rng::new(5, Stream::Init);
@@ -115,7 +104,7 @@ mod tests {
     fn draws_come_as_often_as_their_probabilities_say() {
         let z = logits(40, 1.5);
         let total: f64 = z.iter().map(|z| (f64::from(*z) / 0.8).exp()).sum();
-        let mut sampler = sampler(0.8, None, None, 9);
+        let mut sampler = Sampler::new(0.8, None, None, 9);
         let draws = 40_000;
         let mut counts = [0.0f64; 40];
         (0..draws).for_each(|_| counts[sampler.sample(&z).unwrap() as usize] += 1.0);
@@ -132,8 +121,8 @@ mod tests {
         let z = logits(60, 2.0);
         let tensor = Tensor::new(z.as_slice(), &Device::Cpu).unwrap();
         for (ours, theirs) in [
-            (sampler(1.3, Some(5), None, 0), Sampling::TopK { k: 5, temperature: 1.3 }),
-            (sampler(0.7, None, Some(0.8), 0), Sampling::TopP { p: 0.8, temperature: 0.7 }),
+            (Sampler::new(1.3, Some(5), None, 0), Sampling::TopK { k: 5, temperature: 1.3 }),
+            (Sampler::new(0.7, None, Some(0.8), 0), Sampling::TopP { p: 0.8, temperature: 0.7 }),
         ] {
             let kept: BTreeSet<u32> = ids(&ours.kept(&z)).into_iter().collect();
             let mut other = LogitsProcessor::from_sampling(3, theirs);
@@ -146,10 +135,10 @@ mod tests {
     fn top_p_is_measured_in_what_top_k_left() {
         // Probabilities 0.4, 0.3, 0.2, 0.1: of the first two, 0.57 and 0.43.
         let z: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].iter().map(|p| p.ln()).collect();
-        let kept = sampler(1.0, Some(2), Some(0.5), 0).kept(&z);
+        let kept = Sampler::new(1.0, Some(2), Some(0.5), 0).kept(&z);
         assert_eq!(ids(&kept), [0]);
-        assert_eq!(ids(&sampler(1.0, None, Some(0.5), 0).kept(&z)), [0, 1]);
-        let kept = sampler(1.0, Some(3), Some(0.7), 0).kept(&z);
+        assert_eq!(ids(&Sampler::new(1.0, None, Some(0.5), 0).kept(&z)), [0, 1]);
+        let kept = Sampler::new(1.0, Some(3), Some(0.7), 0).kept(&z);
         assert_eq!(ids(&kept), [0, 1]);
         assert!((kept[0].1 - 4.0 / 7.0).abs() < 1e-6, "{kept:?}");
     }
@@ -157,12 +146,12 @@ mod tests {
     #[test]
     fn equals_at_the_kth_place_stay_and_one_is_always_left() {
         let z = [1.0, 3.0, 2.0, 2.0, 0.0, -0.0];
-        assert_eq!(ids(&sampler(1.0, Some(2), None, 0).kept(&z)), [1, 2, 3]);
-        assert_eq!(ids(&sampler(1.0, Some(5), None, 0).kept(&z)), [1, 2, 3, 0, 4, 5]);
-        assert_eq!(ids(&sampler(1.0, Some(99), Some(1e-12), 0).kept(&z)), [1]);
-        assert_eq!(ids(&sampler(0.0, Some(3), None, 0).kept(&z)), [1]);
-        assert_eq!(ids(&sampler(0.0, None, None, 0).kept(&[2.0, 5.0, 5.0])), [1]);
-        assert!(sampler(1.0, None, None, 0).sample(&[1.0, f32::NAN]).is_err());
-        assert!(sampler(1.0, None, None, 0).sample(&[]).is_err());
+        assert_eq!(ids(&Sampler::new(1.0, Some(2), None, 0).kept(&z)), [1, 2, 3]);
+        assert_eq!(ids(&Sampler::new(1.0, Some(5), None, 0).kept(&z)), [1, 2, 3, 0, 4, 5]);
+        assert_eq!(ids(&Sampler::new(1.0, Some(99), Some(1e-12), 0).kept(&z)), [1]);
+        assert_eq!(ids(&Sampler::new(0.0, Some(3), None, 0).kept(&z)), [1]);
+        assert_eq!(ids(&Sampler::new(0.0, None, None, 0).kept(&[2.0, 5.0, 5.0])), [1]);
+        assert!(Sampler::new(1.0, None, None, 0).sample(&[1.0, f32::NAN]).is_err());
+        assert!(Sampler::new(1.0, None, None, 0).sample(&[]).is_err());
     }
 }

@@ -13,7 +13,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::loss::head::{RowStats, ScanOptions, scan};
 use crate::model::Gpt2;
-use crate::select::{ScoreContext, Selector, scores};
+use crate::select::{Ranking, ScoreContext};
 use crate::teacher::Teacher;
 use serde::Serialize;
 
@@ -141,12 +141,10 @@ pub fn inspect(
     }
     let batch = windows(&ids, options.context);
     let stats = statistics(model, teacher, &batch, options)?;
-    let scores = scores(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
+    let ranking = Ranking::new(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
+    let scores = &ranking.scores;
     let n = ids.len() - 1;
-    let selected = |alpha: f64| {
-        let selector = Selector { alpha, pool: options.pool, tail: options.tail };
-        selector.select(&scores, &batch.valid, batch.context)
-    };
+    let selected = |alpha: f64| ranking.cut(alpha, options.tail);
     let nll = |i: usize| f64::from(stats[i].student.nll);
     let all: f64 = (0..n).map(nll).sum();
     let level = |&alpha: &f64| {
@@ -212,11 +210,11 @@ fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &
         crate::interrupt::check()?;
         let window = batch.slice(row..row + 1);
         let hidden = model.forward(&window.inputs, window.context)?;
-        let mut logits = model.logits(hidden, false);
-        let mut signal = teacher.map(|t| t.signal(&window.inputs, window.context, false)).transpose()?;
+        let logits = model.logits(hidden);
+        let signal = teacher.map(|t| t.signal(&window.inputs, window.context)).transpose()?;
         let tau = if teacher.is_some() { options.temperature } else { 1.0 };
-        let measured = ScanOptions { tau, reverse_kl: options.score == Score::ReverseKl };
-        stats.extend(scan(&mut logits, signal.as_mut(), &window.targets, measured)?);
+        let measured = ScanOptions { tau, reverse_kl: options.score.needs_reverse_kl() };
+        stats.extend(scan(&logits, signal.as_ref(), &window.targets, measured)?);
     }
     Ok(stats)
 }
@@ -312,8 +310,8 @@ mod tests {
         let all = found(Score::Loss, false);
         // The second window begins with token 16 as its first input.
         let hidden = student.forward(&ids[16..20], 4).unwrap();
-        let mut logits = student.logits(hidden, false);
-        let alone = scan(&mut logits, None, &ids[17..21], 1.0).unwrap();
+        let logits = student.logits(hidden);
+        let alone = scan(&logits, None, &ids[17..21], 1.0).unwrap();
         for (i, s) in alone.iter().enumerate() {
             assert!((all.tokens[17 + i].figures.unwrap().nll - s.student.nll).abs() < 1e-5);
         }

@@ -1,7 +1,6 @@
 //! The page: figures, histogram, text.
 
 use super::{Figures, Inspection, Token, histogram};
-use crate::config::Score;
 use crate::report::page::{escape, page as html};
 use std::fmt::Write;
 
@@ -23,20 +22,6 @@ pub fn page(found: &Inspection) -> String {
     html(&title, STYLE, &body)
 }
 
-/// What a score is, in a line.
-pub fn definition(score: Score) -> &'static str {
-    match score {
-        Score::Entropy => "entropy H(p) of the model's prediction",
-        Score::Loss => "the model's negative log-likelihood of the token",
-        Score::Kl => "KL(teacher || model)",
-        Score::ReverseKl => "KL(model || teacher)",
-        Score::EntropyKl => "entropy of the model times KL(teacher || model), each normalised in the pool",
-        Score::TeacherEntropy => "entropy H(q) of the teacher's prediction",
-        Score::Excess => "the model's negative log-likelihood less the teacher's",
-        Score::Random => "uniform draws: the control",
-    }
-}
-
 fn head(found: &Inspection) -> String {
     let predicted = found.tokens.len() - 1;
     let teacher = found.teacher.as_ref().map_or_else(String::new, |t| format!(" Teacher: {}.", escape(t)));
@@ -46,8 +31,8 @@ fn head(found: &Inspection) -> String {
         String::new()
     };
     format!(
-        "<p>Score: {} (nats).{teacher} {predicted} predicted tokens, mean score {:.3}, mean cross-entropy {:.3}.{cut}</p>",
-        definition(found.score),
+        "<p>Score, in nats: {}{teacher} {predicted} predicted tokens, mean score {:.3}, mean cross-entropy {:.3}.{cut}</p>",
+        found.score.meaning(),
         found.score_mean,
         found.ce
     )
@@ -253,6 +238,7 @@ span{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2{break-after:av
 mod tests {
     use super::super::tests::found;
     use super::*;
+    use crate::config::Score;
 
     #[test]
     fn the_page_shows_every_token_once_and_every_level() {

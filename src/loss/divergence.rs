@@ -22,6 +22,53 @@
 use crate::config::{Divergence as Word, ObjectivePlan};
 use crate::ops::simd::{LANES, exp, ln, multiversion, sum_lanes};
 
+/// What run files, kernels and documentation know a divergence by. Its meaning is [`Word::meaning`].
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Its word in a run file.
+    pub word: Word,
+    /// Its number in `divergence.cuh`.
+    pub code: u32,
+    /// The key of a run file that holds its parameter, if it has one.
+    pub parameter: Option<&'static str>,
+    /// The divergence that a plan asks for with this word.
+    pub of: fn(&ObjectivePlan) -> Divergence,
+}
+
+/// Every divergence, in the order of the words.
+pub const TABLE: [Row; Word::ALL.len()] = [
+    Row { word: Word::ForwardKl, code: 0, parameter: None, of: |_| Divergence::ForwardKl },
+    Row { word: Word::ReverseKl, code: 1, parameter: None, of: |_| Divergence::ReverseKl },
+    Row {
+        word: Word::Jsd,
+        code: 2,
+        parameter: Some("objective.beta"),
+        of: |plan| Divergence::Jsd { beta: plan.beta as f32 },
+    },
+    Row {
+        word: Word::SkewKl,
+        code: 3,
+        parameter: Some("objective.skew"),
+        of: |plan| Divergence::SkewKl { skew: plan.skew as f32 },
+    },
+    Row {
+        word: Word::SkewReverseKl,
+        code: 4,
+        parameter: Some("objective.skew"),
+        of: |plan| Divergence::SkewReverseKl { skew: plan.skew as f32 },
+    },
+    Row { word: Word::Tv, code: 5, parameter: None, of: |_| Divergence::TotalVariation },
+];
+
+// A word's place among the words is its row's place in the table.
+const _: () = {
+    let mut i = 0;
+    while i < TABLE.len() {
+        assert!(TABLE[i].word as usize == i, "a row of the table stands where another word does");
+        i += 1;
+    }
+};
+
 /// A divergence with its parameter.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Divergence {
@@ -49,9 +96,9 @@ pub enum Divergence {
     TotalVariation,
 }
 
-/// The sums of a row that its gradient needs.
+/// The sums of a row: its divergence, and what its gradient needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
+pub struct RowDivergence {
     /// D.
     pub value: f64,
     /// G = sum of g.
@@ -81,14 +128,33 @@ impl Normal {
 impl Divergence {
     /// What a plan's word and parameters mean.
     pub fn of(plan: &ObjectivePlan) -> Self {
-        let skew = plan.skew as f32;
-        match plan.divergence {
-            Word::ForwardKl => Self::ForwardKl,
-            Word::ReverseKl => Self::ReverseKl,
-            Word::Jsd => Self::Jsd { beta: plan.beta as f32 },
-            Word::SkewKl => Self::SkewKl { skew },
-            Word::SkewReverseKl => Self::SkewReverseKl { skew },
-            Word::Tv => Self::TotalVariation,
+        (TABLE[plan.divergence as usize].of)(plan)
+    }
+
+    /// Its number in `divergence.cuh` and its parameter there, 0 where it has none.
+    pub fn code(self) -> (u32, f32) {
+        let (word, parameter) = match self.plain() {
+            Self::ForwardKl => (Word::ForwardKl, 0.0),
+            Self::ReverseKl => (Word::ReverseKl, 0.0),
+            Self::Jsd { beta } => (Word::Jsd, beta),
+            Self::SkewKl { skew } => (Word::SkewKl, skew),
+            Self::SkewReverseKl { skew } => (Word::SkewReverseKl, skew),
+            Self::TotalVariation => (Word::Tv, 0.0),
+        };
+        (TABLE[word as usize].code, parameter)
+    }
+
+    /// Whether a row's sums (D, G) must be formed before its gradient. Not for forward KL: the scan has formed D, and G is 0.
+    pub(crate) fn needs_sums(self) -> bool {
+        self.plain() != Self::ForwardKl
+    }
+
+    /// Itself, or what it is without a skew: the plain divergence.
+    fn plain(self) -> Self {
+        match self {
+            Self::SkewKl { skew } if skew < SMALLEST => Self::ForwardKl,
+            Self::SkewReverseKl { skew } if skew < SMALLEST => Self::ReverseKl,
+            other => other,
         }
     }
 
@@ -107,17 +173,15 @@ impl Divergence {
         row_gradient(self, out, z, t, normal, total, scale);
     }
 
-    /// Runs `walk` with the formulas of this divergence. A skew of 0 is the plain divergence.
+    /// Runs `walk` with the formulas of this divergence.
     #[inline(always)]
     fn with<W: Walk>(self, walk: W) -> W::Out {
-        match self {
+        match self.plain() {
             Self::ForwardKl => walk.run(Forward),
             Self::ReverseKl => walk.run(Reverse),
-            Self::Jsd { beta } => walk.run(JensenShannon(Mixture::new(beta))),
-            Self::SkewKl { skew } if skew < SMALLEST => walk.run(Forward),
-            Self::SkewKl { skew } => walk.run(SkewForward(Mixture::new(skew))),
-            Self::SkewReverseKl { skew } if skew < SMALLEST => walk.run(Reverse),
-            Self::SkewReverseKl { skew } => walk.run(SkewReverse(Mixture::new(skew))),
+            Self::Jsd { beta } => walk.run(JensenShannon(Blend::new(beta))),
+            Self::SkewKl { skew } => walk.run(SkewForward(Blend::new(skew))),
+            Self::SkewReverseKl { skew } => walk.run(SkewReverse(Blend::new(skew))),
             Self::TotalVariation => walk.run(Variation),
         }
     }
@@ -153,12 +217,12 @@ impl Walk for One {
 
 /// m = share x + (1 - share) y, seen from x and from y.
 #[derive(Clone, Copy)]
-struct Mixture {
+struct Blend {
     share: f32,
     rest: f32,
 }
 
-impl Mixture {
+impl Blend {
     #[inline(always)]
     fn new(share: f32) -> Self {
         let share = share.clamp(SMALLEST, 1.0 - f32::EPSILON);
@@ -182,13 +246,13 @@ struct Forward;
 struct Reverse;
 /// The share is the teacher's.
 #[derive(Clone, Copy)]
-struct JensenShannon(Mixture);
+struct JensenShannon(Blend);
 /// The share is the teacher's.
 #[derive(Clone, Copy)]
-struct SkewForward(Mixture);
+struct SkewForward(Blend);
 /// The share is the student's.
 #[derive(Clone, Copy)]
-struct SkewReverse(Mixture);
+struct SkewReverse(Blend);
 #[derive(Clone, Copy)]
 struct Variation;
 
@@ -320,6 +384,7 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Overrides, load};
 
     const ALL: [Divergence; 11] = [
         Divergence::ForwardKl,
@@ -334,6 +399,45 @@ mod tests {
         Divergence::SkewReverseKl { skew: 0.3 },
         Divergence::TotalVariation,
     ];
+
+    /// An objective with this word, a beta of 0.25 and a skew of 0.125.
+    fn objective(word: Word) -> ObjectivePlan {
+        let mut overrides = Overrides::default();
+        for setting in ["beta=0.25", "skew=0.125", &format!("divergence={word}")] {
+            overrides.set(&format!("objective.{setting}")).unwrap();
+        }
+        load(None, &overrides).unwrap().plan.objective
+    }
+
+    #[test]
+    fn the_parameter_is_that_of_the_key_which_the_table_names() {
+        for row in TABLE {
+            let divergence = Divergence::of(&objective(row.word));
+            let want = match row.parameter {
+                None => 0.0,
+                Some("objective.beta") => 0.25,
+                Some("objective.skew") => 0.125,
+                Some(other) => panic!("{}: no key {other}", row.word),
+            };
+            assert_eq!(divergence.code(), (row.code, want), "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn kernels_have_the_tables_codes() {
+        let source = include_str!("head/divergence.cuh");
+        // Lines such as `case 2: walk(Jsd{Blend(share)}); break;`.
+        let cases: Vec<(u32, &str)> = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("case ")?.split_once(": walk("))
+            .map(|(code, rest)| (code.parse().unwrap(), rest.split('{').next().unwrap()))
+            .collect();
+        let name = |row: &Row| format!("{:?}", Divergence::of(&objective(row.word)));
+        let names: Vec<String> = TABLE.iter().map(name).collect();
+        let want: Vec<(u32, &str)> =
+            TABLE.iter().zip(&names).map(|(row, name)| (row.code, name.split(' ').next().unwrap())).collect();
+        assert_eq!(cases, want);
+    }
 
     #[test]
     fn equal_probabilities_add_nothing() {

@@ -39,12 +39,12 @@ pub struct Sampled {
     /// Draws per row.
     pub draws: u32,
     /// What was drawn, row by row, ids ascending.
-    pub rows: Vec<Vec<Drawn>>,
+    pub rows: Vec<Vec<DrawnId>>,
 }
 
 /// An id that was drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Drawn {
+pub struct DrawnId {
     /// The id.
     pub id: u32,
     /// How often.

@@ -1,5 +1,6 @@
 //! The shape of a GPT-2 model, as Hugging Face's `config.json` writes it.
 
+use super::ParamKind;
 use crate::config::ShapePlan;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ pub struct Gpt2Config {
     /// Epsilon of every layer norm.
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
-    /// Standard deviation of the first weights; residual projections divide it by sqrt(2 L).
+    /// Standard deviation of the initial weights; residual projections divide it by sqrt(2 L).
     #[serde(default = "default_range")]
     pub initializer_range: f64,
 }
@@ -74,13 +75,6 @@ impl Gpt2Config {
         self.n_embd / self.n_head
     }
 
-    /// Number of parameters, the tied head counted once.
-    pub fn parameters(&self) -> usize {
-        let (d, f) = (self.n_embd, self.inner());
-        let block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d);
-        self.vocab_size * d + self.n_positions * d + self.n_layer * block + 2 * d
-    }
-
     /// Checks every limit; the error names the field, the value and what was expected.
     pub fn validate(&self) -> Result<()> {
         // Far above any GPT-2, far below where products of two fields overflow or an allocation could not succeed.
@@ -100,7 +94,8 @@ impl Gpt2Config {
         // Each field may be plausible and the whole not: sizes in bytes of all parameters must still fit in 64 bits.
         const MOST_PARAMETERS: u128 = 1 << 44;
         let (d, f) = (self.n_embd as u128, self.inner() as u128);
-        let weights = (self.vocab_size + self.n_positions) as u128 * d + self.n_layer as u128 * (4 * d * d + 2 * d * f);
+        let of_blocks = self.n_layer as u128 * self.block_elements(ParamKind::is_matrix) as u128;
+        let weights = (self.vocab_size + self.n_positions) as u128 * d + of_blocks;
         if weights > MOST_PARAMETERS {
             return Err(Error::usage(format!(
                 "model shape: {weights} weights (n_layer = {}, n_embd = {d}, MLP {f}, vocab_size = {}) are more than any \

@@ -1,5 +1,12 @@
-//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: the early-exit filter of
-//! hierarchical batch selection (ESLM, arXiv 2505.19893).
+//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: the early exit of
+//! hierarchical batch selection (ESLM, arXiv 2505.19893). With e blocks before the exit, b of B sequences kept:
+//!
+//! ```text
+//! begin   tokens [B, T] -> embed -> blocks 0 .. e-1 -> x [B T, D]      tape: e blocks of B T rows
+//! probe                                    P rows of x -> final norm -> [P, D], for the head; no tape
+//! keep                                     x and tape: [B T, ..] -> [b T, ..]
+//! finish                                   x -> blocks e .. L-1 -> final norm -> hidden [b T, D]
+//! ```
 
 use super::gpt2::{BlockTape, Tape, Taped};
 use super::{Gpt2, Gpt2Config};

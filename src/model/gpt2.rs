@@ -73,13 +73,19 @@ pub(super) enum Taped {
 /// Kept per block: 6 D + F floats per position or so; layer-norm outputs and activations are formed again.
 #[derive(Debug)]
 pub(super) struct BlockTape {
+    /// Input, [B T, D].
     pub(super) x: Tensor,
+    /// [B T, 2].
     pub(super) ln_1_stats: Tensor,
     /// Queries, keys and values side by side, [B T, 3 D].
     pub(super) qkv: Tensor,
+    /// Output [B T, D] and log-sum-exp [B, H, T].
     pub(super) attended: Attended,
+    /// The residual stream between attention and MLP, [B T, D].
     pub(super) mid: Tensor,
+    /// [B T, 2].
     pub(super) ln_2_stats: Tensor,
+    /// The MLP before its GELU, [B T, F].
     pub(super) fc: Tensor,
 }
 
@@ -105,8 +111,8 @@ impl Gpt2 {
     }
 
     /// The head's logits of rows of hidden vectors, as [`Logits::new`].
-    pub fn logits(&self, hidden: Tensor, keep: bool) -> Logits {
-        Logits::new(hidden, self.params.wte().clone(), keep).with_precision(self.precision)
+    pub fn logits(&self, hidden: Tensor) -> Logits {
+        Logits::new(hidden, self.params.wte().clone()).with_precision(self.precision)
     }
 
     /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k
@@ -130,11 +136,11 @@ impl Gpt2 {
             return Ok(reached); // a micro-batch may select nothing
         }
         let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
-        let d = d_hidden.zeros_like()?;
-        let (ln_w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());
-        layer_norm::backward(&d, d_hidden, &pick(&last, rows)?, &pick(&last_stats, rows)?, ln_w, dw, db)?;
-        drop((last, last_stats));
-        let mut d = d;
+        let mut d = d_hidden.zeros_like()?; // [k, D], or [B T, D] where no rows are given
+        let (x, stats) = (pick(&last, rows)?, pick(&last_stats, rows)?);
+        let (w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());
+        layer_norm::backward(layer_norm::Backward { dy: d_hidden, x: &x, stats: &stats, w, dx: &d, dw, db })?;
+        drop((last, last_stats, x, stats));
         let mut rows = rows.map(Cow::Borrowed);
         for l in (0..self.config.n_layer).rev() {
             let Some(taped) = blocks.pop() else { break };
@@ -151,7 +157,8 @@ impl Gpt2 {
                 Taped::Whole(tape) => tape,
                 Taped::Input(x) => self.block_tape(l, x, shape)?,
             };
-            let (d_in, keys) = self.block_backward(l, tape, rows.as_deref(), d, grads, shape, flow)?;
+            let call = BlockCall { rows: rows.as_deref(), grads, shape, flow };
+            let (d_in, keys) = self.block_backward(l, tape, d, call)?;
             d = d_in;
             reached.keys += keys;
             if !matches!(flow, Flow::Sparse) {
@@ -161,7 +168,7 @@ impl Gpt2 {
         if let Some(rows) = rows {
             let every = Tensor::zeros((tokens.len(), d.dim(1)?), d.dtype(), d.device())?;
             scatter_add(&every, &d, &rows)?;
-            d = every;
+            d = every; // [B T, D]
         }
         embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)?;
         Ok(reached)
@@ -189,12 +196,12 @@ impl Gpt2 {
     pub(super) fn block_tape(&self, l: usize, x: Tensor, shape: Shape) -> Result<BlockTape> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
-        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?;
-        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?;
-        let attended = attention::forward(&qkv, shape)?;
-        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?;
-        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?;
-        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?;
+        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?; // [B T, D]
+        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?; // [B T, 3 D]
+        let attended = attention::forward(&qkv, shape)?; // [B T, D]
+        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?; // [B T, D]
+        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?; // [B T, D]
+        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?; // [B T, F]
         Ok(BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc })
     }
 
@@ -204,72 +211,85 @@ impl Gpt2 {
         linear_onto(&tape.mid, &gelu::forward(&tape.fc)?, p.proj_w, p.proj_b, self.precision)
     }
 
-    /// Takes the gradient of the block's output (of `rows`, or of all) and returns that of its input: of all rows, or of
-    /// `rows` where only their keys carry gradient; and how many rows' keys and values did.
-    #[allow(clippy::too_many_arguments)] // one block's share of a backward; a struct for one caller would say no more
-    fn block_backward(
-        &self,
-        l: usize,
-        tape: BlockTape,
-        rows: Option<&[u32]>,
-        d: Tensor,
-        grads: &ParamSet,
-        shape: Shape,
-        flow: Flow<'_>,
-    ) -> Result<(Tensor, u64)> {
+    /// Takes the gradient `d` of block `l`'s output, [k, D] of the given rows, and returns that of its input: [B T, D], or
+    /// [k, D] where only the rows' own keys carry gradient; and how many rows' keys and values did.
+    ///
+    /// Rows that carry gradient, from the output down, where k of the B T positions are given:
+    ///
+    /// ```text
+    ///                             Exact      Sparse   Sampled
+    /// d of the output             k          k        k, drawn before the call
+    /// MLP, ln_2, c_proj           k          k        k
+    /// attention: queries (dq)     k          k        k
+    /// attention: keys, values     B T        k        B T, then m of them drawn
+    /// c_attn, part q              k          k        k
+    /// c_attn, parts k and v       B T        k        m
+    /// ln_1, d of the input        B T        k        B T
+    /// ```
+    ///
+    /// A query's output depends on the keys and values of every position it sees: they alone widen k rows to all.
+    ///
+    /// ```text
+    /// d [k, D] -+-> MLP, c_proj -> attention -+-> dq [k, D] ------> W_q, scatter_add -+
+    ///           |                             +-> dkv [B T, 2 D] -> W_kv -------------+-> ln_1 -+
+    ///           +-> residual: scatter_add into zeros [B T, D] ----------------------------------+-> d [B T, D]
+    /// ```
+    fn block_backward(&self, l: usize, tape: BlockTape, d: Tensor, call: BlockCall<'_>) -> Result<(Tensor, u64)> {
+        let BlockCall { rows, grads, shape, flow } = call;
         let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
-        let (p, g, precision) = (self.params.block(l), grads.block(l), self.precision);
-        mlp_backward(&tape, rows, &d, p, g, precision)?;
-        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?;
-        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?;
+        let (p, g, precision, width) = (self.params.block(l), grads.block(l), self.precision, self.config.n_embd);
+        mlp_backward(&tape, rows, &d, p, g, precision)?; // d [k, D] is of `mid` now
+        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?; // [k, D]
+        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?; // [D, k] [k, D]
         accumulate_column_sums(g.attn_proj_b, &d)?;
-        let attention::Gradients { dq, dkv } =
-            attention::backward(&tape.qkv, &tape.attended, &d_att, rows, keys, shape)?;
+        let (qkv, attended, dout) = (&tape.qkv, &tape.attended, &d_att);
+        let of_attention = attention::backward(attention::Backward { qkv, attended, dout, rows, keys, shape })?;
+        let attention::Gradients { dq, dkv } = of_attention; // [k, D], [n, 2 D]
 
-        // Queries have gradient on the given rows only, keys and values on all, or on these rows as well.
+        // The n rows of the input that carry gradient: all, or (sparse) the k given ones. Where n is more than k, `apart`
+        // says where among them the k rows lie.
         let below = if keys == Keys::All { None } else { rows };
-        let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?);
-        drop(tape);
         let apart = rows.filter(|_| keys == Keys::All);
-        let width = self.config.n_embd;
-        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, self.precision)?;
-        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?;
+        let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?); // [n, D], [n, 2]
+        drop(tape);
+        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, precision)?; // [n, D]
+        // Queries: k rows.
+        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?; // [D, k] [k, D]
         accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
+        // Keys and values: n rows, or the m drawn ones.
         let (dkv, of_keys) = match flow {
-            Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?,
+            Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?, // [m, 2 D]
             Flow::Exact | Flow::Sparse => (dkv, None),
         };
         let key_rows = dkv.dim(0)? as u64;
         accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &pick(&ln_1, of_keys.as_deref())?.t()?, &dkv, precision)?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
-        let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?;
-        let d_ln_1 = match of_keys {
-            None => through_keys,
-            Some(rows) => {
-                let every = Tensor::zeros(ln_1.shape(), through_keys.dtype(), through_keys.device())?;
-                scatter_add(&every, &through_keys, &rows)?;
-                every
-            }
-        };
+        let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?; // [m, D]
+        let d_ln_1 = spread(through_keys, of_keys.as_deref(), &ln_1)?; // [n, D]
         let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
-        let d = match apart {
-            None => {
-                accumulate(&d_ln_1, &dq, &w_q, precision)?;
-                d
-            }
-            Some(rows) => {
-                scatter_add(&d_ln_1, &matmul(&dq, &w_q, precision)?, rows)?;
-                let every = x.zeros_like()?;
-                scatter_add(&every, &d, rows)?;
-                every
-            }
-        };
-        layer_norm::backward(&d, &d_ln_1, &x, &ln_1_stats, p.ln_1_w, g.ln_1_w, g.ln_1_b)?;
+        match apart {
+            None => accumulate(&d_ln_1, &dq, &w_q, precision)?, // k = n
+            Some(rows) => scatter_add(&d_ln_1, &matmul(&dq, &w_q, precision)?, rows)?,
+        }
+        let d = spread(d, apart, &x)?; // the residual's share [n, D]
+        let (dx, dw, db) = (&d, g.ln_1_w, g.ln_1_b);
+        layer_norm::backward(layer_norm::Backward { dy: &d_ln_1, x: &x, stats: &ln_1_stats, w: p.ln_1_w, dx, dw, db })?;
         Ok((d, key_rows))
     }
 }
 
-/// Adds the MLP half's gradient with respect to its input to `d`, in place.
+/// What a block's backward is told beside its tape and the gradient from above.
+#[derive(Clone, Copy)]
+struct BlockCall<'a> {
+    /// The rows that carry gradient at the block's output, ascending; None: all.
+    rows: Option<&'a [u32]>,
+    /// Where the gradients of the parameters are added up.
+    grads: &'a ParamSet,
+    shape: Shape,
+    flow: Flow<'a>,
+}
+
+/// Adds the MLP half's gradient with respect to its input to `d` [k, D], in place.
 fn mlp_backward(
     tape: &BlockTape,
     rows: Option<&[u32]>,
@@ -278,17 +298,18 @@ fn mlp_backward(
     g: Block<'_>,
     precision: Precision,
 ) -> Result<()> {
-    let fc = pick(&tape.fc, rows)?;
-    let d_fc = matmul(d, &p.proj_w.t()?, precision)?;
-    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d, precision)?;
+    let fc = pick(&tape.fc, rows)?; // [k, F]
+    let d_fc = matmul(d, &p.proj_w.t()?, precision)?; // [k, D] [D, F]
+    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d, precision)?; // [F, k] [k, D]
     accumulate_column_sums(g.proj_b, d)?;
     gelu::backward(&d_fc, &fc)?;
-    let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?);
-    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?;
-    accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?;
+    let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?); // [k, D], [k, 2]
+    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?; // [k, D]
+    accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?; // [D, k] [k, F]
     accumulate_column_sums(g.fc_b, &d_fc)?;
-    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?;
-    layer_norm::backward(d, &d_ln_2, &mid, &stats, p.ln_2_w, g.ln_2_w, g.ln_2_b)
+    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
+    let (dw, db) = (g.ln_2_w, g.ln_2_b);
+    layer_norm::backward(layer_norm::Backward { dy: &d_ln_2, x: &mid, stats: &stats, w: p.ln_2_w, dx: d, dw, db })
 }
 
 /// The given rows, or the tensor itself when every row counts.
@@ -297,6 +318,14 @@ fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
         None => Ok(x.clone()),
         Some(rows) => gather(x, rows),
     }
+}
+
+/// `d` [k, D] at the given rows of zeros of the shape of `like` [n, D]; `d` itself when every row counts.
+fn spread(d: Tensor, rows: Option<&[u32]>, like: &Tensor) -> Result<Tensor> {
+    let Some(rows) = rows else { return Ok(d) };
+    let every = Tensor::zeros(like.shape(), d.dtype(), d.device())?;
+    scatter_add(&every, &d, rows)?;
+    Ok(every)
 }
 
 #[cfg(test)]

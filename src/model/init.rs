@@ -1,6 +1,6 @@
-//! A model's first weights: random, or a teacher's layers.
+//! Initialisation of a student: from scratch or from a teacher's layers.
 
-use super::{Gpt2, Gpt2Config, Layout, ParamSet};
+use super::{Gpt2, Gpt2Config, Layout, ParamKind, ParamSet};
 use crate::error::{Error, Result};
 use crate::rng::{Rng, Stream};
 use candle_core::{Device, Tensor};
@@ -14,24 +14,25 @@ impl Gpt2 {
         let layout = Layout::new(&config);
         let rng = Rng::new(seed, Stream::Init);
         let residual = config.initializer_range / ((2 * config.n_layer) as f64).sqrt();
-        let tensors = layout.entries.iter().enumerate().map(|(i, (name, shape))| {
-            let count = shape.iter().product();
-            let data = if name.ends_with(".bias") {
-                vec![0.0; count]
-            } else if shape.len() == 1 {
-                vec![1.0; count]
-            } else {
-                let std = if name.ends_with("c_proj.weight") { residual } else { config.initializer_range };
+        let tensors = layout.entries().iter().enumerate().map(|(i, spec)| {
+            let count = spec.elements();
+            let normal = |std: f64| -> Vec<f32> {
                 (0..count).into_par_iter().map(|j| (std * rng.normal(i as u32, j as u64)) as f32).collect()
             };
-            Ok(Tensor::from_vec(data, shape.as_slice(), device)?)
+            let data = match spec.kind {
+                ParamKind::Bias => vec![0.0; count],
+                ParamKind::Norm => vec![1.0; count],
+                ParamKind::ResidualMatrix => normal(residual),
+                ParamKind::Embedding | ParamKind::Position | ParamKind::Matrix => normal(config.initializer_range),
+            };
+            Ok(Tensor::from_vec(data, spec.shape.as_slice(), device)?)
         });
         let params = ParamSet::new(layout.clone(), tensors.collect::<Result<_>>()?);
         Ok(Self::new(config, params))
     }
 
-    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as DistilGPT-2's;
-    /// Sanh et al., arXiv 1910.01108). Everything is copied.
+    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as DistilGPT-2
+    /// was initialised; Sanh et al., arXiv 1910.01108). Everything is copied.
     pub fn from_layers(teacher: &Self, layers: &[usize]) -> Result<Self> {
         let most = teacher.config.n_layer;
         if layers.is_empty() || layers.iter().any(|&l| l >= most) {
@@ -50,7 +51,7 @@ impl Gpt2 {
             let found = teacher.params.named().find(|(n, _)| *n == source);
             found.ok_or_else(|| Error::internal(format!("the teacher lacks {source}")))
         };
-        let tensors = layout.entries.iter().map(|(name, _)| Ok(find(name)?.1.copy()?)).collect::<Result<_>>()?;
+        let tensors = layout.entries().iter().map(|spec| Ok(find(&spec.name)?.1.copy()?)).collect::<Result<_>>()?;
         Ok(Self { precision: teacher.precision, ..Self::new(config, ParamSet::new(layout, tensors)) })
     }
 }

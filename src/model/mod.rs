@@ -14,5 +14,5 @@ pub use cache::Cache;
 pub use config::Gpt2Config;
 pub use early_exit::Partial;
 pub use gpt2::{Flow, Gpt2, Reached, Tape};
-pub use params::{Block, Layout, ParamSet};
+pub use params::{Block, BlockOf, Layout, ParamKind, ParamSet, ParamSpec};
 pub use row_sampler::{Chosen, RowBudget, RowSampler};

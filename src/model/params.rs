@@ -4,53 +4,192 @@ use super::Gpt2Config;
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// Names, shapes and order of a model's parameters; a pure function of the shape.
-///
-/// Names are Hugging Face's without the `transformer.` prefix. Matrices of a block keep the Conv1D layout
-/// `[in, out]`. The head is tied to `wte.weight` and has no entry of its own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Layout {
-    /// (name, shape) in storage order.
-    pub entries: Vec<(String, Vec<usize>)>,
+/// What a parameter is. Weight decay, initialisation, storage and counts follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ParamKind {
+    /// Token embedding, which is the tied head as well.
+    Embedding,
+    /// Learned positions.
+    Position,
+    /// A matrix whose product stays within its block.
+    Matrix,
+    /// A matrix whose product is added to the residual stream.
+    ResidualMatrix,
+    /// Scale of a norm.
+    Norm,
+    /// Shift of a norm or of a product.
+    Bias,
 }
 
-/// Where the positions are in a layout.
-const WPE: usize = 1;
+impl ParamKind {
+    /// Whether weight decay applies: to matrices and embeddings, never to biases and norms.
+    pub fn decays(self) -> bool {
+        !matches!(self, Self::Norm | Self::Bias)
+    }
 
-/// Parameters per block, in the order of [`Block`].
-const PER_BLOCK: usize = 12;
+    /// Whether it is a matrix of a block, whose elements are one multiply-add per token each.
+    pub fn is_matrix(self) -> bool {
+        matches!(self, Self::Matrix | Self::ResidualMatrix)
+    }
+
+    /// Whether it is a factor of products, the head's among them: a model that is only read may store it in bf16.
+    pub fn is_factor(self) -> bool {
+        self.is_matrix() || self == Self::Embedding
+    }
+}
+
+/// Name, shape and kind of one parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Hugging Face's name without the `transformer.` prefix.
+    pub name: String,
+    /// Its dimensions; a matrix is in the Conv1D layout `[in, out]`.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub kind: ParamKind,
+}
+
+impl ParamSpec {
+    fn new(name: &str, kind: ParamKind, shape: &[usize]) -> Self {
+        Self { name: name.to_string(), shape: shape.to_vec(), kind }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One thing for each of the twelve parameters of a block, in storage order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockOf<T> {
+    pub ln_1_w: T,
+    pub ln_1_b: T,
+    pub attn_w: T,
+    pub attn_b: T,
+    pub attn_proj_w: T,
+    pub attn_proj_b: T,
+    pub ln_2_w: T,
+    pub ln_2_b: T,
+    pub fc_w: T,
+    pub fc_b: T,
+    pub proj_w: T,
+    pub proj_b: T,
+}
+
+/// The parameters of one block.
+pub type Block<'a> = BlockOf<&'a Tensor>;
+
+impl<T> BlockOf<T> {
+    /// The same of each, in storage order.
+    fn map<U>(self, mut f: impl FnMut(T) -> U) -> BlockOf<U> {
+        BlockOf {
+            ln_1_w: f(self.ln_1_w),
+            ln_1_b: f(self.ln_1_b),
+            attn_w: f(self.attn_w),
+            attn_b: f(self.attn_b),
+            attn_proj_w: f(self.attn_proj_w),
+            attn_proj_b: f(self.attn_proj_b),
+            ln_2_w: f(self.ln_2_w),
+            ln_2_b: f(self.ln_2_b),
+            fc_w: f(self.fc_w),
+            fc_b: f(self.fc_b),
+            proj_w: f(self.proj_w),
+            proj_b: f(self.proj_b),
+        }
+    }
+}
+
+impl BlockOf<ParamSpec> {
+    /// What a block of this shape consists of; names are within the block.
+    fn new(config: &Gpt2Config) -> Self {
+        use ParamKind::{Bias, Matrix, Norm, ResidualMatrix};
+        let (d, f) = (config.n_embd, config.inner());
+        Self {
+            ln_1_w: ParamSpec::new("ln_1.weight", Norm, &[d]),
+            ln_1_b: ParamSpec::new("ln_1.bias", Bias, &[d]),
+            attn_w: ParamSpec::new("attn.c_attn.weight", Matrix, &[d, 3 * d]),
+            attn_b: ParamSpec::new("attn.c_attn.bias", Bias, &[3 * d]),
+            attn_proj_w: ParamSpec::new("attn.c_proj.weight", ResidualMatrix, &[d, d]),
+            attn_proj_b: ParamSpec::new("attn.c_proj.bias", Bias, &[d]),
+            ln_2_w: ParamSpec::new("ln_2.weight", Norm, &[d]),
+            ln_2_b: ParamSpec::new("ln_2.bias", Bias, &[d]),
+            fc_w: ParamSpec::new("mlp.c_fc.weight", Matrix, &[d, f]),
+            fc_b: ParamSpec::new("mlp.c_fc.bias", Bias, &[f]),
+            proj_w: ParamSpec::new("mlp.c_proj.weight", ResidualMatrix, &[f, d]),
+            proj_b: ParamSpec::new("mlp.c_proj.bias", Bias, &[d]),
+        }
+    }
+}
+
+/// Embedding and positions before the blocks, scale and shift of the final norm after them.
+fn around_the_blocks(config: &Gpt2Config) -> [ParamSpec; 4] {
+    let d = config.n_embd;
+    [
+        ParamSpec::new("wte.weight", ParamKind::Embedding, &[config.vocab_size, d]),
+        ParamSpec::new("wpe.weight", ParamKind::Position, &[config.n_positions, d]),
+        ParamSpec::new("ln_f.weight", ParamKind::Norm, &[d]),
+        ParamSpec::new("ln_f.bias", ParamKind::Bias, &[d]),
+    ]
+}
+
+impl Gpt2Config {
+    /// Number of parameters, the tied head counted once.
+    pub fn parameters(&self) -> usize {
+        self.elements(|_| true)
+    }
+
+    /// Elements of all parameters of the kinds that `counts` names. Takes no list of blocks, of which there may be many.
+    pub fn elements(&self, counts: impl Fn(ParamKind) -> bool) -> usize {
+        let around =
+            around_the_blocks(self).iter().filter(|spec| counts(spec.kind)).map(ParamSpec::elements).sum::<usize>();
+        around + self.n_layer * self.block_elements(counts)
+    }
+
+    /// Elements of one block's parameters of the kinds that `counts` names. Of its matrices
+    /// ([`ParamKind::is_matrix`]) that is the number of multiply-adds per token.
+    pub fn block_elements(&self, counts: impl Fn(ParamKind) -> bool) -> usize {
+        let mut elements = 0;
+        BlockOf::new(self).map(|spec| elements += if counts(spec.kind) { spec.elements() } else { 0 });
+        elements
+    }
+}
+
+/// Names, shapes, kinds and order of a model's parameters; a pure function of the shape.
+///
+/// The head is tied to `wte.weight` and has no entry of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    entries: Vec<ParamSpec>,
+    // Where each parameter stands in `entries`.
+    wte: usize,
+    wpe: usize,
+    blocks: Vec<BlockOf<usize>>,
+    ln_f_w: usize,
+    ln_f_b: usize,
+}
 
 impl Layout {
     /// The list for a shape.
     pub fn new(config: &Gpt2Config) -> Self {
-        let (d, f) = (config.n_embd, config.inner());
-        let mut entries = vec![
-            ("wte.weight".to_string(), vec![config.vocab_size, d]),
-            ("wpe.weight".to_string(), vec![config.n_positions, d]),
-        ];
-        for l in 0..config.n_layer {
-            let mut push = |name: &str, shape: Vec<usize>| entries.push((format!("h.{l}.{name}"), shape));
-            push("ln_1.weight", vec![d]);
-            push("ln_1.bias", vec![d]);
-            push("attn.c_attn.weight", vec![d, 3 * d]);
-            push("attn.c_attn.bias", vec![3 * d]);
-            push("attn.c_proj.weight", vec![d, d]);
-            push("attn.c_proj.bias", vec![d]);
-            push("ln_2.weight", vec![d]);
-            push("ln_2.bias", vec![d]);
-            push("mlp.c_fc.weight", vec![d, f]);
-            push("mlp.c_fc.bias", vec![f]);
-            push("mlp.c_proj.weight", vec![f, d]);
-            push("mlp.c_proj.bias", vec![d]);
-        }
-        entries.push(("ln_f.weight".to_string(), vec![d]));
-        entries.push(("ln_f.bias".to_string(), vec![d]));
-        Self { entries }
+        let mut entries = Vec::new();
+        let mut push = |spec: ParamSpec| {
+            entries.push(spec);
+            entries.len() - 1
+        };
+        let [wte, wpe, ln_f_w, ln_f_b] = around_the_blocks(config);
+        let (wte, wpe) = (push(wte), push(wpe));
+        let block = BlockOf::new(config);
+        let blocks = (0..config.n_layer)
+            .map(|l| block.clone().map(|spec| push(ParamSpec { name: format!("h.{l}.{}", spec.name), ..spec })))
+            .collect();
+        let (ln_f_w, ln_f_b) = (push(ln_f_w), push(ln_f_b));
+        Self { entries, wte, wpe, blocks, ln_f_w, ln_f_b }
     }
 
-    /// Weight decay is for matrices and embeddings only, never for biases and norms.
-    pub fn decays(&self, index: usize) -> bool {
-        self.entries[index].1.len() >= 2
+    /// Every parameter in storage order: that of checkpoints, of gradients and of the optimizer.
+    pub fn entries(&self) -> &[ParamSpec] {
+        &self.entries
     }
 }
 
@@ -59,23 +198,6 @@ impl Layout {
 pub struct ParamSet {
     layout: Layout,
     tensors: Vec<Tensor>,
-}
-
-/// The twelve parameters of one block.
-#[derive(Debug, Clone, Copy)]
-pub struct Block<'a> {
-    pub ln_1_w: &'a Tensor,
-    pub ln_1_b: &'a Tensor,
-    pub attn_w: &'a Tensor,
-    pub attn_b: &'a Tensor,
-    pub attn_proj_w: &'a Tensor,
-    pub attn_proj_b: &'a Tensor,
-    pub ln_2_w: &'a Tensor,
-    pub ln_2_b: &'a Tensor,
-    pub fc_w: &'a Tensor,
-    pub fc_b: &'a Tensor,
-    pub proj_w: &'a Tensor,
-    pub proj_b: &'a Tensor,
 }
 
 impl ParamSet {
@@ -87,27 +209,24 @@ impl ParamSet {
 
     /// All zeros: fresh gradients or moments.
     pub fn zeros(layout: &Layout, dtype: DType, device: &Device) -> Result<Self> {
-        let tensors = layout
-            .entries
-            .iter()
-            .map(|(_, shape)| Tensor::zeros(shape.as_slice(), dtype, device))
-            .collect::<candle_core::Result<_>>()?;
+        let zeros = |spec: &ParamSpec| Tensor::zeros(spec.shape.as_slice(), dtype, device);
+        let tensors = layout.entries.iter().map(zeros).collect::<candle_core::Result<_>>()?;
         Ok(Self::new(layout.clone(), tensors))
     }
 
-    /// The same parameters with the factors of products, the token embedding among them, stored in `dtype`; positions, norms
-    /// and biases stay as they are. Takes one tensor after the other, so that both copies of one are all that is held.
+    /// The same parameters with the factors of products ([`ParamKind::is_factor`]) stored in `dtype`; positions, norms and
+    /// biases stay as they are. Takes one tensor after the other, so that both copies of one are all that is held.
     pub fn with_factors_in(self, dtype: DType) -> Result<Self> {
         let Self { layout, tensors } = self;
-        let stored = tensors.into_iter().enumerate().map(|(i, tensor)| {
-            let factor = i != WPE && tensor.rank() == 2;
-            Ok(if factor { tensor.to_dtype(dtype)? } else { tensor })
-        });
+        let stored = tensors
+            .into_iter()
+            .zip(&layout.entries)
+            .map(|(tensor, spec)| Ok(if spec.kind.is_factor() { tensor.to_dtype(dtype)? } else { tensor }));
         let tensors = stored.collect::<Result<_>>()?;
         Ok(Self { layout, tensors })
     }
 
-    /// Names, shapes and order.
+    /// Names, shapes, kinds and order.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -119,45 +238,99 @@ impl ParamSet {
 
     /// (name, tensor) in the layout's order.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.layout.entries.iter().map(|(name, _)| name.as_str()).zip(&self.tensors)
+        self.layout.entries.iter().map(|spec| spec.name.as_str()).zip(&self.tensors)
     }
 
     /// Token embedding and tied head, `[V, D]`.
     pub fn wte(&self) -> &Tensor {
-        &self.tensors[0]
+        &self.tensors[self.layout.wte]
     }
 
     /// Learned positions, `[n_positions, D]`.
     pub fn wpe(&self) -> &Tensor {
-        &self.tensors[WPE]
+        &self.tensors[self.layout.wpe]
     }
 
     /// Scale of the final norm, `[D]`.
     pub fn ln_f_w(&self) -> &Tensor {
-        &self.tensors[self.tensors.len() - 2]
+        &self.tensors[self.layout.ln_f_w]
     }
 
     /// Shift of the final norm, `[D]`.
     pub fn ln_f_b(&self) -> &Tensor {
-        &self.tensors[self.tensors.len() - 1]
+        &self.tensors[self.layout.ln_f_b]
     }
 
     /// The parameters of block `l`.
     pub fn block(&self, l: usize) -> Block<'_> {
-        let t = &self.tensors[2 + PER_BLOCK * l..2 + PER_BLOCK * (l + 1)];
-        Block {
-            ln_1_w: &t[0],
-            ln_1_b: &t[1],
-            attn_w: &t[2],
-            attn_b: &t[3],
-            attn_proj_w: &t[4],
-            attn_proj_b: &t[5],
-            ln_2_w: &t[6],
-            ln_2_b: &t[7],
-            fc_w: &t[8],
-            fc_b: &t[9],
-            proj_w: &t[10],
-            proj_b: &t[11],
+        self.layout.blocks[l].map(|place| &self.tensors[place])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout::new(&Gpt2Config { n_inner: Some(7), ..Gpt2Config::new(11, 5, 6, 2, 3) })
+    }
+
+    #[test]
+    fn entries_stand_in_the_order_of_files() {
+        let names: Vec<String> = layout().entries.into_iter().map(|spec| spec.name).collect();
+        let of_block = |l: usize| {
+            let parts = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"];
+            parts.into_iter().flat_map(move |part| ["weight", "bias"].map(|end| format!("h.{l}.{part}.{end}")))
+        };
+        let around = |names: [&str; 2]| names.map(str::to_string);
+        let first = around(["wte.weight", "wpe.weight"]).into_iter();
+        let want = first.chain((0..2).flat_map(of_block)).chain(around(["ln_f.weight", "ln_f.bias"]));
+        assert_eq!(names, want.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_parameter_is_found_where_its_name_stands() {
+        let layout = layout();
+        // Each tensor holds its own place in the list.
+        let tensors = (0..layout.entries.len()).map(|i| Tensor::new(i as u32, &Device::Cpu).unwrap()).collect();
+        let set = ParamSet::new(layout, tensors);
+        let name = |t: &Tensor| set.layout().entries()[t.to_scalar::<u32>().unwrap() as usize].name.clone();
+        assert_eq!([set.wte(), set.wpe()].map(name), ["wte.weight", "wpe.weight"]);
+        assert_eq!([set.ln_f_w(), set.ln_f_b()].map(name), ["ln_f.weight", "ln_f.bias"]);
+        let b = set.block(1);
+        let norms = [b.ln_1_w, b.ln_1_b, b.ln_2_w, b.ln_2_b].map(name);
+        assert_eq!(norms, ["h.1.ln_1.weight", "h.1.ln_1.bias", "h.1.ln_2.weight", "h.1.ln_2.bias"]);
+        let attention = [b.attn_w, b.attn_b, b.attn_proj_w, b.attn_proj_b].map(name);
+        let want = ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"];
+        assert_eq!(attention, want.map(|n| format!("h.1.{n}")));
+        let mlp = [b.fc_w, b.fc_b, b.proj_w, b.proj_b].map(name);
+        let want = ["mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"];
+        assert_eq!(mlp, want.map(|n| format!("h.1.{n}")));
+    }
+
+    #[test]
+    fn kinds_agree_with_ranks_and_names_of_gpt2() {
+        // The rules of thumb that hold for GPT-2: what has two dimensions decays, biases say so, projections end in c_proj.
+        for spec in layout().entries() {
+            let (name, kind) = (spec.name.as_str(), spec.kind);
+            assert_eq!(kind.decays(), spec.shape.len() == 2, "{name}");
+            assert_eq!(kind == ParamKind::Bias, name.ends_with(".bias"), "{name}");
+            assert_eq!(kind == ParamKind::ResidualMatrix, name.ends_with("c_proj.weight"), "{name}");
+            assert_eq!(kind.is_factor(), spec.shape.len() == 2 && name != "wpe.weight", "{name}");
+            assert_eq!(kind.is_matrix(), spec.shape.len() == 2 && name.starts_with("h."), "{name}");
         }
+    }
+
+    #[test]
+    fn counts_are_those_of_the_list() {
+        let config = Gpt2Config { n_inner: Some(7), ..Gpt2Config::new(11, 5, 6, 2, 3) };
+        let count = |counts: fn(ParamKind) -> bool| -> usize {
+            layout().entries.iter().filter(|spec| counts(spec.kind)).map(ParamSpec::elements).sum()
+        };
+        for counts in [|_| true, ParamKind::decays, ParamKind::is_factor, ParamKind::is_matrix] {
+            assert_eq!(config.elements(counts), count(counts));
+        }
+        // D x 3 D, D x D, D x F and F x D.
+        assert_eq!(config.block_elements(ParamKind::is_matrix), 6 * 18 + 6 * 6 + 2 * 6 * 7);
     }
 }

@@ -48,7 +48,7 @@ pub struct Chosen {
 
 /// Rows that were drawn, ascending, and their weighted gradient [k, D].
 #[derive(Debug)]
-pub(super) struct Drawn {
+pub(super) struct DrawnRows {
     pub(super) rows: Vec<u32>,
     pub(super) d: Tensor,
 }
@@ -106,14 +106,14 @@ impl RowSampler {
 
     /// Draws from the gradient `d` of block `layer`'s output: [k, D] for the k ascending `rows` that have one, [B T, D] for
     /// all. None where every row stays as it is.
-    pub(super) fn draw(&self, layer: usize, rows: Option<&[u32]>, d: &Tensor) -> Result<Option<Drawn>> {
+    pub(super) fn draw(&self, layer: usize, rows: Option<&[u32]>, d: &Tensor) -> Result<Option<DrawnRows>> {
         let Some(Chosen { indices, weights }) = self.choose(layer, rows, &row_norms(d)?) else { return Ok(None) };
         let d = gather_weighted(d, &indices, &weights)?;
         let rows = match rows {
             Some(rows) => indices.iter().map(|&i| rows[i as usize]).collect(),
             None => indices,
         };
-        Ok(Some(Drawn { rows, d }))
+        Ok(Some(DrawnRows { rows, d }))
     }
 
     /// Draws from the gradient `dkv` [B T, 2 D] of the keys and values of block `l` of `blocks`: the rows that stay, weighted,
@@ -121,7 +121,7 @@ impl RowSampler {
     pub(super) fn draw_keys(&self, l: usize, blocks: usize, dkv: Tensor) -> Result<(Tensor, Option<Vec<u32>>)> {
         Ok(match self.draw(blocks + 1 + l, None, &dkv)? {
             None => (dkv, None),
-            Some(Drawn { rows, d }) => (d, Some(rows)),
+            Some(DrawnRows { rows, d }) => (d, Some(rows)),
         })
     }
 
@@ -253,7 +253,7 @@ mod tests {
         let (mut mean, mut count) = (vec![0.0f64; n * 3], 0);
         for draw in 0..draws {
             let tokens = (0..n as u64).map(|i| draw * n as u64 + i).collect();
-            let Drawn { rows, d } =
+            let DrawnRows { rows, d } =
                 RowSampler::new(RowBudget::Share(0.5), 1, tokens, n).draw(0, None, &d).unwrap().unwrap();
             count += rows.len();
             for (row, d) in rows.iter().zip(d.to_vec2::<f32>().unwrap()) {

@@ -18,6 +18,29 @@ pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
 
+/// Which code works on a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// The f32 kernels for the CPU.
+    Cpu,
+    /// The kernels for a GPU.
+    Gpu,
+    /// Candle's own operations: everything else.
+    Reference,
+}
+
+impl Backend {
+    pub(crate) fn of(x: &candle_core::Tensor) -> Self {
+        if fast(x) {
+            Self::Cpu
+        } else if gpu::applies(x) {
+            Self::Gpu
+        } else {
+            Self::Reference
+        }
+    }
+}
+
 /// Whether the f32 kernels for the CPU apply; [`gpu::applies`] says it of those for a GPU, and everything else takes the
 /// reference path.
 pub(crate) fn fast(x: &candle_core::Tensor) -> bool {

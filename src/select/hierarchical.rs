@@ -1,7 +1,10 @@
-//! Phase one of hierarchical selection: whole sequences, judged after a few blocks on some of their positions.
+//! The early exit of hierarchical selection: whole sequences, judged after a few blocks on some of their positions.
 
-use super::Selector;
-use crate::config::{Pool, Tail};
+use super::{ScoreContext, Selector, score_is_finite, score_of};
+use crate::config::{Pool, SelectPlan, Tail};
+use crate::data::loader::Batch;
+use crate::error::Result;
+use crate::loss::head::RowStats;
 
 /// The probed positions of `sequences` sequences of `context` positions, as rows of the micro-batch: every `stride`-th,
 /// the last of each stride (so with more context than its first), and always at least a sequence's last.
@@ -11,10 +14,30 @@ pub fn probe_rows(sequences: usize, context: usize, stride: usize) -> Vec<u32> {
     (0..sequences).flat_map(|s| within().map(move |i| (s * context + i) as u32)).collect()
 }
 
+/// The sequences of a micro-batch that go on at confidence level `alpha`, ascending, by the statistics of its `probes`
+/// ([`probe_rows`]). Errs where a probe that counts has a score that is not finite.
+pub fn judge_sequences(
+    plan: &SelectPlan,
+    alpha: f64,
+    batch: &Batch,
+    numbers: ScoreContext<'_>,
+    probes: &[u32],
+    stats: &[RowStats],
+) -> Result<Vec<u32>> {
+    let score = plan.probe_score.of_tokens();
+    let valid: Vec<bool> = probes.iter().map(|&row| batch.valid[row as usize]).collect();
+    let one = |(i, &row): (usize, &u32)| {
+        let value = score_of(score, &stats[i], || numbers.token(row as usize, batch.context), numbers.rng());
+        if valid[i] { score_is_finite(score, value, row as usize, batch) } else { Ok(0.0) }
+    };
+    let scores = probes.iter().enumerate().map(one).collect::<Result<Vec<f32>>>()?;
+    Ok(keep_sequences(alpha, batch.rows, &scores, &valid))
+}
+
 /// The sequences that go on, ascending: the ceil((1 - alpha) B) with the largest score, ties to the lower index. A
 /// sequence's score is the mean score of its probed positions that count (pinned); one without any ranks last. `scores`
 /// and `valid` are those of [`probe_rows`].
-pub fn keep_sequences(alpha: f64, sequences: usize, scores: &[f32], valid: &[bool]) -> Vec<u32> {
+fn keep_sequences(alpha: f64, sequences: usize, scores: &[f32], valid: &[bool]) -> Vec<u32> {
     let probes = scores.len() / sequences.max(1);
     let means: Vec<f32> = (scores.chunks(probes.max(1)).zip(valid.chunks(probes.max(1))))
         .map(|(scores, valid)| {

@@ -70,8 +70,9 @@ impl Memory {
         target * select.ramp_at(step)
     }
 
-    /// Learns from a step. Ada-ESLM begins after the ramp, whose own rise would look like a trend of CVaR.
-    pub fn observe(&mut self, plan: &Plan, seen: Observed<'_>) {
+    /// Learns from a step; returns the exact value at risk of its scores as one pool where a threshold is carried. Ada-ESLM
+    /// begins after the ramp, whose own rise would look like a trend of CVaR.
+    pub fn observe(&mut self, plan: &Plan, seen: Observed<'_>) -> Option<f64> {
         let select = &plan.select;
         match select.schedule {
             AlphaSchedule::Fixed => {}
@@ -83,16 +84,14 @@ impl Memory {
                 self.easy.get_or_insert_default().observe(seen.easy_share, select.interval);
             }
         }
-        if select.pool == Pool::Carried && !seen.scores.is_empty() {
-            let exact = exact_var(plan, seen.alpha, seen.scores);
-            self.carried = Some(Carried::after(self.carried, exact, select.threshold_ema));
+        if select.pool != Pool::Carried || seen.scores.is_empty() {
+            return None;
         }
+        let all = vec![true; seen.scores.len()];
+        let exact = Selector::of(select, seen.alpha).select(seen.scores, &all, all.len()).var_sum;
+        self.carried = Some(Carried::after(self.carried, exact, select.threshold_ema));
+        Some(exact)
     }
-}
-
-/// The value at risk of a step's scores taken as one pool, as a carried threshold stands for.
-pub fn exact_var(plan: &Plan, alpha: f64, scores: &[f32]) -> f64 {
-    Selector::of(&plan.select, alpha).select(scores, &vec![true; scores.len()], scores.len()).var_sum
 }
 
 #[cfg(test)]

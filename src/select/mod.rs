@@ -7,11 +7,14 @@ mod memory;
 mod mixture;
 mod score;
 mod selector;
+mod step;
 
 pub use adaptive::{AdaEslm, EasyShare};
 pub use carried::Carried;
-pub use hierarchical::{keep_sequences, probe_rows};
-pub use memory::{Memory, Observed, exact_var};
+pub use hierarchical::{judge_sequences, probe_rows};
+pub use memory::{Memory, Observed};
 pub use mixture::{Mixture, Rows};
-pub use score::{ScoreContext, score_is_finite, score_of, scores};
+pub use score::{Ranking, ScoreContext};
+use score::{score_is_finite, score_of};
 pub use selector::{Selection, Selector, kept_of};
+pub use step::{ByRow, Decision, OwnScore, StepSelection};

@@ -1,7 +1,10 @@
 //! Scores: one number per position from the statistics of a head scan.
+//!
+//! A score is a word of [`Score`], which says what it means and which statistics it reads, and a line of [`score_of`], its
+//! formula. Whether a teacher is needed and what a scan must form follow from the statistics.
 
-use super::selector::pools;
-use crate::config::{Pool, Score};
+use super::selector::{Selection, Selector, pools};
+use crate::config::{Pool, Score, Tail};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::RowStats;
@@ -21,7 +24,7 @@ impl<'a> ScoreContext<'a> {
         Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
     }
 
-    /// The same for the probes of phase one, whose random scores are no token's.
+    /// The same for the probes of an early exit, whose random scores are no token's.
     #[must_use]
     pub fn for_probes(self, seed: u64) -> Self {
         Self { rng: Rng::new(seed, Stream::Probe), ..self }
@@ -47,21 +50,46 @@ impl<'a> ScoreContext<'a> {
     }
 }
 
+/// Positions ranked by a score, before any cut.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranking<'a> {
+    /// The score of every position `[B T]`; 0 where one does not count.
+    pub scores: Vec<f32>,
+    pool: Pool,
+    batch: &'a Batch,
+}
+
+impl<'a> Ranking<'a> {
+    /// Ranks the positions of `batch` by their statistics. Errs at the first position that counts and whose score is not
+    /// finite.
+    pub fn new(
+        score: Score,
+        pool: Pool,
+        stats: &[RowStats],
+        batch: &'a Batch,
+        numbers: ScoreContext<'_>,
+    ) -> Result<Self> {
+        Ok(Self { scores: scores(score, pool, stats, batch, numbers)?, pool, batch })
+    }
+
+    /// By scores of the caller's own.
+    pub(super) fn of(scores: Vec<f32>, pool: Pool, batch: &'a Batch) -> Self {
+        Self { scores, pool, batch }
+    }
+
+    /// What confidence level `alpha` keeps of each pool.
+    pub fn cut(&self, alpha: f64, tail: Tail) -> Selection {
+        let selector = Selector { alpha, pool: self.pool, tail };
+        selector.select(&self.scores, &self.batch.valid, self.batch.context)
+    }
+}
+
 /// The score of every position of `batch` [B T]. Errs at the first valid position whose score is not finite, naming
 /// sequence and position; scores of positions that do not count are 0.
 ///
-/// `entropy` H(p) and `loss` nll are ESLM's VaR-entropy and CVaR-loss (arXiv 2505.19893); `excess` is the student's nll
-/// minus the teacher's (Rho-1, arXiv 2404.07965); `kl` is KL(q || p) and `reverse-kl` KL(p || q) at the scan's
-/// temperature; `teacher-entropy` is H(q); `random` is uniform in [0, 1). `entropy-kl` (SE-KD, arXiv 2602.01395) is
-/// H(p) times KL(q || p), each mapped to [0, 1] by its least and largest value among the valid positions of its `pool`
-/// (to 0 where these are equal).
-pub fn scores(
-    score: Score,
-    pool: Pool,
-    stats: &[RowStats],
-    batch: &Batch,
-    context: ScoreContext<'_>,
-) -> Result<Vec<f32>> {
+/// `entropy-kl` (SE-KD, arXiv 2602.01395) is H(p) times KL(q || p), each mapped to [0, 1] by its least and largest value
+/// among the valid positions of its `pool` (to 0 where these are equal). Every other score is [`score_of`] its position.
+fn scores(score: Score, pool: Pool, stats: &[RowStats], batch: &Batch, context: ScoreContext<'_>) -> Result<Vec<f32>> {
     let mut scores = (0..stats.len())
         .map(|i| {
             if !batch.valid[i] {
@@ -99,9 +127,9 @@ fn scores_of_kl(stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
     stats.iter().enumerate().map(one).collect()
 }
 
-/// The score of one position as far as its own statistics go: of `entropy-kl` the entropy. `token` is its number in the
-/// run.
-pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
+/// The formulas: the score of one position as far as its own statistics go, in nats (of `entropy-kl` the entropy; `random`
+/// is uniform in [0, 1)). `token` is the position's number in the run.
+pub(super) fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
     match score {
         Score::Entropy | Score::EntropyKl => stats.student.entropy,
         Score::Loss => stats.student.nll,
@@ -114,20 +142,20 @@ pub fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng
 }
 
 /// The score of position `i` of `batch`, or an error that names it unless it is finite.
-pub fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
+pub(super) fn score_is_finite(score: Score, value: f32, i: usize, batch: &Batch) -> Result<f32> {
     if value.is_finite() {
         return Ok(value);
     }
-    let (sequence, position) = (batch.sequence_ids[i / batch.context], i % batch.context);
     Err(Error::new(
         ErrorKind::NonFinite,
-        format!("expected a finite {score} score, found {value} at sequence {sequence}, position {position}"),
+        format!("expected a finite {score} score, found {value} at {}", batch.place(i)),
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Statistic;
     use crate::loss::head::Stats;
 
     fn batch(rows: usize, context: usize) -> Batch {
@@ -161,6 +189,30 @@ mod tests {
         assert_eq!(of(Score::ReverseKl), 0.5);
         assert_eq!(of(Score::TeacherEntropy), 0.5);
         assert_eq!(of(Score::Excess), 3.5);
+    }
+
+    #[test]
+    fn a_score_reads_the_statistics_it_names_and_no_other() {
+        // Three positions, so that what entropy-kl normalises has a range; one statistic of the middle one moves.
+        let stats = [row(1.0, 1.0, 1.0, 1.0, 1.0), row(2.0, 2.0, 2.0, 2.0, 2.0), row(5.0, 5.0, 5.0, 5.0, 5.0)];
+        let of = |score, stats: &[RowStats]| scores(score, stats, &batch(1, 3), ScoreContext::new(1, 0)).unwrap();
+        type Move = (Statistic, fn(&mut RowStats));
+        let moves: [Move; 6] = [
+            (Statistic::Nll, |s| s.student.nll += 1.0),
+            (Statistic::Entropy, |s| s.student.entropy += 1.0),
+            (Statistic::TeacherNll, |s| s.teacher.nll += 1.0),
+            (Statistic::TeacherEntropy, |s| s.teacher.entropy += 1.0),
+            (Statistic::Kl, |s| s.kl += 1.0),
+            (Statistic::ReverseKl, |s| s.reverse_kl += 1.0),
+        ];
+        for &score in Score::ALL {
+            for (statistic, change) in moves {
+                let mut moved = stats;
+                change(&mut moved[1]);
+                let changed = of(score, &moved) != of(score, &stats);
+                assert_eq!(changed, score.reads().contains(&statistic), "{score} and {statistic:?}");
+            }
+        }
     }
 
     #[test]

@@ -44,18 +44,17 @@ impl Teacher {
         &self.model
     }
 
-    /// The dense signal over `inputs` [B, T]: logits of every row, formed when read. With `keep` the first reading
-    /// stores them.
-    pub fn signal(&self, inputs: &[u32], context: usize, keep: bool) -> Result<Logits> {
+    /// The dense signal over `inputs` [B, T]: logits of every row, formed when read.
+    pub fn signal(&self, inputs: &[u32], context: usize) -> Result<Logits> {
         let hidden = self.model.forward(inputs, context)?;
-        Ok(self.model.logits(hidden, keep))
+        Ok(self.model.logits(hidden))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::head::{Mix, Weigh, fused, scan};
+    use crate::loss::head::{Mix, PassInput, Weigh, fused, scan};
     use crate::model::ParamSet;
     use crate::ops::testing::{assert_close, random};
     use candle_core::{Device, Tensor};
@@ -77,13 +76,17 @@ mod tests {
         let (tokens, targets): (Vec<u32>, Vec<u32>) = ((0..20).map(|i| i * 7 % 61).collect(), (0..20).collect());
         let (hidden, weight) = (random((20, 24), 1), random((61, 24), 2));
         let run = |teacher: &Teacher| {
-            let (mut student, mut signal) =
-                (Logits::new(hidden.clone(), weight.clone(), true), teacher.signal(&tokens, 10, true).unwrap());
+            let (student, signal) = (Logits::new(hidden.clone(), weight.clone()), teacher.signal(&tokens, 10).unwrap());
             let trunk = signal.hidden().clone();
             let mix = Mix { lambda: 0.5, temperature: 1.0, divergence: crate::loss::Divergence::ForwardKl };
             let d_weight = weight.zeros_like().unwrap();
-            let done = fused(&student, Some(&signal), &targets, 1.0, mix, Weigh::Known(&[1.0; 20]), &d_weight).unwrap();
-            let stats = scan(&mut student, Some(&mut signal), &targets, 1.0).unwrap();
+            let done = fused(
+                PassInput { student: &student, teacher: Some(&signal), targets: &targets, options: 1.0.into(), mix },
+                Weigh::Known(&[1.0; 20]),
+                &d_weight,
+            )
+            .unwrap();
+            let stats = scan(&student, Some(&signal), &targets, 1.0).unwrap();
             let kl: Vec<f32> = stats.iter().map(|s| s.kl).collect();
             vec![trunk, Tensor::new(kl, &Device::Cpu).unwrap(), d_weight, done.d_hidden]
         };

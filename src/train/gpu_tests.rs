@@ -64,8 +64,8 @@ fn two_steps(settings: &[&str], width: usize) -> Vec<Tensor> {
     let teacher = plan.teacher.is_some().then(|| Teacher::new(model(24, 3, 2), &student.config).unwrap());
     let mut trainer = Trainer::new(plan, student, teacher).unwrap();
     let report = |r: StepReport| {
-        let shares = [r.kept as f64, r.valid as f64, r.rows as f64, r.block_rows.0 as f64];
-        let sums = [r.loss, r.nll, r.kept_nll, r.grad_norm * 30.0, r.var, r.effective_rows()];
+        let shares = [r.sums.kept as f64, r.sums.valid as f64, r.sums.rows as f64, r.sums.block_rows.0 as f64];
+        let sums = [r.sums.loss, r.sums.nll, r.sums.kept_nll, r.grad_norm * 30.0, r.sums.var, r.sums.effective_rows()];
         Tensor::new([shares.as_slice(), &sums].concat(), &Device::Cpu).unwrap()
     };
     let mut out: Vec<Tensor> =

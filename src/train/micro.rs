@@ -1,141 +1,125 @@
 //! One micro-batch: student and teacher forward, score, selection, head, backward.
+//!
+//! Three numberings of positions meet here. `positions` are places in the micro-batch `[B T]`; `rows` are the positions that
+//! carry gradient, ascending; `indices` are places among these rows, where a sampled backward draws a part of them.
 
-use super::report::StepReport;
-use super::step::Trainer;
-use crate::config::{BackwardMode, HeadMode, Pool, Rho, Score};
-use crate::cost::{self, Drawn, Probe, Work};
+use super::report::Sums;
+use super::step::{StepWork, Trainer};
+use crate::config::{BackwardMode, HeadMode, Rho};
+use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Weigh};
+use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Scanned, Weigh};
 use crate::loss::{Divergence, SignalKind};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
-use crate::rng::{Rng, Stream};
-use crate::select::{
-    Carried, Mixture, Rows, ScoreContext, Selection, Selector, keep_sequences, kept_of, probe_rows, score_is_finite,
-    score_of, scores,
-};
+use crate::select::{Decision, OwnScore, Rows, ScoreContext, judge_sequences, kept_of, probe_rows};
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 use std::time::Instant;
 
-/// What the steps of a micro-batch share.
+/// What the stages of a micro-batch share.
 struct Micro<'a> {
+    work: &'a StepWork<'a>,
     batch: &'a Batch,
     numbers: ScoreContext<'a>,
-    /// What tokens are ranked by; None where every one counts.
-    score: Option<Score>,
     mix: Mix,
-    mixture: Mixture,
-    /// Whether the teacher's logits are read at every position, for the score or because every position counts.
-    together: bool,
     /// Draws the rows of a sampled backward.
     sampler: Option<RowSampler>,
+    /// Whether KL(p || q) is measured: the score needs it.
+    reverse_kl: bool,
 }
 
-/// A forward pass after phase one.
+/// A forward pass after the early exit.
 struct Begun {
     partial: Partial,
-    /// What phase one cost; None without it.
+    /// What the early exit cost; None without one.
     probe: Option<Probe>,
     /// The sequences that go on; None where all do.
     left: Option<Vec<u32>>,
 }
 
 /// Rows that carry gradient, ascending, and their gradient at the head's input [k, D].
-struct Head {
+struct HeadGradient {
     rows: Vec<u32>,
     d_hidden: Tensor,
     /// How many there were before a sampled backward drew these.
     before: usize,
-    /// What one pass over the head found, if it was one, and what was selected by it.
-    found: Option<(Found, Selection)>,
+    /// What one pass over the head found, if it was one, and what was decided by it.
+    found: Option<(Found, Decision)>,
 }
 
 impl Trainer {
     /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run, and its sums.
     pub(super) fn micro_batch(
-        &mut self,
+        &self,
+        work: &StepWork<'_>,
         batch: &Batch,
         first_sequence: u64,
-        mixture: Mixture,
-        report: &mut StepReport,
+        own: Option<&mut OwnScore>,
+        sums: &mut Sums,
     ) -> Result<()> {
         let mut clock = Clock::start(self);
         let numbers = ScoreContext::new(self.plan.seed, first_sequence);
-        let Begun { partial, probe, left } = self.phase_one(batch, numbers, report.alpha_seq)?;
+        let Begun { partial, probe, left } = self.early_exit(batch, numbers, work.settings.alpha_seq)?;
         let picked = left.as_ref().map(|left| batch.pick(left));
         let (sequences, batch) = (batch.rows, picked.as_ref().unwrap_or(batch));
+        sums.sequences.0 += sequences as u64;
+        sums.sequences.1 += batch.rows as u64;
         let numbers = numbers.among(left.as_deref());
-        report.sequences.0 += sequences as u64;
-        report.sequences.1 += batch.rows as u64;
-        let context = batch.context;
-        let keep = self.plan.machine.head != HeadMode::Recompute;
-        let score = (report.alpha > 0.0).then_some(self.plan.select.score);
-        let teacher_scores = score.is_some_and(Score::needs_teacher);
-        let objective = &self.plan.objective;
-        let mix = Mix {
-            lambda: report.lambda as f32,
-            temperature: if self.teacher.is_some() { report.temperature as f32 } else { 1.0 },
-            divergence: Divergence::of(objective),
+        let micro = Micro {
+            work,
+            batch,
+            numbers,
+            mix: self.mix(work),
+            sampler: self.row_sampler(batch, numbers),
+            reverse_kl: work.route.selects && self.plan.select.score.needs_reverse_kl(),
         };
-        let together = teacher_scores || score.is_none();
-        let sampler = self.row_sampler(batch, numbers);
-        let micro = Micro { batch, numbers, score, mix, mixture, together, sampler };
 
-        let (hidden, tape) = self.student.finish(partial)?;
-        clock.lap(&mut report.phases.forward);
+        let (hidden, tape) = self.student.finish(partial)?; // [B T, D]
+        clock.lap(&mut sums.phases.forward);
         let signal = match &self.teacher {
-            Some(teacher) if mix.lambda > 0.0 || teacher_scores => {
-                Some(teacher.signal(&batch.inputs, context, keep)?)
+            Some(teacher) if work.route.teacher != TeacherRows::None => {
+                Some(teacher.signal(&batch.inputs, batch.context)?)
             }
             _ => None,
         };
-        clock.lap(&mut report.phases.teacher);
-        let logits = self.student.logits(hidden, keep);
-        let carried = self.memory.carried.filter(|_| score.is_some() && self.plan.select.pool == Pool::Carried);
-        // A row's fate is known beforehand, or with its score and a threshold at hand; unless its teacher is asked for kept
-        // rows only. That is what the plan foresees, but for a first step without a threshold and one without lambda.
-        let one_pass = match score {
-            None => self.plan.one_pass(false),
-            Some(_) => {
-                carried.is_some() && (signal.is_none() || (together && (mix.lambda == 0.0 || objective.is_dense())))
-            }
-        };
-        let head = if one_pass {
-            Some(self.one_pass(&micro, carried, &logits, signal.as_ref(), report, &mut clock)?)
+        clock.lap(&mut sums.phases.teacher);
+        let logits = self.student.logits(hidden);
+        let head = if work.route.one_pass {
+            Some(self.one_pass(&micro, &logits, signal.as_ref(), sums, &mut clock)?)
         } else {
-            self.two_passes(&micro, carried, logits, signal, report, &mut clock)?
+            self.two_passes(&micro, own, logits, signal, sums, &mut clock)?
         };
-        let mut work = Work {
+
+        let mut done = Work {
             sequences: batch.rows as u64,
-            context: context as u64,
+            context: batch.context as u64,
             kept: head.as_ref().map_or(0, |head| head.before as u64),
-            selecting: score.is_some(),
-            one_pass,
             probe,
-            distils: mix.lambda > 0.0,
             drawn: None,
         };
-        let teacher_shape = self.teacher.as_ref().map(|t| &t.model().config);
-        if let Some(Head { rows, d_hidden, found, .. }) = head {
+        if let Some(HeadGradient { rows, d_hidden, found, .. }) = head {
             if !rows.is_empty() {
-                report.rows += rows.len() as u64;
-                let reached = self.trunk_backward(&micro, tape, &rows, &d_hidden)?;
-                report.block_rows.0 += reached.outputs;
-                report.block_rows.1 += (self.student.config.n_layer * batch.inputs.len()) as u64;
-                let Reached { outputs: blocks, keys } = reached;
-                work.drawn = micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks, keys });
-                // Only now, with all of its work handed over, is a GPU waited for.
-                report.add_row_norms(&d_hidden)?;
+                done.drawn = self.trunk(&micro, tape, &rows, &d_hidden, sums)?;
             }
-            if let Some((found, selection)) = found {
-                self.take_in(&micro, found, &selection, report)?;
+            if let Some((found, decision)) = found {
+                micro.take_in(found, decision, sums)?;
             }
         }
-        report.flops += cost::flops(&self.student.config, teacher_shape, &self.plan, work);
-        clock.lap(&mut report.phases.backward);
+        let teacher = self.teacher.as_ref().map(|t| &t.model().config);
+        sums.flops += cost::flops(&self.student.config, teacher, &self.plan, work.route, done);
+        clock.lap(&mut sums.phases.backward);
         Ok(())
+    }
+
+    /// Cross-entropy and divergence of the step.
+    fn mix(&self, work: &StepWork<'_>) -> Mix {
+        Mix {
+            lambda: work.settings.lambda as f32,
+            temperature: if self.teacher.is_some() { work.settings.temperature as f32 } else { 1.0 },
+            divergence: Divergence::of(&self.plan.objective),
+        }
     }
 
     /// What draws the rows of a sampled backward; None in every other mode.
@@ -156,13 +140,31 @@ impl Trainer {
         Some(RowSampler::new(budget, self.plan.seed, tokens, batch.context))
     }
 
+    /// The backward pass below the head. Returns what a sampled one drew.
+    fn trunk(
+        &self,
+        micro: &Micro<'_>,
+        tape: Tape,
+        rows: &[u32],
+        d_hidden: &Tensor,
+        sums: &mut Sums,
+    ) -> Result<Option<Drawn>> {
+        sums.rows += rows.len() as u64;
+        let Reached { outputs, keys } = self.trunk_backward(micro, tape, rows, d_hidden)?;
+        sums.block_rows.0 += outputs;
+        sums.block_rows.1 += (self.student.config.n_layer * micro.batch.inputs.len()) as u64;
+        // Only now, with all of its work handed over, is a GPU waited for.
+        sums.add_row_norms(d_hidden)?;
+        Ok(micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks: outputs, keys }))
+    }
+
     /// From the head's input down. Returns the rows that carried gradient.
     fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<Reached> {
         let mode = self.plan.machine.backward;
         let n = micro.batch.inputs.len();
         let flow = match (mode, &micro.sampler) {
             // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
-            (BackwardMode::Sparse, _) if micro.score.is_some() => Flow::Sparse,
+            (BackwardMode::Sparse, _) if micro.work.route.selects => Flow::Sparse,
             (_, Some(sampler)) => Flow::Sampled(sampler),
             _ => Flow::Exact,
         };
@@ -177,27 +179,21 @@ impl Trainer {
     }
 
     /// The student's first blocks, and the sequences that go on from there.
-    fn phase_one(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
+    fn early_exit(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
         let select = &self.plan.select;
         if kept_of(alpha_seq, batch.rows) == batch.rows {
             let partial = self.student.begin(&batch.inputs, batch.context, 0)?;
             return Ok(Begun { partial, probe: None, left: None });
         }
         let mut partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
-        let rows = probe_rows(batch.rows, batch.context, select.probe_stride);
-        let hidden = self.student.probe(&partial, &rows)?;
-        let mut logits = self.student.logits(hidden, false);
-        let stats = head::scan(&mut logits, None, &pick(Some(&rows), &batch.targets), 1.0)?;
-        let (score, numbers) = (select.probe_score.of_tokens(), numbers.for_probes(self.plan.seed));
-        let valid = pick(Some(&rows), &batch.valid);
-        let one = |(i, &row): (usize, &u32)| {
-            let value = score_of(score, &stats[i], || numbers.token(row as usize, batch.context), numbers.rng());
-            if valid[i] { score_is_finite(score, value, row as usize, batch) } else { Ok(0.0) }
-        };
-        let scores = rows.iter().enumerate().map(one).collect::<Result<Vec<f32>>>()?;
-        let left = keep_sequences(alpha_seq, batch.rows, &scores, &valid);
+        let probes = probe_rows(batch.rows, batch.context, select.probe_stride);
+        let hidden = self.student.probe(&partial, &probes)?;
+        let logits = self.student.logits(hidden);
+        let stats = head::scan(&logits, None, &pick(Some(&probes), &batch.targets), 1.0)?;
+        let numbers = numbers.for_probes(self.plan.seed);
+        let left = judge_sequences(select, alpha_seq, batch, numbers, &probes, &stats)?;
         let probe =
-            Probe { sequences: batch.rows as u64, exit_layer: select.exit_layer as u64, rows: rows.len() as u64 };
+            Probe { sequences: batch.rows as u64, exit_layer: select.exit_layer as u64, rows: probes.len() as u64 };
         partial.keep(&left)?;
         Ok(Begun { partial, probe: Some(probe), left: Some(left) })
     }
@@ -206,81 +202,108 @@ impl Trainer {
     fn two_passes(
         &self,
         micro: &Micro<'_>,
-        carried: Option<Carried>,
-        mut logits: Logits,
-        mut signal: Option<Logits>,
-        report: &mut StepReport,
+        own: Option<&mut OwnScore>,
+        logits: Logits,
+        signal: Option<Logits>,
+        sums: &mut Sums,
         clock: &mut Clock,
-    ) -> Result<Option<Head>> {
-        let Micro { batch, mix, .. } = *micro;
+    ) -> Result<Option<HeadGradient>> {
+        let Micro { batch, mix, work, .. } = *micro;
+        let route = work.route;
         // Where every row of the teacher is read anyway, one scan serves score and loss.
-        let beside = if micro.together { signal.as_mut() } else { None };
-        let tau = if micro.together { mix.temperature } else { 1.0 };
-        let stats = head::scan(&mut logits, beside, &batch.targets, micro.options(tau))?;
+        let everywhere = route.teacher == TeacherRows::All;
+        let (with, later) = if everywhere { (signal, None) } else { (None, signal) };
+        let tau = if everywhere || !route.selects { mix.temperature } else { 1.0 };
+        let Scanned { stats, student: logits, teacher } = if self.plan.machine.head == HeadMode::Recompute {
+            let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
+            Scanned { stats, student: logits, teacher: with }
+        } else {
+            head::scan_and_store(logits, with, &batch.targets, micro.options(tau))?
+        };
+        let signal = if everywhere { teacher } else { later };
         // Whatever the score: a NaN is never dropped in silence.
         stats.iter().enumerate().try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
-        clock.lap(&mut report.phases.scan);
+        clock.lap(&mut sums.phases.scan);
 
-        let selection = self.select(micro, carried, &stats, report)?;
-        report.add(&stats, batch, &selection);
-        let Rows { mut rows, mut weights } = match micro.score {
-            Some(_) => micro.mixture.rows(selection.rows, &batch.valid, |i| self.draw(micro, i as usize)),
-            None => Rows::plain(selection.rows),
-        };
-        clock.lap(&mut report.phases.select);
-        if rows.is_empty() {
+        let Decision { kept, rows, scores } = work.selection.decide(batch, micro.numbers, &stats, own)?;
+        sums.scores.extend(scores);
+        sums.add(&stats, batch, &kept);
+        clock.lap(&mut sums.phases.select);
+        if rows.rows.is_empty() {
             return Ok(None);
         }
 
-        let picked = gaps(&rows, batch.inputs.len());
-        let (mut targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
-        let mut logits = select_rows(logits, picked)?;
-        let mut signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
-        if let Some(signal) = signal.as_mut().filter(|_| !micro.together) {
-            stats = head::scan(&mut logits, Some(signal), &targets, mix.temperature)?.into();
+        let picked = gaps(&rows.rows, batch.inputs.len());
+        let (targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
+        let logits = select_rows(logits, picked)?;
+        let signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
+        if let Some(signal) = signal.as_ref().filter(|_| route.scans_again()) {
+            stats = head::scan(&logits, Some(signal), &targets, mix.temperature)?.into();
         }
-        if signal.is_some() && mix.lambda > 0.0 {
-            let mut rows = rows.iter().zip(stats.iter());
+        let signal = signal.filter(|_| route.distils);
+        if signal.is_some() {
+            let mut rows = rows.rows.iter().zip(stats.iter());
             rows.try_for_each(|(&r, s)| micro.check("KL to the teacher", r as usize, s.kl))?;
         }
-        let before = rows.len();
+        let chosen = ChosenRows { rows, targets, stats, logits, signal };
+        self.differentiate(micro, chosen, sums, clock)
+    }
+
+    /// Loss and gradient of the chosen rows, or of those that a sampled backward draws of them.
+    fn differentiate(
+        &self,
+        micro: &Micro<'_>,
+        mut chosen: ChosenRows<'_>,
+        sums: &mut Sums,
+        clock: &mut Clock,
+    ) -> Result<Option<HeadGradient>> {
+        let mix = micro.mix;
+        let before = chosen.rows.rows.len();
         let mut loss_of_all = None;
-        if let Some(Chosen { indices, weights: inverse }) = self.choose_at_head(micro, &rows, &stats, &weights) {
+        if let Some(drawn) = self.draw_at_head(micro, &chosen) {
             // The loss is that of all rows; only its gradient is a sample.
-            let loss = head::loss_of(&stats, &weights, mix);
-            if indices.is_empty() {
-                report.loss += loss;
+            let loss = head::loss_of(&chosen.stats, &chosen.rows.weights, mix);
+            if drawn.indices.is_empty() {
+                sums.loss += loss;
                 return Ok(None);
             }
             loss_of_all = Some(loss);
-            weights = indices.iter().zip(inverse).map(|(&i, w)| weights[i as usize] * w).collect();
-            rows = indices.iter().map(|&i| rows[i as usize]).collect();
-            (targets, stats) = (gathered(&indices, &targets), gathered(&indices, &stats));
-            logits = logits.select(&indices)?;
-            signal = signal.map(|signal| signal.select(&indices)).transpose()?;
+            chosen = chosen.only(&drawn)?;
         }
-        let signal = match signal.filter(|_| mix.lambda > 0.0) {
+        let ChosenRows { rows: Rows { rows, weights }, targets, stats, logits, signal } = chosen;
+        let signal = match signal {
             Some(dense) => {
-                let tokens: Vec<u64> = rows.iter().map(|&r| micro.numbers.token(r as usize, batch.context)).collect();
+                let context = micro.batch.context;
+                let tokens: Vec<u64> = rows.iter().map(|&r| micro.numbers.token(r as usize, context)).collect();
                 let kind = SignalKind::of(&self.plan.objective);
                 Some(kind.reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
             }
             None => None,
         };
-        clock.lap(&mut report.phases.teacher);
-        let loss = head::loss(&logits, signal.as_ref(), &stats, &targets, &weights, mix, self.grads.wte())?;
-        report.loss += loss_of_all.unwrap_or(loss.sum);
-        clock.lap(&mut report.phases.head);
-        Ok(Some(Head { rows, d_hidden: loss.d_hidden, before, found: None }))
+        clock.lap(&mut sums.phases.teacher);
+        let loss = head::loss(
+            head::LossInput {
+                student: &logits,
+                signal: signal.as_ref(),
+                stats: &stats,
+                targets: &targets,
+                weights: &weights,
+                mix,
+            },
+            self.grads.wte(),
+        )?;
+        sums.loss += loss_of_all.unwrap_or(loss.sum);
+        clock.lap(&mut sums.phases.head);
+        Ok(Some(HeadGradient { rows, d_hidden: loss.d_hidden, before, found: None }))
     }
 
     /// Which of the rows a sampled backward differentiates at the head, None for all, by what is known of the norms of
     /// their logits' gradients before these are formed.
-    fn choose_at_head(&self, micro: &Micro<'_>, rows: &[u32], stats: &[RowStats], weights: &[f32]) -> Option<Chosen> {
-        let bounded = micro.mix.lambda == 0.0 || cost::forward_kl(&self.plan);
-        let sampler = micro.sampler.as_ref().filter(|_| bounded)?;
+    fn draw_at_head(&self, micro: &Micro<'_>, chosen: &ChosenRows<'_>) -> Option<Chosen> {
+        let sampler = micro.sampler.as_ref().filter(|_| micro.work.route.draws_at_head)?;
+        let Rows { rows, weights } = &chosen.rows;
         let bound = |(s, w): (&RowStats, &f32)| f64::from(*w) * head::gradient_bound(s, micro.mix);
-        let norms: Vec<f64> = stats.iter().zip(weights).map(bound).collect();
+        let norms: Vec<f64> = chosen.stats.iter().zip(weights).map(bound).collect();
         sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
 
@@ -288,100 +311,72 @@ impl Trainer {
     fn one_pass(
         &self,
         micro: &Micro<'_>,
-        carried: Option<Carried>,
         logits: &Logits,
         signal: Option<&Logits>,
-        report: &mut StepReport,
+        sums: &mut Sums,
         clock: &mut Clock,
-    ) -> Result<Head> {
+    ) -> Result<HeadGradient> {
         let Micro { batch, mix, .. } = *micro;
         let (options, d_head) = (micro.options(mix.temperature), self.grads.wte());
-        let run = |weigh: Weigh<'_>| head::fused(logits, signal, &batch.targets, options, mix, weigh, d_head);
-        let mut selection = Selection::default();
-        let Some((score, carried)) = micro.score.zip(carried) else {
-            let weights: Vec<f32> = batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();
-            let done = run(Weigh::Known(&weights))?;
-            selection.rows.clone_from(&done.rows);
-            clock.lap(&mut report.phases.head);
-            return Ok(Head::of(done, selection));
+        let run = |weigh: Weigh<'_>| {
+            head::fused(
+                head::PassInput { student: logits, teacher: signal, targets: &batch.targets, options, mix },
+                weigh,
+                d_head,
+            )
         };
-        let mut weigh = |i: usize, stats: &RowStats| -> Result<f32> {
-            micro.check("loss of the student", i, stats.student.nll)?;
-            if !batch.valid[i] {
-                return Ok(0.0);
+        let (done, decision) = match micro.work.selection.by_row(batch, micro.numbers) {
+            None => {
+                let weights: Vec<f32> = batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();
+                let done = run(Weigh::Known(&weights))?;
+                let decision = Decision::all(done.rows.clone());
+                (done, decision)
             }
-            let value = score_of(score, stats, || micro.numbers.token(i, batch.context), micro.numbers.rng());
-            let value = score_is_finite(score, value, i, batch)?;
-            report.scores.push(value);
-            let kept = carried.keeps(value, self.plan.select.tail);
-            if kept {
-                selection.rows.push(i as u32);
-                selection.score_sum += f64::from(value);
+            Some(mut by_row) => {
+                let mut weigh = |i: usize, stats: &RowStats| -> Result<f32> {
+                    micro.check("loss of the student", i, stats.student.nll)?;
+                    by_row.weigh(i, stats)
+                };
+                let done = run(Weigh::Asking(&mut weigh))?;
+                (done, by_row.finish())
             }
-            Ok(micro.mixture.weight(kept, || self.draw(micro, i)))
         };
-        let done = run(Weigh::Asking(&mut weigh))?;
-        clock.lap(&mut report.phases.head);
-        Ok(Head::of(done, selection))
-    }
-
-    /// What one pass over the head found: it must be finite where it counts.
-    fn take_in(&self, micro: &Micro<'_>, found: Found, selection: &Selection, report: &mut StepReport) -> Result<()> {
-        let (stats, loss) = found.read()?;
-        for (i, s) in stats.iter().enumerate() {
-            micro.check("loss of the student", i, s.student.nll)?;
-            if micro.mix.lambda > 0.0 {
-                micro.check("KL to the teacher", i, s.kl)?;
-            }
-        }
-        report.add(&stats, micro.batch, selection);
-        report.loss += loss;
-        Ok(())
-    }
-
-    /// The kept positions: all that count where there is no score to select by.
-    fn select(
-        &self,
-        micro: &Micro<'_>,
-        carried: Option<Carried>,
-        stats: &[RowStats],
-        report: &mut StepReport,
-    ) -> Result<Selection> {
-        let batch = micro.batch;
-        let every = || (0..batch.valid.len() as u32).filter(|&i| batch.valid[i as usize]);
-        let Some(score) = micro.score else {
-            return Ok(Selection { rows: every().collect(), ..Selection::default() });
-        };
-        let select = &self.plan.select;
-        let scores = scores(score, select.pool, stats, batch, micro.numbers)?;
-        report.scores.extend(every().map(|i| scores[i as usize]));
-        if select.pool != Pool::Carried {
-            return Ok(Selector::of(select, report.alpha).select(&scores, &batch.valid, batch.context));
-        }
-        // Before there is a threshold every position is kept, and the step's scores make the first one.
-        let keeps = |i: &u32| carried.is_none_or(|carried| carried.keeps(scores[*i as usize], select.tail));
-        let rows: Vec<u32> = every().filter(keeps).collect();
-        let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
-        Ok(Selection { rows, score_sum, ..Selection::default() })
-    }
-
-    /// The draw from [0, 1) that decides whether the mixture takes position `i`.
-    fn draw(&self, micro: &Micro<'_>, i: usize) -> f32 {
-        Rng::new(self.plan.seed, Stream::Rest).uniform(0, micro.numbers.token(i, micro.batch.context))
+        clock.lap(&mut sums.phases.head);
+        let Fused { found, rows, d_hidden, .. } = done;
+        Ok(HeadGradient { before: rows.len(), rows, d_hidden, found: Some((found, decision)) })
     }
 }
 
-impl Head {
-    /// Of one pass, before which nothing was dropped.
-    fn of(done: Fused, selection: Selection) -> Self {
-        let Fused { found, rows, d_hidden, .. } = done;
-        Self { before: rows.len(), rows, d_hidden, found: Some((found, selection)) }
+/// The rows that carry gradient, with what the head needs of each.
+struct ChosenRows<'a> {
+    rows: Rows,
+    targets: Cow<'a, [u32]>,
+    stats: Cow<'a, [RowStats]>,
+    logits: Logits,
+    signal: Option<Logits>,
+}
+
+impl<'a> ChosenRows<'a> {
+    /// Those of them that a draw took, at their new weights.
+    fn only(self, drawn: &Chosen) -> Result<Self> {
+        let Chosen { indices, weights: inverse } = drawn;
+        let weight = |(&i, w): (&u32, &f32)| self.rows.weights[i as usize] * w;
+        Ok(Self {
+            rows: Rows {
+                rows: indices.iter().map(|&i| self.rows.rows[i as usize]).collect(),
+                weights: indices.iter().zip(inverse).map(weight).collect(),
+            },
+            targets: gathered(indices, &self.targets),
+            stats: gathered(indices, &self.stats),
+            logits: self.logits.select(indices)?,
+            signal: self.signal.map(|signal| signal.select(indices)).transpose()?,
+        })
     }
 }
 
 impl Micro<'_> {
     fn options(&self, tau: f32) -> ScanOptions {
-        ScanOptions { tau, reverse_kl: self.score == Some(Score::ReverseKl) }
+        ScanOptions { tau, reverse_kl: self.reverse_kl }
     }
 
     /// What enters the loss must be finite where it counts.
@@ -389,11 +384,25 @@ impl Micro<'_> {
         if value.is_finite() || !self.batch.valid[i] {
             return Ok(());
         }
-        let (sequence, position) = (self.batch.sequence_ids[i / self.batch.context], i % self.batch.context);
         Err(Error::new(
             ErrorKind::NonFinite,
-            format!("expected a finite {what}, found {value} at sequence {sequence}, position {position}"),
+            format!("expected a finite {what}, found {value} at {}", self.batch.place(i)),
         ))
+    }
+
+    /// What one pass over the head found: it must be finite where it counts.
+    fn take_in(&self, found: Found, decision: Decision, sums: &mut Sums) -> Result<()> {
+        let (stats, loss) = found.read()?;
+        for (i, s) in stats.iter().enumerate() {
+            self.check("loss of the student", i, s.student.nll)?;
+            if self.mix.lambda > 0.0 {
+                self.check("KL to the teacher", i, s.kl)?;
+            }
+        }
+        sums.scores.extend(decision.scores);
+        sums.add(&stats, self.batch, &decision.kept);
+        sums.loss += loss;
+        Ok(())
     }
 }
 

@@ -11,5 +11,5 @@ pub(crate) mod threads;
 #[cfg(test)]
 mod gpu_tests;
 
-pub use report::{CarriedReport, StepReport};
+pub use report::{CarriedReport, StepReport, StepSettings, Sums};
 pub use step::Trainer;

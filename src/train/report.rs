@@ -8,16 +8,49 @@ use crate::ops::embed::row_norms;
 use crate::select::Selection;
 use crate::train::events::Phases;
 use candle_core::Tensor;
+use std::ops::AddAssign;
 
 /// -ln 0.9: a target more probable than 0.9 counts as easy.
 const EASY_NLL: f32 = 0.105_360_52;
 
-/// What a step did; sums over its micro-batches, losses in nats.
+/// What a step did: its settings, the sums over its micro-batches, and what came of them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
+    /// What was set for the step before it began.
+    pub settings: StepSettings,
+    /// What its micro-batches add up to. Nothing else depends on how the step was divided.
+    pub sums: Sums,
+    /// What sums are divided by: the kept positions, unless the mixture fixed their number beforehand.
+    pub denominator: f64,
+    /// Global norm of the mean loss's gradient, before clipping.
+    pub grad_norm: f64,
+    /// A carried threshold: what was used, its lag in steps, and by how much it lay above the exact value at risk.
+    pub carried: Option<CarriedReport>,
+    /// The relative change of CVaR that moved alpha last (Ada-ESLM).
+    pub ada_delta: Option<f64>,
+}
+
+/// What a step is told before it begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepSettings {
+    /// Confidence level of the token selection.
+    pub alpha: f64,
+    /// Confidence level of the early exit's choice of sequences.
+    pub alpha_seq: f64,
+    /// Weight of the teacher.
+    pub lambda: f64,
+    /// Temperature.
+    pub temperature: f64,
+    /// Learning rate.
+    pub lr: f64,
+}
+
+/// Sums over micro-batches, losses in nats. Those of two halves of a step add up to those of the step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sums {
     /// Positions that count.
     pub tokens: u64,
-    /// Sequences, and those of them that went on after phase one.
+    /// Sequences, and those of them that went on after an early exit.
     pub sequences: (u64, u64),
     /// Positions that count in the sequences that went on: the others were never scored.
     pub valid: u64,
@@ -28,10 +61,8 @@ pub struct StepReport {
     pub rows: u64,
     /// Positions that carried gradient at a block's output, and those there were, summed over the blocks.
     pub block_rows: (u64, u64),
-    /// Sum of the weighted objective over these.
+    /// Sum of the weighted objective over the rows.
     pub loss: f64,
-    /// What sums are divided by: the kept positions, unless the mixture fixed their number beforehand.
-    pub denominator: f64,
     /// Sum of the cross-entropy over the `valid` positions.
     pub nll: f64,
     /// Sum of the cross-entropy over kept positions.
@@ -40,34 +71,43 @@ pub struct StepReport {
     pub easy: u64,
     /// Scores of the positions that count, in order; empty where nothing was selected.
     pub scores: Vec<f32>,
-    /// Sums of values at risk and of kept scores, over `pools` pools.
+    /// Sum of values at risk over `pools` pools.
     pub var: f64,
-    /// See `var`.
+    /// Sum of the kept positions' scores.
     pub cvar: f64,
-    /// See `var`.
+    /// Pools that had positions.
     pub pools: usize,
-    /// A carried threshold: what was used, its lag in steps, and by how much it lay above the exact value at risk.
-    pub carried: Option<CarriedReport>,
-    /// The relative change of CVaR that moved alpha last (Ada-ESLM).
-    pub ada_delta: Option<f64>,
     /// Sums over rows of the norm of their gradient at the head's input, and of its square.
     pub row_norms: (f64, f64),
-    /// Confidence level of the token selection, and of phase one.
-    pub alpha: f64,
-    /// See `alpha`.
-    pub alpha_seq: f64,
-    /// Weight of the teacher in the step.
-    pub lambda: f64,
-    /// Temperature of the step.
-    pub temperature: f64,
-    /// Learning rate of the step.
-    pub lr: f64,
-    /// Global norm of the mean loss's gradient, before clipping.
-    pub grad_norm: f64,
     /// Operations executed.
     pub flops: Flops,
     /// Seconds by phase.
     pub phases: Phases,
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, mut other: Self) {
+        self.tokens += other.tokens;
+        self.sequences.0 += other.sequences.0;
+        self.sequences.1 += other.sequences.1;
+        self.valid += other.valid;
+        self.kept += other.kept;
+        self.rows += other.rows;
+        self.block_rows.0 += other.block_rows.0;
+        self.block_rows.1 += other.block_rows.1;
+        self.loss += other.loss;
+        self.nll += other.nll;
+        self.kept_nll += other.kept_nll;
+        self.easy += other.easy;
+        self.scores.append(&mut other.scores);
+        self.var += other.var;
+        self.cvar += other.cvar;
+        self.pools += other.pools;
+        self.row_norms.0 += other.row_norms.0;
+        self.row_norms.1 += other.row_norms.1;
+        self.flops += other.flops;
+        self.phases += other.phases;
+    }
 }
 
 /// How a carried threshold fared in a step.
@@ -82,6 +122,13 @@ pub struct CarriedReport {
 }
 
 impl StepReport {
+    /// The objective that was minimised: its mean over the kept positions, in nats.
+    pub fn mean_loss(&self) -> f64 {
+        self.sums.loss / self.denominator
+    }
+}
+
+impl Sums {
     pub(super) fn add(&mut self, stats: &[RowStats], batch: &Batch, selection: &Selection) {
         for (s, _) in stats.iter().zip(&batch.valid).filter(|(_, valid)| **valid) {
             self.valid += 1;
@@ -124,16 +171,15 @@ mod tests {
     #[test]
     fn effective_rows_count_rows_of_equal_norm_once_and_small_ones_hardly() {
         let of = |norms: &[[f32; 2]]| {
-            let mut report = StepReport::default();
-            report
-                .add_row_norms(&Tensor::from_slice(norms.as_flattened(), (norms.len(), 2), &Device::Cpu).unwrap())
+            let mut sums = Sums::default();
+            sums.add_row_norms(&Tensor::from_slice(norms.as_flattened(), (norms.len(), 2), &Device::Cpu).unwrap())
                 .unwrap();
-            report.effective_rows()
+            sums.effective_rows()
         };
         assert!((of(&[[3.0, 4.0], [5.0, 0.0], [0.0, -5.0]]) - 3.0).abs() < 1e-12);
         assert!((of(&[[1.0, 0.0], [1e-6, 0.0]]) - 1.0).abs() < 1e-5);
         assert!((of(&[[2.0, 0.0], [1.0, 0.0]]) - 9.0 / 5.0).abs() < 1e-12);
         assert_eq!(of(&[[0.0, 0.0]]), 0.0);
-        assert_eq!(StepReport::default().effective_rows(), 0.0);
+        assert_eq!(Sums::default().effective_rows(), 0.0);
     }
 }

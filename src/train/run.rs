@@ -213,9 +213,9 @@ impl Run {
                 continue;
             }
             let mut report = stepped?;
-            report.phases.data = data_seconds;
-            self.counters.pass(&plan, report.tokens, seconds);
-            self.counters.flops += report.flops;
+            report.sums.phases.data = data_seconds;
+            self.counters.pass(&plan, report.sums.tokens, seconds);
+            self.counters.flops += report.sums.flops;
             window.add(&report, seconds);
             let step = self.counters.step;
             if due(plan.log.every, step) || step == plan.steps {
@@ -327,43 +327,47 @@ struct Window {
 
 impl Window {
     fn add(&mut self, report: &StepReport, seconds: f64) {
-        self.tokens += report.tokens;
+        self.tokens += report.sums.tokens;
         self.seconds += seconds;
-        self.phases += report.phases;
+        self.phases += report.sums.phases;
     }
 
     fn event(self, report: &StepReport, counters: &Counters) -> StepEvent {
-        let (tokens, valid, kept) = (report.tokens as f64, report.valid as f64, report.kept as f64);
+        let StepReport { settings, sums, .. } = report;
+        let (tokens, valid, kept) = (sums.tokens as f64, sums.valid as f64, sums.kept as f64);
         let dropped = valid - kept;
+        let score_sum = || sums.scores.iter().map(|s| f64::from(*s)).sum::<f64>();
         StepEvent {
             step: counters.step,
-            loss: report.loss / report.denominator,
-            full_loss: (report.valid == report.tokens).then(|| report.nll / valid),
-            kept_loss: report.kept_nll / kept,
-            dropped_loss: (dropped > 0.0).then(|| (report.nll - report.kept_nll) / dropped),
-            kept: report.kept,
-            rows: report.rows,
-            effective_rows: report.effective_rows(),
-            backward_share: report.block_rows.0 as f64 / report.block_rows.1 as f64,
+            loss: report.mean_loss(),
+            full_loss: (sums.valid == sums.tokens).then(|| sums.nll / valid),
+            kept_loss: sums.kept_nll / kept,
+            dropped_loss: (dropped > 0.0).then(|| (sums.nll - sums.kept_nll) / dropped),
+            kept: sums.kept,
             kept_share: kept / tokens,
-            alpha: report.alpha,
-            sequences_share: report.sequences.1 as f64 / report.sequences.0 as f64,
-            var: (report.pools > 0).then(|| report.var / report.pools as f64),
-            cvar: (report.pools > 0).then(|| report.cvar / kept),
-            score_mean: (!report.scores.is_empty())
-                .then(|| report.scores.iter().map(|s| f64::from(*s)).sum::<f64>() / valid),
-            carried: report.carried,
+            sequences_share: sums.sequences.1 as f64 / sums.sequences.0 as f64,
+            alpha: settings.alpha,
+            var: (sums.pools > 0).then(|| sums.var / sums.pools as f64),
+            cvar: (sums.pools > 0).then(|| sums.cvar / kept),
+            score_mean: (!sums.scores.is_empty()).then(|| score_sum() / valid),
+            rows: sums.rows,
+            effective_rows: sums.effective_rows(),
+            backward_share: sums.block_rows.0 as f64 / sums.block_rows.1 as f64,
+            threshold: report.carried.map(|c| c.threshold),
+            threshold_lag: report.carried.map(|c| c.lag),
+            threshold_error: report.carried.map(|c| c.error),
             ada_delta: report.ada_delta,
-            easy_share: report.easy_share(),
+            easy_share: sums.easy_share(),
             grad_norm: report.grad_norm,
-            lambda: report.lambda,
-            temperature: report.temperature,
-            lr: report.lr,
+            lambda: settings.lambda,
+            temperature: settings.temperature,
+            lr: settings.lr,
             tokens: counters.tokens,
             tokens_per_second: self.tokens as f64 / self.seconds,
-            flops: counters.flops,
+            flops: counters.flops.total(),
+            flops_by_part: counters.flops,
             seconds: counters.seconds,
-            phases: self.phases,
+            seconds_by_phase: self.phases,
         }
     }
 }

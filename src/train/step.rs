@@ -1,17 +1,19 @@
 //! One optimizer step: the house in one function. Losses are sums and counts; the one division is at its end, so
 //! micro-batches and selection add up.
 
-use crate::config::{MicroRows, Plan, Pool};
+use crate::config::{MicroRows, Plan};
+use crate::cost::{Route, StepFacts};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
+use crate::loss::head::RowStats;
 use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::optim::schedule;
-use crate::select::{Memory, Mixture, Observed, Selector, exact_var};
+use crate::select::{Memory, Observed, OwnScore, StepSelection};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
-use crate::train::report::{CarriedReport, StepReport};
+use crate::train::report::{CarriedReport, StepReport, StepSettings, Sums};
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
 #[derive(Debug)]
@@ -30,6 +32,14 @@ pub struct Trainer {
     /// its work. For measurements: it makes steps slower. On the CPU they always are.
     pub phases_apart: bool,
     pub(super) grads: ParamSet,
+    own_score: Option<OwnScore>,
+}
+
+/// What the micro-batches of a step share.
+pub(super) struct StepWork<'a> {
+    pub settings: StepSettings,
+    pub selection: StepSelection<'a>,
+    pub route: Route,
 }
 
 impl Trainer {
@@ -44,7 +54,23 @@ impl Trainer {
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;
-        Ok(Self { plan, student, teacher, state, memory: Memory::default(), phases_apart: false, grads })
+        Ok(Self {
+            plan,
+            student,
+            teacher,
+            state,
+            memory: Memory::default(),
+            phases_apart: false,
+            grads,
+            own_score: None,
+        })
+    }
+
+    /// Ranks tokens by a function of the caller's in place of the plan's score. It is asked once per micro-batch, with the
+    /// statistics of its positions in order (the teacher's too, if the plan has one), and returns a score for each: the
+    /// largest are kept, or the smallest where the plan says so. A checkpoint does not know of it.
+    pub fn score_with(&mut self, score: impl FnMut(&[RowStats]) -> Vec<f32> + Send + 'static) {
+        self.own_score = Some(OwnScore::new(score));
     }
 
     /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
@@ -60,56 +86,50 @@ impl Trainer {
     }
 
     fn try_step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
-        let mut report = StepReport {
-            alpha: self.memory.alpha(&self.plan, step),
-            alpha_seq: self.plan.level_at(step).alpha_seq,
-            lambda: self.plan.objective.lambda_at(step, self.plan.steps),
-            temperature: self.plan.objective.temperature_at(step, self.plan.steps),
-            tokens: batch.valid_count() as u64,
-            ..StepReport::default()
-        };
-        let MicroRows::Rows(micro_rows) = self.plan.machine.micro_rows else {
-            return Err(Error::internal("the plan's micro_rows must be settled before training"));
-        };
-        let micro_batches = (0..batch.rows).step_by(micro_rows).map(|r| r..batch.rows.min(r + micro_rows));
-        let mixture = self.mixture(report.alpha, batch, micro_batches.clone());
-        for rows in micro_batches {
-            // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
-            crate::interrupt::check()?;
-            self.micro_batch(&batch.slice(rows.clone()), cursor + rows.start as u64, mixture, &mut report)?;
-        }
+        // Lent to the micro-batches, which otherwise only read the trainer.
+        let mut own_score = self.own_score.take();
+        let summed = self.gradients(step, cursor, batch, own_score.as_mut());
+        self.own_score = own_score;
+        let mut report = summed?;
         let mut clock = Clock::start(self);
-        report.lr = schedule::lr(step, &self.plan.schedule, self.plan.optim.lr, self.plan.steps);
-        report.denominator = mixture.denominator(report.kept, report.valid);
-        if report.rows > 0 {
+        if report.sums.rows > 0 {
             self.update(&mut report)?;
         }
         self.observe(step, &mut report);
-        clock.lap(&mut report.phases.optimizer);
+        clock.lap(&mut report.sums.phases.optimizer);
         Ok(report)
     }
 
-    /// The mixture of a step at confidence level `alpha`: the share of tokens that it will keep must be known first.
-    fn mixture(
-        &self,
-        alpha: f64,
-        batch: &Batch,
-        micro_batches: impl Iterator<Item = std::ops::Range<usize>>,
-    ) -> Mixture {
-        let all = batch.valid_count();
-        let share = match self.plan.select.pool {
-            _ if alpha == 0.0 || all == 0 => 1.0,
-            Pool::Carried if self.memory.carried.is_none() => 1.0,
-            Pool::Carried => 1.0 - alpha,
-            Pool::Sequence | Pool::MicroBatch => {
-                let selector = Selector::of(&self.plan.select, alpha);
-                let positions =
-                    |r: std::ops::Range<usize>| &batch.valid[r.start * batch.context..r.end * batch.context];
-                let kept: usize = micro_batches.map(|r| selector.kept(positions(r), batch.context)).sum();
-                kept as f64 / all as f64
-            }
+    /// The gradients of a step, added up over its micro-batches, and its sums.
+    fn gradients(&self, step: u64, cursor: u64, batch: &Batch, mut own: Option<&mut OwnScore>) -> Result<StepReport> {
+        let plan = &self.plan;
+        let settings = StepSettings {
+            alpha: self.memory.alpha(plan, step),
+            alpha_seq: plan.level_at(step).alpha_seq,
+            lambda: plan.objective.lambda_at(step, plan.steps),
+            temperature: plan.objective.temperature_at(step, plan.steps),
+            lr: schedule::lr(step, &plan.schedule, plan.optim.lr, plan.steps),
         };
-        Mixture::new(&self.plan.select, share)
+        let MicroRows::Rows(micro_rows) = plan.machine.micro_rows else {
+            return Err(Error::internal("the plan's micro_rows must be settled before training"));
+        };
+        let selection = StepSelection::new(plan, &self.memory, settings.alpha, batch, micro_rows);
+        let facts = StepFacts {
+            selects: selection.selects(),
+            weighs_teacher: settings.lambda > 0.0,
+            threshold: selection.has_threshold(),
+            own_score: own.is_some(),
+        };
+        let work = StepWork { settings, selection, route: Route::of(plan, facts) };
+        let mut sums = Sums { tokens: batch.valid_count() as u64, ..Sums::default() };
+        for first in (0..batch.rows).step_by(micro_rows) {
+            // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
+            crate::interrupt::check()?;
+            let micro = batch.slice(first..batch.rows.min(first + micro_rows));
+            self.micro_batch(&work, &micro, cursor + first as u64, own.as_deref_mut(), &mut sums)?;
+        }
+        let denominator = selection.denominator(sums.kept, sums.valid);
+        Ok(StepReport { settings, denominator, sums, ..StepReport::default() })
     }
 
     /// Clips by the global norm of the mean gradient and steps; everything is checked before anything moves.
@@ -119,28 +139,28 @@ impl Trainer {
         let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip { optim.clip / report.grad_norm } else { 1.0 };
         let adamw = AdamW { beta1: optim.beta1, beta2: optim.beta2, eps: optim.eps, weight_decay: optim.weight_decay };
         let scale = (clip / report.denominator) as f32;
-        adamw.update(&self.student.params, &self.grads, &mut self.state, report.lr, scale)
+        adamw.update(&self.student.params, &self.grads, &mut self.state, report.settings.lr, scale)
     }
 
     /// What the next steps' selection learns from this one; nothing may fail any more.
     fn observe(&mut self, step: u64, report: &mut StepReport) {
-        if self.plan.select.pool == Pool::Carried && !report.scores.is_empty() {
-            report.var = exact_var(&self.plan, report.alpha, &report.scores);
-            report.pools = 1;
-            report.carried = self.memory.carried.map(|carried| {
-                let threshold = f64::from(carried.threshold);
-                CarriedReport { threshold, lag: carried.lag, error: threshold - report.var }
-            });
-        }
+        let used = self.memory.carried;
+        let sums = &mut report.sums;
         let seen = Observed {
             step,
-            alpha: report.alpha,
-            scores: &report.scores,
-            kept_score: report.cvar,
-            kept: report.kept,
-            easy_share: report.easy_share(),
+            alpha: report.settings.alpha,
+            scores: &sums.scores,
+            kept_score: sums.cvar,
+            kept: sums.kept,
+            easy_share: sums.easy_share(),
         };
-        self.memory.observe(&self.plan, seen);
+        if let Some(exact) = self.memory.observe(&self.plan, seen) {
+            (sums.var, sums.pools) = (exact, 1);
+            report.carried = used.map(|used| {
+                let threshold = f64::from(used.threshold);
+                CarriedReport { threshold, lag: used.lag, error: threshold - exact }
+            });
+        }
         report.ada_delta = self.memory.ada.as_ref().and_then(|ada| ada.delta);
     }
 }

@@ -10,12 +10,12 @@ use eslm_kd::data::prepare::DataDir;
 use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::buffer::with_mut;
-use eslm_kd::select::{ScoreContext, Selector, kept_of, scores};
+use eslm_kd::select::{Ranking, ScoreContext, kept_of};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::{StepReport, Trainer};
 use std::sync::OnceLock;
 
-const CONTEXT: usize = 16;
+pub const CONTEXT: usize = 16;
 pub const ROWS: usize = 4;
 
 /// Four sequences of 16 tokens per step, half of them kept. A large epsilon, because AdamW turns the rounding noise of a
@@ -46,7 +46,7 @@ const RUN: &str = r#"
 "#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
-const MATHEMATICS: [&[&str]; 21] = [
+pub const MATHEMATICS: [&[&str]; 21] = [
     &["select.score=entropy"],
     &["select.score=loss"],
     &["select.score=random"],
@@ -82,7 +82,7 @@ const MATHEMATICS: [&[&str]; 21] = [
     ],
 ];
 
-fn plan(settings: &[&str]) -> Plan {
+pub fn plan(settings: &[&str]) -> Plan {
     let mut overrides = Overrides::default();
     for setting in settings {
         overrides.set(setting).unwrap();
@@ -97,7 +97,7 @@ pub fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
     Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
 }
 
-fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {
+pub fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {
     let teacher = plan.teacher.is_some().then(|| Teacher::new(teacher, &student.config).unwrap());
     Trainer::new(plan, student, teacher).unwrap()
 }
@@ -139,7 +139,7 @@ pub fn largest_difference(a: &Trainer, b: &Trainer) -> f32 {
 /// The trainer after three steps, with their losses.
 fn trained(settings: &[&str]) -> (Trainer, Vec<f64>) {
     let mut trainer = trainer(settings);
-    let losses = (0..3).map(|s| step(&mut trainer, s).loss).collect();
+    let losses = (0..3).map(|s| step(&mut trainer, s).sums.loss).collect();
     (trainer, losses)
 }
 
@@ -162,8 +162,12 @@ fn alpha_0_is_plain_training_bit_for_bit() {
                 let before = bits(&a.student.params);
                 for s in 0..3 {
                     let (x, y) = (step(&mut a, s), step(&mut b, s));
-                    assert_eq!((x.loss, x.nll, x.kept, x.flops), (y.loss, y.nll, y.kept, y.flops), "{eslm:?}");
-                    assert_eq!((x.scores.len(), x.kept, x.valid), (0, 64, 64));
+                    assert_eq!(
+                        (x.sums.loss, x.sums.nll, x.sums.kept, x.sums.flops),
+                        (y.sums.loss, y.sums.nll, y.sums.kept, y.sums.flops),
+                        "{eslm:?}"
+                    );
+                    assert_eq!((x.sums.scores.len(), x.sums.kept, x.sums.valid), (0, 64, 64));
                 }
                 assert!(state(&a) == state(&b), "{eslm:?}");
                 assert!(bits(&a.student.params) != before);
@@ -204,7 +208,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut trainer = trainer_of(plan(&settings), model(64, 2, 1), model(96, 3, 2));
-                let losses: Vec<f64> = (0..2).map(|s| step(&mut trainer, s).loss).collect();
+                let losses: Vec<f64> = (0..2).map(|s| step(&mut trainer, s).sums.loss).collect();
                 (losses, state(&trainer))
             })
         };
@@ -219,13 +223,11 @@ fn the_number_of_threads_does_not_change_a_bit() {
 fn kept_rows(trainer: &Trainer, batch: &Batch, first_sequence: u64) -> Vec<u32> {
     let plan = &trainer.plan;
     let hidden = trainer.student.forward(&batch.inputs, CONTEXT).unwrap();
-    let mut logits = Logits::new(hidden, trainer.student.params.wte().clone(), true);
-    let stats = head::scan(&mut logits, None, &batch.targets, 1.0).unwrap();
-    let scores =
-        scores(plan.select.score, plan.select.pool, &stats, batch, ScoreContext::new(plan.seed, first_sequence))
-            .unwrap();
-    let selector = Selector { alpha: plan.select.alpha, pool: plan.select.pool, tail: plan.select.tail };
-    selector.select(&scores, &batch.valid, CONTEXT).rows
+    let logits = Logits::new(hidden, trainer.student.params.wte().clone());
+    let stats = head::scan(&logits, None, &batch.targets, 1.0).unwrap();
+    let numbers = ScoreContext::new(plan.seed, first_sequence);
+    let ranking = Ranking::new(plan.select.score, plan.select.pool, &stats, batch, numbers).unwrap();
+    ranking.cut(plan.select.alpha, plan.select.tail).rows
 }
 
 #[test]
@@ -265,7 +267,7 @@ fn a_student_that_equals_its_teacher_stands_still() {
             let before = bits(&trainer.student.params);
             for s in 0..2 {
                 let report = step(&mut trainer, s);
-                assert_eq!((report.loss, report.grad_norm), (0.0, 0.0), "{settings:?}");
+                assert_eq!((report.sums.loss, report.grad_norm), (0.0, 0.0), "{settings:?}");
             }
             assert!(bits(&trainer.student.params) == before, "{settings:?}");
         }
@@ -348,14 +350,14 @@ fn the_kept_share_follows_alpha_through_burn_in_and_ramp() {
     let mut flops = Vec::new();
     for (s, alpha) in [0.0, 0.0, 0.0, 0.2, 0.4, 0.6, 0.6].into_iter().enumerate() {
         let report = step(&mut trainer, s as u64);
-        assert!((report.alpha - alpha).abs() < 1e-12, "step {s}: {}", report.alpha);
+        assert!((report.settings.alpha - alpha).abs() < 1e-12, "step {s}: {}", report.settings.alpha);
         // ceil((1 - alpha) 16) of each of the 4 sequences.
         let k = [16, 16, 16, 13, 10, 7, 7][s];
         assert_eq!(kept_of(alpha, CONTEXT), k);
-        assert_eq!((report.kept, report.valid), (4 * k as u64, 64));
-        assert_eq!(!report.scores.is_empty(), alpha > 0.0);
-        assert_eq!(report.pools, if alpha > 0.0 { 4 } else { 0 });
-        flops.push(report.flops.total());
+        assert_eq!((report.sums.kept, report.sums.valid), (4 * k as u64, 64));
+        assert_eq!(!report.sums.scores.is_empty(), alpha > 0.0);
+        assert_eq!(report.sums.pools, if alpha > 0.0 { 4 } else { 0 });
+        flops.push(report.sums.flops.total());
     }
     assert!(flops[0] == flops[1] && flops[1] == flops[2] && flops[5] == flops[6]);
     assert!(flops[2] > flops[3] && flops[3] > flops[4] && flops[4] > flops[5], "{flops:?}");
@@ -367,7 +369,7 @@ fn reported_flops_are_those_of_the_blocks() {
     let teacher = model(24, 3, 2).config;
     let blocks = |settings: &[&str]| {
         let mut trainer = trainer(&[settings, &["machine.micro_rows=2"]].concat());
-        step(&mut trainer, 0).flops
+        step(&mut trainer, 0).sums.flops
     };
     let forward = (trunk_forward(&student, 4, 16) + head_forward(&student, 32)) as f64;
     let backward = (trunk_backward_exact(&student, 4, 16, 32) + head_backward(&student, 32)) as f64;
@@ -415,7 +417,7 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
                 let plan = trainer.plan.clone();
                 let shape = plan.teacher.as_ref().map(|_| &teacher);
                 let forecast = flops_per_step(&student, shape, &plan, plan.alpha_at(0));
-                assert_eq!(step(&mut trainer, 0).flops, forecast, "{settings:?}");
+                assert_eq!(step(&mut trainer, 0).sums.flops, forecast, "{settings:?}");
             }
         }
     }
@@ -461,7 +463,7 @@ fn an_approximate_backward_costs_what_was_forecast() {
     let both = |settings: &[&str]| {
         let mut trainer = trainer(settings);
         let forecast = flops_per_step(&student, None, &trainer.plan, trainer.plan.alpha_at(0)).student_backward;
-        (step(&mut trainer, 0).flops.student_backward, forecast)
+        (step(&mut trainer, 0).sums.flops.student_backward, forecast)
     };
     let exact = both(&[]);
     let sparse = both(&["machine.backward=sparse"]);
@@ -487,7 +489,7 @@ fn training_and_distillation_learn() {
     };
     let run = |trainer: &mut Trainer| -> Vec<StepReport> { (0..60).map(|s| step(trainer, s)).collect() };
     let mean_nll = |reports: &[StepReport]| {
-        reports.iter().map(|r| r.nll).sum::<f64>() / reports.iter().map(|r| r.valid as f64).sum::<f64>()
+        reports.iter().map(|r| r.sums.nll).sum::<f64>() / reports.iter().map(|r| r.sums.valid as f64).sum::<f64>()
     };
     let mut teacher = Trainer::new(settings(&["select.score=loss"]), narrow(0.02, 32, 2, 1), None).unwrap();
     let reports = run(&mut teacher);
@@ -498,7 +500,9 @@ fn training_and_distillation_learn() {
     let settings = settings(&["teacher=t", "objective.lambda=1", "select.score=kl"]);
     let mut student = trainer_of(settings, narrow(0.02, 16, 2, 5), teacher.student);
     let reports = run(&mut student);
-    let kl = |r: &[StepReport]| r.iter().map(|r| r.loss).sum::<f64>() / r.iter().map(|r| r.kept as f64).sum::<f64>();
+    let kl = |r: &[StepReport]| {
+        r.iter().map(|r| r.sums.loss).sum::<f64>() / r.iter().map(|r| r.sums.kept as f64).sum::<f64>()
+    };
     let (first, last) = (kl(&reports[..3]), kl(&reports[55..]));
     assert!(first > 0.3 && last < 0.5 * first, "KL to the teacher from {first} to {last} in 60 steps");
     assert!(mean_nll(&reports[55..]) < mean_nll(&reports[..3]) - 0.8, "what the teacher knows helps on the text");

@@ -2,6 +2,8 @@
 
 mod cli;
 mod compare;
+mod crossings; // every choice with every other, against one slow step in plain tensor operations
+mod curves; // the loss curve of each kind of run, pinned
 mod faults;
 mod full_disk;
 mod hostile;
@@ -10,6 +12,7 @@ mod hub_binary;
 mod hub_store;
 mod hub_waits;
 mod inspect;
+mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
 mod models;

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use eslm_kd::loss::Divergence;
 use eslm_kd::loss::Signal;
 use eslm_kd::loss::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
-use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
+use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet, ParamSpec};
 use eslm_kd::ops::embed::scatter_add;
 use eslm_kd::ops::matmul::{Precision, matmul};
 
@@ -74,17 +74,11 @@ impl Case {
     }
 
     fn stats(&self, temperature: f32) -> Vec<RowStats> {
-        let mut s = Logits::new(
-            self.student.forward(&self.inputs, self.context).unwrap(),
-            self.student.params.wte().clone(),
-            false,
-        );
-        let mut t = Logits::new(
-            self.teacher.forward(&self.inputs, self.context).unwrap(),
-            self.teacher.params.wte().clone(),
-            false,
-        );
-        head::scan(&mut s, Some(&mut t), &self.targets, temperature).unwrap()
+        let s =
+            Logits::new(self.student.forward(&self.inputs, self.context).unwrap(), self.student.params.wte().clone());
+        let t =
+            Logits::new(self.teacher.forward(&self.inputs, self.context).unwrap(), self.teacher.params.wte().clone());
+        head::scan(&s, Some(&t), &self.targets, temperature).unwrap()
     }
 
     /// Sequences `from..to` alone.
@@ -103,23 +97,48 @@ impl Case {
     fn accumulate(&self, rows: &[u32], mix: Mix, way: Way, grads: &ParamSet) -> f64 {
         let (hidden, tape) = self.student.forward_with_tape(&self.inputs, self.context).unwrap();
         let t_hidden = self.teacher.forward(&self.inputs, self.context).unwrap();
-        let mut s = Logits::new(hidden, self.student.params.wte().clone(), way.keep);
-        let mut t = Logits::new(t_hidden, self.teacher.params.wte().clone(), way.keep);
+        let s = Logits::new(hidden, self.student.params.wte().clone());
+        let t = Logits::new(t_hidden, self.teacher.params.wte().clone());
         if way.fused {
             let mut weigh = |row: usize, _: &RowStats| Ok(f32::from(u8::from(rows.contains(&(row as u32)))));
-            let out =
-                head::fused(&s, Some(&t), &self.targets, mix.temperature, mix, Weigh::Asking(&mut weigh), grads.wte())
-                    .unwrap();
+            let out = head::fused(
+                head::PassInput {
+                    student: &s,
+                    teacher: Some(&t),
+                    targets: &self.targets,
+                    options: mix.temperature.into(),
+                    mix,
+                },
+                Weigh::Asking(&mut weigh),
+                grads.wte(),
+            )
+            .unwrap();
             assert_eq!(out.rows, rows);
             self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
             return out.found.read().unwrap().1;
         }
-        let stats = head::scan(&mut s, Some(&mut t), &self.targets, mix.temperature).unwrap();
+        let (stats, s, t) = if way.keep {
+            let done = head::scan_and_store(s, Some(t), &self.targets, mix.temperature).unwrap();
+            (done.stats, done.student, done.teacher.unwrap())
+        } else {
+            (head::scan(&s, Some(&t), &self.targets, mix.temperature).unwrap(), s, t)
+        };
         let (s, t) = (s.select(rows).unwrap(), t.select(rows).unwrap());
         let stats: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
         let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r as usize]).collect();
         let t = (mix.lambda != 0.0).then_some(Signal::Dense(t));
-        let out = head::loss(&s, t.as_ref(), &stats, &targets, &vec![1.0; rows.len()], mix, grads.wte()).unwrap();
+        let out = head::loss(
+            head::LossInput {
+                student: &s,
+                signal: t.as_ref(),
+                stats: &stats,
+                targets: &targets,
+                weights: &vec![1.0; rows.len()],
+                mix,
+            },
+            grads.wte(),
+        )
+        .unwrap();
         if way.sparse {
             self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
         } else {
@@ -259,7 +278,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     let (loss, grads) = case.gradients(&rows, DISTIL, Way { keep: false, sparse: true, fused: false });
     assert_within("loss", &[loss], &[case.loss(&rows, DISTIL)], 1e-9);
     let layout = case.student.params.layout().clone();
-    for (which, (name, shape)) in layout.entries.iter().enumerate() {
+    for (which, ParamSpec { name, shape, .. }) in layout.entries().iter().enumerate() {
         let gradient = values(&grads.tensors()[which]);
         let base = values(&case.student.params.tensors()[which]);
         let steepest = (0..base.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
@@ -352,13 +371,23 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
             // hidden = identity: row i of the logits is column i of the weight.
             let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
             let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
-            let logits =
-                |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap(), false);
-            let (mut student, mut teacher) = (logits("z"), logits("t"));
+            let logits = |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap());
+            let (student, teacher) = (logits("z"), logits("t"));
             let options = ScanOptions { tau: tau as f32, reverse_kl: true };
-            let stats = head::scan(&mut student, Some(&mut teacher), &targets, options).unwrap();
+            let stats = head::scan(&student, Some(&teacher), &targets, options).unwrap();
             let signal = Signal::Dense(teacher);
-            let out = head::loss(&student, Some(&signal), &stats, &targets, &vec![1.0; n], mix, &d_weight).unwrap();
+            let out = head::loss(
+                head::LossInput {
+                    student: &student,
+                    signal: Some(&signal),
+                    stats: &stats,
+                    targets: &targets,
+                    weights: &vec![1.0; n],
+                    mix,
+                },
+                &d_weight,
+            )
+            .unwrap();
             assert!(out.sum.is_finite() && values(&out.d_hidden).iter().all(|d| d.is_finite()));
             let got = values(&d_weight.t().unwrap());
             for row in 0..n {
@@ -371,8 +400,18 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
                 let Signal::Dense(teacher) = &signal else { unreachable!() };
                 let scratch = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
                 let signal = Signal::Dense(only(teacher));
-                let alone =
-                    head::loss(&only(&student), Some(&signal), &stats[row..=row], &[0], &[1.0], mix, &scratch).unwrap();
+                let alone = head::loss(
+                    head::LossInput {
+                        student: &only(&student),
+                        signal: Some(&signal),
+                        stats: &stats[row..=row],
+                        targets: &[0],
+                        weights: &[1.0],
+                        mix,
+                    },
+                    &scratch,
+                )
+                .unwrap();
                 assert_within(&what, &[alone.sum / (tau * tau)], &[value[row]], tolerance);
                 match word {
                     "kl" => assert_within(&what, &[f64::from(stats[row].kl)], &[value[row]], tolerance),

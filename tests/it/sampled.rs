@@ -13,7 +13,7 @@ fn gradient(settings: &[&str]) -> (Vec<f64>, f64, u64) {
 fn gradient_of(settings: &[&str], batch: u64) -> (Vec<f64>, f64, u64) {
     let mut trainer = trainer(&[settings, &["optim.clip=0"]].concat());
     let report = step(&mut trainer, batch);
-    (flat(&trainer.state.m).into_iter().map(f64::from).collect(), report.loss, report.rows)
+    (flat(&trainer.state.m).into_iter().map(f64::from).collect(), report.sums.loss, report.sums.rows)
 }
 
 fn distance(a: &[f64], b: &[f64]) -> f64 {

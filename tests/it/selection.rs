@@ -24,8 +24,8 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
     let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
     let mix = Mix { lambda: 0.0, temperature: 1.0, ..Mix::default() };
     for alpha in [0.1, 0.5, 0.75] {
-        let mut logits = Logits::new(hidden.clone(), weight.clone(), true);
-        let stats = head::scan(&mut logits, None, &targets, 1.0).unwrap();
+        let logits = Logits::new(hidden.clone(), weight.clone());
+        let stats = head::scan(&logits, None, &targets, 1.0).unwrap();
         let losses: Vec<f32> = stats.iter().map(|s| s.student.nll).collect();
         let selector = Selector { alpha, pool: Pool::MicroBatch, tail: Tail::High };
         let rows = selector.select(&losses, &vec![true; n], n).rows;
@@ -35,7 +35,18 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
         let of_rows: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
         let d_weight = Tensor::zeros((vocab, width), DType::F32, &Device::Cpu).unwrap();
         let kept = logits.select(&rows).unwrap();
-        let ours = head::loss(&kept, None, &picked, &of_rows, &vec![1.0; k], mix, &d_weight).unwrap();
+        let ours = head::loss(
+            head::LossInput {
+                student: &kept,
+                signal: None,
+                stats: &picked,
+                targets: &of_rows,
+                weights: &vec![1.0; k],
+                mix,
+            },
+            &d_weight,
+        )
+        .unwrap();
 
         // Any t between the k-th and the next loss is a minimiser; in between, the derivative of max(L - t, 0) exists.
         let mut sorted = losses.clone();
@@ -81,13 +92,13 @@ fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
         let batch = batch(0, ROWS);
         let mut trainer = trainer(&settings);
         let report = trainer.step(0, 0, &batch).unwrap();
-        assert_eq!((report.sequences, report.valid, report.tokens), ((4, 2), 32, 64), "{settings:?}");
+        assert_eq!((report.sums.sequences, report.sums.valid, report.sums.tokens), ((4, 2), 32, 64), "{settings:?}");
         // Which two went on is seen from the sequences alone: those whose step without phase one is the same.
         let same = |pair: [u32; 2]| {
             let mut plain = self::trainer(&[more, &["data.rows=2", "machine.micro_rows=2"]].concat());
             let other = plain.step(0, u64::from(pair[0]), &batch.pick(&pair)).unwrap();
             let consecutive = pair[1] == pair[0] + 1;
-            let close = largest_difference(&trainer, &plain) < 1e-6 && other.kept == report.kept;
+            let close = largest_difference(&trainer, &plain) < 1e-6 && other.sums.kept == report.sums.kept;
             (close, consecutive)
         };
         let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]].map(same);
@@ -110,14 +121,14 @@ fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
             let shape = plan.teacher.as_ref().map(|_| &teacher);
             for (s, sequences) in [(0, (4, 4)), (1, (4, 2))] {
                 let report = step(&mut trainer, s);
-                assert_eq!(report.sequences, sequences, "{settings:?}");
-                assert_eq!(report.flops, flops_per_step(&student, shape, &plan, plan.level_at(s)), "{settings:?}");
+                assert_eq!(report.sums.sequences, sequences, "{settings:?}");
+                assert_eq!(report.sums.flops, flops_per_step(&student, shape, &plan, plan.level_at(s)), "{settings:?}");
             }
         }
     }
     // By hand: the first of two blocks for all, the second for half, four probes of each sequence.
     let settings = [&PHASE_ONE[..], &["select.alpha=0"]].concat();
-    let flops = step(&mut trainer(&settings), 0).flops;
+    let flops = step(&mut trainer(&settings), 0).sums.flops;
     let half = |f: u64| f as f64 / 2.0;
     let trunk = trunk_forward(&student, 4, 16);
     assert_eq!(flops.student_forward, half(trunk) + head_forward(&student, 32) as f64);
@@ -133,17 +144,17 @@ fn a_micro_batch_may_keep_nothing() {
     trainer.memory.carried = Some(Carried { threshold: f32::MAX, lag: 1.0 });
     let before = bits(&trainer.student.params);
     let report = step(&mut trainer, 0);
-    assert_eq!((report.kept, report.rows, report.valid, report.loss), (0, 0, 64, 0.0));
+    assert_eq!((report.sums.kept, report.sums.rows, report.sums.valid, report.sums.loss), (0, 0, 64, 0.0));
     assert!(bits(&trainer.student.params) == before, "nothing was learned");
     // The threshold comes back into reach, and some micro-batches keep while others do not.
     let losses = {
-        let mut losses = report.scores.clone();
+        let mut losses = report.sums.scores.clone();
         losses.sort_by(f32::total_cmp);
         losses
     };
     trainer.memory.carried = Some(Carried { threshold: losses[63], lag: 1.0 });
     let report = step(&mut trainer, 0);
-    assert_eq!((report.kept, report.rows), (1, 1));
+    assert_eq!((report.sums.kept, report.sums.rows), (1, 1));
     assert!(bits(&trainer.student.params) != before);
     assert!(report.carried.is_some_and(|c| c.error > 0.0 && c.lag == 1.0));
 }
@@ -157,11 +168,11 @@ fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
             let mut trainer = trainer(&settings);
             let plan = trainer.plan.clone();
             let reports: Vec<StepReport> = (0..5).map(|s| step(&mut trainer, s)).collect();
-            let asked: Vec<bool> = reports.iter().map(|r| r.flops.teacher > 0.0).collect();
+            let asked: Vec<bool> = reports.iter().map(|r| r.sums.flops.teacher > 0.0).collect();
             assert_eq!(asked, (0..5).map(|s| s != silent).collect::<Vec<_>>(), "{settings:?}");
-            let lambdas: Vec<f64> = reports.iter().map(|r| r.lambda).collect();
+            let lambdas: Vec<f64> = reports.iter().map(|r| r.settings.lambda).collect();
             assert_eq!((lambdas[silent as usize], lambdas[2]), (0.0, 0.25));
-            let spent: f64 = reports.iter().map(|r| r.flops.total()).sum();
+            let spent: f64 = reports.iter().map(|r| r.sums.flops.total()).sum();
             let forecast = flops_of_run(&trainer.student.config, Some(&model(24, 3, 2).config), &plan);
             assert!((spent - forecast).abs() < 1e-9 * spent, "{settings:?}: {spent} spent, {forecast} forecast");
         }

@@ -80,15 +80,15 @@ fn twenty_steps_match_pytorch() {
             let batch = batch(step, &inputs[range.clone()], &targets[range]);
             let report = trainer.step(step as u64, 3 * step as u64, &batch).unwrap();
             let what = format!("{machine:?}, step {step}");
-            assert_eq!((report.kept, report.valid), (28, 39), "{what}");
+            assert_eq!((report.sums.kept, report.sums.valid), (28, 39), "{what}");
             let close = |name: &str, got: f64, want: f64| {
                 assert_within(&format!("{what}: {name}"), &[got], &[want], 1e-5 * want.abs());
             };
-            close("loss", report.loss / 28.0, loss[step]);
-            close("lr", report.lr, lr[step]);
+            close("loss", report.sums.loss / 28.0, loss[step]);
+            close("lr", report.settings.lr, lr[step]);
             close("grad_norm", report.grad_norm, norm[step]);
-            close("var", report.var / report.pools as f64, var[step]);
-            close("mean_nll", report.nll / 39.0, mean_nll[step]);
+            close("var", report.sums.var / report.sums.pools as f64, var[step]);
+            close("mean_nll", report.sums.nll / 39.0, mean_nll[step]);
         }
         for (name, tensor) in trainer.student.params.named() {
             let (got, want) = (values(tensor), golden.values(&format!("final.{name}")));
@@ -127,10 +127,10 @@ fn twenty_bf16_steps_stay_near_pytorch() {
         let close = |name: &str, got: f64, want: f64, tolerance: f64| {
             assert_within(&format!("step {step}: {name}"), &[got], &[want], tolerance * want.abs());
         };
-        close("loss", report.loss / 28.0, loss[step], 5e-3);
+        close("loss", report.sums.loss / 28.0, loss[step], 5e-3);
         close("grad_norm", report.grad_norm, norm[step], 2e-2);
-        close("mean_nll", report.nll / 39.0, mean_nll[step], 5e-3);
-        differs |= (report.nll / 39.0 - mean_nll[step]).abs() > 1e-5 * mean_nll[step];
+        close("mean_nll", report.sums.nll / 39.0, mean_nll[step], 5e-3);
+        differs |= (report.sums.nll / 39.0 - mean_nll[step]).abs() > 1e-5 * mean_nll[step];
     }
     assert!(differs, "the products were not rounded");
 }

@@ -1,11 +1,11 @@
 //! Head statistics and gradients on f32: a product per tile, then rows in parallel.
 
 use super::sparse::{self, SparseRow};
-use super::{Kept, Logits, Mix, RowStats, ScanOptions, Stats};
+use super::{Logits, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored};
 use crate::error::Result;
 use crate::loss::Divergence;
 use crate::loss::Signal;
-use crate::loss::divergence::{Normal, Sums as Divergent};
+use crate::loss::divergence::{Normal, RowDivergence};
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply, product};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
@@ -17,17 +17,15 @@ use std::sync::Arc;
 pub(crate) const TILE: usize = 4096;
 
 pub(super) fn scan(
-    student: &mut Logits,
-    teacher: Option<&mut Logits>,
+    student: &Logits,
+    teacher: Option<&Logits>,
     targets: &[u32],
     options: ScanOptions,
-) -> Result<Vec<RowStats>> {
+    store: bool,
+) -> Result<Passed> {
     let mut rows = vec![Running::default(); student.rows()];
-    let mut student_tiles = Tiles::new(student, student.keep)?;
-    let mut teacher_tiles = match &teacher {
-        Some(t) => Some(Tiles::new(t, t.keep)?),
-        None => None,
-    };
+    let mut student_tiles = Tiles::new(student, store)?;
+    let mut teacher_tiles = teacher.map(|t| Tiles::new(t, store)).transpose()?;
     for start in (0..student.vocab()).step_by(TILE) {
         let z = student_tiles.tile(start);
         let t = teacher_tiles.as_mut().map(|t| t.tile(start));
@@ -36,23 +34,15 @@ pub(super) fn scan(
             row.add(z.row(i), t.as_ref().map(|t| t.row(i)), target, options);
         });
     }
-    let (z, t) = (student_tiles.finish(), teacher_tiles.and_then(Tiles::finish));
-    if z.is_some() {
-        student.kept = z.map(Kept::Host);
-    }
-    if let Some(teacher) = teacher
-        && t.is_some()
-    {
-        teacher.kept = t.map(Kept::Host);
-    }
-    Ok(rows.iter().map(Running::finish).collect())
+    let stats = rows.iter().map(Running::finish).collect();
+    Ok(Passed { stats, student: student_tiles.finish(), teacher: teacher_tiles.and_then(Tiles::finish) })
 }
 
 /// What the teacher says of the rows of a loss.
 pub(super) enum Taught<'a> {
     Nothing,
     /// Logits, and each row's sums; forward KL needs none, the scan knows it.
-    Dense(&'a Logits, Option<Vec<Divergent>>),
+    Dense(&'a Logits, Option<Vec<RowDivergence>>),
     Sparse(Vec<SparseRow>),
 }
 
@@ -77,8 +67,8 @@ impl<'a> Taught<'a> {
 }
 
 /// Divergence and gradient sum of every row. They need the rows' normalisers, so they take a pass of their own.
-fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<Divergent>> {
-    let mut sums = vec![Divergent::default(); stats.len()];
+fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<RowDivergence>> {
+    let mut sums = vec![RowDivergence::default(); stats.len()];
     let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
     for start in (0..student.vocab()).step_by(TILE) {
         let (z, t) = (z_tiles.tile(start), t_tiles.tile(start));
@@ -91,7 +81,7 @@ fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix)
 }
 
 /// Adds a tile of a row to its sums.
-pub(super) fn add_sums(sums: &mut Divergent, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
+pub(super) fn add_sums(sums: &mut RowDivergence, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
     let (value, gradient) = mix.divergence.sums(z, t, &normal(s, mix));
     sums.value += f64::from(value);
     sums.gradient += f64::from(gradient);
@@ -140,15 +130,8 @@ pub(super) fn row_gradient(
     }
 }
 
-pub(super) fn gradient(
-    student: &Logits,
-    taught: &Taught<'_>,
-    stats: &[RowStats],
-    targets: &[u32],
-    weights: &[f32],
-    mix: Mix,
-    d_weight: &Tensor,
-) -> Result<Tensor> {
+pub(super) fn gradient(input: LossInput<'_>, taught: &Taught<'_>, d_weight: &Tensor) -> Result<Tensor> {
+    let LossInput { student, stats, targets, weights, mix, .. } = input;
     let (k, d) = student.hidden.dims2()?;
     let mut d_hidden = vec![0.0; k * d];
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
@@ -195,10 +178,11 @@ pub(super) struct Tiles<'a> {
     vocab: usize,
     index: Option<&'a [u32]>,
     precision: Precision,
-    memory: Memory,
+    place: Place,
 }
 
-enum Memory {
+/// Where tiles are formed, or lie.
+enum Place {
     Scratch(Vec<f32>),
     /// The tiles so far, each in memory of its own: a matrix of all would be too large for an allocator to hold on to.
     Filling(Vec<Vec<f32>>),
@@ -224,14 +208,14 @@ impl<'a> Tiles<'a> {
     pub(super) fn new(logits: &'a Logits, fill: bool) -> Result<Self> {
         let (rows, d) = logits.hidden.dims2()?;
         let vocab = logits.vocab();
-        let memory = match &logits.kept {
-            Some(Kept::Host(kept)) => Memory::Stored(Arc::clone(kept)),
-            _ if fill => Memory::Filling(Vec::with_capacity(vocab.div_ceil(TILE))),
-            _ => Memory::Scratch(vec![0.0; rows * TILE.min(vocab)]),
+        let place = match &logits.stored {
+            Some(Stored::Host(tiles)) => Place::Stored(Arc::clone(tiles)),
+            _ if fill => Place::Filling(Vec::with_capacity(vocab.div_ceil(TILE))),
+            _ => Place::Scratch(vec![0.0; rows * TILE.min(vocab)]),
         };
         let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
         let (index, precision) = (logits.index.as_deref(), logits.precision);
-        Ok(Self { hidden, weight, rows, d, vocab, index, precision, memory })
+        Ok(Self { hidden, weight, rows, d, vocab, index, precision, place })
     }
 
     pub(super) fn tile(&mut self, start: usize) -> Tile<'_> {
@@ -240,13 +224,13 @@ impl<'a> Tiles<'a> {
         let a = Mat::row_major(&self.hidden, rows, d);
         let weight = self.weight.elements().slice(start * d..(start + width) * d);
         let b = Mat::stored(weight, width, d, d, 1).t();
-        match &mut self.memory {
-            Memory::Stored(tiles) => Tile { data: &tiles[start / TILE], index: self.index, width },
-            Memory::Filling(tiles) => {
+        match &mut self.place {
+            Place::Stored(tiles) => Tile { data: &tiles[start / TILE], index: self.index, width },
+            Place::Filling(tiles) => {
                 tiles.push(product(a, b, self.precision));
                 Tile { data: &tiles[start / TILE], index: None, width }
             }
-            Memory::Scratch(data) => {
+            Place::Scratch(data) => {
                 multiply(MatMut::new(data, rows, width, width), false, a, b, self.precision);
                 Tile { data, index: None, width }
             }
@@ -254,9 +238,9 @@ impl<'a> Tiles<'a> {
     }
 
     /// The filled store, if this walk was to keep the logits.
-    fn finish(self) -> Option<Arc<Vec<Vec<f32>>>> {
-        match self.memory {
-            Memory::Filling(tiles) => Some(Arc::new(tiles)),
+    fn finish(self) -> Option<Stored> {
+        match self.place {
+            Place::Filling(tiles) => Some(Stored::Host(Arc::new(tiles))),
             _ => None,
         }
     }

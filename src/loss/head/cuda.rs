@@ -7,11 +7,10 @@ mod signals;
 
 pub(super) use signals::{Largest, largest};
 
-use super::fused::{Found, Fused, Weigh};
+use super::fused::{Found, Fused, PassInput, Weigh};
 use super::sparse::SparseRow;
-use super::{Kept, Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, per_token};
+use super::{Logits, LossGradient, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored, per_token};
 use crate::error::Result;
-use crate::loss::Divergence;
 use crate::loss::Signal;
 use crate::ops::embed::gather;
 use crate::ops::gpu::{
@@ -85,10 +84,11 @@ struct Blocks {
     hidden: Tensor,
     /// [Vp, D]: the head, padded with rows of zeros.
     weight: Tensor,
-    memory: Memory,
+    place: Place,
 }
 
-enum Memory {
+/// Where blocks are formed, or lie.
+enum Place {
     Scratch(Tensor),
     Filling(Tensor),
     Stored(Tensor, Option<Tensor>),
@@ -101,34 +101,34 @@ impl Blocks {
         let hidden = factor(&logits.hidden, logits.precision)?;
         let columns = vocab.next_multiple_of(PAD);
         let weight = factor(&logits.weight, logits.precision)?.pad_with_zeros(0, 0, columns - vocab)?;
-        let memory = match &logits.kept {
-            Some(Kept::Device(kept)) => {
-                let index = logits.index.as_ref().map(|index| upload(index, kept)).transpose()?;
-                Memory::Stored(kept.clone(), index)
+        let place = match &logits.stored {
+            Some(Stored::Device(all)) => {
+                let index = logits.index.as_ref().map(|index| upload(index, all)).transpose()?;
+                Place::Stored(all.clone(), index)
             }
-            _ if fill && logits.keep => Memory::Filling(uninitialised((n, columns), DType::F32, &hidden)?),
-            _ => Memory::Scratch(uninitialised((ROWS.min(n), columns), DType::F32, &hidden)?),
+            _ if fill => Place::Filling(uninitialised((n, columns), DType::F32, &hidden)?),
+            _ => Place::Scratch(uninitialised((ROWS.min(n), columns), DType::F32, &hidden)?),
         };
-        Ok(Self { hidden, weight, memory })
+        Ok(Self { hidden, weight, place })
     }
 
     fn block(&self, start: usize, count: usize) -> Result<Block> {
-        let data = match &self.memory {
-            Memory::Stored(all, None) => return Ok(Block { data: all.narrow(0, start, count)?, rows: None }),
-            Memory::Stored(all, Some(index)) => {
+        let data = match &self.place {
+            Place::Stored(all, None) => return Ok(Block { data: all.narrow(0, start, count)?, rows: None }),
+            Place::Stored(all, Some(index)) => {
                 return Ok(Block { data: all.clone(), rows: Some(index.narrow(0, start, count)?) });
             }
-            Memory::Filling(all) => all.narrow(0, start, count)?,
-            Memory::Scratch(block) => block.narrow(0, 0, count)?,
+            Place::Filling(all) => all.narrow(0, start, count)?,
+            Place::Scratch(block) => block.narrow(0, 0, count)?,
         };
         gemm(&data, &self.hidden.narrow(0, start, count)?, &self.weight.t()?, false)?;
         Ok(Block { data, rows: None })
     }
 
     /// The filled store, if this walk was to keep the logits.
-    fn finish(self) -> Option<Kept> {
-        match self.memory {
-            Memory::Filling(all) => Some(Kept::Device(all)),
+    fn finish(self) -> Option<Stored> {
+        match self.place {
+            Place::Filling(all) => Some(Stored::Device(all)),
             _ => None,
         }
     }
@@ -168,33 +168,28 @@ fn scan_block(
 }
 
 pub(super) fn scan(
-    student: &mut Logits,
-    teacher: Option<&mut Logits>,
+    student: &Logits,
+    teacher: Option<&Logits>,
     targets: &[u32],
     options: ScanOptions,
-) -> Result<Vec<RowStats>> {
+    store: bool,
+) -> Result<Passed> {
     let n = targets.len();
     if n == 0 {
-        return Ok(Vec::new());
+        return Ok(Passed { stats: Vec::new(), student: None, teacher: None });
     }
     let vocab = student.vocab();
     let out = uninitialised((n, STATS), DType::F32, &student.hidden)?;
     let targets = upload(targets, &out)?;
-    let z = Blocks::new(student, true)?;
-    let t = teacher.as_deref().map(|t| Blocks::new(t, true)).transpose()?;
+    let z = Blocks::new(student, store)?;
+    let t = teacher.map(|t| Blocks::new(t, store)).transpose()?;
     for start in (0..n).step_by(ROWS) {
         let count = ROWS.min(n - start);
         let t = t.as_ref().map(|t| t.block(start, count)).transpose()?;
         let (out, targets) = (out.narrow(0, start, count)?, targets.narrow(0, start, count)?);
         scan_block(&out, &z.block(start, count)?, t.as_ref(), &targets, vocab, options)?;
     }
-    if let Some(kept) = z.finish() {
-        student.kept = Some(kept);
-    }
-    if let (Some(teacher), Some(kept)) = (teacher, t.and_then(Blocks::finish)) {
-        teacher.kept = Some(kept);
-    }
-    read(&out)
+    Ok(Passed { stats: read(&out)?, student: z.finish(), teacher: t.and_then(Blocks::finish) })
 }
 
 fn read(stats: &Tensor) -> Result<Vec<RowStats>> {
@@ -209,20 +204,6 @@ fn written(stats: &[RowStats], like: &Tensor) -> Result<Tensor> {
     let row = |s: &RowStats| of(&s.student).into_iter().chain(of(&s.teacher)).chain([s.kl, s.reverse_kl]);
     let all: Vec<f32> = stats.iter().flat_map(row).collect();
     Ok(upload(&all, like)?.reshape((stats.len(), STATS))?)
-}
-
-/// Number and share of a divergence, as `divergence.cuh` has them. A skew of 0 is the plain divergence.
-fn coded(divergence: Divergence) -> (u32, f32) {
-    match divergence {
-        Divergence::ForwardKl => (0, 0.0),
-        Divergence::ReverseKl => (1, 0.0),
-        Divergence::Jsd { beta } => (2, beta),
-        Divergence::SkewKl { skew } if skew < 1e-30 => (0, 0.0),
-        Divergence::SkewKl { skew } => (3, skew),
-        Divergence::SkewReverseKl { skew } if skew < 1e-30 => (1, 0.0),
-        Divergence::SkewReverseKl { skew } => (4, skew),
-        Divergence::TotalVariation => (5, 0.0),
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -299,9 +280,9 @@ impl<'a> Pass<'a> {
     fn add(&mut self, chosen: &Chosen<'_>, hidden: &Tensor, sparse: Option<&[SparseRow]>) -> Result<()> {
         let (k, d) = hidden.dims2()?;
         let stride = self.blocks.weight.dim(0)?;
-        let (divergence, share) = coded(self.mix.divergence);
+        let (divergence, share) = self.mix.divergence.code();
         let sums = match chosen.t {
-            Some(t) if divergence != 0 => {
+            Some(t) if self.mix.divergence.needs_sums() => {
                 let sums = uninitialised((k, 2), DType::F32, hidden)?;
                 let args = DivergenceSums {
                     sums: floats(&sums)?,
@@ -373,15 +354,8 @@ fn values(sums: &[Tensor]) -> Result<Option<Vec<f64>>> {
     Ok(Some(sums.iter().map(|s| f64::from(s[0])).collect()))
 }
 
-pub(super) fn loss(
-    student: &Logits,
-    signal: Option<&Signal>,
-    stats: &[RowStats],
-    targets: &[u32],
-    weights: &[f32],
-    mix: Mix,
-    d_weight: &Tensor,
-) -> Result<LossGradient> {
+pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
+    let LossInput { student, signal, stats, targets, weights, mix } = input;
     let k = stats.len();
     let mut pass = Pass::new(student, mix, d_weight)?;
     let teacher = match signal {
@@ -430,15 +404,8 @@ pub(super) fn loss(
     Ok(LossGradient { sum, d_hidden })
 }
 
-pub(super) fn fused(
-    student: &Logits,
-    teacher: Option<&Logits>,
-    targets: &[u32],
-    options: ScanOptions,
-    mix: Mix,
-    weigh: &mut Weigh<'_>,
-    d_weight: &Tensor,
-) -> Result<Fused> {
+pub(super) fn fused(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
+    let PassInput { student, teacher, targets, options, mix } = input;
     let n = targets.len();
     let mut pass = Pass::new(student, mix, d_weight)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-// Divergences in log space, entry by entry: the twin of src/objective/divergence.rs, where they are derived.
+// Divergences in log space, entry by entry: the twin of src/loss/divergence.rs, where they are derived.
 #pragma once
 #include "common.cuh"
 
@@ -8,10 +8,10 @@ struct Term {
 };
 
 // m = share x + (1 - share) y, seen from x and from y.
-struct Mixture {
+struct Blend {
     float share, rest;
 
-    __device__ explicit Mixture(float of) {
+    __device__ explicit Blend(float of) {
         share = fminf(fmaxf(of, 1e-30f), 1.0f - 1.1920929e-7f);
         rest = 1.0f - share;
     }
@@ -39,8 +39,8 @@ struct ReverseKl {
     }
 };
 
-struct JensenShannon {
-    Mixture m;  // the share is the teacher's
+struct Jsd {
+    Blend m;  // the share is the teacher's
     __device__ Term at(float a, float b) const {
         float of_q, of_p;
         m.logs(b, a, of_q, of_p);
@@ -50,7 +50,7 @@ struct JensenShannon {
 };
 
 struct SkewKl {
-    Mixture m;  // the share is the teacher's
+    Blend m;  // the share is the teacher's
     __device__ Term at(float a, float b) const {
         const float p = expf(a), q = expf(b);
         float of_q, of_p;
@@ -60,7 +60,7 @@ struct SkewKl {
 };
 
 struct SkewReverseKl {
-    Mixture m;  // the share is the student's
+    Blend m;  // the share is the student's
     __device__ Term at(float a, float b) const {
         const float p = expf(a), q = expf(b);
         float of_p, of_q;
@@ -84,15 +84,16 @@ __device__ inline float gradient_of(const Entry& entry, float a, float b, float 
 // p and q both sum to 1, so G is 0.
 __device__ inline float gradient_of(const ForwardKl&, float a, float b, float) { return expf(a) - expf(b); }
 
-// Runs `walk` with the formulas of a divergence, whose number head/cuda.rs gives.
+// Runs `walk` with the formulas of a divergence. The numbers are those of the table in src/loss/divergence.rs, whose tests
+// read these lines.
 template <typename Walk>
 __device__ inline void with_divergence(uint32_t divergence, float share, Walk walk) {
     switch (divergence) {
         case 0: walk(ForwardKl{}); break;
         case 1: walk(ReverseKl{}); break;
-        case 2: walk(JensenShannon{Mixture(share)}); break;
-        case 3: walk(SkewKl{Mixture(share)}); break;
-        case 4: walk(SkewReverseKl{Mixture(share)}); break;
-        default: walk(TotalVariation{}); break;
+        case 2: walk(Jsd{Blend(share)}); break;
+        case 3: walk(SkewKl{Blend(share)}); break;
+        case 4: walk(SkewReverseKl{Blend(share)}); break;
+        case 5: walk(TotalVariation{}); break;
     }
 }

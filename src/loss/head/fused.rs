@@ -7,11 +7,12 @@
 
 use super::cpu::{self, Running, TILE, TaughtTile};
 use super::cuda::{self, Pending};
-use super::{Logits, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
+use super::{Logits, LossInput, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::Signal;
-use crate::loss::divergence::Sums;
+use crate::loss::divergence::RowDivergence;
+use crate::ops::Backend;
 use crate::ops::buffer::{Read, ReadWeight, read, read_weight, with_mut};
 use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use candle_core::{Device, Tensor};
@@ -71,19 +72,25 @@ impl Found {
     }
 }
 
+/// What a single pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct PassInput<'a> {
+    /// The student's logits of N rows: formed, never stored; stored ones are not read.
+    pub student: &'a Logits,
+    /// The teacher's.
+    pub teacher: Option<&'a Logits>,
+    /// `[N]`
+    pub targets: &'a [u32],
+    /// `tau` must be the mix's temperature wherever the divergence has weight.
+    pub options: ScanOptions,
+    /// The objective; the teacher's signal is dense.
+    pub mix: Mix,
+}
+
 /// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0; that of the head
-/// is added to `d_weight` [V, D]. Logits are formed, never stored; stored ones are not read. The numbers are those of [`super::scan`] and [`super::loss`] up to rounding. `options.tau` must be the mix's temperature wherever the
-/// divergence has weight; the teacher's signal is dense.
-pub fn fused(
-    student: &Logits,
-    teacher: Option<&Logits>,
-    targets: &[u32],
-    options: impl Into<ScanOptions>,
-    mix: Mix,
-    mut weigh: Weigh<'_>,
-    d_weight: &Tensor,
-) -> Result<Fused> {
-    let options = options.into();
+/// is added to `d_weight` [V, D]. The numbers are those of [`super::scan`] and [`super::loss`] up to rounding.
+pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
+    let PassInput { student, teacher, targets, options, mix } = input;
     check(student, teacher, targets)?;
     if matches!(weigh, Weigh::Known(weights) if weights.len() != targets.len()) {
         return Err(Error::internal("weights and rows of a head pass differ in number"));
@@ -91,24 +98,15 @@ pub fn fused(
     if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
         return Err(Error::internal("a distillation term needs a teacher, read at the term's temperature"));
     }
-    if crate::ops::fast(&student.hidden) {
-        Pass::new(student, teacher, targets, options, mix)?.run(&mut weigh, d_weight)
-    } else if crate::ops::gpu::applies(&student.hidden) {
-        cuda::fused(student, teacher, targets, options, mix, &mut weigh, d_weight)
-    } else {
-        by_reference(student, teacher, targets, options, mix, &mut weigh, d_weight)
+    match Backend::of(&student.hidden) {
+        Backend::Cpu => Pass::new(input)?.run(&mut weigh, d_weight),
+        Backend::Gpu => cuda::fused(input, &mut weigh, d_weight),
+        Backend::Reference => by_reference(input, &mut weigh, d_weight),
     }
 }
 
-fn by_reference(
-    student: &Logits,
-    teacher: Option<&Logits>,
-    targets: &[u32],
-    options: ScanOptions,
-    mix: Mix,
-    weigh: &mut Weigh<'_>,
-    d_weight: &Tensor,
-) -> Result<Fused> {
+fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
+    let PassInput { student, teacher, targets, options, mix } = input;
     let stats = reference::scan(student, teacher, targets, options)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     for (row, s) in stats.iter().enumerate() {
@@ -121,8 +119,17 @@ fn by_reference(
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
     let teacher = teacher.filter(|_| mix.lambda != 0.0);
-    let teacher = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
-    let out = loss(&student.select(&rows)?, teacher.as_ref(), &picked, &targets, &weights, mix, d_weight)?;
+    let signal = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
+    let student = student.select(&rows)?;
+    let chosen = LossInput {
+        student: &student,
+        signal: signal.as_ref(),
+        stats: &picked,
+        targets: &targets,
+        weights: &weights,
+        mix,
+    };
+    let out = loss(chosen, d_weight)?;
     Ok(Fused { found: Found::Here(stats, out.sum), rows, weights, d_hidden: out.d_hidden })
 }
 
@@ -166,13 +173,8 @@ struct Kept {
 }
 
 impl<'a> Pass<'a> {
-    fn new(
-        student: &'a Logits,
-        teacher: Option<&'a Logits>,
-        targets: &'a [u32],
-        options: ScanOptions,
-        mix: Mix,
-    ) -> Result<Self> {
+    fn new(input: PassInput<'a>) -> Result<Self> {
+        let PassInput { student, teacher, targets, options, mix } = input;
         let teacher = teacher.map(Product::new).transpose()?;
         Ok(Self { student: Product::new(student)?, teacher, targets, options, mix })
     }
@@ -263,25 +265,25 @@ impl<'a> Pass<'a> {
         (0..count).into_par_iter().map(one).collect()
     }
 
-    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<Sums> {
+    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<RowDivergence> {
         let v = self.student.vocab;
         let one = |kept: &Kept| {
             let s = &block[kept.place];
             let Some(t) = t.filter(|_| self.mix.divergence != Divergence::ForwardKl) else {
-                return Sums { value: f64::from(s.kl), gradient: 0.0 };
+                return RowDivergence { value: f64::from(s.kl), gradient: 0.0 };
             };
             let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
-            let mut sums = Sums::default();
+            let mut sums = RowDivergence::default();
             for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
                 cpu::add_sums(&mut sums, z, t, s, self.mix);
             }
-            Sums { value: cpu::not_negative(sums.value), ..sums }
+            RowDivergence { value: cpu::not_negative(sums.value), ..sums }
         };
         kept.par_iter().map(one).collect()
     }
 
     /// Replaces the kept rows' logits `z` by their gradients.
-    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[Sums]) {
+    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[RowDivergence]) {
         let v = self.student.vocab;
         z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
             || vec![0.0; TILE.min(v)],

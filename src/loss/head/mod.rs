@@ -1,9 +1,16 @@
 //! The tied head: logits in vocabulary tiles, their statistics, and the loss with its gradient.
 //!
 //! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of gradient and is dropped,
-//! or a block of rows yields both at once ([`fused`]), or, when asked to `keep`, the logits of the micro-batch are stored and read again (these are
-//! `head = recompute` and `head = keep` of `[machine]`; the numbers are the same). Statistics are relative to the row's maximum, so they
-//! hold for logits of any size and any temperature.
+//! or a block of rows yields both at once ([`fused`]), or the logits of a micro-batch are stored by a first pass and read
+//! by a second ([`scan_and_store`]): these are `head = recompute` and `head = keep` of `[machine]`, and the numbers are the
+//! same. Statistics are relative to the row's maximum, so they hold for logits of any size and any temperature.
+//!
+//! | pass | reads | gives |
+//! |---|---|---|
+//! | [`scan`] | all rows | statistics |
+//! | [`scan_and_store`] | all rows | statistics, and the same logits, stored |
+//! | [`loss`] | chosen rows | loss and gradients |
+//! | [`fused`] | all rows | statistics, then loss and gradients of the rows that the caller weighs |
 
 mod cpu;
 mod cuda;
@@ -15,14 +22,14 @@ mod sparse;
 pub use super::Mix;
 pub(crate) use cpu::TILE;
 pub(crate) use fused::ROWS as BLOCK_ROWS;
-pub use fused::{Found, Fused, Weigh, fused};
+pub use fused::{Found, Fused, PassInput, Weigh, fused};
 pub use reduce::{sample, top_k};
 
 use crate::error::{Error, Result};
 use crate::loss::Signal;
+use crate::ops::Backend;
 use crate::ops::embed::gather;
 use crate::ops::matmul::Precision;
-use crate::ops::{fast, gpu};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -75,16 +82,15 @@ impl From<f32> for ScanOptions {
 pub struct Logits {
     hidden: Tensor,
     weight: Tensor,
-    keep: bool,
     precision: Precision,
-    kept: Option<Kept>,
-    /// Where row i lies in `kept`, after a selection.
+    stored: Option<Stored>,
+    /// Where row i lies in `stored`, after a selection.
     index: Option<Vec<u32>>,
 }
 
 /// Stored logits, where the kernels that read them are.
 #[derive(Debug, Clone)]
-enum Kept {
+enum Stored {
     /// Tiles of [`TILE`] columns, the last one narrower, each row by row.
     Host(Arc<Vec<Vec<f32>>>),
     /// [N, V] and some columns of padding.
@@ -92,10 +98,10 @@ enum Kept {
 }
 
 impl Logits {
-    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). With `keep`, the first scan
-    /// stores N V floats that later passes read; otherwise each pass forms them again.
-    pub fn new(hidden: Tensor, weight: Tensor, keep: bool) -> Self {
-        Self { hidden, weight, keep, precision: Precision::F32, kept: None, index: None }
+    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). Every pass forms them, unless
+    /// [`scan_and_store`] has stored them.
+    pub fn new(hidden: Tensor, weight: Tensor) -> Self {
+        Self { hidden, weight, precision: Precision::F32, stored: None, index: None }
     }
 
     /// The same logits, whose products and those of their gradients treat factors as given.
@@ -113,9 +119,16 @@ impl Logits {
         self.weight.dims()[0]
     }
 
-    /// Whether logits are stored by now: a later pass costs no product.
-    pub fn stored(&self) -> bool {
-        self.kept.is_some()
+    /// Whether they are stored: a pass costs no product.
+    pub fn is_stored(&self) -> bool {
+        self.stored.is_some()
+    }
+
+    fn with_stored(self, stored: Option<Stored>) -> Self {
+        match stored {
+            None => self,
+            stored => Self { stored, index: None, ..self },
+        }
     }
 
     /// The rows' inputs to the head, [N, D].
@@ -132,30 +145,90 @@ impl Logits {
         Ok(Self {
             hidden: gather(&self.hidden, rows)?,
             weight: self.weight.clone(),
-            keep: self.keep,
             precision: self.precision,
-            kept: self.kept.clone(),
-            index: self.kept.is_some().then_some(index),
+            stored: self.stored.clone(),
+            index: self.stored.is_some().then_some(index),
         })
     }
 }
 
 /// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or as `options` say.
 pub fn scan(
-    student: &mut Logits,
-    teacher: Option<&mut Logits>,
+    student: &Logits,
+    teacher: Option<&Logits>,
     targets: &[u32],
     options: impl Into<ScanOptions>,
 ) -> Result<Vec<RowStats>> {
-    let options = options.into();
-    check(student, teacher.as_deref(), targets)?;
-    if fast(&student.hidden) {
-        cpu::scan(student, teacher, targets, options)
-    } else if gpu::applies(&student.hidden) {
-        cuda::scan(student, teacher, targets, options)
-    } else {
-        reference::scan(student, teacher.as_deref(), targets, options)
+    Ok(passed(student, teacher, targets, options.into(), false)?.stats)
+}
+
+/// What [`scan_and_store`] gives.
+#[derive(Debug)]
+pub struct Scanned {
+    /// Statistics of every row.
+    pub stats: Vec<RowStats>,
+    /// The student's logits: N V floats, which later passes read.
+    pub student: Logits,
+    /// The teacher's, likewise.
+    pub teacher: Option<Logits>,
+}
+
+/// [`scan`], whose logits are stored as they are formed.
+pub fn scan_and_store(
+    student: Logits,
+    teacher: Option<Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+) -> Result<Scanned> {
+    let done = passed(&student, teacher.as_ref(), targets, options.into(), true)?;
+    Ok(Scanned {
+        stats: done.stats,
+        student: student.with_stored(done.student),
+        teacher: teacher.map(|t| t.with_stored(done.teacher)),
+    })
+}
+
+/// Statistics, and what was stored on the way.
+struct Passed {
+    stats: Vec<RowStats>,
+    student: Option<Stored>,
+    teacher: Option<Stored>,
+}
+
+fn passed(
+    student: &Logits,
+    teacher: Option<&Logits>,
+    targets: &[u32],
+    options: ScanOptions,
+    store: bool,
+) -> Result<Passed> {
+    check(student, teacher, targets)?;
+    match Backend::of(&student.hidden) {
+        Backend::Cpu => cpu::scan(student, teacher, targets, options, store),
+        Backend::Gpu => cuda::scan(student, teacher, targets, options, store),
+        // Whole matrices are formed anyway; storing them would save nothing.
+        Backend::Reference => {
+            let stats = reference::scan(student, teacher, targets, options)?;
+            Ok(Passed { stats, student: None, teacher: None })
+        }
     }
+}
+
+/// The chosen rows of a loss, N of them.
+#[derive(Debug, Clone, Copy)]
+pub struct LossInput<'a> {
+    /// Their logits.
+    pub student: &'a Logits,
+    /// What the teacher says of them.
+    pub signal: Option<&'a Signal>,
+    /// Statistics of a scan, row by row, with the same teacher if its signal is dense.
+    pub stats: &'a [RowStats],
+    /// `[N]`
+    pub targets: &'a [u32],
+    /// Multiplies each row's loss `[N]`.
+    pub weights: &'a [f32],
+    /// The objective.
+    pub mix: Mix,
 }
 
 /// Loss sum and gradients over the given rows.
@@ -167,46 +240,39 @@ pub struct LossGradient {
     pub d_hidden: Tensor,
 }
 
-/// Loss sum over all rows of `student` (select first), and its gradients: with respect to the hidden vectors in the
-/// result, with respect to the head added to `d_weight` [V, D]. `stats` are a scan's, row by row, beside the same teacher
-/// if its signal is dense; `weights` `[N]` multiply each row's loss.
-pub fn loss(
-    student: &Logits,
-    teacher: Option<&Signal>,
-    stats: &[RowStats],
-    targets: &[u32],
-    weights: &[f32],
-    mix: Mix,
-    d_weight: &Tensor,
-) -> Result<LossGradient> {
+/// Loss sum over all rows of the input (select first), and its gradients: with respect to the hidden vectors in the result,
+/// with respect to the head added to `d_weight` [V, D].
+pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
+    let LossInput { student, signal, stats, targets, weights, mix } = input;
     check(student, None, targets)?;
-    if let Some(signal) = teacher {
+    if let Some(signal) = signal {
         signal.check_vocab(student.vocab())?;
     }
-    if teacher.is_some_and(|t| t.rows() != student.rows()) {
+    if signal.is_some_and(|t| t.rows() != student.rows()) {
         return Err(Error::internal("rows of the student and of the teacher's signal differ in number"));
     }
     if stats.len() != student.rows() || weights.len() != student.rows() {
         return Err(Error::internal("statistics, weights and rows of the head loss differ in number"));
     }
-    if mix.lambda != 0.0 && teacher.is_none() {
+    if mix.lambda != 0.0 && signal.is_none() {
         return Err(Error::internal("a distillation term needs a teacher"));
     }
-    if !fast(&student.hidden) && !gpu::applies(&student.hidden) {
-        return reference::loss(student, teacher, targets, weights, mix, d_weight);
+    let backend = Backend::of(&student.hidden);
+    if backend == Backend::Reference {
+        return reference::loss(student, signal, targets, weights, mix, d_weight);
     }
     // A teacher without weight in the loss costs nothing.
-    let teacher = teacher.filter(|_| mix.lambda != 0.0);
-    if gpu::applies(&student.hidden) {
-        if let Some(signal) = teacher {
+    let input = LossInput { signal: signal.filter(|_| mix.lambda != 0.0), ..input };
+    if backend == Backend::Gpu {
+        if let Some(signal) = input.signal {
             sparse::check(signal, mix)?;
         }
-        return cuda::loss(student, teacher, stats, targets, weights, mix, d_weight);
+        return cuda::loss(input, d_weight);
     }
-    let taught = cpu::Taught::new(student, teacher, stats, mix)?;
+    let taught = cpu::Taught::new(student, input.signal, stats, mix)?;
     let rows = stats.iter().zip(weights).enumerate();
     let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), mix)).sum();
-    Ok(LossGradient { sum, d_hidden: cpu::gradient(student, &taught, stats, targets, weights, mix, d_weight)? })
+    Ok(LossGradient { sum, d_hidden: cpu::gradient(input, &taught, d_weight)? })
 }
 
 /// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics of a scan alone.

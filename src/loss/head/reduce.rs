@@ -3,7 +3,7 @@
 use super::cpu::{TILE, Tiles};
 use super::{Logits, RowStats, cuda, reference};
 use crate::error::{Error, Result};
-use crate::loss::signal::{Drawn, Sampled, TopK};
+use crate::loss::signal::{DrawnId, Sampled, TopK};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::rng::Rng;
 use rayon::prelude::*;
@@ -168,7 +168,7 @@ struct Draws {
     /// Uniforms times the total, descending: the next one is the last.
     waiting: Vec<f64>,
     cumulative: f64,
-    drawn: Vec<Drawn>,
+    drawn: Vec<DrawnId>,
     /// The last entry with any mass: rounding may leave a draw beyond the sum.
     last: Option<(u32, f32)>,
 }
@@ -196,18 +196,18 @@ impl Draws {
                 count += 1;
             }
             if count > 0 {
-                self.drawn.push(Drawn { id: entry.0, count, logp: entry.1 });
+                self.drawn.push(DrawnId { id: entry.0, count, logp: entry.1 });
             }
             self.last = Some(entry);
         }
     }
 
-    fn finish(mut self) -> Vec<Drawn> {
+    fn finish(mut self) -> Vec<DrawnId> {
         let left = self.waiting.len() as u32;
         if let (Some((id, logp)), true) = (self.last, left > 0) {
             match self.drawn.last_mut().filter(|d| d.id == id) {
                 Some(drawn) => drawn.count += left,
-                None => self.drawn.push(Drawn { id, count: left, logp }),
+                None => self.drawn.push(DrawnId { id, count: left, logp }),
             }
         }
         self.drawn

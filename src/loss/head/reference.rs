@@ -30,7 +30,7 @@ pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> R
     }
 }
 
-/// As [`per_token`], beside a top-k or sampled signal.
+/// As [`per_token`], with a top-k or sampled signal.
 pub fn per_token_sparse(z: &Tensor, signal: &Signal, targets: &[u32], mix: Mix) -> Result<Tensor> {
     let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
     let divergence = sparse::by_reference(&log_softmax(z, tau)?, signal, mix)?;

@@ -8,8 +8,8 @@
 use super::{Logits, Mix, RowStats, cpu, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
-use crate::loss::divergence::Sums;
-use crate::loss::signal::{Drawn, Sampled, Signal, TopK};
+use crate::loss::divergence::RowDivergence;
+use crate::loss::signal::{DrawnId, Sampled, Signal, TopK};
 use crate::ops::buffer::read;
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ pub(super) const LEAST_REST: f64 = f32::EPSILON as f64;
 pub(super) struct SparseRow {
     g: Vec<(u32, f32)>,
     h_rest: f32,
-    sums: Sums,
+    sums: RowDivergence,
 }
 
 impl SparseRow {
@@ -49,7 +49,7 @@ impl SparseRow {
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);
         let inside = self.g[from..].iter().map(|(id, g)| (*id as usize - start, *g));
         for (i, g) in inside.take_while(|(i, _)| *i < z.len()) {
-            // Written anew: beside a large h of the rest, what the ids have would drown in rounding.
+            // Written anew: next to a large h of the rest, what the ids have would be lost in rounding.
             let p = exp((z[i] - s.max) * inverse_tau - s.log_sum_tau);
             dz[i] = ce * exp(z[i] - s.max - s.log_sum) + scale * (g - p * total);
         }
@@ -120,12 +120,12 @@ fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(usize
     out
 }
 
-fn drawn(ids: &[Drawn], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
-    let share = |d: &Drawn| d.count as f32 / draws as f32;
+fn drawn(ids: &[DrawnId], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
+    let share = |d: &DrawnId| d.count as f32 / draws as f32;
     let value = ids.iter().enumerate().map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id))).sum();
     // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there and nothing elsewhere.
     let g = ids.iter().map(|d| (d.id, -share(d))).collect();
-    SparseRow { g, h_rest: 0.0, sums: Sums { value, gradient: -1.0 } }
+    SparseRow { g, h_rest: 0.0, sums: RowDivergence { value, gradient: -1.0 } }
 }
 
 /// The divergence of each row by its formulas, in candle operations: `[N]`. `log_p` [N, V] is the student's.
@@ -190,7 +190,8 @@ multiversion! {
 mod tests {
     use super::*;
     use crate::loss::SignalKind;
-    use crate::loss::head::{LossGradient, loss, scan};
+    use crate::loss::head::tests::scanned;
+    use crate::loss::head::{LossGradient, LossInput, Scanned, loss, scan};
     use crate::ops::testing::{assert_close, check_finite_differences, random};
     use candle_core::{DType, Tensor};
 
@@ -208,23 +209,38 @@ mod tests {
         Mix { lambda: 0.7, temperature: 2.0, divergence }
     }
 
-    fn pair(dtype: DType, keep: bool, vocab: usize) -> (Logits, Logits) {
+    fn pair(dtype: DType, vocab: usize) -> (Logits, Logits) {
         let logits = |width: usize, tag| {
             let (hidden, weight) = (random((6, width), tag), random((vocab, width), tag + 1));
-            Logits::new(hidden.to_dtype(dtype).unwrap(), weight.to_dtype(dtype).unwrap(), keep)
+            Logits::new(hidden.to_dtype(dtype).unwrap(), weight.to_dtype(dtype).unwrap())
         };
         (logits(8, 1), logits(5, 3))
     }
 
-    /// Loss and gradients (the last with respect to the head) beside a signal of some kind.
+    /// Loss and gradients (the last with respect to the head) with a signal of some kind.
     fn taught(dtype: DType, keep: bool, vocab: usize, kind: SignalKind, mix: Mix, seed: u64) -> (LossGradient, Tensor) {
-        let (mut s, mut t) = pair(dtype, keep, vocab);
+        let (s, t) = pair(dtype, vocab);
         let targets = [0, 3, 1, 2, vocab as u32 - 1, 7];
-        let stats = scan(&mut s, Some(&mut t), &targets, mix.temperature).unwrap();
+        let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &targets, mix.temperature, keep);
+        let t = teacher.unwrap();
         let signal = kind.reduce(t, &stats, mix.temperature, seed, &[4, 5, 6, 10, 11, 12]).unwrap();
         let d_weight = s.weight.zeros_like().unwrap();
         let weights = [1.0, 0.5, 2.0, 1.0, 1.0, 3.0];
-        (loss(&s, Some(&signal), &stats, &targets, &weights, mix, &d_weight).unwrap(), d_weight)
+        (
+            loss(
+                LossInput {
+                    student: &s,
+                    signal: Some(&signal),
+                    stats: &stats,
+                    targets: &targets,
+                    weights: &weights,
+                    mix,
+                },
+                &d_weight,
+            )
+            .unwrap(),
+            d_weight,
+        )
     }
 
     #[test]
@@ -327,9 +343,9 @@ mod tests {
 
     #[test]
     fn the_top_is_the_top_and_draws_belong_to_their_token() {
-        let (_, mut t) = pair(DType::F32, true, V);
-        let (mut s, _) = pair(DType::F32, true, V);
-        let stats = scan(&mut s, Some(&mut t), &[0; 6], 2.0).unwrap();
+        let (_, t) = pair(DType::F32, V);
+        let (s, _) = pair(DType::F32, V);
+        let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
         let Signal::TopK(top) = SignalKind::TopK(7).reduce(t.clone(), &stats, 2.0, 1, &[]).unwrap() else { panic!() };
         for (i, row) in reference::host_rows(&t).unwrap().iter().enumerate() {
             let mut order: Vec<u32> = (0..V as u32).collect();
@@ -355,11 +371,24 @@ mod tests {
 
     #[test]
     fn only_forward_kl_takes_a_sample_and_ids_lie_in_the_vocabulary() {
-        let (mut s, mut t) = pair(DType::F32, false, 33);
-        let stats = scan(&mut s, Some(&mut t), &[0; 6], 2.0).unwrap();
+        let (s, t) = pair(DType::F32, 33);
+        let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
         let sampled = SignalKind::Sampled(3).reduce(t, &stats, 2.0, 1, &[0; 6]).unwrap();
         let dw = s.weight.zeros_like().unwrap();
-        let refused = |mix| loss(&s, Some(&sampled), &stats, &[0; 6], &[1.0; 6], mix, &dw).is_err();
+        let refused = |mix| {
+            loss(
+                LossInput {
+                    student: &s,
+                    signal: Some(&sampled),
+                    stats: &stats,
+                    targets: &[0; 6],
+                    weights: &[1.0; 6],
+                    mix,
+                },
+                &dw,
+            )
+            .is_err()
+        };
         assert!(refused(mix(Divergence::ReverseKl)) && !refused(mix(Divergence::ForwardKl)));
         assert!(sampled.check_vocab(1).unwrap_err().to_string().contains("vocabulary has 1"));
     }

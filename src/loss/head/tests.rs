@@ -42,12 +42,28 @@ fn case((n, d, v): (usize, usize, usize)) -> Case {
 }
 
 impl Case {
-    fn student(&self, keep: bool) -> Logits {
-        Logits::new(self.hidden.clone(), self.weight.clone(), keep)
+    /// A pass over these rows.
+    fn pass<'a>(&'a self, student: &'a Logits, teacher: Option<&'a Logits>, mix: Mix) -> PassInput<'a> {
+        PassInput { student, teacher, targets: &self.targets, options: mix.temperature.into(), mix }
     }
 
-    fn teacher(&self, keep: bool) -> Logits {
-        Logits::new(self.t_hidden.clone(), self.t_weight.clone(), keep)
+    /// The loss of all rows.
+    fn loss<'a>(
+        &'a self,
+        student: &'a Logits,
+        signal: Option<&'a Signal>,
+        stats: &'a [RowStats],
+        mix: Mix,
+    ) -> LossInput<'a> {
+        LossInput { student, signal, stats, targets: &self.targets, weights: &self.weights, mix }
+    }
+
+    fn student(&self) -> Logits {
+        Logits::new(self.hidden.clone(), self.weight.clone())
+    }
+
+    fn teacher(&self) -> Logits {
+        Logits::new(self.t_hidden.clone(), self.t_weight.clone())
     }
 
     fn in_f64(&self) -> Case {
@@ -86,10 +102,10 @@ fn scan_matches_the_reference_in_f64() {
         for tau in [0.05, 1.0, 2.0, 20.0] {
             for reverse_kl in [false, true] {
                 let options = ScanOptions { tau, reverse_kl };
-                let (s, t) = (wide.student(false), wide.teacher(false));
+                let (s, t) = (wide.student(), wide.teacher());
                 let want = reference::scan(&s, Some(&t), &case.targets, options).unwrap();
-                let (mut s, mut t) = (case.student(false), case.teacher(false));
-                let got = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
+                let (s, t) = (case.student(), case.teacher());
+                let got = scan(&s, Some(&t), &case.targets, options).unwrap();
                 // Logits carry f32 rounding (1e-6 of values near 10) and a small tau multiplies it.
                 assert_stats_close(&got, &want, 4e-6 / tau.min(1.0));
                 assert_eq!(got.iter().any(|s| s.reverse_kl > 0.0), reverse_kl);
@@ -103,11 +119,12 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
     for shape in SHAPES {
         for mix in MIXES {
             let case = case(shape);
-            let (mut s, mut t) = (case.student(true), case.teacher(true));
-            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
+            let (s, t) = (case.student(), Some(case.teacher()));
+            let Scanned { stats, student: s, teacher } = scanned(s, t, &case.targets, mix.temperature, true);
+            let t = teacher.unwrap();
             let dw = random(case.weight.dims(), 9);
             let start = dw.to_dtype(DType::F64).unwrap();
-            let got = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+            let got = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
             let wide = case.in_f64();
             let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
             let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
@@ -138,14 +155,26 @@ fn bits_of_one_mix(mix: Mix) {
     let pick = |all: &[u32]| rows.iter().map(|&r| all[r as usize]).collect::<Vec<_>>();
     let run = |keep: bool, threads: usize| {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-            let (mut s, mut t) = (case.student(keep), case.teacher(keep));
-            let stats = scan(&mut s, Some(&mut t), &case.targets, mix.temperature).unwrap();
-            assert_eq!(s.stored(), keep);
+            let (s, t) = (case.student(), Some(case.teacher()));
+            let Scanned { stats, student: s, teacher } = scanned(s, t, &case.targets, mix.temperature, keep);
+            let t = teacher.unwrap();
+            assert!(s.is_stored() == keep && t.is_stored() == keep);
             let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
             let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
             let weights: Vec<f32> = rows.iter().map(|&r| case.weights[r as usize]).collect();
             let dw = case.weight.zeros_like().unwrap();
-            let out = loss(&s, Some(&Signal::Dense(t)), &picked, &pick(&case.targets), &weights, mix, &dw).unwrap();
+            let out = loss(
+                LossInput {
+                    student: &s,
+                    signal: Some(&Signal::Dense(t)),
+                    stats: &picked,
+                    targets: &pick(&case.targets),
+                    weights: &weights,
+                    mix,
+                },
+                &dw,
+            )
+            .unwrap();
             (stats, out.sum.to_bits(), out.d_hidden.to_vec2::<f32>().unwrap(), dw.to_vec2::<f32>().unwrap())
         })
     };
@@ -163,11 +192,11 @@ fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
 
 fn nothing_to_learn(mix: Mix) {
     let case = case((6, 16, 5000));
-    let (mut s, mut t) = (case.student(false), case.student(false));
-    let stats = scan(&mut s, Some(&mut t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
+    let (s, t) = (case.student(), case.student());
+    let stats = scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
-    let out = loss(&s, Some(&Signal::Dense(t)), &stats, &case.targets, &case.weights, mix, &dw).unwrap();
+    let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
     assert_eq!(out.sum, 0.0);
     assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
     assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
@@ -183,17 +212,28 @@ fn extreme_logits_stay_finite() {
     let divergences = MIXES.iter().map(|m| m.divergence);
     for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
         let mix = Mix { lambda: 0.5, temperature: tau, divergence };
-        let (mut s, mut q) = (Logits::new(eye.clone(), z.clone(), false), Logits::new(eye.clone(), t.clone(), false));
+        let (s, q) = (Logits::new(eye.clone(), z.clone()), Logits::new(eye.clone(), t.clone()));
         let targets = [1, 2, 3, 4];
         let options = ScanOptions { tau, reverse_kl: true };
-        let stats = scan(&mut s, Some(&mut q), &targets, options).unwrap();
+        let stats = scan(&s, Some(&q), &targets, options).unwrap();
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
-        let (ws, wq) = (Logits::new(wide(&eye), wide(&z), false), Logits::new(wide(&eye), wide(&t), false));
+        let (ws, wq) = (Logits::new(wide(&eye), wide(&z)), Logits::new(wide(&eye), wide(&t)));
         let want = reference::scan(&ws, Some(&wq), &targets, options).unwrap();
         assert_stats_close(&stats, &want, 1e-5);
         let dw = z.zeros_like().unwrap();
         let want_dw = wide(&dw);
-        let out = loss(&s, Some(&Signal::Dense(q)), &stats, &targets, &[1.0; 4], mix, &dw).unwrap();
+        let out = loss(
+            LossInput {
+                student: &s,
+                signal: Some(&Signal::Dense(q)),
+                stats: &stats,
+                targets: &targets,
+                weights: &[1.0; 4],
+                mix,
+            },
+            &dw,
+        )
+        .unwrap();
         let want = reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw).unwrap();
         assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
         assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
@@ -204,17 +244,21 @@ fn extreme_logits_stay_finite() {
 #[test]
 fn no_rows_is_no_error() {
     let case = case((4, 8, 50));
-    for keep in [true, false] {
-        let mut s = case.student(keep);
-        let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+    for _keep in [true, false] {
+        let s = case.student();
+        let stats = scan(&s, None, &case.targets, 1.0).unwrap();
         let dw = case.weight.zeros_like().unwrap();
         let none = s.select(&[]).unwrap();
-        let out = loss(&none, None, &[], &[], &[], MIXES[0], &dw).unwrap();
+        let out = loss(
+            LossInput { student: &none, signal: None, stats: &[], targets: &[], weights: &[], mix: MIXES[0] },
+            &dw,
+        )
+        .unwrap();
         assert_eq!((out.sum, out.d_hidden.dims()), (0.0, [0usize, 8].as_slice()));
         assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
         assert_eq!(stats.len(), 4);
-        let mut empty = Logits::new(none.hidden().clone(), case.weight.clone(), keep);
-        assert!(scan(&mut empty, None, &[], 1.0).unwrap().is_empty());
+        let empty = Logits::new(none.hidden().clone(), case.weight.clone());
+        assert!(scan(&empty, None, &[], 1.0).unwrap().is_empty());
     }
 }
 
@@ -229,19 +273,31 @@ fn the_reference_is_right_by_finite_differences() {
 #[test]
 fn mismatches_are_errors() {
     let case = case((4, 8, 50));
-    let mut other = Logits::new(case.t_hidden.clone(), random((51, 11), 6), false);
-    let message = scan(&mut case.student(false), Some(&mut other), &case.targets, 1.0).unwrap_err().to_string();
+    let other = Logits::new(case.t_hidden.clone(), random((51, 11), 6));
+    let message = scan(&case.student(), Some(&other), &case.targets, 1.0).unwrap_err().to_string();
     assert!(message.contains("50") && message.contains("51"), "{message}");
-    assert!(scan(&mut case.student(false), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
+    assert!(scan(&case.student(), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
 }
 
 #[test]
 fn cross_entropy_is_candles() {
     let case = case((7, 24, 101));
-    let mut s = case.student(true);
-    let stats = scan(&mut s, None, &case.targets, 1.0).unwrap();
+    let s = case.student();
+    let stats = scan(&s, None, &case.targets, 1.0).unwrap();
     let dw = case.weight.zeros_like().unwrap();
-    let ours = loss(&s, None, &stats, &case.targets, &[1.0; 7], MIXES[0], &dw).unwrap().sum / 7.0;
+    let ours = loss(
+        LossInput {
+            student: &s,
+            signal: None,
+            stats: &stats,
+            targets: &case.targets,
+            weights: &[1.0; 7],
+            mix: MIXES[0],
+        },
+        &dw,
+    )
+    .unwrap()
+    .sum / 7.0;
     let z = reference::logits(&case.hidden, &case.weight).unwrap();
     let targets = Tensor::new(case.targets.as_slice(), &Device::Cpu).unwrap();
     let theirs = candle_nn::loss::cross_entropy(&z, &targets).unwrap().to_scalar::<f32>().unwrap();
@@ -257,6 +313,20 @@ struct Done {
     d_hidden: Tensor,
 }
 
+/// A scan, by which the logits are stored or not.
+pub(super) fn scanned(
+    student: Logits,
+    teacher: Option<Logits>,
+    targets: &[u32],
+    options: impl Into<ScanOptions>,
+    store: bool,
+) -> Scanned {
+    if store {
+        return scan_and_store(student, teacher, targets, options).unwrap();
+    }
+    Scanned { stats: scan(&student, teacher.as_ref(), targets, options).unwrap(), student, teacher }
+}
+
 fn read(fused: Fused) -> Done {
     let Fused { found, rows, weights, d_hidden } = fused;
     let (stats, sum) = found.read().unwrap();
@@ -265,16 +335,39 @@ fn read(fused: Fused) -> Done {
 
 /// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
 fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Done, Tensor) {
-    let (mut s, mut t) = (case.student(true), with_teacher.then(|| case.teacher(true)));
-    let stats = scan(&mut s, t.as_mut(), &case.targets, mix.temperature).unwrap();
+    let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
+    let Scanned { stats, student: s, teacher: t } = scanned(s, t, &case.targets, mix.temperature, true);
     let rows: Vec<u32> = (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| case.targets[r as usize]).collect();
     let weights: Vec<f32> = rows.iter().map(|&r| weights[r as usize]).collect();
     let dw = random(case.weight.dims(), 9);
     let t = t.map(|t| Signal::Dense(t.select(&rows).unwrap()));
-    let out = loss(&s.select(&rows).unwrap(), t.as_ref(), &picked, &targets, &weights, mix, &dw).unwrap();
+    let out = loss(
+        LossInput {
+            student: &s.select(&rows).unwrap(),
+            signal: t.as_ref(),
+            stats: &picked,
+            targets: &targets,
+            weights: &weights,
+            mix,
+        },
+        &dw,
+    )
+    .unwrap();
     (Done { stats, rows, weights, sum: out.sum, d_hidden: out.d_hidden }, dw)
+}
+
+/// The first row is dropped where any is, so that one shape keeps nothing at all.
+fn weight_of(row: usize, keep_every: usize) -> f32 {
+    let dropped = match keep_every {
+        1 => false,
+        7 => !row.is_multiple_of(7),
+        5 => !row.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
+        9 => true,
+        _ => row.is_multiple_of(keep_every),
+    };
+    if dropped { 0.0 } else { 0.5 + row as f32 }
 }
 
 #[test]
@@ -291,23 +384,12 @@ fn one_fused_pass_is_scan_and_loss() {
         ((5, 4, 9), 9),
     ] {
         let case = case(shape);
-        // The first row is dropped, so that one shape keeps nothing at all.
-        let weight = |r: usize| {
-            let dropped = match keep_every {
-                1 => false,
-                7 => !r.is_multiple_of(7),
-                5 => !r.is_multiple_of(3), // 86 a block: the second fills half a buffer, and there is more to come
-                9 => true,
-                _ => r.is_multiple_of(keep_every),
-            };
-            if dropped { 0.0 } else { 0.5 + r as f32 }
-        };
-        let weights: Vec<f32> = (0..shape.0).map(weight).collect();
+        let weights: Vec<f32> = (0..shape.0).map(|row| weight_of(row, keep_every)).collect();
         for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
         {
             let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
             let run = |case: &Case, dw: &Tensor| {
-                let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+                let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
                 let mut seen = 0;
                 let mut weigh = |row: usize, stats: &RowStats| {
                     assert_eq!(row, seen, "rows come in order");
@@ -316,7 +398,7 @@ fn one_fused_pass_is_scan_and_loss() {
                     Ok(weights[row])
                 };
                 let weigh = Weigh::Asking(&mut weigh);
-                read(fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, weigh, dw).unwrap())
+                read(fused(case.pass(&s, t.as_ref(), mix), weigh, dw).unwrap())
             };
             let check = |got: &Done, dw: &Tensor| {
                 assert_stats_close(&got.stats, &want.stats, 4e-6);
@@ -339,9 +421,9 @@ fn one_fused_pass_is_scan_and_loss() {
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert!(bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden), "{threads} threads");
             }
-            let (s, t) = (case.student(false), with_teacher.then(|| case.teacher(false)));
+            let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
             let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
-            let again = fused(&s, t.as_ref(), &case.targets, mix.temperature, mix, known, &other).unwrap();
+            let again = fused(case.pass(&s, t.as_ref(), mix), known, &other).unwrap();
             assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
             let wide = case.in_f64();
             let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
@@ -356,22 +438,59 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
     let dw = case.weight.zeros_like().unwrap();
     let mut weigh = |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
     let weigh = Weigh::Asking(&mut weigh);
-    let failed = fused(&case.student(false), None, &case.targets, 1.0, MIXES[0], weigh, &dw).unwrap_err();
+    let failed = fused(
+        PassInput {
+            student: &case.student(),
+            teacher: None,
+            targets: &case.targets,
+            options: 1.0.into(),
+            mix: MIXES[0],
+        },
+        weigh,
+        &dw,
+    )
+    .unwrap_err();
     assert!(failed.to_string().contains("row two"));
     let weigh = || Weigh::Known(&[1.0; 4]);
-    assert!(fused(&case.student(false), None, &case.targets, 1.0, MIXES[2], weigh(), &dw).is_err());
-    assert!(fused(&case.student(false), None, &case.targets[..3], 1.0, MIXES[0], weigh(), &dw).is_err());
+    assert!(
+        fused(
+            PassInput {
+                student: &case.student(),
+                teacher: None,
+                targets: &case.targets,
+                options: 1.0.into(),
+                mix: MIXES[2]
+            },
+            weigh(),
+            &dw
+        )
+        .is_err()
+    );
+    assert!(
+        fused(
+            PassInput {
+                student: &case.student(),
+                teacher: None,
+                targets: &case.targets[..3],
+                options: 1.0.into(),
+                mix: MIXES[0]
+            },
+            weigh(),
+            &dw
+        )
+        .is_err()
+    );
 }
 
 /// Everything that a head says and does, as tensors: a scan, a loss on some of its rows, and one fused pass.
 fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: SignalKind) -> Vec<Tensor> {
     let half = |t: &Tensor| t.to_dtype(precision.activations()).unwrap();
-    let of =
-        |hidden: &Tensor, weight: &Tensor| Logits::new(half(hidden), weight.clone(), keep).with_precision(precision);
-    let (mut s, mut t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let of = |hidden: &Tensor, weight: &Tensor| Logits::new(half(hidden), weight.clone()).with_precision(precision);
+    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
     let options = ScanOptions { tau: mix.temperature, reverse_kl: true };
-    let stats = scan(&mut s, Some(&mut t), &case.targets, options).unwrap();
-    assert_eq!(s.stored(), keep);
+    let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &case.targets, options, keep);
+    let t = teacher.unwrap();
+    assert!(s.is_stored() == keep && t.is_stored() == keep);
     let rows: Vec<u32> = (0..case.targets.len() as u32).filter(|r| r % 3 != 1).collect();
     let (targets, weights): (Vec<u32>, Vec<f32>) =
         rows.iter().map(|&r| (case.targets[r as usize], case.weights[r as usize])).unzip();
@@ -380,13 +499,17 @@ fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: S
     let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
     let signal = signal.reduce(t, &picked, mix.temperature, 5, &tokens).unwrap();
     let dw = random(case.weight.dims(), 9);
-    let out = loss(&s, Some(&signal), &picked, &targets, &weights, mix, &dw).unwrap();
+    let out = loss(
+        LossInput { student: &s, signal: Some(&signal), stats: &picked, targets: &targets, weights: &weights, mix },
+        &dw,
+    )
+    .unwrap();
     let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
     let gaps: Vec<f32> = case.weights.iter().enumerate().map(|(i, w)| if i % 4 == 2 { 0.0 } else { *w }).collect();
     let fused_dw = random(case.weight.dims(), 9);
     let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
     let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
-    let one = read(fused(&s, Some(&t), &case.targets, mix.temperature, mix, weigh, &fused_dw).unwrap());
+    let one = read(fused(case.pass(&s, Some(&t), mix), weigh, &fused_dw).unwrap());
     let flat = |stats: &[RowStats]| {
         let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
         let all = stats.iter().flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
@@ -438,12 +561,12 @@ fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
     // Two values only, so almost everything is a tie: ids must be the lowest.
     let hidden = Tensor::ones((10, 1), DType::F32, &Device::Cpu).unwrap();
     let weight: Vec<f32> = (0..150).map(|i| if i % 7 == 3 { 0.5 } else { -0.25 }).collect();
-    let teacher = Logits::new(hidden, Tensor::from_vec(weight, (150, 1), &Device::Cpu).unwrap(), false);
+    let teacher = Logits::new(hidden, Tensor::from_vec(weight, (150, 1), &Device::Cpu).unwrap());
     let targets = [0u32; 10];
     for k in [1, 21, 22, 100, 149, 150] {
         let find = || {
-            let mut t = teacher.clone();
-            let mut stats = scan(&mut t.clone(), Some(&mut t), &targets, 1.0).unwrap();
+            let t = teacher.clone();
+            let mut stats = scan(&t.clone(), Some(&t), &targets, 1.0).unwrap();
             stats.truncate(10);
             top_k(&teacher, &stats, 1.0, k).unwrap()
         };

@@ -12,10 +12,14 @@ fn gradients(model: &Gpt2, upstream: &Tensor) -> (f64, ParamSet) {
     let tokens: Vec<u32> = (0..32).map(|i| i * 7 % 50).collect();
     let (hidden, tape) = model.forward_with_tape(&tokens, 16).unwrap();
     let grads = ParamSet::zeros(model.params.layout(), DType::F32, &Device::Cpu).unwrap();
-    let mut logits = model.logits(hidden, false);
-    let stats = head::scan(&mut logits, None, &tokens, 1.0).unwrap();
+    let logits = model.logits(hidden);
+    let stats = head::scan(&logits, None, &tokens, 1.0).unwrap();
     let mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
-    let loss = head::loss(&logits, None, &stats, &tokens, &[1.0; 32], mix, grads.wte()).unwrap();
+    let loss = head::loss(
+        head::LossInput { student: &logits, signal: None, stats: &stats, targets: &tokens, weights: &[1.0; 32], mix },
+        grads.wte(),
+    )
+    .unwrap();
     model.backward(tape, None, &(loss.d_hidden + upstream).unwrap(), &grads).unwrap();
     (loss.sum, grads)
 }

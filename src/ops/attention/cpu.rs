@@ -1,6 +1,6 @@
-//! Attention on f32: a task owns one head of one sequence and walks its queries in blocks.
+//! Attention on f32: a task owns one head of one sequence and walks its queries in blocks. Formulas: `mod.rs`.
 
-use super::{Attended, Gradients, Keys, Shape};
+use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::Result;
 use crate::ops::buffer::{SharedMut, read};
 use crate::ops::matmul::{Mat, MatMut, gemm};
@@ -44,14 +44,8 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     })
 }
 
-pub(super) fn backward(
-    qkv: &Tensor,
-    attended: &Attended,
-    dout: &Tensor,
-    rows: Option<&[u32]>,
-    keys: Keys,
-    shape: Shape,
-) -> Result<Gradients> {
+pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
+    let Backward { qkv, attended, dout, rows, keys, shape } = args;
     let (n, width) = qkv.dims2()?;
     let d = width / 3;
     let (data, out, lse, dout) = (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
@@ -64,12 +58,13 @@ pub(super) fn backward(
             (every.as_slice(), false)
         }
     };
-    let mut dq = vec![0.0; rows.len() * d];
     let with_keys = if sparse { rows.len() } else { n };
-    let mut dkv = vec![0.0; with_keys * 2 * d];
+    let mut dq = vec![0.0; rows.len() * d]; // [k, D]
+    let mut dkv = vec![0.0; with_keys * 2 * d]; // [B T, 2 D] or [k, 2 D]
     let (dq_ptr, dkv_ptr) = (SharedMut(dq.as_mut_ptr()), SharedMut(dkv.as_mut_ptr()));
     (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
         let head = Head::new(data, d, shape, task);
+        let lse = &lse[task * shape.context..][..shape.context];
         // The rows that belong to this sequence: a run of the ascending list.
         let from = rows.partition_point(|&r| (r as usize) < head.first_row);
         let to = rows.partition_point(|&r| (r as usize) < head.first_row + shape.context);
@@ -77,38 +72,29 @@ pub(super) fn backward(
         let mut scratch = Scratch::new(head.dim, shape.context);
         for block in (from..to).step_by(BLOCK) {
             let rows = &rows[block..to.min(block + BLOCK)];
-            let lse = &lse[task * shape.context..][..shape.context];
-            scratch.fill(&head, rows, block, out, dout, d);
-            let (count, visible) = (rows.len(), rows[rows.len() - 1] as usize - head.first_row + 1);
-            let (p, ds) = (&mut scratch.p[..count * visible], &mut scratch.ds[..count * visible]);
-            let q = Mat::row_major(&scratch.q[..count * head.dim], count, head.dim);
-            let dout = Mat::row_major(&scratch.dout[..count * head.dim], count, head.dim);
-            gemm(MatMut::new(p, count, visible, visible), false, q, head.k(visible).t(), head.scale, false);
-            gemm(MatMut::new(ds, count, visible, visible), false, dout, head.v(visible).t(), 1.0, false);
-            for (r, (p, ds)) in p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate() {
-                let position = rows[r] as usize - head.first_row;
-                gradient_row(p, ds, position + 1, lse[position], scratch.delta[r], head.scale);
-            }
+            scratch.gather(&head, rows, block, out, dout, d);
+            let visible = scratch.probabilities(&head, rows, lse);
+            let (q, dout, p, ds) = scratch.block(rows.len(), visible, head.dim);
             // Keys and values that carry gradient: the visible ones, or of these the given rows'.
-            let seen = &rows_of_sequence[..block - from + count];
+            let seen = &rows_of_sequence[..block - from + rows.len()];
             let (first, with_gradient) = if sparse { (from, seen.len()) } else { (head.first_row, visible) };
             // SAFETY: this task alone writes the columns of its head in the rows of its sequence, of dq and of dkv.
             let (dq, dk, dv) = unsafe {
                 let column = head.column;
                 let dkv = dkv_ptr.get().add(first * 2 * d + column);
                 (
-                    MatMut::from_raw(dq_ptr.get().add(block * d + column), count, head.dim, d),
+                    MatMut::from_raw(dq_ptr.get().add(block * d + column), rows.len(), head.dim, d),
                     MatMut::from_raw(dkv, with_gradient, head.dim, 2 * d),
                     MatMut::from_raw(dkv.add(d), with_gradient, head.dim, 2 * d),
                 )
             };
-            gemm(dq, false, Mat::row_major(ds, count, visible), head.k(visible), 1.0, false);
+            gemm(dq, false, Mat::row_major(ds, rows.len(), visible), head.k(visible), 1.0, false); // dQ = dS K
             if sparse {
                 compact(p, visible, seen, head.first_row);
                 compact(ds, visible, seen, head.first_row);
             }
-            gemm(dk, true, Mat::row_major(ds, count, with_gradient).t(), q, 1.0, false);
-            gemm(dv, true, Mat::row_major(p, count, with_gradient).t(), dout, 1.0, false);
+            gemm(dk, true, Mat::row_major(ds, rows.len(), with_gradient).t(), q, 1.0, false); // dK += dSᵀ Q
+            gemm(dv, true, Mat::row_major(p, rows.len(), with_gradient).t(), dout, 1.0, false); // dV += Pᵀ dO
         }
     });
     Ok(Gradients {
@@ -167,12 +153,17 @@ impl<'a> Head<'a> {
     }
 }
 
-/// What one task needs for a block of the backward.
+/// What one task needs for a block of `count` queries of the backward, of one head of width d.
 struct Scratch {
+    /// [count, d].
     q: Vec<f32>,
+    /// [count, d].
     dout: Vec<f32>,
+    /// `[count]`.
     delta: Vec<f32>,
+    /// [count, visible]; the last query sees the most keys, and later ones are not formed.
     p: Vec<f32>,
+    /// [count, visible].
     ds: Vec<f32>,
 }
 
@@ -188,7 +179,7 @@ impl Scratch {
     }
 
     /// Gathers q and dout of the rows, and delta = sum(dout * out) of each. `block` is the rows' place in `dout`.
-    fn fill(&mut self, head: &Head<'_>, rows: &[u32], block: usize, out: &[f32], dout: &[f32], d: usize) {
+    fn gather(&mut self, head: &Head<'_>, rows: &[u32], block: usize, out: &[f32], dout: &[f32], d: usize) {
         let dim = head.dim;
         for (r, &row) in rows.iter().enumerate() {
             let row = row as usize;
@@ -197,6 +188,32 @@ impl Scratch {
             self.dout[r * dim..][..dim].copy_from_slice(upstream);
             self.delta[r] = dot(upstream, &out[row * d + head.column..][..dim]);
         }
+    }
+
+    /// P and dS of the gathered rows against the keys that the last of them sees; returns how many these are.
+    fn probabilities(&mut self, head: &Head<'_>, rows: &[u32], lse: &[f32]) -> usize {
+        let count = rows.len();
+        let visible = rows[count - 1] as usize - head.first_row + 1;
+        let (p, ds) = (&mut self.p[..count * visible], &mut self.ds[..count * visible]);
+        let q = Mat::row_major(&self.q[..count * head.dim], count, head.dim);
+        let dout = Mat::row_major(&self.dout[..count * head.dim], count, head.dim);
+        gemm(MatMut::new(p, count, visible, visible), false, q, head.k(visible).t(), head.scale, false); // S = Q Kᵀ scale
+        gemm(MatMut::new(ds, count, visible, visible), false, dout, head.v(visible).t(), 1.0, false); // dP = dO Vᵀ
+        for (r, (p, ds)) in p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate() {
+            let position = rows[r] as usize - head.first_row;
+            gradient_row(p, ds, position + 1, lse[position], self.delta[r], head.scale);
+        }
+        visible
+    }
+
+    /// q and dout [count, d], p and ds [count, visible] of the block in hand.
+    fn block(&mut self, count: usize, visible: usize, dim: usize) -> (Mat<'_>, Mat<'_>, &mut [f32], &mut [f32]) {
+        (
+            Mat::row_major(&self.q[..count * dim], count, dim),
+            Mat::row_major(&self.dout[..count * dim], count, dim),
+            &mut self.p[..count * visible],
+            &mut self.ds[..count * visible],
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! Attention on a GPU: launches of `attention.cu`.
 
-use super::{Attended, Gradients, Keys, Shape};
+use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::{Error, Result};
 use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant};
 use candle_core::{DType, Tensor};
@@ -74,7 +74,7 @@ mod flash {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Forward {
+struct ForwardLaunch {
     out: Address,
     lse: Address,
     qkv: Address,
@@ -95,7 +95,7 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
         Kernels::Flash => (flash::QUERIES, flash::THREADS, flash::STAGES),
     };
     let tiles = shape.context.div_ceil(rows);
-    let args = Forward {
+    let args = ForwardLaunch {
         out: contiguous(&out)?,
         lse: floats(&lse)?,
         qkv: contiguous(qkv)?,
@@ -116,7 +116,7 @@ fn scale(dim: usize) -> f32 {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Rows {
+struct RowsAt {
     rows: Address,
     starts: Address,
 }
@@ -148,17 +148,17 @@ impl List {
         Ok(Self { uploaded: Some(apart), count: rows.len(), longest })
     }
 
-    fn addresses(&self) -> Result<Rows> {
+    fn addresses(&self) -> Result<RowsAt> {
         match &self.uploaded {
-            None => Ok(Rows { rows: Address::NULL, starts: Address::NULL }),
-            Some([starts, rows]) => Ok(Rows { rows: contiguous(rows)?, starts: contiguous(starts)? }),
+            None => Ok(RowsAt { rows: Address::NULL, starts: Address::NULL }),
+            Some([starts, rows]) => Ok(RowsAt { rows: contiguous(rows)?, starts: contiguous(starts)? }),
         }
     }
 }
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Statistics {
+struct StatisticsLaunch {
     stats: Address,
     out: Address,
     dout: Address,
@@ -172,14 +172,14 @@ struct Statistics {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Backward {
+struct BackwardLaunch {
     dq: Address,
     dkv: Address,
     qkv: Address,
     dout: Address,
     stats: Address,
-    queries: Rows,
-    keys: Rows,
+    queries: RowsAt,
+    keys: RowsAt,
     count: u32,
     context: u32,
     heads: u32,
@@ -188,14 +188,8 @@ struct Backward {
     scale: f32,
 }
 
-pub(super) fn backward(
-    qkv: &Tensor,
-    attended: &Attended,
-    dout: &Tensor,
-    rows: Option<&[u32]>,
-    keys: Keys,
-    shape: Shape,
-) -> Result<Gradients> {
+pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
+    let Backward { qkv, attended, dout, rows, keys, shape } = args;
     let dtype = qkv.dtype();
     if dout.dtype() != dtype || attended.out.dtype() != dtype {
         let (out, dout) = (attended.out.dtype(), dout.dtype());
@@ -221,7 +215,7 @@ pub(super) fn backward(
     }
 
     let stats = uninitialised((shape.heads, queries.count, 2), DType::F32, qkv)?;
-    let args = Statistics {
+    let args = StatisticsLaunch {
         stats: floats(&stats)?,
         out: contiguous(&attended.out)?,
         dout: contiguous(dout)?,
@@ -246,7 +240,7 @@ pub(super) fn backward(
     for (kernel, owned, shared) in [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
     {
         let tiles = owned.longest.div_ceil(rows);
-        let args = Backward {
+        let args = BackwardLaunch {
             dq: contiguous(&dq)?,
             dkv: contiguous(&dkv)?,
             qkv: contiguous(qkv)?,

@@ -2,8 +2,26 @@
 //!
 //! Queries are taken in blocks; a block's scores against its visible keys live in a small scratch, the masked half is
 //! never computed, and the backward forms the probabilities again from the kept log-sum-exp (FlashAttention's
-//! recomputation, Dao et al., arXiv 2205.14135). The backward can be given the rows (positions) whose output carries
-//! gradient: it then forms dQ of those rows only, and dK and dV of all rows, which is exact, or of the same rows.
+//! recomputation, Dao et al., arXiv 2205.14135). Of one head of one sequence, with d = D / H:
+//!
+//! ```text
+//! forward    S = Q Kᵀ / sqrt(d)    P = softmax(S) = exp(S - lse)    O = P V              P [T, T], lse [T], O [T, d]
+//! backward   delta = rowsum(dO * O)                                                      [k]
+//!            dP = dO Vᵀ            dS = P * (dP - delta) / sqrt(d)                       [k, T]
+//!            dQ = dS K             dK = dSᵀ Q               dV = Pᵀ dO                   [k, d], [T, d], [T, d]
+//! ```
+//!
+//! The backward can be given the k rows (positions) whose output carries gradient. The other queries have dO = 0, so their
+//! rows of dP and dS are not formed. [`Keys`] says which columns get a dK and a dV:
+//!
+//! ```text
+//!               keys 0 ..... T-1          x  a query meets a key     .  masked
+//! query 2     | x x x . . . . . |
+//! query 5     | x x x x x x . . |         rows = [2, 5]: P and dS are [2, T]
+//!               | | | | | |
+//! Keys::All     * * * * * * 0 0           dK and dV of every position [T, d]: exact
+//! Keys::OfRows      *     *               of positions 2 and 5 alone [2, d]: other keys and values count as constants
+//! ```
 
 mod cpu;
 mod cuda;
@@ -65,20 +83,31 @@ pub struct Gradients {
     pub dkv: Tensor,
 }
 
-/// Backward for upstream `dout`: [k, D] for the k ascending `rows` that carry gradient, or [B T, D] when `rows` is None.
-pub fn backward(
-    qkv: &Tensor,
-    attended: &Attended,
-    dout: &Tensor,
-    rows: Option<&[u32]>,
-    keys: Keys,
-    shape: Shape,
-) -> Result<Gradients> {
+/// What the backward reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Backward<'a> {
+    /// The forward's input [B T, 3 D].
+    pub qkv: &'a Tensor,
+    /// The forward's result.
+    pub attended: &'a Attended,
+    /// Upstream gradient, that of the output: [k, D] of the given rows, or [B T, D].
+    pub dout: &'a Tensor,
+    /// The k ascending rows (positions) whose output carries gradient; None: all.
+    pub rows: Option<&'a [u32]>,
+    /// Whose keys and values carry gradient.
+    pub keys: Keys,
+    /// Batch, context and heads.
+    pub shape: Shape,
+}
+
+/// Gradients with respect to queries, keys and values.
+pub fn backward(args: Backward<'_>) -> Result<Gradients> {
+    let Backward { qkv, attended, dout, rows, keys, shape } = args;
     if super::fast(qkv) {
-        return cpu::backward(qkv, attended, dout, rows, keys, shape);
+        return cpu::backward(args);
     }
     if gpu::applies(qkv) && cuda::takes(qkv, shape)? {
-        return cuda::backward(qkv, attended, dout, rows, keys, shape);
+        return cuda::backward(args);
     }
     let d = qkv.dim(1)? / 3;
     let dout = match rows {
@@ -88,17 +117,17 @@ pub fn backward(
             Tensor::zeros((qkv.dim(0)?, d), qkv.dtype(), qkv.device())?.index_add(&index, dout, 0)?
         }
     };
-    let (q, k, v) = split(qkv, shape)?;
+    let (q, k, v) = split(qkv, shape)?; // [B, H, T, D / H] each
     let lse = attended.lse.reshape((shape.batch, shape.heads, shape.context, 1))?;
-    let p = scores(qkv, shape)?.broadcast_sub(&lse)?.exp()?;
-    let dout = heads_apart(&dout, shape)?;
-    let delta = (&dout * heads_apart(&attended.out, shape)?)?.sum_keepdim(D::Minus1)?;
-    let ds = (&p * dout.matmul(&v.t()?.contiguous()?)?.broadcast_sub(&delta)?)?;
+    let p = scores(qkv, shape)?.broadcast_sub(&lse)?.exp()?; // [B, H, T, T]
+    let dout = heads_apart(&dout, shape)?; // [B, H, T, D / H]
+    let delta = (&dout * heads_apart(&attended.out, shape)?)?.sum_keepdim(D::Minus1)?; // [B, H, T, 1]
+    let ds = (&p * dout.matmul(&v.t()?.contiguous()?)?.broadcast_sub(&delta)?)?; // [B, H, T, T]
     let ds = (ds * scale(qkv, shape))?;
-    let dq = heads_together(&ds.matmul(&k)?, shape)?;
-    let dk = heads_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?;
-    let dv = heads_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?;
-    let dkv = Tensor::cat(&[dk, dv], 1)?;
+    let dq = heads_together(&ds.matmul(&k)?, shape)?; // [B T, D]
+    let dk = heads_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?; // [B T, D]
+    let dv = heads_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?; // [B T, D]
+    let dkv = Tensor::cat(&[dk, dv], 1)?; // [B T, 2 D]
     Ok(match (rows, keys) {
         (None, _) => Gradients { dq, dkv },
         (Some(rows), Keys::All) => Gradients { dq: gather(&dq, rows)?, dkv },
@@ -173,6 +202,17 @@ mod tests {
         (Shape { batch: 1, context: 150, heads: 4 }, 32),
     ];
 
+    fn back(
+        qkv: &Tensor,
+        attended: &Attended,
+        dout: &Tensor,
+        rows: Option<&[u32]>,
+        keys: Keys,
+        shape: Shape,
+    ) -> Gradients {
+        backward(Backward { qkv, attended, dout, rows, keys, shape }).unwrap()
+    }
+
     fn together(g: &Gradients) -> Tensor {
         Tensor::cat(&[&g.dq, &g.dkv], 1).unwrap()
     }
@@ -185,7 +225,7 @@ mod tests {
             let (out, grads) = autograd(&[&qkv], &dout, |v| reference(&v[0], shape));
             let attended = forward(&qkv, shape).unwrap();
             assert_close(&attended.out, &out, 2e-6);
-            let got = backward(&qkv, &attended, &dout, None, Keys::All, shape).unwrap();
+            let got = back(&qkv, &attended, &dout, None, Keys::All, shape);
             assert_close(&together(&got), &grads[0], 5e-6);
         }
     }
@@ -204,7 +244,7 @@ mod tests {
                 let dense = Tensor::zeros((n, d), DType::F32, qkv.device()).unwrap();
                 scatter_add(&dense, &dout, &rows).unwrap();
                 let (_, grads) = autograd(&[&qkv], &dense, |v| reference(&v[0], shape));
-                let got = backward(&qkv, &attended, &dout, Some(&rows), Keys::All, shape).unwrap();
+                let got = back(&qkv, &attended, &dout, Some(&rows), Keys::All, shape);
                 assert_close(
                     &got.dq,
                     &gather(
@@ -216,7 +256,7 @@ mod tests {
                 );
                 assert_close(&got.dkv, &grads[0].narrow(1, d, 2 * d).unwrap(), 5e-6);
                 // The gradient of a kept key does not depend on whether the others have one.
-                let sparse = backward(&qkv, &attended, &dout, Some(&rows), Keys::OfRows, shape).unwrap();
+                let sparse = back(&qkv, &attended, &dout, Some(&rows), Keys::OfRows, shape);
                 assert_eq!(sparse.dq.to_vec2::<f32>().unwrap(), got.dq.to_vec2::<f32>().unwrap());
                 assert_close(&sparse.dkv, &gather(&got.dkv, &rows).unwrap(), 5e-6);
             }
@@ -230,14 +270,14 @@ mod tests {
         let (qkv, dout) = (random((n, 3 * d), 1), random((5, d), 2));
         let rows = [0, 3, 14, 20, 25];
         let fast = forward(&qkv, shape).unwrap();
-        let fast_grads = backward(&qkv, &fast, &dout, Some(&rows), Keys::All, shape).unwrap();
+        let fast_grads = back(&qkv, &fast, &dout, Some(&rows), Keys::All, shape);
         let (qkv, dout) = (qkv.to_dtype(DType::F64).unwrap(), dout.to_dtype(DType::F64).unwrap());
         let slow = forward(&qkv, shape).unwrap();
-        let slow_grads = backward(&qkv, &slow, &dout, Some(&rows), Keys::All, shape).unwrap();
+        let slow_grads = back(&qkv, &slow, &dout, Some(&rows), Keys::All, shape);
         assert_close(&fast.lse, &slow.lse, 2e-6);
         assert_close(&fast_grads.dq, &slow_grads.dq, 5e-6);
         assert_close(&fast_grads.dkv, &slow_grads.dkv, 5e-6);
-        let slow_sparse = backward(&qkv, &slow, &dout, Some(&rows), Keys::OfRows, shape).unwrap();
+        let slow_sparse = back(&qkv, &slow, &dout, Some(&rows), Keys::OfRows, shape);
         assert_close(&slow_sparse.dkv, &gather(&slow_grads.dkv, &rows).unwrap(), 1e-14);
     }
 
@@ -265,7 +305,7 @@ mod tests {
         let run = |threads| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
                 let attended = forward(&qkv, shape).unwrap();
-                let grads = backward(&qkv, &attended, &dout, None, Keys::All, shape).unwrap();
+                let grads = back(&qkv, &attended, &dout, None, Keys::All, shape);
                 together(&grads).to_vec2::<f32>().unwrap()
             })
         };
@@ -279,7 +319,7 @@ mod tests {
         let (qkv, dout) = (random((n, 3 * d), 1), random((rows.map_or(n, <[u32]>::len), d), 2));
         let run = |qkv: &Tensor, dout: &Tensor| {
             let attended = forward(qkv, shape).unwrap();
-            let grads = backward(qkv, &attended, dout, rows, keys, shape).unwrap();
+            let grads = back(qkv, &attended, dout, rows, keys, shape);
             vec![attended.out, attended.lse, grads.dq, grads.dkv]
         };
         // f32: sums in another order. bf16: inputs are the same numbers on both sides, while probabilities, gradients of

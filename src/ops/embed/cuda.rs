@@ -101,7 +101,7 @@ fn sorted(tokens: &[u32]) -> Sorted {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Rows {
+struct RowsLaunch {
     dst: Address,
     src: Address,
     rows: Address,
@@ -116,8 +116,12 @@ pub(super) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     }
     let index = upload(rows, x)?;
     let halves = x.dtype().size_in_bytes() / 2;
-    let args =
-        Rows { dst: contiguous(&out)?, src: contiguous(x)?, rows: contiguous(&index)?, width: (width * halves) as u32 };
+    let args = RowsLaunch {
+        dst: contiguous(&out)?,
+        src: contiguous(x)?,
+        rows: contiguous(&index)?,
+        width: (width * halves) as u32,
+    };
     launch(x, Module::Embed, "gather", Grid::of(rows.len(), ROW_THREADS), args)?;
     Ok(out)
 }
@@ -128,8 +132,12 @@ pub(super) fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()
     }
     let index = upload(rows, dst)?;
     let src = src.to_dtype(dst.dtype())?;
-    let args =
-        Rows { dst: contiguous(dst)?, src: contiguous(&src)?, rows: contiguous(&index)?, width: dst.dim(1)? as u32 };
+    let args = RowsLaunch {
+        dst: contiguous(dst)?,
+        src: contiguous(&src)?,
+        rows: contiguous(&index)?,
+        width: dst.dim(1)? as u32,
+    };
     let kernel = variant("scatter_add", dst.dtype())?;
     launch(dst, Module::Embed, &kernel, Grid::of(rows.len(), ROW_THREADS), args)
 }

@@ -1,6 +1,6 @@
 //! A GPU, through candle's own handles on CUDA: its stream, its cuBLAS.
 
-use super::{Address, Grid, Matrix, Memory, Module};
+use super::{Address, DeviceMemory, Grid, Matrix, Module};
 use crate::error::{Error, Result};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{self, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys};
@@ -39,7 +39,7 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
 }
 
-pub(super) fn memory(device: &CudaDevice) -> Result<Memory> {
+pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {
     let pool = pool(device)?;
     let mut peak = 0u64;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
@@ -47,7 +47,7 @@ pub(super) fn memory(device: &CudaDevice) -> Result<Memory> {
     unsafe { driver::result::mem_pool::get_attribute(pool, attribute, (&raw mut peak).cast()) }.map_err(failed)?;
     device.cuda_stream().context().bind_to_thread().map_err(failed)?;
     let (free, _) = driver::result::mem_get_info().map_err(failed)?;
-    Ok(Memory { free: free as u64, peak })
+    Ok(DeviceMemory { free: free as u64, peak })
 }
 
 fn set(device: &CudaDevice, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {

@@ -29,7 +29,7 @@ pub fn prepare(device: &Device) -> Result<()> {
 
 /// A GPU's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct DeviceMemory {
     /// Not taken by anybody.
     pub free: u64,
     /// The most that this process's tensors have taken so far.
@@ -37,7 +37,7 @@ pub struct Memory {
 }
 
 /// Of `device`, where it is a GPU.
-pub fn memory(device: &Device) -> Result<Option<Memory>> {
+pub fn memory(device: &Device) -> Result<Option<DeviceMemory>> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = device {
         return device::memory(cuda).map(Some);

@@ -1,6 +1,6 @@
 //! Layer norm on f32 rows: a task takes a fixed number of rows.
 
-use super::Normed;
+use super::{Backward, Normed};
 use crate::error::Result;
 use crate::ops::buffer::{read, with_mut};
 use crate::ops::matmul::add_to;
@@ -45,15 +45,8 @@ pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Resu
     Ok(Tensor::from_vec(out, (n, d), &Device::Cpu)?)
 }
 
-pub(super) fn backward(
-    dx: &Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    stats: &Tensor,
-    w: &Tensor,
-    dw: &Tensor,
-    db: &Tensor,
-) -> Result<()> {
+pub(super) fn backward(args: Backward<'_>) -> Result<()> {
+    let Backward { dy, x, stats, w, dx, dw, db } = args;
     let (_, d) = x.dims2()?;
     let (dys, xs, ss, ws) = (read(dy)?, read(x)?, read(stats)?, read(w)?);
     let (dys, xs, ss, ws): (&[f32], &[f32], &[f32], &[f32]) = (&dys, &xs, &ss, &ws);

@@ -1,6 +1,6 @@
 //! Layer norm on a GPU: launches of `layer_norm.cu`.
 
-use super::Normed;
+use super::{Backward, Normed};
 use crate::error::Result;
 use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, variant};
 use crate::ops::matmul::cuda::accumulate_columns;
@@ -12,7 +12,7 @@ const WARP: u32 = 32;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Forward {
+struct ForwardLaunch {
     out: Address,
     stats: Address,
     x: Address,
@@ -37,7 +37,7 @@ pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, out: DT
 fn run(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, eps: Option<f32>, out: DType) -> Result<Tensor> {
     let (n, d) = x.dims2()?;
     let out = uninitialised((n, d), out, x)?;
-    let args = Forward {
+    let args = ForwardLaunch {
         out: contiguous(&out)?,
         stats: floats(stats)?,
         x: floats(x)?,
@@ -54,7 +54,7 @@ fn run(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, eps: Option<f32>, out
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Backward {
+struct BackwardLaunch {
     dx: Address,
     dy: Address,
     x: Address,
@@ -64,17 +64,10 @@ struct Backward {
     d: u32,
 }
 
-pub(super) fn backward(
-    dx: &Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    stats: &Tensor,
-    w: &Tensor,
-    dw: &Tensor,
-    db: &Tensor,
-) -> Result<()> {
+pub(super) fn backward(args: Backward<'_>) -> Result<()> {
+    let Backward { dy, x, stats, w, dx, dw, db } = args;
     let (n, d) = x.dims2()?;
-    let args = Backward {
+    let args = BackwardLaunch {
         dx: floats(dx)?,
         dy: contiguous(dy)?,
         x: floats(x)?,

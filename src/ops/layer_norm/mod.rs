@@ -41,22 +41,34 @@ pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, precision: Pre
     Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?)
 }
 
-/// Adds the gradient with respect to x to `dx` [N, D], that of w to `dw` and that of b to `db`, for upstream `dy` [N, D].
-pub fn backward(
-    dx: &Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    stats: &Tensor,
-    w: &Tensor,
-    dw: &Tensor,
-    db: &Tensor,
-) -> Result<()> {
-    if super::fast(x) {
-        return cpu::backward(dx, dy, x, stats, w, dw, db);
+/// What the backward of N rows reads, and what it adds to.
+#[derive(Debug, Clone, Copy)]
+pub struct Backward<'a> {
+    /// Upstream gradient, that of y: [N, D].
+    pub dy: &'a Tensor,
+    /// The forward's input [N, D].
+    pub x: &'a Tensor,
+    /// The forward's statistics of it [N, 2].
+    pub stats: &'a Tensor,
+    /// Scale `[D]`.
+    pub w: &'a Tensor,
+    /// The gradient with respect to x is added to this [N, D].
+    pub dx: &'a Tensor,
+    /// That with respect to w to this `[D]`.
+    pub dw: &'a Tensor,
+    /// That with respect to b to this `[D]`.
+    pub db: &'a Tensor,
+}
+
+/// Adds the gradients with respect to x, w and b to those given.
+pub fn backward(args: Backward<'_>) -> Result<()> {
+    if super::fast(args.x) {
+        return cpu::backward(args);
     }
-    if gpu::applies(x) {
-        return cuda::backward(dx, dy, x, stats, w, dw, db);
+    if gpu::applies(args.x) {
+        return cuda::backward(args);
     }
+    let Backward { dy, x, stats, w, dx, dw, db } = args;
     let xhat = normalise(x, stats)?;
     buffer::add_assign(dw, &(dy * &xhat)?.sum(0)?)?;
     buffer::add_assign(db, &dy.sum(0)?)?;
@@ -99,7 +111,7 @@ mod tests {
                 .zip(&grads)
                 .map(|(start, g)| (start.to_dtype(DType::F64).unwrap() + g).unwrap())
                 .collect();
-            backward(&dx, &dy, &x, &normed.stats, &w, &dw, &db).unwrap();
+            backward(Backward { dy: &dy, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
             for (got, want) in [&dx, &dw, &db].iter().zip(&want) {
                 assert_close(got, want, tolerance);
             }
@@ -112,11 +124,11 @@ mod tests {
         let (x, w, b, dy) = (random((7, 12), 1), random(12, 2), random(12, 3), random((7, 12), 4));
         let fast = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let (dx, dw, db) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
-        backward(&dx, &dy, &x, &fast.stats, &w, &dw, &db).unwrap();
+        backward(Backward { dy: &dy, x: &x, stats: &fast.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
         let (x, w, b, dy) = (f64s(x), f64s(w), f64s(b), f64s(dy));
         let slow = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let (sx, sw, sb) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
-        backward(&sx, &dy, &x, &slow.stats, &w, &sw, &sb).unwrap();
+        backward(Backward { dy: &dy, x: &x, stats: &slow.stats, w: &w, dx: &sx, dw: &sw, db: &sb }).unwrap();
         for (fast, slow) in [(&fast.out, &slow.out), (&fast.stats, &slow.stats), (&dx, &sx), (&dw, &sw), (&db, &sb)] {
             assert_close(fast, slow, 1e-5);
         }
@@ -134,8 +146,8 @@ mod tests {
         let x = random((0, 4), 1);
         let (w, b) = (random(4, 2), random(4, 3));
         let normed = forward(&x, &w, &b, 1e-5, F32).unwrap();
-        let dw = w.zeros_like().unwrap();
-        backward(&x.copy().unwrap(), &x, &x, &normed.stats, &w, &dw, &b.zeros_like().unwrap()).unwrap();
+        let (dx, dw, db) = (x.copy().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
+        backward(Backward { dy: &x, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
         assert_close(&dw, &w.zeros_like().unwrap(), 0.0);
     }
 
@@ -155,7 +167,7 @@ mod tests {
                 let again = replay(&x, &normed.stats, &w, &b, precision).unwrap();
                 let dy = dy.to_dtype(precision.activations()).unwrap();
                 let (dx, dw, db) = (random((n, d), 5), random(d, 6), random(d, 7));
-                backward(&dx, &dy, &x, &normed.stats, &w, &dw, &db).unwrap();
+                backward(Backward { dy: &dy, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
                 vec![normed.out, again, normed.stats, dx, dw, db]
             };
             let want = run(F32);

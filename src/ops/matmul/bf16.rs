@@ -5,7 +5,7 @@
 //! registers (Goto and van de Geijn 2008). The order of a sum depends on the inner dimension alone, so an element is the
 //! same bits whatever the other rows and columns, the strides and the number of threads.
 
-use super::cpu::{Mat, MatMut};
+use super::{Mat, MatMut};
 use crate::error::{Error, Result};
 
 /// Proof that this chip multiplies bf16: the only way to ask for such a product.

@@ -7,6 +7,7 @@
 mod bf16;
 mod cpu;
 pub(super) mod cuda;
+mod mat;
 
 use super::{buffer, gpu};
 use crate::config::Dtype;
@@ -14,7 +15,8 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 pub use bf16::Bf16;
-pub(crate) use cpu::{Mat, MatMut, add_to, gemm, multiply, product};
+pub(crate) use cpu::{add_to, gemm, multiply, product};
+pub(crate) use mat::{Mat, MatMut};
 
 /// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference path ignores it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -28,7 +28,7 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, per unit of learning rate; for entries where [`Layout::decays`] says so.
+    /// Decoupled weight decay, per unit of learning rate; where [`crate::model::ParamKind::decays`] says so.
     pub weight_decay: f64,
 }
 
@@ -89,9 +89,9 @@ impl AdamW {
             ));
         }
         let step = state.step + 1;
-        for (i, p) in params.tensors().iter().enumerate() {
+        for (i, (spec, p)) in layout.entries().iter().zip(params.tensors()).enumerate() {
             let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
-            let scalars = self.scalars(step, lr, f64::from(scale), layout.decays(i));
+            let scalars = self.scalars(step, lr, f64::from(scale), spec.kind.decays());
             let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
             if floats && gpu::applies(p) {
                 cuda::update(p, g, m, v, &scalars)?;

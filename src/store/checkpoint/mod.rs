@@ -271,7 +271,7 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
             "{}: the student there has another shape ({} parameters in {} tensors) than this run's",
             path.display(),
             config.parameters(),
-            params.layout().entries.len()
+            params.layout().entries().len()
         )));
     }
     let moments = |name| {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::{self, Overrides, RunFile};
+use crate::model::ParamSpec;
 use crate::progress::Silent;
 use crate::rng::{Rng, Stream};
 use candle_core::Tensor;
@@ -31,7 +32,7 @@ fn plan() -> Plan {
 
 fn random(layout: &Layout, sub: u32) -> ParamSet {
     let rng = Rng::new(5, Stream::Init);
-    let tensors = layout.entries.iter().enumerate().map(|(i, (_, shape))| {
+    let tensors = layout.entries().iter().enumerate().map(|(i, ParamSpec { shape, .. })| {
         let n = shape.iter().product::<usize>() as u64;
         let values: Vec<f32> = (0..n).map(|j| rng.normal(sub + 50 * i as u32, j) as f32).collect();
         Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap()

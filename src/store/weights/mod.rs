@@ -12,7 +12,7 @@ pub use save::{SaveOptions, TOKENIZER_FILES, save_model, save_params};
 pub use source::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 
 use crate::error::{Error, Result};
-use crate::model::{Gpt2Config, Layout, ParamSet};
+use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::{Dtype, tensor::TensorView};
 use source::TensorFiles;
@@ -47,8 +47,8 @@ pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<Para
     let files = TensorFiles::open_one(path)?;
     let stored = Stored::of(&files, false)?;
     stored.check(layout, path)?;
-    let mut tensors = Vec::with_capacity(layout.entries.len());
-    for (name, shape) in &layout.entries {
+    let mut tensors = Vec::with_capacity(layout.entries().len());
+    for ParamSpec { name, shape, .. } in layout.entries() {
         crate::interrupt::check()?;
         let view = &stored.tensors[name.as_str()];
         if view.dtype() != Dtype::F32 {
@@ -119,8 +119,8 @@ impl<'a> Stored<'a> {
         }
         let layout = Layout::new(config);
         self.check(&layout, dir)?;
-        let mut tensors = Vec::with_capacity(layout.entries.len());
-        for (name, _) in &layout.entries {
+        let mut tensors = Vec::with_capacity(layout.entries().len());
+        for ParamSpec { name, .. } in layout.entries() {
             crate::interrupt::check()?;
             let view = &self.tensors[name.as_str()];
             let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
@@ -134,9 +134,9 @@ impl<'a> Stored<'a> {
     /// Every tensor of the layout is there with its shape, and nothing else is.
     fn check(&self, layout: &Layout, place: &Path) -> Result<()> {
         let expected: HashMap<&str, &[usize]> =
-            layout.entries.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+            layout.entries().iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())).collect();
         let missing: Vec<&str> =
-            layout.entries.iter().map(|e| e.0.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
+            layout.entries().iter().map(|spec| spec.name.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
         let mut extra: Vec<&str> =
             self.tensors.keys().map(String::as_str).filter(|n| !expected.contains_key(n)).collect();
         extra.sort_unstable();
@@ -152,11 +152,11 @@ impl<'a> Stored<'a> {
                 "{}: tensors do not match the shape: {} (expected {} tensors, found {})",
                 place.display(),
                 what.join("; "),
-                layout.entries.len(),
+                layout.entries().len(),
                 self.tensors.len()
             )));
         }
-        for (name, shape) in &layout.entries {
+        for ParamSpec { name, shape, .. } in layout.entries() {
             let found = self.tensors[name.as_str()].shape();
             if found != shape.as_slice() {
                 return Err(Error::data(format!(

@@ -12,9 +12,9 @@ fn params(config: &Gpt2Config, coarse: bool) -> ParamSet {
     let layout = Layout::new(config);
     let mut next = 0u32;
     let tensors = layout
-        .entries
+        .entries()
         .iter()
-        .map(|(_, shape)| {
+        .map(|ParamSpec { shape, .. }| {
             let values: Vec<f32> = (0..shape.iter().product::<usize>())
                 .map(|_| {
                     next += 1;

@@ -1,5 +1,10 @@
 use super::*;
+use crate::error::Error;
+use crate::progress::Progress;
+use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 fn step(step: u64) -> Event {
     Event::Step(StepEvent { step, loss: 2.5, seconds: step as f64, kept_share: 0.5, ..StepEvent::default() })
@@ -45,8 +50,9 @@ fn numbers_that_are_not_finite_become_null() {
         step: 3,
         loss: f64::NAN,
         var: Some(f64::NEG_INFINITY),
-        flops: Flops { teacher: f64::INFINITY, ..Flops::default() },
-        phases: Phases { data: f64::NAN, ..Phases::default() },
+        flops: f64::INFINITY,
+        flops_by_part: Flops { teacher: f64::INFINITY, ..Flops::default() },
+        seconds_by_phase: Phases { data: f64::NAN, ..Phases::default() },
         ..StepEvent::default()
     };
     sink.event(&Event::Step(bad)).unwrap();
@@ -140,4 +146,12 @@ fn a_tee_serves_every_sink_and_returns_the_first_failure() {
     let mut tee = Tee(vec![Box::new(Null), Box::new(Failing), Box::new(terminal)]);
     assert_eq!(tee.event(&Event::Note("hello".into())).unwrap_err().to_string(), "full");
     assert_eq!(*recorder.0.lock().unwrap(), ["hello"]);
+}
+
+#[test]
+fn the_readme_holds_the_reference_of_metrics() {
+    let readme = include_str!("../../../README.md");
+    let after = readme.split_once("<!-- metrics: written by `eslm-kd doc metrics` -->\n\n").expect("no mark").1;
+    let held = after.split_once("\n<!-- end of metrics -->").expect("no mark after the metrics").0;
+    assert!(held == reference(), "run `eslm-kd doc metrics` and put its output between the marks of README.md");
 }

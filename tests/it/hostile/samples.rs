@@ -105,7 +105,7 @@ pub fn fix_header_length(bytes: &mut [u8], header: usize) {
 
 fn constant(layout: &Layout, value: f32) -> ParamSet {
     let tensor = |shape: &Vec<usize>| Tensor::full(value, shape.as_slice(), &Device::Cpu).unwrap();
-    ParamSet::new(layout.clone(), layout.entries.iter().map(|(_, shape)| tensor(shape)).collect())
+    ParamSet::new(layout.clone(), layout.entries().iter().map(|spec| tensor(&spec.shape)).collect())
 }
 
 fn plan() -> Plan {

@@ -1,7 +1,7 @@
 //! What PyTorch computed: the files of `tests/golden`, described in `tests/reference/README.md`.
 
 use candle_core::{DType, Device, Tensor};
-use eslm_kd::model::{Gpt2, Layout, ParamSet};
+use eslm_kd::model::{Gpt2, Layout, ParamSet, ParamSpec};
 use eslm_kd::store::weights::parse_config;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ impl Golden {
     pub fn model(&self, role: &str) -> Gpt2 {
         let config = parse_config(self.metadata[&format!("{role}_config")].as_bytes()).unwrap();
         let layout = Layout::new(&config);
-        let tensors = layout.entries.iter().map(|(name, shape)| {
+        let tensors = layout.entries().iter().map(|ParamSpec { name, shape, .. }| {
             let tensor = self.tensor(&format!("{role}.{name}"));
             assert_eq!(tensor.dims(), shape.as_slice(), "{role}.{name}");
             tensor.copy().unwrap()

@@ -1,0 +1,100 @@
+//! `metrics.jsonl`: written a line at a time, read again by whoever resumes or compares.
+
+use super::{Event, EventSink};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// `metrics.jsonl`: one JSON object per logged step, per skipped step and per validation, written whole, line by line.
+///
+/// A number that is not finite, or that does not exist (no token was dropped), is `null`.
+#[derive(Debug)]
+pub struct Jsonl {
+    file: File,
+    path: PathBuf,
+}
+
+impl Jsonl {
+    /// A new, empty file; an older one at `path` is replaced.
+    pub fn create(path: &Path) -> Result<Self> {
+        crate::files::write_atomic(path, |_| Ok(()))?;
+        Self::open(path)
+    }
+
+    /// Continues the file of a run that resumes after `step` steps and whose last validation was after `validated` of
+    /// them: later lines, and a line cut short by a crash, are dropped in one atomic replacement. A missing file
+    /// begins empty.
+    pub fn resume(path: &Path, step: u64, validated: Option<u64>) -> Result<Self> {
+        match File::open(path) {
+            Ok(old) => crate::files::write_atomic(path, |new| copy_until(old, new, step, validated, path))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
+            Err(e) => return Err(Error::io("read", path, e)),
+        }
+        Self::open(path)
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+}
+
+fn copy_until(old: File, new: &mut dyn Write, step: u64, validated: Option<u64>, path: &Path) -> Result<()> {
+    each_line(old, path, |line, text| {
+        let last = if line.get("val_loss").is_some() { validated } else { Some(step) };
+        if line["step"].as_u64().zip(last).is_some_and(|(at, last)| at <= last) {
+            new.write_all(text).and_then(|()| new.write_all(b"\n")).map_err(|e| Error::io("write", path, e))?;
+        }
+        Ok(())
+    })
+}
+
+/// Longest line of metrics that is read: a hundred times the longest that is written.
+const MOST_LINE_BYTES: u64 = 1 << 18;
+
+/// Every line of a `metrics.jsonl`, one at a time, as value. What is no line of metrics (a crash may cut the last one
+/// short) is passed over.
+pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
+    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    each_line(file, path, |line, _| {
+        take(line);
+        Ok(())
+    })
+}
+
+fn each_line(file: File, path: &Path, mut take: impl FnMut(Value, &[u8]) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io("read", path, e);
+    let (mut input, mut line) = (BufReader::new(file), Vec::new());
+    loop {
+        line.clear();
+        if (&mut input).take(MOST_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            return Ok(());
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() as u64 == MOST_LINE_BYTES {
+            input.skip_until(b'\n').map_err(failed)?;
+            continue;
+        }
+        if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {
+            take(value, &line)?;
+        }
+    }
+}
+
+impl EventSink for Jsonl {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        let line = match event {
+            Event::Step(e) => serde_json::to_string(e),
+            Event::Validation(e) => serde_json::to_string(e),
+            Event::Skipped(e) => serde_json::to_string(e),
+            _ => return Ok(()),
+        };
+        let mut line = line.map_err(|e| Error::internal(format!("cannot write a metric as JSON: {e}")))?;
+        line.push('\n');
+        // One write without a buffer in between: nothing is left to flush, and a crash cuts at most the last line.
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
+    }
+}
