@@ -73,7 +73,7 @@ fn runs() -> Vec<Vec<&'static str>> {
             let asks = |word: &str| way.iter().any(|m| m.contains(word)) || has(word);
             // What the plan refuses: see `check` in src/config/load.rs.
             let refused = (asks("entropy-kl") && asks("carried"))
-                || (asks("mix=") && asks("alpha_seq"))
+                || (asks("cvar_weight=") && asks("alpha_seq"))
                 || (asks("signal=sampled") && asks("divergence=skew-kl"));
             if !refused {
                 runs.push([mathematics, way].concat());
