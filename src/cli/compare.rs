@@ -1,7 +1,6 @@
 //! `compare`: methods x seeds on the same data, trained, evaluated and reported.
 
 use super::Printer;
-use super::train::use_threads;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
 use crate::compare::report;
@@ -11,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::report::text::{Table, count, flops, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
+use crate::train::threads::use_everywhere;
 use clap::value_parser;
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ Examples:
 pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     if !args.report_only {
         let asked = args.resolve()?;
-        use_threads(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
+        use_everywhere(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
         let hub = HubOptions::from_env(ui.offline())?;
         compare(&asked, Where { hub: &hub, progress: ui })?;
     }

@@ -1,6 +1,6 @@
 //! `distill` without arguments: everything is generated, trained and compared here, with nothing to download.
 
-use super::train::{out_folder, use_threads};
+use super::train::out_folder;
 use super::{Printer, RunArgs};
 use crate::compare::quickstart::{Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
@@ -8,10 +8,11 @@ use crate::error::Result;
 use crate::report::text::{Table, count, flops, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
+use crate::train::threads::use_everywhere;
 
 /// Runs the whole of it.
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
-    use_threads(plan.machine.threads)?;
+    use_everywhere(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
     let hub = HubOptions::from_env(ui.offline())?;
     let around = Where { hub: &hub, progress: ui };

@@ -10,6 +10,7 @@ use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
 use crate::train::session::Session;
+use crate::train::threads::use_everywhere;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         ui.note(&note);
     }
     let plan = &resolved.plan;
-    use_threads(plan.machine.threads)?;
+    use_everywhere(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
     match args.resume {
         true => check_resumable(&out, ui)?,
@@ -84,16 +85,6 @@ fn human(report: &RunReport, plan: &Plan) -> String {
     ]);
     let (run, model) = (report.run.display(), report.model.display());
     format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
-}
-
-/// Threads of every parallel loop, this one included; 0 is one per core. A caller outside the pool would hand over every
-/// product and sleep until it is done.
-pub fn use_threads(threads: usize) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build_global()
-        .map_err(|e| Error::internal(format!("cannot start {threads} threads: {e}")))
 }
 
 /// `--out`, or `runs/NAME-N` with the lowest free N.

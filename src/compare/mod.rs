@@ -5,15 +5,23 @@
 //! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
 pub mod arms;
+#[doc(hidden)]
 pub mod budget;
+#[doc(hidden)]
 pub mod evaluate;
+#[doc(hidden)]
 pub mod figures;
 pub mod quickstart;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod runs;
+#[doc(hidden)]
 pub mod state;
+#[doc(hidden)]
 pub mod stats;
 pub mod summary;
+#[doc(hidden)]
 pub mod svg;
 
 use crate::config::Plan;

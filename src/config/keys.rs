@@ -1,4 +1,4 @@
-//! What a key of a run file is: what it accepts, its default, what it means. The keys themselves are in [`super::table`].
+//! What a key of a run file is: what it accepts, its default, what it means. The keys themselves are in `config/table.rs`.
 
 use super::choice::{DeviceSpec, list};
 use super::plan::Plan;

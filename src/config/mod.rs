@@ -1,5 +1,6 @@
 //! From the run file as written to the [`Plan`]: layered (file, environment, flags, `--set`), resolved, checked once.
 
+mod builder;
 mod choice;
 mod file;
 pub mod keys;
@@ -10,6 +11,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use builder::PlanBuilder;
 pub use choice::{
     Activations, AlphaSchedule, BackwardMode, DeviceSpec, Divergence, Dtype, HeadMode, Init, Method, MicroRows,
     ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Statistic, Tail,

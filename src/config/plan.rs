@@ -1,4 +1,4 @@
-//! What a plan answers: levels and schedules of a step, what it is compared by, its text. Its fields are in [`super::table`].
+//! What a plan answers: levels and schedules of a step, what it is compared by, its text. Its fields are in `table.rs`.
 
 use super::choice::{BackwardMode, Method, ObjectiveSchedule, Pool, Rho, Signal};
 use super::keys::KEYS;

@@ -364,6 +364,25 @@ fn a_stored_plan_with_old_names_is_the_same_run() {
 }
 
 #[test]
+fn a_builder_obeys_the_rules_of_a_run_file() {
+    let of = |name: &str| Plan::builder().run_file(RunFile::embedded(name).unwrap());
+    let resolved = of("eslm-loss").steps(7).set("select.mix", 0.5).resolve().unwrap();
+    assert_eq!((resolved.plan.steps, resolved.plan.select.score), (7, Score::Loss));
+    assert_eq!(resolved.value("steps").unwrap().origin, Origin::Builder);
+    assert!(resolved.notes().iter().any(|n| n.contains("select.mix is now called select.cvar_weight")));
+    for (builder, part) in [
+        (of("clm").alpha(0.2), "plan builder: select.alpha has no meaning with method = \"clm\""),
+        (Plan::builder().seed(u64::MAX), "plan builder: seed: expected a whole number"),
+        (Plan::builder().set("select.alhpa", 0.2), "did you mean \"select.alpha\"?"),
+        (Plan::builder().set("select.mix", 0.2).set("select.cvar_weight", 0.2), "keep one of them"),
+        (Plan::builder().lambda(0.5), "weighs a teacher, but there is none"),
+    ] {
+        let message = builder.build().unwrap_err().to_string();
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+#[test]
 fn run_files_are_found_by_path_by_run_folder_and_by_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.toml"), "steps = 5\n").unwrap();

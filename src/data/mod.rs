@@ -1,9 +1,12 @@
 //! From raw text to batches: readers, tokenizer, token files, loader.
 
+#[doc(hidden)]
 pub mod bpe;
+#[doc(hidden)]
 pub mod encoder;
 pub mod loader;
 pub mod prepare;
+#[doc(hidden)]
 pub mod source;
 pub mod tokenizer;
 pub mod tokens;

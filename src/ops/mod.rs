@@ -6,9 +6,11 @@
 //! pieces of fixed size and partial sums are added in order.
 
 pub mod attention;
+#[doc(hidden)]
 pub mod buffer;
 pub mod embed;
 pub mod gelu;
+#[doc(hidden)]
 pub mod gpu;
 pub mod layer_norm;
 pub mod matmul;

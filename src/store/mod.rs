@@ -3,9 +3,11 @@
 //! [`open`] turns a name into a model, [`shape`] into a shape without weights; [`student`] says how a run's student comes
 //! to its first weights.
 
+#[doc(hidden)]
 pub mod checkpoint;
 pub mod export;
 pub mod hub;
+#[doc(hidden)]
 pub mod names;
 mod open;
 pub mod preset;

@@ -6,6 +6,7 @@ mod report;
 pub mod run;
 pub mod session;
 mod step;
+pub(crate) mod threads;
 
 #[cfg(test)]
 mod gpu_tests;

@@ -2,6 +2,7 @@
 
 use super::events::{Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent};
 use super::session::Session;
+use super::threads::Threads;
 use super::{StepReport, Trainer};
 use crate::config::{MicroRows, OnNonfinite};
 use crate::cost::{checkpoint_bytes, disk_bytes};
@@ -52,6 +53,7 @@ pub struct Run {
     loader: Ahead,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
+    threads: Threads,
 }
 
 /// What stays the same over a run.
@@ -117,7 +119,9 @@ impl Run {
             let possible = trainer.memory.check(counters.step, counters.tokens);
             possible.map_err(|what| checkpoint::impossible(&lock.place(counters.step), &what))?;
         }
-        Ok(Self { lock, trainer, saved_at, counters, loader, valid, config })
+        let on_cpu = trainer.student.params.wte().device().is_cpu();
+        let threads = if on_cpu { Threads::of(trainer.plan.machine.threads)? } else { Threads::default() };
+        Ok(Self { lock, trainer, saved_at, counters, loader, valid, config, threads })
     }
 
     /// Steps done before, 0 unless resumed.
@@ -193,7 +197,8 @@ impl Run {
             let started = Instant::now();
             let batch = self.loader.batch(self.counters.cursor)?;
             let data_seconds = started.elapsed().as_secs_f64();
-            let stepped = self.trainer.step(self.counters.step, self.counters.cursor, &batch);
+            let Counters { step, cursor, .. } = self.counters;
+            let stepped = self.threads.install(|| self.trainer.step(step, cursor, &batch));
             let seconds = started.elapsed().as_secs_f64();
             let skip = plan.optim.on_nonfinite == OnNonfinite::Skip;
             if let Err(e) = &stepped
@@ -250,7 +255,8 @@ impl Run {
                 MicroRows::Auto => 1,
             },
         };
-        let val_loss = evaluate(&self.trainer.student, valid, options, &Silent)?.nll;
+        let student = &self.trainer.student;
+        let val_loss = self.threads.install(|| evaluate(student, valid, options, &Silent))?.nll;
         if !val_loss.is_finite() {
             return Err(Error::new(
                 ErrorKind::NonFinite,

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 14] = [
     &["train"],
     &["compare", "inspect"],
     &["cli"],
-    &["lib", "main"],
+    &["lib", "main", "prelude"],
 ];
 
 fn floor(room: &str) -> usize {

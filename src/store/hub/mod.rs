@@ -11,7 +11,9 @@
 //! Each was seen with hf-hub 1.0.0 against the server of `tests/it/support/hub_server.rs` (an error page, a short body and
 //! a flipped bit were all cached as good), and has its test in `tests/it/hub.rs`.
 
+#[doc(hidden)]
 pub mod audit;
+#[doc(hidden)]
 pub mod cache;
 mod client;
 mod exchange;
