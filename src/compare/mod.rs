@@ -4,6 +4,7 @@
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
 //! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]).
 
+#[doc(hidden)]
 pub mod arms;
 #[doc(hidden)]
 pub mod budget;
@@ -19,6 +20,7 @@ pub mod runs;
 pub mod state;
 #[doc(hidden)]
 pub mod stats;
+#[doc(hidden)]
 pub mod summary;
 #[doc(hidden)]
 pub mod svg;
