@@ -4,6 +4,7 @@
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
 //! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
+#[doc(hidden)]
 pub mod arms;
 #[doc(hidden)]
 pub mod budget;
@@ -20,6 +21,7 @@ pub mod runs;
 pub mod state;
 #[doc(hidden)]
 pub mod stats;
+#[doc(hidden)]
 pub mod summary;
 #[doc(hidden)]
 pub mod svg;

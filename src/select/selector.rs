@@ -54,7 +54,7 @@ impl Selector {
     }
 
     /// Selects among the valid positions. `scores` and `valid` are [B T] with `context` positions per sequence; scores
-    /// of valid positions are finite (see [`super::scores`]).
+    /// of valid positions are finite (see `select/score.rs`).
     pub fn select(&self, scores: &[f32], valid: &[bool], context: usize) -> Selection {
         let mut selection = Selection::default();
         for pool in pools(self.pool, scores.len(), context) {

@@ -16,6 +16,7 @@ mod cpu;
 mod cuda;
 mod fused;
 mod reduce;
+#[doc(hidden)]
 pub mod reference;
 mod sparse;
 
