@@ -382,7 +382,7 @@ fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     let rng = Rng::new(5, Stream::Corpus);
     let draw = |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
     Batch {
-        rows,
+        sequences: rows,
         context,
         inputs: draw(0),
         targets: draw(1),

@@ -3,7 +3,7 @@
 use super::Printer;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
-use crate::compare::report;
+use crate::compare::page;
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
@@ -70,7 +70,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     }
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;
-    report::write(&summary)?;
+    page::write(&summary)?;
     ui.result(&summary.json(), || human(&summary))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
 //! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
-//! [`stats`], and [`report`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
+//! [`stats`], and [`page`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
 #[doc(hidden)]
 pub mod arms;
@@ -14,7 +14,7 @@ pub mod evaluate;
 pub mod figures;
 pub mod quickstart;
 #[doc(hidden)]
-pub mod report;
+pub mod page;
 #[doc(hidden)]
 pub mod runs;
 #[doc(hidden)]

@@ -16,8 +16,8 @@ use std::thread::{self, JoinHandle};
 /// Sequences side by side; all `[rows * context]` row-major but `sequence_ids`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Number of sequences.
-    pub rows: usize,
+    /// Number of sequences (B).
+    pub sequences: usize,
     /// Positions of each.
     pub context: usize,
     /// Token ids `[rows * context]`.
@@ -34,7 +34,7 @@ impl Batch {
     fn with_capacity(rows: usize, context: usize) -> Self {
         let n = rows * context;
         Self {
-            rows: 0,
+            sequences: 0,
             context,
             inputs: Vec::with_capacity(n),
             targets: Vec::with_capacity(n),
@@ -51,7 +51,7 @@ impl Batch {
     pub fn slice(&self, rows: Range<usize>) -> Self {
         let positions = rows.start * self.context..rows.end * self.context;
         Self {
-            rows: rows.len(),
+            sequences: rows.len(),
             context: self.context,
             inputs: self.inputs[positions.clone()].to_vec(),
             targets: self.targets[positions.clone()].to_vec(),
@@ -74,7 +74,7 @@ impl Batch {
             picked.valid.extend_from_slice(&self.valid[positions]);
             picked.sequence_ids.push(self.sequence_ids[row]);
         }
-        picked.rows = rows.len();
+        picked.sequences = rows.len();
         picked
     }
 
@@ -148,7 +148,7 @@ impl Loader {
             batch.sequence_ids.push(id);
         }
         batch.valid.resize(rows * self.context, true);
-        batch.rows = rows;
+        batch.sequences = rows;
         Ok(batch)
     }
 }
@@ -257,9 +257,9 @@ impl EvalWindows {
         let first = if w == 0 { 0 } else { self.context - self.stride };
         let end = predictions as usize;
         batch.valid.extend((0..self.context).map(|i| i >= first && i < end));
-        batch.rows += 1;
-        batch.inputs.resize(batch.rows * self.context, 0);
-        batch.targets.resize(batch.rows * self.context, 0);
+        batch.sequences += 1;
+        batch.inputs.resize(batch.sequences * self.context, 0);
+        batch.targets.resize(batch.sequences * self.context, 0);
         batch.sequence_ids.push(w);
         Ok(())
     }
@@ -375,8 +375,8 @@ mod tests {
                 let mut seen = (0, 0);
                 for batch in windows {
                     let batch = batch.unwrap();
-                    seen = (seen.0 + batch.rows as u64, seen.1 + 1);
-                    assert_eq!(batch.inputs.len(), batch.rows * context);
+                    seen = (seen.0 + batch.sequences as u64, seen.1 + 1);
+                    assert_eq!(batch.inputs.len(), batch.sequences * context);
                     for i in 0..batch.inputs.len() {
                         let start = batch.sequence_ids[i / context] * stride as u64;
                         if batch.valid[i] {

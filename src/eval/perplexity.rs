@@ -86,8 +86,8 @@ pub fn evaluate_each(
         for batch in windows {
             crate::interrupt::check()?;
             let batch = batch?;
-            let rows = (limit - done).min(batch.rows as u64) as usize;
-            let batch = if rows < batch.rows { batch.slice(0..rows) } else { batch };
+            let rows = (limit - done).min(batch.sequences as u64) as usize;
+            let batch = if rows < batch.sequences { batch.slice(0..rows) } else { batch };
             let losses = losses(model, &batch)?;
             if let Some(at) = losses.iter().position(|nll| !nll.is_finite()) {
                 return Err(Error::new(

@@ -70,7 +70,7 @@ pub struct Figures {
 
 /// What one confidence level keeps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Level {
+pub struct Cut {
     /// Confidence level.
     pub alpha: f64,
     /// Value at risk: the threshold, averaged over pools.
@@ -104,7 +104,7 @@ pub struct Inspection {
     /// Mean cross-entropy of the model.
     pub ce: f64,
     /// By alpha, as asked.
-    pub levels: Vec<Level>,
+    pub levels: Vec<Cut>,
     /// In order.
     pub tokens: Vec<Token>,
 }
@@ -150,7 +150,7 @@ pub fn inspect(
     let level = |&alpha: &f64| {
         let s = selected(alpha);
         let (kept, sum) = (s.rows.len(), s.rows.iter().map(|&r| nll(r as usize)).sum::<f64>());
-        Level {
+        Cut {
             alpha,
             var: s.var_sum / s.pools as f64,
             cvar: s.score_sum / kept as f64,
@@ -194,7 +194,7 @@ fn windows(ids: &[u32], context: usize) -> Batch {
     let rows = n.div_ceil(context);
     let padded = |from: &[u32]| (0..rows * context).map(|i| from.get(i).copied().unwrap_or(0)).collect();
     Batch {
-        rows,
+        sequences: rows,
         context,
         inputs: padded(&ids[..n]),
         targets: padded(&ids[1..]),
@@ -206,7 +206,7 @@ fn windows(ids: &[u32], context: usize) -> Batch {
 /// A window at a time, so that the logits in memory are one window's.
 fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &Options) -> Result<Vec<RowStats>> {
     let mut stats = Vec::with_capacity(batch.inputs.len());
-    for row in 0..batch.rows {
+    for row in 0..batch.sequences {
         crate::interrupt::check()?;
         let window = batch.slice(row..row + 1);
         let hidden = model.forward(&window.inputs, window.context)?;

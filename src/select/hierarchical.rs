@@ -31,7 +31,7 @@ pub fn judge_sequences(
         if valid[i] { score_is_finite(score, value, row as usize, batch) } else { Ok(0.0) }
     };
     let scores = probes.iter().enumerate().map(one).collect::<Result<Vec<f32>>>()?;
-    Ok(keep_sequences(alpha, batch.rows, &scores, &valid))
+    Ok(keep_sequences(alpha, batch.sequences, &scores, &valid))
 }
 
 /// The sequences that go on, ascending: the ceil((1 - alpha) B) with the largest score, ties to the lower index. A

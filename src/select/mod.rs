@@ -3,16 +3,17 @@
 mod adaptive;
 mod carried;
 mod hierarchical;
-mod memory;
+
 mod mixture;
 mod score;
 mod selector;
+mod state;
 mod step;
 
 pub use adaptive::{AdaEslm, EasyShare};
 pub use carried::Carried;
 pub use hierarchical::{judge_sequences, probe_rows};
-pub use memory::{Memory, Observed};
+pub use state::{SelectionState, Observed};
 pub use mixture::{Mixture, Rows};
 pub use score::{Ranking, ScoreContext};
 use score::{score_is_finite, score_of};

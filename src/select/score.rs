@@ -161,7 +161,7 @@ mod tests {
     fn batch(rows: usize, context: usize) -> Batch {
         let n = rows * context;
         Batch {
-            rows,
+            sequences: rows,
             context,
             inputs: vec![0; n],
             targets: vec![0; n],

@@ -1,6 +1,6 @@
 //! The selection of one optimizer step: the one door through which training ranks tokens, cuts the ranking and weighs rows.
 
-use super::{Carried, Memory, Mixture, Ranking, Rows, ScoreContext, Selection, Selector, score_is_finite, score_of};
+use super::{Carried, SelectionState, Mixture, Ranking, Rows, ScoreContext, Selection, Selector, score_is_finite, score_of};
 use crate::config::{Plan, Pool, SelectPlan};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,7 +74,7 @@ pub struct Decision {
 impl<'a> StepSelection<'a> {
     /// The selection of a step at confidence level `alpha`, whose `batch` is cut into micro-batches of `micro_rows`
     /// sequences. The share of tokens that will be kept must be known before the first of them, for the mixture's weights.
-    pub fn new(plan: &'a Plan, memory: &Memory, alpha: f64, batch: &Batch, micro_rows: usize) -> Self {
+    pub fn new(plan: &'a Plan, memory: &SelectionState, alpha: f64, batch: &Batch, micro_rows: usize) -> Self {
         let select = &plan.select;
         let threshold = memory.carried.filter(|_| select.pool == Pool::Carried);
         let counted = batch.valid_count();
@@ -216,7 +216,7 @@ mod tests {
     fn batch() -> Batch {
         let mut valid = vec![true; 8];
         valid[7] = false;
-        Batch { rows: 2, context: 4, inputs: vec![0; 8], targets: vec![0; 8], valid, sequence_ids: vec![7, 9] }
+        Batch { sequences: 2, context: 4, inputs: vec![0; 8], targets: vec![0; 8], valid, sequence_ids: vec![7, 9] }
     }
 
     fn stats(losses: &[f32]) -> Vec<RowStats> {
@@ -230,7 +230,7 @@ mod tests {
     fn row_by_row_is_the_same_decision_as_all_at_once() {
         for mixture in ["select.cvar_weight=1", "select.cvar_weight=0.4"] {
             let plan = plan(&["select.score=loss", "select.pool=carried", mixture, "select.rest_rate=0.5"]);
-            let memory = Memory { carried: Some(Carried { threshold: 0.45, lag: 1.0 }), ..Memory::default() };
+            let memory = SelectionState { carried: Some(Carried { threshold: 0.45, lag: 1.0 }), ..SelectionState::default() };
             let (batch, stats) = (batch(), stats(&LOSSES));
             let selection = StepSelection::new(&plan, &memory, 0.5, &batch, 2);
             let numbers = ScoreContext::new(plan.seed, 3);
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_kept_share_of_the_mixture_is_the_steps() {
-        let of = |settings: &[&str], memory: &Memory| {
+        let of = |settings: &[&str], memory: &SelectionState| {
             let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
             StepSelection::new(&plan, memory, 0.5, &batch(), 1).mixture
         };
@@ -255,11 +255,11 @@ mod tests {
             let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
             Mixture::new(&plan.select, share)
         };
-        let none = Memory::default();
+        let none = SelectionState::default();
         // 2 of 4, and 2 of 3: rounded up in every pool.
         assert_eq!(of(&["select.pool=sequence"], &none), share(&[], 4.0 / 7.0));
         assert_eq!(of(&["select.pool=carried"], &none), share(&[], 1.0), "before there is a threshold all are kept");
-        let carried = Memory { carried: Some(Carried { threshold: 1.0, lag: 1.0 }), ..Memory::default() };
+        let carried = SelectionState { carried: Some(Carried { threshold: 1.0, lag: 1.0 }), ..SelectionState::default() };
         assert_eq!(of(&["select.pool=carried"], &carried), share(&[], 0.5));
     }
 
@@ -267,7 +267,7 @@ mod tests {
     fn an_own_score_ranks_and_is_checked() {
         let plan = plan(&["select.score=entropy", "select.pool=micro-batch"]);
         let batch = batch();
-        let selection = StepSelection::new(&plan, &Memory::default(), 0.5, &batch, 2);
+        let selection = StepSelection::new(&plan, &SelectionState::default(), 0.5, &batch, 2);
         let decide = |score: fn(&[RowStats]) -> Vec<f32>| {
             let numbers = ScoreContext::new(plan.seed, 0);
             selection.decide(&batch, numbers, &stats(&LOSSES), Some(&mut OwnScore::new(score)))

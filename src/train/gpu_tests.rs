@@ -45,7 +45,7 @@ fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
 fn batch(step: u32) -> Batch {
     let tokens: Vec<u32> = (0..4 * CONTEXT as u32 + 1).map(|i| (i * i + 7 * i + 13 * step) % VOCAB as u32).collect();
     Batch {
-        rows: 4,
+        sequences: 4,
         context: CONTEXT,
         inputs: tokens[..4 * CONTEXT].to_vec(),
         targets: tokens[1..].to_vec(),

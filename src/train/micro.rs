@@ -3,7 +3,7 @@
 //! Three numberings of positions meet here. `positions` are places in the micro-batch `[B T]`; `rows` are the positions that
 //! carry gradient, ascending; `indices` are places among these rows, where a sampled backward draws a part of them.
 
-use super::report::Sums;
+use super::sums::Sums;
 use super::step::{StepWork, Trainer};
 use crate::config::{BackwardMode, HeadMode, Rho};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
@@ -63,9 +63,9 @@ impl Trainer {
         let numbers = ScoreContext::new(self.plan.seed, first_sequence);
         let Begun { partial, probe, left } = self.early_exit(batch, numbers, work.settings.alpha_seq)?;
         let picked = left.as_ref().map(|left| batch.pick(left));
-        let (sequences, batch) = (batch.rows, picked.as_ref().unwrap_or(batch));
+        let (sequences, batch) = (batch.sequences, picked.as_ref().unwrap_or(batch));
         sums.sequences.0 += sequences as u64;
-        sums.sequences.1 += batch.rows as u64;
+        sums.sequences.1 += batch.sequences as u64;
         let numbers = numbers.among(left.as_deref());
         let micro = Micro {
             work,
@@ -93,7 +93,7 @@ impl Trainer {
         };
 
         let mut done = Work {
-            sequences: batch.rows as u64,
+            sequences: batch.sequences as u64,
             context: batch.context as u64,
             kept: head.as_ref().map_or(0, |head| head.before as u64),
             probe,
@@ -181,19 +181,19 @@ impl Trainer {
     /// The student's first blocks, and the sequences that go on from there.
     fn early_exit(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
         let select = &self.plan.select;
-        if kept_of(alpha_seq, batch.rows) == batch.rows {
+        if kept_of(alpha_seq, batch.sequences) == batch.sequences {
             let partial = self.student.begin(&batch.inputs, batch.context, 0)?;
             return Ok(Begun { partial, probe: None, left: None });
         }
         let mut partial = self.student.begin(&batch.inputs, batch.context, select.exit_layer)?;
-        let probes = probe_rows(batch.rows, batch.context, select.probe_stride);
+        let probes = probe_rows(batch.sequences, batch.context, select.probe_stride);
         let hidden = self.student.probe(&partial, &probes)?;
         let logits = self.student.logits(hidden);
         let stats = head::scan(&logits, None, &pick(Some(&probes), &batch.targets), 1.0)?;
         let numbers = numbers.for_probes(self.plan.seed);
         let left = judge_sequences(select, alpha_seq, batch, numbers, &probes, &stats)?;
         let probe =
-            Probe { sequences: batch.rows as u64, exit_layer: select.exit_layer as u64, rows: probes.len() as u64 };
+            Probe { sequences: batch.sequences as u64, exit_layer: select.exit_layer as u64, rows: probes.len() as u64 };
         partial.keep(&left)?;
         Ok(Begun { partial, probe: Some(probe), left: Some(left) })
     }

@@ -2,7 +2,7 @@
 
 pub mod events;
 mod micro;
-mod report;
+mod sums;
 pub mod run;
 pub mod session;
 mod step;
@@ -11,5 +11,5 @@ pub(crate) mod threads;
 #[cfg(test)]
 mod gpu_tests;
 
-pub use report::{CarriedReport, StepReport, StepSettings, Sums};
+pub use sums::{CarriedReport, StepReport, StepSettings, Sums};
 pub use step::Trainer;

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
 use crate::progress::{Progress, Silent};
-use crate::select::Memory;
+use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
@@ -115,8 +115,8 @@ impl Run {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
             counters = saved.counters;
-            trainer.memory = read_memory(saved.selector)?;
-            let possible = trainer.memory.check(counters.step, counters.tokens);
+            trainer.selection = read_selection(saved.selector)?;
+            let possible = trainer.selection.check(counters.step, counters.tokens);
             possible.map_err(|what| checkpoint::impossible(&lock.place(counters.step), &what))?;
         }
         let on_cpu = trainer.student.params.wte().device().is_cpu();
@@ -285,8 +285,8 @@ impl Run {
             params: self.trainer.student.params.clone(),
             optimizer: self.trainer.state.clone(),
             counters: self.counters.clone(),
-            selector: serde_json::to_value(&self.trainer.memory)
-                .map_err(|e| Error::internal(format!("cannot describe the selector's memory: {e}")))?,
+            selector: serde_json::to_value(&self.trainer.selection)
+                .map_err(|e| Error::internal(format!("cannot describe the state of the selection: {e}")))?,
             inputs: self.config.inputs.clone(),
         };
         let path = checkpoint::save(&self.lock, &state, &self.save_options(), &self.trainer.plan.checkpoint)?;
@@ -309,9 +309,9 @@ impl Run {
 }
 
 /// What selection remembered; a checkpoint from before it remembered anything holds null.
-fn read_memory(stored: Value) -> Result<Memory> {
+fn read_selection(stored: Value) -> Result<SelectionState> {
     if stored.is_null() {
-        return Ok(Memory::default());
+        return Ok(SelectionState::default());
     }
     serde_json::from_value(stored)
         .map_err(|e| Error::data(format!("the checkpoint's selector state was written by another version ({e})")))

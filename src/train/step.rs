@@ -10,10 +10,10 @@ use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::optim::schedule;
-use crate::select::{Memory, Observed, OwnScore, StepSelection};
+use crate::select::{SelectionState, Observed, OwnScore, StepSelection};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
-use crate::train::report::{CarriedReport, StepReport, StepSettings, Sums};
+use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Trainer {
     /// AdamW's moments.
     pub state: adamw::State,
     /// What selection remembers from step to step.
-    pub memory: Memory,
+    pub selection: SelectionState,
     /// Whether a GPU is waited for at the end of every phase, so that its seconds are its own and not those of handing over
     /// its work. For measurements: it makes steps slower. On the CPU they always are.
     pub phases_apart: bool,
@@ -59,7 +59,7 @@ impl Trainer {
             student,
             teacher,
             state,
-            memory: Memory::default(),
+            selection: SelectionState::default(),
             phases_apart: false,
             grads,
             own_score: None,
@@ -104,7 +104,7 @@ impl Trainer {
     fn gradients(&self, step: u64, cursor: u64, batch: &Batch, mut own: Option<&mut OwnScore>) -> Result<StepReport> {
         let plan = &self.plan;
         let settings = StepSettings {
-            alpha: self.memory.alpha(plan, step),
+            alpha: self.selection.alpha(plan, step),
             alpha_seq: plan.level_at(step).alpha_seq,
             lambda: plan.objective.lambda_at(step, plan.steps),
             temperature: plan.objective.temperature_at(step, plan.steps),
@@ -113,7 +113,7 @@ impl Trainer {
         let MicroRows::Rows(micro_rows) = plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
-        let selection = StepSelection::new(plan, &self.memory, settings.alpha, batch, micro_rows);
+        let selection = StepSelection::new(plan, &self.selection, settings.alpha, batch, micro_rows);
         let facts = StepFacts {
             selects: selection.selects(),
             weighs_teacher: settings.lambda > 0.0,
@@ -122,10 +122,10 @@ impl Trainer {
         };
         let work = StepWork { settings, selection, route: Route::of(plan, facts) };
         let mut sums = Sums { tokens: batch.valid_count() as u64, ..Sums::default() };
-        for first in (0..batch.rows).step_by(micro_rows) {
+        for first in (0..batch.sequences).step_by(micro_rows) {
             // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
             crate::interrupt::check()?;
-            let micro = batch.slice(first..batch.rows.min(first + micro_rows));
+            let micro = batch.slice(first..batch.sequences.min(first + micro_rows));
             self.micro_batch(&work, &micro, cursor + first as u64, own.as_deref_mut(), &mut sums)?;
         }
         let denominator = selection.denominator(sums.kept, sums.valid);
@@ -144,7 +144,7 @@ impl Trainer {
 
     /// What the next steps' selection learns from this one; nothing may fail any more.
     fn observe(&mut self, step: u64, report: &mut StepReport) {
-        let used = self.memory.carried;
+        let used = self.selection.carried;
         let sums = &mut report.sums;
         let seen = Observed {
             step,
@@ -154,13 +154,13 @@ impl Trainer {
             kept: sums.kept,
             easy_share: sums.easy_share(),
         };
-        if let Some(exact) = self.memory.observe(&self.plan, seen) {
+        if let Some(exact) = self.selection.observe(&self.plan, seen) {
             (sums.var, sums.pools) = (exact, 1);
             report.carried = used.map(|used| {
                 let threshold = f64::from(used.threshold);
                 CarriedReport { threshold, lag: used.lag, error: threshold - exact }
             });
         }
-        report.ada_delta = self.memory.ada.as_ref().and_then(|ada| ada.delta);
+        report.ada_delta = self.selection.ada.as_ref().and_then(|ada| ada.delta);
     }
 }

@@ -126,7 +126,7 @@ fn curve(settings: &[&str]) -> (Vec<Point>, Option<usize>) {
     let mut trainer = trainer(settings);
     let mut tied = None;
     let points = (0..STEPS).map(|s| {
-        let threshold = trainer.memory.carried.map(|c| f64::from(c.threshold));
+        let threshold = trainer.selection.carried.map(|c| f64::from(c.threshold));
         let report = step(&mut trainer, s);
         if tied.is_none() && near_tie(&trainer.plan, &report, threshold) {
             tied = Some(s as usize);

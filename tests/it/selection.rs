@@ -141,7 +141,7 @@ fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
 fn a_micro_batch_may_keep_nothing() {
     let settings = ["select.score=loss", "select.pool=carried", "machine.micro_rows=1", "optim.weight_decay=0"];
     let mut trainer = trainer(&settings);
-    trainer.memory.carried = Some(Carried { threshold: f32::MAX, lag: 1.0 });
+    trainer.selection.carried = Some(Carried { threshold: f32::MAX, lag: 1.0 });
     let before = bits(&trainer.student.params);
     let report = step(&mut trainer, 0);
     assert_eq!((report.sums.kept, report.sums.rows, report.sums.valid, report.sums.loss), (0, 0, 64, 0.0));
@@ -152,7 +152,7 @@ fn a_micro_batch_may_keep_nothing() {
         losses.sort_by(f32::total_cmp);
         losses
     };
-    trainer.memory.carried = Some(Carried { threshold: losses[63], lag: 1.0 });
+    trainer.selection.carried = Some(Carried { threshold: losses[63], lag: 1.0 });
     let report = step(&mut trainer, 0);
     assert_eq!((report.sums.kept, report.sums.rows), (1, 1));
     assert!(bits(&trainer.student.params) != before);

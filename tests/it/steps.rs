@@ -51,7 +51,7 @@ fn plan(machine: &[&str]) -> Plan {
 
 fn batch(step: usize, inputs: &[u32], targets: &[u32]) -> Batch {
     Batch {
-        rows: 3,
+        sequences: 3,
         context: 13,
         inputs: inputs.to_vec(),
         targets: targets.to_vec(),

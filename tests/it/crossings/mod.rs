@@ -19,7 +19,7 @@ use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::train::{StepReport, Trainer};
 use net::{Net, numbers};
 use rayon::prelude::*;
-use reference::{Expected, Memory, TIE};
+use reference::{Expected, SelectionState, TIE};
 use std::collections::BTreeSet;
 
 /// Sequences that the run has consumed before: numbers of tokens do not begin at 0.
@@ -333,7 +333,7 @@ fn judge(crossing: &Crossing) -> Outcome {
     let (mut trainer, batches) = begun(crossing);
     let plan = trainer.plan.clone();
     let teacher = trainer.teacher.as_ref().map(|t| Net::new(t.model()).unwrap());
-    let mut memory = Memory::default();
+    let mut memory = SelectionState::default();
     let mut outcome = Outcome::default();
     for (s, batch) in (0..STEPS).zip(&batches) {
         let (before, net) = (Before::of(&trainer), Net::new(&trainer.student).unwrap());

@@ -16,7 +16,7 @@ pub const TIE: f64 = 2e-5;
 
 /// What selection remembers from step to step.
 #[derive(Debug, Clone, Default)]
-pub struct Memory {
+pub struct SelectionState {
     /// Threshold and mean age.
     pub carried: Option<(f64, f64)>,
     /// Alpha, and the mean kept score of the interval before.
@@ -107,7 +107,7 @@ pub fn step(
     plan: &Plan,
     student: &Net,
     teacher: Option<&Net>,
-    memory: &mut Memory,
+    memory: &mut SelectionState,
     (step, cursor): (u64, u64),
     batch: &Batch,
 ) -> Result<Expected> {
@@ -130,7 +130,7 @@ pub fn step(
 
     // Phase one: which sequences go on, by micro-batch.
     let mut parts: Vec<Vec<usize>> = Vec::new();
-    for first in (0..batch.rows).step_by(micro) {
+    for first in (0..batch.sequences).step_by(micro) {
         let all: Vec<usize> = (first..first + micro).collect();
         let left = ceil_share(out.alpha_seq, micro);
         parts.push(if left == micro {
@@ -143,7 +143,7 @@ pub fn step(
         });
     }
     let sequences: Vec<usize> = parts.concat();
-    out.sequences = (batch.rows as u64, sequences.len() as u64);
+    out.sequences = (batch.sequences as u64, sequences.len() as u64);
 
     // From here on, position i is one of those that went on.
     let left = batch.pick(&sequences.iter().map(|&s| s as u32).collect::<Vec<_>>());
@@ -303,7 +303,7 @@ pub fn step(
 
 /// Whether a sampled backward draws at the head: only where the norms have a bound beforehand, and not where rows are
 /// differentiated as they are scored.
-fn draws_at_head(plan: &Plan, out: &Expected, memory: &Memory, teacher: bool) -> bool {
+fn draws_at_head(plan: &Plan, out: &Expected, memory: &SelectionState, teacher: bool) -> bool {
     let objective = &plan.objective;
     let dense = objective.signal == Signal::Dense;
     let bounded = out.lambda == 0.0 || (dense && objective.divergence == Divergence::ForwardKl);
@@ -349,7 +349,7 @@ fn probe(plan: &Plan, student: &Net, batch: &Batch, cursor: u64) -> Result<Vec<f
         let probed: Vec<f64> = probed.map(|i| of[i]).collect();
         if probed.is_empty() { -1e30 } else { probed.iter().sum::<f64>() / probed.len() as f64 }
     };
-    Ok((0..batch.rows).map(mean).collect())
+    Ok((0..batch.sequences).map(mean).collect())
 }
 
 /// The valid positions that share a threshold, or a normalisation.
@@ -466,7 +466,7 @@ fn taught(
 }
 
 /// What the next step's selection learns from this one.
-fn remember(plan: &Plan, step: u64, memory: &mut Memory, out: &mut Expected, margin: &mut Margin) {
+fn remember(plan: &Plan, step: u64, memory: &mut SelectionState, out: &mut Expected, margin: &mut Margin) {
     let select = &plan.select;
     if select.pool == Pool::Carried && !out.scores.is_empty() {
         out.carried = memory.carried;

@@ -83,7 +83,7 @@ impl Seen {
 
 #[derive(Clone)]
 enum Body {
-    Memory(Arc<Vec<u8>>),
+    SelectionState(Arc<Vec<u8>>),
     Disk(PathBuf, u64),
 }
 
@@ -139,7 +139,7 @@ impl HubServer {
     /// Serves these bytes as a repository's files; returns the commit.
     pub fn add_repo(&self, id: &str, files: &[(&str, Vec<u8>)]) -> String {
         let entry = |(name, bytes): &(&str, Vec<u8>)| {
-            let body = Body::Memory(Arc::new(bytes.clone()));
+            let body = Body::SelectionState(Arc::new(bytes.clone()));
             (name.to_string(), Entry::new(name, body).expect("memory can be read"))
         };
         self.insert(id, files.iter().map(entry).collect())
@@ -208,14 +208,14 @@ impl Entry {
 impl Body {
     fn len(&self) -> u64 {
         match self {
-            Body::Memory(bytes) => bytes.len() as u64,
+            Body::SelectionState(bytes) => bytes.len() as u64,
             Body::Disk(_, len) => *len,
         }
     }
 
     fn open(&self, at: u64) -> std::io::Result<Box<dyn Read>> {
         Ok(match self {
-            Body::Memory(bytes) => Box::new(std::io::Cursor::new(bytes[at as usize..].to_vec())),
+            Body::SelectionState(bytes) => Box::new(std::io::Cursor::new(bytes[at as usize..].to_vec())),
             Body::Disk(path, _) => {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(at))?;

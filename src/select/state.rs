@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// State of the plan's schedule of alpha and of its carried threshold; empty where the plan needs none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Memory {
+pub struct SelectionState {
     /// Ada-ESLM's, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ada: Option<AdaEslm>,
@@ -36,7 +36,7 @@ pub struct Observed<'a> {
     pub easy_share: f64,
 }
 
-impl Memory {
+impl SelectionState {
     /// Errs with what a run of `steps` steps and `tokens` tokens cannot have left behind.
     pub fn check(&self, steps: u64, tokens: u64) -> std::result::Result<(), String> {
         if let Some(ada) = self.ada.as_ref().filter(|ada| !ada.is_possible(steps, tokens)) {
@@ -119,7 +119,7 @@ mod tests {
             "select.ramp=2",
             "select.alpha=0.2",
         ]);
-        let mut memory = Memory::default();
+        let mut memory = SelectionState::default();
         for step in 0..4 {
             assert_eq!(memory.alpha(&plan, step), [0.0, 0.0, 0.0, 0.1][step as usize]);
             memory.observe(&plan, seen(step, &[3.0, 1.0]));
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn the_easy_share_is_alpha_up_to_the_plans() {
         let plan = plan(&["select.schedule=easy-share", "select.alpha=0.3", "select.burn_in=1", "select.ramp=0"]);
-        let mut memory = Memory::default();
+        let mut memory = SelectionState::default();
         assert_eq!(memory.alpha(&plan, 1), 0.0, "nothing is dropped before anything was seen");
         memory.observe(&plan, seen(0, &[]));
         assert_eq!((memory.alpha(&plan, 0), memory.alpha(&plan, 1)), (0.0, 0.3));
@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn the_carried_threshold_is_made_of_exact_values_at_risk() {
         let plan = plan(&["select.pool=carried", "select.threshold_ema=0.5", "select.alpha=0.5"]);
-        let mut memory = Memory::default();
+        let mut memory = SelectionState::default();
         memory.observe(&plan, seen(0, &[]));
-        assert_eq!(memory, Memory::default(), "a step that did not select");
+        assert_eq!(memory, SelectionState::default(), "a step that did not select");
         memory.observe(&plan, seen(1, &[1.0, 4.0, 2.0, 3.0]));
         assert_eq!(memory.carried, Some(Carried { threshold: 3.0, lag: 1.0 }));
         memory.observe(&plan, seen(2, &[1.0, 2.0]));
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_no_run_leaves_behind_is_refused() {
-        let check = |text: &str| serde_json::from_str::<Memory>(text).unwrap().check(10, 640);
+        let check = |text: &str| serde_json::from_str::<SelectionState>(text).unwrap().check(10, 640);
         let ada = |alpha: &str, kept: u64, steps: u64| {
             check(&format!(
                 r#"{{"ada":{{"alpha":{alpha},"cvar":1.5,"delta":null,"score_sum":2.5,"kept":{kept},"steps":{steps}}}}}"#
@@ -173,11 +173,11 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_what_is_loaded() {
-        let stored = |memory: &Memory| serde_json::to_value(memory).unwrap();
-        assert_eq!(stored(&Memory::default()).to_string(), "{}");
-        let mut memory = Memory { ada: Some(AdaEslm::new(0.1)), ..Memory::default() };
+        let stored = |memory: &SelectionState| serde_json::to_value(memory).unwrap();
+        assert_eq!(stored(&SelectionState::default()).to_string(), "{}");
+        let mut memory = SelectionState { ada: Some(AdaEslm::new(0.1)), ..SelectionState::default() };
         memory.carried = Some(Carried { threshold: 0.1, lag: 1.9 });
         memory.easy = Some(EasyShare::default());
-        assert_eq!(serde_json::from_value::<Memory>(stored(&memory)).unwrap(), memory);
+        assert_eq!(serde_json::from_value::<SelectionState>(stored(&memory)).unwrap(), memory);
     }
 }
