@@ -1,7 +1,9 @@
-//! Compiles the kernels for a GPU to PTX, under the feature `cuda` alone: nobody else needs nvcc, or notices this file.
+//! Compiles the kernels for a GPU to PTX, under the feature `cuda` alone: nobody else needs nvcc,
+//! or notices this file.
 //!
-//! PTX is for the oldest chip that is to run it, `CUDA_COMPUTE_CAP` (80 if unset, an A100); the driver compiles it for the
-//! chip at hand. `CUDA_HOME` or `CUDA_PATH` names the toolkit, whose nvcc is otherwise looked for on the PATH.
+//! PTX is for the oldest chip that is to run it, `CUDA_COMPUTE_CAP` (80 if unset, an A100); the
+//! driver compiles it for the chip at hand. `CUDA_HOME` or `CUDA_PATH` names the toolkit, whose
+//! nvcc is otherwise looked for on the PATH.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,11 +38,20 @@ fn main() {
 fn compile(source: &str) -> Result<(), String> {
     let file = Path::new("src").join(source).with_extension("cu");
     let name = file.file_stem().unwrap_or_default();
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name).with_extension("ptx");
-    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into()).replace('.', "");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default())
+        .join(name)
+        .with_extension("ptx");
+    let capability =
+        std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into()).replace('.', "");
     let mut command = Command::new(nvcc());
     command.args(["-ptx", "-std=c++17", "-O3", "-Werror", "all-warnings"]);
-    command.arg(format!("-arch=compute_{capability}")).arg("-I").arg("src/ops/gpu").arg("-o").arg(&out).arg(&file);
+    command
+        .arg(format!("-arch=compute_{capability}"))
+        .arg("-I")
+        .arg("src/ops/gpu")
+        .arg("-o")
+        .arg(&out)
+        .arg(&file);
     let done = command.output().map_err(|e| {
         format!(
             "the feature cuda needs NVIDIA's compiler, and {:?} cannot be run: {e}; set CUDA_HOME",
@@ -50,7 +61,11 @@ fn compile(source: &str) -> Result<(), String> {
     if done.status.success() {
         return Ok(());
     }
-    Err(format!("nvcc refuses {}: {}", file.display(), String::from_utf8_lossy(&done.stderr).replace('\n', " | ")))
+    Err(format!(
+        "nvcc refuses {}: {}",
+        file.display(),
+        String::from_utf8_lossy(&done.stderr).replace('\n', " | ")
+    ))
 }
 
 fn nvcc() -> PathBuf {
@@ -58,5 +73,8 @@ fn nvcc() -> PathBuf {
         return named.into();
     }
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    homes.map(|home| Path::new(&home).join("bin/nvcc")).find(|nvcc| nvcc.exists()).unwrap_or_else(|| "nvcc".into())
+    homes
+        .map(|home| Path::new(&home).join("bin/nvcc"))
+        .find(|nvcc| nvcc.exists())
+        .unwrap_or_else(|| "nvcc".into())
 }

@@ -2,10 +2,11 @@
 //!
 //! `cargo bench --bench ops -- [RUNS] [--only TEXT]`
 //!
-//! First the two ceilings are measured: a large matrix product (GFLOP/s) and a sum of arrays (GB/s). An operation's roofline is
-//! the longer of its operations over the one and its compulsory traffic (inputs once, outputs once) over the other;
-//! `of roof` is that time over ours. The reference is the formula in candle's operations, with candle's autograd where the row
-//! says `+ backward`; ours does the same work there. Taken in turn; medians.
+//! First the two ceilings are measured: a large matrix product (GFLOP/s) and a sum of arrays
+//! (GB/s). An operation's roofline is the longer of its operations over the one and its compulsory
+//! traffic (inputs once, outputs once) over the other; `of roof` is that time over ours. The
+//! reference is the formula in candle's operations, with candle's autograd where the row says `+
+//! backward`; ours does the same work there. Taken in turn; medians.
 
 mod ceilings;
 
@@ -52,8 +53,15 @@ const SCALES: [Scale; 3] = [
 fn main() {
     eslm_kd::allocator::keep_freed_memory(); // as the program does
     let words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let only = words.iter().position(|w| w == "--only").map(|at| words[at + 1].clone()).unwrap_or_default();
-    let runs: usize = words.first().filter(|w| *w != "--only").map_or(5, |r| r.parse().expect("RUNS is a number"));
+    let only = words
+        .iter()
+        .position(|w| w == "--only")
+        .map(|at| words[at + 1].clone())
+        .unwrap_or_default();
+    let runs: usize = words
+        .first()
+        .filter(|w| *w != "--only")
+        .map_or(5, |r| r.parse().expect("RUNS is a number"));
     let (gflops, gbytes) = (matmul_ceiling(&Device::Cpu, Dtype::F32), memory_ceiling());
     println!(
         "ceilings: {gflops:.0} GFLOP/s (product of 1024 x 768 x 3072), {gbytes:.1} GB/s (sum of arrays); {runs} runs"
@@ -124,7 +132,8 @@ fn ops(scale: &Scale) -> Vec<Op> {
 
 fn products(n: usize, d: usize) -> Vec<Op> {
     let product = |name: &str, m: usize, k: usize, c: usize, transposed: bool| {
-        let (a, b, out) = (random(if transposed { (k, m) } else { (m, k) }), random((k, c)), zeros((m, c)));
+        let (a, b, out) =
+            (random(if transposed { (k, m) } else { (m, k) }), random((k, c)), zeros((m, c)));
         let a = if transposed { a.t().unwrap() } else { a };
         let (ra, rb) = (a.clone(), b.clone());
         Op {
@@ -168,9 +177,20 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
         ours: Box::new(move || {
             let normed = layer_norm::forward(&x, &w, &b, 1e-5, Precision::F32).unwrap();
             let (dy, stats) = (&upstream, &normed.stats);
-            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+            layer_norm::backward(layer_norm::Backward {
+                dy,
+                x: &x,
+                stats,
+                w: &w,
+                dx: &dx,
+                dw: &dw,
+                db: &db,
+            })
+            .unwrap();
         }),
-        reference: Some(Box::new(move || through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap()))),
+        reference: Some(Box::new(move || {
+            through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap())
+        })),
     };
     vec![gelu, norm]
 }
@@ -179,7 +199,8 @@ fn attention_of(shape: Shape, d: usize) -> Op {
     let n = shape.batch * shape.context;
     let (qkv, upstream) = (random((n, 3 * d)), random((n, d)));
     let (rq, rd) = (qkv.clone(), upstream.clone());
-    // Two products forward and five backward, each D multiply-adds for every (position, visible key) pair.
+    // Two products forward and five backward, each D multiply-adds for every (position, visible
+    // key) pair.
     let pairs = (n * (shape.context + 1) / 2) as f64;
     Op {
         name: format!("attention + backward, T {}", shape.context),
@@ -188,10 +209,19 @@ fn attention_of(shape: Shape, d: usize) -> Op {
         ours: Box::new(move || {
             let attended = attention::forward(&qkv, shape).unwrap();
             let (qkv, attended, dout) = (&qkv, &attended, &upstream);
-            attention::backward(attention::Backward { qkv, attended, dout, rows: None, keys: Keys::All, shape })
-                .unwrap();
+            attention::backward(attention::Backward {
+                qkv,
+                attended,
+                dout,
+                rows: None,
+                keys: Keys::All,
+                shape,
+            })
+            .unwrap();
         }),
-        reference: Some(Box::new(move || through(&rq, &rd, |q| attention::reference(q, shape).unwrap()))),
+        reference: Some(Box::new(move || {
+            through(&rq, &rd, |q| attention::reference(q, shape).unwrap())
+        })),
     }
 }
 
@@ -209,7 +239,8 @@ fn rows(n: usize, d: usize, context: usize) -> Vec<Op> {
         reference: Some(Box::new(move || drop(rx.index_select(&index, 0).unwrap()))),
     };
     let (into, some) = (zeros((n, d)), random((k, d)));
-    let (index, base, from) = (Tensor::new(half.as_slice(), &Device::Cpu).unwrap(), into.clone(), some.clone());
+    let (index, base, from) =
+        (Tensor::new(half.as_slice(), &Device::Cpu).unwrap(), into.clone(), some.clone());
     let put = Op {
         name: "scatter half of the rows".into(),
         gflop: 0.0,
@@ -260,9 +291,13 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         name: "head scan: nll, lse, entropy".into(),
         gflop: product,
         floats: n * d + vocab * d,
-        ours: Box::new(move || drop(head::scan(&Logits::new(h.clone(), w.clone()), None, &y, 1.0).unwrap())),
+        ours: Box::new(move || {
+            drop(head::scan(&Logits::new(h.clone(), w.clone()), None, &y, 1.0).unwrap())
+        }),
         reference: Some(Box::new(move || {
-            let log_p = head::reference::log_softmax(&head::reference::logits(&rh, &rw).unwrap(), 1.0).unwrap();
+            let log_p =
+                head::reference::log_softmax(&head::reference::logits(&rh, &rw).unwrap(), 1.0)
+                    .unwrap();
             (log_p.exp().unwrap() * &log_p).unwrap().sum(1).unwrap();
         })),
     };
@@ -277,7 +312,13 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         ours: Box::new(move || {
             let logits = Logits::new(h.clone(), w.clone());
             head::fused(
-                head::PassInput { student: &logits, teacher: None, targets: &y, options: 1.0.into(), mix },
+                head::PassInput {
+                    student: &logits,
+                    teacher: None,
+                    targets: &y,
+                    options: 1.0.into(),
+                    mix,
+                },
                 Weigh::Known(&ones),
                 &dw,
             )
@@ -303,7 +344,8 @@ fn optimizer(d: usize, vocab: usize) -> Op {
     Op {
         name: format!("norm and AdamW, {:.1} M", parameters as f64 / 1e6),
         gflop: 0.0,
-        // The norm reads the gradient; the update reads and writes weight, gradient and both moments.
+        // The norm reads the gradient; the update reads and writes weight, gradient and both
+        // moments.
         floats: 9 * parameters,
         ours: Box::new(move || {
             global_norm(&grads).unwrap();

@@ -1,18 +1,22 @@
 //! One whole training step, by phase: plain, with selection, distilling. Prints a table.
 //!
-//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--device DEVICE] [--teacher SHAPE] [--rows B] [--only TEXT] [--serve NAME]`,
-//! with SHAPE one of `124m` (B 4 x T 256), `14m` (B 8 x T 256, V 8192) and `124m-long` (B 32 x T 1024, for a GPU), and DTYPE one
-//! of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT; the teacher's SHAPE is `355m` or `774m`.
-//! `cargo bench --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is kept.
+//! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--device DEVICE] [--teacher SHAPE] [--rows
+//! B] [--only TEXT] [--serve NAME]`, with SHAPE one of `124m` (B 4 x T 256), `14m` (B 8 x T 256, V
+//! 8192) and `124m-long` (B 32 x T 1024, for a GPU), and DTYPE one of `f32` and `bf16`. `--only`
+//! takes the steps whose name contains TEXT; the teacher's SHAPE is `355m` or `774m`. `cargo bench
+//! --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is
+//! kept.
 //!
-//! Every step is taken in turn with a plain one, each in a process of its own, so that a ratio is between medians of the same minutes. `--serve` does one
-//! step per line on stdin and answers with its seconds: `benches/peers` asks two programs in turn that way.
+//! Every step is taken in turn with a plain one, each in a process of its own, so that a ratio is
+//! between medians of the same minutes. `--serve` does one step per line on stdin and answers with
+//! its seconds: `benches/peers` asks two programs in turn that way.
 
 mod ceilings;
 
 use ceilings::{matmul_ceiling, median};
 use eslm_kd::config::{
-    self, BackwardMode, DeviceSpec, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho, RunFile, Score,
+    self, BackwardMode, DeviceSpec, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho,
+    RunFile, Score,
 };
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
@@ -92,7 +96,8 @@ fn main() {
         words.drain(at..at + 2);
         Some(value)
     };
-    let (only, serve, rows, of_teacher) = (option("--only"), option("--serve"), option("--rows"), option("--teacher"));
+    let (only, serve, rows, of_teacher) =
+        (option("--only"), option("--serve"), option("--rows"), option("--teacher"));
     let device: DeviceSpec = option("--device").map_or(DeviceSpec::Cpu, |d| d.parse().unwrap());
     let shape = words.first().map_or("14m", String::as_str);
     let runs: usize = words.get(1).map_or(5, |r| r.parse().expect("RUNS is a number"));
@@ -128,7 +133,10 @@ fn main() {
         scale.rows = rows.parse().expect("--rows takes a number");
     }
     if let Some(name) = serve {
-        let arm = ARMS.iter().find(|arm| arm.name == name).unwrap_or_else(|| panic!("no step is called {name}"));
+        let arm = ARMS
+            .iter()
+            .find(|arm| arm.name == name)
+            .unwrap_or_else(|| panic!("no step is called {name}"));
         return serve_steps(*arm, &scale);
     }
     if shape == "growth" {
@@ -147,14 +155,23 @@ fn main() {
     );
     // AdamW's moments take memory with their first update only.
     let mut plain = Server::start(PLAIN.name, &arguments, 2);
-    for arm in ARMS.iter().filter(|arm| only.as_ref().is_none_or(|only| arm.name.contains(only.as_str()))) {
+    for arm in
+        ARMS.iter().filter(|arm| only.as_ref().is_none_or(|only| arm.name.contains(only.as_str())))
+    {
         let mut steps = Server::start(arm.name, &arguments, 2);
         println!("{}", row(*arm, &mut steps, &mut plain, &scale, runs, ceiling));
     }
 }
 
 /// Takes steps of `arm` and plain ones in turn.
-fn row(arm: Arm, steps: &mut Server, plain: &mut Server, scale: &Scale, runs: usize, ceiling: f64) -> String {
+fn row(
+    arm: Arm,
+    steps: &mut Server,
+    plain: &mut Server,
+    scale: &Scale,
+    runs: usize,
+    ceiling: f64,
+) -> String {
     let (mut times, mut of_plain) = (Vec::new(), Vec::new());
     for run in 0..runs {
         if run % 2 == 0 {
@@ -183,7 +200,8 @@ fn row(arm: Arm, steps: &mut Server, plain: &mut Server, scale: &Scale, runs: us
     )
 }
 
-/// This program in another process, taking one kind of step: two trainers in one would share an allocator, which no run does.
+/// This program in another process, taking one kind of step: two trainers in one would share an
+/// allocator, which no run does.
 struct Server {
     process: Child,
     asks: ChildStdin,
@@ -232,8 +250,11 @@ impl Server {
         self.asks.write_all(line).expect("a server that listens");
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("an answer");
-        let numbers: Vec<f64> = answer.split_whitespace().map(|n| n.parse().expect("a number")).collect();
-        let &[seconds, peak, flops, ref phases @ ..] = numbers.as_slice() else { panic!("an answer of {answer:?}") };
+        let numbers: Vec<f64> =
+            answer.split_whitespace().map(|n| n.parse().expect("a number")).collect();
+        let &[seconds, peak, flops, ref phases @ ..] = numbers.as_slice() else {
+            panic!("an answer of {answer:?}")
+        };
         Answer { seconds, peak, flops, phases: phases.try_into().expect("seven phases") }
     }
 }
@@ -248,10 +269,18 @@ impl Drop for Server {
 /// 4 blocks of width 256 on 8 x 256 tokens of a vocabulary of 8,192.
 fn small() -> Scale {
     let shape = Gpt2Config::new(8192, 256, 256, 4, 4);
-    Scale { student: shape.clone(), teacher: shape, rows: 8, context: 256, dtype: Dtype::F32, device: DeviceSpec::Cpu }
+    Scale {
+        student: shape.clone(),
+        teacher: shape,
+        rows: 8,
+        context: 256,
+        dtype: Dtype::F32,
+        device: DeviceSpec::Cpu,
+    }
 }
 
-/// Prints seconds of a step as one size at a time doubles, and the exponent that a straight line through their logarithms has.
+/// Prints seconds of a step as one size at a time doubles, and the exponent that a straight line
+/// through their logarithms has.
 fn growth(runs: usize) {
     println!(
         "4 blocks of width 256, B 8, T 256, V 8,192, every row kept, but for what varies; {runs} runs after one, medians"
@@ -287,7 +316,8 @@ fn growth(runs: usize) {
             steps.take();
             measured.push((size, median((0..runs).map(|_| steps.take().0).collect())));
         }
-        let shown: Vec<String> = measured.iter().map(|(size, s)| format!("{size}: {s:.3} s")).collect();
+        let shown: Vec<String> =
+            measured.iter().map(|(size, s)| format!("{size}: {s:.3} s")).collect();
         println!("{name:<20} {}  exponent {:.2}", shown.join(", "), exponent(&measured));
     }
 }
@@ -297,13 +327,14 @@ fn exponent(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<(f64, f64)> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
     let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / logs.len() as f64;
     let (x, y) = (mean(|p| p.0), mean(|p| p.1));
-    let (up, down) =
-        logs.iter().fold((0.0, 0.0), |(up, down), p| (up + (p.0 - x) * (p.1 - y), down + (p.0 - x).powi(2)));
+    let (up, down) = logs
+        .iter()
+        .fold((0.0, 0.0), |(up, down), p| (up + (p.0 - x) * (p.1 - y), down + (p.0 - x).powi(2)));
     up / down
 }
 
-/// One step per line on stdin; its seconds, the peak memory so far in bytes, its FLOPs and the seconds of its phases on stdout,
-/// which on a GPU are told apart where the line says `phases`.
+/// One step per line on stdin; its seconds, the peak memory so far in bytes, its FLOPs and the
+/// seconds of its phases on stdout, which on a GPU are told apart where the line says `phases`.
 fn serve_steps(arm: Arm, scale: &Scale) {
     let mut steps = Steps::new(arm, scale);
     println!("ready");
@@ -340,10 +371,16 @@ impl Steps {
     fn new(arm: Arm, scale: &Scale) -> Self {
         let device = open(scale);
         let model = Gpt2::scratch(scale.student.clone(), 1, &device).unwrap();
-        let teacher = (arm.lambda > 0.0)
-            .then(|| Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student).unwrap());
+        let teacher = (arm.lambda > 0.0).then(|| {
+            Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student)
+                .unwrap()
+        });
         let trainer = Trainer::new(plan(arm, scale), model, teacher).unwrap();
-        Self { trainer, batch: random_batch(scale.rows, scale.context, scale.student.vocab_size), done: 0 }
+        Self {
+            trainer,
+            batch: random_batch(scale.rows, scale.context, scale.student.vocab_size),
+            done: 0,
+        }
     }
 
     fn take(&mut self) -> (f64, Taken) {
@@ -351,7 +388,10 @@ impl Steps {
         let report = self.trainer.step(self.done, 0, &self.batch).unwrap();
         device_of(&self.trainer).synchronize().unwrap();
         self.done += 1;
-        (start.elapsed().as_secs_f64(), Taken { phases: report.sums.phases, flops: report.sums.flops.total() })
+        (
+            start.elapsed().as_secs_f64(),
+            Taken { phases: report.sums.phases, flops: report.sums.flops.total() },
+        )
     }
 }
 
@@ -368,19 +408,22 @@ fn plan(arm: Arm, scale: &Scale) -> Plan {
     let mut plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
     plan.method = Method::Eslm;
     (plan.data.rows, plan.data.context) = (scale.rows, scale.context);
-    (plan.select.alpha, plan.select.score, plan.objective.lambda) = (arm.alpha, arm.score, arm.lambda);
+    (plan.select.alpha, plan.select.score, plan.objective.lambda) =
+        (arm.alpha, arm.score, arm.lambda);
     (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);
     (plan.select.burn_in, plan.select.ramp) = (0, 0);
     plan.machine.dtype = scale.dtype;
     plan.machine.teacher_dtype = if arm.narrow_teacher { Dtype::Bf16 } else { scale.dtype };
     plan.machine.micro_rows = MicroRows::Rows(scale.rows);
-    (plan.machine.head, plan.machine.backward, plan.machine.rho) = (HeadMode::Keep, arm.backward, Rho::Share(0.5));
+    (plan.machine.head, plan.machine.backward, plan.machine.rho) =
+        (HeadMode::Keep, arm.backward, Rho::Share(0.5));
     plan
 }
 
 fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     let rng = Rng::new(5, Stream::Corpus);
-    let draw = |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
+    let draw =
+        |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
     Batch {
         sequences: rows,
         context,
@@ -391,13 +434,14 @@ fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
     }
 }
 
-/// The most memory so far, in bytes: of a GPU's tensors, else of the process; 0 where the system does
-/// not say.
+/// The most memory so far, in bytes: of a GPU's tensors, else of the process; 0 where the system
+/// does not say.
 fn peak_memory(trainer: &Trainer) -> u64 {
     if let Some(memory) = gpu::memory(device_of(trainer)).unwrap() {
         return memory.peak;
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }

@@ -1,8 +1,10 @@
-//! Token ids of a text, for comparison with other tokenizers (`tests/reference/check_tokenizer.py --compare`).
+//! Token ids of a text, for comparison with other tokenizers (`tests/reference/check_tokenizer.py
+//! --compare`).
 //!
 //!     cargo run --release --example encode -- TOKENIZER_DIR TEXT_FILE IDS_FILE
 //!
-//! Writes little-endian u32 ids of the whole file, encoded as one text, and the file decoded again must be the same.
+//! Writes little-endian u32 ids of the whole file, encoded as one text, and the file decoded again
+//! must be the same.
 
 use eslm_kd::data::tokenizer::Tokenizer;
 use eslm_kd::error::{Error, Result};

@@ -1,4 +1,5 @@
-//! A stored model (run folder, Hugging Face folder, preset or Hub id) on a text of yours, and a continuation of it.
+//! A stored model (run folder, Hugging Face folder, preset or Hub id) on a text of yours, and a
+//! continuation of it.
 //!
 //!     cargo run --release --example evaluate_and_generate -- MODEL TEXT_FILE
 
@@ -18,11 +19,18 @@ fn run(name: &str, text: &Path) -> Result<()> {
     println!("perplexity {:.2} over {} tokens", found.perplexity, found.tokens);
 
     let prompt = std::fs::read_to_string(text).map_err(|e| Error::io("read", text, e))?;
-    let options = GenerateOptions { temperature: 0.8, top_k: Some(50), top_p: None, seed: 42, max_tokens: 60 };
-    let written = generate(&opened.model, opened.tokenizer()?, prompt.trim_end(), &options, |piece| {
-        print!("{piece}");
-        std::io::stdout().flush().map_err(|e| Error::io("write", Path::new("stdout"), e))
-    })?;
+    let options = GenerateOptions {
+        temperature: 0.8,
+        top_k: Some(50),
+        top_p: None,
+        seed: 42,
+        max_tokens: 60,
+    };
+    let written =
+        generate(&opened.model, opened.tokenizer()?, prompt.trim_end(), &options, |piece| {
+            print!("{piece}");
+            std::io::stdout().flush().map_err(|e| Error::io("write", Path::new("stdout"), e))
+        })?;
     println!("\n({} tokens, ended by {:?})", written.tokens, written.stop);
     Ok(())
 }

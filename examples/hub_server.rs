@@ -5,8 +5,8 @@
 //! HF_ENDPOINT=http://127.0.0.1:8080 eslm-kd download org/name
 //! ```
 //!
-//! Every folder `DIR/org/name` becomes the repository `org/name`; a preset such as gpt2-medium asks for
-//! `openai-community/gpt2-medium`. Large files are streamed and support ranges.
+//! Every folder `DIR/org/name` becomes the repository `org/name`; a preset such as gpt2-medium asks
+//! for `openai-community/gpt2-medium`. Large files are streamed and support ranges.
 
 #[path = "../tests/it/support/hub_server.rs"]
 mod hub_server;
@@ -16,7 +16,9 @@ fn main() -> std::io::Result<()> {
     let (mut dir, mut port) = (None, 8080);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--port" => port = arguments.next().and_then(|p| p.parse().ok()).unwrap_or_else(|| usage()),
+            "--port" => {
+                port = arguments.next().and_then(|p| p.parse().ok()).unwrap_or_else(|| usage())
+            }
             _ => dir = Some(std::path::PathBuf::from(argument)),
         }
     }
@@ -24,7 +26,11 @@ fn main() -> std::io::Result<()> {
     let server = hub_server::HubServer::start(port)?;
     for org in std::fs::read_dir(&dir)?.flatten().filter(|e| e.path().is_dir()) {
         for repo in std::fs::read_dir(org.path())?.flatten().filter(|e| e.path().is_dir()) {
-            let id = format!("{}/{}", org.file_name().to_string_lossy(), repo.file_name().to_string_lossy());
+            let id = format!(
+                "{}/{}",
+                org.file_name().to_string_lossy(),
+                repo.file_name().to_string_lossy()
+            );
             let commit = server.add_folder(&id, &repo.path())?;
             println!("{id} at commit {commit}");
         }

@@ -1,5 +1,5 @@
-//! A run in a folder from a program: the plan, session and loop of the command line, with one's own event sink beside the
-//! `metrics.jsonl` that the command writes.
+//! A run in a folder from a program: the plan, session and loop of the command line, with one's own
+//! event sink beside the `metrics.jsonl` that the command writes.
 //!
 //!     cargo run --release --example own_events -- DATA_DIR RUN_DIR
 
@@ -12,7 +12,9 @@ struct Losses;
 impl EventSink for Losses {
     fn event(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Step(e) => println!("step {}: loss {:.4}, {:.0} % kept", e.step, e.loss, 100.0 * e.kept_share),
+            Event::Step(e) => {
+                println!("step {}: loss {:.4}, {:.0} % kept", e.step, e.loss, 100.0 * e.kept_share)
+            }
             Event::Validation(e) => println!("step {}: validation loss {:.4}", e.step, e.val_loss),
             Event::CheckpointSaved { path, .. } => println!("saved {}", path.display()),
             _ => {}
@@ -22,7 +24,13 @@ impl EventSink for Losses {
 }
 
 fn train(data: &str, out: &Path) -> Result<()> {
-    let plan = Plan::builder().data(data).student("tiny").steps(50).context(128).score(Score::Entropy).alpha(0.3);
+    let plan = Plan::builder()
+        .data(data)
+        .student("tiny")
+        .steps(50)
+        .context(128)
+        .score(Score::Entropy)
+        .alpha(0.3);
     let plan = plan.set("checkpoint.every", 25).build()?;
     let hub = HubOptions::from_env(false)?;
     let session = Session::open(&plan, Where { hub: &hub, progress: &Silent })?;

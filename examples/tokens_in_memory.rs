@@ -1,4 +1,5 @@
-//! Text to tokens to batches, all in memory: a tokenizer is learnt from a file, a text becomes a `TokenFile`, a loader shuffles it.
+//! Text to tokens to batches, all in memory: a tokenizer is learnt from a file, a text becomes a
+//! `TokenFile`, a loader shuffles it.
 //!
 //!     cargo run --release --example tokens_in_memory -- TEXT_FILE
 

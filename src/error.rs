@@ -1,4 +1,5 @@
-//! One error type for the whole crate: what was expected, what was found, where, and what to do next.
+//! One error type for the whole crate: what was expected, what was found, where, and what to do
+//! next.
 
 use std::fmt;
 use std::path::Path;
@@ -14,9 +15,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What went wrong, as far as a caller or a script has to tell cases apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The command line or a config file asks for something that does not exist or does not fit together.
+    /// The command line or a config file asks for something that does not exist or does not fit
+    /// together.
     Usage,
-    /// An input file, token file, checkpoint or model folder is missing, damaged or of the wrong kind.
+    /// An input file, token file, checkpoint or model folder is missing, damaged or of the wrong
+    /// kind.
     Data,
     /// The Hub could not be reached, refused, or sent something that failed verification.
     Hub,
@@ -38,9 +41,9 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of the given kind. The message says what was expected, what was found, where, and what to do. It is
-    /// made one line of a few kilobytes at most: control characters are shown escaped, and the middle of a
-    /// longer one is left out.
+    /// An error of the given kind. The message says what was expected, what was found, where, and
+    /// what to do. It is made one line of a few kilobytes at most: control characters are shown
+    /// escaped, and the middle of a longer one is left out.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: presentable(message.into()) }
     }
@@ -82,8 +85,8 @@ impl Error {
         self
     }
 
-    /// The process exit status that belongs to the kind: 2 usage, 3 data, 4 Hub, 5 non-finite, 6 I/O,
-    /// 128 + signal when interrupted, 1 otherwise.
+    /// The process exit status that belongs to the kind: 2 usage, 3 data, 4 Hub, 5 non-finite, 6
+    /// I/O, 128 + signal when interrupted, 1 otherwise.
     pub fn exit_code(&self) -> i32 {
         match self.kind {
             ErrorKind::Usage => 2,
@@ -97,7 +100,8 @@ impl Error {
     }
 }
 
-/// One line of bounded length that does not command the terminal, whatever file its parts came from.
+/// One line of bounded length that does not command the terminal, whatever file its parts came
+/// from.
 fn presentable(message: String) -> String {
     let message = if message.len() > MOST_BYTES { shortened(&message) } else { message };
     if !message.chars().any(unfit) {
@@ -126,9 +130,11 @@ fn shortened(message: &str) -> String {
     format!("{} [... {} bytes left out ...] {}", &message[..head], tail - head, &message[tail..])
 }
 
-/// Line breaks of any kind, terminal commands, and marks that reverse the direction of the text around them.
+/// Line breaks of any kind, terminal commands, and marks that reverse the direction of the text
+/// around them.
 fn unfit(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 impl fmt::Display for Error {
@@ -158,8 +164,15 @@ mod tests {
         for filler in ["x", "\u{65e5}", "\u{1f642}", "\n", "\u{7}"] {
             let message = format!("here: found {}; do this", filler.repeat(1 << 20));
             let found = Error::usage(message).context("there").to_string();
-            assert!(found.starts_with("there: here: found ") && found.ends_with("; do this"), "{found}");
-            assert!(found.contains("bytes left out") && found.len() < 8 * MOST_BYTES && found.lines().count() == 1);
+            assert!(
+                found.starts_with("there: here: found ") && found.ends_with("; do this"),
+                "{found}"
+            );
+            assert!(
+                found.contains("bytes left out")
+                    && found.len() < 8 * MOST_BYTES
+                    && found.lines().count() == 1
+            );
         }
     }
 }

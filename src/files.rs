@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The whole of a file that has no reason to be longer than `most` bytes; a longer one is refused before it can fill
-/// the memory.
+/// The whole of a file that has no reason to be longer than `most` bytes; a longer one is refused
+/// before it can fill the memory.
 pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     if file.metadata().map_err(|e| Error::io("read", path, e))?.is_dir() {
@@ -23,8 +23,8 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes `path` through a temporary file in the same folder: synced, renamed, folder synced. On any error the
-/// temporary file is removed and what stood at `path` before is untouched.
+/// Writes `path` through a temporary file in the same folder: synced, renamed, folder synced. On
+/// any error the temporary file is removed and what stood at `path` before is untouched.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     write(&mut file)?;
@@ -47,7 +47,11 @@ impl AtomicFile {
         let temporary = temporary_beside(path);
         // Plain creation rather than a private temporary file: the result obeys the umask.
         let file = File::create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
-        Ok(Self { target: path.to_path_buf(), temporary, writer: Some(BufWriter::with_capacity(1 << 20, file)) })
+        Ok(Self {
+            target: path.to_path_buf(),
+            temporary,
+            writer: Some(BufWriter::with_capacity(1 << 20, file)),
+        })
     }
 
     /// Goes to an absolute position, for headers that are known only at the end.
@@ -60,7 +64,10 @@ impl AtomicFile {
     pub fn commit(mut self) -> Result<()> {
         let failed = |e| Error::io("write", &self.target, e);
         let Some(writer) = self.writer.take() else { return Ok(()) };
-        let done = writer.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|f| f.sync_all());
+        let done = writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(|f| f.sync_all());
         let done = done.and_then(|()| fs::rename(&self.temporary, &self.target));
         if let Err(e) = done {
             let _ = fs::remove_file(&self.temporary);
@@ -92,7 +99,8 @@ impl Drop for AtomicFile {
     }
 }
 
-/// A folder that takes its name only on [`AtomicDir::commit`]; dropped before that, it vanishes with its contents.
+/// A folder that takes its name only on [`AtomicDir::commit`]; dropped before that, it vanishes
+/// with its contents.
 #[derive(Debug)]
 pub struct AtomicDir {
     target: PathBuf,
@@ -151,7 +159,8 @@ pub(crate) fn children(dir: &Path) -> Result<Vec<PathBuf>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(failed(e)),
     };
-    let mut paths = entries.map(|e| e.map(|e| e.path()).map_err(failed)).collect::<Result<Vec<_>>>()?;
+    let mut paths =
+        entries.map(|e| e.map(|e| e.path()).map_err(failed)).collect::<Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)
 }
@@ -161,8 +170,9 @@ pub(crate) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Errs unless the file system that `path` is to lie on has `bytes` free, for `what`. A path that does not exist counts
-/// where it would be made. Where the system does not say how much is free, nothing is refused.
+/// Errs unless the file system that `path` is to lie on has `bytes` free, for `what`. A path that
+/// does not exist counts where it would be made. Where the system does not say how much is free,
+/// nothing is refused.
 pub fn check_space(path: &Path, bytes: u64, what: &str) -> Result<()> {
     match free_space(path) {
         Some(free) if free < bytes => Err(Error::new(
@@ -178,7 +188,8 @@ pub fn check_space(path: &Path, bytes: u64, what: &str) -> Result<()> {
     }
 }
 
-/// Bytes that this user may still write to the file system of `path`, or of its nearest folder that exists.
+/// Bytes that this user may still write to the file system of `path`, or of its nearest folder that
+/// exists.
 #[cfg(unix)]
 fn free_space(path: &Path) -> Option<u64> {
     let there = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
@@ -204,7 +215,8 @@ fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("sync folder", folder, e))
 }
 
-/// `.NAME.PID-N.tmp`: hidden, in the same folder (renames must not cross file systems), unique in this process.
+/// `.NAME.PID-N.tmp`: hidden, in the same folder (renames must not cross file systems), unique in
+/// this process.
 fn temporary_beside(path: &Path) -> PathBuf {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -221,7 +233,8 @@ mod tests {
     fn a_failed_write_leaves_the_old_file_and_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
-        write_atomic(&path, |w| w.write_all(b"one").map_err(|e| Error::data(e.to_string()))).unwrap();
+        write_atomic(&path, |w| w.write_all(b"one").map_err(|e| Error::data(e.to_string())))
+            .unwrap();
         let failed = write_atomic(&path, |w| {
             w.write_all(b"two").unwrap();
             Err(Error::data("no"))

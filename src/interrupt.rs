@@ -7,17 +7,24 @@ use std::sync::{Arc, OnceLock};
 
 static PENDING: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
-/// Starts noting SIGINT and SIGTERM. A second signal ends the process at once with 128 + signal; whatever was on
-/// disk stays intact because every write is atomic.
+/// Starts noting SIGINT and SIGTERM. A second signal ends the process at once with 128 + signal;
+/// whatever was on disk stays intact because every write is atomic.
 pub fn install() -> Result<()> {
     let pending = PENDING.get_or_init(|| Arc::new(AtomicUsize::new(0)));
     for signal in [SIGINT, SIGTERM] {
         // Order matters: the conditional exit must see the flag as the previous signal left it.
-        let failed = |e| Error::new(ErrorKind::Internal, format!("cannot install a handler for signal {signal}: {e}"));
+        let failed = |e| {
+            Error::new(
+                ErrorKind::Internal,
+                format!("cannot install a handler for signal {signal}: {e}"),
+            )
+        };
         let armed = ARMED.get_or_init(|| Arc::new(false.into()));
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(armed)).map_err(failed)?;
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(armed))
+            .map_err(failed)?;
         signal_hook::flag::register(signal, Arc::clone(armed)).map_err(failed)?;
-        signal_hook::flag::register_usize(signal, Arc::clone(pending), signal as usize).map_err(failed)?;
+        signal_hook::flag::register_usize(signal, Arc::clone(pending), signal as usize)
+            .map_err(failed)?;
     }
     Ok(())
 }
@@ -31,7 +38,8 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 #[must_use = "the hold ends when this is dropped"]
 pub struct Hold(());
 
-/// Begins a piece of work that a first signal must not cut short: saving, which the signal itself asks for.
+/// Begins a piece of work that a first signal must not cut short: saving, which the signal itself
+/// asks for.
 pub fn hold() -> Hold {
     HELD.fetch_add(1, Ordering::Relaxed);
     Hold(())

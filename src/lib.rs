@@ -1,9 +1,10 @@
 //! eslm-kd distils and pretrains GPT-2-family language models on the tokens that matter.
 //!
-//! A run is **student x teacher x (score x selector x objective) on data, on a machine**: independent choices that meet
-//! in one function, [`train::Trainer::step`]. A score ranks the tokens of a batch from one pass over the student's (and,
-//! if need be, the teacher's) logits; a value-at-risk selector keeps the tail of that ranking; the kept tokens alone
-//! carry the loss, cross-entropy mixed with the divergence from the teacher (ESLM, arXiv 2505.19893).
+//! A run is **student x teacher x (score x selector x objective) on data, on a machine**:
+//! independent choices that meet in one function, [`train::Trainer::step`]. A score ranks the
+//! tokens of a batch from one pass over the student's (and, if need be, the teacher's) logits; a
+//! value-at-risk selector keeps the tail of that ranking; the kept tokens alone carry the loss,
+//! cross-entropy mixed with the divergence from the teacher (ESLM, arXiv 2505.19893).
 //!
 //! # A whole training, in memory
 //!
@@ -43,9 +44,10 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! A run with a folder (checkpoints, metrics, resume, the exported model) is [`train::session::Session::open`] and
-//! [`train::run::Run`]; what it has to say goes to an [`train::events::EventSink`]. `examples/` shows a loop of one's own, one's
-//! own events, tokens in memory, and evaluation with generation. The command `eslm-kd` is a thin layer over this library.
+//! A run with a folder (checkpoints, metrics, resume, the exported model) is
+//! [`train::session::Session::open`] and [`train::run::Run`]; what it has to say goes to an
+//! [`train::events::EventSink`]. `examples/` shows a loop of one's own, one's own events, tokens in
+//! memory, and evaluation with generation. The command `eslm-kd` is a thin layer over this library.
 //!
 //! # The modules, from the top down
 //!
@@ -65,9 +67,10 @@
 //!
 //! # Rules that hold everywhere
 //!
-//! * A loss is a sum and a count. The one division is by the kept tokens of a whole optimizer step, so micro-batches and
-//!   selection add up.
-//! * Results do not depend on the number of threads, bit for bit. Random draws are functions of (seed, stream, index).
+//! * A loss is a sum and a count. The one division is by the kept tokens of a whole optimizer step,
+//!   so micro-batches and selection add up.
+//! * Results do not depend on the number of threads, bit for bit. Random draws are functions of
+//!   (seed, stream, index).
 //! * Files and folders appear whole or not at all. Long phases poll [`interrupt::check`].
 //! * Errors are [`Error`]: one message for people, a kind for programs.
 

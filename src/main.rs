@@ -1,4 +1,5 @@
-//! The `eslm-kd` command: parse, listen for signals, run, and turn an error into a message and an exit status.
+//! The `eslm-kd` command: parse, listen for signals, run, and turn an error into a message and an
+//! exit status.
 
 use clap::Parser;
 use eslm_kd::cli::{Cli, Printer};

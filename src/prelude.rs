@@ -33,8 +33,8 @@
 
 #[doc(no_inline)]
 pub use crate::config::{
-    Activations, BackwardMode, DeviceSpec, Divergence, Dtype, Init, Method, Plan, PlanBuilder, Pool, RunFile, Score,
-    Signal,
+    Activations, BackwardMode, DeviceSpec, Divergence, Dtype, Init, Method, Plan, PlanBuilder,
+    Pool, RunFile, Score, Signal,
 };
 #[doc(no_inline)]
 pub use crate::cost::{check_fit, settle};

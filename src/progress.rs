@@ -1,8 +1,10 @@
-//! How long phases tell a person where they are. The library never prints; the command line brings an implementation.
+//! How long phases tell a person where they are. The library never prints; the command line brings
+//! an implementation.
 
 /// Receives the progress of one phase at a time.
 pub trait Progress: Sync {
-    /// A phase begins: its name, how many units it has if known, and what a unit is ("bytes", "documents").
+    /// A phase begins: its name, how many units it has if known, and what a unit is ("bytes",
+    /// "documents").
     fn start(&self, label: &str, total: Option<u64>, unit: &str);
     /// `n` more units are done.
     fn advance(&self, n: u64);

@@ -1,7 +1,8 @@
 //! The run's own counter-based generator: a draw is a pure function of (seed, stream, index).
 //!
-//! Nothing has to be saved to resume and no draw depends on how many threads ran before it. The function is
-//! Philox 4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+//! Nothing has to be saved to resume and no draw depends on how many threads ran before it. The
+//! function is Philox 4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1,
+//! 2, 3", SC 2011).
 
 /// What a draw is for. Streams never overlap, so adding a use never moves another's draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +59,8 @@ impl Rng {
         (self.block(sub, index)[0] >> 8) as f32 * (1.0 / (1u32 << 24) as f32)
     }
 
-    /// Uniform integer below `bound` (which must not be 0); bias below 2^-32 for every bound under 2^32.
+    /// Uniform integer below `bound` (which must not be 0); bias below 2^-32 for every bound under
+    /// 2^32.
     pub fn below(&self, sub: u32, index: u64, bound: u64) -> u64 {
         ((u128::from(self.bits(sub, index)) * u128::from(bound)) >> 64) as u64
     }
@@ -76,7 +78,12 @@ fn philox4x32(mut ctr: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let p0 = u64::from(ctr[0]) * 0xD251_1F53;
         let p1 = u64::from(ctr[2]) * 0xCD9E_8D57;
-        ctr = [(p1 >> 32) as u32 ^ ctr[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ ctr[3] ^ key[1], p0 as u32];
+        ctr = [
+            (p1 >> 32) as u32 ^ ctr[1] ^ key[0],
+            p1 as u32,
+            (p0 >> 32) as u32 ^ ctr[3] ^ key[1],
+            p0 as u32,
+        ];
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     ctr
@@ -89,8 +96,14 @@ mod tests {
     #[test]
     fn philox_matches_the_published_test_vectors() {
         // Random123, kat_vectors: philox4x32 10
-        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox4x32([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox4x32([0; 4], [0; 2]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            philox4x32([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
     }
 
     #[test]
@@ -106,7 +119,8 @@ mod tests {
             assert!(rng.below(2, i, 7) < 7);
         }
         let n = n as f64;
-        // Three standard errors: 3/sqrt(n) = 0.015 for the mean, 3*sqrt(2/n) = 0.021 for the variance.
+        // Three standard errors: 3/sqrt(n) = 0.015 for the mean, 3*sqrt(2/n) = 0.021 for the
+        // variance.
         assert!((mean / n).abs() < 0.015, "mean {}", mean / n);
         assert!((var / n - 1.0).abs() < 0.022, "variance {}", var / n);
         assert!((uniform / n - 0.5).abs() < 0.0045, "uniform mean {}", uniform / n);

@@ -1,8 +1,9 @@
-//! What a GPU computes against what the CPU does: operations on shapes of every kind, whole steps, a training curve.
+//! What a GPU computes against what the CPU does: operations on shapes of every kind, whole steps,
+//! a training curve.
 //!
-//! `cargo bench --features cuda --bench gpu -- [SHAPES]` takes so many random shapes of each operation, beside those of GPT-2
-//! 124M. Prints a line per comparison and ends with an error if one is out of its tolerance. `just gpu` builds it for a machine
-//! that has a GPU but no toolchain.
+//! `cargo bench --features cuda --bench gpu -- [SHAPES]` takes so many random shapes of each
+//! operation, beside those of GPT-2 124M. Prints a line per comparison and ends with an error if
+//! one is out of its tolerance. `just gpu` builds it for a machine that has a GPU but no toolchain.
 
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
@@ -20,7 +21,8 @@ use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
 use std::process::ExitCode;
 
-/// One comparison: tensors of the CPU in f32, those of the GPU, and how far apart they may be, relative to the largest.
+/// One comparison: tensors of the CPU in f32, those of the GPU, and how far apart they may be,
+/// relative to the largest.
 struct Compared {
     what: String,
     error: f64,
@@ -100,12 +102,15 @@ impl Parity {
     }
 
     fn add(&mut self, what: String, error: f64, tolerance: f64) {
-        println!("{what:<76} {error:>10.2e} {tolerance:>10.0e}{}", if error <= tolerance { "" } else { "  OUT" });
+        println!(
+            "{what:<76} {error:>10.2e} {tolerance:>10.0e}{}",
+            if error <= tolerance { "" } else { "  OUT" }
+        );
         self.done.push(Compared { what, error, tolerance });
     }
 
-    /// Compares at f32 and at bf16, whose tolerance is what roundings of 2^-9 of factors and results come to, and runs the GPU
-    /// twice: it must give the same bits.
+    /// Compares at f32 and at bf16, whose tolerance is what roundings of 2^-9 of factors and
+    /// results come to, and runs the GPU twice: it must give the same bits.
     fn compare(&mut self, what: &str, f32_tolerance: f64, bf16_tolerance: f64, run: Run<'_>) {
         let want = run(&On { device: Device::Cpu, precision: Precision::F32 });
         for (name, precision, tolerance) in
@@ -130,7 +135,8 @@ impl Parity {
         self.of_products(m, k, n);
         let n = self.below(1, 40_000);
         self.of_gelu(n);
-        let (vocab, batch, context, d) = (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
+        let (vocab, batch, context, d) =
+            (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
         self.of_embedding(vocab, batch, context, d);
         let (batch, context, heads) = (self.below(1, 3), self.below(1, 200), self.below(1, 4));
         let head_dim = if seed.is_multiple_of(2) { 64 } else { 4 * self.below(1, 24) };
@@ -163,18 +169,29 @@ impl Parity {
             let again = layer_norm::replay(&x, &normed.stats, &w, &b, on.precision).unwrap();
             let (dx, dw, db) = (on.put(&dx), on.put(&dw), on.put(&db));
             let (dy, stats) = (&on.activation(&dy), &normed.stats);
-            layer_norm::backward(layer_norm::Backward { dy, x: &x, stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+            layer_norm::backward(layer_norm::Backward {
+                dy,
+                x: &x,
+                stats,
+                w: &w,
+                dx: &dx,
+                dw: &dw,
+                db: &db,
+            })
+            .unwrap();
             vec![normed.out, again, dx, dw, db]
         });
     }
 
     fn of_products(&mut self, m: usize, k: usize, n: usize) {
         let (x, w, bias) = (self.normal(&[m, k]), self.normal(&[k, n]), self.normal(&[n]));
-        let (residual, d, into) = (self.normal(&[m, n]), self.normal(&[m, n]), self.normal(&[k, n]));
+        let (residual, d, into) =
+            (self.normal(&[m, n]), self.normal(&[m, n]), self.normal(&[k, n]));
         self.compare(&format!("products [{m}, {k}] [{k}, {n}]"), 2e-5, 2e-2, &|on| {
             let (x, w, bias, d) = (on.activation(&x), on.put(&w), on.put(&bias), on.activation(&d));
             let plain = matmul::linear(&x, &w, &bias, on.precision).unwrap();
-            let onto = matmul::linear_onto(&on.put(&residual), &x, &w, &bias, on.precision).unwrap();
+            let onto =
+                matmul::linear_onto(&on.put(&residual), &x, &w, &bias, on.precision).unwrap();
             let back = matmul::matmul(&d, &w.t().unwrap(), on.precision).unwrap();
             let into = on.put(&into);
             matmul::accumulate(&into, &x.t().unwrap(), &d, on.precision).unwrap();
@@ -195,20 +212,32 @@ impl Parity {
 
     fn of_embedding(&mut self, vocab: usize, batch: usize, context: usize, d: usize) {
         let n = batch * context;
-        let (wte, wpe, up) = (self.normal(&[vocab, d]), self.normal(&[context, d]), self.normal(&[n, d]));
+        let (wte, wpe, up) =
+            (self.normal(&[vocab, d]), self.normal(&[context, d]), self.normal(&[n, d]));
         // Half of the tokens are one token: long sums.
-        let tokens: Vec<u32> =
-            self.ids(n, vocab).iter().enumerate().map(|(i, &t)| if i % 2 == 0 { 1 } else { t }).collect();
+        let tokens: Vec<u32> = self
+            .ids(n, vocab)
+            .iter()
+            .enumerate()
+            .map(|(i, &t)| if i % 2 == 0 { 1 } else { t })
+            .collect();
         let rows: Vec<u32> = (0..n as u32).filter(|r| r % 3 == 0).collect();
-        self.compare(&format!("embedding [{vocab}, {d}] of {batch} x {context}, rows"), 1e-5, 1e-2, &|on| {
-            let (wte, wpe, up) = (on.put(&wte), on.put(&wpe), on.put(&up));
-            let out = embed::forward(&wte, &wpe, &tokens, context, 0).unwrap();
-            embed::backward(&wte, &wpe, &up, &tokens, context).unwrap();
-            let picked = embed::gather(&on.activation(&up.to_device(&Device::Cpu).unwrap()), &rows).unwrap();
-            embed::scatter_add(&up, &picked.to_dtype(DType::F32).unwrap(), &rows).unwrap();
-            let norms = Tensor::new(embed::row_norms(&up).unwrap(), &Device::Cpu).unwrap();
-            vec![out, wte, wpe, picked, up, norms]
-        });
+        self.compare(
+            &format!("embedding [{vocab}, {d}] of {batch} x {context}, rows"),
+            1e-5,
+            1e-2,
+            &|on| {
+                let (wte, wpe, up) = (on.put(&wte), on.put(&wpe), on.put(&up));
+                let out = embed::forward(&wte, &wpe, &tokens, context, 0).unwrap();
+                embed::backward(&wte, &wpe, &up, &tokens, context).unwrap();
+                let picked =
+                    embed::gather(&on.activation(&up.to_device(&Device::Cpu).unwrap()), &rows)
+                        .unwrap();
+                embed::scatter_add(&up, &picked.to_dtype(DType::F32).unwrap(), &rows).unwrap();
+                let norms = Tensor::new(embed::row_norms(&up).unwrap(), &Device::Cpu).unwrap();
+                vec![out, wte, wpe, picked, up, norms]
+            },
+        );
     }
 
     fn of_attention(&mut self, batch: usize, context: usize, heads: usize, head_dim: usize) {
@@ -222,22 +251,36 @@ impl Parity {
             ("some rows and their keys", Some(some.as_slice()), Keys::OfRows),
         ] {
             let picked = rows.map_or(up.clone(), |rows| embed::gather(&up, rows).unwrap());
-            self.compare(&format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"), 3e-5, 3e-2, &|on| {
-                let (qkv, up) = (on.activation(&qkv), on.activation(&picked));
-                let attended = attention::forward(&qkv, shape).unwrap();
-                let args = attention::Backward { qkv: &qkv, attended: &attended, dout: &up, rows, keys, shape };
-                let back = attention::backward(args).unwrap();
-                vec![attended.out, attended.lse, back.dq, back.dkv]
-            });
+            self.compare(
+                &format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"),
+                3e-5,
+                3e-2,
+                &|on| {
+                    let (qkv, up) = (on.activation(&qkv), on.activation(&picked));
+                    let attended = attention::forward(&qkv, shape).unwrap();
+                    let args = attention::Backward {
+                        qkv: &qkv,
+                        attended: &attended,
+                        dout: &up,
+                        rows,
+                        keys,
+                        shape,
+                    };
+                    let back = attention::backward(args).unwrap();
+                    vec![attended.out, attended.lse, back.dq, back.dkv]
+                },
+            );
         }
     }
 
     fn of_head(&mut self, n: usize, d: usize, v: usize) {
         let scale = 2.0 / (d as f64).sqrt();
-        let of = |parity: &mut Self| (parity.normal(&[n, d]), (parity.normal(&[v, d]) * scale).unwrap());
+        let of =
+            |parity: &mut Self| (parity.normal(&[n, d]), (parity.normal(&[v, d]) * scale).unwrap());
         let ((h, w), (th, tw), dw) = (of(self), of(self), self.normal(&[v, d]));
         let targets = self.ids(n, v);
-        let weights: Vec<f32> = (0..n).map(|i| if i % 5 == 3 { 0.0 } else { 1.0 + (i % 3) as f32 }).collect();
+        let weights: Vec<f32> =
+            (0..n).map(|i| if i % 5 == 3 { 0.0 } else { 1.0 + (i % 3) as f32 }).collect();
         let kept: Vec<u32> = (0..n as u32).filter(|&r| weights[r as usize] != 0.0).collect();
         let mixes = [
             (0.0, 1.0, Divergence::ForwardKl, SignalKind::Dense),
@@ -248,7 +291,8 @@ impl Parity {
         ];
         for (lambda, temperature, divergence, kind) in mixes {
             let mix = Mix { lambda, temperature, divergence };
-            let what = format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
+            let what =
+                format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
             self.compare(&what, 5e-5, 5e-2, &|on| {
                 let (w, tw) = (on.put(&w), on.put(&tw));
                 let logits = |hidden: &Tensor, w: &Tensor, keep| {
@@ -293,7 +337,9 @@ impl Parity {
                 )
                 .unwrap();
                 let (again, sum) = fused.found.read().unwrap();
-                let of = |s: &RowStats| [s.student.nll, s.student.entropy, s.teacher.nll, s.teacher.entropy, s.kl];
+                let of = |s: &RowStats| {
+                    [s.student.nll, s.student.entropy, s.teacher.nll, s.teacher.entropy, s.kl]
+                };
                 let numbers: Vec<f32> = stats.iter().chain(&again).flat_map(of).collect();
                 let sums = [(out.sum / n as f64) as f32, (sum / n as f64) as f32];
                 let host = |x: &[f32]| Tensor::new(x, &Device::Cpu).unwrap();
@@ -310,12 +356,15 @@ impl Parity {
         let (params, grads) = (of(self), of(self));
         let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {
-            let set = |tensors: &[Tensor]| ParamSet::new(layout.clone(), tensors.iter().map(|t| on.put(t)).collect());
+            let set = |tensors: &[Tensor]| {
+                ParamSet::new(layout.clone(), tensors.iter().map(|t| on.put(t)).collect())
+            };
             let (params, grads) = (set(&params), set(&grads));
             let norm = global_norm(&grads).unwrap();
             let mut state = adamw::State::new(&layout, &on.device).unwrap();
             adamw.update(&params, &grads, &mut state, 1e-2, (1.0 / norm) as f32).unwrap();
-            let all = params.tensors().iter().chain(state.m.tensors()).chain(state.v.tensors()).cloned();
+            let all =
+                params.tensors().iter().chain(state.m.tensors()).chain(state.v.tensors()).cloned();
             all.chain([Tensor::new(&[norm / 1e3], &Device::Cpu).unwrap()]).collect()
         });
     }
@@ -327,21 +376,33 @@ impl Parity {
             &["select.score=random"],
             &["select.score=random", "machine.backward=sparse"],
             &["select.score=random", "machine.backward=sampled", "machine.rho=0.5"],
-            &["select.score=random", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
+            &[
+                "select.score=random",
+                "teacher=t",
+                "objective.lambda=0.5",
+                "objective.temperature=2",
+            ],
             &["method=clm", "teacher=t", "objective.divergence=jsd"],
             &["select.score=random", "teacher=t", "objective.signal=top-k", "objective.top_k=9"],
         ] {
-            // Scores by chance: near ties in others would be told apart by rounding. Selection itself is the host's. Rows drawn by
-            // norms that are rounded are others now and then, so that such steps are alike on average only.
-            let bf16_tolerance = if settings.contains(&"machine.backward=sampled") { 3e-1 } else { 1e-1 };
-            self.compare(&format!("three steps of {}", settings.join(" ")), 1e-4, bf16_tolerance, &|on| {
-                let (mut trainer, start) = (small_trainer(settings, on), small_model(on, 128));
-                for step in 0..3 {
-                    trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
-                }
-                let moved = trainer.student.params.tensors().iter().zip(start.params.tensors());
-                moved.map(|(now, then)| ((now - then).unwrap() * 100.0).unwrap()).collect()
-            });
+            // Scores by chance: near ties in others would be told apart by rounding. Selection
+            // itself is the host's. Rows drawn by norms that are rounded are others now and then,
+            // so that such steps are alike on average only.
+            let bf16_tolerance =
+                if settings.contains(&"machine.backward=sampled") { 3e-1 } else { 1e-1 };
+            self.compare(
+                &format!("three steps of {}", settings.join(" ")),
+                1e-4,
+                bf16_tolerance,
+                &|on| {
+                    let (mut trainer, start) = (small_trainer(settings, on), small_model(on, 128));
+                    for step in 0..3 {
+                        trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
+                    }
+                    let moved = trainer.student.params.tensors().iter().zip(start.params.tensors());
+                    moved.map(|(now, then)| ((now - then).unwrap() * 100.0).unwrap()).collect()
+                },
+            );
         }
     }
 
@@ -357,7 +418,9 @@ impl Parity {
         };
         let want = curve(&On { device: Device::Cpu, precision: Precision::F32 });
         println!("200 steps on the CPU: {:.4} to {:.4} nats", want[0], want[199]);
-        for (name, precision, tolerance) in [("f32", Precision::F32, 2e-3), ("bf16", Precision::Mixed, 3e-2)] {
+        for (name, precision, tolerance) in
+            [("f32", Precision::F32, 2e-3), ("bf16", Precision::Mixed, 3e-2)]
+        {
             let got = curve(&On { device: self.gpu.clone(), precision });
             println!("200 steps on the GPU, {name}: {:.4} to {:.4} nats", got[0], got[199]);
             let most = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, worse);
@@ -371,7 +434,14 @@ fn worse(a: f64, b: f64) -> f64 {
 }
 
 fn flat(x: &Tensor) -> Vec<f64> {
-    x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    x.to_device(&Device::Cpu)
+        .unwrap()
+        .to_dtype(DType::F64)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 /// Largest difference, relative to the largest number or 1.
@@ -387,7 +457,8 @@ fn apart(got: &Tensor, want: &Tensor) -> f64 {
 const VOCAB: usize = 512;
 
 fn small_model(on: &On, width: usize) -> Gpt2 {
-    let config = Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(VOCAB, 64, width, 2, width / 64) };
+    let config =
+        Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(VOCAB, 64, width, 2, width / 64) };
     Gpt2::scratch(config, width as u64, &on.device).unwrap()
 }
 
@@ -402,7 +473,10 @@ fn small_trainer(settings: &[&str], on: &On) -> Trainer {
     plan.machine.micro_rows = MicroRows::Rows(2);
     (plan.optim.lr, plan.optim.eps) = (3e-3, 1e-3);
     let student = small_model(on, 128);
-    let teacher = plan.teacher.is_some().then(|| Teacher::new(small_model(on, 192), &student.config).unwrap());
+    let teacher = plan
+        .teacher
+        .is_some()
+        .then(|| Teacher::new(small_model(on, 192), &student.config).unwrap());
     Trainer::new(plan, student, teacher).unwrap()
 }
 

@@ -39,7 +39,8 @@ pub enum CacheCommand {
     /// Hash every file against the hash that names it, and follow every link.
     #[command(after_help = EXAMPLES)]
     Verify(CacheVerifyArgs),
-    /// Remove unfinished downloads, commits that no branch or tag names, and files that no commit links to.
+    /// Remove unfinished downloads, commits that no branch or tag names, and files that no commit
+    /// links to.
     #[command(after_help = EXAMPLES)]
     Prune(CachePruneArgs),
 }
@@ -105,11 +106,19 @@ pub fn run(args: &CacheArgs, ui: &Printer) -> Result<()> {
 /// `cache ls` without its printing.
 pub fn listed(args: &CacheLsArgs, options: &HubOptions) -> Result<CacheList> {
     let repos = list(&options.cache, repo_id(args.repo.as_deref())?.as_deref())?;
-    Ok(CacheList { cache: options.cache.clone(), bytes: repos.iter().map(|r| r.bytes + r.partial_bytes).sum(), repos })
+    Ok(CacheList {
+        cache: options.cache.clone(),
+        bytes: repos.iter().map(|r| r.bytes + r.partial_bytes).sum(),
+        repos,
+    })
 }
 
 /// `cache verify` without its printing; damage is in what it returns, and no error.
-pub fn verified(args: &CacheVerifyArgs, options: &HubOptions, progress: &dyn Progress) -> Result<Verified> {
+pub fn verified(
+    args: &CacheVerifyArgs,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<Verified> {
     verify(&options.cache, repo_id(args.repo.as_deref())?.as_deref(), args.remove, progress)
 }
 
@@ -125,9 +134,9 @@ fn repo_id(name: Option<&str>) -> Result<Option<String>> {
         ModelRef::Hub { id } => Ok(Some(id)),
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, .. }) => Ok(Some(repo.clone())),
-            _ => {
-                Err(Error::usage(format!("the preset {name} does not come from the Hub; expected a Hub id (org/name)")))
-            }
+            _ => Err(Error::usage(format!(
+                "the preset {name} does not come from the Hub; expected a Hub id (org/name)"
+            ))),
         },
         ModelRef::Folder { .. } => Err(Error::internal(format!("{name} was taken for a folder"))),
     }
@@ -143,11 +152,25 @@ fn table(listed: &CacheList) -> String {
         let when = repo.last_used.map_or("-".into(), ago);
         for s in &repo.snapshots {
             let commit = s.commit[..s.commit.len().min(12)].to_string();
-            table.row([repo.id.clone(), commit, s.refs.join(" "), count(s.files as u64), bytes(s.bytes), when.clone()]);
+            table.row([
+                repo.id.clone(),
+                commit,
+                s.refs.join(" "),
+                count(s.files as u64),
+                bytes(s.bytes),
+                when.clone(),
+            ]);
         }
         if repo.snapshots.is_empty() || repo.partial_bytes > 0 {
             let size = bytes(repo.partial_bytes);
-            table.row([repo.id.clone(), "unfinished".into(), String::new(), "-".into(), size, when]);
+            table.row([
+                repo.id.clone(),
+                "unfinished".into(),
+                String::new(),
+                "-".into(),
+                size,
+                when,
+            ]);
         }
     }
     format!("{table}{} in {cache}", bytes(listed.bytes))
@@ -164,13 +187,19 @@ fn ago(then: u64) -> String {
 }
 
 fn found_text(found: &Verified) -> String {
-    let mut lines = vec![format!("{} in {} files hashed", bytes(found.bytes), count(found.blobs as u64))];
+    let mut lines =
+        vec![format!("{} in {} files hashed", bytes(found.bytes), count(found.blobs as u64))];
     for damage in &found.damaged {
         let what = if damage.removed { "damaged, removed" } else { "DAMAGED" };
         lines.push(format!("{what}: {} ({})", damage.path.display(), damage.problem));
     }
     lines.extend(found.partial.iter().map(|p| format!("unfinished download: {}", p.display())));
-    lines.extend(found.unchecked.iter().map(|p| format!("not checked, its hash is not known: {}", p.display())));
+    lines.extend(
+        found
+            .unchecked
+            .iter()
+            .map(|p| format!("not checked, its hash is not known: {}", p.display())),
+    );
     if found.damaged.is_empty() {
         lines.push("nothing is damaged".into());
     } else if complaint(found).is_none() {
@@ -190,8 +219,13 @@ fn complaint(found: &Verified) -> Option<Error> {
             None => d.path.display().to_string(),
         })
         .collect();
-    let then: String = found.repairs().iter().map(|command| format!(", then `{command}`")).collect();
-    let only = if there.iter().all(|d| d.id == first.id) { format!(" {}", first.id) } else { String::new() };
+    let then: String =
+        found.repairs().iter().map(|command| format!(", then `{command}`")).collect();
+    let only = if there.iter().all(|d| d.id == first.id) {
+        format!(" {}", first.id)
+    } else {
+        String::new()
+    };
     let kind = if more == 0 { first.problem.to_string() } else { format!("{} files", more + 1) };
     Some(Error::data(format!(
         "damaged in the cache: {} ({kind}). To repair: `eslm-kd cache verify{only} --remove`{then}",
@@ -202,8 +236,11 @@ fn complaint(found: &Verified) -> Option<Error> {
 fn pruned_text(pruned: &Pruned) -> String {
     let went = if pruned.dry_run { "would remove" } else { "removed" };
     let freed = if pruned.dry_run { "would free" } else { "freed" };
-    let mut lines: Vec<String> =
-        pruned.removed.iter().map(|r| format!("{went} {}: {}", r.path.display(), r.reason)).collect();
+    let mut lines: Vec<String> = pruned
+        .removed
+        .iter()
+        .map(|r| format!("{went} {}: {}", r.path.display(), r.reason))
+        .collect();
     lines.extend(pruned.left.iter().map(|l| format!("left {}: {}", l.path.display(), l.reason)));
     lines.push(format!("{freed} {}", bytes(pruned.bytes)));
     lines.join("\n")

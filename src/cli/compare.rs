@@ -14,16 +14,17 @@ use crate::train::threads::use_everywhere;
 use clap::value_parser;
 use std::path::PathBuf;
 
-/// Compare methods: train several arms on the same data and seeds, test the differences, write a report
+/// Compare methods: train several arms on the same data and seeds, test the differences, write a
+/// report
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CompareArgs {
-    /// What to compare: a run file, run folder or built-in name; `+key=value` sets a key of this arm (`+teacher=none`
-    /// takes the teacher away), `LABEL:` in front names it
+    /// What to compare: a run file, run folder or built-in name; `+key=value` sets a key of this
+    /// arm (`+teacher=none` takes the teacher away), `LABEL:` in front names it
     #[arg(value_name = "[LABEL:]CONFIG[+KEY=VALUE...]", required_unless_present = "report_only")]
     pub arms: Vec<String>,
-    /// Set a key of every arm's run file; an arm's own value wins, and select.* and objective.* go only to arms that
-    /// select or have a teacher; repeatable
+    /// Set a key of every arm's run file; an arm's own value wins, and select.* and objective.* go
+    /// only to arms that select or have a teacher; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// Folder written by `prepare`, with a validation split, for every arm
@@ -41,7 +42,8 @@ pub struct CompareArgs {
     /// Evaluate on other text, too: a name and a text file, token file or data folder; repeatable
     #[arg(long, value_name = "NAME=FILE|DIR")]
     pub also: Vec<String>,
-    /// Measure differences to this arm; without it, the first that selects nothing and has no teacher
+    /// Measure differences to this arm; without it, the first that selects nothing and has no
+    /// teacher
     #[arg(long, value_name = "LABEL")]
     pub baseline: Option<String>,
     /// Keep the checkpoints of finished runs
@@ -82,11 +84,17 @@ impl CompareArgs {
             match text.split_once('=') {
                 Some((name, place)) if !name.trim().is_empty() && !place.is_empty() => {
                     if also.iter().any(|(n, _)| n == name.trim()) {
-                        return Err(Error::usage(format!("--also {text}: the name \"{name}\" is taken")));
+                        return Err(Error::usage(format!(
+                            "--also {text}: the name \"{name}\" is taken"
+                        )));
                     }
                     also.push((name.trim().to_string(), place.into()));
                 }
-                _ => return Err(Error::usage(format!("--also: expected NAME=FILE or NAME=DIR, found \"{text}\""))),
+                _ => {
+                    return Err(Error::usage(format!(
+                        "--also: expected NAME=FILE or NAME=DIR, found \"{text}\""
+                    )));
+                }
             }
         }
         Ok(Comparison {
@@ -102,8 +110,17 @@ impl CompareArgs {
 }
 
 fn human(summary: &Summary) -> String {
-    let mut table =
-        Table::new(["arm", "seeds", "steps", "tokens", "FLOPs", "time", "validation CE", "to baseline", "p (Holm)"]);
+    let mut table = Table::new([
+        "arm",
+        "seeds",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "time",
+        "validation CE",
+        "to baseline",
+        "p (Holm)",
+    ]);
     for (i, arm) in summary.arms.iter().enumerate() {
         let mean = |s: Option<crate::compare::stats::Spread>| s.map_or(0.0, |s| s.mean);
         let difference = arm.to_baseline.map(|d| format!("{:+.4}", d.mean));
@@ -117,13 +134,21 @@ fn human(summary: &Summary) -> String {
             flops(mean(arm.spread(|r| Some(r.metrics.flops))) as u128),
             seconds(mean(arm.spread(|r| Some(r.metrics.seconds)))),
             arm.ce().map_or_else(dash, |s| Shown(s).to_string()),
-            if summary.baseline == Some(i) { "baseline".into() } else { difference.unwrap_or_else(dash) },
+            if summary.baseline == Some(i) {
+                "baseline".into()
+            } else {
+                difference.unwrap_or_else(dash)
+            },
             p.unwrap_or_else(dash),
         ]);
     }
     let at = |name: &str| summary.out.join(name).display().to_string();
-    let mut text =
-        format!("{table}\nreport: {}\nruns: {}\ncurves: {}\n", at(REPORT_HTML), at(REPORT_CSV), at(CURVES_CSV));
+    let mut text = format!(
+        "{table}\nreport: {}\nruns: {}\ncurves: {}\n",
+        at(REPORT_HTML),
+        at(REPORT_CSV),
+        at(CURVES_CSV)
+    );
     if !summary.missing.is_empty() {
         text += &format!("{} runs are not finished and not in it\n", summary.missing.len());
     }

@@ -27,8 +27,8 @@ Examples:
 pub const QUICKSTART: &str = "quickstart";
 
 impl DistillArgs {
-    /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's own are named:
-    /// those start from the defaults.
+    /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's
+    /// own are named: those start from the defaults.
     pub fn resolve(&self) -> Result<Resolved> {
         let overrides = self.run.config.overrides()?;
         let own = overrides.names("teacher") || overrides.names("data.dir");

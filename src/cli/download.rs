@@ -51,17 +51,34 @@ pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
     let report = fetched(args, &HubOptions::from_env(ui.offline())?, ui)?;
     ui.result(&report, || {
         let (size, files) = (bytes(report.bytes), report.files.len());
-        format!("{} at commit {}: {size} in {files} files\n{}", report.origin, report.commit, report.dir.display())
+        format!(
+            "{} at commit {}: {size} in {files} files\n{}",
+            report.origin,
+            report.commit,
+            report.dir.display()
+        )
     })
 }
 
 /// The verb without its printing: fetches and says what there is.
-pub fn fetched(args: &DownloadArgs, options: &HubOptions, progress: &dyn Progress) -> Result<DownloadReport> {
+pub fn fetched(
+    args: &DownloadArgs,
+    options: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<DownloadReport> {
     // A folder of the same name is no obstacle: here a name is never a path.
     let meant = ModelRef::named(&args.name, Kind::Any)?;
-    let source = locate(meant, &args.name, args.revision.as_deref(), What::Model, Where { hub: options, progress })?;
-    let files: Vec<DownloadedFile> =
-        snapshot_files(&source.dir)?.into_iter().map(|(name, bytes)| DownloadedFile { name, bytes }).collect();
+    let source = locate(
+        meant,
+        &args.name,
+        args.revision.as_deref(),
+        What::Model,
+        Where { hub: options, progress },
+    )?;
+    let files: Vec<DownloadedFile> = snapshot_files(&source.dir)?
+        .into_iter()
+        .map(|(name, bytes)| DownloadedFile { name, bytes })
+        .collect();
     Ok(DownloadReport {
         name: args.name.clone(),
         origin: source.origin,

@@ -24,12 +24,18 @@ pub struct EvalArgs {
     /// Tokens per window; without it, all positions of the model
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub context: Option<u32>,
-    /// Tokens by which windows advance; fewer than the context gives every token more left context, at more cost;
-    /// without it, the context
+    /// Tokens by which windows advance; fewer than the context gives every token more left context,
+    /// at more cost; without it, the context
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub stride: Option<u32>,
     /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(
+        long,
+        env = "ESLM_KD_DEVICE",
+        hide_env_values = true,
+        default_value = "auto",
+        value_name = "DEVICE"
+    )]
     pub device: DeviceSpec,
 }
 
@@ -53,7 +59,11 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         let needed = usize::try_from(tokens.len() - 1).unwrap_or(usize::MAX).min(asked);
         options = EvalOptions { stride: options.stride.min(needed), ..EvalOptions::new(needed) };
     }
-    ui.detail(&format!("{}: {} tokens, {options:?}", model.folder.origin, text::count(tokens.len())));
+    ui.detail(&format!(
+        "{}: {} tokens, {options:?}",
+        model.folder.origin,
+        text::count(tokens.len())
+    ));
     let found = evaluate(&model.model, &tokens, options, ui)?;
     ui.result(&found, || {
         let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);

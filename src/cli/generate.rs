@@ -30,13 +30,25 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Seed of the sampling
-    #[arg(long, env = "ESLM_KD_SEED", hide_env_values = true, value_name = "N", default_value_t = 42)]
+    #[arg(
+        long,
+        env = "ESLM_KD_SEED",
+        hide_env_values = true,
+        value_name = "N",
+        default_value_t = 42
+    )]
     pub seed: u64,
     /// Tokens to add at most
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..))]
     pub max_tokens: u32,
     /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(
+        long,
+        env = "ESLM_KD_DEVICE",
+        hide_env_values = true,
+        default_value = "auto",
+        value_name = "DEVICE"
+    )]
     pub device: DeviceSpec,
 }
 
@@ -60,7 +72,8 @@ fn top_p(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the end.
+/// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the
+/// end.
 pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     let device = device(args.device)?;
     let hub = HubOptions::from_env(ui.offline())?;

@@ -59,7 +59,13 @@ pub struct InspectArgs {
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = value_parser!(u32).range(2..=200_000))]
     pub max_tokens: u32,
     /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(long, env = "ESLM_KD_DEVICE", hide_env_values = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(
+        long,
+        env = "ESLM_KD_DEVICE",
+        hide_env_values = true,
+        default_value = "auto",
+        value_name = "DEVICE"
+    )]
     pub device: DeviceSpec,
 }
 
@@ -69,7 +75,8 @@ Examples:
   eslm-kd inspect runs/second --teacher runs/first --text page.txt --score entropy-kl --out page.html
   eslm-kd inspect gpt2 --text page.txt --plain --alpha 0.2 --mark 0.2";
 
-/// Longest text: a long novel. It is tokenised whole, and a text without a break takes a hundred times its bytes.
+/// Longest text: a long novel. It is tokenised whole, and a text without a break takes a hundred
+/// times its bytes.
 const MOST_TEXT_BYTES: u64 = 4 << 20;
 
 /// Runs the verb.
@@ -87,7 +94,10 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
     }
     let text = String::from_utf8(text).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::data(format!("{}: expected UTF-8 text, found something else at byte {at}", file.display()))
+        Error::data(format!(
+            "{}: expected UTF-8 text, found something else at byte {at}",
+            file.display()
+        ))
     })?;
     let (device, hub) = (device(args.device)?, HubOptions::from_env(ui.offline())?);
     let opened = |name: &str| open(name, Kind::Any, &device, Where { hub: &hub, progress: ui });
@@ -97,17 +107,22 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
         None => None,
     };
     let positions = teacher.as_ref().map_or(usize::MAX, |t| t.model().config.n_positions);
-    let context = args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
+    let context =
+        args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
     let options = Options { context, ..options };
     let names = (args.model.as_str(), args.teacher.as_deref());
-    let found = inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
+    let found =
+        inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
     if let Some(out) = &args.out {
         let html = page(&found);
-        write_atomic(out, |w| w.write_all(html.as_bytes()).map_err(|e| Error::io("write", out, e)))?;
+        write_atomic(out, |w| {
+            w.write_all(html.as_bytes()).map_err(|e| Error::io("write", out, e))
+        })?;
     }
     ui.result(&found, || {
         let plain = args.plain || args.out.is_none();
-        let mut human = if plain { marked(&found) + "\n\n" + &bars(&found) + "\n" } else { String::new() };
+        let mut human =
+            if plain { marked(&found) + "\n\n" + &bars(&found) + "\n" } else { String::new() };
         human += &levels(&found);
         if let Some(out) = &args.out {
             human += &format!("\npage: {}", out.display());
@@ -122,15 +137,24 @@ fn options(args: &InspectArgs) -> Result<Options> {
         alphas.push(args.mark);
     }
     if let Some(alpha) = alphas.iter().find(|alpha| !(0.0..1.0).contains(*alpha)) {
-        return Err(Error::usage(format!("--alpha and --mark: expected numbers in [0, 1), found {alpha}")));
+        return Err(Error::usage(format!(
+            "--alpha and --mark: expected numbers in [0, 1), found {alpha}"
+        )));
     }
     alphas.sort_by(f64::total_cmp);
     alphas.dedup();
     if !(args.temperature >= 1e-3 && args.temperature.is_finite()) {
-        return Err(Error::usage(format!("--temperature: expected at least 0.001, found {}", args.temperature)));
+        return Err(Error::usage(format!(
+            "--temperature: expected at least 0.001, found {}",
+            args.temperature
+        )));
     }
     Ok(Options {
-        score: args.score.unwrap_or(if args.teacher.is_some() { Score::Kl } else { Score::Entropy }),
+        score: args.score.unwrap_or(if args.teacher.is_some() {
+            Score::Kl
+        } else {
+            Score::Entropy
+        }),
         temperature: args.temperature,
         alphas,
         mark: args.mark,
@@ -143,7 +167,8 @@ fn options(args: &InspectArgs) -> Result<Options> {
 
 /// The text with its kept tokens: bold where a terminal can, else in brackets.
 fn marked(found: &Inspection) -> String {
-    let bold = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let bold = std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let (open, close) = if bold { ("\x1b[1;4m", "\x1b[0m") } else { ("[", "]") };
     let mut out = String::new();
     for token in &found.tokens {
@@ -173,13 +198,18 @@ fn bars(found: &Inspection) -> String {
                 }
             }
         }
-        out += &format!("{from:>8.2} {:>6} {}{marks}\n", count, "#".repeat((count * 40).div_ceil(most)));
+        out += &format!(
+            "{from:>8.2} {:>6} {}{marks}\n",
+            count,
+            "#".repeat((count * 40).div_ceil(most))
+        );
     }
     out
 }
 
 fn levels(found: &Inspection) -> String {
-    let mut table = text::Table::new(["alpha", "VaR", "CVaR", "kept", "share", "CE of kept", "CE of dropped"]);
+    let mut table =
+        text::Table::new(["alpha", "VaR", "CVaR", "kept", "share", "CE of kept", "CE of dropped"]);
     let n = (found.tokens.len() - 1) as f64;
     for level in &found.levels {
         table.row([
@@ -193,7 +223,11 @@ fn levels(found: &Inspection) -> String {
         ]);
     }
     let cut = if found.tokens.len() < found.tokens_of_text {
-        format!("the first {} of {} tokens; --max-tokens shows more\n", found.tokens.len(), found.tokens_of_text)
+        format!(
+            "the first {} of {} tokens; --max-tokens shows more\n",
+            found.tokens.len(),
+            found.tokens_of_text
+        )
     } else {
         String::new()
     };

@@ -1,5 +1,6 @@
-//! The few knobs of a run that everybody turns: a flag and an environment variable each. The rest live in the run file
-//! and `--set`. The config checks the values, so that a flag, a variable and a file give the same messages.
+//! The few knobs of a run that everybody turns: a flag and an environment variable each. The rest
+//! live in the run file and `--set`. The config checks the values, so that a flag, a variable and a
+//! file give the same messages.
 
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
 use crate::error::Result;
@@ -19,7 +20,12 @@ pub struct Knob {
     value_name: &'static str,
 }
 
-const fn knob(flag: &'static str, env: &'static str, key: &'static str, value_name: &'static str) -> Knob {
+const fn knob(
+    flag: &'static str,
+    env: &'static str,
+    key: &'static str,
+    value_name: &'static str,
+) -> Knob {
     Knob { flag, env, key, value_name }
 }
 
@@ -61,7 +67,10 @@ impl FromArgMatches for Knobs {
         Ok(knobs)
     }
 
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
         for knob in KNOBS {
             let Some(text) = matches.get_one::<String>(knob.flag) else { continue };
             let origin = match matches.value_source(knob.flag) {
@@ -146,10 +155,15 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The run: CONFIG; else, with `--resume`, the run folder's own config; else `fallback`; else defaults.
+    /// The run: CONFIG; else, with `--resume`, the run folder's own config; else `fallback`; else
+    /// defaults.
     pub fn resolve(&self, fallback: Option<RunFile>) -> Result<Resolved> {
         let own = match &self.out {
-            Some(out) if self.resume && self.config.config.is_none() && out.join("config.toml").is_file() => {
+            Some(out)
+                if self.resume
+                    && self.config.config.is_none()
+                    && out.join("config.toml").is_file() =>
+            {
                 Some(RunFile::find(&out.to_string_lossy())?)
             }
             _ => None,

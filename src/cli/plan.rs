@@ -11,7 +11,8 @@ use crate::store::hub::HubOptions;
 use crate::train::session::{Session, Shapes};
 use serde_json::{Value, json};
 
-/// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train nothing
+/// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train
+/// nothing
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PlanArgs {
@@ -61,8 +62,7 @@ impl Report {
 
     fn json(&self) -> Value {
         let plan = &self.shapes.plan;
-        let model =
-            |name: &str, shape: &Gpt2Config| json!({ "name": name, "parameters": shape.parameters(), "shape": shape });
+        let model = |name: &str, shape: &Gpt2Config| json!({ "name": name, "parameters": shape.parameters(), "shape": shape });
         let with_total = |mut part: Value, total: Value| {
             part["total"] = total;
             part
@@ -96,7 +96,8 @@ impl Report {
     }
 
     fn text(&self, meanings: bool) -> String {
-        let mut sections = vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
+        let mut sections =
+            vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
         let notes = self.resolved.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
@@ -105,7 +106,8 @@ impl Report {
     }
 
     fn values(&self, meanings: bool) -> String {
-        let mut table = Table::new(["key", "value", "origin"].into_iter().chain(meanings.then_some("meaning")));
+        let mut table =
+            Table::new(["key", "value", "origin"].into_iter().chain(meanings.then_some("meaning")));
         for v in &self.resolved.values {
             let value = match &v.value {
                 None => "absent".to_string(),
@@ -120,10 +122,19 @@ impl Report {
     }
 
     fn models(&self) -> String {
-        let mut table =
-            Table::new(["model", "name", "parameters", "vocabulary", "positions", "width", "blocks", "heads"]);
+        let mut table = Table::new([
+            "model",
+            "name",
+            "parameters",
+            "vocabulary",
+            "positions",
+            "width",
+            "blocks",
+            "heads",
+        ]);
         let mut row = |who: &str, name: &str, s: &Gpt2Config| {
-            let numbers = [s.parameters(), s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head];
+            let numbers =
+                [s.parameters(), s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head];
             let numbers = numbers.map(|n| text::count(n as u64));
             table.row([who.to_string(), name.to_string()].into_iter().chain(numbers));
         };
@@ -137,8 +148,11 @@ impl Report {
     fn tokens(&self) -> String {
         let plan = &self.shapes.plan;
         let mut table = Table::new(["tokens", "number", "how"]);
-        let rows =
-            format!("{} sequences x {}", text::count(plan.data.rows as u64), text::count(plan.data.context as u64));
+        let rows = format!(
+            "{} sequences x {}",
+            text::count(plan.data.rows as u64),
+            text::count(plan.data.context as u64)
+        );
         table.row(["per step".to_string(), text::count(plan.tokens_per_step()), rows]);
         let kept = text::count(cost::kept_rows(plan, self.level));
         let how = format!(
@@ -147,14 +161,23 @@ impl Report {
             text::percent(cost::mean_keep(plan))
         );
         table.row(["kept per step".to_string(), kept, how]);
-        table.row(["in all".to_string(), text::count(plan.tokens()), format!("{} steps", text::count(plan.steps))]);
+        table.row([
+            "in all".to_string(),
+            text::count(plan.tokens()),
+            format!("{} steps", text::count(plan.steps)),
+        ]);
         table.to_string()
     }
 
     fn flops(&self) -> String {
-        let title = if self.shapes.plan.draws_by_variance() { "FLOPs per step, at most" } else { "FLOPs per step" };
+        let title = if self.shapes.plan.draws_by_variance() {
+            "FLOPs per step, at most"
+        } else {
+            "FLOPs per step"
+        };
         let mut table = Table::new([title, "at target alpha", "keeping all"]);
-        let parts = |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
+        let parts =
+            |f: &Flops| [f.student_forward, f.student_backward, f.teacher, f.scoring, f.total()];
         let names = ["student forward", "student backward", "teacher", "scoring", "sum"];
         for ((name, a), b) in names.into_iter().zip(parts(&self.selected)).zip(parts(&self.dense)) {
             table.row([name.to_string(), text::flops(a as u128), text::flops(b as u128)]);
@@ -177,10 +200,18 @@ impl Report {
             Activations::Keep => "tape",
             Activations::Recompute => "inputs of blocks, tape of one,",
         };
-        let tokens = format!("{} x {} tokens", plan.machine.micro_rows, text::count(plan.data.context as u64));
+        let tokens = format!(
+            "{} x {} tokens",
+            plan.machine.micro_rows,
+            text::count(plan.data.context as u64)
+        );
         row("activations", m.activations, format!("{tape} of {tokens}"));
         let stored = cost::stores_logits(plan);
-        let how = if stored { format!("head = {}", plan.machine.head) } else { "of a block of rows in hand".into() };
+        let how = if stored {
+            format!("head = {}", plan.machine.head)
+        } else {
+            "of a block of rows in hand".into()
+        };
         row("logits", m.logits, how);
         if self.shapes.teacher.is_some() {
             row("teacher", m.teacher, "weights, no tape".into());
@@ -188,8 +219,15 @@ impl Report {
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
-        row("one checkpoint", cost::checkpoint_bytes(&self.shapes.student), "weights and moments".into());
-        let disk = format!("at the peak: {} checkpoints and the one being written", plan.checkpoint.kept());
+        row(
+            "one checkpoint",
+            cost::checkpoint_bytes(&self.shapes.student),
+            "weights and moments".into(),
+        );
+        let disk = format!(
+            "at the peak: {} checkpoints and the one being written",
+            plan.checkpoint.kept()
+        );
         row("disk in all", cost::disk_bytes(&self.shapes.student, plan), disk);
         table.to_string()
     }
@@ -202,7 +240,10 @@ mod tests {
     use std::path::Path;
 
     fn planned(config: &ConfigArgs) -> Result<Report> {
-        let hub = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent")) };
+        let hub = HubOptions {
+            offline: true,
+            ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent"))
+        };
         Report::new(config.resolve(None)?, Where { hub: &hub, progress: &Silent })
     }
 
@@ -253,7 +294,8 @@ mod tests {
             let report = of(name);
             let text = crate::config::RunFile::embedded(name).unwrap().text;
             let plan = &report.shapes.plan;
-            let numbers = [plan.tokens_per_step(), plan.tokens(), cost::kept_rows(plan, report.level)];
+            let numbers =
+                [plan.tokens_per_step(), plan.tokens(), cost::kept_rows(plan, report.level)];
             for number in numbers {
                 assert!(
                     text.contains(&format!("= {:>9}", text::count(number)))
@@ -263,7 +305,10 @@ mod tests {
             }
             assert!(text.contains(&text::count(4_291_584)), "{name}");
             if report.shapes.teacher.is_some() {
-                assert!(text.contains(&text::count(report.shapes.student.parameters() as u64)), "{name}");
+                assert!(
+                    text.contains(&text::count(report.shapes.student.parameters() as u64)),
+                    "{name}"
+                );
             }
             let mut same = plan.clone();
             (same.method, same.teacher) = (plain.method, None);
@@ -281,7 +326,13 @@ mod tests {
         for key in crate::config::keys::KEYS {
             assert!(text.contains(key.name), "{} is missing", key.name);
         }
-        for part in ["--set", "built-in distill-gpt2-medium.toml:", "13,120", "student backward", "disk in all"] {
+        for part in [
+            "--set",
+            "built-in distill-gpt2-medium.toml:",
+            "13,120",
+            "student backward",
+            "disk in all",
+        ] {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
         let json = report(&["select.alpha=0.8"]).unwrap().json();
@@ -293,10 +344,21 @@ mod tests {
     fn models_that_cannot_be_found_or_do_not_fit_are_errors() {
         let message = |set: &[&str]| report(set).err().expect("an error").to_string();
         assert!(message(&["teacher=gpt2-meduim"]).contains("Did you mean gpt2-medium?"));
-        assert!(message(&["data.context=2048", "eval.stride=64"]).contains("1024 positions of the student gpt2-124m"));
+        assert!(
+            message(&["data.context=2048", "eval.stride=64"])
+                .contains("1024 positions of the student gpt2-124m")
+        );
         let wide = report(&["student=tiny", "data.context=64"]).unwrap();
-        assert_eq!(wide.shapes.student.vocab_size, 50257, "a student from scratch speaks the teacher's vocabulary");
-        let stored = message(&["student=distilgpt2", "init=checkpoint", "teacher=quickstart", "data.context=64"]);
+        assert_eq!(
+            wide.shapes.student.vocab_size, 50257,
+            "a student from scratch speaks the teacher's vocabulary"
+        );
+        let stored = message(&[
+            "student=distilgpt2",
+            "init=checkpoint",
+            "teacher=quickstart",
+            "data.context=64",
+        ]);
         assert!(stored.contains("share a vocabulary"), "{stored}");
         assert!(message(&["shape.n_head=7"]).contains("n_head = 7"));
         let fixed = message(&["student=distil-82m", "teacher=gpt2", "shape.n_layer=3"]);

@@ -11,8 +11,9 @@ use std::path::PathBuf;
 
 /// Tokenise text, JSON lines or Parquet into a data folder.
 ///
-/// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end with the tokenizer's
-/// end-of-text token. In text files `<|endoftext|>` separates documents; a file without it is one document.
+/// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
+/// with the tokenizer's end-of-text token. In text files `<|endoftext|>` separates documents; a
+/// file without it is one document.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   eslm-kd prepare --input books.jsonl.gz --valid held-out.jsonl.gz --tokenizer gpt2 --out data/books
@@ -46,7 +47,11 @@ pub fn run(args: &PrepareArgs, ui: &Printer) -> Result<()> {
     ui.result(&report, || human(args, &report))
 }
 
-fn prepared(args: &PrepareArgs, hub: &HubOptions, progress: &dyn Progress) -> Result<PrepareReport> {
+fn prepared(
+    args: &PrepareArgs,
+    hub: &HubOptions,
+    progress: &dyn Progress,
+) -> Result<PrepareReport> {
     let validation = match args.valid_fraction {
         Some(fraction) => Validation::Fraction(fraction),
         None if args.valid.is_empty() => Validation::None,
@@ -66,11 +71,18 @@ fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
     let mut table = Table::new(["", "documents", "tokens", "text"]);
     for (name, split) in [("train", Some(&report.train)), ("valid", report.valid.as_ref())] {
         if let Some(split) = split {
-            table.row([name.to_string(), count(split.documents), count(split.tokens), bytes(split.bytes)]);
+            table.row([
+                name.to_string(),
+                count(split.documents),
+                count(split.tokens),
+                bytes(split.bytes),
+            ]);
         }
     }
     let out = args.out.display();
-    format!("{table}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first")
+    format!(
+        "{table}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first"
+    )
 }
 
 #[cfg(test)]
@@ -91,20 +103,46 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(at("a.txt"), "One and two.<|endoftext|>Two and three and one.").unwrap();
-        let words = ["x", "tokenizer", "train", "--input", &at("a.txt"), "--vocab-size", "270", "--out", &at("tok")];
+        let words = [
+            "x",
+            "tokenizer",
+            "train",
+            "--input",
+            &at("a.txt"),
+            "--vocab-size",
+            "270",
+            "--out",
+            &at("tok"),
+        ];
         let Cli::Tokenizer(args) = Cli::try_parse_from(words).unwrap() else { panic!("verb") };
         let report = tokenizer::trained(&args, &Silent).unwrap();
         assert_eq!((report.documents, report.vocab_size > 260), (2, true));
-        let common =
-            ["x", "prepare", "--input", &at("a.txt"), &at("a.txt"), "--tokenizer", &at("tok"), "--out", &at("d")];
+        let common = [
+            "x",
+            "prepare",
+            "--input",
+            &at("a.txt"),
+            &at("a.txt"),
+            "--tokenizer",
+            &at("tok"),
+            "--out",
+            &at("d"),
+        ];
         let prepared = |more: &[&str]| {
-            let Cli::Prepare(args) = Cli::try_parse_from([&common, more].concat()).unwrap() else { panic!("verb") };
+            let Cli::Prepare(args) = Cli::try_parse_from([&common, more].concat()).unwrap() else {
+                panic!("verb")
+            };
             prepared(&args, &HubOptions::from_env(true)?, &Silent)
         };
         assert_eq!(prepared(&[]).unwrap().train.documents, 4);
         assert_eq!(prepared(&["--valid", &at("a.txt")]).unwrap().valid.unwrap().documents, 2);
         assert!(prepared(&["--valid-fraction", "2"]).is_err());
-        assert!(Cli::try_parse_from([&common[..], &["--valid", "b", "--valid-fraction", "0.5"]].concat()).is_err());
+        assert!(
+            Cli::try_parse_from(
+                [&common[..], &["--valid", "b", "--valid-fraction", "0.5"]].concat()
+            )
+            .is_err()
+        );
         let offline = HubOptions::from_env(true).unwrap();
         assert!(resolve_tokenizer(&at("nothing"), None, &offline, &Silent).is_err());
         // A tokenizer is not overwritten by accident.

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 /// Between two progress lines of one phase where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Speaks for every verb. Progress is a bar on a terminal, a line now and then elsewhere, nothing with `--quiet`.
+/// Speaks for every verb. Progress is a bar on a terminal, a line now and then elsewhere, nothing
+/// with `--quiet`.
 #[derive(Debug)]
 pub struct Printer {
     globals: Globals,
@@ -37,7 +38,11 @@ struct Phase {
 impl Printer {
     /// A printer that obeys the global options.
     pub fn new(globals: &Globals) -> Self {
-        Self { globals: globals.clone(), terminal: std::io::stderr().is_terminal(), phase: Mutex::new(None) }
+        Self {
+            globals: globals.clone(),
+            terminal: std::io::stderr().is_terminal(),
+            phase: Mutex::new(None),
+        }
     }
 
     /// Whether results are JSON.
@@ -55,8 +60,8 @@ impl Printer {
         self.globals.verbose
     }
 
-    /// The verb's result on stdout: one line of JSON under `--json`, else the text that `human` makes. A reader that
-    /// has gone away (`| head`) is no error.
+    /// The verb's result on stdout: one line of JSON under `--json`, else the text that `human`
+    /// makes. A reader that has gone away (`| head`) is no error.
     pub fn result(&self, value: &impl Serialize, human: impl FnOnce() -> String) -> Result<()> {
         let mut out = if self.globals.json {
             serde_json::to_string(value)
@@ -81,8 +86,8 @@ impl Printer {
         }
     }
 
-    /// What is worth knowing about the phase in progress right now (a loss, a speed): shown with the bar, or with the
-    /// next progress line.
+    /// What is worth knowing about the phase in progress right now (a loss, a speed): shown with
+    /// the bar, or with the next progress line.
     pub fn status(&self, text: &str) {
         if let Some(phase) = self.lock().as_mut() {
             phase.status = text.to_string();
@@ -124,7 +129,11 @@ impl Progress for Printer {
         }
         let bar = self.terminal.then(|| {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
-            let amount = if unit == "bytes" { "{bytes}/{total_bytes}" } else { "{human_pos}/{human_len} {prefix}" };
+            let amount = if unit == "bytes" {
+                "{bytes}/{total_bytes}"
+            } else {
+                "{human_pos}/{human_len} {prefix}"
+            };
             let sofar = if unit == "bytes" { "{bytes}" } else { "{human_pos} {prefix}" };
             let template = match total {
                 Some(_) => format!("{{msg}} {{bar:30}} {amount}, {{eta}} left"),
@@ -185,7 +194,11 @@ impl Progress for Printer {
 
 impl Phase {
     fn amount(&self, n: u64) -> String {
-        if self.unit == "bytes" { text::bytes(n) } else { format!("{} {}", text::count(n), self.unit) }
+        if self.unit == "bytes" {
+            text::bytes(n)
+        } else {
+            format!("{} {}", text::count(n), self.unit)
+        }
     }
 
     /// `label: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left`.
@@ -195,10 +208,24 @@ impl Phase {
             Some(total) if total > 0 && self.done > 0 => {
                 let share = (self.done as f64 / total as f64).min(1.0);
                 let left = text::seconds(elapsed * (1.0 / share - 1.0));
-                let done = if self.unit == "bytes" { text::bytes(self.done) } else { text::count(self.done) };
-                format!("{}: {done} of {}, {}, {left} left", self.label, self.amount(total), text::percent(share))
+                let done = if self.unit == "bytes" {
+                    text::bytes(self.done)
+                } else {
+                    text::count(self.done)
+                };
+                format!(
+                    "{}: {done} of {}, {}, {left} left",
+                    self.label,
+                    self.amount(total),
+                    text::percent(share)
+                )
             }
-            _ => format!("{}: {} after {}", self.label, self.amount(self.done), text::seconds(elapsed)),
+            _ => format!(
+                "{}: {} after {}",
+                self.label,
+                self.amount(self.done),
+                text::seconds(elapsed)
+            ),
         };
         if self.status.is_empty() { line } else { format!("{line} ({})", self.status) }
     }
@@ -229,7 +256,10 @@ mod tests {
             phase(Some(4000), "documents", 1000).line(),
             "read: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left"
         );
-        assert_eq!(phase(Some(2048), "bytes", 1024).line(), "read: 1.00 KiB of 2.00 KiB, 50.0 %, 30 s left");
+        assert_eq!(
+            phase(Some(2048), "bytes", 1024).line(),
+            "read: 1.00 KiB of 2.00 KiB, 50.0 %, 30 s left"
+        );
         assert_eq!(phase(None, "documents", 7).line(), "read: 7 documents after 30 s");
         let training = Phase { status: "loss 3.2".into(), ..phase(None, "steps", 7) };
         assert_eq!(training.line(), "read: 7 steps after 30 s (loss 3.2)");

@@ -1,4 +1,5 @@
-//! `distill` without arguments: everything is generated, trained and compared here, with nothing to download.
+//! `distill` without arguments: everything is generated, trained and compared here, with nothing to
+//! download.
 
 use super::train::out_folder;
 use super::{Printer, RunArgs};
@@ -21,8 +22,15 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
 }
 
 fn human(done: &Quickstart) -> String {
-    let mut table =
-        Table::new(["", "parameters", "tokens", "FLOPs", "time", "validation loss", "validation perplexity"]);
+    let mut table = Table::new([
+        "",
+        "parameters",
+        "tokens",
+        "FLOPs",
+        "time",
+        "validation loss",
+        "validation perplexity",
+    ]);
     for model in &done.models {
         table.row([
             model.model.to_string(),

@@ -1,4 +1,5 @@
-//! The command line's surface, frozen: adding or renaming a flag is a decision, and this list is where it is made.
+//! The command line's surface, frozen: adding or renaming a flag is a decision, and this list is
+//! where it is made.
 
 use super::*;
 use crate::config::Origin;
@@ -22,7 +23,7 @@ fn surface<A: clap::Args>() -> Vec<String> {
 }
 
 #[test]
-fn the_flags_and_their_twins_are_these() {
+fn the_flags_of_runs_and_their_twins_are_these() {
     let knobs = [
         "--teacher ESLM_KD_TEACHER",
         "--student ESLM_KD_STUDENT",
@@ -41,6 +42,10 @@ fn the_flags_and_their_twins_are_these() {
     assert_eq!(surface::<plan::PlanArgs>(), config);
     assert_eq!(surface::<pretrain::PretrainArgs>(), run);
     assert_eq!(surface::<distill::DistillArgs>(), run);
+}
+
+#[test]
+fn the_flags_of_the_other_verbs_are_these() {
     assert_eq!(
         surface::<compare::CompareArgs>(),
         [
@@ -130,22 +135,26 @@ fn every_knob_is_a_key() {
 /// Parses the arguments of one verb without its name.
 fn parse<A: clap::Args + FromArgMatches>(args: &[&str]) -> A {
     // Whatever the environment of whoever runs the tests says.
-    let command =
-        A::augment_args(clap::Command::new("verb").no_binary_name(true)).mut_args(|arg| arg.env(None::<&str>));
+    let command = A::augment_args(clap::Command::new("verb").no_binary_name(true))
+        .mut_args(|arg| arg.env(None::<&str>));
     let matches = command.try_get_matches_from(args).unwrap_or_else(|e| panic!("{e}"));
     A::from_arg_matches(&matches).unwrap()
 }
 
 #[test]
 fn flags_become_values_with_their_origin() {
-    let args: pretrain::PretrainArgs = parse(&["--alpha", "0.25", "--set", "optim.lr=1e-2", "--lr", "0.5"]);
+    let args: pretrain::PretrainArgs =
+        parse(&["--alpha", "0.25", "--set", "optim.lr=1e-2", "--lr", "0.5"]);
     let resolved = args.resolve().unwrap();
     assert_eq!((resolved.plan.select.alpha, resolved.plan.optim.lr), (0.25, 0.01));
     assert_eq!(resolved.value("select.alpha").unwrap().origin, Origin::Flag("alpha"));
     assert_eq!(resolved.value("optim.lr").unwrap().origin, Origin::Set, "--set is the last word");
     let wrong: pretrain::PretrainArgs = parse(&["--alpha", "-1"]);
     let message = wrong.resolve().unwrap_err().to_string();
-    assert!(message.starts_with("--alpha: select.alpha: expected a number in [0, 1), found -1"), "{message}");
+    assert!(
+        message.starts_with("--alpha: select.alpha: expected a number in [0, 1), found -1"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -66,10 +66,13 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
 pub fn trained(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainReport> {
     let TokenizerCommand::Train(args) = &args.command;
     // A folder of that name may hold a model or another tokenizer: never replace it.
-    let taken = args.out.exists() && !args.out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    let taken =
+        args.out.exists() && !args.out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     if taken {
         let out = args.out.display();
-        return Err(Error::usage(format!("{out} exists; name a new folder with --out, or remove it yourself")));
+        return Err(Error::usage(format!(
+            "{out} exists; name a new folder with --out, or remove it yourself"
+        )));
     }
     let options = TrainOptions {
         vocab_size: args.vocab_size,

@@ -55,7 +55,8 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     ui.result(&report, || human(&report, plan))
 }
 
-/// Errs unless `out` holds a run that can go on: what was asked to continue must not begin in silence.
+/// Errs unless `out` holds a run that can go on: what was asked to continue must not begin in
+/// silence.
 fn check_resumable(out: &Path, ui: &Printer) -> Result<()> {
     if checkpoint::latest(out)?.is_some() {
         return Ok(());
@@ -73,7 +74,8 @@ fn check_resumable(out: &Path, ui: &Printer) -> Result<()> {
 
 fn human(report: &RunReport, plan: &Plan) -> String {
     let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
-    let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
+    let number =
+        |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
     table.row([
         plan.method.to_string(),
         count(report.steps),

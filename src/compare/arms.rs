@@ -1,9 +1,13 @@
-//! The arms of a comparison as they are written, `[LABEL:]CONFIG[+key=value...]`, and the plans they mean.
+//! The arms of a comparison as they are written, `[LABEL:]CONFIG[+key=value...]`, and the plans
+//! they mean.
 //!
-//! A `+` begins an override only where the name of a key and `=` follow, so that paths and values may contain one
-//! (`c++/run.toml`, `1e+3`); a `LABEL:` is one only if no file of that whole name exists.
+//! A `+` begins an override only where the name of a key and `=` follow, so that paths and values
+//! may contain one (`c++/run.toml`, `1e+3`); a `LABEL:` is one only if no file of that whole name
+//! exists.
 
-use crate::config::{Method, Origin, Overrides, Plan, ProbeScore, RunFile, Score, Written, keys, resolve};
+use crate::config::{
+    Method, Origin, Overrides, Plan, ProbeScore, RunFile, Score, Written, keys, resolve,
+};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -39,9 +43,14 @@ impl<'a> Spec<'a> {
         });
         cuts.push(text.len());
         let head = &text[..cuts[0]];
-        let own = cuts.windows(2).map(|c| text[c[0] + 1..c[1]].split_once('=').unwrap_or_default()).collect();
+        let own = cuts
+            .windows(2)
+            .map(|c| text[c[0] + 1..c[1]].split_once('=').unwrap_or_default())
+            .collect();
         let (label, config) = match head.split_once(':') {
-            Some((label, config)) if !Path::new(head).exists() => (Some(label.trim()), config.trim()),
+            Some((label, config)) if !Path::new(head).exists() => {
+                (Some(label.trim()), config.trim())
+            }
             _ => (None, head.trim()),
         };
         if let Some(label) = label {
@@ -58,13 +67,16 @@ impl<'a> Spec<'a> {
 }
 
 fn looks_like_a_key(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._".contains(&b))
+    !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._".contains(&b))
 }
 
 /// A label names a folder, a row of a table and a line of a chart.
 fn check_label(label: &str, spec: &str) -> Result<()> {
     let fits = |c: char| c.is_ascii_alphanumeric() || " ._=,@%-".contains(c);
-    let good = label.starts_with(|c: char| c.is_ascii_alphanumeric()) && label.chars().all(fits) && label.len() <= 80;
+    let good = label.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && label.chars().all(fits)
+        && label.len() <= 80;
     if good {
         return Ok(());
     }
@@ -74,8 +86,9 @@ fn check_label(label: &str, spec: &str) -> Result<()> {
     )))
 }
 
-/// The arms that `specs` ask for. `set` goes over every run file, and an arm's own overrides go over that. A value of
-/// `select.` or `objective.` in `set` is for those arms that select, or that have a teacher.
+/// The arms that `specs` ask for. `set` goes over every run file, and an arm's own overrides go
+/// over that. A value of `select.` or `objective.` in `set` is for those arms that select, or that
+/// have a teacher.
 pub fn resolve_arms(specs: &[String], set: &[String], data: Option<&str>) -> Result<Vec<Arm>> {
     let mut arms: Vec<Arm> = Vec::with_capacity(specs.len());
     for text in specs {
@@ -91,7 +104,9 @@ pub fn resolve_arms(specs: &[String], set: &[String], data: Option<&str>) -> Res
         arms.push(Arm { label, spec: text.clone(), plan });
     }
     let Some(first) = arms.first() else {
-        return Err(Error::usage("nothing to compare: name at least one arm, CONFIG[+key=value...]"));
+        return Err(Error::usage(
+            "nothing to compare: name at least one arm, CONFIG[+key=value...]",
+        ));
     };
     if let Some(other) = arms.iter().find(|a| a.plan.data.dir != first.plan.data.dir) {
         let place = |arm: &Arm| arm.plan.data.dir.clone().unwrap_or_else(|| "none".into());
@@ -103,7 +118,8 @@ pub fn resolve_arms(specs: &[String], set: &[String], data: Option<&str>) -> Res
             place(other)
         )));
     }
-    if let Some(other) = arms.iter().find(|a| a.plan.machine.threads != first.plan.machine.threads) {
+    if let Some(other) = arms.iter().find(|a| a.plan.machine.threads != first.plan.machine.threads)
+    {
         return Err(Error::usage(format!(
             "the arms \"{}\" and \"{}\" differ in machine.threads, which is one for the whole comparison; use \
              --set machine.threads=N",
@@ -118,12 +134,17 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
     let mut own = Overrides::default();
     for (name, value) in &spec.own {
         match name.trim() {
-            "seed" => return Err(Error::usage("the seeds are those of --seeds N, for every arm; remove seed")),
+            "seed" => {
+                return Err(Error::usage(
+                    "the seeds are those of --seeds N, for every arm; remove seed",
+                ));
+            }
             "teacher" if value.trim() == NO_TEACHER => {}
             name => own.put(name, value.trim(), Origin::Set)?,
         }
     }
-    let alone = spec.own.iter().any(|(name, value)| (name.trim(), value.trim()) == ("teacher", NO_TEACHER));
+    let alone =
+        spec.own.iter().any(|(name, value)| (name.trim(), value.trim()) == ("teacher", NO_TEACHER));
     let written = |with: &dyn Fn(&str) -> bool| -> Result<Written> {
         let mut written = Written::default();
         written.put_file(&file)?;
@@ -131,7 +152,9 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         if let Some(data) = data {
             shared.put("data.dir", data, Origin::Flag("data"))?;
         }
-        for assignment in set.iter().filter(|a| a.split_once('=').is_none_or(|(name, _)| with(name.trim()))) {
+        for assignment in
+            set.iter().filter(|a| a.split_once('=').is_none_or(|(name, _)| with(name.trim())))
+        {
             shared.set(assignment)?;
         }
         shared.apply(&mut written)?;
@@ -144,7 +167,10 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         Ok(written)
     };
     // What the arm is decides which of the shared values are for it.
-    let bare = resolve(&written(&|name| !name.starts_with("select.") && !name.starts_with("objective."))?)?.plan;
+    let bare = resolve(&written(&|name| {
+        !name.starts_with("select.") && !name.starts_with("objective.")
+    })?)?
+    .plan;
     let fits = |name: &str| match name.split_once('.') {
         Some(("select", _)) => bare.method != Method::Clm,
         Some(("objective", _)) => bare.teacher.is_some(),
@@ -153,10 +179,13 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
     Ok(resolve(&written(&fits)?)?.plan)
 }
 
-/// The run file's name and the arm's own values, without sections and without folders: `distill-4m+alpha=0.3`.
+/// The run file's name and the arm's own values, without sections and without folders:
+/// `distill-4m+alpha=0.3`.
 fn default_label(spec: &Spec<'_>) -> String {
     let base = |path: &str| {
-        let name = Path::new(path).file_name().map_or_else(|| path.to_string(), |n| n.to_string_lossy().into_owned());
+        let name = Path::new(path)
+            .file_name()
+            .map_or_else(|| path.to_string(), |n| n.to_string_lossy().into_owned());
         name.strip_suffix(".toml").map(str::to_string).unwrap_or(name)
     };
     let mut label = base(spec.config);
@@ -170,7 +199,8 @@ fn default_label(spec: &Spec<'_>) -> String {
     label
 }
 
-/// The folder of an arm: its label with everything that a shell or a file system may stumble over replaced.
+/// The folder of an arm: its label with everything that a shell or a file system may stumble over
+/// replaced.
 pub fn folder_name(label: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || "._=,@%+-".contains(c) { c } else { '-' };
     let name: String = label.chars().map(safe).collect();
@@ -183,8 +213,8 @@ impl Arm {
         !self.plan.selects() && !self.plan.uses_teacher()
     }
 
-    /// Whether `other` is this arm with random scores and otherwise the same: its control at equal keep. What is random is
-    /// the score of whatever drops something: tokens, sequences or both.
+    /// Whether `other` is this arm with random scores and otherwise the same: its control at equal
+    /// keep. What is random is the score of whatever drops something: tokens, sequences or both.
     pub fn has_control(&self, other: &Self) -> bool {
         let random = |plan: &Plan| {
             let mut plan = plan.clone();
@@ -201,12 +231,16 @@ impl Arm {
     }
 }
 
-/// The arm that the others are measured against: `wanted` by its label, or else the first plain one, or else the first.
+/// The arm that the others are measured against: `wanted` by its label, or else the first plain
+/// one, or else the first.
 pub fn baseline(arms: &[Arm], wanted: Option<&str>) -> Result<usize> {
     let Some(label) = wanted else { return Ok(arms.iter().position(Arm::is_plain).unwrap_or(0)) };
     arms.iter().position(|a| a.label == label).ok_or_else(|| {
         let labels: Vec<String> = arms.iter().map(|a| format!("\"{}\"", a.label)).collect();
-        Error::usage(format!("--baseline: no arm has the label \"{label}\"; there are {}", labels.join(", ")))
+        Error::usage(format!(
+            "--baseline: no arm has the label \"{label}\"; there are {}",
+            labels.join(", ")
+        ))
     })
 }
 
@@ -248,10 +282,17 @@ mod tests {
 
     #[test]
     fn labels_are_readable_and_unique() {
-        let all = arms(&["distill-4m", "distill-4m+select.alpha=0.3+teacher=runs/t", "x:distill-4m"], &[]).unwrap();
+        let all = arms(
+            &["distill-4m", "distill-4m+select.alpha=0.3+teacher=runs/t", "x:distill-4m"],
+            &[],
+        )
+        .unwrap();
         let labels: Vec<&str> = all.iter().map(|a| a.label.as_str()).collect();
         assert_eq!(labels, ["distill-4m", "distill-4m+alpha=0.3+teacher=t", "x"]);
-        assert!(message(&["a b:distill-4m", "a-b:distill-4m+steps=3"], &[]).contains("give one of them another"));
+        assert!(
+            message(&["a b:distill-4m", "a-b:distill-4m+steps=3"], &[])
+                .contains("give one of them another")
+        );
         assert_eq!(folder_name("a b/c:d"), "a-b-c-d");
         assert_eq!(folder_name(".."), "_..");
     }
@@ -270,19 +311,33 @@ mod tests {
         )
         .unwrap();
         let [eslm, plain, dense, own] = all.as_slice() else { panic!("four arms") };
-        assert_eq!((eslm.plan.select.alpha, eslm.plan.objective.lambda, eslm.plan.steps), (0.4, 0.7, 9));
-        assert!(plain.is_plain() && plain.plan.teacher.is_none() && plain.plan.objective.lambda == 0.0);
+        assert_eq!(
+            (eslm.plan.select.alpha, eslm.plan.objective.lambda, eslm.plan.steps),
+            (0.4, 0.7, 9)
+        );
+        assert!(
+            plain.is_plain() && plain.plan.teacher.is_none() && plain.plan.objective.lambda == 0.0
+        );
         assert!(!dense.plan.selects() && dense.plan.objective.lambda == 0.7 && !dense.is_plain());
         assert_eq!((own.plan.steps, own.plan.teacher.as_deref()), (5, Some("u")));
         assert_eq!(baseline(&all, None).unwrap(), 1);
         assert_eq!(baseline(&all, Some("distill-4m")).unwrap(), 0);
-        assert!(baseline(&all, Some("y")).unwrap_err().to_string().contains("\"distill-4m+method=clm\""));
+        assert!(
+            baseline(&all, Some("y"))
+                .unwrap_err()
+                .to_string()
+                .contains("\"distill-4m+method=clm\"")
+        );
     }
 
     #[test]
     fn the_control_of_an_arm_differs_in_the_score_alone() {
         let all = arms(
-            &["a:distill-4m", "b:distill-4m+select.score=random", "c:distill-4m+select.score=random+select.alpha=0.3"],
+            &[
+                "a:distill-4m",
+                "b:distill-4m+select.score=random",
+                "c:distill-4m+select.score=random+select.alpha=0.3",
+            ],
             &[],
         )
         .unwrap();
@@ -307,11 +362,15 @@ mod tests {
     fn mistakes_name_the_arm() {
         assert!(message(&[], &[]).contains("at least one arm"));
         assert!(
-            message(&["distill-4m+select.alhpa=1"], &[]).contains("arm \"distill-4m+select.alhpa=1\": --set: unknown")
+            message(&["distill-4m+select.alhpa=1"], &[])
+                .contains("arm \"distill-4m+select.alhpa=1\": --set: unknown")
         );
         assert!(message(&["distill-4n"], &[]).contains("did you mean \"distill-4m\"?"));
         assert!(message(&["distill-4m+seed=3"], &[]).contains("--seeds"));
         assert!(message(&["a:distill-4m", "b:distill-4m+data.dir=e"], &[]).contains("same data"));
-        assert!(message(&["a:distill-4m", "b:distill-4m+machine.threads=1"], &[]).contains("machine.threads"));
+        assert!(
+            message(&["a:distill-4m", "b:distill-4m+machine.threads=1"], &[])
+                .contains("machine.threads")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the arms have in common: tokens as their run files say, or steps set so that FLOPs or seconds agree.
+//! What the arms have in common: tokens as their run files say, or steps set so that FLOPs or
+//! seconds agree.
 
 use crate::config::Plan;
 use crate::cost::flops_of_run;
@@ -18,7 +19,8 @@ pub enum Budget {
     Tokens,
     /// Steps are set so that every arm executes as many FLOPs as the baseline, by forecast
     Flops,
-    /// Steps are set so that every arm takes the seconds that the baseline took, by measured seconds per step
+    /// Steps are set so that every arm takes the seconds that the baseline took, by measured
+    /// seconds per step
     Seconds,
 }
 
@@ -39,8 +41,8 @@ const MOST_STEPS: u64 = 1 << 30;
 const MEASURED_STEPS: usize = 30;
 const MEASURED_TIME: Duration = Duration::from_secs(4);
 
-/// The plan with `steps` steps: what is counted in steps (warm-up, burn-in, ramp, steps between validations) keeps its
-/// share of the run, to the nearest step; what is not 0 stays at least 1.
+/// The plan with `steps` steps: what is counted in steps (warm-up, burn-in, ramp, steps between
+/// validations) keeps its share of the run, to the nearest step; what is not 0 stays at least 1.
 pub fn with_steps(plan: &Plan, steps: u64) -> Plan {
     let ratio = steps as f64 / plan.steps as f64;
     let scale = |n: u64| if n == 0 { 0 } else { ((n as f64 * ratio).round() as u64).max(1) };
@@ -72,8 +74,9 @@ pub fn steps_for_seconds(target: f64, per_step: f64) -> u64 {
     ((target / per_step).round() as u64).clamp(1, MOST_STEPS)
 }
 
-/// Mean seconds of a step over the run of `session`'s plan: real steps at its end and, where it starts on all tokens,
-/// at its start, each the median after one that is not counted. The session is used up.
+/// Mean seconds of a step over the run of `session`'s plan: real steps at its end and, where it
+/// starts on all tokens, at its start, each the median after one that is not counted. The session
+/// is used up.
 pub fn seconds_per_step(session: Session) -> Result<f64> {
     let plan = session.plan;
     let loader = Loader::new(session.train, plan.data.context, plan.seed)?;
@@ -98,7 +101,10 @@ pub fn seconds_per_step(session: Session) -> Result<f64> {
             }
         }
         seconds.sort_by(f64::total_cmp);
-        seconds.get(seconds.len() / 2).copied().ok_or_else(|| Error::internal("no step was measured"))
+        seconds
+            .get(seconds.len() / 2)
+            .copied()
+            .ok_or_else(|| Error::internal("no step was measured"))
     };
     let full = median_at(plan.steps - 1)?;
     if !plan.selects() || plan.select.burn_in + plan.select.ramp == 0 {
@@ -138,7 +144,8 @@ mod tests {
 
     #[test]
     fn steps_for_flops_are_the_nearest() {
-        let (student, teacher) = (Gpt2Config::new(512, 256, 96, 2, 3), Gpt2Config::new(512, 256, 192, 4, 3));
+        let (student, teacher) =
+            (Gpt2Config::new(512, 256, 96, 2, 3), Gpt2Config::new(512, 256, 192, 4, 3));
         let base = settle(&student, &plan(&["method=clm"]));
         let target = flops_of_run(&student, None, &base);
         let of = |plan: &Plan, teacher: Option<&Gpt2Config>| Shapes {
@@ -149,8 +156,12 @@ mod tests {
         assert_eq!(steps_for_flops(target, &of(&base, None)), base.steps);
         let distils = settle(&student, &plan(&["teacher=t"]));
         let steps = steps_for_flops(target, &of(&distils, Some(&teacher)));
-        let off = |n| (flops_of_run(&student, Some(&teacher), &with_steps(&distils, n)) - target).abs();
-        assert!(steps < base.steps && off(steps) <= off(steps - 1) && off(steps) <= off(steps + 1), "{steps}");
+        let off =
+            |n| (flops_of_run(&student, Some(&teacher), &with_steps(&distils, n)) - target).abs();
+        assert!(
+            steps < base.steps && off(steps) <= off(steps - 1) && off(steps) <= off(steps + 1),
+            "{steps}"
+        );
         assert_eq!(steps_for_flops(0.0, &of(&base, None)), 1);
     }
 

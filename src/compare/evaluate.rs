@@ -1,5 +1,5 @@
-//! What a finished run is worth: cross-entropy on every validation token, by how frequent the token is in training, and
-//! on other text.
+//! What a finished run is worth: cross-entropy on every validation token, by how frequent the token
+//! is in training, and on other text.
 
 use crate::config::Plan;
 use crate::data::tokens::TokenFile;
@@ -114,18 +114,28 @@ impl Texts {
         hex(&self.valid.header().content_hash)
     }
 
-    /// Evaluates the model of the finished run in `run`; what `evaluation.json` already says of the same text is taken
-    /// from there.
-    pub fn evaluate(&self, run: &Path, plan: &Plan, device: &Device, progress: &dyn Progress) -> Result<Evaluation> {
+    /// Evaluates the model of the finished run in `run`; what `evaluation.json` already says of the
+    /// same text is taken from there.
+    pub fn evaluate(
+        &self,
+        run: &Path,
+        plan: &Plan,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<Evaluation> {
         let (context, stride) = (plan.data.context, plan.eval.stride);
         let known = Evaluation::read(run)?.filter(|e| {
-            e.valid_hash == self.valid_hash() && e.context == context && e.stride == stride && e.deciles.len() == GROUPS
+            e.valid_hash == self.valid_hash()
+                && e.context == context
+                && e.stride == stride
+                && e.deciles.len() == GROUPS
         });
         let other = |o: &OtherText| {
             let hash = hex(&o.tokens.header().content_hash);
             known.as_ref().and_then(|e| e.also.iter().find(|k| k.name == o.name && k.hash == hash))
         };
-        if let Some(known) = known.as_ref().filter(|_| self.also.iter().all(|o| other(o).is_some())) {
+        if let Some(known) = known.as_ref().filter(|_| self.also.iter().all(|o| other(o).is_some()))
+        {
             return Ok(known.clone());
         }
         let (config, params) = load_model(&run.join(MODEL_FOLDER), device)?;
@@ -136,8 +146,10 @@ impl Texts {
                 Some(known) => known.clone(),
                 None => {
                     // A text shorter than one window needs no padding.
-                    let window = usize::try_from(o.tokens.len() - 1).unwrap_or(usize::MAX).min(context);
-                    let options = EvalOptions { stride: stride.min(window), ..EvalOptions::new(window) };
+                    let window =
+                        usize::try_from(o.tokens.len() - 1).unwrap_or(usize::MAX).min(context);
+                    let options =
+                        EvalOptions { stride: stride.min(window), ..EvalOptions::new(window) };
                     let found = evaluate(&model, &o.tokens, options, progress)?;
                     let hash = hex(&o.tokens.header().content_hash);
                     Other { name: o.name.clone(), hash, tokens: found.tokens, ce: found.nll }
@@ -177,7 +189,12 @@ impl Texts {
             }
         })?;
         let deciles = (self.deciles.range.iter().zip(sums).zip(counts))
-            .map(|((&(least, most), sum), tokens)| Decile { least, most, tokens, ce: sum / tokens.max(1) as f64 })
+            .map(|((&(least, most), sum), tokens)| Decile {
+                least,
+                most,
+                tokens,
+                ce: sum / tokens.max(1) as f64,
+            })
             .collect();
         Ok(Evaluation {
             valid_hash: self.valid_hash(),
@@ -192,8 +209,9 @@ impl Texts {
 }
 
 impl Deciles {
-    /// The targets of `valid` (every token but the first) sorted by the count of their type in `train`, ties by id and
-    /// then by position, cut into ten groups whose sizes differ by at most one.
+    /// The targets of `valid` (every token but the first) sorted by the count of their type in
+    /// `train`, ties by id and then by position, cut into ten groups whose sizes differ by at most
+    /// one.
     fn new(train: &TokenFile, valid: &TokenFile) -> Result<Self> {
         let mut counts = vec![0u64; valid.header().vocab_size as usize];
         let mut chunk = Vec::new();
@@ -268,12 +286,17 @@ mod tests {
         // 20 targets after the first token, which nobody predicts.
         let valid = file(&[7, 4, 4, 4, 4, 4, 4, 4, 4, 3, 3, 3, 3, 6, 6, 2, 2, 2, 1, 1, 5]);
         let deciles = Deciles::new(&train, &valid).unwrap();
-        let counts: Vec<usize> =
-            (0..GROUPS).map(|g| deciles.group.iter().filter(|x| usize::from(**x) == g).count()).collect();
+        let counts: Vec<usize> = (0..GROUPS)
+            .map(|g| deciles.group.iter().filter(|x| usize::from(**x) == g).count())
+            .collect();
         assert_eq!(counts, [2; GROUPS]);
         // Order: 5 | 1 1 | 2 2 2 | 6 6 | 3 3 3 3 | 4 x 8, ties of frequency (2 and 6) by id.
-        assert_eq!(deciles.range, [(0, 1), (1, 2), (2, 2), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4), (4, 4), (4, 4)]);
-        // The 20th target is the 5; the 18th and 19th are the 1s; the 15th to 17th the 2s; the 13th and 14th the 6s.
+        assert_eq!(
+            deciles.range,
+            [(0, 1), (1, 2), (2, 2), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4), (4, 4), (4, 4)]
+        );
+        // The 20th target is the 5; the 18th and 19th are the 1s; the 15th to 17th the 2s; the 13th
+        // and 14th the 6s.
         assert_eq!(deciles.group[19], 0);
         assert_eq!(deciles.group[17..19], [0, 1]);
         assert_eq!(deciles.group[14..17], [1, 2, 2]);

@@ -1,4 +1,5 @@
-//! The charts of a comparison: cross-entropy against tokens, FLOPs and seconds, and by token frequency.
+//! The charts of a comparison: cross-entropy against tokens, FLOPs and seconds, and by token
+//! frequency.
 
 use super::runs::Point;
 use super::summary::{ArmResult, Summary};
@@ -9,7 +10,8 @@ const START: f64 = 0.45;
 
 /// Arms that share a chart: all of them, or the baseline with as many others as there is room for.
 pub fn groups(summary: &Summary) -> Vec<Vec<usize>> {
-    let others: Vec<usize> = (0..summary.arms.len()).filter(|i| Some(*i) != summary.baseline).collect();
+    let others: Vec<usize> =
+        (0..summary.arms.len()).filter(|i| Some(*i) != summary.baseline).collect();
     let base: Vec<usize> = summary.baseline.into_iter().collect();
     if others.is_empty() {
         return vec![base];
@@ -36,7 +38,13 @@ struct Axis {
 const TOKENS: Axis = Axis {
     name: "training tokens",
     of: |p| p.tokens,
-    units: &[("", 1.0), ("thousands", 1e3), ("millions", 1e6), ("billions", 1e9), ("trillions", 1e12)],
+    units: &[
+        ("", 1.0),
+        ("thousands", 1e3),
+        ("millions", 1e6),
+        ("billions", 1e9),
+        ("trillions", 1e12),
+    ],
 };
 const FLOPS: Axis = Axis {
     name: "executed operations",
@@ -60,8 +68,10 @@ const SECONDS: Axis = Axis {
 impl Axis {
     /// The largest unit of which the axis has more than two; and the axis' name with it.
     fn unit(&self, most: f64) -> (String, f64) {
-        let (unit, size) = self.units.iter().rev().find(|(_, size)| most > 2.0 * size).unwrap_or(&self.units[0]);
-        let name = if unit.is_empty() { self.name.to_string() } else { format!("{} ({unit})", self.name) };
+        let (unit, size) =
+            self.units.iter().rev().find(|(_, size)| most > 2.0 * size).unwrap_or(&self.units[0]);
+        let name =
+            if unit.is_empty() { self.name.to_string() } else { format!("{} ({unit})", self.name) };
         (name, *size)
     }
 }
@@ -95,7 +105,8 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
         .collect()
 }
 
-/// The part of y that later points fill: the fall from the first losses would hide every difference.
+/// The part of y that later points fill: the fall from the first losses would hide every
+/// difference.
 fn focus(arms: &[&ArmResult], axis: &Axis, most: f64) -> (f64, f64) {
     let mut low = f64::INFINITY;
     let mut high = f64::NEG_INFINITY;
@@ -120,7 +131,9 @@ fn pad(low: f64, high: f64) -> (f64, f64) {
 /// Mean over the seeds of every decile's cross-entropy.
 pub fn deciles(arm: &ArmResult) -> Vec<f64> {
     let n = arm.runs.iter().map(|r| r.evaluation.deciles.len()).min().unwrap_or(0);
-    (0..n).filter_map(|g| arm.spread(|r| Some(r.evaluation.deciles[g].ce)).map(|s| s.mean)).collect()
+    (0..n)
+        .filter_map(|g| arm.spread(|r| Some(r.evaluation.deciles[g].ce)).map(|s| s.mean))
+        .collect()
 }
 
 /// Deciles of `arm` less those of the baseline, over the seeds that both have.
@@ -130,7 +143,9 @@ pub fn decile_differences(arm: &ArmResult, base: &ArmResult) -> Vec<f64> {
         .map(|(r, b)| (&r.evaluation.deciles, &b.evaluation.deciles))
         .collect();
     let groups = pairs.iter().map(|(a, b)| a.len().min(b.len())).min().unwrap_or(0);
-    (0..groups).map(|g| pairs.iter().map(|(a, b)| a[g].ce - b[g].ce).sum::<f64>() / pairs.len() as f64).collect()
+    (0..groups)
+        .map(|g| pairs.iter().map(|(a, b)| a[g].ce - b[g].ce).sum::<f64>() / pairs.len() as f64)
+        .collect()
 }
 
 /// Differences to the baseline by token frequency; None without a baseline or anything beside it.

@@ -1,8 +1,9 @@
 //! A comparison: arms (methods) times seeds on the same data, trained, evaluated and reported.
 //!
-//! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of its own, [`evaluate`]
-//! measures it, [`state`] remembers all of that in `compare.json`, [`summary`] brings the finished runs together with
-//! [`stats`], and [`page`] draws the page ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
+//! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of
+//! its own, [`evaluate`] measures it, [`state`] remembers all of that in `compare.json`,
+//! [`summary`] brings the finished runs together with [`stats`], and [`page`] draws the page
+//! ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
 
 #[doc(hidden)]
 pub mod arms;
@@ -12,9 +13,9 @@ pub mod budget;
 pub mod evaluate;
 #[doc(hidden)]
 pub mod figures;
-pub mod quickstart;
 #[doc(hidden)]
 pub mod page;
+pub mod quickstart;
 #[doc(hidden)]
 pub mod runs;
 #[doc(hidden)]
@@ -82,7 +83,8 @@ impl Probe {
     }
 }
 
-/// Trains and evaluates what is not there yet, seed by seed. What is finished stays; what was interrupted goes on.
+/// Trains and evaluates what is not there yet, seed by seed. What is finished stays; what was
+/// interrupted goes on.
 ///
 /// On a stop signal the run at hand is saved, and the same call goes on with it.
 pub fn compare(asked: &Comparison, around: Where<'_>) -> Result<()> {
@@ -132,7 +134,9 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             let plan = Plan { seed, ..with_steps(&probe.shapes.plan, steps) };
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
-            around.progress.note(&format!("run {done} of {all}: {}, seed {seed}{stands}", arm.label));
+            around
+                .progress
+                .note(&format!("run {done} of {all}: {}, seed {seed}{stands}", arm.label));
             runs::run(&plan, &folder, asked.keep_checkpoints, around)?;
             texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
         }
@@ -154,7 +158,8 @@ fn check_forecast(arm: &Arm) -> Result<()> {
 
 /// Errs unless `out` is new or empty.
 fn check_free(out: &Path) -> Result<()> {
-    let taken = out.exists() && std::fs::read_dir(out).map_err(|e| Error::io("read", out, e))?.next().is_some();
+    let taken = out.exists()
+        && std::fs::read_dir(out).map_err(|e| Error::io("read", out, e))?.next().is_some();
     if taken {
         return Err(Error::usage(format!(
             "--out {}: the folder is not empty and holds no comparison ({}); choose another",
@@ -185,7 +190,10 @@ fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)
         let tokens = open_tokens_by(place, Ok(&data.tokenizer), around.progress)
             .map_err(|e| e.context(format!("--also {name}")))?;
         if tokens.len() < 2 {
-            return Err(Error::data(format!("--also {name}: nothing to predict in {} tokens", tokens.len())));
+            return Err(Error::data(format!(
+                "--also {name}: nothing to predict in {} tokens",
+                tokens.len()
+            )));
         }
         also.push(OtherText { name: name.clone(), tokens });
     }
@@ -201,10 +209,17 @@ fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)
     Ok((Texts::new(&data.train, valid, also)?, state))
 }
 
-/// The comparison that stands in the folder, extended by what is asked for; errs where the two contradict each other.
-fn agree(known: Option<State>, asked: &Comparison, probes: &[Probe], data: DataState) -> Result<State> {
-    let refuse =
-        |what: String| Err(Error::usage(format!("--out {}: {what}; choose another --out", asked.out.display())));
+/// The comparison that stands in the folder, extended by what is asked for; errs where the two
+/// contradict each other.
+fn agree(
+    known: Option<State>,
+    asked: &Comparison,
+    probes: &[Probe],
+    data: DataState,
+) -> Result<State> {
+    let refuse = |what: String| {
+        Err(Error::usage(format!("--out {}: {what}; choose another --out", asked.out.display())))
+    };
     let mut state = known.unwrap_or_else(|| State::new(asked.budget, data.clone()));
     let hashes = |d: &DataState| (d.train_hash.clone(), d.valid_hash.clone());
     if hashes(&state.data) != hashes(&data) {
@@ -249,12 +264,15 @@ fn agree(known: Option<State>, asked: &Comparison, probes: &[Probe], data: DataS
         }
         *old = ArmState { steps: old.steps, seconds_per_step: old.seconds_per_step, ..now };
     }
-    let known_baseline = asked.arms.iter().any(|a| a.label == state.baseline).then_some(state.baseline.as_str());
+    let known_baseline =
+        asked.arms.iter().any(|a| a.label == state.baseline).then_some(state.baseline.as_str());
     let baseline = arms::baseline(&asked.arms, asked.baseline.as_deref().or(known_baseline))?;
     let label = &asked.arms[baseline].label;
     if asked.budget != Budget::Tokens && !state.baseline.is_empty() && state.baseline != *label {
         let (old, budget) = (&state.baseline, asked.budget.name());
-        return refuse(format!("the {budget} of the comparison there are those of \"{old}\", now of \"{label}\""));
+        return refuse(format!(
+            "the {budget} of the comparison there are those of \"{old}\", now of \"{label}\""
+        ));
     }
     state.baseline.clone_from(label);
     state.seeds.extend(&asked.seeds);
@@ -271,7 +289,9 @@ fn agree(known: Option<State>, asked: &Comparison, probes: &[Probe], data: DataS
 /// Errs if a finished run of the arm is another one than it would be now.
 fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Result<()> {
     let stored = state.arms.iter().find(|a| a.label == arm.label).and_then(|a| a.steps);
-    let Some(steps) = stored.or((asked.budget == Budget::Tokens).then_some(arm.plan.steps)) else { return Ok(()) };
+    let Some(steps) = stored.or((asked.budget == Budget::Tokens).then_some(arm.plan.steps)) else {
+        return Ok(());
+    };
     for &seed in &asked.seeds {
         let folder = runs::folder(&asked.out, &arm.label, seed);
         if runs::is_finished(&folder) {
@@ -281,8 +301,9 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
     Ok(())
 }
 
-/// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows `rho = "auto"` does with depends
-/// on what the student has learnt, which no sample of steps can tell.
+/// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows
+/// `rho = "auto"` does with depends on what the student has learnt, which no sample of steps can
+/// tell.
 fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Where<'_>) -> Result<f64> {
     let pilot = out.join("pilot");
     let folder = pilot.join(arms::folder_name(label));
@@ -319,7 +340,12 @@ fn steps_of(
                 around.progress.note(&format!("{label}: measuring seconds per step"));
                 let per_step = if arm.plan.draws_by_variance() {
                     let steps = base.plan.steps;
-                    seconds_of_a_run(&with_steps(&probe.shapes.plan, steps), &asked.out, label, around)?
+                    seconds_of_a_run(
+                        &with_steps(&probe.shapes.plan, steps),
+                        &asked.out,
+                        label,
+                        around,
+                    )?
                 } else {
                     seconds_per_step(Session::open(&arm.plan, around)?)?
                 };

@@ -37,7 +37,8 @@ pub fn page(s: &Summary) -> String {
 }
 
 fn title(s: &Summary) -> String {
-    let name = s.out.file_name().map_or_else(|| "comparison".into(), |n| n.to_string_lossy().into_owned());
+    let name =
+        s.out.file_name().map_or_else(|| "comparison".into(), |n| n.to_string_lossy().into_owned());
     format!("Comparison {name}")
 }
 
@@ -67,11 +68,16 @@ fn head(s: &Summary) -> String {
         escape(&s.state.baseline),
     );
     if !s.missing.is_empty() {
-        let runs: Vec<String> = s.missing.iter().map(|(label, seed)| format!("{label} seed {seed}")).collect();
+        let runs: Vec<String> =
+            s.missing.iter().map(|(label, seed)| format!("{label} seed {seed}")).collect();
         let _ = write!(
             out,
             "<p class=\"warn\">{} not finished and not on this page: {}.</p>",
-            if runs.len() == 1 { "One run is".to_string() } else { format!("{} runs are", runs.len()) },
+            if runs.len() == 1 {
+                "One run is".to_string()
+            } else {
+                format!("{} runs are", runs.len())
+            },
             escape(&runs.join(", "))
         );
     }
@@ -81,7 +87,11 @@ fn head(s: &Summary) -> String {
 /// What can be said, in sentences.
 fn findings(s: &Summary) -> String {
     let mut out = String::from("<ul class=\"findings\">");
-    let best = s.arms.iter().filter_map(|a| Some((a, a.ce()?))).min_by(|a, b| a.1.mean.total_cmp(&b.1.mean));
+    let best = s
+        .arms
+        .iter()
+        .filter_map(|a| Some((a, a.ce()?)))
+        .min_by(|a, b| a.1.mean.total_cmp(&b.1.mean));
     if let Some((arm, ce)) = best {
         let _ = write!(
             out,
@@ -103,7 +113,12 @@ fn findings(s: &Summary) -> String {
     out + "</ul>"
 }
 
-fn sentence(s: &Summary, out: &mut String, other: &str, of: impl Fn(&ArmResult) -> Option<Difference>) {
+fn sentence(
+    s: &Summary,
+    out: &mut String,
+    other: &str,
+    of: impl Fn(&ArmResult) -> Option<Difference>,
+) {
     let (mut lower, mut higher, mut open) = (Vec::new(), Vec::new(), Vec::new());
     for arm in &s.arms {
         let Some(difference) = of(arm) else { continue };
@@ -120,7 +135,12 @@ fn sentence(s: &Summary, out: &mut String, other: &str, of: impl Fn(&ArmResult) 
             parts.push(format!("{what}: {}", list.join(", ")));
         }
     }
-    let _ = write!(out, "<li>Against {}, at 5 % after correction: {}.</li>", escape(other), parts.join("; "));
+    let _ = write!(
+        out,
+        "<li>Against {}, at 5 % after correction: {}.</li>",
+        escape(other),
+        parts.join("; ")
+    );
 }
 
 fn arms_table(s: &Summary) -> String {
@@ -137,7 +157,11 @@ fn arms_table(s: &Summary) -> String {
     for arm in &s.arms {
         let _ = write!(out, "<tr><th>{}</th>", escape(&arm.arm.label));
         for value in arm.values(&s.differing) {
-            let shown = if value.is_empty() { "<span class=\"none\">–</span>".to_string() } else { escape(&value) };
+            let shown = if value.is_empty() {
+                "<span class=\"none\">–</span>".to_string()
+            } else {
+                escape(&value)
+            };
             let _ = write!(out, "<td>{shown}</td>");
         }
         let _ = write!(out, "<td class=\"r\">{}</td></tr>", millions(arm.state.parameters));
@@ -146,7 +170,11 @@ fn arms_table(s: &Summary) -> String {
     // Of the arms that have a key at all: one that selects nothing has no score.
     let mut common = std::collections::BTreeMap::new();
     for arm in &s.arms {
-        common.extend(flat(&arm.arm).into_iter().filter(|(k, _)| k != "seed" && !s.differing.contains(&k.as_str())));
+        common.extend(
+            flat(&arm.arm)
+                .into_iter()
+                .filter(|(k, _)| k != "seed" && !s.differing.contains(&k.as_str())),
+        );
     }
     let common: Vec<String> =
         common.iter().map(|(k, v)| format!("<span>{} = {}</span>", escape(k), escape(v))).collect();
@@ -166,18 +194,25 @@ fn name(s: &Summary, i: usize) -> String {
 }
 
 fn spread_cell(spread: Option<Spread>, best: bool) -> String {
-    let Some(Spread { mean, sd, min, max, .. }) = spread else { return "<td class=\"r none\">–</td>".into() };
+    let Some(Spread { mean, sd, min, max, .. }) = spread else {
+        return "<td class=\"r none\">–</td>".into();
+    };
     let mean = if best { format!("<b>{mean:.4}</b>") } else { format!("{mean:.4}") };
     match sd {
-        Some(sd) => format!("<td class=\"r\">{mean} ± {sd:.4}<br/><small>{min:.4} to {max:.4}</small></td>"),
+        Some(sd) => {
+            format!("<td class=\"r\">{mean} ± {sd:.4}<br/><small>{min:.4} to {max:.4}</small></td>")
+        }
         None => format!("<td class=\"r\">{mean}</td>"),
     }
 }
 
 fn main_table(s: &Summary) -> String {
-    let all: Vec<f64> = s.arms.iter().flat_map(|a| a.runs.iter().map(|r| r.evaluation.ce)).collect();
-    let scale =
-        (all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+    let all: Vec<f64> =
+        s.arms.iter().flat_map(|a| a.runs.iter().map(|r| r.evaluation.ce)).collect();
+    let scale = (
+        all.iter().copied().fold(f64::INFINITY, f64::min),
+        all.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    );
     let mark = s.baseline.and_then(|b| s.arms[b].ce()).map(|c| c.mean);
     let best = s.arms.iter().filter_map(|a| a.ce()).map(|c| c.mean).fold(f64::INFINITY, f64::min);
     let base = escape(&s.state.baseline);
@@ -195,9 +230,9 @@ fn main_table(s: &Summary) -> String {
         let total = |f: fn(&super::runs::Metrics) -> f64| arm.spread(|r| Some(f(&r.metrics)));
         let mean = |spread: Option<Spread>| spread.map_or(0.0, |s| s.mean);
         let time = total(|m| m.seconds);
-        let range = time
-            .filter(|t| t.n > 1)
-            .map_or_else(String::new, |t| format!("<br/><small>{} to {}</small>", seconds(t.min), seconds(t.max)));
+        let range = time.filter(|t| t.n > 1).map_or_else(String::new, |t| {
+            format!("<br/><small>{} to {}</small>", seconds(t.min), seconds(t.max))
+        });
         let (way, when) = match arm.reaches {
             Some(p) => (flops(p.flops as u128), seconds(p.seconds)),
             None => ("not reached".to_string(), "not reached".to_string()),
@@ -256,12 +291,19 @@ fn differences(s: &Summary) -> String {
             if control { "<th>control</th>" } else { "" }
         );
         for arm in &s.arms {
-            let Some(d) = (if control { arm.to_control } else { arm.to_baseline }) else { continue };
-            let other = arm.control.filter(|_| control).map(|c| format!("<td>{}</td>", escape(&s.arms[c].arm.label)));
+            let Some(d) = (if control { arm.to_control } else { arm.to_baseline }) else {
+                continue;
+            };
+            let other = arm
+                .control
+                .filter(|_| control)
+                .map(|c| format!("<td>{}</td>", escape(&s.arms[c].arm.label)));
             let (range, p, p_holm) = match d.test {
-                Some(t) => {
-                    (format!("{} to {}", signed(t.low), signed(t.high)), probability(t.p), probability(t.p_holm))
-                }
+                Some(t) => (
+                    format!("{} to {}", signed(t.low), signed(t.high)),
+                    probability(t.p),
+                    probability(t.p_holm),
+                ),
                 None => ("–".into(), "–".into(), "–".into()),
             };
             let sure = d.test.is_some_and(|t| t.p_holm < LEVEL);
@@ -311,9 +353,13 @@ fn charts(s: &Summary) -> String {
             let _ = write!(out, "<figure>{}</figure>", chart.svg(&format!("c{g}-{i}")));
         }
     }
-    let rows = s.arms.iter().find_map(|a| (a.arm.plan.eval.rows > 0).then_some(a.arm.plan.eval.rows));
+    let rows =
+        s.arms.iter().find_map(|a| (a.arm.plan.eval.rows > 0).then_some(a.arm.plan.eval.rows));
     let part = rows.map_or_else(String::new, |n| {
-        format!(" Validations during training read the first {} sequences (eval.rows), not all.", count(n as u64))
+        format!(
+            " Validations during training read the first {} sequences (eval.rows), not all.",
+            count(n as u64)
+        )
     });
     out += &format!(
         "<p class=\"note\">Lines are means over the seeds, bands go from the lowest to the highest. The fall of the first \
@@ -324,7 +370,11 @@ fn charts(s: &Summary) -> String {
 
 fn group_title(s: &Summary, g: usize, of: usize, group: &[usize]) -> String {
     let others = group.iter().filter(|i| Some(**i) != s.baseline).count();
-    let beside = if s.baseline.is_some() { format!(", beside {}", escape(&s.state.baseline)) } else { String::new() };
+    let beside = if s.baseline.is_some() {
+        format!(", beside {}", escape(&s.state.baseline))
+    } else {
+        String::new()
+    };
     format!("Part {} of {of}: {}{beside}", g + 1, plural(others, "arm"))
 }
 
@@ -332,19 +382,25 @@ fn other_texts(s: &Summary) -> String {
     if s.state.also.is_empty() {
         return String::new();
     }
-    let mut out = String::from("<h2>Other text (out of domain)</h2><div class=\"wide\"><table><thead><tr><th>arm</th>");
+    let mut out = String::from(
+        "<h2>Other text (out of domain)</h2><div class=\"wide\"><table><thead><tr><th>arm</th>",
+    );
     for text in &s.state.also {
         let _ = write!(out, "<th class=\"r\">{}</th><th class=\"r\">difference</th>", escape(text));
     }
     out += "</tr></thead><tbody>";
-    let mean = |arm: &ArmResult, text: &String| arm.spread(|r| r.evaluation.other(text)).map(|s| s.mean);
+    let mean =
+        |arm: &ArmResult, text: &String| arm.spread(|r| r.evaluation.other(text)).map(|s| s.mean);
     for (i, arm) in s.arms.iter().enumerate() {
         let _ = write!(out, "<tr><th>{}</th>", name(s, i));
         for text in &s.state.also {
             let spread = arm.spread(|r| r.evaluation.other(text));
             let best = s.arms.iter().filter_map(|a| mean(a, text)).fold(f64::INFINITY, f64::min);
             out += &spread_cell(spread, spread.is_some_and(|s| s.mean <= best));
-            let base = s.baseline.filter(|b| *b != i).and_then(|b| other_difference(arm, &s.arms[b], text));
+            let base = s
+                .baseline
+                .filter(|b| *b != i)
+                .and_then(|b| other_difference(arm, &s.arms[b], text));
             let _ = write!(out, "<td class=\"r\">{}</td>", base.map_or_else(String::new, signed));
         }
         out += "</tr>";
@@ -370,14 +426,20 @@ fn other_difference(arm: &ArmResult, base: &ArmResult, text: &str) -> Option<f64
 
 fn by_frequency(s: &Summary) -> String {
     let ranges = &s.arms[0].runs[0].evaluation.deciles;
-    let mut out =
-        String::from("<h2>By token frequency</h2><div class=\"wide\"><table class=\"heat\"><thead><tr><th>decile</th>");
+    let mut out = String::from(
+        "<h2>By token frequency</h2><div class=\"wide\"><table class=\"heat\"><thead><tr><th>decile</th>",
+    );
     for g in 1..=ranges.len() {
         let _ = write!(out, "<th class=\"r\">{g}</th>");
     }
     out += "</tr><tr><th><small>occurrences in training</small></th>";
     for d in ranges {
-        let _ = write!(out, "<th class=\"r\"><small>{}–<br/>{}</small></th>", count(d.least), count(d.most));
+        let _ = write!(
+            out,
+            "<th class=\"r\"><small>{}–<br/>{}</small></th>",
+            count(d.least),
+            count(d.most)
+        );
     }
     out += "</tr></thead><tbody>";
     let base = s.baseline.map(|b| &s.arms[b]);
@@ -389,7 +451,12 @@ fn by_frequency(s: &Summary) -> String {
         match base.filter(|_| s.baseline != Some(i)) {
             Some(_) => {
                 for x in &differences[i] {
-                    let _ = write!(out, "<td class=\"r\" style=\"background:{}\">{}</td>", heat(x / most), short(*x));
+                    let _ = write!(
+                        out,
+                        "<td class=\"r\" style=\"background:{}\">{}</td>",
+                        heat(x / most),
+                        short(*x)
+                    );
                 }
             }
             None => {

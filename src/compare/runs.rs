@@ -40,17 +40,21 @@ pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
     )))
 }
 
-/// Trains the session's plan in the folder `run`, from its newest checkpoint if it has one. A finished run stays as it is,
-/// and its session is not opened.
-pub fn finish(run: &Path, session: impl FnOnce() -> Result<Session>, progress: &dyn Progress) -> Result<()> {
+/// Trains the session's plan in the folder `run`, from its newest checkpoint if it has one. A
+/// finished run stays as it is, and its session is not opened.
+pub fn finish(
+    run: &Path,
+    session: impl FnOnce() -> Result<Session>,
+    progress: &dyn Progress,
+) -> Result<()> {
     if !is_finished(run) {
         train(session()?, run, true, progress)?;
     }
     Ok(())
 }
 
-/// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its checkpoints go, unless
-/// they are to be kept.
+/// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its
+/// checkpoints go, unless they are to be kept.
 pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -> Result<()> {
     finish(run, || Session::open(plan, around), around.progress)?;
     let checkpoints = run.join(CHECKPOINTS);
@@ -101,7 +105,8 @@ impl Metrics {
                 seconds: l["seconds"].as_f64()?,
             })
         };
-        let (mut curve, mut totals) = (Vec::new(), [("tokens", None), ("flops", None), ("seconds", None)]);
+        let (mut curve, mut totals) =
+            (Vec::new(), [("tokens", None), ("flops", None), ("seconds", None)]);
         each_metric(&path, |line| {
             curve.extend(point(&line));
             for (key, last) in &mut totals {
@@ -110,7 +115,9 @@ impl Metrics {
         })?;
         let missing = |key| {
             let place = path.display();
-            Error::data(format!("{place}: no line has \"{key}\"; remove the run folder and start again"))
+            Error::data(format!(
+                "{place}: no line has \"{key}\"; remove the run folder and start again"
+            ))
         };
         let [tokens, flops, seconds] = totals.map(|(key, last)| last.ok_or_else(|| missing(key)));
         Ok(Self { curve, tokens: tokens?, flops: flops?, seconds: seconds? })

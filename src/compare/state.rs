@@ -1,4 +1,5 @@
-//! `compare.json`: what a comparison is, so that a later call goes on with the same arms, steps and data.
+//! `compare.json`: what a comparison is, so that a later call goes on with the same arms, steps and
+//! data.
 
 use super::arms::Arm;
 use super::budget::Budget;
@@ -58,7 +59,8 @@ pub struct ArmState {
     pub label: String,
     /// As it was written.
     pub spec: String,
-    /// Its run file, resolved, before the budget changed its steps. TOML, which keeps every bit of a number.
+    /// Its run file, resolved, before the budget changed its steps. TOML, which keeps every bit of
+    /// a number.
     pub config: String,
     /// Hash of its teacher's weights.
     pub teacher_hash: Option<String>,
@@ -73,7 +75,8 @@ pub struct ArmState {
 impl ArmState {
     /// The arm with the plan as written.
     pub fn arm(&self) -> Result<Arm> {
-        let file = RunFile { name: format!("{FILE}, arm \"{}\"", self.label), text: self.config.clone() };
+        let file =
+            RunFile { name: format!("{FILE}, arm \"{}\"", self.label), text: self.config.clone() };
         let plan: Plan = load(Some(&file), &Overrides::default())?.plan;
         Ok(Arm { label: self.label.clone(), spec: self.spec.clone(), plan })
     }
@@ -100,9 +103,13 @@ impl State {
         if !path.exists() {
             return Ok(None);
         }
-        let state: Self = serde_json::from_slice(&read_bounded(&path, MOST_BYTES)?).map_err(|e| {
-            Error::data(format!("{}: expected what `eslm-kd compare` writes, found {e}; move it away", path.display()))
-        })?;
+        let state: Self =
+            serde_json::from_slice(&read_bounded(&path, MOST_BYTES)?).map_err(|e| {
+                Error::data(format!(
+                    "{}: expected what `eslm-kd compare` writes, found {e}; move it away",
+                    path.display()
+                ))
+            })?;
         if (state.format.as_str(), state.version) != (FORMAT, VERSION) {
             return Err(Error::data(format!(
                 "{}: expected \"{FORMAT}\", version {VERSION}, found \"{}\", version {}; use the program that wrote it",

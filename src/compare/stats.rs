@@ -44,7 +44,8 @@ pub struct Difference {
     pub n: usize,
     /// Mean difference.
     pub mean: f64,
-    /// None with a single pair, and where all differences are the same: there is no spread to test against.
+    /// None with a single pair, and where all differences are the same: there is no spread to test
+    /// against.
     pub test: Option<Test>,
 }
 
@@ -79,8 +80,9 @@ impl Difference {
     }
 }
 
-/// Holm's step-down correction in place: of m tests, the smallest p counts m times, the next m - 1 times, and so on,
-/// never less than the one before and never more than 1. Keeps the chance of any false finding at the level of one test.
+/// Holm's step-down correction in place: of m tests, the smallest p counts m times, the next m - 1
+/// times, and so on, never less than the one before and never more than 1. Keeps the chance of any
+/// false finding at the level of one test.
 pub fn holm(tests: &mut [&mut Test]) {
     tests.sort_by(|a, b| a.p.total_cmp(&b.p));
     let (m, mut least) = (tests.len(), 0.0f64);
@@ -103,8 +105,8 @@ mod tests {
         assert_eq!(Spread::of(&[]), None);
     }
 
-    /// Student's own sleep data (Biometrika 1908): R's `t.test(extra ~ group, paired = TRUE)` prints t = -4.0621, df = 9,
-    /// p-value = 0.002833, 95 percent interval -2.4598858 -0.7001142.
+    /// Student's own sleep data (Biometrika 1908): R's `t.test(extra ~ group, paired = TRUE)`
+    /// prints t = -4.0621, df = 9, p-value = 0.002833, 95 percent interval -2.4598858 -0.7001142.
     #[test]
     fn the_paired_test_agrees_with_students_sleep_data() {
         let first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0];
@@ -114,7 +116,10 @@ mod tests {
         let test = found.test.unwrap();
         assert!((found.mean + 1.58).abs() < 1e-12 && (test.t + 4.0621).abs() < 5e-5, "{found:?}");
         assert!((test.p - 0.002833).abs() < 5e-7, "{found:?}");
-        assert!((test.low + 2.4598858).abs() < 5e-8 && (test.high + 0.7001142).abs() < 5e-8, "{found:?}");
+        assert!(
+            (test.low + 2.4598858).abs() < 5e-8 && (test.high + 0.7001142).abs() < 5e-8,
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -126,7 +131,10 @@ mod tests {
         assert!((two.high - (1.5 + 12.706_204_736 * 0.5)).abs() < 1e-6, "{two:?}");
         // Three: t of two degrees has p = 1 - t / sqrt(2 + t^2).
         let three = Difference::of(&[1.0, 2.0, 4.0]).unwrap().test.unwrap();
-        assert!((three.p - (1.0 - three.t / (2.0 + three.t * three.t).sqrt())).abs() < 1e-9, "{three:?}");
+        assert!(
+            (three.p - (1.0 - three.t / (2.0 + three.t * three.t).sqrt())).abs() < 1e-9,
+            "{three:?}"
+        );
         assert_eq!(Difference::of(&[0.5]).unwrap().test, None);
         assert_eq!(Difference::of(&[0.5, 0.5]).unwrap().test, None, "no spread, no test");
         assert_eq!(Difference::of(&[]), None);

@@ -97,7 +97,10 @@ impl Summary {
             }
         }
         if arms.is_empty() {
-            return Err(Error::usage(format!("{}: no run is finished, so there is nothing to report", out.display())));
+            return Err(Error::usage(format!(
+                "{}: no run is finished, so there is nothing to report",
+                out.display()
+            )));
         }
         let base = arms.iter().position(|a| a.arm.label == state.baseline);
         compare(&mut arms, base);
@@ -115,7 +118,9 @@ impl Summary {
     pub fn write_csv(&self) -> Result<()> {
         let write = |name: &str, text: String| {
             let path = self.out.join(name);
-            write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))
+            write_atomic(&path, |w| {
+                w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
+            })
         };
         write(REPORT_CSV, self.report_csv())?;
         write(CURVES_CSV, self.curves_csv())
@@ -135,7 +140,9 @@ impl Summary {
                 cells.extend(values.iter().cloned());
                 cells.push(run.steps.to_string());
                 let m = &run.metrics;
-                cells.extend([m.tokens, m.flops, m.seconds, run.evaluation.ce].map(|x| x.to_string()));
+                cells.extend(
+                    [m.tokens, m.flops, m.seconds, run.evaluation.ce].map(|x| x.to_string()),
+                );
                 let also = self.state.also.iter().map(|name| run.evaluation.other(name));
                 cells.extend(also.map(|x| x.map_or_else(String::new, |x| x.to_string())));
                 cells.extend(run.evaluation.deciles.iter().map(|d| d.ce.to_string()));
@@ -146,11 +153,13 @@ impl Summary {
     }
 
     fn curves_csv(&self) -> String {
-        let mut lines = vec![csv_line(&["label", "seed", "step", "tokens", "flops", "seconds", "val_loss"])];
+        let mut lines =
+            vec![csv_line(&["label", "seed", "step", "tokens", "flops", "seconds", "val_loss"])];
         for arm in &self.arms {
             for run in &arm.runs {
                 for p in &run.metrics.curve {
-                    let mut cells = vec![arm.arm.label.clone(), run.seed.to_string(), p.step.to_string()];
+                    let mut cells =
+                        vec![arm.arm.label.clone(), run.seed.to_string(), p.step.to_string()];
                     cells.extend([p.tokens, p.flops, p.seconds, p.val_loss].map(|x| x.to_string()));
                     lines.push(csv_line(&cells));
                 }
@@ -164,8 +173,12 @@ impl Summary {
         let label = |i: Option<usize>| i.map(|i| self.arms[i].arm.label.clone());
         let arms: Vec<Value> = (self.arms.iter())
             .map(|a| {
-                let also: BTreeMap<&String, Option<Spread>> =
-                    self.state.also.iter().map(|name| (name, a.spread(|r| r.evaluation.other(name)))).collect();
+                let also: BTreeMap<&String, Option<Spread>> = self
+                    .state
+                    .also
+                    .iter()
+                    .map(|name| (name, a.spread(|r| r.evaluation.other(name))))
+                    .collect();
                 json!({
                     "label": a.arm.label,
                     "seeds": a.runs.iter().map(|r| r.seed).collect::<Vec<_>>(),
@@ -234,7 +247,8 @@ fn compare(arms: &mut [ArmResult], base: Option<usize>) {
         let (to_baseline, to_control) = (base.and_then(to), control.and_then(to));
         let reaches = last.and_then(|last| reach(&arms[i].curve, last.val_loss));
         let arm = &mut arms[i];
-        (arm.control, arm.to_baseline, arm.to_control, arm.reaches) = (control, to_baseline, to_control, reaches);
+        (arm.control, arm.to_baseline, arm.to_control, arm.reaches) =
+            (control, to_baseline, to_control, reaches);
     }
 }
 
@@ -306,20 +320,25 @@ fn differing(arms: &[ArmResult]) -> Vec<&'static str> {
         let lacking = values.len() < all.len();
         values.sort_unstable();
         values.dedup();
-        key != "seed" && (values.len() > 1 || (values.len() == 1 && lacking && TELLING.contains(&key)))
+        key != "seed"
+            && (values.len() > 1 || (values.len() == 1 && lacking && TELLING.contains(&key)))
     };
     KEYS.iter().map(|k| k.name).filter(|k| differs(k)).collect()
 }
 
-/// Means over the runs of an arm, point by point, and the extremes of the loss. Steps at which not every run was
-/// validated are left out.
+/// Means over the runs of an arm, point by point, and the extremes of the loss. Steps at which not
+/// every run was validated are left out.
 fn mean_curve(runs: &[RunResult]) -> (Vec<Point>, Vec<(f64, f64)>) {
     let Some((first, others)) = runs.split_first() else { return Default::default() };
     let mut points = Vec::new();
     let mut band = Vec::new();
     for p in &first.metrics.curve {
         let mut same = vec![*p];
-        same.extend(others.iter().filter_map(|r| r.metrics.curve.iter().find(|q| q.step == p.step).copied()));
+        same.extend(
+            others
+                .iter()
+                .filter_map(|r| r.metrics.curve.iter().find(|q| q.step == p.step).copied()),
+        );
         if same.len() < runs.len() {
             continue;
         }
@@ -332,15 +351,21 @@ fn mean_curve(runs: &[RunResult]) -> (Vec<Point>, Vec<(f64, f64)>) {
             val_loss: mean(&|p| p.val_loss),
         });
         let losses = || same.iter().map(|p| p.val_loss);
-        band.push((losses().fold(f64::INFINITY, f64::min), losses().fold(f64::NEG_INFINITY, f64::max)));
+        band.push((
+            losses().fold(f64::INFINITY, f64::min),
+            losses().fold(f64::NEG_INFINITY, f64::max),
+        ));
     }
     (points, band)
 }
 
-/// Where a curve first comes down to `loss`, on the straight line between two validations; None if it never does.
+/// Where a curve first comes down to `loss`, on the straight line between two validations; None if
+/// it never does.
 fn reach(curve: &[Point], loss: f64) -> Option<Point> {
     let at = curve.iter().position(|p| p.val_loss <= loss)?;
-    let (Some(before), after) = (at.checked_sub(1).map(|i| curve[i]), curve[at]) else { return Some(curve[at]) };
+    let (Some(before), after) = (at.checked_sub(1).map(|i| curve[i]), curve[at]) else {
+        return Some(curve[at]);
+    };
     let share = (before.val_loss - loss) / (before.val_loss - after.val_loss);
     let between = |a: f64, b: f64| a + share * (b - a);
     Some(Point {
@@ -370,7 +395,13 @@ mod tests {
     use super::*;
 
     fn point(step: u64, val_loss: f64) -> Point {
-        Point { step, tokens: step as f64 * 8.0, flops: step as f64 * 10.0, seconds: step as f64, val_loss }
+        Point {
+            step,
+            tokens: step as f64 * 8.0,
+            flops: step as f64 * 10.0,
+            seconds: step as f64,
+            val_loss,
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Charts as SVG, for the screen and for paper: a line is told from another by colour, by dashes and by its marker.
+//! Charts as SVG, for the screen and for paper: a line is told from another by colour, by dashes
+//! and by its marker.
 
 use crate::report::page::escape;
 use std::fmt::Write;
@@ -6,11 +7,12 @@ use std::fmt::Write;
 /// Lines that a chart may show before it becomes a tangle.
 pub const MOST_LINES: usize = 8;
 
-/// Colour-blind-safe colours (Okabe and Ito 2008; grey in place of their yellow, which is too light on white). The
-/// first, solid black, is the baseline's.
+/// Colour-blind-safe colours (Okabe and Ito 2008; grey in place of their yellow, which is too light
+/// on white). The first, solid black, is the baseline's.
 const COLOURS: [&str; MOST_LINES] =
     ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
-const DASHES: [&str; MOST_LINES] = ["", "7 3", "2 3", "10 3 2 3", "4 2", "12 4", "6 2 2 2 2 2", "1 2"];
+const DASHES: [&str; MOST_LINES] =
+    ["", "7 3", "2 3", "10 3 2 3", "4 2", "12 4", "6 2 2 2 2 2", "1 2"];
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 330.0;
@@ -64,7 +66,11 @@ pub fn ticks(low: f64, high: f64, n: usize) -> (Vec<f64>, usize) {
     }
     let raw = span / n as f64;
     let power = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= raw).unwrap_or(10.0 * power);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|m| m * power)
+        .into_iter()
+        .find(|s| *s >= raw)
+        .unwrap_or(10.0 * power);
     let decimals = (-step.log10().floor()).max(0.0) as usize;
     let first = (low / step - 1e-9).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
@@ -75,7 +81,9 @@ pub fn ticks(low: f64, high: f64, n: usize) -> (Vec<f64>, usize) {
 fn marker(style: usize) -> String {
     let colour = COLOURS[style % MOST_LINES];
     let filled = |d: &str| format!("<path d=\"{d}\" fill=\"{colour}\"/>");
-    let stroked = |d: &str| format!("<path d=\"{d}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>");
+    let stroked = |d: &str| {
+        format!("<path d=\"{d}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>")
+    };
     match style % MOST_LINES {
         0 => format!("<circle r=\"3.4\" fill=\"{colour}\"/>"),
         1 => filled("M-3.2-3.2h6.4v6.4h-6.4z"),
@@ -90,7 +98,8 @@ fn marker(style: usize) -> String {
 
 fn stroke(style: usize) -> String {
     let dash = DASHES[style % MOST_LINES];
-    let dash = if dash.is_empty() { String::new() } else { format!(" stroke-dasharray=\"{dash}\"") };
+    let dash =
+        if dash.is_empty() { String::new() } else { format!(" stroke-dasharray=\"{dash}\"") };
     format!("stroke=\"{}\" stroke-width=\"1.8\" fill=\"none\"{dash}", COLOURS[style % MOST_LINES])
 }
 
@@ -212,7 +221,11 @@ impl<'a> Plot<'a> {
         let back = ends().rev().map(|(p, b)| self.at(p.0, b.0));
         let path: Vec<String> = top.chain(back).map(|(u, v)| format!("{u:.1} {v:.1}")).collect();
         let colour = COLOURS[line.style % MOST_LINES];
-        let _ = write!(out, "<path d=\"M{}z\" fill=\"{colour}\" fill-opacity=\".13\"/>", path.join("L"));
+        let _ = write!(
+            out,
+            "<path d=\"M{}z\" fill=\"{colour}\" fill-opacity=\".13\"/>",
+            path.join("L")
+        );
     }
 
     fn line(&self, line: &Line, out: &mut String) {
@@ -223,7 +236,11 @@ impl<'a> Plot<'a> {
         let every = ends.len().div_ceil(12).max(1);
         for (i, (u, v)) in ends.iter().enumerate() {
             if i % every == 0 || i + 1 == ends.len() {
-                let _ = write!(out, "<g transform=\"translate({u:.1} {v:.1})\">{}</g>", marker(line.style));
+                let _ = write!(
+                    out,
+                    "<g transform=\"translate({u:.1} {v:.1})\">{}</g>",
+                    marker(line.style)
+                );
             }
         }
     }
@@ -234,7 +251,8 @@ impl<'a> Plot<'a> {
         let mut ends: Vec<(&Line, (f64, f64))> =
             self.chart.lines.iter().filter_map(|l| Some((l, *l.points.last()?))).collect();
         ends.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
-        let wanted: Vec<f64> = ends.iter().map(|(_, p)| self.at(p.0, p.1).1.clamp(TOP, bottom)).collect();
+        let wanted: Vec<f64> =
+            ends.iter().map(|(_, p)| self.at(p.0, p.1).1.clamp(TOP, bottom)).collect();
         let places = spread(&wanted, NAME_GAP, TOP, bottom);
         for (((line, end), v), wanted) in ends.iter().zip(places).zip(wanted) {
             let u = self.at(end.0, end.1).0;
@@ -259,7 +277,8 @@ impl<'a> Plot<'a> {
     }
 }
 
-/// Places as near to `wanted` (ascending) as a gap between neighbours allows, from `top` to `bottom` if they fit.
+/// Places as near to `wanted` (ascending) as a gap between neighbours allows, from `top` to
+/// `bottom` if they fit.
 fn spread(wanted: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64> {
     let mut places = wanted.to_vec();
     for i in 1..places.len() {
@@ -274,10 +293,13 @@ fn spread(wanted: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64> {
     places
 }
 
-/// A small picture in a table's row: one tick per value, a dot at the mean, a line at `mark`; all on one scale.
+/// A small picture in a table's row: one tick per value, a dot at the mean, a line at `mark`; all
+/// on one scale.
 pub fn strip(values: &[f64], mean: f64, scale: (f64, f64), mark: Option<f64>) -> String {
     let u = |x: f64| 6.0 + (x - scale.0) / (scale.1 - scale.0).max(1e-12) * 138.0;
-    let mut out = String::from("<svg class=\"strip\" viewBox=\"0 0 150 20\"><path class=\"grid\" d=\"M6 10H144\"/>");
+    let mut out = String::from(
+        "<svg class=\"strip\" viewBox=\"0 0 150 20\"><path class=\"grid\" d=\"M6 10H144\"/>",
+    );
     if let Some(mark) = mark {
         let _ = write!(out, "<path class=\"mark\" d=\"M{:.1} 1V19\"/>", u(mark));
     }
@@ -290,9 +312,13 @@ pub fn strip(values: &[f64], mean: f64, scale: (f64, f64), mark: Option<f64>) ->
 
 /// An interval in a table's row: a bar from low to high, a dot at the mean, a line at 0.
 pub fn interval(mean: f64, ends: Option<(f64, f64)>, scale: (f64, f64)) -> String {
-    let u = |x: f64| 6.0 + (x.clamp(scale.0, scale.1) - scale.0) / (scale.1 - scale.0).max(1e-12) * 138.0;
-    let mut out =
-        format!("<svg class=\"strip\" viewBox=\"0 0 150 20\"><path class=\"mark\" d=\"M{:.1} 1V19\"/>", u(0.0));
+    let u = |x: f64| {
+        6.0 + (x.clamp(scale.0, scale.1) - scale.0) / (scale.1 - scale.0).max(1e-12) * 138.0
+    };
+    let mut out = format!(
+        "<svg class=\"strip\" viewBox=\"0 0 150 20\"><path class=\"mark\" d=\"M{:.1} 1V19\"/>",
+        u(0.0)
+    );
     if let Some((low, high)) = ends {
         let arrow = |inside: bool, x: f64, d: f64| {
             if inside { format!("M{x:.1} 6V14") } else { format!("M{:.1} 6l{d} 4l{} 4", x, -d) }

@@ -7,8 +7,9 @@ use super::plan::Plan;
 use crate::error::Result;
 use toml::Value;
 
-/// Builds a [`Plan`]: typed setters for what most programs set, [`PlanBuilder::set`] for every other key, the defaults of the
-/// table of keys for the rest. Checked by the same rules as a run file.
+/// Builds a [`Plan`]: typed setters for what most programs set, [`PlanBuilder::set`] for every
+/// other key, the defaults of the table of keys for the rest. Checked by the same rules as a run
+/// file.
 ///
 /// ```
 /// use eslm_kd::prelude::*;
@@ -53,8 +54,8 @@ impl PlanBuilder {
         self
     }
 
-    /// Sets any key by its name, such as `"optim.clip"`. An unknown name and a value that the key does not accept are
-    /// errors of [`PlanBuilder::build`].
+    /// Sets any key by its name, such as `"optim.clip"`. An unknown name and a value that the key
+    /// does not accept are errors of [`PlanBuilder::build`].
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.values.push((key.to_string(), value.into()));
         self
@@ -143,12 +144,14 @@ impl PlanBuilder {
     /// The plan.
     ///
     /// # Errors
-    /// Usage, where a key is unknown, or a value is not accepted or does not fit another; the message names the key.
+    /// Usage, where a key is unknown, or a value is not accepted or does not fit another; the
+    /// message names the key.
     pub fn build(self) -> Result<Plan> {
         Ok(self.resolve()?.plan)
     }
 
-    /// The plan with the origin of every value, and notes on what is allowed but probably not meant.
+    /// The plan with the origin of every value, and notes on what is allowed but probably not
+    /// meant.
     pub fn resolve(self) -> Result<Resolved> {
         let mut overrides = Overrides::default();
         for (key, value) in self.values {

@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
 
-/// A doc comment as messages and tables show it: without the space before it and the full stop after it.
+/// A doc comment as messages and tables show it: without the space before it and the full stop
+/// after it.
 pub(super) const fn sentence(doc: &'static str) -> &'static str {
     let doc = doc.trim_ascii();
     match doc.as_bytes().split_last() {
@@ -13,8 +14,8 @@ pub(super) const fn sentence(doc: &'static str) -> &'static str {
     }
 }
 
-/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word, `ALL`, `NAMES` and `MEANINGS`.
-/// A variant's doc comment is its meaning in the reference of keys.
+/// An enum whose variants are written as fixed words: `Display`, `FromStr`, serde as that word,
+/// `ALL`, `NAMES` and `MEANINGS`. A variant's doc comment is its meaning in the reference of keys.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident ($what:literal) {
         $($(#[doc = $meaning:literal])+ $variant:ident = $word:literal,)+
@@ -103,17 +104,20 @@ choice! {
     Score ("score") {
         /// Entropy H(p) of the model's prediction (ESLM's VaR-entropy, arXiv 2505.19893).
         Entropy = "entropy",
-        /// The model's negative log-likelihood of the target token (ESLM's CVaR-loss, arXiv 2505.19893).
+        /// The model's negative log-likelihood of the target token (ESLM's CVaR-loss, arXiv
+        /// 2505.19893).
         Loss = "loss",
         /// KL(teacher || model) at the objective's temperature.
         Kl = "kl",
         /// KL(model || teacher) at the objective's temperature.
         ReverseKl = "reverse-kl",
-        /// Entropy of the model times KL(teacher || model), each normalised to [0, 1] in the pool (SE-KD, arXiv 2602.01395).
+        /// Entropy of the model times KL(teacher || model), each normalised to [0, 1] in the pool
+        /// (SE-KD, arXiv 2602.01395).
         EntropyKl = "entropy-kl",
         /// Entropy H(q) of the teacher's prediction.
         TeacherEntropy = "teacher-entropy",
-        /// The model's negative log-likelihood of the target token less the teacher's (Rho-1, arXiv 2404.07965).
+        /// The model's negative log-likelihood of the target token less the teacher's (Rho-1, arXiv
+        /// 2404.07965).
         Excess = "excess",
         /// Uniform draws of the run's own generator: the control at equal keep.
         Random = "random",
@@ -157,7 +161,8 @@ impl Score {
         self.reads().iter().any(|s| !matches!(s, Statistic::Nll | Statistic::Entropy))
     }
 
-    /// Whether the scan must form KL(p || q), which costs one more exponential per entry of the vocabulary.
+    /// Whether the scan must form KL(p || q), which costs one more exponential per entry of the
+    /// vocabulary.
     pub fn needs_reverse_kl(self) -> bool {
         self.reads().contains(&Statistic::ReverseKl)
     }
@@ -189,11 +194,13 @@ impl ProbeScore {
 choice! {
     /// The positions that share one threshold.
     Pool ("pool") {
-        /// All positions of a micro-batch (the paper's batch): `micro_rows` becomes part of the mathematics.
+        /// All positions of a micro-batch (the paper's batch): `micro_rows` becomes part of the
+        /// mathematics.
         MicroBatch = "micro-batch",
         /// The positions of one sequence.
         Sequence = "sequence",
-        /// Every position, against a threshold estimated from earlier steps: scoring and gradient are one pass.
+        /// Every position, against a threshold estimated from earlier steps: scoring and gradient
+        /// are one pass.
         Carried = "carried",
     }
 }
@@ -227,7 +234,8 @@ choice! {
         ForwardKl = "forward-kl",
         /// KL(student || teacher).
         ReverseKl = "reverse-kl",
-        /// Generalised Jensen-Shannon divergence; `objective.beta` is the teacher's share of the mixture.
+        /// Generalised Jensen-Shannon divergence; `objective.beta` is the teacher's share of the
+        /// mixture.
         Jsd = "jsd",
         /// KL(teacher || mixture); `objective.skew` is the teacher's share of the mixture.
         SkewKl = "skew-kl",
@@ -269,18 +277,22 @@ choice! {
         Linear = "linear",
         /// Half a cosine from the peak to the floor.
         Cosine = "cosine",
-        /// Warm-up, stable, decay: the peak, then a straight line to the floor over the last share of the steps.
+        /// Warm-up, stable, decay: the peak, then a straight line to the floor over the last share
+        /// of the steps.
         Wsd = "wsd",
     }
 }
 
 choice! {
-    /// What happens to the logits between scoring and the backward pass. Same numbers, other cost. Where nothing is selected
-    /// (and the signal is dense, and no row is drawn) there is no between: a block of rows is scored and differentiated at once.
+    /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
+    /// Where nothing is selected (and the signal is dense, and no row is drawn) there is no
+    /// between: a block of rows is scored and differentiated at once.
     HeadMode ("head mode") {
-        /// Keep them: (1 + 2k) dense heads of work for a share k of the positions, micro-batch x vocabulary of memory.
+        /// Keep them: (1 + 2k) dense heads of work for a share k of the positions, micro-batch x
+        /// vocabulary of memory.
         Keep = "keep",
-        /// Drop them and compute those of the kept positions again: (1 + 3k) dense heads, no such memory.
+        /// Drop them and compute those of the kept positions again: (1 + 3k) dense heads, no such
+        /// memory.
         Recompute = "recompute",
         /// `keep` where a micro-batch's logits are small enough, else `recompute`.
         Auto = "auto",
@@ -288,13 +300,13 @@ choice! {
 }
 
 choice! {
-    /// What happens to the activations between forward and backward. Same bits (but for rounding in the first blocks where
-    /// the early-exit filter drops sequences), other cost.
+    /// What happens to the activations between forward and backward. Same bits (but for rounding in
+    /// the first blocks where the early-exit filter drops sequences), other cost.
     Activations ("activations mode") {
         /// Keep what the backward needs of every block.
         Keep = "keep",
-        /// Keep each block's input and run the block again in the backward: a fifth of the memory at 12 blocks for 15 % more
-        /// work (Chen et al. 2016, arXiv 1604.06174).
+        /// Keep each block's input and run the block again in the backward: a fifth of the memory
+        /// at 12 blocks for 15 % more work (Chen et al. 2016, arXiv 1604.06174).
         Recompute = "recompute",
     }
 }
@@ -308,23 +320,27 @@ choice! {
         Dense = "dense",
         /// Only the selected rows, in every block: other numbers, biased.
         Sparse = "sparse",
-        /// Rows drawn by gradient norm, at the head, at every block and at its keys and values: other numbers, unbiased.
+        /// Rows drawn by gradient norm, at the head, at every block and at its keys and values:
+        /// other numbers, unbiased.
         Sampled = "sampled",
     }
 }
 
 choice! {
-    /// Number format of the factors of the trunk's and the head's products, or in which they are stored. All else is f32.
+    /// Number format of the factors of the trunk's and the head's products, or in which they are
+    /// stored. All else is f32.
     Dtype ("dtype") {
         /// 32-bit floats.
         F32 = "f32",
-        /// Rounded to bf16 and summed in f32: as factors on a CPU with AVX512-BF16 or a GPU, as storage anywhere.
+        /// Rounded to bf16 and summed in f32: as factors on a CPU with AVX512-BF16 or a GPU, as
+        /// storage anywhere.
         Bf16 = "bf16",
     }
 }
 
 choice! {
-    /// What becomes of a step with a loss, gradient or score that is not finite. Nothing of it enters the parameters.
+    /// What becomes of a step with a loss, gradient or score that is not finite. Nothing of it
+    /// enters the parameters.
     OnNonfinite ("on_nonfinite") {
         /// The run ends, with exit status 5.
         Stop = "stop",
@@ -434,12 +450,15 @@ impl<'de> serde::Deserialize<'de> for MicroRows {
         match Written::deserialize(d)? {
             Written::Word(word) if word == "auto" => Ok(Self::Auto),
             Written::Number(n) if n > 0 => Ok(Self::Rows(n)),
-            _ => Err(serde::de::Error::custom("micro_rows must be \"auto\" or a whole number of at least 1")),
+            _ => Err(serde::de::Error::custom(
+                "micro_rows must be \"auto\" or a whole number of at least 1",
+            )),
         }
     }
 }
 
-/// Rows that a sampled backward keeps at the head, at each block and at its keys and values: `"auto"` or a share of the positions.
+/// Rows that a sampled backward keeps at the head, at each block and at its keys and values:
+/// `"auto"` or a share of the positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rho {
     /// As few as `machine.added_variance` allows.
@@ -496,9 +515,12 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
 /// Longest word that is still looked up.
 const MOST_MISSPELT: usize = 256;
 
-/// The candidate closest to `word`, if it is close enough to be what was meant. A dotted candidate is also compared
-/// by its last part, so that a key in the wrong section is found.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate closest to `word`, if it is close enough to be what was meant. A dotted candidate
+/// is also compared by its last part, so that a key in the wrong section is found.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     // The distance takes time and memory by the product of the lengths, and no name is this long.
     if word.len() > MOST_MISSPELT {
         return None;

@@ -1,4 +1,5 @@
-//! What was written, where: a run file, the environment, flags and `--set`, one layer over the other.
+//! What was written, where: a run file, the environment, flags and `--set`, one layer over the
+//! other.
 
 use super::choice::{did_you_mean, nearest};
 use super::keys::{self, KEYS, Key};
@@ -79,14 +80,18 @@ pub struct RunFile {
 }
 
 impl RunFile {
-    /// The file at `place`, the `config.toml` of the run folder `place`, or the embedded run file of that name.
+    /// The file at `place`, the `config.toml` of the run folder `place`, or the embedded run file
+    /// of that name.
     pub fn find(place: &str) -> Result<Self> {
         let path = Path::new(place);
         let path = if path.is_dir() { path.join("config.toml") } else { path.to_path_buf() };
         if path.is_file() {
             let text = String::from_utf8(read_bounded(&path, MOST_BYTES)?).map_err(|e| {
                 let at = e.utf8_error().valid_up_to();
-                Error::usage(format!("{}: not UTF-8 at byte {at}; a run file is TOML in UTF-8", path.display()))
+                Error::usage(format!(
+                    "{}: not UTF-8 at byte {at}; a run file is TOML in UTF-8",
+                    path.display()
+                ))
             })?;
             return Ok(Self { name: path.display().to_string(), text });
         }
@@ -147,7 +152,10 @@ impl Written {
 
     fn note_name(&mut self, key: &Key, name: &str, origin: &Origin) {
         if name != key.name {
-            self.old_names.push(format!("{origin}: {name} is now called {}; the old name is still read", key.name));
+            self.old_names.push(format!(
+                "{origin}: {name} is now called {}; the old name is still read",
+                key.name
+            ));
         }
     }
 
@@ -170,8 +178,12 @@ impl Written {
 
     /// Takes every value of a run file.
     pub fn put_file(&mut self, file: &RunFile) -> Result<()> {
-        let line_of =
-            |at: usize| 1 + file.text.as_bytes()[..at.min(file.text.len())].iter().filter(|b| **b == b'\n').count();
+        let line_of = |at: usize| {
+            1 + file.text.as_bytes()[..at.min(file.text.len())]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+        };
         let syntax = |e: toml::de::Error| {
             let line = e.span().map_or(1, |s| line_of(s.start));
             Error::usage(format!("{}:{line}: not valid TOML: {}", file.name, e.message()))
@@ -188,14 +200,18 @@ impl Written {
                 self.put_line(file, name, value, here)?;
                 continue;
             }
-            let (Value::Table(inner), DeValue::Table(inner_places)) = (value, place.get_ref()) else {
+            let (Value::Table(inner), DeValue::Table(inner_places)) = (value, place.get_ref())
+            else {
                 return Err(Error::usage(format!(
                     "{here}: {name} is a section: expected [{name}] with keys below it, found {}",
                     found(value)
                 )));
             };
             for (key, value) in inner {
-                let at = inner_places.iter().find(|(k, _)| k.get_ref() == key).map_or(0, |(k, _)| k.span().start);
+                let at = inner_places
+                    .iter()
+                    .find(|(k, _)| k.get_ref() == key)
+                    .map_or(0, |(k, _)| k.span().start);
                 let here = origin(at);
                 self.put_line(file, &format!("{name}.{key}"), value, here)?;
             }
@@ -241,7 +257,9 @@ impl Overrides {
     pub fn put_value(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
         let key = known(name, false, &origin)?;
         let new = Override { key, name: name.to_string(), value, origin };
-        let same = |old: &&Override| old.key.name == key.name && old.name != new.name && old.rank() == new.rank();
+        let same = |old: &&Override| {
+            old.key.name == key.name && old.name != new.name && old.rank() == new.rank()
+        };
         if let Some(old) = self.list.iter().find(same) {
             return Err(twice(key, &old.origin, &new.origin));
         }
@@ -252,7 +270,9 @@ impl Overrides {
     /// Adds a `--set section.key=value`.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let Some((name, text)) = assignment.split_once('=') else {
-            return Err(Error::usage(format!("--set: expected section.key=value, found \"{assignment}\"")));
+            return Err(Error::usage(format!(
+                "--set: expected section.key=value, found \"{assignment}\""
+            )));
         };
         self.put(name.trim(), text.trim(), Origin::Set)
     }
@@ -262,10 +282,13 @@ impl Overrides {
         self.list.iter().any(|o| o.key.name == name)
     }
 
-    /// Writes them over what stands there: environment, then flags, then `--set` in the order given.
+    /// Writes them over what stands there: environment, then flags, then `--set` in the order
+    /// given.
     pub fn apply(&self, written: &mut Written) -> Result<()> {
         for layer in 0..=2 {
-            for Override { key, name, value, origin } in self.list.iter().filter(|o| o.rank() == layer) {
+            for Override { key, name, value, origin } in
+                self.list.iter().filter(|o| o.rank() == layer)
+            {
                 written.note_name(key, name, origin);
                 written.put(key, value, origin.clone())?;
             }
@@ -291,14 +314,19 @@ fn known(name: &str, is_section: bool, origin: &Origin) -> Result<&'static Key> 
     }
     let sections = keys::sections();
     if is_section {
-        let hint = nearest(name, sections.iter().copied()).map(|s| format!("; did you mean [{s}]?"));
-        return Err(Error::usage(format!("{origin}: unknown section [{name}]{}", hint.unwrap_or_default())));
+        let hint =
+            nearest(name, sections.iter().copied()).map(|s| format!("; did you mean [{s}]?"));
+        return Err(Error::usage(format!(
+            "{origin}: unknown section [{name}]{}",
+            hint.unwrap_or_default()
+        )));
     }
     let hint = did_you_mean(name, KEYS.iter().map(|k| k.name));
     let hint = match name.split_once('.') {
         Some((section, _)) if hint.is_empty() && sections.contains(&section) => {
             let prefix = format!("{section}.");
-            let keys: Vec<&str> = KEYS.iter().filter_map(|k| k.name.strip_prefix(prefix.as_str())).collect();
+            let keys: Vec<&str> =
+                KEYS.iter().filter_map(|k| k.name.strip_prefix(prefix.as_str())).collect();
             format!("; [{section}] has {}", keys.join(", "))
         }
         _ => hint,

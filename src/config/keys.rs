@@ -1,4 +1,5 @@
-//! What a key of a run file is: what it accepts, its default, what it means. The keys themselves are in `config/table.rs`.
+//! What a key of a run file is: what it accepts, its default, what it means. The keys themselves
+//! are in `config/table.rs`.
 
 use super::choice::{DeviceSpec, list};
 use super::plan::Plan;
@@ -65,7 +66,8 @@ pub enum Kind {
     Device,
 }
 
-/// Largest value of an ordinary count: far above any use, and products of two of them fit in 64 bits.
+/// Largest value of an ordinary count: far above any use, and products of two of them fit in 64
+/// bits.
 const MOST: i64 = 1 << 30;
 
 /// An interval; `true` means that the end belongs to it.
@@ -104,7 +106,8 @@ pub fn find(name: &str) -> Option<&'static Key> {
 
 /// The names of the sections, in order.
 pub fn sections() -> Vec<&'static str> {
-    let mut names: Vec<&str> = KEYS.iter().filter_map(|k| k.name.split_once('.')).map(|(s, _)| s).collect();
+    let mut names: Vec<&str> =
+        KEYS.iter().filter_map(|k| k.name.split_once('.')).map(|(s, _)| s).collect();
     names.dedup();
     names
 }
@@ -116,7 +119,9 @@ impl Kind {
             Self::Text => "a text that is not empty".into(),
             Self::Choice(words, _) => list(words),
             Self::Count { least, wide: true } => format!("a whole number of at least {least}"),
-            Self::Count { least, wide: false } => format!("a whole number between {least} and {MOST}"),
+            Self::Count { least, wide: false } => {
+                format!("a whole number between {least} and {MOST}")
+            }
             Self::CountOrAuto => format!("\"auto\" or a whole number between 1 and {MOST}"),
             Self::Counts => "a list of whole numbers such as [0, 2, 4]".into(),
             Self::Number(range) => range.expectation(),
@@ -133,16 +138,17 @@ impl Kind {
             Self::Count { least, .. } => format!("whole number, at least {least}"),
             Self::CountOrAuto => "`\"auto\"` or a whole number, at least 1".into(),
             Self::Counts => "list of whole numbers".into(),
-            Self::Number(range) => {
-                range.expectation().replace("a finite number", "number").replace("a number", "number")
-            }
+            Self::Number(range) => range
+                .expectation()
+                .replace("a finite number", "number")
+                .replace("a number", "number"),
             Self::NumberOrAuto(range) => format!("`\"auto\"` or {}", range.expectation()),
             Self::Device => "device".into(),
         }
     }
 
-    /// The value in its normal form (whole numbers become floats where a number is meant), or `None` where it is not
-    /// accepted.
+    /// The value in its normal form (whole numbers become floats where a number is meant), or
+    /// `None` where it is not accepted.
     pub fn accept(&self, value: &Value) -> Option<Value> {
         let fits = match (self, value) {
             (Self::Text, Value::String(s)) => !s.trim().is_empty(),
@@ -153,7 +159,9 @@ impl Kind {
             (Self::Counts, Value::Array(items)) => {
                 items.iter().all(|v| v.as_integer().is_some_and(|n| (0..=MOST).contains(&n)))
             }
-            (Self::Number(range) | Self::NumberOrAuto(range), Value::Float(x)) => range.contains(*x),
+            (Self::Number(range) | Self::NumberOrAuto(range), Value::Float(x)) => {
+                range.contains(*x)
+            }
             (Self::Number(range) | Self::NumberOrAuto(range), Value::Integer(n)) => {
                 return range.contains(*n as f64).then_some(Value::Float(*n as f64));
             }
@@ -163,8 +171,9 @@ impl Kind {
         fits.then(|| value.clone())
     }
 
-    /// The value that a text on the command line or in the environment means for this kind. Never fails: what does
-    /// not parse stays a text, which [`Kind::accept`] then refuses with the text in the message.
+    /// The value that a text on the command line or in the environment means for this kind. Never
+    /// fails: what does not parse stays a text, which [`Kind::accept`] then refuses with the text
+    /// in the message.
     pub fn read(&self, text: &str) -> Value {
         let parse = |text: &str| {
             let table: toml::Table = format!("v = {text}").parse().ok()?;
@@ -176,7 +185,9 @@ impl Kind {
                 Some(Value::String(quoted)) => Value::String(quoted),
                 _ => as_text(),
             },
-            Self::Counts if !text.trim_start().starts_with('[') => parse(&format!("[{text}]")).unwrap_or_else(as_text),
+            Self::Counts if !text.trim_start().starts_with('[') => {
+                parse(&format!("[{text}]")).unwrap_or_else(as_text)
+            }
             _ => parse(text).unwrap_or_else(as_text),
         }
     }
@@ -210,7 +221,8 @@ impl Range {
             let low = if low > 0.0 && low < 1e-6 { format!("{low:e}") } else { low.to_string() };
             return format!("a finite number {strict} {low}");
         }
-        let (open, close) = (if self.low.1 { '[' } else { '(' }, if self.high.1 { ']' } else { ')' });
+        let (open, close) =
+            (if self.low.1 { '[' } else { '(' }, if self.high.1 { ']' } else { ')' });
         format!("a number in {open}{}, {}{close}", self.low.0, self.high.0)
     }
 }

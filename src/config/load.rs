@@ -1,6 +1,8 @@
 //! Layers to [`Plan`]: fills in defaults, applies the rules between keys, checks once.
 
-use super::choice::{AlphaSchedule, Divergence, Init, Method, MicroRows, Pool, ScheduleKind, Score, Signal};
+use super::choice::{
+    AlphaSchedule, Divergence, Init, Method, MicroRows, Pool, ScheduleKind, Score, Signal,
+};
 use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
@@ -51,13 +53,16 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
             (None, Fallback::Absent) => (None, Origin::Default),
             (None, Fallback::Is(text)) => (Some(key.kind.read(text)), Origin::Default),
             (None, Fallback::Rule(why, rule)) => {
-                let get = |name: &str| values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone());
+                let get = |name: &str| {
+                    values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone())
+                };
                 (Some(rule(&get)), Origin::Rule((*why).to_string()))
             }
         };
         values.push(ResolvedValue { key, value, origin });
     }
-    let mut resolved = Resolved { plan: build(&values)?, values, old_names: written.old_names().to_vec() };
+    let mut resolved =
+        Resolved { plan: build(&values)?, values, old_names: written.old_names().to_vec() };
     if resolved.plan.method == Method::Clm {
         resolved.without_selection()?;
     }
@@ -73,12 +78,14 @@ fn build(values: &[ResolvedValue]) -> Result<Plan> {
         match key.name.split_once('.') {
             None => table.insert(key.name.to_string(), value),
             Some((section, name)) => {
-                let inner = table.entry(section).or_insert_with(|| Value::Table(toml::Table::new()));
+                let inner =
+                    table.entry(section).or_insert_with(|| Value::Table(toml::Table::new()));
                 inner.as_table_mut().and_then(|t| t.insert(name.to_string(), value))
             }
         };
     }
-    Plan::deserialize(table).map_err(|e| Error::internal(format!("the table of keys does not fit the plan: {e}")))
+    Plan::deserialize(table)
+        .map_err(|e| Error::internal(format!("the table of keys does not fit the plan: {e}")))
 }
 
 impl Resolved {
@@ -111,20 +118,30 @@ impl Resolved {
             ));
         }
         if plan.micro_rows_matter() && plan.machine.micro_rows == MicroRows::Auto {
-            let why = if plan.select.alpha_seq > 0.0 { "alpha_seq > 0" } else { "pool = \"micro-batch\"" };
+            let why = if plan.select.alpha_seq > 0.0 {
+                "alpha_seq > 0"
+            } else {
+                "pool = \"micro-batch\""
+            };
             note(format!("select.{why} makes machine.micro_rows part of the mathematics"));
         }
         if plan.method == Method::Eslm && !plan.selects() {
-            note("method = \"eslm\" with select.alpha = 0 keeps every token, as \"clm\" does".to_string());
+            note(
+                "method = \"eslm\" with select.alpha = 0 keeps every token, as \"clm\" does"
+                    .to_string(),
+            );
         }
         if plan.teacher.is_some() && !plan.uses_teacher() {
-            note("the teacher is never asked: objective.lambda = 0 and the score does not need it".to_string());
+            note(
+                "the teacher is never asked: objective.lambda = 0 and the score does not need it"
+                    .to_string(),
+            );
         }
         notes
     }
 
-    /// `clm`: selection off. A file made for `eslm` stays usable with `--method clm`, but a flag for `eslm` only is
-    /// a contradiction.
+    /// `clm`: selection off. A file made for `eslm` stays usable with `--method clm`, but a flag
+    /// for `eslm` only is a contradiction.
     fn without_selection(&mut self) -> Result<()> {
         for (name, off) in [
             ("select.score", Value::String(Score::Loss.to_string())),
@@ -156,34 +173,9 @@ impl Resolved {
     /// What no single key can check.
     fn check(&self) -> Result<()> {
         let plan = &self.plan;
-        let origin = |name: &str| self.value(name).map_or_else(String::new, |v| v.origin.to_string());
-        if plan.teacher.is_none() {
-            let add = "add teacher = \"NAME\" at the top of the run file or --teacher NAME";
-            if plan.score_needs_teacher() {
-                return Err(Error::usage(format!(
-                    "{}: select.score = \"{}\" compares with a teacher, but there is none; {add}, \
-                     or choose entropy, loss or random",
-                    origin("select.score"),
-                    plan.select.score
-                )));
-            }
-            let ends = [
-                ("objective.lambda", Some(plan.objective.lambda)),
-                ("objective.lambda_end", plan.objective.lambda_end),
-            ];
-            if let Some((name, Some(lambda))) = ends.into_iter().find(|(_, lambda)| lambda.is_some_and(|l| l > 0.0)) {
-                return Err(Error::usage(format!(
-                    "{}: {name} = {lambda} weighs a teacher, but there is none; {add}, or set it to 0",
-                    origin(name)
-                )));
-            }
-            if plan.init == Some(Init::TeacherLayers) {
-                return Err(Error::usage(format!(
-                    "{}: init = \"teacher-layers\" copies from a teacher, but there is none; {add}",
-                    origin("init")
-                )));
-            }
-        }
+        let origin =
+            |name: &str| self.value(name).map_or_else(String::new, |v| v.origin.to_string());
+        self.check_teacher(&origin)?;
         self.check_selection(&origin)?;
         self.check_objective(&origin)?;
         if plan.layers.is_some() && matches!(plan.init, Some(Init::Scratch | Init::Checkpoint)) {
@@ -220,8 +212,52 @@ impl Resolved {
                 plan.machine.threads
             )));
         }
+        self.check_rhythm(&origin)
+    }
+
+    /// What asks for a teacher has one.
+    fn check_teacher(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
+        let plan = &self.plan;
+        if plan.teacher.is_none() {
+            let add = "add teacher = \"NAME\" at the top of the run file or --teacher NAME";
+            if plan.score_needs_teacher() {
+                return Err(Error::usage(format!(
+                    "{}: select.score = \"{}\" compares with a teacher, but there is none; {add}, \
+                     or choose entropy, loss or random",
+                    origin("select.score"),
+                    plan.select.score
+                )));
+            }
+            let ends = [
+                ("objective.lambda", Some(plan.objective.lambda)),
+                ("objective.lambda_end", plan.objective.lambda_end),
+            ];
+            if let Some((name, Some(lambda))) =
+                ends.into_iter().find(|(_, lambda)| lambda.is_some_and(|l| l > 0.0))
+            {
+                return Err(Error::usage(format!(
+                    "{}: {name} = {lambda} weighs a teacher, but there is none; {add}, or set it to 0",
+                    origin(name)
+                )));
+            }
+            if plan.init == Some(Init::TeacherLayers) {
+                return Err(Error::usage(format!(
+                    "{}: init = \"teacher-layers\" copies from a teacher, but there is none; {add}",
+                    origin("init")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Validations and checkpoints come when they are needed.
+    fn check_rhythm(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
+        let plan = &self.plan;
         let (every, rhythm) = (plan.checkpoint.every, plan.eval.every);
-        if plan.checkpoint.keep_best > 0 && every > 0 && (rhythm == 0 || !every.is_multiple_of(rhythm)) {
+        if plan.checkpoint.keep_best > 0
+            && every > 0
+            && (rhythm == 0 || !every.is_multiple_of(rhythm))
+        {
             return Err(Error::usage(format!(
                 "{}: checkpoint.keep_best = {} needs a validation at every checkpoint, but checkpoint.every = {every} is no \
                  multiple of eval.every = {rhythm}; set eval.every = {every}, or keep_best = 0",
@@ -242,7 +278,10 @@ impl Resolved {
 
     fn check_selection(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
         let (plan, select) = (&self.plan, &self.plan.select);
-        if plan.method == Method::Eslm && select.pool == Pool::Carried && select.score == Score::EntropyKl {
+        if plan.method == Method::Eslm
+            && select.pool == Pool::Carried
+            && select.score == Score::EntropyKl
+        {
             return Err(Error::usage(format!(
                 "{}: select.score = \"entropy-kl\" is normalised within its pool, and pool = \"carried\" has none; choose \
                  pool = \"sequence\" or another score",

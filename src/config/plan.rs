@@ -1,10 +1,11 @@
-//! What a plan answers: levels and schedules of a step, what it is compared by, its text. Its fields are in `table.rs`.
+//! What a plan answers: levels and schedules of a step, what it is compared by, its text. Its
+//! fields are in `table.rs`.
 
 use super::choice::{BackwardMode, Method, ObjectiveSchedule, Pool, Rho, Signal};
 use super::keys::KEYS;
 pub use super::table::{
-    CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan, SchedulePlan, SelectPlan,
-    ShapePlan,
+    CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan,
+    SchedulePlan, SelectPlan, ShapePlan,
 };
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -46,8 +47,8 @@ impl Level {
 }
 
 impl SelectPlan {
-    /// How far alpha is on its way at a 0-based step: 0 during the burn-in, then linear from 0 (at step `burn_in`) to 1
-    /// (at step `burn_in + ramp` and after).
+    /// How far alpha is on its way at a 0-based step: 0 during the burn-in, then linear from 0 (at
+    /// step `burn_in`) to 1 (at step `burn_in + ramp` and after).
     pub fn ramp_at(&self, step: u64) -> f64 {
         let Some(since) = step.checked_sub(self.burn_in) else { return 0.0 };
         if since >= self.ramp { 1.0 } else { since as f64 / self.ramp as f64 }
@@ -60,7 +61,8 @@ impl SelectPlan {
 }
 
 impl ObjectivePlan {
-    /// Lambda of a 0-based step of a run of `steps` steps: exactly `lambda` at the first, `lambda_end` at the last.
+    /// Lambda of a 0-based step of a run of `steps` steps: exactly `lambda` at the first,
+    /// `lambda_end` at the last.
     pub fn lambda_at(&self, step: u64, steps: u64) -> f64 {
         self.between(self.lambda, self.lambda_end, step, steps)
     }
@@ -123,8 +125,8 @@ impl Plan {
         }
     }
 
-    /// The levels of a 0-based step as far as the plan alone knows them: a schedule other than `fixed` depends on what the
-    /// run sees, and is asked of the selection's state.
+    /// The levels of a 0-based step as far as the plan alone knows them: a schedule other than
+    /// `fixed` depends on what the run sees, and is asked of the selection's state.
     pub fn level_at(&self, step: u64) -> Level {
         self.level().scaled(self.select.ramp_at(step))
     }
@@ -134,19 +136,21 @@ impl Plan {
         self.level_at(step).alpha
     }
 
-    /// Whether a run's `rho = "auto"` decides how many rows its backward draws, so that its FLOPs are not known beforehand.
+    /// Whether a run's `rho = "auto"` decides how many rows its backward draws, so that its FLOPs
+    /// are not known beforehand.
     pub fn draws_by_variance(&self) -> bool {
         self.machine.backward == BackwardMode::Sampled && self.machine.rho == Rho::Auto
     }
 
-    /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a micro-batch's tokens, or by
-    /// its sequences.
+    /// Whether `machine.micro_rows` changes results beyond rounding: a threshold is shared by a
+    /// micro-batch's tokens, or by its sequences.
     pub fn micro_rows_matter(&self) -> bool {
         self.selects() && (self.select.pool == Pool::MicroBatch || self.select.alpha_seq > 0.0)
     }
 
-    /// The keys that change results with their values, as JSON: what a checkpoint compares before it resumes. Which these
-    /// are, the table of keys says. Settled first, so that `micro_rows` is a number where it counts.
+    /// The keys that change results with their values, as JSON: what a checkpoint compares before
+    /// it resumes. Which these are, the table of keys says. Settled first, so that `micro_rows` is
+    /// a number where it counts.
     pub fn mathematics(&self) -> Value {
         let mut leaves = Vec::new();
         flatten("", &serde_json::to_value(self).unwrap_or(Value::Null), &mut leaves); // plain data: always representable
@@ -154,12 +158,15 @@ impl Plan {
         Value::Object(leaves.into_iter().filter(|(name, _)| counts(name)).collect())
     }
 
-    /// What differs between a stored [`Plan::mathematics`] and this plan's: one line per key, empty if nothing does.
+    /// What differs between a stored [`Plan::mathematics`] and this plan's: one line per key, empty
+    /// if nothing does.
     pub fn mathematics_differences(&self, stored: &Value) -> Vec<String> {
         let (mut was, mut is) = (Vec::new(), Vec::new());
         flatten("", stored, &mut was);
         flatten("", &self.mathematics(), &mut is);
-        let find = |list: &[(String, Value)], key: &str| list.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+        let find = |list: &[(String, Value)], key: &str| {
+            list.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
+        };
         let mut keys: Vec<&String> = is.iter().chain(&was).map(|(k, _)| k).collect();
         let mut seen = std::collections::HashSet::new();
         keys.retain(|k| seen.insert(k.as_str()));
@@ -174,7 +181,8 @@ impl Plan {
 
     /// Every value as a run file that loads to this same plan.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| Error::internal(format!("cannot write the plan as TOML: {e}")))
+        toml::to_string(self)
+            .map_err(|e| Error::internal(format!("cannot write the plan as TOML: {e}")))
     }
 }
 

@@ -1,9 +1,10 @@
-//! The reference of keys as Markdown, written from the table: what `eslm-kd doc keys` prints and the README holds.
+//! The reference of keys as Markdown, written from the table: what `eslm-kd doc keys` prints and
+//! the README holds.
 
 use super::keys::{Counts, Fallback, KEYS, Key, Kind};
 
-/// A table for each section: every key with what it accepts, its default, its meaning, and whether a resumed run must keep
-/// it (its mathematics) or is free to change it.
+/// A table for each section: every key with what it accepts, its default, its meaning, and whether
+/// a resumed run must keep it (its mathematics) or is free to change it.
 pub fn reference() -> String {
     let tables: Vec<String> = KEYS.chunk_by(|a, b| section(a) == section(b)).map(table).collect();
     tables.join("\n")
@@ -19,7 +20,9 @@ fn table(keys: &[Key]) -> String {
         name => format!("`[{name}]`"),
     };
     let rows: String = keys.iter().map(row).collect();
-    format!("{title}\n\n| key | accepts | default | meaning | at resume |\n|---|---|---|---|---|\n{rows}")
+    format!(
+        "{title}\n\n| key | accepts | default | meaning | at resume |\n|---|---|---|---|---|\n{rows}"
+    )
 }
 
 fn row(key: &Key) -> String {

@@ -1,19 +1,22 @@
-//! The table of keys: every key of a run file, once. Its entry is a field of [`Plan`], that field's documentation, a row of
-//! [`KEYS`] (what it accepts, its default, what it means) and a row of [`super::reference`].
+//! The table of keys: every key of a run file, once. Its entry is a field of [`Plan`], that field's
+//! documentation, a row of [`KEYS`] (what it accepts, its default, what it means) and a row of
+//! [`super::reference`].
 //!
 //! ```text
 //! /// What it means.
 //! name: Type = default, in RANGE, was "old_name", counts WHEN;
 //! ```
 //!
-//! The default is a TOML value, `Absent`, or a rule over keys above. The range may be left out where the type says
-//! it. `was` is a name of earlier versions, still read everywhere. `counts` says whether the key is part of the run's
-//! mathematics, which a checkpoint compares ([`Plan::mathematics`]); without it the section's own word holds. An attribute
-//! `#[serde(default = ..)]` says what a stored plan means that was written before there was the key.
+//! The default is a TOML value, `Absent`, or a rule over keys above. The range may be left out
+//! where the type says it. `was` is a name of earlier versions, still read everywhere. `counts`
+//! says whether the key is part of the run's mathematics, which a checkpoint compares
+//! ([`Plan::mathematics`]); without it the section's own word holds. An attribute `#[serde(default
+//! = ..)]` says what a stored plan means that was written before there was the key.
 
 use super::choice::{
-    Activations, AlphaSchedule, BackwardMode, DeviceSpec, Divergence, Dtype, HeadMode, Init, Method, MicroRows,
-    ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score, Signal, Tail, sentence,
+    Activations, AlphaSchedule, BackwardMode, DeviceSpec, Divergence, Dtype, HeadMode, Init,
+    Method, MicroRows, ObjectiveSchedule, OnNonfinite, Pool, ProbeScore, Rho, ScheduleKind, Score,
+    Signal, Tail, sentence,
 };
 use super::keys::Counts::{self, Always, Never};
 use super::keys::Fallback::{self, Absent, Rule};
@@ -32,16 +35,21 @@ const EPSILON: Kind = within(1e-30, true, f64::INFINITY, false);
 const POSITIVE_COUNT: Kind = count(1);
 const ANY_SEED: Kind = Kind::Count { least: 0, wide: true };
 
-const TENTH_OF_STEPS: Fallback = Rule("10 % of steps", |get| Value::Integer(whole(get("steps")) / 10));
-const WARMUP: Fallback = Rule("3 % of steps", |get| Value::Integer((whole(get("steps")) * 3 + 99) / 100));
+const TENTH_OF_STEPS: Fallback =
+    Rule("10 % of steps", |get| Value::Integer(whole(get("steps")) / 10));
+const WARMUP: Fallback =
+    Rule("3 % of steps", |get| Value::Integer((whole(get("steps")) * 3 + 99) / 100));
 const BEST_SCORE: Fallback = Rule("excess with a teacher, else entropy", |get| {
     Value::String((if get("teacher").is_some() { "excess" } else { "entropy" }).into())
 });
-const HALF_WITH_TEACHER: Fallback =
-    Rule("0.5 with a teacher, else 0", |get| Value::Float(if get("teacher").is_some() { 0.5 } else { 0.0 }));
-const CONTEXT: Fallback = Rule("data.context", |get| get("data.context").unwrap_or(Value::Integer(1)));
-const SAME_DTYPE: Fallback =
-    Rule("machine.dtype", |get| get("machine.dtype").unwrap_or_else(|| Value::String("f32".into())));
+const HALF_WITH_TEACHER: Fallback = Rule("0.5 with a teacher, else 0", |get| {
+    Value::Float(if get("teacher").is_some() { 0.5 } else { 0.0 })
+});
+const CONTEXT: Fallback =
+    Rule("data.context", |get| get("data.context").unwrap_or(Value::Integer(1)));
+const SAME_DTYPE: Fallback = Rule("machine.dtype", |get| {
+    get("machine.dtype").unwrap_or_else(|| Value::String("f32".into()))
+});
 
 const WITH_TEACHER: Counts = Counts::When("a teacher is used", Plan::uses_teacher);
 const OTHER_NUMBERS: Counts = Counts::When("it is sparse or sampled", |plan| {
@@ -50,9 +58,12 @@ const OTHER_NUMBERS: Counts = Counts::When("it is sparse or sampled", |plan| {
 const SAMPLED: Counts = Counts::When("the backward is sampled by shares", |plan| {
     plan.machine.backward == BackwardMode::Sampled && plan.machine.rho != Rho::Auto
 });
-const BY_VARIANCE: Counts = Counts::When("the backward is sampled and rho is auto", Plan::draws_by_variance);
-const SHARED_THRESHOLD: Counts =
-    Counts::When("select.pool is micro-batch or select.alpha_seq is above 0", Plan::micro_rows_matter);
+const BY_VARIANCE: Counts =
+    Counts::When("the backward is sampled and rho is auto", Plan::draws_by_variance);
+const SHARED_THRESHOLD: Counts = Counts::When(
+    "select.pool is micro-batch or select.alpha_seq is above 0",
+    Plan::micro_rows_matter,
+);
 
 fn whole(value: Option<Value>) -> i64 {
     value.and_then(|v| v.as_integer()).unwrap_or(0)
@@ -216,8 +227,8 @@ macro_rules! keys {
 
 // Defaults of `[optim]` and `[schedule]` are those of nanoGPT's GPT-2 124M run, which follow GPT-3.
 keys! {
-    /// Everything a run is, every value present and checked once. Printed by `plan`, stored in every checkpoint and as the
-    /// `config.toml` of a run folder, which is itself a run file.
+    /// Everything a run is, every value present and checked once. Printed by `plan`, stored in
+    /// every checkpoint and as the `config.toml` of a run folder, which is itself a run file.
     Plan, counts Always {
         /// Which tokens train the student.
         method: Method = "eslm";
@@ -229,9 +240,11 @@ keys! {
         teacher: Option<String> = Absent;
         /// The student: preset, model folder or Hub id.
         student: String = "gpt2-124m";
-        /// Initialisation of the student; absent: what its preset says, and for a folder or Hub id `checkpoint`.
+        /// Initialisation of the student; absent: what its preset says, and for a folder or Hub id
+        /// `checkpoint`.
         init: Option<Init> = Absent, was "birth";
-        /// The teacher's layers that the student starts from, with `init = "teacher-layers"`; absent: what its preset says.
+        /// The teacher's layers that the student starts from, with `init = "teacher-layers"`;
+        /// absent: what its preset says.
         layers: Option<Vec<usize>> = Absent;
     }
 
@@ -260,14 +273,18 @@ keys! {
 
     /// `[select]`: which tokens count.
     select: SelectPlan, counts Always {
-        // With a teacher excess alone was at least as good as random dropping on hard text and on easy text; of the scores
-        // that need none entropy was, up to alpha 0.1 (LOG.md, 2026-11-24 and 25).
+        // With a teacher excess alone was at least as good as random dropping on hard text and on
+        // easy text; of the scores that need none entropy was, up to alpha 0.1 (LOG.md, 2026-11-24
+        // and 25).
         /// What ranks the tokens.
         score: Score = BEST_SCORE;
-        // More cost more than random dropping on hard text, and gained nothing at equal tokens on any.
-        /// Confidence level: the share of a pool's M tokens that is dropped; `ceil((1 - alpha) M)` are kept.
+        // More cost more than random dropping on hard text, and gained nothing at equal tokens on
+        // any.
+        /// Confidence level: the share of a pool's M tokens that is dropped; `ceil((1 - alpha) M)`
+        /// are kept.
         alpha: f64 = 0.1, in BELOW_ONE;
-        // Per sequence rather than per micro-batch: results then do not depend on machine.micro_rows.
+        // Per sequence rather than per micro-batch: results then do not depend on
+        // machine.micro_rows.
         /// The tokens that share a threshold.
         pool: Pool = "sequence";
         /// Which end of the ranking is kept.
@@ -281,17 +298,21 @@ keys! {
         schedule: AlphaSchedule = "fixed";
         /// Steps between updates of `ada-eslm`; time constant, in steps, of `easy-share`.
         interval: u64 = 50, in POSITIVE_COUNT;
-        /// Rate gamma of `ada-eslm`: alpha is multiplied by exp(-gamma x the relative change of CVaR).
+        /// Rate gamma of `ada-eslm`: alpha is multiplied by exp(-gamma x the relative change of
+        /// CVaR).
         gamma: f64 = 1.0, in NOT_NEGATIVE;
         /// Smallest alpha of `ada-eslm`.
         alpha_min: f64 = 0.01, in BELOW_ONE;
         /// Largest alpha of `ada-eslm`.
         alpha_max: f64 = 0.9, in BELOW_ONE;
-        /// Weight mu of the kept tokens' mean (the CVaR); 1 - mu is the weight of the mean of all tokens.
+        /// Weight mu of the kept tokens' mean (the CVaR); 1 - mu is the weight of the mean of all
+        /// tokens.
         cvar_weight: f64 = 1.0, in SHARE, was "mix";
-        /// Share of the dropped tokens that is drawn to estimate the mean of all, where `cvar_weight` is below 1.
+        /// Share of the dropped tokens that is drawn to estimate the mean of all, where
+        /// `cvar_weight` is below 1.
         rest_rate: f64 = 0.25, in ABOVE_ZERO, was "rest";
-        /// Share of the old threshold in the new one (an exponential moving average), with `pool = "carried"`.
+        /// Share of the old threshold in the new one (an exponential moving average), with `pool =
+        /// "carried"`.
         threshold_ema: f64 = 0.9, in BELOW_ONE, was "carry";
         /// Share of a micro-batch's sequences that the early-exit filter drops; 0 switches it off.
         alpha_seq: f64 = 0.0, in BELOW_ONE;
@@ -313,7 +334,8 @@ keys! {
         divergence: Divergence = "forward-kl";
         /// The teacher's share of the mixture of `jsd`.
         beta: f64 = 0.5, in BETWEEN;
-        /// Share of the teacher in the mixture of `skew-kl`, or of the student in that of `skew-reverse-kl`.
+        /// Share of the teacher in the mixture of `skew-kl`, or of the student in that of
+        /// `skew-reverse-kl`.
         skew: f64 = 0.1, in BELOW_ONE;
         /// Form of the teacher's output that the loss uses.
         signal: Signal = "dense";
@@ -344,7 +366,8 @@ keys! {
         /// Largest global gradient norm; 0 is off.
         clip: f64 = 1.0, in NOT_NEGATIVE;
         // How a run continues after a batch that cannot be trained on may be decided when it comes.
-        /// What to do where a loss, gradient or score is not finite; in no case does it enter the parameters.
+        /// What to do where a loss, gradient or score is not finite; in no case does it enter the
+        /// parameters.
         #[serde(default = "before::on_nonfinite")]
         on_nonfinite: OnNonfinite = "stop", counts Never;
         /// Steps that `on_nonfinite = "skip"` may skip in a whole run before it stops.
@@ -381,8 +404,8 @@ keys! {
         every: u64 = 500;
         /// Newest checkpoints that stay on disk.
         keep: usize = 2, in POSITIVE_COUNT;
-        /// Checkpoints of the lowest validation loss that stay as well; `checkpoint.every` must then be a multiple of
-        /// `eval.every`.
+        /// Checkpoints of the lowest validation loss that stay as well; `checkpoint.every` must
+        /// then be a multiple of `eval.every`.
         #[serde(default)]
         keep_best: usize = 0;
     }
@@ -393,27 +416,31 @@ keys! {
         every: u64 = 10, in POSITIVE_COUNT;
     }
 
-    /// `[machine]`: how, not what: as a rule the same results up to rounding, with other speed and memory.
+    /// `[machine]`: how, not what: as a rule the same results up to rounding, with other speed and
+    /// memory.
     machine: MachinePlan, counts Never {
         /// Where tensors live: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
         device: DeviceSpec = "auto";
-        /// Number format of the factors of the trunk's and the head's products, and of a GPU's activations; all else is f32.
+        /// Number format of the factors of the trunk's and the head's products, and of a GPU's
+        /// activations; all else is f32.
         dtype: Dtype = "f32", counts Always;
-        /// Number format in which a teacher's embedding and matrices are stored: `bf16` takes half the memory.
+        /// Number format in which a teacher's embedding and matrices are stored: `bf16` takes half
+        /// the memory.
         #[serde(default = "before::teacher_dtype")]
         teacher_dtype: Dtype = SAME_DTYPE, counts WITH_TEACHER;
         /// Sequences per micro-batch, or `auto`: as many as fit in memory; must divide `data.rows`.
         micro_rows: MicroRows = "auto", counts SHARED_THRESHOLD;
         /// What happens to the logits between scoring and backward; the numbers are the same.
         head: HeadMode = "auto";
-        /// What happens to the activations between forward and backward; the numbers are the same, but for rounding where
-        /// the early-exit filter drops sequences.
+        /// What happens to the activations between forward and backward; the numbers are the same,
+        /// but for rounding where the early-exit filter drops sequences.
         #[serde(default = "before::activations")]
         activations: Activations = "keep";
         /// Rows (positions) that carry gradient.
         backward: BackwardMode = "exact", counts OTHER_NUMBERS;
-        /// Share of a sequence's positions that a sampled backward keeps at the head, at each block and at its keys and
-        /// values, or `auto`: as few as `added_variance` allows (the FLOPs of `plan` are then a bound).
+        /// Share of a sequence's positions that a sampled backward keeps at the head, at each block
+        /// and at its keys and values, or `auto`: as few as `added_variance` allows (the FLOPs of
+        /// `plan` are then a bound).
         #[serde(default = "before::rho")]
         rho: Rho = "auto", counts SAMPLED;
         /// Variance that `rho = "auto"` may add to the gradient, as a share of the gradient's own.

@@ -68,7 +68,12 @@ fn later_layers_win_and_every_value_knows_its_origin() {
     over.put("seed", "7", Origin::Env("ESLM_KD_SEED")).unwrap();
     let resolved = load(Some(&run), &over).unwrap();
     assert_eq!(
-        (resolved.plan.steps, resolved.plan.optim.lr, resolved.plan.seed, resolved.plan.select.alpha),
+        (
+            resolved.plan.steps,
+            resolved.plan.optim.lr,
+            resolved.plan.seed,
+            resolved.plan.select.alpha
+        ),
         (40, 2e-3, 7, 0.2)
     );
     let origin = |name: &str| resolved.value(name).unwrap().origin.to_string();
@@ -116,22 +121,42 @@ fn texts_from_the_command_line_are_read_as_their_key_wants() {
 #[test]
 fn unknown_keys_are_refused_with_place_and_suggestion() {
     for (text, place, suggestion) in [
-        ("seed = 1\n[select]\nalhpa = 0.1\n", "run.toml:3: unknown key \"select.alhpa\"", "\"select.alpha\""),
+        (
+            "seed = 1\n[select]\nalhpa = 0.1\n",
+            "run.toml:3: unknown key \"select.alhpa\"",
+            "\"select.alpha\"",
+        ),
         ("[select]\nscores = 'loss'\n", "run.toml:2:", "\"select.score\""),
         ("alpha = 0.1\n", "run.toml:1: unknown key \"alpha\"", "\"select.alpha\""),
-        ("[optim]\nwarmup = 3\n", "run.toml:2: unknown key \"optim.warmup\"", "\"schedule.warmup\""),
+        (
+            "[optim]\nwarmup = 3\n",
+            "run.toml:2: unknown key \"optim.warmup\"",
+            "\"schedule.warmup\"",
+        ),
         ("\n[selct]\nalpha = 0.1\n", "run.toml:2: unknown section [selct]", "[select]"),
         ("stpes = 3\n", "run.toml:1:", "\"steps\""),
         ("select.alhpa = 0.1\n", "run.toml:1:", "\"select.alpha\""),
     ] {
         let message = message(text);
-        assert!(message.contains(place) && message.contains(suggestion), "{text:?} gave: {message}");
+        assert!(
+            message.contains(place) && message.contains(suggestion),
+            "{text:?} gave: {message}"
+        );
     }
     let far = message("[data]\nzzzzzzzz = 1\n");
-    assert!(far.contains("[data] has dir, context, rows") && !far.contains("did you mean"), "{far}");
+    assert!(
+        far.contains("[data] has dir, context, rows") && !far.contains("did you mean"),
+        "{far}"
+    );
     let set = Overrides::default().set("select.alfa=1").unwrap_err().to_string();
     assert!(set.starts_with("--set: unknown key") && set.contains("select.alpha"), "{set}");
-    assert!(Overrides::default().set("select.alpha").unwrap_err().to_string().contains("section.key=value"));
+    assert!(
+        Overrides::default()
+            .set("select.alpha")
+            .unwrap_err()
+            .to_string()
+            .contains("section.key=value")
+    );
 }
 
 #[test]
@@ -146,10 +171,16 @@ fn wrong_types_and_ranges_say_expected_found_and_where() {
         ("seed = -1\n", ["seed", "at least 0", "found -1"]),
         ("[optim]\nlr = 0\n", ["optim.lr", "above 0", "found 0"]),
         ("[optim]\nlr = inf\n", ["optim.lr", "a finite number", "inf"]),
-        ("[objective]\ntemperature = 0.0\n", ["objective.temperature", "at least 0.001", "found 0.0"]),
+        (
+            "[objective]\ntemperature = 0.0\n",
+            ["objective.temperature", "at least 0.001", "found 0.0"],
+        ),
         ("[objective]\nbeta = 1.0\n", ["objective.beta", "(0, 1)", "found 1.0"]),
         ("[objective]\nlambda = 1.1\n", ["objective.lambda", "[0, 1]", "found 1.1"]),
-        ("[select]\nscore = 'entrophy'\n", ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"]),
+        (
+            "[select]\nscore = 'entrophy'\n",
+            ["select.score", "\"teacher-entropy\"", "did you mean \"entropy\"?"],
+        ),
         ("[machine]\ndevice = 'gpu'\n", ["machine.device", "cuda:INDEX", "the text \"gpu\""]),
         ("[machine]\nmicro_rows = 0\n", ["machine.micro_rows", "\"auto\"", "found 0"]),
         ("[machine]\ndtype = 'f16'\n", ["machine.dtype", "\"f32\" or \"bf16\"", "\"f16\""]),
@@ -177,13 +208,25 @@ fn values_that_do_not_fit_together_are_refused() {
         ("[select]\nscore = 'kl'\n", ["run.toml:2", "select.score = \"kl\"", "--teacher"]),
         ("[select]\nscore = 'excess'\n", ["select.score", "there is none", "random"]),
         ("[objective]\nlambda = 0.5\n", ["run.toml:2", "objective.lambda = 0.5", "--teacher"]),
-        ("[objective]\nlambda_end = 0.5\n", ["run.toml:2", "objective.lambda_end = 0.5", "--teacher"]),
-        ("[objective]\ndivergence = 'jsd'\nsignal = 'sampled'\n", ["run.toml:3", "forward-kl", "\"jsd\""]),
+        (
+            "[objective]\nlambda_end = 0.5\n",
+            ["run.toml:2", "objective.lambda_end = 0.5", "--teacher"],
+        ),
+        (
+            "[objective]\ndivergence = 'jsd'\nsignal = 'sampled'\n",
+            ["run.toml:3", "forward-kl", "\"jsd\""],
+        ),
         ("init = 'teacher-layers'\n", ["run.toml:1", "teacher-layers", "--teacher"]),
         ("init = 'scratch'\nlayers = [1]\n", ["run.toml:2", "layers", "\"scratch\""]),
-        ("[data]\nrows = 12\n[machine]\nmicro_rows = 5\n", ["run.toml:4", "divide data.rows = 12", "try 4"]),
+        (
+            "[data]\nrows = 12\n[machine]\nmicro_rows = 5\n",
+            ["run.toml:4", "divide data.rows = 12", "try 4"],
+        ),
         ("[shape]\nn_embd = 10\nn_head = 3\n", ["run.toml:2", "n_embd = 10", "n_head = 3"]),
-        ("[data]\ncontext = 8\n[eval]\nstride = 9\n", ["run.toml:4", "eval.stride = 9", "data.context = 8"]),
+        (
+            "[data]\ncontext = 8\n[eval]\nstride = 9\n",
+            ["run.toml:4", "eval.stride = 9", "data.context = 8"],
+        ),
     ] {
         let message = message(text);
         for part in parts {
@@ -215,7 +258,8 @@ fn a_teacher_brings_distillation() {
 fn alpha_waits_then_ramps() {
     let select = |burn_in, ramp| SelectPlan { burn_in, ramp, alpha: 0.4, ..plan("").select };
     let s = select(10, 4);
-    let expected = [(0, 0.0), (9, 0.0), (10, 0.0), (11, 0.1), (12, 0.2), (13, 0.3), (14, 0.4), (1000, 0.4)];
+    let expected =
+        [(0, 0.0), (9, 0.0), (10, 0.0), (11, 0.1), (12, 0.2), (13, 0.3), (14, 0.4), (1000, 0.4)];
     for (step, alpha) in expected {
         assert!((s.alpha_at(step) - alpha).abs() < 1e-15, "step {step}: {}", s.alpha_at(step));
     }
@@ -237,9 +281,11 @@ fn every_shipped_run_file_loads_and_round_trips_through_its_resolved_form() {
         let first = load(Some(&run), &Overrides::default()).unwrap_or_else(|e| panic!("{e}"));
         assert!(first.notes().is_empty(), "{}: {:?}", run.name, first.notes());
         let text = first.plan.to_toml().unwrap();
-        let second = load(Some(&file(&text)), &Overrides::default()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let second = load(Some(&file(&text)), &Overrides::default())
+            .unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert_eq!(first.plan, second.plan, "{}", run.name);
-        let stored: Plan = serde_json::from_str(&serde_json::to_string(&first.plan).unwrap()).unwrap();
+        let stored: Plan =
+            serde_json::from_str(&serde_json::to_string(&first.plan).unwrap()).unwrap();
         assert_eq!(first.plan, stored, "{} as JSON", run.name);
     }
     names.sort();
@@ -284,19 +330,28 @@ fn the_mathematics_half_ignores_the_machine_and_notices_everything_else() {
         ("backward = 'sparse'", vec!["machine.backward: absent before, \"sparse\" now"]),
         (
             "backward = 'sampled'\nrho = 0.25",
-            vec!["machine.backward: absent before, \"sampled\" now", "machine.rho: absent before, 0.25 now"],
+            vec![
+                "machine.backward: absent before, \"sampled\" now",
+                "machine.rho: absent before, 0.25 now",
+            ],
         ),
         (
             "backward = 'sampled'\nadded_variance = 0.5",
-            vec!["machine.backward: absent before, \"sampled\" now", "machine.added_variance: absent before, 0.5 now"],
+            vec![
+                "machine.backward: absent before, \"sampled\" now",
+                "machine.added_variance: absent before, 0.5 now",
+            ],
         ),
         ("rho = 0.25", vec![]),
     ] {
-        let differences = plan(&format!("[machine]\n{text}\n")).mathematics_differences(&base.mathematics());
+        let differences =
+            plan(&format!("[machine]\n{text}\n")).mathematics_differences(&base.mathematics());
         assert_eq!(differences, expected, "{text}");
     }
     // A threshold shared by a micro-batch makes its size mathematics.
-    let pool = |micro: u32| plan(&format!("[select]\npool = 'micro-batch'\n[machine]\nmicro_rows = {micro}\n"));
+    let pool = |micro: u32| {
+        plan(&format!("[select]\npool = 'micro-batch'\n[machine]\nmicro_rows = {micro}\n"))
+    };
     assert_eq!(
         pool(4).mathematics_differences(&pool(8).mathematics()),
         vec!["machine.micro_rows: 8 before, 4 now".to_string()]
@@ -321,7 +376,9 @@ fn old_names_are_read_with_a_note_and_refused_beside_the_new_ones() {
     }
     assert_eq!(notes.len(), 4);
     let both = message("[select]\nmix = 0.5\n\ncvar_weight = 0.5\n");
-    for part in ["run.toml:2", "run.toml:4", "select.cvar_weight was called select.mix before", "keep one"] {
+    for part in
+        ["run.toml:2", "run.toml:4", "select.cvar_weight was called select.mix before", "keep one"]
+    {
         assert!(both.contains(part), "{both}");
     }
     // What is written later has the later word, whatever it calls the key.
@@ -331,7 +388,10 @@ fn old_names_are_read_with_a_note_and_refused_beside_the_new_ones() {
     over.put("init", "teacher-layers", Origin::Set).unwrap();
     over.set("select.cvar_weight=0.25").unwrap();
     let resolved = load(Some(&file(old)), &over).unwrap();
-    assert_eq!((resolved.plan.init, resolved.plan.select.cvar_weight), (Some(Init::TeacherLayers), 0.25));
+    assert_eq!(
+        (resolved.plan.init, resolved.plan.select.cvar_weight),
+        (Some(Init::TeacherLayers), 0.25)
+    );
     let both = over.set("select.mix=0.25").unwrap_err().to_string();
     assert!(both.contains("--set: select.cvar_weight was called select.mix"), "{both}");
 }
@@ -345,14 +405,17 @@ fn a_stored_plan_with_old_names_is_the_same_run() {
     for key in KEYS {
         let bare = |name: &'static str| name.rsplit('.').next().unwrap();
         if let Some(was) = key.was {
-            let renamed = stored.replace(&format!("\"{}\":", bare(key.name)), &format!("\"{}\":", bare(was)));
+            let renamed =
+                stored.replace(&format!("\"{}\":", bare(key.name)), &format!("\"{}\":", bare(was)));
             assert_ne!(renamed, stored, "{was} was not in the stored plan");
             stored = renamed;
         }
     }
     // Written before these keys were there.
     let mut json: serde_json::Value = serde_json::from_str(&stored).unwrap();
-    for (section, key) in [("optim", "on_nonfinite"), ("machine", "activations"), ("checkpoint", "keep_best")] {
+    for (section, key) in
+        [("optim", "on_nonfinite"), ("machine", "activations"), ("checkpoint", "keep_best")]
+    {
         json[section].as_object_mut().unwrap().shift_remove(key).unwrap();
     }
     let before: Plan = serde_json::from_value(json.clone()).unwrap();
@@ -369,7 +432,9 @@ fn a_builder_obeys_the_rules_of_a_run_file() {
     let resolved = of("eslm-loss").steps(7).set("select.mix", 0.5).resolve().unwrap();
     assert_eq!((resolved.plan.steps, resolved.plan.select.score), (7, Score::Loss));
     assert_eq!(resolved.value("steps").unwrap().origin, Origin::Builder);
-    assert!(resolved.notes().iter().any(|n| n.contains("select.mix is now called select.cvar_weight")));
+    assert!(
+        resolved.notes().iter().any(|n| n.contains("select.mix is now called select.cvar_weight"))
+    );
     for (builder, part) in [
         (of("clm").alpha(0.2), "plan builder: select.alpha has no meaning with method = \"clm\""),
         (Plan::builder().seed(u64::MAX), "plan builder: seed: expected a whole number"),
@@ -397,10 +462,15 @@ fn run_files_are_found_by_path_by_run_folder_and_by_name() {
 fn the_readme_holds_the_reference_of_keys() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = std::fs::read_to_string(path).unwrap();
-    let after =
-        readme.split_once("<!-- keys: written by `eslm-kd doc keys` -->\n\n").expect("no mark before the keys").1;
+    let after = readme
+        .split_once("<!-- keys: written by `eslm-kd doc keys` -->\n\n")
+        .expect("no mark before the keys")
+        .1;
     let held = after.split_once("\n<!-- end of keys -->").expect("no mark after the keys").0;
-    assert!(held == reference(), "run `eslm-kd doc keys` and put its output between the marks of README.md");
+    assert!(
+        held == reference(),
+        "run `eslm-kd doc keys` and put its output between the marks of README.md"
+    );
     for key in KEYS {
         assert!(held.contains(&format!("| `{}` |", key.name)), "{}", key.name);
     }
@@ -411,7 +481,9 @@ fn words_and_devices_parse_and_print() {
     for name in Score::NAMES {
         assert_eq!(name.parse::<Score>().unwrap().to_string(), *name);
     }
-    assert!("Entropy".parse::<Score>().unwrap_err().to_string().contains("did you mean \"entropy\"?"));
+    assert!(
+        "Entropy".parse::<Score>().unwrap_err().to_string().contains("did you mean \"entropy\"?")
+    );
     for (text, device) in [
         ("auto", DeviceSpec::Auto),
         ("cpu", DeviceSpec::Cpu),
@@ -428,16 +500,25 @@ fn words_and_devices_parse_and_print() {
 
 #[test]
 fn lambda_and_temperature_move_from_their_start_to_their_end() {
-    let objective =
-        |more: &str| plan(&format!("teacher = 't'\nsteps = 11\n[objective]\nlambda = 0.8\n{more}")).objective;
+    let objective = |more: &str| {
+        plan(&format!("teacher = 't'\nsteps = 11\n[objective]\nlambda = 0.8\n{more}")).objective
+    };
     let linear = objective("lambda_end = 0.0\ntemperature = 2\ntemperature_end = 1\n");
-    assert_eq!((linear.lambda_at(0, 11), linear.lambda_at(10, 11), linear.lambda_at(99, 11)), (0.8, 0.0, 0.0));
-    assert!((linear.lambda_at(5, 11) - 0.4).abs() < 1e-12 && (linear.temperature_at(5, 11) - 1.5).abs() < 1e-12);
+    assert_eq!(
+        (linear.lambda_at(0, 11), linear.lambda_at(10, 11), linear.lambda_at(99, 11)),
+        (0.8, 0.0, 0.0)
+    );
+    assert!(
+        (linear.lambda_at(5, 11) - 0.4).abs() < 1e-12
+            && (linear.temperature_at(5, 11) - 1.5).abs() < 1e-12
+    );
     assert_eq!((linear.temperature_at(0, 11), linear.temperature_at(10, 11)), (2.0, 1.0));
     assert_eq!(linear.lambda_at(0, 1), 0.8, "a run of one step starts and does not end");
     let cosine = objective("lambda_end = 0.0\nschedule = 'cosine'\n");
     assert_eq!((cosine.lambda_at(0, 11), cosine.lambda_at(10, 11)), (0.8, 0.0));
-    assert!((cosine.lambda_at(2, 11) - 0.4 * (1.0 + (0.2 * std::f64::consts::PI).cos())).abs() < 1e-12);
+    assert!(
+        (cosine.lambda_at(2, 11) - 0.4 * (1.0 + (0.2 * std::f64::consts::PI).cos())).abs() < 1e-12
+    );
     assert_eq!(objective("").lambda_at(7, 11), 0.8);
     let late = plan("teacher = 't'\n[objective]\nlambda = 0\nlambda_end = 0.5\n");
     assert!(late.uses_teacher(), "a teacher that speaks later is a teacher");

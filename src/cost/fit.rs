@@ -27,7 +27,8 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
         }
     }
     // Counts below are u64: refuse what no machine could run before it can wrap around.
-    let work = [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
+    let work =
+        [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
     if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
         return Err(Error::usage(format!(
             "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",

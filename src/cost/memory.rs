@@ -1,4 +1,5 @@
-//! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from it.
+//! What a plan takes of memory and disk, from shapes alone, and the machine half that follows from
+//! it.
 
 use super::{Route, StepFacts};
 use crate::config::Plan;
@@ -22,7 +23,9 @@ impl Budget {
     pub fn of(device: DeviceSpec) -> Self {
         match device {
             DeviceSpec::Cuda(_) => Self { kept_logits: 4 << 30, micro_batch: 16 << 30 },
-            DeviceSpec::Cpu | DeviceSpec::Auto => Self { kept_logits: 512 << 20, micro_batch: 1 << 30 },
+            DeviceSpec::Cpu | DeviceSpec::Auto => {
+                Self { kept_logits: 512 << 20, micro_batch: 1 << 30 }
+            }
         }
     }
 }
@@ -30,8 +33,9 @@ impl Budget {
 /// Bytes of an f32.
 const F32: u64 = 4;
 
-/// What the program holds beside a run: buffers of its threads and of matrix products, what its allocator has not given back.
-/// Fitted to the runs of the record `benches/records/2026-11-26-cpu.md`.
+/// What the program holds beside a run: buffers of its threads and of matrix products, what its
+/// allocator has not given back. Fitted to the runs of the record
+/// `benches/records/2026-11-26-cpu.md`.
 const PROGRAM: u64 = 20_000_000;
 
 /// Bytes of device or host memory at the peak, by part.
@@ -45,11 +49,13 @@ pub struct MemoryByPart {
     pub moments: u64,
     /// The tape of one micro-batch.
     pub activations: u64,
-    /// Logits of one micro-batch, student's and teacher's, or of the rows or columns in hand; and as much of their gradient.
+    /// Logits of one micro-batch, student's and teacher's, or of the rows or columns in hand; and
+    /// as much of their gradient.
     pub logits: u64,
     /// Teacher parameters and the activations of one of its blocks; no tape.
     pub teacher: u64,
-    /// What one block's backward forms beside its tape, as far as it does not fit where the logits were.
+    /// What one block's backward forms beside its tape, as far as it does not fit where the logits
+    /// were.
     pub scratch: u64,
     /// The program itself, without a run.
     pub program: u64,
@@ -58,7 +64,12 @@ pub struct MemoryByPart {
 impl MemoryByPart {
     /// The sum.
     pub fn total(&self) -> u64 {
-        let run = self.weights + self.gradients + self.moments + self.activations + self.logits + self.teacher;
+        let run = self.weights
+            + self.gradients
+            + self.moments
+            + self.activations
+            + self.logits
+            + self.teacher;
         run + self.scratch + self.program
     }
 }
@@ -72,8 +83,9 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     let tokens = micro * plan.data.context as u64;
     let parameters = student.parameters() as u64;
     let logits = head_bytes(student, plan, micro);
-    // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the residual, the norm's input and output,
-    // and of what comes from above (4 D). The head is done by then.
+    // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the
+    // residual, the norm's input and output, and of what comes from above (4 D). The head is done
+    // by then.
     let scratch = F32 * tokens * (4 * student.n_embd as u64 + 3 * student.inner() as u64);
     MemoryByPart {
         weights: F32 * parameters,
@@ -90,7 +102,8 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     }
 }
 
-/// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their own.
+/// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their
+/// own.
 fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
     let factors = teacher.elements(ParamKind::is_factor) as u64;
     let width = match stored {
@@ -100,9 +113,10 @@ fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
     F32 * (teacher.parameters() as u64 - factors) + width * factors
 }
 
-/// Bytes that the trunk's tape takes for so many tokens: in each block the input (D), the statistics of both norms, queries,
-/// keys and values (3 D), the attention's output (D), the middle of the block (D) and the MLP before its GELU (F); then the
-/// last residual and its norm (2 D and statistics). With recomputed activations each block's input, and all of one block.
+/// Bytes that the trunk's tape takes for so many tokens: in each block the input (D), the
+/// statistics of both norms, queries, keys and values (3 D), the attention's output (D), the middle
+/// of the block (D) and the MLP before its GELU (F); then the last residual and its norm (2 D and
+/// statistics). With recomputed activations each block's input, and all of one block.
 pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
     let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.inner() as u64);
     let block = 6 * d + f + 4;
@@ -118,18 +132,19 @@ pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
     3 * F32 * student.parameters() as u64
 }
 
-/// Bytes on disk of the whole run at its peak: an old checkpoint goes only after the new one stands. At the end it is
-/// less: the kept checkpoints and the exported model, a third of one.
+/// Bytes on disk of the whole run at its peak: an old checkpoint goes only after the new one
+/// stands. At the end it is less: the kept checkpoints and the exported model, a third of one.
 pub fn disk_bytes(student: &Gpt2Config, plan: &Plan) -> u64 {
     (plan.checkpoint.kept() as u64 + 1) * checkpoint_bytes(student)
 }
 
-/// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the plan alone, never
-/// of the machine it runs on, so that it is the same everywhere; `device = "auto"` counts as a CPU.
+/// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the
+/// plan alone, never of the machine it runs on, so that it is the same everywhere; `device =
+/// "auto"` counts as a CPU.
 ///
-/// Both follow from the device's [`Budget`]. `head = "auto"` keeps logits up to `kept_logits`. `micro_rows = "auto"` is the
-/// largest divisor of `data.rows` whose tape and kept logits fit `micro_batch` with the head kept if any does, since keeping
-/// saves work; else recomputed; else 1.
+/// Both follow from the device's [`Budget`]. `head = "auto"` keeps logits up to `kept_logits`.
+/// `micro_rows = "auto"` is the largest divisor of `data.rows` whose tape and kept logits fit
+/// `micro_batch` with the head kept if any does, since keeping saves work; else recomputed; else 1.
 pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
     let rows = plan.data.rows;
     let budget = Budget::of(plan.machine.device);
@@ -152,7 +167,8 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
                 (most > 0).then(|| largest_divisor(rows, most))
             };
             let kept = if plan.machine.head == HeadMode::Recompute { None } else { largest(true) };
-            let recomputed = || if plan.machine.head == HeadMode::Keep { None } else { largest(false) };
+            let recomputed =
+                || if plan.machine.head == HeadMode::Keep { None } else { largest(false) };
             kept.or_else(recomputed).unwrap_or(1)
         }
     };
@@ -163,24 +179,27 @@ pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
     settled
 }
 
-/// Whether some step scans logits first and reads them again, so that they may be stored in between.
+/// Whether some step scans logits first and reads them again, so that they may be stored in
+/// between.
 pub fn stores_logits(plan: &Plan) -> bool {
     (plan.selects() && plan.select.alpha > 0.0) || !usually_one_pass(plan, false)
 }
 
-/// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the teacher's, whose kept rows
-/// are nearly all rows at the start of a ramp. A micro-batch is sized by them even where blocks of rows are all there is.
+/// Bytes that the logits of `micro` sequences take where they are stored: the student's, and the
+/// teacher's, whose kept rows are nearly all rows at the start of a ramp. A micro-batch is sized by
+/// them even where blocks of rows are all there is.
 pub(super) fn logit_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     logit_sets(plan) * columns(plan, micro, student.vocab_size)
 }
 
-/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient; or a block of rows,
-/// whose gradient takes their place.
+/// Bytes of what the head holds at a time: stored logits or tiles of them, and a tile of gradient;
+/// or a block of rows, whose gradient takes their place.
 fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
     let tile = columns(plan, micro, student.vocab_size.min(head::TILE));
     let rows = (micro * plan.data.context as u64).min(head::BLOCK_ROWS as u64);
     let block = logit_sets(plan) * F32 * rows * student.vocab_size as u64;
-    let in_one_pass = if usually_one_pass(plan, false) || usually_one_pass(plan, true) { block } else { 0 };
+    let in_one_pass =
+        if usually_one_pass(plan, false) || usually_one_pass(plan, true) { block } else { 0 };
     let in_two = match plan.machine.head {
         _ if !stores_logits(plan) => 0,
         HeadMode::Recompute => (logit_sets(plan) + 1) * tile,

@@ -1,15 +1,18 @@
 //! What a plan costs, from shapes alone: floating-point operations, memory, disk.
 //!
-//! A multiply-add is 2 FLOPs. Matrix products and attention are counted; element-wise work (norms, GELU, softmax,
-//! the optimizer) is not. Attention is causal: position t meets t + 1 keys. The building blocks take numbers of rows,
-//! so the trainer counts what it executed with the same functions that `plan` predicts with.
+//! A multiply-add is 2 FLOPs. Matrix products and attention are counted; element-wise work (norms,
+//! GELU, softmax, the optimizer) is not. Attention is causal: position t meets t + 1 keys. The
+//! building blocks take numbers of rows, so the trainer counts what it executed with the same
+//! functions that `plan` predicts with.
 
 mod fit;
 mod memory;
 mod route;
 
 pub use fit::check_fit;
-pub use memory::{Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes};
+pub use memory::{
+    Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes,
+};
 pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 
 use crate::config::{Activations, BackwardMode, HeadMode, MicroRows, Pool, Rho};
@@ -29,23 +32,27 @@ pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
 pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u64) -> u64 {
     let tokens = sequences * context;
     let matrices = 2 * tokens * block_weights(cfg);
-    // Scores and weighted values: two products, each D multiply-adds for every (position, key) pair.
+    // Scores and weighted values: two products, each D multiply-adds for every (position, key)
+    // pair.
     let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
     layers * (matrices + attention)
 }
 
-/// FLOPs of running every block once more for the backward: all but its last product, which only its output needs.
+/// FLOPs of running every block once more for the backward: all but its last product, which only
+/// its output needs.
 pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
     let last = 2 * sequences * context * (cfg.n_embd * cfg.inner()) as u64;
     trunk_forward(cfg, sequences, context) - cfg.n_layer as u64 * last
 }
 
-/// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x context` positions.
+/// FLOPs of the trunk's exact backward pass when the loss reaches `kept_rows` of the `sequences x
+/// context` positions.
 ///
-/// Every block below the last is dense: two products per matrix of the forward (gradients of input and of weight),
-/// and five in attention (scores again, since the tape keeps no probabilities; then dV, dP, dQ, dK). In the last
-/// block only keys and values see every row; queries, output projection and MLP see the kept rows, and attention runs
-/// for kept queries over `(context + 1) / 2` keys, the mean over positions.
+/// Every block below the last is dense: two products per matrix of the forward (gradients of input
+/// and of weight), and five in attention (scores again, since the tape keeps no probabilities; then
+/// dV, dP, dQ, dK). In the last block only keys and values see every row; queries, output
+/// projection and MLP see the kept rows, and attention runs for kept queries over `(context + 1) /
+/// 2` keys, the mean over positions.
 pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
     let (layers, tokens) = (cfg.n_layer as u64, sequences * context);
     trunk_backward_sampled(cfg, context, (layers - 1) * tokens + kept_rows, layers * tokens)
@@ -56,18 +63,24 @@ pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u
     trunk_backward_exact(cfg, sequences, context, sequences * context)
 }
 
-/// FLOPs of the trunk's backward pass when only `rows` of the positions carry gradient, in every block: all products have
-/// that many rows. In attention, scores, dP and dQ meet all visible keys, dK and dV only those of these rows, taken to
-/// be spread evenly over the sequences.
+/// FLOPs of the trunk's backward pass when only `rows` of the positions carry gradient, in every
+/// block: all products have that many rows. In attention, scores, dP and dQ meet all visible keys,
+/// dK and dV only those of these rows, taken to be spread evenly over the sequences.
 pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, rows: u64) -> u64 {
     let d = cfg.n_embd as u64;
     let attention = d * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
     cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
 }
 
-/// FLOPs of the trunk's backward pass when `block_rows` rows carry gradient at a block's output and `key_rows` at its keys and
-/// values, both summed over the blocks: each block costs what [`trunk_backward_exact`] says of the last one.
-pub fn trunk_backward_sampled(cfg: &Gpt2Config, context: u64, block_rows: u64, key_rows: u64) -> u64 {
+/// FLOPs of the trunk's backward pass when `block_rows` rows carry gradient at a block's output and
+/// `key_rows` at its keys and values, both summed over the blocks: each block costs what
+/// [`trunk_backward_exact`] says of the last one.
+pub fn trunk_backward_sampled(
+    cfg: &Gpt2Config,
+    context: u64,
+    block_rows: u64,
+    key_rows: u64,
+) -> u64 {
     let d = cfg.n_embd as u64;
     let by_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
     key_rows * 2 * 2 * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
@@ -78,12 +91,14 @@ pub fn head_forward(cfg: &Gpt2Config, rows: u64) -> u64 {
     2 * rows * cfg.n_embd as u64 * cfg.vocab_size as u64
 }
 
-/// FLOPs from the logit gradients of `rows` positions to those of their hidden states and of the head.
+/// FLOPs from the logit gradients of `rows` positions to those of their hidden states and of the
+/// head.
 pub fn head_backward(cfg: &Gpt2Config, rows: u64) -> u64 {
     2 * head_forward(cfg, rows)
 }
 
-/// Floating-point operations by part (a multiply-add is two). f64: exact to 2^53 and never overflowing.
+/// Floating-point operations by part (a multiply-add is two). f64: exact to 2^53 and never
+/// overflowing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Flops {
     /// Student, forward: the trunk, and the logits of kept rows.
@@ -92,7 +107,8 @@ pub struct Flops {
     pub student_backward: f64,
     /// Teacher: the trunk, and the logits of kept rows.
     pub teacher: f64,
-    /// Logits of dropped rows, which only selection reads: the student's, and the teacher's if the score asks for them.
+    /// Logits of dropped rows, which only selection reads: the student's, and the teacher's if the
+    /// score asks for them.
     pub scoring: f64,
 }
 
@@ -143,28 +159,39 @@ pub struct Work {
     pub context: u64,
     /// Positions that the loss is formed from.
     pub kept: u64,
-    /// What a sampled backward has drawn. None where that is still to come; the other modes follow from `kept`.
+    /// What a sampled backward has drawn. None where that is still to come; the other modes follow
+    /// from `kept`.
     pub drawn: Option<Drawn>,
     /// The early exit, if there was one: `sequences` and `context` are then of those that went on.
     pub probe: Option<Probe>,
 }
 
-/// FLOPs of `work` by its route, as executed: the trainer counts with this function and `plan` predicts with it. The plan's
-/// machine half must be settled ([`settle`]): `head = "auto"` counts as `keep`.
+/// FLOPs of `work` by its route, as executed: the trainer counts with this function and `plan`
+/// predicts with it. The plan's machine half must be settled ([`settle`]): `head = "auto"` counts
+/// as `keep`.
 ///
-/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass costs 1 + 2k whatever is asked of stored logits: all of
-/// them once, gradients of kept rows. Two passes cost the same with `keep`; `recompute` costs 1 + 3k, and 1 + 4k where the kept
-/// rows are scanned again with a teacher that selection did not need. A teacher's head runs on all rows if the score reads it,
-/// else on kept rows if the objective does; a recomputed one runs again for the gradient, or for the reduction to a sparse
-/// signal. A dense signal and a divergence other than forward KL take one more pass of both, before the gradient. The products
-/// of a sparse signal's ids, a few dozen rows of the head per token, are not counted.
-pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, route: Route, work: Work) -> Flops {
+/// Dense heads cost 3 (forward 1, backward 2). What happens in one pass costs 1 + 2k whatever is
+/// asked of stored logits: all of them once, gradients of kept rows. Two passes cost the same with
+/// `keep`; `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again with a
+/// teacher that selection did not need. A teacher's head runs on all rows if the score reads it,
+/// else on kept rows if the objective does; a recomputed one runs again for the gradient, or for
+/// the reduction to a sparse signal. A dense signal and a divergence other than forward KL take one
+/// more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows
+/// of the head per token, are not counted.
+pub fn flops(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    route: Route,
+    work: Work,
+) -> Flops {
     let Work { sequences, context, kept, drawn, probe } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute && !route.one_pass;
     let summed = u64::from(route.distils && !route.one_pass && sums_first(plan));
     let mut flops = Flops {
-        student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept)) as f64,
+        student_forward: (trunk_forward(student, sequences, context) + head_forward(student, kept))
+            as f64,
         scoring: head_forward(student, dropped) as f64,
         ..Flops::default()
     };
@@ -173,17 +200,26 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, ro
         let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
         flops.scoring += (began + head_forward(student, probe.rows)) as f64;
     }
-    let drawn = drawn.unwrap_or_else(|| expected_draw(student, plan, route, sequences * context, kept));
+    let drawn =
+        drawn.unwrap_or_else(|| expected_draw(student, plan, route, sequences * context, kept));
     // Rows whose logits are differentiated.
-    let differentiated = if plan.machine.backward == BackwardMode::Sampled { drawn.head } else { kept };
+    let differentiated =
+        if plan.machine.backward == BackwardMode::Sampled { drawn.head } else { kept };
     if kept > 0 {
         let trunk = match plan.machine.backward {
             BackwardMode::Dense => trunk_backward_dense(student, sequences, context),
-            BackwardMode::Sparse if route.selects => trunk_backward_sparse(student, sequences, context, kept),
-            BackwardMode::Exact | BackwardMode::Sparse => trunk_backward_exact(student, sequences, context, kept),
-            BackwardMode::Sampled => trunk_backward_sampled(student, context, drawn.blocks, drawn.keys),
+            BackwardMode::Sparse if route.selects => {
+                trunk_backward_sparse(student, sequences, context, kept)
+            }
+            BackwardMode::Exact | BackwardMode::Sparse => {
+                trunk_backward_exact(student, sequences, context, kept)
+            }
+            BackwardMode::Sampled => {
+                trunk_backward_sampled(student, context, drawn.blocks, drawn.keys)
+            }
         };
-        // Formed again for the scan of the kept rows with the teacher, then for the divergence's sums and for the gradient.
+        // Formed again for the scan of the kept rows with the teacher, then for the divergence's
+        // sums and for the gradient.
         let scanned = u64::from(recompute && route.scans_again());
         let again = if recompute { 1 + summed } else { 0 };
         let blocks_again = match plan.machine.activations {
@@ -194,7 +230,8 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, ro
             + blocks_again
             + head_backward(student, differentiated)
             + scanned * head_forward(student, kept)
-            + again * head_forward(student, differentiated)) as f64;
+            + again * head_forward(student, differentiated))
+            as f64;
     }
     if let Some(teacher) = teacher.filter(|_| route.teacher != TeacherRows::None) {
         let again = if route.distils && recompute { 1 + summed } else { 0 };
@@ -208,8 +245,8 @@ pub fn flops(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan, ro
     flops
 }
 
-/// Rows that a sampled backward is expected to draw: below the last block every position has gradient. How few
-/// `rho = "auto"` will do with is not known beforehand; every row is the bound.
+/// Rows that a sampled backward is expected to draw: below the last block every position has
+/// gradient. How few `rho = "auto"` will do with is not known beforehand; every row is the bound.
 fn expected_draw(cfg: &Gpt2Config, plan: &Plan, route: Route, positions: u64, kept: u64) -> Drawn {
     let share = match plan.machine.rho {
         Rho::Auto => 1.0,
@@ -263,7 +300,8 @@ pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &P
     all - without_lambda(student, teacher, plan)
 }
 
-/// What the first or the last step saves where a scheduled lambda begins or ends at 0: nowhere between can it be 0.
+/// What the first or the last step saves where a scheduled lambda begins or ends at 0: nowhere
+/// between can it be 0.
 fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
     if !plan.objective.distils() {
         return 0.0;
@@ -275,21 +313,26 @@ fn without_lambda(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Pla
         .map(|step| {
             let level = plan.level_at(step);
             let with = StepFacts::usual(plan, level.alpha > 0.0);
-            let total = |step| flops(student, teacher, plan, Route::of(plan, step), work_of_step(plan, level)).total();
+            let total = |step| {
+                flops(student, teacher, plan, Route::of(plan, step), work_of_step(plan, level))
+                    .total()
+            };
             total(with) - total(StepFacts { weighs_teacher: false, ..with })
         })
         .sum()
 }
 
-/// Rows of an optimizer step that are kept at these confidence levels: rounded up within each pool. The plan must be
-/// settled: a pool may be a micro-batch.
+/// Rows of an optimizer step that are kept at these confidence levels: rounded up within each pool.
+/// The plan must be settled: a pool may be a micro-batch.
 pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
     let Level { alpha, alpha_seq } = level.into();
     let (context, micro) = (plan.data.context, micro_rows(plan));
     let sequences = kept_sequences(plan, alpha_seq);
     match plan.select.pool {
         Pool::Sequence => sequences * kept_of(alpha, context) as u64,
-        Pool::MicroBatch => (plan.data.rows / micro * kept_of(alpha, kept_of(alpha_seq, micro) * context)) as u64,
+        Pool::MicroBatch => {
+            (plan.data.rows / micro * kept_of(alpha, kept_of(alpha_seq, micro) * context)) as u64
+        }
         Pool::Carried => kept_of(alpha, sequences as usize * context) as u64,
     }
 }
@@ -307,11 +350,16 @@ fn micro_rows(plan: &Plan) -> usize {
     }
 }
 
-/// Rows of an optimizer step that carry gradient: the kept ones, and of the others the share that the mixture draws.
+/// Rows of an optimizer step that carry gradient: the kept ones, and of the others the share that
+/// the mixture draws.
 pub fn gradient_rows(plan: &Plan, level: Level) -> u64 {
     let kept = kept_rows(plan, level);
     let dropped = kept_sequences(plan, level.alpha_seq) * plan.data.context as u64 - kept;
-    let drawn = if plan.select.cvar_weight < 1.0 { (plan.select.rest_rate * dropped as f64).round() as u64 } else { 0 };
+    let drawn = if plan.select.cvar_weight < 1.0 {
+        (plan.select.rest_rate * dropped as f64).round() as u64
+    } else {
+        0
+    };
     kept + drawn
 }
 
@@ -337,15 +385,17 @@ impl Stages {
     }
 }
 
-/// Mean level of the `steps` steps (at least 1) after the ramp's first, which is at 0: the target's (steps + 1) / (2 ramp).
+/// Mean level of the `steps` steps (at least 1) after the ramp's first, which is at 0: the target's
+/// (steps + 1) / (2 ramp).
 fn ramp_mean(plan: &Plan, steps: u64) -> Level {
     plan.level().scaled((steps + 1) as f64 / 2.0 / plan.select.ramp as f64)
 }
 
 /// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
 pub fn mean_keep(plan: &Plan) -> f64 {
-    let keep =
-        |level: Level| (1.0 - level.alpha) * kept_sequences(plan, level.alpha_seq) as f64 / plan.data.rows as f64;
+    let keep = |level: Level| {
+        (1.0 - level.alpha) * kept_sequences(plan, level.alpha_seq) as f64 / plan.data.rows as f64
+    };
     let Stages { plain, ramp, full } = Stages::of(plan);
     let ramped = if ramp > 0 { ramp as f64 * keep(ramp_mean(plan, ramp)) } else { 0.0 };
     (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64

@@ -1,5 +1,6 @@
-//! The route of a micro-batch: when the teacher is read, how often the head runs, where rows are drawn. Decided here
-//! alone; the trainer executes it and [`super::flops`] counts it, so that what is forecast is what is done.
+//! The route of a micro-batch: when the teacher is read, how often the head runs, where rows are
+//! drawn. Decided here alone; the trainer executes it and [`super::flops`] counts it, so that what
+//! is forecast is what is done.
 
 use crate::config::{BackwardMode, Divergence, Plan, Pool, Rho, Signal};
 
@@ -28,9 +29,15 @@ pub struct StepFacts {
 }
 
 impl StepFacts {
-    /// A step of the run at large: with the teacher's weight, and with a threshold if any is carried.
+    /// A step of the run at large: with the teacher's weight, and with a threshold if any is
+    /// carried.
     pub fn usual(plan: &Plan, selects: bool) -> Self {
-        Self { selects, weighs_teacher: plan.objective.distils(), threshold: true, own_score: false }
+        Self {
+            selects,
+            weighs_teacher: plan.objective.distils(),
+            threshold: true,
+            own_score: false,
+        }
     }
 }
 
@@ -43,8 +50,8 @@ pub struct Route {
     pub distils: bool,
     /// Which of the teacher's logits are read.
     pub teacher: TeacherRows,
-    /// One pass over the head scores and differentiates each row while its logits are in hand. Otherwise a scan comes
-    /// first, and a second pass forms the gradient of the chosen rows.
+    /// One pass over the head scores and differentiates each row while its logits are in hand.
+    /// Otherwise a scan comes first, and a second pass forms the gradient of the chosen rows.
     pub one_pass: bool,
     /// A sampled backward draws among the rows of the head before it forms their gradient.
     pub draws_at_head: bool,
@@ -53,13 +60,15 @@ pub struct Route {
 impl Route {
     /// The route of a step.
     ///
-    /// One pass is possible where a row's fate is known before its score (nothing is selected, and a sampled backward does
-    /// not want every norm first) or with it (a carried threshold), and the loss uses the dense output of a teacher that is
-    /// read everywhere, or no teacher: one that only kept rows are compared with is better asked afterwards.
+    /// One pass is possible where a row's fate is known before its score (nothing is selected, and
+    /// a sampled backward does not want every norm first) or with it (a carried threshold), and the
+    /// loss uses the dense output of a teacher that is read everywhere, or no teacher: one that
+    /// only kept rows are compared with is better asked afterwards.
     pub fn of(plan: &Plan, step: StepFacts) -> Self {
         let distils = plan.teacher.is_some() && step.weighs_teacher;
-        let scored_by_teacher =
-            step.selects && plan.teacher.is_some() && (plan.select.score.needs_teacher() || step.own_score);
+        let scored_by_teacher = step.selects
+            && plan.teacher.is_some()
+            && (plan.select.score.needs_teacher() || step.own_score);
         let teacher = match (distils || scored_by_teacher, step.selects && !scored_by_teacher) {
             (false, _) => TeacherRows::None,
             (true, true) => TeacherRows::Kept,
@@ -75,7 +84,8 @@ impl Route {
             };
             known && heard
         } else {
-            let draws = plan.machine.backward == BackwardMode::Sampled && plan.machine.rho != Rho::Share(1.0);
+            let draws = plan.machine.backward == BackwardMode::Sampled
+                && plan.machine.rho != Rho::Share(1.0);
             (dense || !plan.uses_teacher()) && !draws
         };
         let bounded = !distils || forward_kl(plan);
@@ -89,8 +99,8 @@ impl Route {
     }
 }
 
-/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm has a bound before it is
-/// formed, and it takes one pass over the vocabulary instead of two.
+/// Whether the divergence is forward KL on all of the teacher's distribution: its gradient's norm
+/// has a bound before it is formed, and it takes one pass over the vocabulary instead of two.
 pub fn forward_kl(plan: &Plan) -> bool {
     plan.objective.signal == Signal::Dense && plan.objective.divergence == Divergence::ForwardKl
 }
@@ -123,11 +133,21 @@ mod tests {
         assert_eq!(of(&["teacher=t", "select.score=entropy"], true), TeacherRows::Kept);
         assert_eq!(of(&["teacher=t", "select.score=entropy"], false), TeacherRows::All);
         assert_eq!(of(&["teacher=t", "select.score=kl"], true), TeacherRows::All);
-        assert_eq!(of(&["teacher=t", "select.score=kl", "objective.lambda=0"], true), TeacherRows::All);
-        assert_eq!(of(&["teacher=t", "select.score=kl", "objective.lambda=0"], false), TeacherRows::None);
+        assert_eq!(
+            of(&["teacher=t", "select.score=kl", "objective.lambda=0"], true),
+            TeacherRows::All
+        );
+        assert_eq!(
+            of(&["teacher=t", "select.score=kl", "objective.lambda=0"], false),
+            TeacherRows::None
+        );
         let plan = plan(&["teacher=t", "select.score=entropy"]);
         let own = StepFacts { own_score: true, ..StepFacts::usual(&plan, true) };
-        assert_eq!(Route::of(&plan, own).teacher, TeacherRows::All, "an own score may compare with it");
+        assert_eq!(
+            Route::of(&plan, own).teacher,
+            TeacherRows::All,
+            "an own score may compare with it"
+        );
     }
 
     #[test]
@@ -135,11 +155,15 @@ mod tests {
         let one = |settings: &[&str], selects| route(settings, selects).one_pass;
         assert!(one(&[], false) && !one(&[], true));
         assert!(
-            !one(&["machine.backward=sampled"], false) && one(&["machine.backward=sampled", "machine.rho=1"], false)
+            !one(&["machine.backward=sampled"], false)
+                && one(&["machine.backward=sampled", "machine.rho=1"], false)
         );
         let carried = ["select.pool=carried", "select.score=entropy"];
         assert!(one(&carried, true));
-        assert!(!one(&[&carried[..], &["teacher=t"]].concat(), true), "the teacher is better asked for kept rows");
+        assert!(
+            !one(&[&carried[..], &["teacher=t"]].concat(), true),
+            "the teacher is better asked for kept rows"
+        );
         let by_teacher = ["select.pool=carried", "select.score=excess", "teacher=t"];
         assert!(one(&by_teacher, true));
         assert!(!one(&[&by_teacher[..], &["objective.signal=top-k"]].concat(), true));
@@ -152,11 +176,18 @@ mod tests {
 
     #[test]
     fn only_what_has_a_bound_is_drawn_at_the_head() {
-        let draws = |more: &[&str]| route(&[&["machine.backward=sampled"], more].concat(), true).draws_at_head;
+        let draws = |more: &[&str]| {
+            route(&[&["machine.backward=sampled"], more].concat(), true).draws_at_head
+        };
         assert!(draws(&[]) && draws(&["teacher=t"]));
         assert!(!draws(&["teacher=t", "objective.divergence=jsd"]));
         assert!(!draws(&["teacher=t", "objective.signal=sampled"]));
-        assert!(draws(&["teacher=t", "objective.divergence=jsd", "objective.lambda=0", "select.score=kl"]));
+        assert!(draws(&[
+            "teacher=t",
+            "objective.divergence=jsd",
+            "objective.lambda=0",
+            "select.score=kl"
+        ]));
         assert!(!route(&[], true).draws_at_head);
     }
 }

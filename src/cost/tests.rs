@@ -5,7 +5,9 @@ use super::*;
 use crate::config::{Overrides, RunFile, load};
 
 fn plan(text: &str) -> Plan {
-    load(Some(&RunFile { name: "run.toml".into(), text: text.into() }), &Overrides::default()).unwrap().plan
+    load(Some(&RunFile { name: "run.toml".into(), text: text.into() }), &Overrides::default())
+        .unwrap()
+        .plan
 }
 
 fn gpt2() -> Gpt2Config {
@@ -17,12 +19,14 @@ const ONE: &str = "[data]\nrows = 1\n[machine]\nhead = 'keep'\nmicro_rows = 1\n"
 
 #[test]
 fn the_blocks_equal_a_count_by_hand() {
-    // D 2, F 8, L 1, V 5, one sequence of T 3: matrices 2*6 + 2*2 + 2*8 + 8*2 = 48 multiply-adds per token.
+    // D 2, F 8, L 1, V 5, one sequence of T 3: matrices 2*6 + 2*2 + 2*8 + 8*2 = 48 multiply-adds
+    // per token.
     let cfg = Gpt2Config::new(5, 3, 2, 1, 1);
     // Pairs 1 + 2 + 3 = 6; attention 2 products x D 2 x 6 = 24 multiply-adds.
     assert_eq!(trunk_forward(&cfg, 1, 3), 2 * (3 * 48 + 24));
     assert_eq!(trunk_backward_dense(&cfg, 1, 3), 2 * (2 * 3 * 48 + 60));
-    // One kept row: keys and values (8 per token) for 3 rows; 40 for one row; attention for 2 keys on average.
+    // One kept row: keys and values (8 per token) for 3 rows; 40 for one row; attention for 2 keys
+    // on average.
     assert_eq!(trunk_backward_exact(&cfg, 1, 3, 1), 2 * (2 * (3 * 8 + 40) + 5 * 2 * 2));
     assert_eq!(head_forward(&cfg, 3), 2 * 3 * 10);
     assert_eq!(head_backward(&cfg, 2), 2 * 2 * 2 * 10);
@@ -74,7 +78,11 @@ fn a_teacher_runs_its_head_only_where_it_is_read() {
         let dropped = f.scoring - head_forward(&gpt2(), 1024 - kept_rows(&plan, alpha)) as f64;
         (of(f.teacher - trunk_forward(&teacher, 1, 1024) as f64, &teacher), of(dropped, &teacher))
     };
-    assert_eq!(rows("[select]\nscore = 'entropy'\n", 0.5), (512.0, 0.0), "entropy needs no teacher: kept rows only");
+    assert_eq!(
+        rows("[select]\nscore = 'entropy'\n", 0.5),
+        (512.0, 0.0),
+        "entropy needs no teacher: kept rows only"
+    );
     assert_eq!(rows("[select]\nscore = 'kl'\n", 0.5), (512.0, 512.0));
     assert_eq!(rows("[select]\nscore = 'kl'\n", 0.0), (1024.0, 0.0));
     assert_eq!(rows("[select]\nscore = 'kl'\n[objective]\nlambda = 0\n", 0.5), (512.0, 512.0));
@@ -98,8 +106,8 @@ fn dense_backward_saves_in_the_head_alone() {
 
 #[test]
 fn fewer_rows_in_every_block_save_what_the_mathematics_says() {
-    // One block of D 2, F 8, T 3 and one row with gradient: 48 multiply-adds twice; scores, dP and dQ meet 2 keys on
-    // average, dK and dV the row itself.
+    // One block of D 2, F 8, T 3 and one row with gradient: 48 multiply-adds twice; scores, dP and
+    // dQ meet 2 keys on average, dK and dV the row itself.
     let cfg = Gpt2Config::new(5, 3, 2, 1, 1);
     assert_eq!(trunk_backward_sparse(&cfg, 1, 3, 1), 2 * (2 * 48 + 3 * 2 * 2 + 2 * 2));
     assert_eq!(trunk_backward_sparse(&cfg, 1, 3, 3), trunk_backward_dense(&cfg, 1, 3));
@@ -108,7 +116,10 @@ fn fewer_rows_in_every_block_save_what_the_mathematics_says() {
     assert_eq!(trunk_backward_sampled(&two, 3, 2, 6), 2 * trunk_backward_exact(&cfg, 1, 3, 1));
     assert_eq!(trunk_backward_sampled(&two, 3, 6, 6), trunk_backward_dense(&two, 1, 3));
     // Half of the keys and values: 2 x 4 multiply-adds twice, of three rows.
-    assert_eq!(trunk_backward_sampled(&two, 3, 6, 3), trunk_backward_dense(&two, 1, 3) - 3 * 2 * 2 * 8);
+    assert_eq!(
+        trunk_backward_sampled(&two, 3, 6, 3),
+        trunk_backward_dense(&two, 1, 3) - 3 * 2 * 2 * 8
+    );
     // 124M at T = 1024: 6.7, 33 and 53 % of the step, up to attention's constant share.
     let dense = flops_per_step(&gpt2(), None, &plan(ONE), 0.0).total();
     let sparse = plan(&format!("{ONE}backward = 'sparse'\n"));
@@ -127,7 +138,8 @@ fn fewer_rows_in_every_block_save_what_the_mathematics_says() {
 fn a_run_is_the_sum_of_its_steps() {
     let teacher = Gpt2Config::new(50257, 1024, 1024, 24, 16);
     for (lambda, head) in [(0.0, "keep"), (0.5, "keep"), (0.0, "recompute"), (0.5, "recompute")] {
-        // Alpha moves by 1/16 per step of the ramp, so that no row is rounded and the mean is exact.
+        // Alpha moves by 1/16 per step of the ramp, so that no row is rounded and the mean is
+        // exact.
         let text = format!(
             "steps = 20\nteacher = 't'\n[select]\nscore = 'kl'\nalpha = 0.5\nburn_in = 5\nramp = 8\n[objective]\nlambda = {lambda}\n[machine]\nhead = '{head}'"
         );
@@ -143,13 +155,21 @@ fn a_run_is_the_sum_of_its_steps() {
 fn kept_rows_round_up_per_pool() {
     let p = plan("[data]\nrows = 3\ncontext = 10\n[machine]\nmicro_rows = 1\n");
     assert_eq!([0.0, 0.1, 0.15, 0.99].map(|a| kept_rows(&p, a)), [30, 27, 27, 3]);
-    let p = plan("[data]\nrows = 4\ncontext = 10\n[machine]\nmicro_rows = 2\n[select]\npool = 'micro-batch'\n");
+    let p = plan(
+        "[data]\nrows = 4\ncontext = 10\n[machine]\nmicro_rows = 2\n[select]\npool = 'micro-batch'\n",
+    );
     assert_eq!([0.0, 0.15, 0.99].map(|a| kept_rows(&p, a)), [40, 34, 2]);
 }
 
 #[test]
 fn mean_keep_is_the_mean_over_the_steps() {
-    for text in ["burn_in = 3\nramp = 4", "ramp = 50", "burn_in = 40", "burn_in = 0", "burn_in = 8\nramp = 30"] {
+    for text in [
+        "burn_in = 3\nramp = 4",
+        "ramp = 50",
+        "burn_in = 40",
+        "burn_in = 0",
+        "burn_in = 8\nramp = 30",
+    ] {
         let p = plan(&format!("steps = 20\n[select]\nalpha = 0.4\n{text}\n"));
         let mean = 1.0 - (0..20).map(|s| p.alpha_at(s)).sum::<f64>() / 20.0;
         assert!((mean_keep(&p) - mean).abs() < 1e-12, "{text}: {} {mean}", mean_keep(&p));
@@ -170,7 +190,10 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
         let m = memory(&cfg, None, &settled);
         let stored = logit_bytes(&cfg, &settled, micro as u64);
         let budget = Budget::of(settled.machine.device);
-        assert!(m.activations + stored <= budget.micro_batch && stored <= budget.kept_logits, "{m:?}");
+        assert!(
+            m.activations + stored <= budget.micro_batch && stored <= budget.kept_logits,
+            "{m:?}"
+        );
         // Settling again changes nothing.
         assert_eq!(settle(&cfg, &settled), settled);
     }
@@ -179,7 +202,9 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
     assert_eq!(settle(&gpt2(), &many).machine.head, HeadMode::Recompute);
     // A GPU has room for more.
     let micro_rows = |device: &str| {
-        settle(&gpt2(), &plan(&format!("[data]\nrows = 32\n[machine]\ndevice = '{device}'\n"))).machine.micro_rows
+        settle(&gpt2(), &plan(&format!("[data]\nrows = 32\n[machine]\ndevice = '{device}'\n")))
+            .machine
+            .micro_rows
     };
     assert_eq!((micro_rows("cpu"), micro_rows("cuda")), (MicroRows::Rows(1), MicroRows::Rows(16)));
     // A vocabulary whose logits alone burst the budget still trains, one sequence at a time.
@@ -201,7 +226,8 @@ fn memory_and_disk_follow_the_parameters() {
     assert_eq!(m.scratch, (4 * 1024 * (4 * 768 + 3 * 3072_u64)).saturating_sub(m.logits));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations + m.scratch + m.program);
     assert_eq!(disk_bytes(&gpt2(), &p), (2 + 1) * 3 * m.weights);
-    // Columns of both, or 256 rows in a burn-in, whichever is more; with nothing selected, 256 rows; inputs of 12 blocks, and all of one.
+    // Columns of both, or 256 rows in a burn-in, whichever is more; with nothing selected, 256
+    // rows; inputs of 12 blocks, and all of one.
     let with = |settings: &str| memory(&gpt2(), None, &plan(&format!("{ONE}{settings}")));
     let recomputed = memory(&gpt2(), None, &plan(&ONE.replace("keep", "recompute")));
     assert_eq!(recomputed.logits, 4 * 256 * 50257);
@@ -217,8 +243,12 @@ fn shapes_that_do_not_fit_are_named() {
     let fails = |s: Gpt2Config, t: Gpt2Config| check_fit(&s, Some(&t), &p).unwrap_err().to_string();
     assert!(fails(shape(10, 32), shape(10, 64)).contains("32 positions of the student gpt2-124m"));
     assert!(fails(shape(10, 64), shape(10, 48)).contains("48 positions of the teacher big"));
-    assert!(fails(shape(10, 64), shape(11, 64)).contains("the teacher has 11 tokens, the student 10"));
+    assert!(
+        fails(shape(10, 64), shape(11, 64)).contains("the teacher has 11 tokens, the student 10")
+    );
     assert!(fails(shape(10, 64), shape(10, 64)).contains("layer 9"));
     let huge = plan("[data]\nrows = 1073741824\n");
-    assert!(check_fit(&gpt2(), None, &huge).unwrap_err().to_string().contains("data.rows = 1073741824"));
+    assert!(
+        check_fit(&gpt2(), None, &huge).unwrap_err().to_string().contains("data.rows = 1073741824")
+    );
 }

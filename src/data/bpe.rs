@@ -1,8 +1,9 @@
 //! Training of a byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2).
 //!
-//! Why not the trainer of the `tokenizers` crate: its pair counts are 32 bits wide and wrap on a few gigabytes of
-//! text, its order of equal candidates can depend on a randomly seeded hash map, and it can not be interrupted. On
-//! inputs where neither matters both give the same merges, which a test checks.
+//! Why not the trainer of the `tokenizers` crate: its pair counts are 32 bits wide and wrap on a
+//! few gigabytes of text, its order of equal candidates can depend on a randomly seeded hash map,
+//! and it can not be interrupted. On inputs where neither matters both give the same merges, which
+//! a test checks.
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -10,8 +11,10 @@ use rayon::prelude::*;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use tokenizers::utils::SysRegex;
 
-/// GPT-2's pre-tokenizer: contractions, words, numbers, punctuation (each with one leading space), white space.
-pub const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// GPT-2's pre-tokenizer: contractions, words, numbers, punctuation (each with one leading space),
+/// white space.
+pub const GPT2_PATTERN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// Distinct words above which the rarest are forgotten, so that memory stays bounded on any input.
 const MAX_WORDS: usize = 4_000_000;
@@ -29,7 +32,9 @@ impl WordCounts {
             thread_local! { static REGEX: Option<SysRegex> = SysRegex::new(GPT2_PATTERN).ok(); }
             let mut counts: HashMap<Box<str>, u64> = HashMap::new();
             REGEX.with(|regex| {
-                let regex = regex.as_ref().ok_or_else(|| Error::internal("GPT-2's pattern does not compile"))?;
+                let regex = regex
+                    .as_ref()
+                    .ok_or_else(|| Error::internal("GPT-2's pattern does not compile"))?;
                 check_words(text)?;
                 for part in text.split(special) {
                     for (start, end) in regex.find_iter(part) {
@@ -67,11 +72,12 @@ impl WordCounts {
     }
 }
 
-/// Longest run that is still a word: finding it takes tens of times its bytes of memory, merging it a hundred times.
+/// Longest run that is still a word: finding it takes tens of times its bytes of memory, merging it
+/// a hundred times.
 const MOST_WORD_BYTES: usize = 4 << 20;
 
-/// Errs for a text with a run of letters, digits, other signs or white space that is no word any more. Looks only into
-/// texts that are long enough, which is what could not be cut into pieces.
+/// Errs for a text with a run of letters, digits, other signs or white space that is no word any
+/// more. Looks only into texts that are long enough, which is what could not be cut into pieces.
 pub(super) fn check_words(text: &str) -> Result<()> {
     if text.len() <= MOST_WORD_BYTES {
         return Ok(());
@@ -101,7 +107,8 @@ pub struct Bpe {
     pub merges: Vec<(String, String)>,
 }
 
-/// GPT-2's printable stand-in for every byte: itself if printable Latin-1, else the next code point from 256 on.
+/// GPT-2's printable stand-in for every byte: itself if printable Latin-1, else the next code point
+/// from 256 on.
 pub fn byte_spelling() -> [char; 256] {
     let mut next = 256u32;
     std::array::from_fn(|byte| {
@@ -117,7 +124,8 @@ pub fn byte_spelling() -> [char; 256] {
 
 type Pair = (u32, u32);
 
-/// A candidate in the queue: highest count first, then the lowest pair. Its count may be out of date.
+/// A candidate in the queue: highest count first, then the lowest pair. Its count may be out of
+/// date.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     count: i64,
@@ -156,8 +164,10 @@ impl Trainer {
             trainer.words.push(ids);
             trainer.frequency.push(n as i64);
         }
-        let candidates =
-            trainer.counts.iter().map(|(pair, count)| Candidate { count: *count, pair: std::cmp::Reverse(*pair) });
+        let candidates = trainer
+            .counts
+            .iter()
+            .map(|(pair, count)| Candidate { count: *count, pair: std::cmp::Reverse(*pair) });
         trainer.queue = candidates.collect();
         trainer
     }
@@ -220,14 +230,21 @@ impl Trainer {
     }
 }
 
-/// Learns up to `size` tokens (the 256 bytes included); fewer when no pair occurs `min_frequency` times any more.
-pub fn train(counts: WordCounts, size: usize, min_frequency: u64, progress: &dyn Progress) -> Result<Bpe> {
+/// Learns up to `size` tokens (the 256 bytes included); fewer when no pair occurs `min_frequency`
+/// times any more.
+pub fn train(
+    counts: WordCounts,
+    size: usize,
+    min_frequency: u64,
+    progress: &dyn Progress,
+) -> Result<Bpe> {
     let spelling = byte_spelling();
     let mut alphabet: Vec<u8> = (0..=255).collect();
     alphabet.sort_unstable_by_key(|b| spelling[usize::from(*b)]);
     let mut id_of_byte = [0u32; 256];
     alphabet.iter().enumerate().for_each(|(id, b)| id_of_byte[usize::from(*b)] = id as u32);
-    let mut tokens: Vec<String> = alphabet.iter().map(|b| spelling[usize::from(*b)].to_string()).collect();
+    let mut tokens: Vec<String> =
+        alphabet.iter().map(|b| spelling[usize::from(*b)].to_string()).collect();
     let mut ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
     let mut merges: Vec<Pair> = Vec::new();
     let mut merged: HashSet<Pair> = HashSet::new();
@@ -273,13 +290,17 @@ mod tests {
     #[test]
     fn bytes_are_spelled_as_in_gpt2() {
         let spelling = byte_spelling();
-        assert_eq!((spelling[b' ' as usize], spelling[b'\n' as usize], spelling[b'!' as usize]), ('Ġ', 'Ċ', '!'));
+        assert_eq!(
+            (spelling[b' ' as usize], spelling[b'\n' as usize], spelling[b'!' as usize]),
+            ('Ġ', 'Ċ', '!')
+        );
         assert_eq!(spelling.iter().collect::<HashSet<_>>().len(), 256);
     }
 
     #[test]
     fn the_worked_example_of_the_paper() {
-        // Sennrich et al. 2016, algorithm 1: low 5, lower 2, newest 6, widest 3; the first merges are e+s, es+t, l+o.
+        // Sennrich et al. 2016, algorithm 1: low 5, lower 2, newest 6, widest 3; the first merges
+        // are e+s, es+t, l+o.
         let words = [("low", 5), ("lower", 2), ("newest", 6), ("widest", 3)];
         let counts = WordCounts { counts: words.iter().map(|(w, n)| ((*w).into(), *n)).collect() };
         let bpe = train(counts, 256 + 3, 1, &Silent).unwrap();
@@ -292,21 +313,31 @@ mod tests {
         use tokenizers::models::bpe::{BPE, BpeTrainer};
         use tokenizers::pre_tokenizers::byte_level::ByteLevel;
         let text: String = (0..60)
-            .map(|i| format!("The {}th cat's höhle wasn't  warm;\n\tshe slept {} times, abcabc bcabca.", i % 7, i * 37))
+            .map(|i| {
+                format!(
+                    "The {}th cat's höhle wasn't  warm;\n\tshe slept {} times, abcabc bcabca.",
+                    i % 7,
+                    i * 37
+                )
+            })
             .collect();
         let ours = train(counted(&text), 400, 2, &Silent).unwrap();
 
         let alphabet = ByteLevel::alphabet().into_iter().collect();
         let trainer = BpeTrainer::builder().vocab_size(400).min_frequency(2).show_progress(false);
         let trainer = trainer.initial_alphabet(alphabet).build();
-        let mut oracle =
-            tokenizers::TokenizerImpl::<BPE, tokenizers::NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel>::new(
-                BPE::default(),
-            );
+        let mut oracle = tokenizers::TokenizerImpl::<
+            BPE,
+            tokenizers::NormalizerWrapper,
+            ByteLevel,
+            ByteLevel,
+            ByteLevel,
+        >::new(BPE::default());
         oracle.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
         oracle.train(&mut trainer.clone(), std::iter::once(text.as_str())).unwrap();
         let model: serde_json::Value = serde_json::to_value(oracle.get_model()).unwrap();
-        let theirs: Vec<(String, String)> = serde_json::from_value(model["merges"].clone()).unwrap();
+        let theirs: Vec<(String, String)> =
+            serde_json::from_value(model["merges"].clone()).unwrap();
         assert!(ours.merges.len() > 60, "{}", ours.merges.len());
         assert_eq!(ours.merges, theirs);
     }

@@ -1,7 +1,8 @@
 //! Bulk encoding: GPT-2's scheme, with the ids of words seen before remembered per thread.
 //!
-//! A match of GPT-2's pattern, taken out of its text, is again one match as a whole, so encoding word by word gives
-//! the same ids as encoding the text; a test compares both. Tokenizers of other schemes go the ordinary way.
+//! A match of GPT-2's pattern, taken out of its text, is again one match as a whole, so encoding
+//! word by word gives the same ids as encoding the text; a test compares both. Tokenizers of other
+//! schemes go the ordinary way.
 
 use crate::data::bpe::{GPT2_PATTERN, check_words};
 use crate::data::tokenizer::Tokenizer;
@@ -24,7 +25,8 @@ struct WordCache {
 /// Encodes many texts in parallel with one tokenizer.
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// One per thread, with the text of the only added token; None if the tokenizer is of another scheme.
+    /// One per thread, with the text of the only added token; None if the tokenizer is of another
+    /// scheme.
     fast: Option<(String, Vec<Mutex<WordCache>>)>,
 }
 
@@ -33,11 +35,15 @@ impl<'a> Encoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer) -> Result<Self> {
         let memory = |_| {
             let regex = SysRegex::new(GPT2_PATTERN);
-            let regex = regex.map_err(|e| Error::internal(format!("GPT-2's pattern does not compile: {e}")))?;
+            let regex = regex
+                .map_err(|e| Error::internal(format!("GPT-2's pattern does not compile: {e}")))?;
             Ok(Mutex::new(WordCache { regex, ids: HashMap::new() }))
         };
         let fast = match tokenizer.only_added_token().filter(|_| tokenizer.splits_safely()) {
-            Some(special) => Some((special, (0..rayon::current_num_threads()).map(memory).collect::<Result<_>>()?)),
+            Some(special) => Some((
+                special,
+                (0..rayon::current_num_threads()).map(memory).collect::<Result<_>>()?,
+            )),
             None => None,
         };
         Ok(Self { tokenizer, fast })
@@ -100,7 +106,9 @@ mod tests {
         let reversed: String = text.chars().rev().collect();
         // Twice: the second time from memory.
         for _ in 0..2 {
-            for (text, ids) in [&text, &reversed].iter().zip(encoder.encode_all(&[&text, &reversed]).unwrap()) {
+            for (text, ids) in
+                [&text, &reversed].iter().zip(encoder.encode_all(&[&text, &reversed]).unwrap())
+            {
                 assert!(ids == tokenizer.encode(text).unwrap());
             }
         }

@@ -1,10 +1,11 @@
-//! Batches from a token file: a seekable shuffled loader for training, ordered windows for evaluation.
+//! Batches from a token file: a seekable shuffled loader for training, ordered windows for
+//! evaluation.
 //!
-//! Training sequence i of context T covers tokens `i*T ..= i*T+T`: inputs are the first T, targets the same shifted
-//! by one, so within an epoch every token but the last few is predicted exactly once. The order of an epoch is a
-//! permutation that is computed per index (a Feistel network with cycle walking; Black and Rogaway, "Ciphers with
-//! arbitrary finite domains", CT-RSA 2002), so any position is reached at no cost and nothing has to be saved but
-//! the cursor.
+//! Training sequence i of context T covers tokens `i*T ..= i*T+T`: inputs are the first T, targets
+//! the same shifted by one, so within an epoch every token but the last few is predicted exactly
+//! once. The order of an epoch is a permutation that is computed per index (a Feistel network with
+//! cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002), so any
+//! position is reached at no cost and nothing has to be saved but the cursor.
 
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
@@ -137,7 +138,8 @@ impl Loader {
         permute(&self.rng, epoch as u32, position, self.sequences)
     }
 
-    /// The `rows` sequences that follow after `cursor` sequences have been consumed; crosses epochs.
+    /// The `rows` sequences that follow after `cursor` sequences have been consumed; crosses
+    /// epochs.
     pub fn batch(&self, cursor: u64, rows: usize) -> Result<Batch> {
         let mut batch = Batch::with_capacity(rows, self.context);
         let t = self.context as u64;
@@ -153,7 +155,8 @@ impl Loader {
     }
 }
 
-/// A loader that reads the batch after the one it hands out on a thread of its own, so that no step waits for a disk.
+/// A loader that reads the batch after the one it hands out on a thread of its own, so that no step
+/// waits for a disk.
 #[derive(Debug)]
 pub struct Ahead {
     loader: Arc<Loader>,
@@ -170,9 +173,9 @@ impl Ahead {
     /// As [`Loader::batch`]; quick where `cursor` is where the batch before ended.
     pub fn batch(&mut self, cursor: u64) -> Result<Batch> {
         let batch = match self.next.take() {
-            Some((at, reading)) if at == cursor => {
-                reading.join().map_err(|_| Error::internal("the thread that reads batches has panicked"))?
-            }
+            Some((at, reading)) if at == cursor => reading
+                .join()
+                .map_err(|_| Error::internal("the thread that reads batches has panicked"))?,
             _ => self.loader.batch(cursor, self.rows),
         }?;
         let (loader, rows, at) = (Arc::clone(&self.loader), self.rows, cursor + self.rows as u64);
@@ -196,7 +199,8 @@ fn permute(rng: &Rng, epoch: u32, index: u64, n: u64) -> u64 {
             (left, right) = (right, left ^ mixed);
         }
         value = (left << half) | right;
-        // A bijection of the larger domain, followed until it is back inside 0..n, is a bijection of 0..n.
+        // A bijection of the larger domain, followed until it is back inside 0..n, is a bijection
+        // of 0..n.
         if value < n {
             return value;
         }
@@ -205,9 +209,10 @@ fn permute(rng: &Rng, epoch: u32, index: u64, n: u64) -> u64 {
 
 /// Windows in order, such that every token after the first is predicted exactly once.
 ///
-/// Window w covers inputs `w*stride .. w*stride+context`; its last `stride` positions count, in the first window
-/// all do. What lies past the end of the file is padded with token 0 and does not count. A stride below the context
-/// gives each prediction at least `context - stride` tokens of history, at `context / stride` times the work.
+/// Window w covers inputs `w*stride .. w*stride+context`; its last `stride` positions count, in the
+/// first window all do. What lies past the end of the file is padded with token 0 and does not
+/// count. A stride below the context gives each prediction at least `context - stride` tokens of
+/// history, at `context / stride` times the work.
 #[derive(Debug, Clone)]
 pub struct EvalWindows {
     tokens: Arc<TokenFile>,
@@ -228,7 +233,9 @@ impl EvalWindows {
         }
         let Some(predictions) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
             let (path, len) = (tokens.path().display(), tokens.len());
-            return Err(Error::data(format!("{path}: {len} tokens, but an evaluation needs at least 2")));
+            return Err(Error::data(format!(
+                "{path}: {len} tokens, but an evaluation needs at least 2"
+            )));
         };
         let windows = 1 + predictions.saturating_sub(context as u64).div_ceil(stride as u64);
         Ok(Self { tokens, context, stride, rows, next: 0, windows })
@@ -326,12 +333,14 @@ mod tests {
 
     #[test]
     fn the_order_shows_no_trend() {
-        // Correlation of index and value over 2,000 positions; three standard errors are 3/sqrt(2000) = 0.067.
+        // Correlation of index and value over 2,000 positions; three standard errors are
+        // 3/sqrt(2000) = 0.067.
         let (n, rng) = (2000u64, Rng::new(11, Stream::Shuffle));
         let mean = (n - 1) as f64 / 2.0;
         let variance = ((n * n - 1) as f64) / 12.0;
         let correlation = |lag: u64| {
-            let pairs = (0..n).map(|i| (i as f64 - mean) * (permute(&rng, 0, (i + lag) % n, n) as f64 - mean));
+            let pairs = (0..n)
+                .map(|i| (i as f64 - mean) * (permute(&rng, 0, (i + lag) % n, n) as f64 - mean));
             pairs.sum::<f64>() / n as f64 / variance
         };
         assert!(correlation(0).abs() < 0.067, "{}", correlation(0));
@@ -347,11 +356,18 @@ mod tests {
         assert_eq!(again.valid_count(), 20);
         for row in 0..25 {
             let id = all.sequence_ids[row] as u32;
-            assert_eq!(all.inputs[row * 4..row * 4 + 4], [id * 4, id * 4 + 1, id * 4 + 2, id * 4 + 3]);
-            assert_eq!(all.targets[row * 4..row * 4 + 4], [id * 4 + 1, id * 4 + 2, id * 4 + 3, id * 4 + 4]);
+            assert_eq!(
+                all.inputs[row * 4..row * 4 + 4],
+                [id * 4, id * 4 + 1, id * 4 + 2, id * 4 + 3]
+            );
+            assert_eq!(
+                all.targets[row * 4..row * 4 + 4],
+                [id * 4 + 1, id * 4 + 2, id * 4 + 3, id * 4 + 4]
+            );
         }
         for epoch in 0..2 {
-            let ids: BTreeSet<u64> = all.sequence_ids[epoch * 11..epoch * 11 + 11].iter().copied().collect();
+            let ids: BTreeSet<u64> =
+                all.sequence_ids[epoch * 11..epoch * 11 + 11].iter().copied().collect();
             assert_eq!(ids, (0..11).collect());
         }
         assert_ne!(all.sequence_ids[..11], all.sequence_ids[11..22]);
@@ -389,7 +405,11 @@ mod tests {
                     }
                     assert!(batch.valid_count() > 0);
                 }
-                assert_eq!(predicted, (1..n).collect::<Vec<_>>(), "n {n} context {context} stride {stride}");
+                assert_eq!(
+                    predicted,
+                    (1..n).collect::<Vec<_>>(),
+                    "n {n} context {context} stride {stride}"
+                );
                 assert_eq!(seen, (total, batches));
             }
         }

@@ -1,4 +1,5 @@
-//! Raw text to a data folder: `train.bin`, `valid.bin`, `tokenizer/`, `manifest.json`, all or nothing.
+//! Raw text to a data folder: `train.bin`, `valid.bin`, `tokenizer/`, `manifest.json`, all or
+//! nothing.
 
 use crate::data::encoder::Encoder;
 use crate::data::source::{self, Piece, ReadOptions, Source};
@@ -34,7 +35,8 @@ pub enum Validation {
     None,
     /// From files of their own.
     Files(Vec<PathBuf>),
-    /// Each document of the inputs with this probability, in (0, 1); decided by its number in the input.
+    /// Each document of the inputs with this probability, in (0, 1); decided by its number in the
+    /// input.
     Fraction(f64),
 }
 
@@ -102,13 +104,15 @@ pub struct PrepareReport {
     pub valid: Option<SplitReport>,
 }
 
-/// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes written depend
-/// on the inputs and the tokenizer alone.
+/// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes
+/// written depend on the inputs and the tokenizer alone.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
     if let Validation::Fraction(f) = options.validation
         && !(f > 0.0 && f < 1.0)
     {
-        return Err(Error::usage(format!("valid-fraction must lie between 0 and 1, both excluded; found {f}")));
+        return Err(Error::usage(format!(
+            "valid-fraction must lie between 0 and 1, both excluded; found {f}"
+        )));
     }
     check_replaceable(&options.out)?;
     let tokenizer = Tokenizer::load(&options.tokenizer)?;
@@ -117,7 +121,8 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         Validation::Files(paths) => Source::open_all(paths)?,
         _ => Vec::new(),
     };
-    let reading = ReadOptions { text_field: options.text_field.clone(), split: tokenizer.splits_safely() };
+    let reading =
+        ReadOptions { text_field: options.text_field.clone(), split: tokenizer.splits_safely() };
 
     let folder = AtomicDir::create(&options.out)?;
     tokenizer.save(&folder.path().join(TOKENIZER))?;
@@ -131,7 +136,11 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
     source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
         encode_batch(&encoder, &batch.pieces, |piece, tokens| {
             let writer = match (&options.validation, &mut valid) {
-                (Validation::Fraction(f), Some(valid)) if f64::from(split.uniform(0, number)) < *f => valid,
+                (Validation::Fraction(f), Some(valid))
+                    if f64::from(split.uniform(0, number)) < *f =>
+                {
+                    valid
+                }
                 _ => &mut train,
             };
             number += u64::from(piece.ends_document);
@@ -139,9 +148,17 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         })
     })?;
     if let (Validation::Files(_), Some(valid)) = (&options.validation, &mut valid) {
-        source::for_each_batch(&valid_sources, &reading, "Tokenising validation", progress, |batch| {
-            encode_batch(&encoder, &batch.pieces, |piece, tokens| append(valid, piece, tokens, tokenizer.eot()))
-        })?;
+        source::for_each_batch(
+            &valid_sources,
+            &reading,
+            "Tokenising validation",
+            progress,
+            |batch| {
+                encode_batch(&encoder, &batch.pieces, |piece, tokens| {
+                    append(valid, piece, tokens, tokenizer.eot())
+                })
+            },
+        )?;
     }
     check_not_empty(&options.validation, number, &train, valid.as_ref())?;
 
@@ -151,24 +168,38 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         version: 1,
         inputs: names(&sources),
         valid_inputs: names(&valid_sources),
-        valid_fraction: if let Validation::Fraction(f) = options.validation { Some(f) } else { None },
+        valid_fraction: if let Validation::Fraction(f) = options.validation {
+            Some(f)
+        } else {
+            None
+        },
         tokenizer_hash: hex(&tokenizer.hash()),
         vocab_size: tokenizer.vocab_size(),
         eot: tokenizer.eot(),
         train: SplitReport::new(&train.finish()?),
         valid: valid.map(TokenWriter::finish).transpose()?.as_ref().map(SplitReport::new),
     };
-    let manifest = folder.path().join(MANIFEST);
-    write_atomic(&manifest, |w| {
-        serde_json::to_writer_pretty(&mut *w, &report).map_err(|e| Error::io("write", &manifest, e.into()))?;
-        w.write_all(b"\n").map_err(|e| Error::io("write", &manifest, e))
-    })?;
+    report.write(&folder.path().join(MANIFEST))?;
     folder.commit()?;
     Ok(report)
 }
 
+impl PrepareReport {
+    fn write(&self, manifest: &Path) -> Result<()> {
+        write_atomic(manifest, |w| {
+            serde_json::to_writer_pretty(&mut *w, self)
+                .map_err(|e| Error::io("write", manifest, e.into()))?;
+            w.write_all(b"\n").map_err(|e| Error::io("write", manifest, e))
+        })
+    }
+}
+
 /// Encodes in parallel, then hands over in order.
-fn encode_batch(encoder: &Encoder, pieces: &[Piece], mut take: impl FnMut(&Piece, &[u32]) -> Result<()>) -> Result<()> {
+fn encode_batch(
+    encoder: &Encoder,
+    pieces: &[Piece],
+    mut take: impl FnMut(&Piece, &[u32]) -> Result<()>,
+) -> Result<()> {
     let texts: Vec<&str> = pieces.iter().map(|p| p.text.as_str()).collect();
     let encoded = encoder.encode_all(&texts)?;
     pieces.iter().zip(&encoded).try_for_each(|(piece, tokens)| take(piece, tokens))
@@ -184,7 +215,12 @@ fn append(writer: &mut TokenWriter, piece: &Piece, tokens: &[u32], eot: u32) -> 
     Ok(())
 }
 
-fn check_not_empty(v: &Validation, documents: u64, train: &TokenWriter, valid: Option<&TokenWriter>) -> Result<()> {
+fn check_not_empty(
+    v: &Validation,
+    documents: u64,
+    train: &TokenWriter,
+    valid: Option<&TokenWriter>,
+) -> Result<()> {
     if documents == 0 {
         return Err(Error::data("no text found in the inputs: every document is empty"));
     }
@@ -208,7 +244,9 @@ fn check_not_empty(v: &Validation, documents: u64, train: &TokenWriter, valid: O
 fn check_replaceable(out: &Path) -> Result<()> {
     let refuse = |what: &str| {
         let out = out.display();
-        Err(Error::usage(format!("{out} exists and {what}; name a new folder with --out, or remove it yourself")))
+        Err(Error::usage(format!(
+            "{out} exists and {what}; name a new folder with --out, or remove it yourself"
+        )))
     };
     if !out.exists() {
         return Ok(());
@@ -226,8 +264,9 @@ fn check_replaceable(out: &Path) -> Result<()> {
             return refuse(&format!("holds {}, which no earlier prepare wrote", name.display()));
         }
     }
-    let manifest =
-        read_bounded(&out.join(MANIFEST), MOST_MANIFEST_BYTES).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    let manifest = read_bounded(&out.join(MANIFEST), MOST_MANIFEST_BYTES)
+        .ok()
+        .and_then(|b| serde_json::from_slice(&b).ok());
     match manifest.unwrap_or(serde_json::Value::Null)["format"] == FORMAT {
         true => Ok(()),
         false => refuse("has no manifest.json of an earlier prepare"),
@@ -298,14 +337,22 @@ mod tests {
             let documents: Vec<String> = (0..300)
                 .map(|i| match i {
                     17 => "A long one. ".repeat(20_000),
-                    _ => format!("Document {i} has its {} own words,\n\n  and \"{}\" too.", i * 7, i * i),
+                    _ => format!(
+                        "Document {i} has its {} own words,\n\n  and \"{}\" too.",
+                        i * 7,
+                        i * i
+                    ),
                 })
                 .collect();
-            let lines: String = documents.iter().map(|d| serde_json::json!({ "text": d }).to_string() + "\n").collect();
+            let lines: String = documents
+                .iter()
+                .map(|d| serde_json::json!({ "text": d }).to_string() + "\n")
+                .collect();
             fs::write(folder.path().join("in.jsonl"), lines).unwrap();
             fs::write(folder.path().join("in.txt"), documents.join("<|endoftext|>")).unwrap();
             let options = TrainOptions { vocab_size: 500, ..TrainOptions::default() };
-            let (tokenizer, _) = Tokenizer::train(&[folder.path().join("in.txt")], &options, &Silent).unwrap();
+            let (tokenizer, _) =
+                Tokenizer::train(&[folder.path().join("in.txt")], &options, &Silent).unwrap();
             tokenizer.save(&folder.path().join("tok")).unwrap();
             Self { folder, documents }
         }
@@ -339,11 +386,16 @@ mod tests {
         let expected: Vec<u32> = setup
             .documents
             .iter()
-            .flat_map(|d| data.tokenizer.encode(d).unwrap().into_iter().chain([data.tokenizer.eot()]))
+            .flat_map(|d| {
+                data.tokenizer.encode(d).unwrap().into_iter().chain([data.tokenizer.eot()])
+            })
             .collect();
         assert!(tokens == expected);
         assert_eq!((report.train.documents, report.train.tokens), (300, expected.len() as u64));
-        assert_eq!(report.train.bytes as usize, setup.documents.iter().map(String::len).sum::<usize>());
+        assert_eq!(
+            report.train.bytes as usize,
+            setup.documents.iter().map(String::len).sum::<usize>()
+        );
         let manifest: serde_json::Value =
             serde_json::from_slice(&fs::read(setup.path("a/manifest.json")).unwrap()).unwrap();
         assert_eq!(manifest, serde_json::to_value(&report).unwrap());
@@ -362,7 +414,10 @@ mod tests {
             assert_eq!(valid.documents + report.train.documents, 300);
             // Binomial(300, 0.2): mean 60, three standard deviations 21.
             assert!((39..=81).contains(&valid.documents), "{}", valid.documents);
-            files.push(["train.bin", "valid.bin", "manifest.json"].map(|n| fs::read(setup.path("a").join(n)).unwrap()));
+            files.push(
+                ["train.bin", "valid.bin", "manifest.json"]
+                    .map(|n| fs::read(setup.path("a").join(n)).unwrap()),
+            );
         }
         assert!(files[0] == files[1]);
         let data = DataDir::open(&setup.path("a")).unwrap();
@@ -392,9 +447,13 @@ mod tests {
         assert!(error("v.txt", Validation::Fraction(1.0)).contains("between 0 and 1"));
         assert!(error("v.txt", Validation::Fraction(f64::NAN)).contains("between 0 and 1"));
         assert!(error("blank.txt", Validation::None).contains("no text"));
-        assert!(error("v.txt", Validation::Files(vec![setup.path("blank.txt")])).contains("validation files"));
+        assert!(
+            error("v.txt", Validation::Files(vec![setup.path("blank.txt")]))
+                .contains("validation files")
+        );
         assert!(error("none.txt", Validation::None).contains("none.txt"));
-        let left: Vec<_> = fs::read_dir(setup.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(setup.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.iter().all(|n| !n.to_string_lossy().ends_with(".tmp")), "{left:?}");
     }
 
@@ -423,7 +482,11 @@ mod tests {
         let options = TrainOptions { vocab_size: 400, ..TrainOptions::default() };
         let (other, _) = Tokenizer::train(&[setup.path("in.txt")], &options, &Silent).unwrap();
         other.save(&setup.path("a/tokenizer")).unwrap();
-        assert!(DataDir::open(&setup.path("a")).unwrap_err().to_string().contains("made by tokenizer"));
-        assert!(DataDir::open(&setup.path("tok")).unwrap_err().to_string().contains("eslm-kd prepare"));
+        assert!(
+            DataDir::open(&setup.path("a")).unwrap_err().to_string().contains("made by tokenizer")
+        );
+        assert!(
+            DataDir::open(&setup.path("tok")).unwrap_err().to_string().contains("eslm-kd prepare")
+        );
     }
 }

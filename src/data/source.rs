@@ -1,8 +1,10 @@
-//! Readers: text, JSON lines and Parquet, each also compressed with gzip or Zstandard, in bounded memory.
+//! Readers: text, JSON lines and Parquet, each also compressed with gzip or Zstandard, in bounded
+//! memory.
 //!
-//! What a document is: in text files, what stands between `<|endoftext|>` marks (the whole file if there is none);
-//! in JSON lines, the text field of a line; in Parquet, a row of the text column. Documents of nothing but white
-//! space are left out. Long documents arrive in pieces, cut where no token of GPT-2's scheme can cross.
+//! What a document is: in text files, what stands between `<|endoftext|>` marks (the whole file if
+//! there is none); in JSON lines, the text field of a line; in Parquet, a row of the text column.
+//! Documents of nothing but white space are left out. Long documents arrive in pieces, cut where no
+//! token of GPT-2's scheme can cross.
 
 mod parquet;
 mod parquet_pages;
@@ -23,11 +25,13 @@ use std::sync::mpsc::sync_channel;
 
 /// Bytes of text that a piece should not exceed much.
 const PIECE_BYTES: usize = 64 << 10;
-/// Bytes of text that are read ahead and worked on together; the same on every machine, so results are too.
+/// Bytes of text that are read ahead and worked on together; the same on every machine, so results
+/// are too.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Longest text that is held whole: a line of JSON, a value of Parquet, a stretch of a text file that may not be cut.
-/// Far above any real document, and what keeps a small file that unpacks to gigabytes from filling the memory.
+/// Longest text that is held whole: a line of JSON, a value of Parquet, a stretch of a text file
+/// that may not be cut. Far above any real document, and what keeps a small file that unpacks to
+/// gigabytes from filling the memory.
 const MOST_DOCUMENT_BYTES: usize = 64 << 20;
 
 /// What the bytes of a file mean once decompressed.
@@ -58,8 +62,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// Looks at a file's name and first bytes. The format follows the name (`.txt .text .md`, `.jsonl .ndjson .json`,
-    /// `.parquet`, each with `.gz` or `.zst` behind); compression follows the first bytes, which must fit the name.
+    /// Looks at a file's name and first bytes. The format follows the name (`.txt .text .md`,
+    /// `.jsonl .ndjson .json`, `.parquet`, each with `.gz` or `.zst` behind); compression follows
+    /// the first bytes, which must fit the name.
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |what: String| Err(Error::data(format!("{}: {what}", path.display())));
         let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
@@ -81,13 +86,18 @@ impl Source {
             _ => (name.as_str(), None),
         };
         if let Some(named) = named.filter(|n| *n != compression) {
-            return bad(format!("its name says {named:?}, but its first bytes are {magic:02x?}: damaged or misnamed"));
+            return bad(format!(
+                "its name says {named:?}, but its first bytes are {magic:02x?}: damaged or misnamed"
+            ));
         }
         let format = match stem.rsplit_once('.').map(|(_, extension)| extension) {
             Some("txt" | "text" | "md") => Format::Text,
             Some("jsonl" | "ndjson" | "json") => Format::JsonLines,
             Some("parquet") => Format::Parquet,
-            _ => return bad("unknown kind of file: expected .txt, .jsonl or .parquet, also with .gz or .zst".into()),
+            _ => return bad(
+                "unknown kind of file: expected .txt, .jsonl or .parquet, also with .gz or .zst"
+                    .into(),
+            ),
         };
         if magic == *b"PAR1" && format != Format::Parquet {
             return bad("is a Parquet file; give it the extension .parquet".into());
@@ -115,12 +125,16 @@ impl Source {
 
     fn decompressed(&self, consumed: &Arc<AtomicU64>) -> Result<Box<dyn BufRead + Send>> {
         let file = File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
-        let file = BufReader::with_capacity(1 << 18, Counting { inner: file, consumed: Arc::clone(consumed) });
+        let file = BufReader::with_capacity(
+            1 << 18,
+            Counting { inner: file, consumed: Arc::clone(consumed) },
+        );
         Ok(match self.compression {
             Compression::None => Box::new(file),
-            Compression::Gzip => {
-                Box::new(BufReader::with_capacity(1 << 18, flate2::bufread::MultiGzDecoder::new(file)))
-            }
+            Compression::Gzip => Box::new(BufReader::with_capacity(
+                1 << 18,
+                flate2::bufread::MultiGzDecoder::new(file),
+            )),
             Compression::Zstd => {
                 let decoder = zstd::Decoder::with_buffer(file).map_err(|e| self.unreadable(&e))?;
                 Box::new(BufReader::with_capacity(1 << 18, decoder))
@@ -133,17 +147,26 @@ impl Source {
         let path = self.path.display();
         match self.compression {
             Compression::None => Error::data(format!("cannot read {path}: {e}")),
-            kind => Error::data(format!("{path}: the {kind:?} stream is truncated or damaged ({e})")),
+            kind => {
+                Error::data(format!("{path}: the {kind:?} stream is truncated or damaged ({e})"))
+            }
         }
     }
 
-    fn reader(&self, options: &ReadOptions, consumed: &Arc<AtomicU64>) -> Result<Box<dyn Documents>> {
+    fn reader(
+        &self,
+        options: &ReadOptions,
+        consumed: &Arc<AtomicU64>,
+    ) -> Result<Box<dyn Documents>> {
         let limit = options.split.then_some(PIECE_BYTES);
         Ok(match self.format {
-            Format::Text => Box::new(pieces::TextReader::new(self.clone(), self.decompressed(consumed)?, limit)),
+            Format::Text => {
+                Box::new(pieces::TextReader::new(self.clone(), self.decompressed(consumed)?, limit))
+            }
             Format::JsonLines => {
                 let input = self.decompressed(consumed)?;
-                let lines = records::LineReader::new(self.clone(), input, options.text_field.clone());
+                let lines =
+                    records::LineReader::new(self.clone(), input, options.text_field.clone());
                 Box::new(pieces::Cut::new(lines, limit))
             }
             Format::Parquet => {
@@ -202,8 +225,8 @@ trait Documents: Send {
     fn place(&self) -> String;
 }
 
-/// Reads all sources in order on a thread of its own, a batch ahead, and hands batches of about 4 MB to `handle`.
-/// Starts and finishes a phase `label` of `progress`, in bytes on disk.
+/// Reads all sources in order on a thread of its own, a batch ahead, and hands batches of about 4
+/// MB to `handle`. Starts and finishes a phase `label` of `progress`, in bytes on disk.
 pub fn for_each_batch(
     sources: &[Source],
     options: &ReadOptions,
@@ -241,7 +264,11 @@ pub fn for_each_batch(
 }
 
 /// Calls `send` with each batch until it says false.
-fn read_batches(sources: &[Source], options: &ReadOptions, mut send: impl FnMut(PieceBatch) -> bool) -> Result<()> {
+fn read_batches(
+    sources: &[Source],
+    options: &ReadOptions,
+    mut send: impl FnMut(PieceBatch) -> bool,
+) -> Result<()> {
     let consumed = Arc::new(AtomicU64::new(0));
     let (mut batch, mut bytes, mut reported) = (PieceBatch::default(), 0, 0);
     for source in sources {

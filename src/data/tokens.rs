@@ -1,4 +1,5 @@
-//! Token files (`.bin`): a checked header of 256 bytes, then the tokens, little-endian, memory-mapped on reading.
+//! Token files (`.bin`): a checked header of 256 bytes, then the tokens, little-endian,
+//! memory-mapped on reading.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -102,18 +103,24 @@ impl TokenHeader {
     }
 
     fn decode(bytes: &[u8], path: &Path) -> Result<Self> {
-        let bad = |what: String| Error::data(format!("{}: {what}; prepare the data again", path.display()));
+        let bad = |what: String| {
+            Error::data(format!("{}: {what}; prepare the data again", path.display()))
+        };
         let foreign = || format!("not a token file (it does not start with {:?})", "ESLMTOK\\0");
         if bytes.len() < 8 || &bytes[..8] != MAGIC {
             return Err(bad(foreign()));
         }
         if bytes.len() < HEADER_BYTES {
             let found = bytes.len();
-            return Err(bad(format!("truncated token file: a header has {HEADER_BYTES} bytes, this file {found}")));
+            return Err(bad(format!(
+                "truncated token file: a header has {HEADER_BYTES} bytes, this file {found}"
+            )));
         }
         let version = u32_at(bytes, 8);
         if version != FORMAT_VERSION {
-            return Err(bad(format!("token file of format version {version}; this build reads {FORMAT_VERSION}")));
+            return Err(bad(format!(
+                "token file of format version {version}; this build reads {FORMAT_VERSION}"
+            )));
         }
         let check: Hash = Sha256::digest(&bytes[..CHECKED]).into();
         if check != bytes[CHECKED..HEADER_BYTES] {
@@ -136,7 +143,9 @@ impl TokenHeader {
         };
         if header.eot >= header.vocab_size {
             let (eot, vocab) = (header.eot, header.vocab_size);
-            return Err(bad(format!("end-of-text id {eot} is not below the vocabulary size {vocab}")));
+            return Err(bad(format!(
+                "end-of-text id {eot} is not below the vocabulary size {vocab}"
+            )));
         }
         Ok(header)
     }
@@ -171,7 +180,8 @@ pub struct TokenOrigin {
     pub tokenizer_hash: Hash,
 }
 
-/// Writes a token file of any size in bounded memory; the file takes its name on [`TokenWriter::finish`].
+/// Writes a token file of any size in bounded memory; the file takes its name on
+/// [`TokenWriter::finish`].
 #[derive(Debug)]
 pub struct TokenWriter {
     file: AtomicFile,
@@ -188,7 +198,13 @@ impl TokenWriter {
         // Counts and hashes are known at the end; until then the header is not a header.
         file.write_all(&[0; HEADER_BYTES]).map_err(|e| Error::io("write", path, e))?;
         let header = empty_header(origin);
-        Ok(Self { file, path: path.to_path_buf(), header, hasher: Sha256::new(), buffer: Vec::new() })
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            header,
+            hasher: Sha256::new(),
+            buffer: Vec::new(),
+        })
     }
 
     /// Appends tokens; an id outside the vocabulary is an error.
@@ -222,7 +238,9 @@ impl TokenWriter {
     pub fn finish(mut self) -> Result<TokenHeader> {
         self.header.content_hash = self.hasher.finalize().into();
         self.file.seek(0)?;
-        self.file.write_all(&self.header.encode()).map_err(|e| Error::io("write", &self.path, e))?;
+        self.file
+            .write_all(&self.header.encode())
+            .map_err(|e| Error::io("write", &self.path, e))?;
         self.file.commit()?;
         Ok(self.header)
     }
@@ -247,7 +265,9 @@ fn encode_tokens(tokens: &[u32], header: &TokenHeader, out: &mut Vec<u8>) -> Res
         return Err(Error::data(format!("token id {id} is not below the vocabulary size {vocab}")));
     }
     match header.dtype {
-        TokenDtype::U16 => tokens.iter().for_each(|&t| out.extend_from_slice(&(t as u16).to_le_bytes())),
+        TokenDtype::U16 => {
+            tokens.iter().for_each(|&t| out.extend_from_slice(&(t as u16).to_le_bytes()))
+        }
         TokenDtype::U32 => tokens.iter().for_each(|&t| out.extend_from_slice(&t.to_le_bytes())),
     }
     Ok(())
@@ -259,9 +279,9 @@ enum Payload {
     Owned(Vec<u8>),
 }
 
-/// A token file, open for reading: memory-mapped, so its size costs no memory. Files of this crate are never changed in
-/// place; where something else cuts or changes one that is open, the next [`TokenFile::read`] says so, since a mapping
-/// would end the process.
+/// A token file, open for reading: memory-mapped, so its size costs no memory. Files of this crate
+/// are never changed in place; where something else cuts or changes one that is open, the next
+/// [`TokenFile::read`] says so, since a mapping would end the process.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -275,13 +295,20 @@ impl TokenFile {
         let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
         if !meta.is_file() {
-            return Err(Error::data(format!("{}: expected a token file, found a folder or device", path.display())));
+            return Err(Error::data(format!(
+                "{}: expected a token file, found a folder or device",
+                path.display()
+            )));
         }
         let mut start = Vec::with_capacity(HEADER_BYTES);
-        (&mut file).take(HEADER_BYTES as u64).read_to_end(&mut start).map_err(|e| Error::io("read", path, e))?;
+        (&mut file)
+            .take(HEADER_BYTES as u64)
+            .read_to_end(&mut start)
+            .map_err(|e| Error::io("read", path, e))?;
         let header = TokenHeader::decode(&start, path)?;
         // u128: a count near 2^64 must not wrap into a plausible length.
-        let expected = HEADER_BYTES as u128 + u128::from(header.tokens) * header.dtype.bytes() as u128;
+        let expected =
+            HEADER_BYTES as u128 + u128::from(header.tokens) * header.dtype.bytes() as u128;
         if u128::from(meta.len()) != expected {
             return Err(Error::data(format!(
                 "{}: {} tokens need {expected} bytes, the file has {}: it was cut or extended; prepare the data again",
@@ -290,17 +317,27 @@ impl TokenFile {
                 meta.len()
             )));
         }
-        // SAFETY: read-only private view of a file that this crate never changes in place (see the type's doc).
+        // SAFETY: read-only private view of a file that this crate never changes in place (see the
+        // type's doc).
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
         if map.len() as u128 != expected {
             return Err(Error::data(format!("{}: changed while it was opened", path.display())));
         }
         let modified = meta.modified().ok();
-        Ok(Self { path: path.to_path_buf(), header, payload: Payload::Mapped { map, file, modified } })
+        Ok(Self {
+            path: path.to_path_buf(),
+            header,
+            payload: Payload::Mapped { map, file, modified },
+        })
     }
 
     /// The same thing in memory, for text that is tokenised on the fly.
-    pub fn from_tokens(tokens: &[u32], origin: TokenOrigin, documents: u64, source_bytes: u64) -> Result<Self> {
+    pub fn from_tokens(
+        tokens: &[u32],
+        origin: TokenOrigin,
+        documents: u64,
+        source_bytes: u64,
+    ) -> Result<Self> {
         let mut header = TokenHeader { documents, source_bytes, ..empty_header(origin) };
         let mut bytes = vec![0; HEADER_BYTES];
         encode_tokens(tokens, &header, &mut bytes)?;
@@ -344,8 +381,8 @@ impl TokenFile {
         )))
     }
 
-    /// Appends the tokens of `range` to `out`. A range past the end, an id outside the vocabulary and a file that was
-    /// changed since it was opened are errors.
+    /// Appends the tokens of `range` to `out`. A range past the end, an id outside the vocabulary
+    /// and a file that was changed since it was opened are errors.
     pub fn read(&self, range: Range<u64>, out: &mut Vec<u32>) -> Result<()> {
         if range.start > range.end || range.end > self.len() {
             let (path, len) = (self.path.display(), self.len());
@@ -357,8 +394,11 @@ impl TokenFile {
         let bytes = &payload[range.start as usize * width..range.end as usize * width];
         let from = out.len();
         match self.header.dtype {
-            TokenDtype::U16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)))),
-            TokenDtype::U32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))),
+            TokenDtype::U16 => out
+                .extend(bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)))),
+            TokenDtype::U32 => {
+                out.extend(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)))
+            }
         }
         let vocab = self.header.vocab_size;
         match out[from..].iter().position(|&t| t >= vocab) {
@@ -449,17 +489,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (vocab, dtype) in [(65_536, TokenDtype::U16), (65_537, TokenDtype::U32)] {
             let path = folder.path().join("a.bin");
-            let tokens: Vec<u32> = (0..1000u32).map(|i| (i * 7919) % vocab).chain([vocab - 1]).collect();
+            let tokens: Vec<u32> =
+                (0..1000u32).map(|i| (i * 7919) % vocab).chain([vocab - 1]).collect();
             let header = written(&path, vocab, &tokens);
             let file = TokenFile::open(&path).unwrap();
             assert_eq!(file.header(), &header);
-            assert_eq!((header.dtype, header.tokens, header.documents, header.source_bytes), (dtype, 1001, 1, 99));
+            assert_eq!(
+                (header.dtype, header.tokens, header.documents, header.source_bytes),
+                (dtype, 1001, 1, 99)
+            );
             assert_eq!(file.to_vec(0..1001).unwrap(), tokens);
             assert_eq!(file.to_vec(998..1001).unwrap(), tokens[998..]);
             file.verify().unwrap();
             assert!(file.read(1000..1002, &mut Vec::new()).is_err());
             let memory = TokenFile::from_tokens(&tokens, origin(vocab), 1, 99).unwrap();
-            assert_eq!((memory.header(), memory.to_vec(3..9).unwrap()), (&header, tokens[3..9].to_vec()));
+            assert_eq!(
+                (memory.header(), memory.to_vec(3..9).unwrap()),
+                (&header, tokens[3..9].to_vec())
+            );
             memory.verify().unwrap();
         }
     }

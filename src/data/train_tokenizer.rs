@@ -45,12 +45,18 @@ pub struct TrainReport {
 }
 
 impl Tokenizer {
-    /// Learns a byte-level byte-pair encoding of at most `vocab_size` tokens, `<|endoftext|>` (the last) included.
-    /// The same inputs give the same tokenizer, whatever the number of threads.
-    pub fn train(inputs: &[PathBuf], options: &TrainOptions, progress: &dyn Progress) -> Result<(Self, TrainReport)> {
+    /// Learns a byte-level byte-pair encoding of at most `vocab_size` tokens, `<|endoftext|>` (the
+    /// last) included. The same inputs give the same tokenizer, whatever the number of threads.
+    pub fn train(
+        inputs: &[PathBuf],
+        options: &TrainOptions,
+        progress: &dyn Progress,
+    ) -> Result<(Self, TrainReport)> {
         if options.vocab_size < 257 {
             let found = options.vocab_size;
-            return Err(Error::usage(format!("vocab-size is {found}; 256 bytes and {END_OF_TEXT} need at least 257")));
+            return Err(Error::usage(format!(
+                "vocab-size is {found}; 256 bytes and {END_OF_TEXT} need at least 257"
+            )));
         }
         let sources = Source::open_all(inputs)?;
         let read_options = ReadOptions { text_field: options.text_field.clone(), split: true };
@@ -108,7 +114,10 @@ pub(crate) mod tests {
     fn training_gives_these_ids() {
         let folder = tempfile::tempdir().unwrap();
         let (tokenizer, report) = trained(folder.path(), 320);
-        assert_eq!((tokenizer.vocab_size(), tokenizer.eot(), report.documents, report.merges), (320, 319, 1, 63));
+        assert_eq!(
+            (tokenizer.vocab_size(), tokenizer.eot(), report.documents, report.merges),
+            (320, 319, 1, 63)
+        );
         assert_eq!(report.bytes as usize, sample().len());
         // Single bytes have GPT-2's ids: 26 is ";", 198 the newline, 197 the tabulator, 89 "z".
         let golden: [(&str, &[u32]); 4] = [
@@ -140,11 +149,14 @@ pub(crate) mod tests {
         let path = folder.path().join("sample.txt");
         fs::write(&path, sample()).unwrap();
         let options = TrainOptions { vocab_size: 256, ..TrainOptions::default() };
-        let message = Tokenizer::train(std::slice::from_ref(&path), &options, &Silent).unwrap_err().to_string();
+        let message = Tokenizer::train(std::slice::from_ref(&path), &options, &Silent)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("at least 257"));
         let blank = folder.path().join("blank.txt");
         fs::write(&blank, " \n ").unwrap();
-        let message = Tokenizer::train(&[blank], &TrainOptions::default(), &Silent).unwrap_err().to_string();
+        let message =
+            Tokenizer::train(&[blank], &TrainOptions::default(), &Silent).unwrap_err().to_string();
         assert!(message.contains("no text"));
     }
 }

@@ -8,7 +8,8 @@ use crate::ops::matmul::{Precision, matmul};
 use candle_core::{DType, Tensor};
 use serde::Serialize;
 
-/// An incomplete character has at most four bytes, so at most four tokens; after more, what is there is no text.
+/// An incomplete character has at most four bytes, so at most four tokens; after more, what is
+/// there is no text.
 const MOST_PENDING: usize = 8;
 
 /// How to choose tokens.
@@ -49,9 +50,9 @@ pub struct Generation {
     pub stop: Stop,
 }
 
-/// Continues `prompt` (an empty one starts a new document, after end-of-text) and hands each piece of text to `take` as
-/// soon as it is whole characters. Of a prompt longer than the context the end counts; a full context slides
-/// ([`Gpt2::step`]).
+/// Continues `prompt` (an empty one starts a new document, after end-of-text) and hands each piece
+/// of text to `take` as soon as it is whole characters. Of a prompt longer than the context the end
+/// counts; a full context slides ([`Gpt2::step`]).
 pub fn generate(
     model: &Gpt2,
     tokenizer: &Tokenizer,
@@ -93,12 +94,15 @@ pub fn generate(
 /// Logits of the ids that the tokenizer knows (a padded embedding has more).
 fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Vec<f32>> {
     let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
-    let all = matmul(hidden, &model.params.wte().t()?, Precision::F32)?.squeeze(0)?.narrow(0, 0, known)?;
+    let all = matmul(hidden, &model.params.wte().t()?, Precision::F32)?
+        .squeeze(0)?
+        .narrow(0, 0, known)?;
     Ok(all.to_dtype(DType::F32)?.to_vec1::<f32>()?)
 }
 
-/// Turns tokens into text as they come. A token may end inside a character, and some tokenizers decode a token
-/// differently after another one, so text is the difference between two decodings that start a piece earlier.
+/// Turns tokens into text as they come. A token may end inside a character, and some tokenizers
+/// decode a token differently after another one, so text is the difference between two decodings
+/// that start a piece earlier.
 struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
@@ -116,7 +120,8 @@ impl<'a> TextStream<'a> {
     fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.pending()?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.done < MOST_PENDING {
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.done < MOST_PENDING
+        {
             return Ok(String::new());
         }
         (self.from, self.done) = (self.done, self.ids.len());
@@ -155,12 +160,19 @@ mod tests {
         let path = folder.path().join("a.txt");
         std::fs::write(&path, TEXT.repeat(3)).unwrap();
         // Few merges: characters of several bytes stay several tokens.
-        Tokenizer::train(&[path], &TrainOptions { vocab_size: 262, ..TrainOptions::default() }, &Silent).unwrap().0
+        Tokenizer::train(
+            &[path],
+            &TrainOptions { vocab_size: 262, ..TrainOptions::default() },
+            &Silent,
+        )
+        .unwrap()
+        .0
     }
 
     /// Random weights; the vocabulary is padded beyond the tokenizer's.
     fn model(positions: usize) -> Gpt2 {
-        let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(272, positions, 24, 2, 3) };
+        let config =
+            Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(272, positions, 24, 2, 3) };
         Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
     }
 
@@ -181,7 +193,10 @@ mod tests {
     fn pieces_are_whole_characters_and_add_up() {
         let tokenizer = tokenizer();
         let ids = tokenizer.encode(TEXT).unwrap();
-        assert!(ids.len() > TEXT.chars().count() + 10, "characters must span tokens for this test to mean anything");
+        assert!(
+            ids.len() > TEXT.chars().count() + 10,
+            "characters must span tokens for this test to mean anything"
+        );
         let mut stream = TextStream::new(&tokenizer);
         let mut all = String::new();
         for id in ids {
@@ -204,7 +219,10 @@ mod tests {
         pieces.push(stream.push(letter).unwrap());
         pieces.push(stream.finish().unwrap());
         let text = pieces.concat();
-        assert!(text.ends_with('a') && text.chars().filter(|c| *c == '\u{FFFD}').count() == 20, "{text:?}");
+        assert!(
+            text.ends_with('a') && text.chars().filter(|c| *c == '\u{FFFD}').count() == 20,
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -212,9 +230,15 @@ mod tests {
         let model = model(64);
         let (first, pieces) = run(&model, &options(), "Anna");
         assert_eq!(first.text, pieces.concat());
-        assert!(first.tokens > 5 && (first.stop == Stop::EndOfText || first.tokens == 40), "{first:?}");
+        assert!(
+            first.tokens > 5 && (first.stop == Stop::EndOfText || first.tokens == 40),
+            "{first:?}"
+        );
         assert_eq!(run(&model, &options(), "Anna").0, first);
-        assert_ne!(run(&model, &GenerateOptions { seed: 4, ..options() }, "Anna").0.text, first.text);
+        assert_ne!(
+            run(&model, &GenerateOptions { seed: 4, ..options() }, "Anna").0.text,
+            first.text
+        );
     }
 
     #[test]
@@ -223,20 +247,25 @@ mod tests {
         let mut ids = tokenizer.encode("Anna").unwrap();
         let start = ids.len();
         for _ in 0..20 {
-            let hidden = model.forward(&ids, ids.len()).unwrap().narrow(0, ids.len() - 1, 1).unwrap();
+            let hidden =
+                model.forward(&ids, ids.len()).unwrap().narrow(0, ids.len() - 1, 1).unwrap();
             let z = logits(&model, &tokenizer, &hidden).unwrap();
             let best = (0..z.len()).max_by(|&a, &b| z[a].total_cmp(&z[b])).unwrap();
             ids.push(best as u32);
         }
         let want = tokenizer.decode(&ids[start..]).unwrap();
-        assert!(!ids[start..].contains(&tokenizer.eot()), "choose another seed: the test is about what comes before");
+        assert!(
+            !ids[start..].contains(&tokenizer.eot()),
+            "choose another seed: the test is about what comes before"
+        );
         for cold in [0.0, 1e-30] {
             let greedy = GenerateOptions { temperature: cold, max_tokens: 20, ..options() };
             assert_eq!(run(&model, &greedy, "Anna").0.text, want);
             // One candidate is no choice.
             let one = GenerateOptions { top_k: Some(1), max_tokens: 20, ..options() };
             assert_eq!(run(&model, &one, "Anna").0.text, want);
-            let little = GenerateOptions { top_p: Some(1e-9), top_k: Some(5), max_tokens: 20, ..options() };
+            let little =
+                GenerateOptions { top_p: Some(1e-9), top_k: Some(5), max_tokens: 20, ..options() };
             assert_eq!(run(&model, &little, "Anna").0.text, want);
         }
     }
@@ -245,7 +274,14 @@ mod tests {
     fn end_of_text_stops_and_long_texts_slide() {
         let model = model(10);
         // Over enough seeds some end by themselves: 1 of 262 tokens does.
-        let ends = |seed| run(&model, &GenerateOptions { seed, max_tokens: 60, temperature: 3.0, ..options() }, "").0;
+        let ends = |seed| {
+            run(
+                &model,
+                &GenerateOptions { seed, max_tokens: 60, temperature: 3.0, ..options() },
+                "",
+            )
+            .0
+        };
         let all: Vec<Generation> = (0..20).map(ends).collect();
         assert!(all.iter().any(|g| g.stop == Stop::EndOfText && g.tokens < 60));
         assert!(all.iter().any(|g| g.stop == Stop::MaxTokens && g.tokens == 60));

@@ -14,8 +14,9 @@ use std::sync::Arc;
 pub struct EvalOptions {
     /// Tokens per window (T), at most the model's positions.
     pub context: usize,
-    /// Tokens by which windows advance, at most the context. Below the context every prediction but the first window's
-    /// sees at least `context - stride` tokens, at `context / stride` times the work.
+    /// Tokens by which windows advance, at most the context. Below the context every prediction but
+    /// the first window's sees at least `context - stride` tokens, at `context / stride` times the
+    /// work.
     pub stride: usize,
     /// Windows to evaluate, from the first; 0 is all.
     pub rows_limit: usize,
@@ -27,7 +28,12 @@ impl EvalOptions {
     /// Windows side by side without overlap, all of them.
     pub fn new(context: usize) -> Self {
         // About 4096 positions per pass: enough to fill the machine, about 100 MB beside the model.
-        Self { context, stride: context, rows_limit: 0, rows_per_batch: (4096 / context.max(1)).max(1) }
+        Self {
+            context,
+            stride: context,
+            rows_limit: 0,
+            rows_per_batch: (4096 / context.max(1)).max(1),
+        }
     }
 }
 
@@ -40,14 +46,14 @@ pub struct Evaluation {
     pub nll: f64,
     /// exp(nll).
     pub perplexity: f64,
-    /// Sum of the negative log-likelihoods in bits, over the UTF-8 bytes of the source text. Predicting end-of-text
-    /// costs bits and has no bytes. None if `rows_limit` left tokens out (how many bytes those have is unknown), or if
-    /// the token file does not know its text.
+    /// Sum of the negative log-likelihoods in bits, over the UTF-8 bytes of the source text.
+    /// Predicting end-of-text costs bits and has no bytes. None if `rows_limit` left tokens out
+    /// (how many bytes those have is unknown), or if the token file does not know its text.
     pub bits_per_byte: Option<f64>,
 }
 
-/// Evaluates `model` on `tokens`, in windows ([`EvalWindows`]). Sums are in f64 and in order, so neither
-/// `rows_per_batch` nor the number of threads changes a bit.
+/// Evaluates `model` on `tokens`, in windows ([`EvalWindows`]). Sums are in f64 and in order, so
+/// neither `rows_per_batch` nor the number of threads changes a bit.
 pub fn evaluate(
     model: &Gpt2,
     tokens: &Arc<TokenFile>,
@@ -57,8 +63,8 @@ pub fn evaluate(
     evaluate_each(model, tokens, options, progress, |_| ())
 }
 
-/// As [`evaluate`], and hands every loss on: `each` gets the negative log-likelihoods in nats in the order of the tokens,
-/// some at a time, from that of the file's second token on.
+/// As [`evaluate`], and hands every loss on: `each` gets the negative log-likelihoods in nats in
+/// the order of the tokens, some at a time, from that of the file's second token on.
 pub fn evaluate_each(
     model: &Gpt2,
     tokens: &Arc<TokenFile>,
@@ -92,7 +98,11 @@ pub fn evaluate_each(
             if let Some(at) = losses.iter().position(|nll| !nll.is_finite()) {
                 return Err(Error::new(
                     ErrorKind::NonFinite,
-                    format!("the loss of predicted token {} is {}; the model is broken", count + at as u64, losses[at]),
+                    format!(
+                        "the loss of predicted token {} is {}; the model is broken",
+                        count + at as u64,
+                        losses[at]
+                    ),
                 ));
             }
             sum = losses.iter().fold(sum, |sum, nll| sum + f64::from(*nll));
@@ -122,7 +132,8 @@ fn losses(model: &Gpt2, batch: &Batch) -> Result<Vec<f32>> {
     let mut targets = batch.targets.clone();
     if batch.valid_count() < targets.len() {
         // Overlap and padding: the head runs on the rows that count.
-        let rows: Vec<u32> = (0u32..).zip(&batch.valid).filter(|(_, v)| **v).map(|(i, _)| i).collect();
+        let rows: Vec<u32> =
+            (0u32..).zip(&batch.valid).filter(|(_, v)| **v).map(|(i, _)| i).collect();
         targets = rows.iter().map(|&r| batch.targets[r as usize]).collect();
         logits = logits.select(&rows)?;
     }
@@ -141,7 +152,8 @@ mod tests {
     const VOCAB: u32 = 90;
 
     fn model() -> Gpt2 {
-        let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB as usize, 16, 24, 2, 3) };
+        let config =
+            Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB as usize, 16, 24, 2, 3) };
         Gpt2::scratch(config, 3, &Device::Cpu).unwrap()
     }
 
@@ -151,7 +163,12 @@ mod tests {
         Arc::new(TokenFile::from_tokens(&ids, origin, 1, 4 * u64::from(n)).unwrap())
     }
 
-    fn options(context: usize, stride: usize, rows_limit: usize, rows_per_batch: usize) -> EvalOptions {
+    fn options(
+        context: usize,
+        stride: usize,
+        rows_limit: usize,
+        rows_per_batch: usize,
+    ) -> EvalOptions {
         EvalOptions { context, stride, rows_limit, rows_per_batch }
     }
 
@@ -161,8 +178,10 @@ mod tests {
             let window = (target.saturating_sub(context)).div_ceil(stride);
             let history = &tokens[window * stride..target];
             let hidden = model.forward(history, history.len()).unwrap();
-            let last = hidden.narrow(0, history.len() - 1, 1).unwrap().to_dtype(DType::F64).unwrap();
-            let z = reference::logits(&last, &model.params.wte().to_dtype(DType::F64).unwrap()).unwrap();
+            let last =
+                hidden.narrow(0, history.len() - 1, 1).unwrap().to_dtype(DType::F64).unwrap();
+            let z = reference::logits(&last, &model.params.wte().to_dtype(DType::F64).unwrap())
+                .unwrap();
             let log_p = reference::log_softmax(&z, 1.0).unwrap().to_vec2::<f64>().unwrap();
             -log_p[0][tokens[target] as usize]
         };
@@ -172,12 +191,18 @@ mod tests {
     #[test]
     fn every_token_is_predicted_once_from_its_window() {
         let model = model();
-        for (n, context, stride) in [(50, 16, 16), (50, 16, 5), (33, 12, 1), (7, 16, 16), (2, 16, 4)] {
+        for (n, context, stride) in
+            [(50, 16, 16), (50, 16, 5), (33, 12, 1), (7, 16, 16), (2, 16, 4)]
+        {
             let file = tokens(n);
             let got = evaluate(&model, &file, options(context, stride, 0, 3), &Silent).unwrap();
             let want = slowly(&model, &file.to_vec(0..u64::from(n)).unwrap(), context, stride);
             assert_eq!(got.tokens, u64::from(n) - 1);
-            assert!((got.nll - want).abs() < 1e-5, "n {n}, context {context}, stride {stride}: {} {want}", got.nll);
+            assert!(
+                (got.nll - want).abs() < 1e-5,
+                "n {n}, context {context}, stride {stride}: {} {want}",
+                got.nll
+            );
             assert_eq!(got.perplexity, got.nll.exp());
             let bits = got.nll * (f64::from(n) - 1.0) / 2f64.ln() / (4.0 * f64::from(n));
             assert!((got.bits_per_byte.unwrap() - bits).abs() < 1e-12);
@@ -188,13 +213,19 @@ mod tests {
     fn every_loss_is_handed_on_in_order() {
         let (model, file) = (model(), tokens(50));
         let mut losses = Vec::new();
-        let all = evaluate_each(&model, &file, options(16, 5, 0, 3), &Silent, |l| losses.extend_from_slice(l)).unwrap();
+        let all = evaluate_each(&model, &file, options(16, 5, 0, 3), &Silent, |l| {
+            losses.extend_from_slice(l)
+        })
+        .unwrap();
         assert_eq!(losses.len(), 49);
         assert_eq!(losses.iter().fold(0.0, |sum, l| sum + f64::from(*l)) / 49.0, all.nll);
         // The first window's losses are those of its tokens alone.
         let mut first = Vec::new();
         let head = tokens(17);
-        evaluate_each(&model, &head, options(16, 16, 0, 1), &Silent, |l| first.extend_from_slice(l)).unwrap();
+        evaluate_each(&model, &head, options(16, 16, 0, 1), &Silent, |l| {
+            first.extend_from_slice(l)
+        })
+        .unwrap();
         assert!(first.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-5), "{first:?}");
     }
 
@@ -212,7 +243,9 @@ mod tests {
     #[test]
     fn a_limit_evaluates_the_first_windows() {
         let (model, file) = (model(), tokens(200));
-        let run = |limit: usize, rows: usize| evaluate(&model, &file, options(16, 8, limit, rows), &Silent).unwrap();
+        let run = |limit: usize, rows: usize| {
+            evaluate(&model, &file, options(16, 8, limit, rows), &Silent).unwrap()
+        };
         let part = run(5, 3);
         assert_eq!((part.tokens, part.bits_per_byte), (16 + 4 * 8, None));
         let head = tokens(16 + 4 * 8 + 1);
@@ -232,6 +265,9 @@ mod tests {
         let error = evaluate(&model, &other, EvalOptions::new(8), &Silent).unwrap_err();
         assert!(error.to_string().contains("91 tokens"), "{error}");
         crate::ops::buffer::with_mut(model.params.ln_f_w(), |w| w[0] = f32::NAN).unwrap();
-        assert_eq!(evaluate(&model, &file, EvalOptions::new(8), &Silent).unwrap_err().kind(), ErrorKind::NonFinite);
+        assert_eq!(
+            evaluate(&model, &file, EvalOptions::new(8), &Silent).unwrap_err().kind(),
+            ErrorKind::NonFinite
+        );
     }
 }

@@ -1,9 +1,11 @@
-//! The next token from logits: temperature, then top-k, then top-p, in transformers' order and by its rules.
+//! The next token from logits: temperature, then top-k, then top-p, in transformers' order and by
+//! its rules.
 //!
 //! * temperature: `z / T`; 0 takes the likeliest token, of equals the lowest id.
 //! * top-k: every token whose logit is at least the k-th largest, so that equals stay together.
-//! * top-p (Holtzman et al. 2020, arXiv 1904.09751): of what is left, renormalised, the fewest likeliest tokens whose
-//!   probabilities reach p, and at least one. Of equals at the border the lower ids stay.
+//! * top-p (Holtzman et al. 2020, arXiv 1904.09751): of what is left, renormalised, the fewest
+//!   likeliest tokens whose probabilities reach p, and at least one. Of equals at the border the
+//!   lower ids stay.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng::{Rng, Stream};
@@ -29,7 +31,10 @@ impl Sampler {
     /// The next token, given the logits `[V]` of all. Errors where a logit is not finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.iter().any(|z| !z.is_finite()) {
-            return Err(Error::new(ErrorKind::NonFinite, "the model's logits are not finite; the model is broken"));
+            return Err(Error::new(
+                ErrorKind::NonFinite,
+                "the model's logits are not finite; the model is broken",
+            ));
         }
         let kept = self.kept(logits);
         let point = f64::from(self.rng.uniform(0, self.drawn));
@@ -40,7 +45,8 @@ impl Sampler {
             sum > point
         });
         // The probabilities add up to 1 but for rounding.
-        let chosen = reached.or(kept.last()).ok_or_else(|| Error::internal("a model without logits"))?;
+        let chosen =
+            reached.or(kept.last()).ok_or_else(|| Error::internal("a model without logits"))?;
         Ok(chosen.0)
     }
 
@@ -111,11 +117,15 @@ mod tests {
         for (id, count) in counts.iter().enumerate() {
             let p = (f64::from(z[id]) / 0.8).exp() / total;
             let spread = (p * (1.0 - p) / f64::from(draws)).sqrt();
-            assert!((count / f64::from(draws) - p).abs() < 5.0 * spread + 1e-4, "{id}: {p} {count}");
+            assert!(
+                (count / f64::from(draws) - p).abs() < 5.0 * spread + 1e-4,
+                "{id}: {p} {count}"
+            );
         }
     }
 
-    /// candle-transformers draws from the same candidates where both mean the same: top-k alone and top-p alone.
+    /// candle-transformers draws from the same candidates where both mean the same: top-k alone and
+    /// top-p alone.
     #[test]
     fn candidates_are_those_of_another_sampler() {
         let z = logits(60, 2.0);

@@ -1,7 +1,8 @@
-//! What selection makes of a text: every token's score, the thresholds at several confidence levels, what they keep.
+//! What selection makes of a text: every token's score, the thresholds at several confidence
+//! levels, what they keep.
 //!
-//! Scores and thresholds are those of training ([`crate::select`]): a token's score is that of the position that predicts
-//! it, so the text's first token has none.
+//! Scores and thresholds are those of training ([`crate::select`]): a token's score is that of the
+//! position that predicts it, so the text's first token has none.
 
 mod page;
 
@@ -28,7 +29,8 @@ pub struct Options {
     pub alphas: Vec<f64>,
     /// The level whose kept tokens are marked; one of `alphas`.
     pub mark: f64,
-    /// The tokens that share a threshold: a window of `context` tokens, or (`micro-batch`) the whole text.
+    /// The tokens that share a threshold: a window of `context` tokens, or (`micro-batch`) the
+    /// whole text.
     pub pool: Pool,
     /// Which end is kept.
     pub tail: Tail,
@@ -129,9 +131,13 @@ pub fn inspect(
             options.score
         )));
     }
-    let longest = teacher.map_or(usize::MAX, |t| t.model().config.n_positions).min(model.config.n_positions);
+    let longest =
+        teacher.map_or(usize::MAX, |t| t.model().config.n_positions).min(model.config.n_positions);
     if options.context == 0 || options.context > longest {
-        return Err(Error::usage(format!("--context must lie between 1 and {longest}, found {}", options.context)));
+        return Err(Error::usage(format!(
+            "--context must lie between 1 and {longest}, found {}",
+            options.context
+        )));
     }
     let mut ids = tokenizer.encode(text)?;
     let tokens_of_text = ids.len();
@@ -141,7 +147,8 @@ pub fn inspect(
     }
     let batch = windows(&ids, options.context);
     let stats = statistics(model, teacher, &batch, options)?;
-    let ranking = Ranking::new(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
+    let ranking =
+        Ranking::new(options.score, options.pool, &stats, &batch, ScoreContext::new(0, 0))?;
     let scores = &ranking.scores;
     let n = ids.len() - 1;
     let selected = |alpha: f64| ranking.cut(alpha, options.tail);
@@ -170,10 +177,9 @@ pub fn inspect(
         teacher_nll: teacher.map(|_| stats[i].teacher.nll),
         kl: teacher.map(|_| stats[i].kl),
     };
-    let tokens = ids
-        .iter()
-        .enumerate()
-        .map(|(i, &id)| Ok(Token { id, text: tokenizer.text_of(id)?, figures: i.checked_sub(1).map(figures) }));
+    let tokens = ids.iter().enumerate().map(|(i, &id)| {
+        Ok(Token { id, text: tokenizer.text_of(id)?, figures: i.checked_sub(1).map(figures) })
+    });
     Ok(Inspection {
         model: names.0.into(),
         teacher: names.1.map(Into::into),
@@ -187,12 +193,14 @@ pub fn inspect(
     })
 }
 
-/// The text in windows side by side; position i predicts token i + 1, and what the last window lacks does not count.
+/// The text in windows side by side; position i predicts token i + 1, and what the last window
+/// lacks does not count.
 fn windows(ids: &[u32], context: usize) -> Batch {
     let n = ids.len() - 1;
     let context = context.min(n);
     let rows = n.div_ceil(context);
-    let padded = |from: &[u32]| (0..rows * context).map(|i| from.get(i).copied().unwrap_or(0)).collect();
+    let padded =
+        |from: &[u32]| (0..rows * context).map(|i| from.get(i).copied().unwrap_or(0)).collect();
     Batch {
         sequences: rows,
         context,
@@ -204,7 +212,12 @@ fn windows(ids: &[u32], context: usize) -> Batch {
 }
 
 /// A window at a time, so that the logits in memory are one window's.
-fn statistics(model: &Gpt2, teacher: Option<&Teacher>, batch: &Batch, options: &Options) -> Result<Vec<RowStats>> {
+fn statistics(
+    model: &Gpt2,
+    teacher: Option<&Teacher>,
+    batch: &Batch,
+    options: &Options,
+) -> Result<Vec<RowStats>> {
     let mut stats = Vec::with_capacity(batch.inputs.len());
     for row in 0..batch.sequences {
         crate::interrupt::check()?;
@@ -242,7 +255,8 @@ mod tests {
     use crate::select::kept_of;
     use candle_core::Device;
 
-    const TEXT: &str = "one fine day, two fine days; three naïve geese & <four> \"fine\" days ✓ and a day";
+    const TEXT: &str =
+        "one fine day, two fine days; three naïve geese & <four> \"fine\" days ✓ and a day";
 
     fn tokenizer() -> Tokenizer {
         let folder = tempfile::tempdir().unwrap();
@@ -273,15 +287,25 @@ mod tests {
     pub(super) fn found(score: Score, teacher: bool) -> Inspection {
         let student = model(1);
         let teacher = teacher.then(|| Teacher::new(model(2), &student.config).unwrap());
-        inspect(&student, teacher.as_ref(), &tokenizer(), TEXT, ("m", teacher.as_ref().map(|_| "t")), &options(score))
-            .unwrap()
+        inspect(
+            &student,
+            teacher.as_ref(),
+            &tokenizer(),
+            TEXT,
+            ("m", teacher.as_ref().map(|_| "t")),
+            &options(score),
+        )
+        .unwrap()
     }
 
     #[test]
     fn levels_keep_what_they_say_and_their_figures_are_those_of_the_tokens() {
-        for (score, teacher) in
-            [(Score::Entropy, false), (Score::Loss, true), (Score::Kl, true), (Score::ReverseKl, true)]
-        {
+        for (score, teacher) in [
+            (Score::Entropy, false),
+            (Score::Loss, true),
+            (Score::Kl, true),
+            (Score::ReverseKl, true),
+        ] {
             let found = found(score, teacher);
             let n = found.tokens.len() - 1;
             assert_eq!(found.tokens[0].figures, None);
@@ -292,14 +316,22 @@ mod tests {
                 let mut sorted: Vec<f32> = figures.iter().map(|f| f.score).collect();
                 sorted.sort_by(|a, b| b.total_cmp(a));
                 assert_eq!(level.var, f64::from(sorted[level.kept - 1]), "{score}");
-                let cvar = sorted[..level.kept].iter().map(|s| f64::from(*s)).sum::<f64>() / level.kept as f64;
+                let cvar = sorted[..level.kept].iter().map(|s| f64::from(*s)).sum::<f64>()
+                    / level.kept as f64;
                 assert!((level.cvar - cvar).abs() < 1e-9 && level.cvar >= level.var);
                 let dropped = level.dropped_ce.unwrap_or(0.0) * (n - level.kept) as f64;
-                assert!((level.kept_ce * level.kept as f64 + dropped - found.ce * n as f64).abs() < 1e-6);
+                assert!(
+                    (level.kept_ce * level.kept as f64 + dropped - found.ce * n as f64).abs()
+                        < 1e-6
+                );
             }
             let marked = figures.iter().filter(|f| f.kept).count();
             assert_eq!(marked, kept_of(0.3, n));
-            assert!(figures.iter().all(|f| f.kl.is_some() == teacher && f.teacher_nll.is_some() == teacher));
+            assert!(
+                figures
+                    .iter()
+                    .all(|f| f.kl.is_some() == teacher && f.teacher_nll.is_some() == teacher)
+            );
         }
     }
 
@@ -332,8 +364,14 @@ mod tests {
         };
         assert!(message(TEXT, &options(Score::Kl)).contains("--teacher"));
         assert!(message("", &options(Score::Loss)).contains("0 tokens"));
-        assert!(message(TEXT, &Options { context: 17, ..options(Score::Loss) }).contains("between 1 and 16"));
-        assert!(message(TEXT, &Options { pool: Pool::Carried, ..options(Score::Loss) }).contains("carried"));
+        assert!(
+            message(TEXT, &Options { context: 17, ..options(Score::Loss) })
+                .contains("between 1 and 16")
+        );
+        assert!(
+            message(TEXT, &Options { pool: Pool::Carried, ..options(Score::Loss) })
+                .contains("carried")
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@ use super::{Figures, Inspection, Token, histogram};
 use crate::report::page::{escape, page as html};
 use std::fmt::Write;
 
-/// Shades of the scale, white to dark blue (ColorBrewer's Blues, safe for every colour vision), by rank of score.
+/// Shades of the scale, white to dark blue (ColorBrewer's Blues, safe for every colour vision), by
+/// rank of score.
 const SHADES: [&str; 6] = ["#ffffff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6"];
 const BINS: usize = 40;
 
@@ -24,7 +25,8 @@ pub fn page(found: &Inspection) -> String {
 
 fn head(found: &Inspection) -> String {
     let predicted = found.tokens.len() - 1;
-    let teacher = found.teacher.as_ref().map_or_else(String::new, |t| format!(" Teacher: {}.", escape(t)));
+    let teacher =
+        found.teacher.as_ref().map_or_else(String::new, |t| format!(" Teacher: {}.", escape(t)));
     let cut = if found.tokens.len() < found.tokens_of_text {
         format!(" The first {} of {} tokens of the text.", found.tokens.len(), found.tokens_of_text)
     } else {
@@ -90,10 +92,19 @@ fn chart(found: &Inspection) -> String {
             bottom - height
         );
     }
-    let _ = write!(out, "<line x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{}\" y2=\"{bottom}\" class=\"axis\"/>", LEFT + plot);
+    let _ = write!(
+        out,
+        "<line x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{}\" y2=\"{bottom}\" class=\"axis\"/>",
+        LEFT + plot
+    );
     for i in 0..=8 {
         let value = low + width * BINS as f64 * f64::from(i) / 8.0;
-        let _ = write!(out, "<text x=\"{:.1}\" y=\"{}\" class=\"tick\">{value:.2}</text>", x(value), bottom + 16.0);
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{}\" class=\"tick\">{value:.2}</text>",
+            x(value),
+            bottom + 16.0
+        );
     }
     let _ = write!(
         out,
@@ -155,7 +166,11 @@ impl Scale {
             };
             let _ = write!(out, "<span class=\"s{i}\">{name}</span> ");
         }
-        let _ = write!(out, "&#160; <span class=\"k\">underlined</span>: kept at alpha {}</p>", found.mark);
+        let _ = write!(
+            out,
+            "&#160; <span class=\"k\">underlined</span>: kept at alpha {}</p>",
+            found.mark
+        );
         out
     }
 }
@@ -168,8 +183,12 @@ fn text(found: &Inspection, scale: &Scale) -> String {
     let mut out = String::from("<div class=\"text\">");
     for token in &found.tokens {
         let Some(f) = token.figures else {
-            let _ =
-                write!(out, "<span title=\"id {}: the first token, not predicted\">{}</span>", token.id, shown(token));
+            let _ = write!(
+                out,
+                "<span title=\"id {}: the first token, not predicted\">{}</span>",
+                token.id,
+                shown(token)
+            );
             continue;
         };
         let teacher = match (f.kl, f.teacher_nll) {
@@ -199,7 +218,8 @@ fn extremes(found: &Inspection) -> String {
     let list = |title: &str, places: &[usize]| {
         let mut out = format!("<div><h3>{title}</h3><table><tbody>");
         for &i in places {
-            let before: String = found.tokens[i.saturating_sub(5)..i].iter().map(|t| t.text.as_str()).collect();
+            let before: String =
+                found.tokens[i.saturating_sub(5)..i].iter().map(|t| t.text.as_str()).collect();
             let _ = write!(
                 out,
                 "<tr><td>{:.3}</td><td class=\"w\">{}<b>{}</b></td></tr>",
@@ -212,7 +232,11 @@ fn extremes(found: &Inspection) -> String {
     };
     let ten = order.len().min(10);
     let lowest: Vec<usize> = order.iter().rev().take(ten).copied().collect();
-    format!("<div class=\"two\">{}{}</div>", list("Highest scores", &order[..ten]), list("Lowest scores", &lowest))
+    format!(
+        "<div class=\"two\">{}{}</div>",
+        list("Highest scores", &order[..ten]),
+        list("Lowest scores", &lowest)
+    )
 }
 
 const STYLE: &str = "\

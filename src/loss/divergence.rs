@@ -1,11 +1,12 @@
 //! Divergences between the teacher's distribution q and the student's p, in log space.
 //!
-//! A divergence D = sum_v d(p_v, q_v) is known by two numbers per entry of the vocabulary, both from (log p, log q) alone:
-//! its term d and g = p h, where h = dD/dp up to a constant (which softmax ignores), chosen so that h = 0 at p = q. With
-//! G = sum_v g_v, the gradient with respect to student logits divided by the temperature is `g - p G`. So a row is
-//! walked twice: once for the sums (D, G), once for the gradient; and at p = q every g is exactly 0. A term may hold a
-//! multiple of p - q, which adds up to nothing over a row, such that h is its slope: the rounding of the normalisers, up to
-//! 1e-6 of every p, then reaches D in second order only.
+//! A divergence D = sum_v d(p_v, q_v) is known by two numbers per entry of the vocabulary, both
+//! from (log p, log q) alone: its term d and g = p h, where h = dD/dp up to a constant (which
+//! softmax ignores), chosen so that h = 0 at p = q. With G = sum_v g_v, the gradient with respect
+//! to student logits divided by the temperature is `g - p G`. So a row is walked twice: once for
+//! the sums (D, G), once for the gradient; and at p = q every g is exactly 0. A term may hold a
+//! multiple of p - q, which adds up to nothing over a row, such that h is its slope: the rounding
+//! of the normalisers, up to 1e-6 of every p, then reaches D in second order only.
 //!
 //! | D | definition | h |
 //! |---|---|---|
@@ -16,13 +17,15 @@
 //! | skewed reverse KL(a) | KL(p, m), m = a p + (1-a) q | ln p/m + a (1 - p/m) |
 //! | total variation | sum abs(p - q) / 2 | sign(p - q) / 2 |
 //!
-//! JSD(beta) is that of GKD (Agarwal et al., arXiv 2306.13649), the skewed divergences those of DistiLLM (Ko et al.,
-//! arXiv 2402.03898). No ratio is formed from probabilities, so logits of any size and any temperature are fine.
+//! JSD(beta) is that of GKD (Agarwal et al., arXiv 2306.13649), the skewed divergences those of
+//! DistiLLM (Ko et al., arXiv 2402.03898). No ratio is formed from probabilities, so logits of any
+//! size and any temperature are fine.
 
 use crate::config::{Divergence as Word, ObjectivePlan};
 use crate::ops::simd::{LANES, exp, ln, multiversion, sum_lanes};
 
-/// What run files, kernels and documentation know a divergence by. Its meaning is [`Word::meaning`].
+/// What run files, kernels and documentation know a divergence by. Its meaning is
+/// [`Word::meaning`].
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     /// Its word in a run file.
@@ -77,7 +80,8 @@ pub enum Divergence {
     ForwardKl,
     /// KL(p || q).
     ReverseKl,
-    /// Generalised Jensen-Shannon divergence; `beta` in (0, 1) is the teacher's share of the mixture.
+    /// Generalised Jensen-Shannon divergence; `beta` in (0, 1) is the teacher's share of the
+    /// mixture.
     Jsd {
         /// Share of q in m.
         beta: f32,
@@ -105,7 +109,8 @@ pub struct RowDivergence {
     pub gradient: f64,
 }
 
-/// How logits become log probabilities at the temperature: `(z - max) / tau - log_sum_tau`, student and teacher.
+/// How logits become log probabilities at the temperature: `(z - max) / tau - log_sum_tau`, student
+/// and teacher.
 #[derive(Debug, Clone, Copy)]
 pub struct Normal {
     /// Largest logit and log normaliser of the student.
@@ -144,7 +149,8 @@ impl Divergence {
         (TABLE[word as usize].code, parameter)
     }
 
-    /// Whether a row's sums (D, G) must be formed before its gradient. Not for forward KL: the scan has formed D, and G is 0.
+    /// Whether a row's sums (D, G) must be formed before its gradient. Not for forward KL: the scan
+    /// has formed D, and G is 0.
     pub(crate) fn needs_sums(self) -> bool {
         self.plain() != Self::ForwardKl
     }
@@ -158,7 +164,8 @@ impl Divergence {
         }
     }
 
-    /// Term and g of one entry; both logarithms finite. The one implementation: rows of logits are loops over it.
+    /// Term and g of one entry; both logarithms finite. The one implementation: rows of logits are
+    /// loops over it.
     pub fn entry(self, log_p: f32, log_q: f32) -> (f32, f32) {
         self.with(One { log_p, log_q })
     }
@@ -169,7 +176,15 @@ impl Divergence {
     }
 
     /// `out += scale (g - p G)` over a stretch of a row, `total` = G.
-    pub fn add_gradient(self, out: &mut [f32], z: &[f32], t: &[f32], normal: &Normal, total: f32, scale: f32) {
+    pub fn add_gradient(
+        self,
+        out: &mut [f32],
+        z: &[f32],
+        t: &[f32],
+        normal: &Normal,
+        total: f32,
+        scale: f32,
+    ) {
         row_gradient(self, out, z, t, normal, total, scale);
     }
 
@@ -187,7 +202,8 @@ impl Divergence {
     }
 }
 
-/// Shares below this count as this: with them exp(-87), the smallest that f32 holds, is still without weight.
+/// Shares below this count as this: with them exp(-87), the smallest that f32 holds, is still
+/// without weight.
 const SMALLEST: f32 = 1e-30;
 
 /// The formulas of a divergence for one entry.
@@ -434,8 +450,11 @@ mod tests {
             .collect();
         let name = |row: &Row| format!("{:?}", Divergence::of(&objective(row.word)));
         let names: Vec<String> = TABLE.iter().map(name).collect();
-        let want: Vec<(u32, &str)> =
-            TABLE.iter().zip(&names).map(|(row, name)| (row.code, name.split(' ').next().unwrap())).collect();
+        let want: Vec<(u32, &str)> = TABLE
+            .iter()
+            .zip(&names)
+            .map(|(row, name)| (row.code, name.split(' ').next().unwrap()))
+            .collect();
         assert_eq!(cases, want);
     }
 
@@ -456,7 +475,10 @@ mod tests {
             for a in logs {
                 for b in logs {
                     let (term, g) = divergence.entry(a, b);
-                    assert!(term.is_finite() && g.is_finite(), "{divergence:?} at {a}, {b}: {term}, {g}");
+                    assert!(
+                        term.is_finite() && g.is_finite(),
+                        "{divergence:?} at {a}, {b}: {term}, {g}"
+                    );
                 }
             }
         }
@@ -467,11 +489,16 @@ mod tests {
         const H: f64 = 1e-3;
         for divergence in ALL {
             let term = |p: f64, q: f64| f64::from(divergence.entry(p.ln() as f32, q.ln() as f32).0);
-            let h = |p: f64, q: f64| f64::from(divergence.entry(p.ln() as f32, q.ln() as f32).1) / p;
-            let slope = |p: f64, q: f64| (term(p * (1.0 + H), q) - term(p * (1.0 - H), q)) / (2.0 * H * p);
+            let h =
+                |p: f64, q: f64| f64::from(divergence.entry(p.ln() as f32, q.ln() as f32).1) / p;
+            let slope =
+                |p: f64, q: f64| (term(p * (1.0 + H), q) - term(p * (1.0 - H), q)) / (2.0 * H * p);
             for (p, q) in [(0.3, 0.2), (0.01, 0.5), (0.7, 0.1)] {
                 let (got, want) = (h(p, q), slope(p, q));
-                assert!((got - want).abs() < 2e-2 * want.abs().max(1.0), "{divergence:?} at {p}, {q}: {got}, {want}");
+                assert!(
+                    (got - want).abs() < 2e-2 * want.abs().max(1.0),
+                    "{divergence:?} at {p}, {q}: {got}, {want}"
+                );
             }
         }
     }

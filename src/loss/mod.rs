@@ -1,7 +1,7 @@
 //! What a token costs: cross-entropy and a divergence to the teacher, mixed.
 //!
-//! Cross-entropy and forward KL have loops of their own in [`crate::loss::head`]; every other divergence goes through
-//! [`divergence`].
+//! Cross-entropy and forward KL have loops of their own in [`crate::loss::head`]; every other
+//! divergence goes through [`divergence`].
 
 pub mod divergence;
 pub mod head;
@@ -10,8 +10,8 @@ pub mod signal;
 pub use divergence::Divergence;
 pub use signal::{Signal, SignalKind};
 
-/// The per-token objective `(1 - lambda) nll + lambda tau² D(q^tau, p^tau)`: q the teacher's, p the student's distribution
-/// (with forward KL that of Hinton et al., arXiv 1503.02531).
+/// The per-token objective `(1 - lambda) nll + lambda tau² D(q^tau, p^tau)`: q the teacher's, p the
+/// student's distribution (with forward KL that of Hinton et al., arXiv 1503.02531).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mix {
     /// Weight of the distillation term, in [0, 1]; 0 without a teacher.

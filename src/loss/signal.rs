@@ -1,7 +1,8 @@
 //! What a teacher says about the rows of a loss: everything, its most likely entries, or a sample.
 //!
-//! The two sparse signals stand for teachers whose full output is too large to store or to send; with a live teacher they
-//! are formed from its dense logits, so that such a student can be studied.
+//! The two sparse signals stand for teachers whose full output is too large to store or to send;
+//! with a live teacher they are formed from its dense logits, so that such a student can be
+//! studied.
 
 use super::head::{Logits, RowStats, check_vocab, sample, top_k};
 use crate::config::{self, ObjectivePlan};
@@ -32,8 +33,9 @@ pub struct TopK {
     pub rest: Vec<f32>,
 }
 
-/// Independent draws from q: `count / draws` estimates q without bias, and so the gradient of cross-entropy to q and of
-/// KL(q || p) (Random Sampling KD, Anshumann et al., arXiv 2503.16870, with the proposal q itself).
+/// Independent draws from q: `count / draws` estimates q without bias, and so the gradient of
+/// cross-entropy to q and of KL(q || p) (Random Sampling KD, Anshumann et al., arXiv 2503.16870,
+/// with the proposal q itself).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// Draws per row.
@@ -74,15 +76,28 @@ impl SignalKind {
         }
     }
 
-    /// The signal of this kind in `logits`, whose scan at temperature `tau` gave `stats`, row by row. `tokens` numbers each
-    /// row's token within the run of that `seed`: draws then depend neither on the micro-batch nor on what else is kept.
-    pub fn reduce(self, logits: Logits, stats: &[RowStats], tau: f32, seed: u64, tokens: &[u64]) -> Result<Signal> {
+    /// The signal of this kind in `logits`, whose scan at temperature `tau` gave `stats`, row by
+    /// row. `tokens` numbers each row's token within the run of that `seed`: draws then depend
+    /// neither on the micro-batch nor on what else is kept.
+    pub fn reduce(
+        self,
+        logits: Logits,
+        stats: &[RowStats],
+        tau: f32,
+        seed: u64,
+        tokens: &[u64],
+    ) -> Result<Signal> {
         match self {
             Self::Dense => Ok(Signal::Dense(logits)),
             Self::TopK(k) => Ok(Signal::TopK(top_k(&logits, stats, tau, k)?)),
-            Self::Sampled(draws) => {
-                Ok(Signal::Sampled(sample(&logits, stats, tau, draws, Rng::new(seed, Stream::Teacher), tokens)?))
-            }
+            Self::Sampled(draws) => Ok(Signal::Sampled(sample(
+                &logits,
+                stats,
+                tau,
+                draws,
+                Rng::new(seed, Stream::Teacher),
+                tokens,
+            )?)),
         }
     }
 }

@@ -10,25 +10,29 @@ use candle_core::Tensor;
 /// What a model remembers of the tokens it has read.
 #[derive(Debug)]
 pub struct Cache {
-    /// Keys beside values of each block, [n_positions, 2 D]; the first `tokens.len()` rows are filled.
+    /// Keys beside values of each block, [n_positions, 2 D]; the first `tokens.len()` rows are
+    /// filled.
     keys: Vec<Tensor>,
     tokens: Vec<u32>,
 }
 
 impl Cache {
-    /// The tokens it holds, oldest first: all that were read, until the context was full for the first time.
+    /// The tokens it holds, oldest first: all that were read, until the context was full for the
+    /// first time.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 }
 
 impl Gpt2 {
-    /// Reads `tokens` at once, at least one and at most `n_positions`: the cache, and the last position's hidden vector
-    /// after the final norm, [1, D].
+    /// Reads `tokens` at once, at least one and at most `n_positions`: the cache, and the last
+    /// position's hidden vector after the final norm, [1, D].
     pub fn prefill(&self, tokens: &[u32]) -> Result<(Cache, Tensor)> {
         let (n, most, width) = (tokens.len(), self.config.n_positions, self.config.n_embd);
         if n == 0 || n > most {
-            return Err(Error::internal(format!("a cache starts with 1 to {most} tokens, found {n}")));
+            return Err(Error::internal(format!(
+                "a cache starts with 1 to {most} tokens, found {n}"
+            )));
         }
         let shape = attention::Shape { batch: 1, context: n, heads: self.config.n_head };
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), tokens, n, 0)?;
@@ -46,8 +50,9 @@ impl Gpt2 {
 
     /// Reads one more token: its hidden vector after the final norm, [1, D].
     ///
-    /// When all positions are taken, the cache is built again from the newest half of them and the token: positions are
-    /// learned, so keys cannot move. The model then forgets the older half at once.
+    /// When all positions are taken, the cache is built again from the newest half of them and the
+    /// token: positions are learned, so keys cannot move. The model then forgets the older half at
+    /// once.
     pub fn step(&self, token: u32, cache: &mut Cache) -> Result<Tensor> {
         let (at, most, width) = (cache.tokens.len(), self.config.n_positions, self.config.n_embd);
         if at == most {
@@ -96,7 +101,10 @@ mod tests {
     const POSITIONS: usize = 12;
 
     fn model(dtype: DType) -> Gpt2 {
-        scratch(Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) }, dtype)
+        scratch(
+            Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(50, POSITIONS, 24, 3, 3) },
+            dtype,
+        )
     }
 
     fn token(i: usize) -> u32 {
@@ -133,7 +141,8 @@ mod tests {
         for i in 1..40 {
             let hidden = model.step(token(i), &mut cache).unwrap();
             let seen = cache.tokens().len();
-            // Whatever was forgotten, the rest is the newest tokens, and the answer is the full forward's.
+            // Whatever was forgotten, the rest is the newest tokens, and the answer is the full
+            // forward's.
             let want: Vec<u32> = (i + 1 - seen..=i).map(token).collect();
             assert_eq!(cache.tokens(), want);
             assert!(seen == i + 1 || (POSITIONS / 2 < seen && seen <= POSITIONS), "{i}: {seen}");

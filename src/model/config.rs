@@ -39,7 +39,13 @@ fn default_range() -> f64 {
 
 impl Gpt2Config {
     /// Shape with GPT-2's constants: epsilon 1e-5, initialisation 0.02, MLP of 4 D.
-    pub fn new(vocab_size: usize, n_positions: usize, n_embd: usize, n_layer: usize, n_head: usize) -> Self {
+    pub fn new(
+        vocab_size: usize,
+        n_positions: usize,
+        n_embd: usize,
+        n_layer: usize,
+        n_head: usize,
+    ) -> Self {
         Self {
             vocab_size,
             n_positions,
@@ -77,7 +83,8 @@ impl Gpt2Config {
 
     /// Checks every limit; the error names the field, the value and what was expected.
     pub fn validate(&self) -> Result<()> {
-        // Far above any GPT-2, far below where products of two fields overflow or an allocation could not succeed.
+        // Far above any GPT-2, far below where products of two fields overflow or an allocation
+        // could not succeed.
         const MOST: usize = 1 << 24;
         for (name, value) in [
             ("vocab_size", self.vocab_size),
@@ -88,10 +95,13 @@ impl Gpt2Config {
             ("n_inner", self.inner()),
         ] {
             if value == 0 || value > MOST {
-                return Err(Error::usage(format!("model shape: {name} must lie between 1 and {MOST}, found {value}")));
+                return Err(Error::usage(format!(
+                    "model shape: {name} must lie between 1 and {MOST}, found {value}"
+                )));
             }
         }
-        // Each field may be plausible and the whole not: sizes in bytes of all parameters must still fit in 64 bits.
+        // Each field may be plausible and the whole not: sizes in bytes of all parameters must
+        // still fit in 64 bits.
         const MOST_PARAMETERS: u128 = 1 << 44;
         let (d, f) = (self.n_embd as u128, self.inner() as u128);
         let of_blocks = self.n_layer as u128 * self.block_elements(ParamKind::is_matrix) as u128;
@@ -150,6 +160,12 @@ mod tests {
     fn impossible_shapes_are_named() {
         let message = Gpt2Config::new(10, 8, 10, 1, 3).validate().unwrap_err().to_string();
         assert!(message.contains("n_embd = 10") && message.contains("n_head = 3"), "{message}");
-        assert!(Gpt2Config::new(10, 0, 8, 1, 2).validate().unwrap_err().to_string().contains("n_positions"));
+        assert!(
+            Gpt2Config::new(10, 0, 8, 1, 2)
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("n_positions")
+        );
     }
 }

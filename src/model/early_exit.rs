@@ -1,5 +1,6 @@
-//! A forward that stops between two blocks and goes on for some sequences only, reusing their activations: the early exit of
-//! hierarchical batch selection (ESLM, arXiv 2505.19893). With e blocks before the exit, b of B sequences kept:
+//! A forward that stops between two blocks and goes on for some sequences only, reusing their
+//! activations: the early exit of hierarchical batch selection (ESLM, arXiv 2505.19893). With e
+//! blocks before the exit, b of B sequences kept:
 //!
 //! ```text
 //! begin   tokens [B, T] -> embed -> blocks 0 .. e-1 -> x [B T, D]      tape: e blocks of B T rows
@@ -27,27 +28,32 @@ pub struct Partial {
 }
 
 impl Gpt2 {
-    /// Embeds `tokens` [B, T] in row-major order and runs the first `exit_layer` blocks: 0 is the embedding alone.
+    /// Embeds `tokens` [B, T] in row-major order and runs the first `exit_layer` blocks: 0 is the
+    /// embedding alone.
     pub fn begin(&self, tokens: &[u32], context: usize, exit_layer: usize) -> Result<Partial> {
         let Gpt2Config { n_layer, .. } = self.config;
         if exit_layer > n_layer {
-            return Err(Error::internal(format!("cannot stop after {exit_layer} of {n_layer} blocks")));
+            return Err(Error::internal(format!(
+                "cannot stop after {exit_layer} of {n_layer} blocks"
+            )));
         }
         let x = self.embed(tokens, context)?;
         let blocks = Vec::with_capacity(n_layer);
-        let mut partial = Partial { tokens: tokens.to_vec(), shape: self.shape(tokens, context), blocks, x };
+        let mut partial =
+            Partial { tokens: tokens.to_vec(), shape: self.shape(tokens, context), blocks, x };
         partial.run(self, exit_layer)?;
         Ok(partial)
     }
 
-    /// What the head would see if the model ended here: the final norm of the given `rows` (positions of the
-    /// micro-batch) of the residual stream, [P, D]. Leaves no trace on the tape.
+    /// What the head would see if the model ended here: the final norm of the given `rows`
+    /// (positions of the micro-batch) of the residual stream, [P, D]. Leaves no trace on the tape.
     pub fn probe(&self, partial: &Partial, rows: &[u32]) -> Result<Tensor> {
         Ok(self.final_norm(&gather(&partial.x, rows)?)?.out)
     }
 
-    /// The remaining blocks and the final norm: hidden vectors [B T, D] and the tape for [`Gpt2::backward`], as
-    /// [`Gpt2::forward_with_tape`] would give for the sequences that are left.
+    /// The remaining blocks and the final norm: hidden vectors [B T, D] and the tape for
+    /// [`Gpt2::backward`], as [`Gpt2::forward_with_tape`] would give for the sequences that are
+    /// left.
     pub fn finish(&self, mut partial: Partial) -> Result<(Tensor, Tape)> {
         partial.run(self, self.config.n_layer)?;
         let Partial { tokens, shape, blocks, x: last } = partial;
@@ -62,23 +68,39 @@ impl Partial {
         self.shape.batch
     }
 
-    /// Goes on with the given sequences only, ascending and at least one; all of them copies nothing.
+    /// Goes on with the given sequences only, ascending and at least one; all of them copies
+    /// nothing.
     pub fn keep(&mut self, sequences: &[u32]) -> Result<()> {
         let (all, context) = (self.shape.batch, self.shape.context);
-        let in_order = sequences.is_sorted_by(|a, b| a < b) && sequences.last().is_some_and(|&s| (s as usize) < all);
+        let in_order = sequences.is_sorted_by(|a, b| a < b)
+            && sequences.last().is_some_and(|&s| (s as usize) < all);
         if !in_order {
-            return Err(Error::internal(format!("expected ascending sequences below {all}, found {sequences:?}")));
+            return Err(Error::internal(format!(
+                "expected ascending sequences below {all}, found {sequences:?}"
+            )));
         }
         if sequences.len() == all {
             return Ok(());
         }
-        self.tokens =
-            sequences.iter().flat_map(|&s| &self.tokens[s as usize * context..][..context]).copied().collect();
+        self.tokens = sequences
+            .iter()
+            .flat_map(|&s| &self.tokens[s as usize * context..][..context])
+            .copied()
+            .collect();
         for taped in &mut self.blocks {
             let tensors = match taped {
                 Taped::Input(x) => vec![x],
                 Taped::Whole(BlockTape { x, ln_1_stats, qkv, attended, mid, ln_2_stats, fc }) => {
-                    vec![x, ln_1_stats, qkv, &mut attended.out, &mut attended.lse, mid, ln_2_stats, fc]
+                    vec![
+                        x,
+                        ln_1_stats,
+                        qkv,
+                        &mut attended.out,
+                        &mut attended.lse,
+                        mid,
+                        ln_2_stats,
+                        fc,
+                    ]
                 }
             };
             // One after the other, so that each is freed before the next is gathered.
@@ -105,7 +127,8 @@ impl Partial {
     }
 }
 
-/// The parts that belong to the given of `all` sequences, which lie one after the other along the first dimension.
+/// The parts that belong to the given of `all` sequences, which lie one after the other along the
+/// first dimension.
 fn of_sequences(x: &Tensor, all: usize, sequences: &[u32]) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     dims[0] = dims[0] / all * sequences.len();
@@ -124,11 +147,17 @@ mod tests {
     const LAYERS: usize = 3;
 
     fn model(dtype: DType) -> Gpt2 {
-        scratch(Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(29, 11, 15, LAYERS, 3) }, dtype)
+        scratch(
+            Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(29, 11, 15, LAYERS, 3) },
+            dtype,
+        )
     }
 
     fn tokens(sequences: &[u32]) -> Vec<u32> {
-        sequences.iter().flat_map(|s| (0..CONTEXT as u32).map(move |t| (s * s + 5 * t + s * t) % 29)).collect()
+        sequences
+            .iter()
+            .flat_map(|s| (0..CONTEXT as u32).map(move |t| (s * s + 5 * t + s * t) % 29))
+            .collect()
     }
 
     /// Hidden vectors and the gradients of all parameters, of every row and of some.
@@ -137,8 +166,12 @@ mod tests {
         let n = all[0].dim(0).unwrap();
         let some: Vec<u32> = (0..n as u32).filter(|i| i % 3 != 1).collect();
         for rows in [None, Some(some.as_slice())] {
-            let grads = ParamSet::zeros(model.params.layout(), model.params.wte().dtype(), &Device::Cpu).unwrap();
-            let d = random((rows.map_or(n, <[u32]>::len), 15), 3).to_dtype(model.params.wte().dtype()).unwrap();
+            let grads =
+                ParamSet::zeros(model.params.layout(), model.params.wte().dtype(), &Device::Cpu)
+                    .unwrap();
+            let d = random((rows.map_or(n, <[u32]>::len), 15), 3)
+                .to_dtype(model.params.wte().dtype())
+                .unwrap();
             model.backward(forward().1, rows, &d, &grads).unwrap();
             all.extend(grads.tensors().iter().cloned());
         }
@@ -147,15 +180,17 @@ mod tests {
 
     #[test]
     fn sequences_that_go_on_are_a_forward_of_their_own() {
-        // In f32 a product may take another kernel for another number of rows and round differently; in f64, where
-        // there is next to no rounding, the two are the same.
+        // In f32 a product may take another kernel for another number of rows and round
+        // differently; in f64, where there is next to no rounding, the two are the same.
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-13)] {
             let kept_whole = model(dtype);
             let again = Gpt2 { activations: Activations::Recompute, ..kept_whole.clone() };
             let begun = tokens(&[0, 1, 2, 3, 4]);
             for (exit_layer, model) in (0..=LAYERS).flat_map(|l| [(l, &kept_whole), (l, &again)]) {
                 for kept in [&[1, 2, 3, 4][..], &[0, 1, 2, 3], &[0, 3], &[2], &[0, 1, 2, 3, 4]] {
-                    let alone = results(&kept_whole, || kept_whole.forward_with_tape(&tokens(kept), CONTEXT).unwrap());
+                    let alone = results(&kept_whole, || {
+                        kept_whole.forward_with_tape(&tokens(kept), CONTEXT).unwrap()
+                    });
                     let went_on = results(model, || {
                         let mut partial = model.begin(&begun, CONTEXT, exit_layer).unwrap();
                         partial.keep(kept).unwrap();
@@ -204,15 +239,22 @@ mod tests {
 
     #[test]
     fn dropped_sequences_reach_no_gradient() {
-        // Tokens of dropped sequences that no kept one has: their embedding keeps a gradient of exactly 0.
+        // Tokens of dropped sequences that no kept one has: their embedding keeps a gradient of
+        // exactly 0.
         let model = model(DType::F32);
         let begun: Vec<u32> = [[28; CONTEXT], [3; CONTEXT], [27; CONTEXT]].concat();
         let mut partial = model.begin(&begun, CONTEXT, 2).unwrap();
         partial.keep(&[1]).unwrap();
         let grads = ParamSet::zeros(model.params.layout(), DType::F32, &Device::Cpu).unwrap();
-        model.backward(model.finish(partial).unwrap().1, None, &random((CONTEXT, 15), 3), &grads).unwrap();
-        let of = |token: u32| gather(grads.wte(), &[token]).unwrap().to_vec2::<f32>().unwrap()[0].clone();
-        assert!([of(28), of(27)].iter().flatten().all(|g| *g == 0.0) && of(3).iter().any(|g| *g != 0.0));
+        model
+            .backward(model.finish(partial).unwrap().1, None, &random((CONTEXT, 15), 3), &grads)
+            .unwrap();
+        let of = |token: u32| {
+            gather(grads.wte(), &[token]).unwrap().to_vec2::<f32>().unwrap()[0].clone()
+        };
+        assert!(
+            [of(28), of(27)].iter().flatten().all(|g| *g == 0.0) && of(3).iter().any(|g| *g != 0.0)
+        );
     }
 
     #[test]

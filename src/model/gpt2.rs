@@ -1,10 +1,12 @@
 //! The GPT-2 trunk (Radford et al. 2019): forward, and the backward by hand beside it.
 //!
-//! The trunk ends with the final norm; the tied head is [`crate::loss::head`]. Activations live on a [`Tape`] that the
-//! backward consumes block by block. The backward is row-aware: given the rows (positions) of the micro-batch whose
-//! final hidden vector carries gradient, the final norm and the last block's MLP, output projection and queries work on
-//! those rows only, which is exact; below the last block's keys and values every row carries gradient again. [`Flow`] says
-//! what happens there instead: nothing (exact), only the given rows go on (sparse), or drawn ones do (sampled).
+//! The trunk ends with the final norm; the tied head is [`crate::loss::head`]. Activations live on
+//! a [`Tape`] that the backward consumes block by block. The backward is row-aware: given the rows
+//! (positions) of the micro-batch whose final hidden vector carries gradient, the final norm and
+//! the last block's MLP, output projection and queries work on those rows only, which is exact;
+//! below the last block's keys and values every row carries gradient again. [`Flow`] says what
+//! happens there instead: nothing (exact), only the given rows go on (sparse), or drawn ones do
+//! (sampled).
 
 use super::{Block, Gpt2Config, ParamSet, RowSampler};
 use crate::config::Activations;
@@ -12,7 +14,9 @@ use crate::error::Result;
 use crate::loss::head::Logits;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::ops::matmul::{Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul};
+use crate::ops::matmul::{
+    Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul,
+};
 use crate::ops::{gelu, layer_norm};
 use candle_core::Tensor;
 use std::borrow::Cow;
@@ -24,7 +28,8 @@ pub struct Gpt2 {
     pub config: Gpt2Config,
     /// Weights in the layout of the shape.
     pub params: ParamSet,
-    /// What the products with weights do with their factors, forward and backward. Attention's own stay f32.
+    /// What the products with weights do with their factors, forward and backward. Attention's own
+    /// stay f32.
     pub precision: Precision,
     /// What a tape keeps of each block.
     pub activations: Activations,
@@ -35,10 +40,12 @@ pub struct Gpt2 {
 pub enum Flow<'a> {
     /// Every row, as the chain rule has it.
     Exact,
-    /// Only the rows that carry gradient at the trunk's end, in every block: keys and values of the others count as
-    /// constants. Their queries are not cut: dQ of a row meets all keys and values it sees. Biased.
+    /// Only the rows that carry gradient at the trunk's end, in every block: keys and values of the
+    /// others count as constants. Their queries are not cut: dQ of a row meets all keys and values
+    /// it sees. Biased.
     Sparse,
-    /// Rows drawn at each block's output and among its keys and values, so that every gradient keeps its expectation.
+    /// Rows drawn at each block's output and among its keys and values, so that every gradient
+    /// keeps its expectation.
     Sampled(&'a RowSampler),
 }
 
@@ -70,7 +77,8 @@ pub(super) enum Taped {
     Input(Tensor),
 }
 
-/// Kept per block: 6 D + F floats per position or so; layer-norm outputs and activations are formed again.
+/// Kept per block: 6 D + F floats per position or so; layer-norm outputs and activations are formed
+/// again.
 #[derive(Debug)]
 pub(super) struct BlockTape {
     /// Input, [B T, D].
@@ -95,7 +103,8 @@ impl Gpt2 {
         Self { config, params, precision: Precision::F32, activations: Activations::Keep }
     }
 
-    /// Hidden vectors after the final norm, [B T, D], for `tokens` [B, T] in row-major order. Keeps nothing.
+    /// Hidden vectors after the final norm, [B T, D], for `tokens` [B, T] in row-major order. Keeps
+    /// nothing.
     pub fn forward(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
         let shape = self.shape(tokens, context);
         let mut x = self.embed(tokens, context)?;
@@ -115,14 +124,21 @@ impl Gpt2 {
         Logits::new(hidden, self.params.wte().clone()).with_precision(self.precision)
     }
 
-    /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden vectors: [k, D] for the k
-    /// ascending `rows` that carry gradient, or [B T, D] when `rows` is None. The two give the same numbers when the
-    /// missing rows are zero.
-    pub fn backward(&self, tape: Tape, rows: Option<&[u32]>, d_hidden: &Tensor, grads: &ParamSet) -> Result<()> {
+    /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden
+    /// vectors: [k, D] for the k ascending `rows` that carry gradient, or [B T, D] when `rows` is
+    /// None. The two give the same numbers when the missing rows are zero.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        rows: Option<&[u32]>,
+        d_hidden: &Tensor,
+        grads: &ParamSet,
+    ) -> Result<()> {
         self.backward_through(tape, rows, d_hidden, grads, Flow::Exact).map(|_| ())
     }
 
-    /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns how many did.
+    /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns
+    /// how many did.
     pub fn backward_through(
         &self,
         tape: Tape,
@@ -139,7 +155,15 @@ impl Gpt2 {
         let mut d = d_hidden.zeros_like()?; // [k, D], or [B T, D] where no rows are given
         let (x, stats) = (pick(&last, rows)?, pick(&last_stats, rows)?);
         let (w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());
-        layer_norm::backward(layer_norm::Backward { dy: d_hidden, x: &x, stats: &stats, w, dx: &d, dw, db })?;
+        layer_norm::backward(layer_norm::Backward {
+            dy: d_hidden,
+            x: &x,
+            stats: &stats,
+            w,
+            dx: &d,
+            dw,
+            db,
+        })?;
         drop((last, last_stats, x, stats));
         let mut rows = rows.map(Cow::Borrowed);
         for l in (0..self.config.n_layer).rev() {
@@ -192,7 +216,8 @@ impl Gpt2 {
         )
     }
 
-    /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of mlp(ln_2(that)).
+    /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of
+    /// mlp(ln_2(that)).
     pub(super) fn block_tape(&self, l: usize, x: Tensor, shape: Shape) -> Result<BlockTape> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
@@ -211,8 +236,9 @@ impl Gpt2 {
         linear_onto(&tape.mid, &gelu::forward(&tape.fc)?, p.proj_w, p.proj_b, self.precision)
     }
 
-    /// Takes the gradient `d` of block `l`'s output, [k, D] of the given rows, and returns that of its input: [B T, D], or
-    /// [k, D] where only the rows' own keys carry gradient; and how many rows' keys and values did.
+    /// Takes the gradient `d` of block `l`'s output, [k, D] of the given rows, and returns that of
+    /// its input: [B T, D], or [k, D] where only the rows' own keys carry gradient; and how many
+    /// rows' keys and values did.
     ///
     /// Rows that carry gradient, from the output down, where k of the B T positions are given:
     ///
@@ -227,27 +253,36 @@ impl Gpt2 {
     /// ln_1, d of the input        B T        k        B T
     /// ```
     ///
-    /// A query's output depends on the keys and values of every position it sees: they alone widen k rows to all.
+    /// A query's output depends on the keys and values of every position it sees: they alone widen
+    /// k rows to all.
     ///
     /// ```text
     /// d [k, D] -+-> MLP, c_proj -> attention -+-> dq [k, D] ------> W_q, scatter_add -+
     ///           |                             +-> dkv [B T, 2 D] -> W_kv -------------+-> ln_1 -+
     ///           +-> residual: scatter_add into zeros [B T, D] ----------------------------------+-> d [B T, D]
     /// ```
-    fn block_backward(&self, l: usize, tape: BlockTape, d: Tensor, call: BlockCall<'_>) -> Result<(Tensor, u64)> {
+    fn block_backward(
+        &self,
+        l: usize,
+        tape: BlockTape,
+        d: Tensor,
+        call: BlockCall<'_>,
+    ) -> Result<(Tensor, u64)> {
         let BlockCall { rows, grads, shape, flow } = call;
         let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
-        let (p, g, precision, width) = (self.params.block(l), grads.block(l), self.precision, self.config.n_embd);
+        let (p, g, precision, width) =
+            (self.params.block(l), grads.block(l), self.precision, self.config.n_embd);
         mlp_backward(&tape, rows, &d, p, g, precision)?; // d [k, D] is of `mid` now
         let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?; // [k, D]
         accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?; // [D, k] [k, D]
         accumulate_column_sums(g.attn_proj_b, &d)?;
         let (qkv, attended, dout) = (&tape.qkv, &tape.attended, &d_att);
-        let of_attention = attention::backward(attention::Backward { qkv, attended, dout, rows, keys, shape })?;
+        let of_attention =
+            attention::backward(attention::Backward { qkv, attended, dout, rows, keys, shape })?;
         let attention::Gradients { dq, dkv } = of_attention; // [k, D], [n, 2 D]
 
-        // The n rows of the input that carry gradient: all, or (sparse) the k given ones. Where n is more than k, `apart`
-        // says where among them the k rows lie.
+        // The n rows of the input that carry gradient: all, or (sparse) the k given ones. Where n
+        // is more than k, `apart` says where among them the k rows lie.
         let below = if keys == Keys::All { None } else { rows };
         let apart = rows.filter(|_| keys == Keys::All);
         let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?); // [n, D], [n, 2]
@@ -262,7 +297,12 @@ impl Gpt2 {
             Flow::Exact | Flow::Sparse => (dkv, None),
         };
         let key_rows = dkv.dim(0)? as u64;
-        accumulate(&g.attn_w.narrow(1, width, 2 * width)?, &pick(&ln_1, of_keys.as_deref())?.t()?, &dkv, precision)?;
+        accumulate(
+            &g.attn_w.narrow(1, width, 2 * width)?,
+            &pick(&ln_1, of_keys.as_deref())?.t()?,
+            &dkv,
+            precision,
+        )?;
         accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
         let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?; // [m, D]
         let d_ln_1 = spread(through_keys, of_keys.as_deref(), &ln_1)?; // [n, D]
@@ -273,7 +313,15 @@ impl Gpt2 {
         }
         let d = spread(d, apart, &x)?; // the residual's share [n, D]
         let (dx, dw, db) = (&d, g.ln_1_w, g.ln_1_b);
-        layer_norm::backward(layer_norm::Backward { dy: &d_ln_1, x: &x, stats: &ln_1_stats, w: p.ln_1_w, dx, dw, db })?;
+        layer_norm::backward(layer_norm::Backward {
+            dy: &d_ln_1,
+            x: &x,
+            stats: &ln_1_stats,
+            w: p.ln_1_w,
+            dx,
+            dw,
+            db,
+        })?;
         Ok((d, key_rows))
     }
 }
@@ -309,7 +357,15 @@ fn mlp_backward(
     accumulate_column_sums(g.fc_b, &d_fc)?;
     let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
     let (dw, db) = (g.ln_2_w, g.ln_2_b);
-    layer_norm::backward(layer_norm::Backward { dy: &d_ln_2, x: &mid, stats: &stats, w: p.ln_2_w, dx: d, dw, db })
+    layer_norm::backward(layer_norm::Backward {
+        dy: &d_ln_2,
+        x: &mid,
+        stats: &stats,
+        w: p.ln_2_w,
+        dx: d,
+        dw,
+        db,
+    })
 }
 
 /// The given rows, or the tensor itself when every row counts.
@@ -320,7 +376,8 @@ fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
     }
 }
 
-/// `d` [k, D] at the given rows of zeros of the shape of `like` [n, D]; `d` itself when every row counts.
+/// `d` [k, D] at the given rows of zeros of the shape of `like` [n, D]; `d` itself when every row
+/// counts.
 fn spread(d: Tensor, rows: Option<&[u32]>, like: &Tensor) -> Result<Tensor> {
     let Some(rows) = rows else { return Ok(d) };
     let every = Tensor::zeros(like.shape(), d.dtype(), d.device())?;

@@ -20,8 +20,9 @@ impl Gpt2Config {
 }
 
 impl Gpt2 {
-    /// GPT-2's initialisation: weights and embeddings normal with `initializer_range`, projections back into the residual
-    /// stream divided by sqrt(2 L) (two per block add up), biases 0, norms 1 and 0. A pure function of shape and seed.
+    /// GPT-2's initialisation: weights and embeddings normal with `initializer_range`, projections
+    /// back into the residual stream divided by sqrt(2 L) (two per block add up), biases 0, norms 1
+    /// and 0. A pure function of shape and seed.
     pub fn scratch(config: Gpt2Config, seed: u64, device: &Device) -> Result<Self> {
         config.validate()?;
         let layout = Layout::new(&config);
@@ -30,13 +31,18 @@ impl Gpt2 {
         let tensors = layout.entries().iter().enumerate().map(|(i, spec)| {
             let count = spec.elements();
             let normal = |std: f64| -> Vec<f32> {
-                (0..count).into_par_iter().map(|j| (std * rng.normal(i as u32, j as u64)) as f32).collect()
+                (0..count)
+                    .into_par_iter()
+                    .map(|j| (std * rng.normal(i as u32, j as u64)) as f32)
+                    .collect()
             };
             let data = match spec.kind {
                 ParamKind::Bias => vec![0.0; count],
                 ParamKind::Norm => vec![1.0; count],
                 ParamKind::ResidualMatrix => normal(residual),
-                ParamKind::Embedding | ParamKind::Position | ParamKind::Matrix => normal(config.initializer_range),
+                ParamKind::Embedding | ParamKind::Position | ParamKind::Matrix => {
+                    normal(config.initializer_range)
+                }
             };
             Ok(Tensor::from_vec(data, spec.shape.as_slice(), device)?)
         });
@@ -44,8 +50,8 @@ impl Gpt2 {
         Ok(Self::new(config, params))
     }
 
-    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as DistilGPT-2
-    /// was initialised; Sanh et al., arXiv 1910.01108). Everything is copied.
+    /// A student with the teacher's embeddings, final norm and the given blocks, in that order (as
+    /// DistilGPT-2 was initialised; Sanh et al., arXiv 1910.01108). Everything is copied.
     pub fn from_layers(teacher: &Self, layers: &[usize]) -> Result<Self> {
         let config = teacher.config.of_layers(layers)?;
         let layout = Layout::new(&config);
@@ -57,8 +63,15 @@ impl Gpt2 {
             let found = teacher.params.named().find(|(n, _)| *n == source);
             found.ok_or_else(|| Error::internal(format!("the teacher lacks {source}")))
         };
-        let tensors = layout.entries().iter().map(|spec| Ok(find(&spec.name)?.1.copy()?)).collect::<Result<_>>()?;
-        Ok(Self { precision: teacher.precision, ..Self::new(config, ParamSet::new(layout, tensors)) })
+        let tensors = layout
+            .entries()
+            .iter()
+            .map(|spec| Ok(find(&spec.name)?.1.copy()?))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            precision: teacher.precision,
+            ..Self::new(config, ParamSet::new(layout, tensors))
+        })
     }
 }
 

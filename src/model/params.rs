@@ -1,4 +1,5 @@
-//! A model's parameters as one ordered, named list. Gradients and optimizer moments use the same list.
+//! A model's parameters as one ordered, named list. Gradients and optimizer moments use the same
+//! list.
 
 use super::Gpt2Config;
 use crate::error::Result;
@@ -32,7 +33,8 @@ impl ParamKind {
         matches!(self, Self::Matrix | Self::ResidualMatrix)
     }
 
-    /// Whether it is a factor of products, the head's among them: a model that is only read may store it in bf16.
+    /// Whether it is a factor of products, the head's among them: a model that is only read may
+    /// store it in bf16.
     pub fn is_factor(self) -> bool {
         self.is_matrix() || self == Self::Embedding
     }
@@ -139,10 +141,14 @@ impl Gpt2Config {
         self.elements(|_| true)
     }
 
-    /// Elements of all parameters of the kinds that `counts` names. Takes no list of blocks, of which there may be many.
+    /// Elements of all parameters of the kinds that `counts` names. Takes no list of blocks, of
+    /// which there may be many.
     pub fn elements(&self, counts: impl Fn(ParamKind) -> bool) -> usize {
-        let around =
-            around_the_blocks(self).iter().filter(|spec| counts(spec.kind)).map(ParamSpec::elements).sum::<usize>();
+        let around = around_the_blocks(self)
+            .iter()
+            .filter(|spec| counts(spec.kind))
+            .map(ParamSpec::elements)
+            .sum::<usize>();
         around + self.n_layer * self.block_elements(counts)
     }
 
@@ -150,7 +156,8 @@ impl Gpt2Config {
     /// ([`ParamKind::is_matrix`]) that is the number of multiply-adds per token.
     pub fn block_elements(&self, counts: impl Fn(ParamKind) -> bool) -> usize {
         let mut elements = 0;
-        BlockOf::new(self).map(|spec| elements += if counts(spec.kind) { spec.elements() } else { 0 });
+        BlockOf::new(self)
+            .map(|spec| elements += if counts(spec.kind) { spec.elements() } else { 0 });
         elements
     }
 }
@@ -181,7 +188,11 @@ impl Layout {
         let (wte, wpe) = (push(wte), push(wpe));
         let block = BlockOf::new(config);
         let blocks = (0..config.n_layer)
-            .map(|l| block.clone().map(|spec| push(ParamSpec { name: format!("h.{l}.{}", spec.name), ..spec })))
+            .map(|l| {
+                block
+                    .clone()
+                    .map(|spec| push(ParamSpec { name: format!("h.{l}.{}", spec.name), ..spec }))
+            })
             .collect();
         let (ln_f_w, ln_f_b) = (push(ln_f_w), push(ln_f_b));
         Self { entries, wte, wpe, blocks, ln_f_w, ln_f_b }
@@ -201,7 +212,8 @@ pub struct ParamSet {
 }
 
 impl ParamSet {
-    /// Takes tensors in the layout's order. Panics only on a caller's bug: a count that differs from the layout's.
+    /// Takes tensors in the layout's order. Panics only on a caller's bug: a count that differs
+    /// from the layout's.
     pub fn new(layout: Layout, tensors: Vec<Tensor>) -> Self {
         assert_eq!(layout.entries.len(), tensors.len(), "one tensor per layout entry");
         Self { layout, tensors }
@@ -214,14 +226,14 @@ impl ParamSet {
         Ok(Self::new(layout.clone(), tensors))
     }
 
-    /// The same parameters with the factors of products ([`ParamKind::is_factor`]) stored in `dtype`; positions, norms and
-    /// biases stay as they are. Takes one tensor after the other, so that both copies of one are all that is held.
+    /// The same parameters with the factors of products ([`ParamKind::is_factor`]) stored in
+    /// `dtype`; positions, norms and biases stay as they are. Takes one tensor after the other, so
+    /// that both copies of one are all that is held.
     pub fn with_factors_in(self, dtype: DType) -> Result<Self> {
         let Self { layout, tensors } = self;
-        let stored = tensors
-            .into_iter()
-            .zip(&layout.entries)
-            .map(|(tensor, spec)| Ok(if spec.kind.is_factor() { tensor.to_dtype(dtype)? } else { tensor }));
+        let stored = tensors.into_iter().zip(&layout.entries).map(|(tensor, spec)| {
+            Ok(if spec.kind.is_factor() { tensor.to_dtype(dtype)? } else { tensor })
+        });
         let tensors = stored.collect::<Result<_>>()?;
         Ok(Self { layout, tensors })
     }
@@ -280,11 +292,14 @@ mod tests {
         let names: Vec<String> = layout().entries.into_iter().map(|spec| spec.name).collect();
         let of_block = |l: usize| {
             let parts = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"];
-            parts.into_iter().flat_map(move |part| ["weight", "bias"].map(|end| format!("h.{l}.{part}.{end}")))
+            parts
+                .into_iter()
+                .flat_map(move |part| ["weight", "bias"].map(|end| format!("h.{l}.{part}.{end}")))
         };
         let around = |names: [&str; 2]| names.map(str::to_string);
         let first = around(["wte.weight", "wpe.weight"]).into_iter();
-        let want = first.chain((0..2).flat_map(of_block)).chain(around(["ln_f.weight", "ln_f.bias"]));
+        let want =
+            first.chain((0..2).flat_map(of_block)).chain(around(["ln_f.weight", "ln_f.bias"]));
         assert_eq!(names, want.collect::<Vec<_>>());
     }
 
@@ -292,16 +307,21 @@ mod tests {
     fn a_parameter_is_found_where_its_name_stands() {
         let layout = layout();
         // Each tensor holds its own place in the list.
-        let tensors = (0..layout.entries.len()).map(|i| Tensor::new(i as u32, &Device::Cpu).unwrap()).collect();
+        let tensors = (0..layout.entries.len())
+            .map(|i| Tensor::new(i as u32, &Device::Cpu).unwrap())
+            .collect();
         let set = ParamSet::new(layout, tensors);
-        let name = |t: &Tensor| set.layout().entries()[t.to_scalar::<u32>().unwrap() as usize].name.clone();
+        let name = |t: &Tensor| {
+            set.layout().entries()[t.to_scalar::<u32>().unwrap() as usize].name.clone()
+        };
         assert_eq!([set.wte(), set.wpe()].map(name), ["wte.weight", "wpe.weight"]);
         assert_eq!([set.ln_f_w(), set.ln_f_b()].map(name), ["ln_f.weight", "ln_f.bias"]);
         let b = set.block(1);
         let norms = [b.ln_1_w, b.ln_1_b, b.ln_2_w, b.ln_2_b].map(name);
         assert_eq!(norms, ["h.1.ln_1.weight", "h.1.ln_1.bias", "h.1.ln_2.weight", "h.1.ln_2.bias"]);
         let attention = [b.attn_w, b.attn_b, b.attn_proj_w, b.attn_proj_b].map(name);
-        let want = ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"];
+        let want =
+            ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"];
         assert_eq!(attention, want.map(|n| format!("h.1.{n}")));
         let mlp = [b.fc_w, b.fc_b, b.proj_w, b.proj_b].map(name);
         let want = ["mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"];
@@ -310,12 +330,17 @@ mod tests {
 
     #[test]
     fn kinds_agree_with_ranks_and_names_of_gpt2() {
-        // The rules of thumb that hold for GPT-2: what has two dimensions decays, biases say so, projections end in c_proj.
+        // The rules of thumb that hold for GPT-2: what has two dimensions decays, biases say so,
+        // projections end in c_proj.
         for spec in layout().entries() {
             let (name, kind) = (spec.name.as_str(), spec.kind);
             assert_eq!(kind.decays(), spec.shape.len() == 2, "{name}");
             assert_eq!(kind == ParamKind::Bias, name.ends_with(".bias"), "{name}");
-            assert_eq!(kind == ParamKind::ResidualMatrix, name.ends_with("c_proj.weight"), "{name}");
+            assert_eq!(
+                kind == ParamKind::ResidualMatrix,
+                name.ends_with("c_proj.weight"),
+                "{name}"
+            );
             assert_eq!(kind.is_factor(), spec.shape.len() == 2 && name != "wpe.weight", "{name}");
             assert_eq!(kind.is_matrix(), spec.shape.len() == 2 && name.starts_with("h."), "{name}");
         }

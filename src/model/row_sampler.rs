@@ -1,9 +1,10 @@
-//! Row sampling in the backward pass: of the rows that carry gradient, at the head, at each block's output and at its keys and
-//! values, some are drawn, by gradient norm, and weighted so that every gradient below keeps its expectation (VCAS, arXiv
-//! 2402.17227).
+//! Row sampling in the backward pass: of the rows that carry gradient, at the head, at each block's
+//! output and at its keys and values, some are drawn, by gradient norm, and weighted so that every
+//! gradient below keeps its expectation (VCAS, arXiv 2402.17227).
 //!
-//! Row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then divided by `p_j`. Which
-//! `c`, a [`RowBudget`] says. A pool is one sequence, so how a batch is cut into micro-batches changes nothing but rounding.
+//! Row j, whose gradient has norm `g_j`, stays with probability `p_j = min(1, c g_j)` and is then
+//! divided by `p_j`. Which `c`, a [`RowBudget`] says. A pool is one sequence, so how a batch is cut
+//! into micro-batches changes nothing but rounding.
 
 use crate::error::Result;
 use crate::ops::embed::{gather_weighted, row_norms};
@@ -12,7 +13,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A draw that would leave out less than this share of the rows is not made: gathering costs more than it saves.
+/// A draw that would leave out less than this share of the rows is not made: gathering costs more
+/// than it saves.
 const WORTH_A_DRAW: f64 = 0.05;
 
 /// How many rows a draw keeps.
@@ -22,9 +24,10 @@ pub enum RowBudget {
     Share(f64),
     /// As few as add no more than this share to the variance of the gradient.
     ///
-    /// A draw adds `sum_j g_j^2 (1 / p_j - 1)`. The gradient's own variance is taken to be `sum_j g_j^2`, as it is for rows
-    /// that are independent of each other (pinned; VCAS measures it by repeating a micro-batch). Where all norms are about
-    /// equal that keeps nearly every row; where a few rows carry the gradient it keeps these and a sample of the rest.
+    /// A draw adds `sum_j g_j^2 (1 / p_j - 1)`. The gradient's own variance is taken to be `sum_j
+    /// g_j^2`, as it is for rows that are independent of each other (pinned; VCAS measures it by
+    /// repeating a micro-batch). Where all norms are about equal that keeps nearly every row; where
+    /// a few rows carry the gradient it keeps these and a sample of the rest.
     Variance(f64),
 }
 
@@ -37,7 +40,8 @@ pub struct RowSampler {
     context: usize,
 }
 
-/// What a draw left, as indices into the rows that it drew from, ascending, and by what each is to be multiplied.
+/// What a draw left, as indices into the rows that it drew from, ascending, and by what each is to
+/// be multiplied.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chosen {
     /// Indices `[k]`.
@@ -54,15 +58,16 @@ pub(super) struct DrawnRows {
 }
 
 impl RowSampler {
-    /// For sequences of `context` positions; `tokens` [B T] numbers the positions of the micro-batch within the run, and a
-    /// draw is a pure function of seed, number and layer.
+    /// For sequences of `context` positions; `tokens` [B T] numbers the positions of the
+    /// micro-batch within the run, and a draw is a pure function of seed, number and layer.
     pub fn new(budget: RowBudget, seed: u64, tokens: Vec<u64>, context: usize) -> Self {
         Self { budget, rng: Rng::new(seed, Stream::Backward), tokens, context }
     }
 
-    /// Draws among the ascending `rows` (None: all), whose gradients have these norms or norms in proportion. `layer` is the
-    /// block whose output they are at, the number of blocks L for the head, or L + 1 and more for the blocks' keys and values.
-    /// None where every row stays as it is.
+    /// Draws among the ascending `rows` (None: all), whose gradients have these norms or norms in
+    /// proportion. `layer` is the block whose output they are at, the number of blocks L for the
+    /// head, or L + 1 and more for the blocks' keys and values. None where every row stays as it
+    /// is.
     pub fn choose(&self, layer: usize, rows: Option<&[u32]>, norms: &[f64]) -> Option<Chosen> {
         if self.budget == RowBudget::Share(1.0) {
             return None;
@@ -72,7 +77,9 @@ impl RowSampler {
         let mut start = 0;
         while start < norms.len() {
             let sequence = row(start) / self.context;
-            let end = (start..norms.len()).find(|&i| row(i) / self.context != sequence).unwrap_or(norms.len());
+            let end = (start..norms.len())
+                .find(|&i| row(i) / self.context != sequence)
+                .unwrap_or(norms.len());
             pools.push(start..end);
             start = end;
         }
@@ -104,10 +111,17 @@ impl RowSampler {
         (!all).then_some(chosen)
     }
 
-    /// Draws from the gradient `d` of block `layer`'s output: [k, D] for the k ascending `rows` that have one, [B T, D] for
-    /// all. None where every row stays as it is.
-    pub(super) fn draw(&self, layer: usize, rows: Option<&[u32]>, d: &Tensor) -> Result<Option<DrawnRows>> {
-        let Some(Chosen { indices, weights }) = self.choose(layer, rows, &row_norms(d)?) else { return Ok(None) };
+    /// Draws from the gradient `d` of block `layer`'s output: [k, D] for the k ascending `rows`
+    /// that have one, [B T, D] for all. None where every row stays as it is.
+    pub(super) fn draw(
+        &self,
+        layer: usize,
+        rows: Option<&[u32]>,
+        d: &Tensor,
+    ) -> Result<Option<DrawnRows>> {
+        let Some(Chosen { indices, weights }) = self.choose(layer, rows, &row_norms(d)?) else {
+            return Ok(None);
+        };
         let d = gather_weighted(d, &indices, &weights)?;
         let rows = match rows {
             Some(rows) => indices.iter().map(|&i| rows[i as usize]).collect(),
@@ -116,9 +130,15 @@ impl RowSampler {
         Ok(Some(DrawnRows { rows, d }))
     }
 
-    /// Draws from the gradient `dkv` [B T, 2 D] of the keys and values of block `l` of `blocks`: the rows that stay, weighted,
-    /// and which these are; `dkv` itself and None where every row stays as it is.
-    pub(super) fn draw_keys(&self, l: usize, blocks: usize, dkv: Tensor) -> Result<(Tensor, Option<Vec<u32>>)> {
+    /// Draws from the gradient `dkv` [B T, 2 D] of the keys and values of block `l` of `blocks`:
+    /// the rows that stay, weighted, and which these are; `dkv` itself and None where every row
+    /// stays as it is.
+    pub(super) fn draw_keys(
+        &self,
+        l: usize,
+        blocks: usize,
+        dkv: Tensor,
+    ) -> Result<(Tensor, Option<Vec<u32>>)> {
         Ok(match self.draw(blocks + 1 + l, None, &dkv)? {
             None => (dkv, None),
             Some(DrawnRows { rows, d }) => (d, Some(rows)),
@@ -131,7 +151,8 @@ impl RowSampler {
     }
 }
 
-/// The norms that are not 0, ascending; None where one is not finite and must reach the check of the step's gradient.
+/// The norms that are not 0, ascending; None where one is not finite and must reach the check of
+/// the step's gradient.
 fn ascending(norms: &[f64]) -> Option<Vec<f64>> {
     let mut sorted: Vec<f64> = norms.iter().copied().filter(|g| *g != 0.0).collect();
     sorted.sort_by(f64::total_cmp);
@@ -147,8 +168,8 @@ fn sums(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values.scan(0.0, add).collect()
 }
 
-/// `c` where the `open` smallest of `sorted` have a probability below 1: the largest take 1 until none of the rest would
-/// exceed it. None where all do.
+/// `c` where the `open` smallest of `sorted` have a probability below 1: the largest take 1 until
+/// none of the rest would exceed it. None where all do.
 fn open_at(sorted: &[f64], c: impl Fn(usize) -> f64) -> Option<f64> {
     let open = (1..=sorted.len()).rev().find(|&open| c(open) * sorted[open - 1] <= 1.0)?;
     Some(c(open))
@@ -163,8 +184,8 @@ fn factor_for_rows(norms: &[f64], budget: f64) -> Option<f64> {
     open_at(&sorted, c).or_else(|| Some(c(1)))
 }
 
-/// The least `c` with `sum g^2 (1 / min(1, c g) - 1)` of at most `share` of `sum g^2`; None where that leaves out hardly a
-/// row.
+/// The least `c` with `sum g^2 (1 / min(1, c g) - 1)` of at most `share` of `sum g^2`; None where
+/// that leaves out hardly a row.
 fn factor_for_variance(norms: &[f64], share: f64) -> Option<f64> {
     let sorted = ascending(norms)?;
     let (linear, square) = (sums(sorted.iter().copied()), sums(sorted.iter().map(|g| g * g)));
@@ -205,10 +226,14 @@ mod tests {
             let c = factor_for_variance(&norms, share).unwrap();
             let some = norms.iter().filter(|g| **g != 0.0);
             let added: f64 = some.map(|g| g * g * (1.0 / (c * g).min(1.0) - 1.0)).sum();
-            assert!((added / own - share).abs() < 1e-9 * share.max(1.0), "{share}: {}", added / own);
+            assert!(
+                (added / own - share).abs() < 1e-9 * share.max(1.0),
+                "{share}: {}",
+                added / own
+            );
         }
-        // Equal norms leave nothing to choose between: a tenth more variance is a tenth fewer rows, a hundredth is not
-        // worth a draw.
+        // Equal norms leave nothing to choose between: a tenth more variance is a tenth fewer rows,
+        // a hundredth is not worth a draw.
         assert!((factor_for_variance(&[2.0; 50], 0.1).unwrap() * 2.0 - 1.0 / 1.1).abs() < 1e-12);
         assert_eq!(factor_for_variance(&[2.0; 50], 0.01), None);
         assert_eq!(factor_for_variance(&[0.0, 0.0], 0.1), None);
@@ -223,7 +248,8 @@ mod tests {
         let sampler = RowSampler::new(RowBudget::Variance(0.01), 3, (0..64).collect(), 64);
         let Chosen { indices, weights } = sampler.choose(0, None, &norms).unwrap();
         assert!(indices.len() < 12, "{indices:?}");
-        let kept: Vec<(u32, f32)> = indices.into_iter().zip(weights).filter(|(i, _)| *i >= 60).collect();
+        let kept: Vec<(u32, f32)> =
+            indices.into_iter().zip(weights).filter(|(i, _)| *i >= 60).collect();
         assert_eq!(kept, [(60, 1.0), (61, 1.0), (62, 1.0), (63, 1.0)]);
     }
 
@@ -233,7 +259,10 @@ mod tests {
         let (a, b) = (random((6, 5), 1), random((6, 5), 2));
         let both = Tensor::cat(&[&a, &b], 0).unwrap();
         let all = sampler(0.5, 12, 6).draw(1, None, &both).unwrap().unwrap();
-        let alone = RowSampler::new(RowBudget::Share(0.5), 3, (6..12).collect(), 6).draw(1, None, &b).unwrap().unwrap();
+        let alone = RowSampler::new(RowBudget::Share(0.5), 3, (6..12).collect(), 6)
+            .draw(1, None, &b)
+            .unwrap()
+            .unwrap();
         let later: Vec<u32> = all.rows.iter().filter(|r| **r >= 6).map(|r| r - 6).collect();
         assert_eq!(later, alone.rows);
         let k = alone.rows.len();
@@ -245,16 +274,21 @@ mod tests {
     fn the_mean_over_draws_is_the_gradient() {
         let (n, draws) = (8, 20_000);
         let d = (random((n, 3), 4)
-            * Tensor::new(&[[0.01f32], [1.], [0.3], [5.], [0.1], [2.], [0.7], [0.05]], &Device::Cpu)
-                .unwrap()
-                .broadcast_as((n, 3))
-                .unwrap())
+            * Tensor::new(
+                &[[0.01f32], [1.], [0.3], [5.], [0.1], [2.], [0.7], [0.05]],
+                &Device::Cpu,
+            )
+            .unwrap()
+            .broadcast_as((n, 3))
+            .unwrap())
         .unwrap();
         let (mut mean, mut count) = (vec![0.0f64; n * 3], 0);
         for draw in 0..draws {
             let tokens = (0..n as u64).map(|i| draw * n as u64 + i).collect();
-            let DrawnRows { rows, d } =
-                RowSampler::new(RowBudget::Share(0.5), 1, tokens, n).draw(0, None, &d).unwrap().unwrap();
+            let DrawnRows { rows, d } = RowSampler::new(RowBudget::Share(0.5), 1, tokens, n)
+                .draw(0, None, &d)
+                .unwrap()
+                .unwrap();
             count += rows.len();
             for (row, d) in rows.iter().zip(d.to_vec2::<f32>().unwrap()) {
                 for (j, v) in d.iter().enumerate() {
@@ -265,7 +299,9 @@ mod tests {
         assert!((count as f64 / draws as f64 - 4.0).abs() < 0.05, "half of the rows, {count}");
         let norms = row_norms(&d).unwrap();
         let c = factor_for_rows(&norms, 4.0).unwrap();
-        for (i, (got, want)) in mean.iter().zip(d.flatten_all().unwrap().to_vec1::<f32>().unwrap()).enumerate() {
+        for (i, (got, want)) in
+            mean.iter().zip(d.flatten_all().unwrap().to_vec1::<f32>().unwrap()).enumerate()
+        {
             // Standard error of a mean of draws that are want / p with probability p.
             let p = (c * norms[i / 3]).min(1.0);
             let error = f64::from(want).abs() * ((1.0 / p - 1.0) / draws as f64).sqrt();

@@ -39,7 +39,10 @@ pub fn read(tensor: &Tensor) -> Result<Read<'_>> {
     let (guard, layout) = tensor.storage_and_layout();
     check(&guard, layout)?;
     if !layout.is_contiguous() {
-        return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", layout.stride())));
+        return Err(Error::internal(format!(
+            "expected a contiguous tensor, found strides {:?}",
+            layout.stride()
+        )));
     }
     Ok(Read { guard, start: layout.start_offset(), len: layout.shape().elem_count() })
 }
@@ -94,7 +97,8 @@ pub(crate) struct ReadWeight<'a> {
 }
 
 impl ReadWeight<'_> {
-    /// The elements of a contiguous tensor; for a strided view everything from its first element on.
+    /// The elements of a contiguous tensor; for a strided view everything from its first element
+    /// on.
     pub(crate) fn elements(&self) -> Elements<'_> {
         match &*self.guard {
             Storage::Cpu(CpuStorage::F32(data)) => Elements::F32(&data[self.range.clone()]),
@@ -117,14 +121,21 @@ pub(crate) fn read_weight(tensor: &Tensor) -> Result<ReadWeight<'_>> {
 fn check(guard: &Storage, layout: &Layout) -> Result<usize> {
     match guard {
         Storage::Cpu(CpuStorage::F32(data)) => Ok(data.len()),
-        _ => Err(Error::internal(format!("expected an f32 tensor on the CPU, found shape {:?}", layout.shape()))),
+        _ => Err(Error::internal(format!(
+            "expected an f32 tensor on the CPU, found shape {:?}",
+            layout.shape()
+        ))),
     }
 }
 
-/// Runs `f` on the elements of a contiguous f32 CPU tensor, in place. The closure must not touch `tensor` itself.
+/// Runs `f` on the elements of a contiguous f32 CPU tensor, in place. The closure must not touch
+/// `tensor` itself.
 pub fn with_mut<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     if !tensor.is_contiguous() {
-        return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", tensor.stride())));
+        return Err(Error::internal(format!(
+            "expected a contiguous tensor, found strides {:?}",
+            tensor.stride()
+        )));
     }
     let count = tensor.elem_count();
     with_mut_strided(tensor, |data| f(&mut data[..count]))
@@ -149,7 +160,9 @@ impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Edit<F, R> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let CpuStorage::F32(data) = storage else { candle_core::bail!("expected an f32 tensor on the CPU") };
+        let CpuStorage::F32(data) = storage else {
+            candle_core::bail!("expected an f32 tensor on the CPU")
+        };
         if let Some(f) = self.f.take() {
             self.result.set(Some(f(&mut data[layout.start_offset()..])));
         }
@@ -165,7 +178,9 @@ pub fn assign(dst: &Tensor, src: &Tensor) -> Result<()> {
     }
     if dst.dims() != src.dims() || dst.rank() != 2 || dst.stride()[1] != 1 {
         let (dims, stride, found) = (dst.dims(), dst.stride(), src.dims());
-        return Err(Error::internal(format!("cannot write {found:?} to a view of {dims:?} with strides {stride:?}")));
+        return Err(Error::internal(format!(
+            "cannot write {found:?} to a view of {dims:?} with strides {stride:?}"
+        )));
     }
     Ok(dst.inplace_op2(&src, &CopyRows)?)
 }
@@ -174,9 +189,22 @@ pub fn assign(dst: &Tensor, src: &Tensor) -> Result<()> {
 struct CopyRows;
 
 impl CopyRows {
-    fn copy<S: BackendStorage>(dst: &mut S, to: &Layout, src: &S, from: &Layout) -> candle_core::Result<()> {
+    fn copy<S: BackendStorage>(
+        dst: &mut S,
+        to: &Layout,
+        src: &S,
+        from: &Layout,
+    ) -> candle_core::Result<()> {
         let (rows, columns) = to.shape().dims2()?;
-        src.copy2d(dst, rows, columns, columns, to.stride()[0], from.start_offset(), to.start_offset())
+        src.copy2d(
+            dst,
+            rows,
+            columns,
+            columns,
+            to.stride()[0],
+            from.start_offset(),
+            to.start_offset(),
+        )
     }
 }
 
@@ -185,7 +213,13 @@ impl InplaceOp2 for CopyRows {
         "eslm-copy-rows"
     }
 
-    fn cpu_fwd(&self, dst: &mut CpuStorage, to: &Layout, src: &CpuStorage, from: &Layout) -> candle_core::Result<()> {
+    fn cpu_fwd(
+        &self,
+        dst: &mut CpuStorage,
+        to: &Layout,
+        src: &CpuStorage,
+        from: &Layout,
+    ) -> candle_core::Result<()> {
         Self::copy(dst, to, src, from)
     }
 
@@ -210,7 +244,8 @@ impl InplaceOp2 for CopyRows {
     }
 }
 
-/// `dst += src` on any device, through a temporary: the slow path of accumulating kernels off the CPU.
+/// `dst += src` on any device, through a temporary: the slow path of accumulating kernels off the
+/// CPU.
 pub fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
     assign(dst, &(dst + src)?)
 }

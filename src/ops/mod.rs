@@ -1,9 +1,10 @@
 //! The operations of the model and its training: one folder per op, one file per device.
 //!
-//! Every op has a short, slow `reference` on candle tensors (any device, any float type): the oracle of its tests and the
-//! path taken where there are no kernels. The fast path on the CPU works on f32 slices in `cpu.rs`, that on a GPU on f32 and
-//! bf16 tensors in `cuda.rs` and the `.cu` beside it. A result never depends on the number of threads: work is split into
-//! pieces of fixed size and partial sums are added in order.
+//! Every op has a short, slow `reference` on candle tensors (any device, any float type): the
+//! oracle of its tests and the path taken where there are no kernels. The fast path on the CPU
+//! works on f32 slices in `cpu.rs`, that on a GPU on f32 and bf16 tensors in `cuda.rs` and the
+//! `.cu` beside it. A result never depends on the number of threads: work is split into pieces of
+//! fixed size and partial sums are added in order.
 
 pub mod attention;
 #[doc(hidden)]
@@ -41,8 +42,8 @@ impl Backend {
     }
 }
 
-/// Whether the f32 kernels for the CPU apply; [`gpu::applies`] says it of those for a GPU, and everything else takes the
-/// reference path.
+/// Whether the f32 kernels for the CPU apply; [`gpu::applies`] says it of those for a GPU, and
+/// everything else takes the reference path.
 pub(crate) fn fast(x: &candle_core::Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == candle_core::DType::F32 && !gpu::emulated()
 }

@@ -2,7 +2,8 @@
 
 /// Defines functions compiled three times (portable, AVX2, AVX-512) and dispatched at run time.
 ///
-/// No fused multiply-add and no reordering beyond what the source says, so each variant gives the same bits.
+/// No fused multiply-add and no reordering beyond what the source says, so each variant gives the
+/// same bits.
 macro_rules! multiversion {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -55,7 +56,8 @@ pub(crate) fn level() -> u8 {
 /// Independent partial sums per reduction: enough to fill two AVX-512 registers.
 pub(crate) const LANES: usize = 16;
 
-/// e^x for f32, within 2 ulp for normal results, 0 below -87.3, branch-free (Cephes' expf polynomial).
+/// e^x for f32, within 2 ulp for normal results, 0 below -87.3, branch-free (Cephes' expf
+/// polynomial).
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
@@ -64,7 +66,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     // ln 2 in two parts, so that the remainder is exact to f32.
     let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1)
+    let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+        + 1.666_666_5e-1)
         * r
         + 0.5;
     let y = p * r * r + r + 1.0;
@@ -78,7 +81,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.336_54 { 0.0 } else { e }
 }
 
-/// ln x for a normal positive f32, within 1e-7 of max(1, |ln x|), exactly 0 at 1, branch-free (Cephes' logf polynomial).
+/// ln x for a normal positive f32, within 1e-7 of max(1, |ln x|), exactly 0 at 1, branch-free
+/// (Cephes' logf polynomial).
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
     let bits = x.to_bits();
@@ -87,7 +91,9 @@ pub(crate) fn ln(x: f32) -> f32 {
     let e = ((bits >> 23) as i32 - 126 - i32::from(small)) as f32;
     let m = if small { half + half - 1.0 } else { half - 1.0 };
     let square = m * m;
-    let p = (((((((7.037_683_6e-2 * m - 1.151_461e-1) * m + 1.167_699_9e-1) * m - 1.242_014_1e-1) * m
+    let p = (((((((7.037_683_6e-2 * m - 1.151_461e-1) * m + 1.167_699_9e-1) * m
+        - 1.242_014_1e-1)
+        * m
         + 1.424_932_3e-1)
         * m
         - 1.666_805_8e-1)
@@ -147,7 +153,11 @@ mod tests {
         for i in 0..200_000 {
             let x = 1.2e-38f32 * 1.000_9f32.powi(i % 98_000) * (1.0 + i as f32 * 1e-6);
             let exact = f64::from(x).ln();
-            assert!((f64::from(ln(x)) - exact).abs() <= 1.2e-7 * exact.abs().max(1.0), "at {x}: {} for {exact}", ln(x));
+            assert!(
+                (f64::from(ln(x)) - exact).abs() <= 1.2e-7 * exact.abs().max(1.0),
+                "at {x}: {} for {exact}",
+                ln(x)
+            );
         }
         assert_eq!(ln(1.0), 0.0);
     }

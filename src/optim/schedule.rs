@@ -4,10 +4,11 @@ use crate::config::{ScheduleKind as Kind, SchedulePlan};
 
 /// Learning rate of step `step` (0-based) of a run of `steps` steps whose highest rate is `peak`.
 ///
-/// Step s of the warm-up has peak (s + 1) / warmup, so the first step already learns and the last one of the warm-up
-/// has the peak. A warm-up at least as long as the run is never left. With x = (s - start) / (steps - start):
-/// linear low + (peak - low)(1 - x), cosine low + (peak - low)(1 + cos(pi x))/2, where low = floor peak and start is the
-/// end of the warm-up; WSD is linear with start = steps - round(decay steps), or the end of the warm-up if that is later.
+/// Step s of the warm-up has peak (s + 1) / warmup, so the first step already learns and the last
+/// one of the warm-up has the peak. A warm-up at least as long as the run is never left. With x =
+/// (s - start) / (steps - start): linear low + (peak - low)(1 - x), cosine low + (peak - low)(1 +
+/// cos(pi x))/2, where low = floor peak and start is the end of the warm-up; WSD is linear with
+/// start = steps - round(decay steps), or the end of the warm-up if that is later.
 pub fn lr(step: u64, schedule: &SchedulePlan, peak: f64, steps: u64) -> f64 {
     let SchedulePlan { kind, warmup, decay, .. } = *schedule;
     let floor = schedule.floor * peak;
@@ -17,7 +18,9 @@ pub fn lr(step: u64, schedule: &SchedulePlan, peak: f64, steps: u64) -> f64 {
     let start = match kind {
         Kind::Constant => return peak,
         Kind::Linear | Kind::Cosine => warmup,
-        Kind::Wsd => warmup.max(steps.saturating_sub((decay.clamp(0.0, 1.0) * steps as f64).round() as u64)),
+        Kind::Wsd => {
+            warmup.max(steps.saturating_sub((decay.clamp(0.0, 1.0) * steps as f64).round() as u64))
+        }
     };
     if step >= steps {
         return floor; // nothing is left to fall through, and the division below would have no meaning
@@ -78,7 +81,10 @@ mod tests {
             let s = schedule(kind, 50);
             for step in 0..999 {
                 let (a, b) = (lr(step, &s, 1.0, 1000), lr(step + 1, &s, 1.0, 1000));
-                assert!((a - b).abs() <= 1.0 / 50.0 + 1e-12, "{kind:?} jumps from {a} to {b} after step {step}");
+                assert!(
+                    (a - b).abs() <= 1.0 / 50.0 + 1e-12,
+                    "{kind:?} jumps from {a} to {b} after step {step}"
+                );
             }
             let end = if kind == Kind::Constant { 1.0 } else { 0.1 };
             assert!((lr(999, &s, 1.0, 1000) - end).abs() < 0.01, "{kind:?} ends near its floor");
@@ -95,8 +101,14 @@ mod tests {
                         let s = SchedulePlan { kind, warmup, floor: 0.0, decay };
                         for step in 0..steps + 2 {
                             let rate = lr(step, &s, 1.0, steps);
-                            assert!((0.0..=1.0).contains(&rate), "{s:?} step {step} of {steps}: {rate}");
-                            assert!(step >= steps || rate > 0.0, "{s:?} step {step} of {steps} learns nothing");
+                            assert!(
+                                (0.0..=1.0).contains(&rate),
+                                "{s:?} step {step} of {steps}: {rate}"
+                            );
+                            assert!(
+                                step >= steps || rate > 0.0,
+                                "{s:?} step {step} of {steps} learns nothing"
+                            );
                         }
                     }
                 }

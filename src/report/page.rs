@@ -1,4 +1,5 @@
-//! The skeleton of a self-contained HTML page: no script, nothing fetched, black on white, fit for paper.
+//! The skeleton of a self-contained HTML page: no script, nothing fetched, black on white, fit for
+//! paper.
 
 /// A whole page: `style` is CSS after the common rules, `body` is HTML.
 pub fn page(title: &str, style: &str, body: &str) -> String {

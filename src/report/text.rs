@@ -3,8 +3,12 @@
 /// `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).unwrap_or_default()).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|c| std::str::from_utf8(c).unwrap_or_default())
+        .collect();
     groups.join(",")
 }
 
@@ -16,7 +20,8 @@ pub fn bytes(n: u64) -> String {
 
 /// `950 FLOP`, `1.23 GFLOP`, `4.56 PFLOP`.
 pub fn flops(n: u128) -> String {
-    const UNITS: [&str; 8] = ["kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP", "YFLOP"];
+    const UNITS: [&str; 8] =
+        ["kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP", "YFLOP"];
     if n < 1000 { format!("{n} FLOP") } else { scaled(n as f64, 1000.0, &UNITS) }
 }
 
@@ -52,7 +57,8 @@ fn scaled(mut x: f64, base: f64, units: &[&str]) -> String {
     format!("{x:.decimals$} {unit}")
 }
 
-/// Rows of text under a header, aligned: columns that hold only numbers (with a unit, perhaps) to the right.
+/// Rows of text under a header, aligned: columns that hold only numbers (with a unit, perhaps) to
+/// the right.
 #[derive(Debug, Clone)]
 pub struct Table {
     header: Vec<String>,
@@ -99,14 +105,17 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Digits with separators, sign, decimal point or exponent, perhaps followed by one unit; or a dash for "none".
+/// Digits with separators, sign, decimal point or exponent, perhaps followed by one unit; or a dash
+/// for "none".
 fn is_number(text: &str) -> bool {
     let mut words = text.split_whitespace();
     let first = words.next().unwrap_or_default();
     let plain: String = first.chars().filter(|c| *c != ',').collect();
     first == "-"
         || (plain.parse::<f64>().is_ok()
-            && words.all(|w| w.chars().next().is_some_and(|c| !c.is_ascii_alphabetic()) || w.len() <= 6))
+            && words.all(|w| {
+                w.chars().next().is_some_and(|c| !c.is_ascii_alphabetic()) || w.len() <= 6
+            }))
 }
 
 #[cfg(test)]
@@ -116,8 +125,14 @@ mod tests {
     #[test]
     fn numbers_are_written_for_people() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([1023, 1536, 2 << 30, 123 << 20].map(bytes), ["1023 B", "1.50 KiB", "2.00 GiB", "123 MiB"]);
-        assert_eq!([999, 1000, 4_560_000_000_000_000].map(flops), ["999 FLOP", "1.00 kFLOP", "4.56 PFLOP"]);
+        assert_eq!(
+            [1023, 1536, 2 << 30, 123 << 20].map(bytes),
+            ["1023 B", "1.50 KiB", "2.00 GiB", "123 MiB"]
+        );
+        assert_eq!(
+            [999, 1000, 4_560_000_000_000_000].map(flops),
+            ["999 FLOP", "1.00 kFLOP", "4.56 PFLOP"]
+        );
         assert_eq!(
             [0.84, 42.4, 59.7, 185.0, 7620.0].map(seconds),
             ["0.8 s", "42 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
@@ -128,7 +143,10 @@ mod tests {
     #[test]
     fn numeric_columns_align_to_the_right() {
         let mut table = Table::new(["model", "tokens", "size", "ppl"]);
-        table.row(["teacher", "1,000", "1.50 GiB", "9.5"]).row(["a student", "12", "512 B", "-"]).row(["x"]);
+        table
+            .row(["teacher", "1,000", "1.50 GiB", "9.5"])
+            .row(["a student", "12", "512 B", "-"])
+            .row(["x"]);
         assert_eq!(
             table.to_string(),
             "model      tokens      size  ppl\n\

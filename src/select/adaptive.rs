@@ -5,14 +5,16 @@ use serde::{Deserialize, Serialize};
 
 /// State of Ada-ESLM.
 ///
-/// Every `interval` steps, with C the mean conditional value at risk (mean score of the kept tokens) over the interval:
+/// Every `interval` steps, with C the mean conditional value at risk (mean score of the kept
+/// tokens) over the interval:
 ///
 /// ```text
 /// delta = (C - C_before) / |C_before|        alpha <- clamp(alpha exp(-gamma delta), alpha_min, alpha_max)
 /// ```
 ///
-/// so alpha rises, and fewer tokens are kept, while CVaR falls. The first interval only measures, and so does one whose
-/// predecessor had a CVaR of 0. The modulus keeps the direction where scores are negative, as `excess` may be (pinned).
+/// so alpha rises, and fewer tokens are kept, while CVaR falls. The first interval only measures,
+/// and so does one whose predecessor had a CVaR of 0. The modulus keeps the direction where scores
+/// are negative, as `excess` may be (pinned).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdaEslm {
     /// Alpha now.
@@ -37,7 +39,8 @@ impl AdaEslm {
         (0.0..1.0).contains(&self.alpha) && self.kept <= tokens && self.steps <= steps
     }
 
-    /// Takes the sum of kept scores and the number of kept tokens of one step; moves alpha at the end of an interval.
+    /// Takes the sum of kept scores and the number of kept tokens of one step; moves alpha at the
+    /// end of an interval.
     pub fn observe(&mut self, rule: &SelectPlan, score_sum: f64, kept: u64) {
         self.score_sum += score_sum;
         self.kept += kept;
@@ -48,7 +51,8 @@ impl AdaEslm {
         let cvar = self.score_sum / self.kept as f64;
         if let Some(before) = self.cvar.filter(|c| *c != 0.0) {
             let delta = (cvar - before) / before.abs();
-            self.alpha = (self.alpha * (-rule.gamma * delta).exp()).clamp(rule.alpha_min, rule.alpha_max);
+            self.alpha =
+                (self.alpha * (-rule.gamma * delta).exp()).clamp(rule.alpha_min, rule.alpha_max);
             self.delta = Some(delta);
         }
         self.cvar = Some(cvar);
@@ -98,7 +102,11 @@ mod tests {
         let mut ada = AdaEslm::new(0.2);
         ada.observe(&rule, 40.0, 10);
         ada.observe(&rule, 20.0, 10);
-        assert_eq!((ada.alpha, ada.cvar, ada.delta), (0.2, Some(3.0), None), "the first interval measures");
+        assert_eq!(
+            (ada.alpha, ada.cvar, ada.delta),
+            (0.2, Some(3.0), None),
+            "the first interval measures"
+        );
         ada.observe(&rule, 30.0, 20);
         assert_eq!(ada.alpha, 0.2, "not before the interval ends");
         ada.observe(&rule, 60.0, 20);
@@ -107,7 +115,11 @@ mod tests {
         let before = ada.alpha;
         ada.observe(&rule, 90.0, 20);
         ada.observe(&rule, 90.0, 20);
-        assert!((ada.alpha - before * (-1.0f64).exp()).abs() < 1e-15, "CVaR doubled: {}", ada.alpha);
+        assert!(
+            (ada.alpha - before * (-1.0f64).exp()).abs() < 1e-15,
+            "CVaR doubled: {}",
+            ada.alpha
+        );
     }
 
     #[test]

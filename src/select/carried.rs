@@ -1,8 +1,9 @@
-//! A threshold carried from step to step, so that a token's fate is known the moment it is scored: scoring and gradient
-//! are one pass over the head, and nothing waits for the rest of its pool.
+//! A threshold carried from step to step, so that a token's fate is known the moment it is scored:
+//! scoring and gradient are one pass over the head, and nothing waits for the rest of its pool.
 //!
-//! After each step the exact value at risk of its scores moves the threshold, t <- carry t + (1 - carry) VaR. How many
-//! tokens a step keeps is then no longer exact; how far off, and how old the estimate is, goes to the log.
+//! After each step the exact value at risk of its scores moves the threshold, t <- carry t + (1 -
+//! carry) VaR. How many tokens a step keeps is then no longer exact; how far off, and how old the
+//! estimate is, goes to the log.
 
 use crate::config::Tail;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct Carried {
     /// Scores at least as large are kept (at most as large with `tail = "low"`).
     pub threshold: f32,
-    /// Mean age in steps of the values at risk behind the threshold, by their weights; 1 is the step before.
+    /// Mean age in steps of the values at risk behind the threshold, by their weights; 1 is the
+    /// step before.
     pub lag: f64,
 }
 
@@ -55,8 +57,15 @@ mod tests {
             carried = Carried::after(Some(carried), 2.0, 0.5);
         }
         // Weights 1/2, 1/4, ... on ages 1, 2, ...: mean age 2.
-        assert!((carried.threshold - 2.0).abs() < 1e-6 && (carried.lag - 2.0).abs() < 1e-12, "{carried:?}");
+        assert!(
+            (carried.threshold - 2.0).abs() < 1e-6 && (carried.lag - 2.0).abs() < 1e-12,
+            "{carried:?}"
+        );
         let latest = Carried::after(Some(carried), 7.0, 0.0);
-        assert_eq!(latest, Carried { threshold: 7.0, lag: 1.0 }, "nothing is carried over at carry 0");
+        assert_eq!(
+            latest,
+            Carried { threshold: 7.0, lag: 1.0 },
+            "nothing is carried over at carry 0"
+        );
     }
 }

@@ -1,9 +1,11 @@
-//! The mean-CVaR mixture: the kept tokens' mean and, unbiased from a sample, the mean of all tokens.
+//! The mean-CVaR mixture: the kept tokens' mean and, unbiased from a sample, the mean of all
+//! tokens.
 //!
-//! With K kept of M tokens, every kept row weighs mu / K + (1 - mu) / M. A dropped row is drawn with probability r and,
-//! if drawn, weighs (1 - mu) / (r M). In expectation that is the gradient of (1 - mu) mean + mu CVaR: mu = 1 is ESLM,
-//! mu = 0 plain training on a sample of the easy rows. Weights here are relative to 1 / K, so that pure selection and
-//! plain training have weights of exactly 1; the step divides by K once.
+//! With K kept of M tokens, every kept row weighs mu / K + (1 - mu) / M. A dropped row is drawn
+//! with probability r and, if drawn, weighs (1 - mu) / (r M). In expectation that is the gradient
+//! of (1 - mu) mean + mu CVaR: mu = 1 is ESLM, mu = 0 plain training on a sample of the easy rows.
+//! Weights here are relative to 1 / K, so that pure selection and plain training have weights of
+//! exactly 1; the step divides by K once.
 
 use crate::config::SelectPlan;
 
@@ -54,8 +56,8 @@ impl Mixture {
         }
     }
 
-    /// What the sum of weighted losses is divided by: K, given how many tokens were `kept` of how many. Where a draw
-    /// makes use of K beforehand it is the one used then.
+    /// What the sum of weighted losses is divided by: K, given how many tokens were `kept` of how
+    /// many. Where a draw makes use of K beforehand it is the one used then.
     pub fn denominator(&self, kept: u64, all: u64) -> f64 {
         if self.draws() { self.share * all as f64 } else { kept as f64 }
     }
@@ -98,7 +100,12 @@ mod tests {
     #[test]
     fn kept_rows_always_weigh_and_drawn_ones_as_much_as_they_are_rare() {
         let m = mixture(0.5, 0.25, 0.4);
-        let rows = m.rows(vec![1, 3], &[true, true, false, true, true], |i| if i == 0 { 0.2 } else { 0.25 });
+        let rows =
+            m.rows(
+                vec![1, 3],
+                &[true, true, false, true, true],
+                |i| if i == 0 { 0.2 } else { 0.25 },
+            );
         assert_eq!(rows.rows, [0, 1, 3]);
         let kept = 0.5 + 0.5 * 0.4;
         assert_eq!(rows.weights, [0.5 * 0.4 / 0.25, kept, kept].map(|w: f64| w as f32));
@@ -119,15 +126,20 @@ mod tests {
         let draws = 4000;
         let samples: Vec<f64> = (0..draws)
             .map(|d| {
-                let rows = mixture.rows(kept.clone(), &[true; 20], |i| rng.uniform(d, u64::from(i)));
+                let rows =
+                    mixture.rows(kept.clone(), &[true; 20], |i| rng.uniform(d, u64::from(i)));
                 let pairs = rows.rows.iter().zip(&rows.weights);
-                pairs.map(|(&i, &w)| values[i as usize] * f64::from(w)).sum::<f64>() / mixture.denominator(5, 20)
+                pairs.map(|(&i, &w)| values[i as usize] * f64::from(w)).sum::<f64>()
+                    / mixture.denominator(5, 20)
             })
             .collect();
         let mean = samples.iter().sum::<f64>() / f64::from(draws);
         let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / f64::from(draws);
         let error = (variance / f64::from(draws)).sqrt();
         assert!((mean - expected).abs() < 4.0 * error, "{mean} for {expected} +- {error}");
-        assert!(error > 0.0 && error < 0.02, "the draws must vary, and the bound must mean something: {error}");
+        assert!(
+            error > 0.0 && error < 0.02,
+            "the draws must vary, and the bound must mean something: {error}"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! Scores: one number per position from the statistics of a head scan.
 //!
-//! A score is a word of [`Score`], which says what it means and which statistics it reads, and a line of [`score_of`], its
-//! formula. Whether a teacher is needed and what a scan must form follow from the statistics.
+//! A score is a word of [`Score`], which says what it means and which statistics it reads, and a
+//! line of [`score_of`], its formula. Whether a teacher is needed and what a scan must form follow
+//! from the statistics.
 
 use super::selector::{Selection, Selector, pools};
 use crate::config::{Pool, Score, Tail};
@@ -19,7 +20,8 @@ pub struct ScoreContext<'a> {
 }
 
 impl<'a> ScoreContext<'a> {
-    /// For the micro-batch whose first sequence is number `first_sequence` of the run with this seed.
+    /// For the micro-batch whose first sequence is number `first_sequence` of the run with this
+    /// seed.
     pub fn new(seed: u64, first_sequence: u64) -> Self {
         Self { rng: Rng::new(seed, Stream::Score), first_sequence, among: None }
     }
@@ -41,11 +43,12 @@ impl<'a> ScoreContext<'a> {
         Self { among: sequences, ..self }
     }
 
-    /// The number in the run of position `i` of the micro-batch: draws by it depend neither on the micro-batch nor on
-    /// where a run was interrupted.
+    /// The number in the run of position `i` of the micro-batch: draws by it depend neither on the
+    /// micro-batch nor on where a run was interrupted.
     pub fn token(&self, i: usize, context: usize) -> u64 {
         let row = i / context;
-        let sequence = self.first_sequence + self.among.map_or(row as u64, |among| u64::from(among[row]));
+        let sequence =
+            self.first_sequence + self.among.map_or(row as u64, |among| u64::from(among[row]));
         sequence * context as u64 + (i % context) as u64
     }
 }
@@ -60,8 +63,8 @@ pub struct Ranking<'a> {
 }
 
 impl<'a> Ranking<'a> {
-    /// Ranks the positions of `batch` by their statistics. Errs at the first position that counts and whose score is not
-    /// finite.
+    /// Ranks the positions of `batch` by their statistics. Errs at the first position that counts
+    /// and whose score is not finite.
     pub fn new(
         score: Score,
         pool: Pool,
@@ -84,12 +87,19 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// The score of every position of `batch` [B T]. Errs at the first valid position whose score is not finite, naming
-/// sequence and position; scores of positions that do not count are 0.
+/// The score of every position of `batch` [B T]. Errs at the first valid position whose score is
+/// not finite, naming sequence and position; scores of positions that do not count are 0.
 ///
-/// `entropy-kl` (SE-KD, arXiv 2602.01395) is H(p) times KL(q || p), each mapped to [0, 1] by its least and largest value
-/// among the valid positions of its `pool` (to 0 where these are equal). Every other score is [`score_of`] its position.
-fn scores(score: Score, pool: Pool, stats: &[RowStats], batch: &Batch, context: ScoreContext<'_>) -> Result<Vec<f32>> {
+/// `entropy-kl` (SE-KD, arXiv 2602.01395) is H(p) times KL(q || p), each mapped to [0, 1] by its
+/// least and largest value among the valid positions of its `pool` (to 0 where these are equal).
+/// Every other score is [`score_of`] its position.
+fn scores(
+    score: Score,
+    pool: Pool,
+    stats: &[RowStats],
+    batch: &Batch,
+    context: ScoreContext<'_>,
+) -> Result<Vec<f32>> {
     let mut scores = (0..stats.len())
         .map(|i| {
             if !batch.valid[i] {
@@ -108,7 +118,10 @@ fn scores(score: Score, pool: Pool, stats: &[RowStats], batch: &Batch, context: 
         for members in pools(pool, stats.len(), batch.context) {
             let unit = |values: &[f32]| {
                 let valid = || members.clone().filter(|&i| batch.valid[i]).map(|i| values[i]);
-                let (low, high) = (valid().fold(f32::INFINITY, f32::min), valid().fold(f32::NEG_INFINITY, f32::max));
+                let (low, high) = (
+                    valid().fold(f32::INFINITY, f32::min),
+                    valid().fold(f32::NEG_INFINITY, f32::max),
+                );
                 move |x: f32| if high > low { (x - low) / (high - low) } else { 0.0 }
             };
             let (unit_entropy, unit_kl) = (unit(&scores), unit(&kl));
@@ -127,9 +140,15 @@ fn scores_of_kl(stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
     stats.iter().enumerate().map(one).collect()
 }
 
-/// The formulas: the score of one position as far as its own statistics go, in nats (of `entropy-kl` the entropy; `random`
-/// is uniform in [0, 1)). `token` is the position's number in the run.
-pub(super) fn score_of(score: Score, stats: &RowStats, token: impl FnOnce() -> u64, rng: Rng) -> f32 {
+/// The formulas: the score of one position as far as its own statistics go, in nats (of
+/// `entropy-kl` the entropy; `random` is uniform in [0, 1)). `token` is the position's number in
+/// the run.
+pub(super) fn score_of(
+    score: Score,
+    stats: &RowStats,
+    token: impl FnOnce() -> u64,
+    rng: Rng,
+) -> f32 {
     match score {
         Score::Entropy | Score::EntropyKl => stats.student.entropy,
         Score::Loss => stats.student.nll,
@@ -172,10 +191,20 @@ mod tests {
 
     fn row(nll: f32, entropy: f32, t_nll: f32, t_entropy: f32, kl: f32) -> RowStats {
         let stats = |nll, entropy| Stats { nll, entropy, ..Stats::default() };
-        RowStats { student: stats(nll, entropy), teacher: stats(t_nll, t_entropy), kl, reverse_kl: 2.0 * kl }
+        RowStats {
+            student: stats(nll, entropy),
+            teacher: stats(t_nll, t_entropy),
+            kl,
+            reverse_kl: 2.0 * kl,
+        }
     }
 
-    fn scores(score: Score, stats: &[RowStats], batch: &Batch, context: ScoreContext<'_>) -> Result<Vec<f32>> {
+    fn scores(
+        score: Score,
+        stats: &[RowStats],
+        batch: &Batch,
+        context: ScoreContext<'_>,
+    ) -> Result<Vec<f32>> {
         super::scores(score, Pool::Sequence, stats, batch, context)
     }
 
@@ -193,9 +222,16 @@ mod tests {
 
     #[test]
     fn a_score_reads_the_statistics_it_names_and_no_other() {
-        // Three positions, so that what entropy-kl normalises has a range; one statistic of the middle one moves.
-        let stats = [row(1.0, 1.0, 1.0, 1.0, 1.0), row(2.0, 2.0, 2.0, 2.0, 2.0), row(5.0, 5.0, 5.0, 5.0, 5.0)];
-        let of = |score, stats: &[RowStats]| scores(score, stats, &batch(1, 3), ScoreContext::new(1, 0)).unwrap();
+        // Three positions, so that what entropy-kl normalises has a range; one statistic of the
+        // middle one moves.
+        let stats = [
+            row(1.0, 1.0, 1.0, 1.0, 1.0),
+            row(2.0, 2.0, 2.0, 2.0, 2.0),
+            row(5.0, 5.0, 5.0, 5.0, 5.0),
+        ];
+        let of = |score, stats: &[RowStats]| {
+            scores(score, stats, &batch(1, 3), ScoreContext::new(1, 0)).unwrap()
+        };
         type Move = (Statistic, fn(&mut RowStats));
         let moves: [Move; 6] = [
             (Statistic::Nll, |s| s.student.nll += 1.0),
@@ -210,7 +246,11 @@ mod tests {
                 let mut moved = stats;
                 change(&mut moved[1]);
                 let changed = of(score, &moved) != of(score, &stats);
-                assert_eq!(changed, score.reads().contains(&statistic), "{score} and {statistic:?}");
+                assert_eq!(
+                    changed,
+                    score.reads().contains(&statistic),
+                    "{score} and {statistic:?}"
+                );
             }
         }
     }
@@ -219,7 +259,8 @@ mod tests {
     fn random_scores_do_not_depend_on_the_micro_batch() {
         let stats = vec![RowStats::default(); 12];
         let of = |rows, first, n: usize| {
-            scores(Score::Random, &stats[..n], &batch(rows, 3), ScoreContext::new(9, first)).unwrap()
+            scores(Score::Random, &stats[..n], &batch(rows, 3), ScoreContext::new(9, first))
+                .unwrap()
         };
         let whole = of(4, 10, 12);
         assert_eq!(whole[6..], of(2, 12, 6));
@@ -230,10 +271,14 @@ mod tests {
     #[test]
     fn entropy_kl_is_the_product_of_what_is_normalised_in_the_pool() {
         let of = |entropy, kl| row(0.0, entropy, 0.0, 0.0, kl);
-        let stats = [of(1.0, 0.5), of(3.0, 0.0), of(2.0, 1.0), of(9.0, 0.3), of(9.0, 0.3), of(9.0, 8.0)];
+        let stats =
+            [of(1.0, 0.5), of(3.0, 0.0), of(2.0, 1.0), of(9.0, 0.3), of(9.0, 0.3), of(9.0, 8.0)];
         let mut batch = batch(2, 3);
-        let by = |pool, batch: &Batch| super::scores(Score::EntropyKl, pool, &stats, batch, ScoreContext::new(1, 0));
-        // First sequence: entropies 0, 1, 1/2 and divergences 1/2, 0, 1; in the second every entropy is the same.
+        let by = |pool, batch: &Batch| {
+            super::scores(Score::EntropyKl, pool, &stats, batch, ScoreContext::new(1, 0))
+        };
+        // First sequence: entropies 0, 1, 1/2 and divergences 1/2, 0, 1; in the second every
+        // entropy is the same.
         assert_eq!(by(Pool::Sequence, &batch).unwrap(), [0.0, 0.0, 0.5, 0.0, 0.0, 0.0]);
         let whole = by(Pool::MicroBatch, &batch).unwrap();
         assert_eq!((whole[0], whole[2], whole[5]), (0.0, 0.125 * 0.125, 1.0));
@@ -242,8 +287,19 @@ mod tests {
         assert_eq!(by(Pool::MicroBatch, &batch).unwrap()[2], 0.125);
         let mut broken = stats;
         broken[1].kl = f32::INFINITY;
-        let failed = super::scores(Score::EntropyKl, Pool::Sequence, &broken, &batch, ScoreContext::new(1, 0));
-        assert!(failed.unwrap_err().to_string().contains("entropy-kl score, found inf at sequence 40, position 1"));
+        let failed = super::scores(
+            Score::EntropyKl,
+            Pool::Sequence,
+            &broken,
+            &batch,
+            ScoreContext::new(1, 0),
+        );
+        assert!(
+            failed
+                .unwrap_err()
+                .to_string()
+                .contains("entropy-kl score, found inf at sequence 40, position 1")
+        );
     }
 
     #[test]
@@ -251,7 +307,8 @@ mod tests {
         let stats = vec![RowStats::default(); 6];
         let context = ScoreContext::new(9, 10);
         let whole = scores(Score::Random, &stats, &batch(2, 3), context).unwrap();
-        let second = scores(Score::Random, &stats[..3], &batch(1, 3), context.among(Some(&[1]))).unwrap();
+        let second =
+            scores(Score::Random, &stats[..3], &batch(1, 3), context.among(Some(&[1]))).unwrap();
         assert_eq!(whole[3..], second);
     }
 
@@ -263,7 +320,10 @@ mod tests {
         let failed = scores(Score::Loss, &stats, &batch, ScoreContext::new(1, 0)).unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::NonFinite);
         let message = failed.to_string();
-        assert!(message.contains("NaN") && message.contains("sequence 41, position 1"), "{message}");
+        assert!(
+            message.contains("NaN") && message.contains("sequence 41, position 1"),
+            "{message}"
+        );
         assert!(scores(Score::Entropy, &stats, &batch, ScoreContext::new(1, 0)).is_ok());
         batch.valid[4] = false;
         assert_eq!(scores(Score::Loss, &stats, &batch, ScoreContext::new(1, 0)).unwrap()[4], 0.0);

@@ -1,7 +1,8 @@
 //! The value-at-risk selector (ESLM, arXiv 2505.19893).
 //!
-//! Of a pool of M valid positions the k = ceil((1 - alpha) M) with the largest scores are kept (the smallest with
-//! `tail = "low"`); the k-th is the value at risk. Ties at the threshold go to the lower position, so exactly k are kept.
+//! Of a pool of M valid positions the k = ceil((1 - alpha) M) with the largest scores are kept (the
+//! smallest with `tail = "low"`); the k-th is the value at risk. Ties at the threshold go to the
+//! lower position, so exactly k are kept.
 
 use crate::config::{Pool, SelectPlan, Tail};
 use std::ops::Range;
@@ -32,13 +33,14 @@ pub struct Selection {
 
 /// How many of `m` positions confidence level `alpha` keeps: ceil((1 - alpha) m).
 ///
-/// The product is formed in f64, where (1 - 0.7) 10 is 3.0000000000000004; what exceeds an integer by less than 1e-9
-/// is that integer (pinned), so that alpha = 0.7 keeps 3 of 10.
+/// The product is formed in f64, where (1 - 0.7) 10 is 3.0000000000000004; what exceeds an integer
+/// by less than 1e-9 is that integer (pinned), so that alpha = 0.7 keeps 3 of 10.
 pub fn kept_of(alpha: f64, m: usize) -> usize {
     (((1.0 - alpha) * m as f64 - 1e-9).ceil().max(0.0) as usize).clamp(m.min(1), m)
 }
 
-/// The pools of `n` positions. One with a carried threshold is only ever a whole step's, for its exact threshold.
+/// The pools of `n` positions. One with a carried threshold is only ever a whole step's, for its
+/// exact threshold.
 pub(super) fn pools(pool: Pool, n: usize, context: usize) -> impl Iterator<Item = Range<usize>> {
     let size = match pool {
         Pool::MicroBatch | Pool::Carried => n,
@@ -53,8 +55,8 @@ impl Selector {
         Self { alpha, pool: plan.pool, tail: plan.tail }
     }
 
-    /// Selects among the valid positions. `scores` and `valid` are [B T] with `context` positions per sequence; scores
-    /// of valid positions are finite (see `select/score.rs`).
+    /// Selects among the valid positions. `scores` and `valid` are [B T] with `context` positions
+    /// per sequence; scores of valid positions are finite (see `select/score.rs`).
     pub fn select(&self, scores: &[f32], valid: &[bool], context: usize) -> Selection {
         let mut selection = Selection::default();
         for pool in pools(self.pool, scores.len(), context) {
@@ -64,7 +66,8 @@ impl Selector {
         selection
     }
 
-    /// How many of the valid positions [`Selector::select`] would keep; with a carried threshold, how many it aims at.
+    /// How many of the valid positions [`Selector::select`] would keep; with a carried threshold,
+    /// how many it aims at.
     pub fn kept(&self, valid: &[bool], context: usize) -> usize {
         let members = |pool: Range<usize>| valid[pool].iter().filter(|v| **v).count();
         pools(self.pool, valid.len(), context).map(|pool| kept_of(self.alpha, members(pool))).sum()
@@ -103,15 +106,24 @@ mod tests {
 
     #[test]
     fn k_is_the_ceiling_without_rounding_noise() {
-        for (alpha, m, k) in
-            [(0.7, 10, 3), (0.0, 7, 7), (0.5, 7, 4), (0.9, 10, 1), (0.999, 10, 1), (0.1, 30, 27), (0.3, 0, 0)]
-        {
+        for (alpha, m, k) in [
+            (0.7, 10, 3),
+            (0.0, 7, 7),
+            (0.5, 7, 4),
+            (0.9, 10, 1),
+            (0.999, 10, 1),
+            (0.1, 30, 27),
+            (0.3, 0, 0),
+        ] {
             assert_eq!(kept_of(alpha, m), k, "alpha {alpha}, M {m}");
         }
         for percent in 0..100 {
             for m in 0..200usize {
                 // In integers: ceil((100 - p) m / 100).
-                assert_eq!(kept_of(f64::from(percent) / 100.0, m), ((100 - percent as usize) * m).div_ceil(100));
+                assert_eq!(
+                    kept_of(f64::from(percent) / 100.0, m),
+                    ((100 - percent as usize) * m).div_ceil(100)
+                );
             }
         }
     }
@@ -123,7 +135,11 @@ mod tests {
         assert_eq!((s.rows, s.var_sum, s.score_sum), (vec![0, 1, 3], 1.0, 5.0));
         let s = selector(0.5, Pool::MicroBatch, Tail::Low).select(&scores, &[true; 6], 6);
         assert_eq!((s.rows, s.var_sum), (vec![0, 2, 5], 1.0));
-        let s = selector(0.5, Pool::MicroBatch, Tail::High).select(&[0.0, -0.0, 0.0, -0.0], &[true; 4], 4);
+        let s = selector(0.5, Pool::MicroBatch, Tail::High).select(
+            &[0.0, -0.0, 0.0, -0.0],
+            &[true; 4],
+            4,
+        );
         assert_eq!(s.rows, [0, 1]);
     }
 

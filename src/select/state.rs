@@ -4,7 +4,8 @@ use super::{AdaEslm, Carried, EasyShare, Selector};
 use crate::config::{AlphaSchedule, Plan, Pool};
 use serde::{Deserialize, Serialize};
 
-/// State of the plan's schedule of alpha and of its carried threshold; empty where the plan needs none.
+/// State of the plan's schedule of alpha and of its carried threshold; empty where the plan needs
+/// none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectionState {
@@ -50,7 +51,9 @@ impl SelectionState {
         match self.carried {
             // A number of the file that is too large for an f32 arrives as infinite.
             Some(carried) if !(carried.threshold.is_finite() && carried.lag >= 1.0) => {
-                Err(format!("selector.carried is {carried:?}; expected a finite threshold and a lag of at least 1"))
+                Err(format!(
+                    "selector.carried is {carried:?}; expected a finite threshold and a lag of at least 1"
+                ))
             }
             _ => Ok(()),
         }
@@ -65,21 +68,25 @@ impl SelectionState {
         let target = match select.schedule {
             AlphaSchedule::Fixed => select.alpha,
             AlphaSchedule::AdaEslm => self.ada.as_ref().map_or(select.alpha, |ada| ada.alpha),
-            AlphaSchedule::EasyShare => self.easy.as_ref().map_or(0.0, |easy| easy.alpha(select.alpha)),
+            AlphaSchedule::EasyShare => {
+                self.easy.as_ref().map_or(0.0, |easy| easy.alpha(select.alpha))
+            }
         };
         target * select.ramp_at(step)
     }
 
-    /// Learns from a step; returns the exact value at risk of its scores as one pool where a threshold is carried. Ada-ESLM
-    /// begins after the ramp, whose own rise would look like a trend of CVaR.
+    /// Learns from a step; returns the exact value at risk of its scores as one pool where a
+    /// threshold is carried. Ada-ESLM begins after the ramp, whose own rise would look like a trend
+    /// of CVaR.
     pub fn observe(&mut self, plan: &Plan, seen: Observed<'_>) -> Option<f64> {
         let select = &plan.select;
         match select.schedule {
             AlphaSchedule::Fixed => {}
             AlphaSchedule::AdaEslm if select.ramp_at(seen.step) < 1.0 => {}
-            AlphaSchedule::AdaEslm => {
-                self.ada.get_or_insert_with(|| AdaEslm::new(select.alpha)).observe(select, seen.kept_score, seen.kept)
-            }
+            AlphaSchedule::AdaEslm => self
+                .ada
+                .get_or_insert_with(|| AdaEslm::new(select.alpha))
+                .observe(select, seen.kept_score, seen.kept),
             AlphaSchedule::EasyShare => {
                 self.easy.get_or_insert_default().observe(seen.easy_share, select.interval);
             }
@@ -107,7 +114,14 @@ mod tests {
 
     fn seen(step: u64, scores: &[f32]) -> Observed<'_> {
         let kept_score = scores.iter().map(|s| f64::from(*s)).sum();
-        Observed { step, alpha: 0.5, scores, kept_score, kept: scores.len() as u64, easy_share: 0.4 }
+        Observed {
+            step,
+            alpha: 0.5,
+            scores,
+            kept_score,
+            kept: scores.len() as u64,
+            easy_share: 0.4,
+        }
     }
 
     #[test]
@@ -132,7 +146,12 @@ mod tests {
 
     #[test]
     fn the_easy_share_is_alpha_up_to_the_plans() {
-        let plan = plan(&["select.schedule=easy-share", "select.alpha=0.3", "select.burn_in=1", "select.ramp=0"]);
+        let plan = plan(&[
+            "select.schedule=easy-share",
+            "select.alpha=0.3",
+            "select.burn_in=1",
+            "select.ramp=0",
+        ]);
         let mut memory = SelectionState::default();
         assert_eq!(memory.alpha(&plan, 1), 0.0, "nothing is dropped before anything was seen");
         memory.observe(&plan, seen(0, &[]));
@@ -153,21 +172,26 @@ mod tests {
 
     #[test]
     fn what_no_run_leaves_behind_is_refused() {
-        let check = |text: &str| serde_json::from_str::<SelectionState>(text).unwrap().check(10, 640);
+        let check =
+            |text: &str| serde_json::from_str::<SelectionState>(text).unwrap().check(10, 640);
         let ada = |alpha: &str, kept: u64, steps: u64| {
             check(&format!(
                 r#"{{"ada":{{"alpha":{alpha},"cvar":1.5,"delta":null,"score_sum":2.5,"kept":{kept},"steps":{steps}}}}}"#
             ))
         };
         ada("0.5", 640, 10).unwrap();
-        for bad in [ada("0.5", u64::MAX, 10), ada("0.5", 640, 11), ada("1.0", 1, 1), ada("-1e300", 1, 1)] {
+        for bad in
+            [ada("0.5", u64::MAX, 10), ada("0.5", 640, 11), ada("1.0", 1, 1), ada("-1e300", 1, 1)]
+        {
             assert!(bad.unwrap_err().contains("at most 640 kept tokens and 10 steps"));
         }
         check(r#"{"easy":{"mean":1.0}}"#).unwrap();
         assert!(check(r#"{"easy":{"mean":1.1}}"#).unwrap_err().contains("selector.easy"));
         check(r#"{"carried":{"threshold":-3.0,"lag":1.0}}"#).unwrap();
         for bad in [r#"{"threshold":1e300,"lag":1.0}"#, r#"{"threshold":1.0,"lag":0.0}"#] {
-            assert!(check(&format!(r#"{{"carried":{bad}}}"#)).unwrap_err().contains("selector.carried"));
+            assert!(
+                check(&format!(r#"{{"carried":{bad}}}"#)).unwrap_err().contains("selector.carried")
+            );
         }
     }
 
@@ -175,7 +199,8 @@ mod tests {
     fn what_is_stored_is_what_is_loaded() {
         let stored = |memory: &SelectionState| serde_json::to_value(memory).unwrap();
         assert_eq!(stored(&SelectionState::default()).to_string(), "{}");
-        let mut memory = SelectionState { ada: Some(AdaEslm::new(0.1)), ..SelectionState::default() };
+        let mut memory =
+            SelectionState { ada: Some(AdaEslm::new(0.1)), ..SelectionState::default() };
         memory.carried = Some(Carried { threshold: 0.1, lag: 1.9 });
         memory.easy = Some(EasyShare::default());
         assert_eq!(serde_json::from_value::<SelectionState>(stored(&memory)).unwrap(), memory);

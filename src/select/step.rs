@@ -1,6 +1,10 @@
-//! The selection of one optimizer step: the one door through which training ranks tokens, cuts the ranking and weighs rows.
+//! The selection of one optimizer step: the one door through which training ranks tokens, cuts the
+//! ranking and weighs rows.
 
-use super::{Carried, SelectionState, Mixture, Ranking, Rows, ScoreContext, Selection, Selector, score_is_finite, score_of};
+use super::{
+    Carried, Mixture, Ranking, Rows, ScoreContext, Selection, SelectionState, Selector,
+    score_is_finite, score_of,
+};
 use crate::config::{Plan, Pool, SelectPlan};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -8,8 +12,8 @@ use crate::loss::head::RowStats;
 use crate::rng::{Rng, Stream};
 use std::fmt;
 
-/// A score of the user's own: from the statistics of a micro-batch's positions `[B T]`, in order, to their scores; the
-/// largest are kept.
+/// A score of the user's own: from the statistics of a micro-batch's positions `[B T]`, in order,
+/// to their scores; the largest are kept.
 pub struct OwnScore(Box<ScoreFn>);
 
 type ScoreFn = dyn FnMut(&[RowStats]) -> Vec<f32> + Send;
@@ -20,7 +24,8 @@ impl OwnScore {
         Self(Box::new(score))
     }
 
-    /// The scores of a micro-batch; 0 where a position does not count. Errs unless there is a finite one for each that does.
+    /// The scores of a micro-batch; 0 where a position does not count. Errs unless there is a
+    /// finite one for each that does.
     fn of(&mut self, stats: &[RowStats], batch: &Batch) -> Result<Vec<f32>> {
         let mut scores = (self.0)(stats);
         if scores.len() != stats.len() {
@@ -50,7 +55,8 @@ impl fmt::Debug for OwnScore {
     }
 }
 
-/// What a step selects by: the score, the cut (a pool's own or a carried threshold), the mixture's weights.
+/// What a step selects by: the score, the cut (a pool's own or a carried threshold), the mixture's
+/// weights.
 #[derive(Debug, Clone, Copy)]
 pub struct StepSelection<'a> {
     plan: &'a SelectPlan,
@@ -65,16 +71,24 @@ pub struct StepSelection<'a> {
 pub struct Decision {
     /// The kept positions: all that count where nothing is selected.
     pub kept: Selection,
-    /// The rows that carry gradient, the kept ones and those that the mixture drew, with their weights.
+    /// The rows that carry gradient, the kept ones and those that the mixture drew, with their
+    /// weights.
     pub rows: Rows,
     /// Scores of the positions that count, in order; none where nothing is selected.
     pub scores: Vec<f32>,
 }
 
 impl<'a> StepSelection<'a> {
-    /// The selection of a step at confidence level `alpha`, whose `batch` is cut into micro-batches of `micro_rows`
-    /// sequences. The share of tokens that will be kept must be known before the first of them, for the mixture's weights.
-    pub fn new(plan: &'a Plan, memory: &SelectionState, alpha: f64, batch: &Batch, micro_rows: usize) -> Self {
+    /// The selection of a step at confidence level `alpha`, whose `batch` is cut into micro-batches
+    /// of `micro_rows` sequences. The share of tokens that will be kept must be known before the
+    /// first of them, for the mixture's weights.
+    pub fn new(
+        plan: &'a Plan,
+        memory: &SelectionState,
+        alpha: f64,
+        batch: &Batch,
+        micro_rows: usize,
+    ) -> Self {
         let select = &plan.select;
         let threshold = memory.carried.filter(|_| select.pool == Pool::Carried);
         let counted = batch.valid_count();
@@ -85,7 +99,8 @@ impl<'a> StepSelection<'a> {
             Pool::Sequence | Pool::MicroBatch => {
                 let selector = Selector::of(select, alpha);
                 let micro_batches = batch.valid.chunks(micro_rows * batch.context);
-                let kept: usize = micro_batches.map(|valid| selector.kept(valid, batch.context)).sum();
+                let kept: usize =
+                    micro_batches.map(|valid| selector.kept(valid, batch.context)).sum();
                 kept as f64 / counted as f64
             }
         };
@@ -103,7 +118,8 @@ impl<'a> StepSelection<'a> {
         self.threshold.is_some()
     }
 
-    /// What the step's sum of weighted losses is divided by, given how many of how many positions were kept.
+    /// What the step's sum of weighted losses is divided by, given how many of how many positions
+    /// were kept.
     pub fn denominator(&self, kept: u64, counted: u64) -> f64 {
         self.mixture.denominator(kept, counted)
     }
@@ -126,8 +142,11 @@ impl<'a> StepSelection<'a> {
         };
         let scores = &ranking.scores;
         let kept = if self.plan.pool == Pool::Carried {
-            // Before there is a threshold every position is kept, and the step's scores make the first one.
-            let keeps = |i: &u32| self.threshold.is_none_or(|t| t.keeps(scores[*i as usize], self.plan.tail));
+            // Before there is a threshold every position is kept, and the step's scores make the
+            // first one.
+            let keeps = |i: &u32| {
+                self.threshold.is_none_or(|t| t.keeps(scores[*i as usize], self.plan.tail))
+            };
             let rows: Vec<u32> = counted().filter(keeps).collect();
             let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
             Selection { rows, score_sum, ..Selection::default() }
@@ -140,7 +159,8 @@ impl<'a> StepSelection<'a> {
         Ok(Decision { kept, rows, scores })
     }
 
-    /// Decides row after row, each with its score, by the carried threshold; None where there is none, or nothing to select.
+    /// Decides row after row, each with its score, by the carried threshold; None where there is
+    /// none, or nothing to select.
     pub fn by_row<'b>(&'b self, batch: &'b Batch, numbers: ScoreContext<'b>) -> Option<ByRow<'b>> {
         let threshold = self.threshold.filter(|_| self.selects())?;
         Some(ByRow { of: self, batch, numbers, threshold, decision: Decision::default() })
@@ -177,7 +197,12 @@ impl ByRow<'_> {
             return Ok(0.0);
         }
         let (plan, batch) = (self.of.plan, self.batch);
-        let value = score_of(plan.score, stats, || self.numbers.token(i, batch.context), self.numbers.rng());
+        let value = score_of(
+            plan.score,
+            stats,
+            || self.numbers.token(i, batch.context),
+            self.numbers.rng(),
+        );
         let value = score_is_finite(plan.score, value, i, batch)?;
         let decision = &mut self.decision;
         decision.scores.push(value);
@@ -216,11 +241,21 @@ mod tests {
     fn batch() -> Batch {
         let mut valid = vec![true; 8];
         valid[7] = false;
-        Batch { sequences: 2, context: 4, inputs: vec![0; 8], targets: vec![0; 8], valid, sequence_ids: vec![7, 9] }
+        Batch {
+            sequences: 2,
+            context: 4,
+            inputs: vec![0; 8],
+            targets: vec![0; 8],
+            valid,
+            sequence_ids: vec![7, 9],
+        }
     }
 
     fn stats(losses: &[f32]) -> Vec<RowStats> {
-        let row = |nll: &f32| RowStats { student: Stats { nll: *nll, ..Stats::default() }, ..RowStats::default() };
+        let row = |nll: &f32| RowStats {
+            student: Stats { nll: *nll, ..Stats::default() },
+            ..RowStats::default()
+        };
         losses.iter().map(row).collect()
     }
 
@@ -229,8 +264,16 @@ mod tests {
     #[test]
     fn row_by_row_is_the_same_decision_as_all_at_once() {
         for mixture in ["select.cvar_weight=1", "select.cvar_weight=0.4"] {
-            let plan = plan(&["select.score=loss", "select.pool=carried", mixture, "select.rest_rate=0.5"]);
-            let memory = SelectionState { carried: Some(Carried { threshold: 0.45, lag: 1.0 }), ..SelectionState::default() };
+            let plan = plan(&[
+                "select.score=loss",
+                "select.pool=carried",
+                mixture,
+                "select.rest_rate=0.5",
+            ]);
+            let memory = SelectionState {
+                carried: Some(Carried { threshold: 0.45, lag: 1.0 }),
+                ..SelectionState::default()
+            };
             let (batch, stats) = (batch(), stats(&LOSSES));
             let selection = StepSelection::new(&plan, &memory, 0.5, &batch, 2);
             let numbers = ScoreContext::new(plan.seed, 3);
@@ -258,8 +301,15 @@ mod tests {
         let none = SelectionState::default();
         // 2 of 4, and 2 of 3: rounded up in every pool.
         assert_eq!(of(&["select.pool=sequence"], &none), share(&[], 4.0 / 7.0));
-        assert_eq!(of(&["select.pool=carried"], &none), share(&[], 1.0), "before there is a threshold all are kept");
-        let carried = SelectionState { carried: Some(Carried { threshold: 1.0, lag: 1.0 }), ..SelectionState::default() };
+        assert_eq!(
+            of(&["select.pool=carried"], &none),
+            share(&[], 1.0),
+            "before there is a threshold all are kept"
+        );
+        let carried = SelectionState {
+            carried: Some(Carried { threshold: 1.0, lag: 1.0 }),
+            ..SelectionState::default()
+        };
         assert_eq!(of(&["select.pool=carried"], &carried), share(&[], 0.5));
     }
 
@@ -277,8 +327,12 @@ mod tests {
         assert_eq!(lowest.scores[0], -3.0);
         let short = decide(|_| vec![0.0; 3]).unwrap_err().to_string();
         assert!(short.contains("3 numbers for 8 positions"), "{short}");
-        let broken = decide(|stats| stats.iter().map(|s| 1.0 / (s.student.nll - 0.4)).collect()).unwrap_err();
-        assert!(broken.to_string().contains("own score, found inf at sequence 9, position 1"), "{broken}");
+        let broken = decide(|stats| stats.iter().map(|s| 1.0 / (s.student.nll - 0.4)).collect())
+            .unwrap_err();
+        assert!(
+            broken.to_string().contains("own score, found inf at sequence 9, position 1"),
+            "{broken}"
+        );
         let unseen = decide(|stats| stats.iter().map(|s| 1.0 / (s.student.nll - 9.0)).collect());
         assert!(unseen.is_ok(), "a position that does not count may score as it likes");
     }

@@ -34,11 +34,14 @@ pub struct ExportReport {
     pub bytes: u64,
 }
 
-/// Writes the model of a run (its final model, or else its newest checkpoint), a checkpoint or a model folder as a
-/// Hugging Face folder, and checks that what was written loads and has the same bits. The folder appears whole or not
-/// at all; an earlier export at `out` is replaced, anything else is refused.
+/// Writes the model of a run (its final model, or else its newest checkpoint), a checkpoint or a
+/// model folder as a Hugging Face folder, and checks that what was written loads and has the same
+/// bits. The folder appears whole or not at all; an earlier export at `out` is replaced, anything
+/// else is refused.
 pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
-    let ModelRef::Folder { dir, origin, .. } = ModelRef::parse(&source.to_string_lossy(), Kind::Any)? else {
+    let ModelRef::Folder { dir, origin, .. } =
+        ModelRef::parse(&source.to_string_lossy(), Kind::Any)?
+    else {
         return Err(Error::usage(format!(
             "there is no folder {}; export takes a run folder or a checkpoint",
             source.display()
@@ -52,9 +55,15 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
     let Gpt2 { config, params, .. } = from.load(&Device::Cpu)?;
     let tokenizer = from.has_tokenizer();
     if !tokenizer {
-        progress.note(&format!("{}: no tokenizer beside the model, so none is exported", from.dir.display()));
+        progress.note(&format!(
+            "{}: no tokenizer beside the model, so none is exported",
+            from.dir.display()
+        ));
     }
-    let options = SaveOptions { eot: end_of_text(&from.dir)?, tokenizer: tokenizer.then_some(from.dir.as_path()) };
+    let options = SaveOptions {
+        eot: end_of_text(&from.dir)?,
+        tokenizer: tokenizer.then_some(from.dir.as_path()),
+    };
     let folder = AtomicDir::create(out)?;
     save_model(folder.path(), &config, &params, &options)?;
     let mark = folder.path().join(MARK_FILE);
@@ -64,11 +73,20 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
     })?;
     let (again, stored) = load_model(folder.path(), &Device::Cpu)?;
     if again != config || !same_bits(&stored, &params)? {
-        return Err(Error::internal(format!("{}: what was written differs from the model", folder.path().display())));
+        return Err(Error::internal(format!(
+            "{}: what was written differs from the model",
+            folder.path().display()
+        )));
     }
     let bytes = folder_bytes(folder.path())?;
     folder.commit()?;
-    Ok(ExportReport { out: out.to_path_buf(), origin: from.origin, parameters: config.parameters(), tokenizer, bytes })
+    Ok(ExportReport {
+        out: out.to_path_buf(),
+        origin: from.origin,
+        parameters: config.parameters(),
+        tokenizer,
+        bytes,
+    })
 }
 
 /// The id that the source's config says, so that nothing is lost on the way.
@@ -83,7 +101,9 @@ fn end_of_text(dir: &Path) -> Result<Option<u32>> {
 fn check_replaceable(out: &Path) -> Result<()> {
     let refuse = |what: String| {
         let out = out.display();
-        Err(Error::usage(format!("{out} exists and {what}; name a new folder with --out, or remove it yourself")))
+        Err(Error::usage(format!(
+            "{out} exists and {what}; name a new folder with --out, or remove it yourself"
+        )))
     };
     if !out.exists() {
         return Ok(());
@@ -92,13 +112,19 @@ fn check_replaceable(out: &Path) -> Result<()> {
         return refuse("is not a folder".into());
     }
     let failed = |e| Error::io("list", out, e);
-    let entries = fs::read_dir(out).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    let entries =
+        fs::read_dir(out).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
     if entries.is_empty() {
         return Ok(());
     }
     for entry in &entries {
         let name = entry.file_name();
-        if ![MARK_FILE].iter().chain(&MODEL_FILES).chain(&TOKENIZER_FILES).any(|known| name == **known) {
+        if ![MARK_FILE]
+            .iter()
+            .chain(&MODEL_FILES)
+            .chain(&TOKENIZER_FILES)
+            .any(|known| name == **known)
+        {
             return refuse(format!("holds {}, which no earlier export wrote", name.display()));
         }
     }
@@ -106,7 +132,11 @@ fn check_replaceable(out: &Path) -> Result<()> {
         .ok()
         .and_then(|b| serde_json::from_slice(&b).ok())
         .unwrap_or_default();
-    if mark["format"] == FORMAT { Ok(()) } else { refuse(format!("has no {MARK_FILE} of an earlier export")) }
+    if mark["format"] == FORMAT {
+        Ok(())
+    } else {
+        refuse(format!("has no {MARK_FILE} of an earlier export"))
+    }
 }
 
 fn same_bits(a: &ParamSet, b: &ParamSet) -> Result<bool> {
@@ -170,8 +200,16 @@ mod tests {
         fs::remove_file(out.join("README.md")).unwrap();
         fs::remove_file(out.join(MARK_FILE)).unwrap();
         assert!(export(&source, &out, &Silent).unwrap_err().to_string().contains(MARK_FILE));
-        assert!(export(&source, &source.join("model"), &Silent).is_err(), "a run is not replaced by its export");
-        assert!(export(&source, &out.join("config.json"), &Silent).unwrap_err().to_string().contains("not a folder"));
+        assert!(
+            export(&source, &source.join("model"), &Silent).is_err(),
+            "a run is not replaced by its export"
+        );
+        assert!(
+            export(&source, &out.join("config.json"), &Silent)
+                .unwrap_err()
+                .to_string()
+                .contains("not a folder")
+        );
         // Nothing but the run and the first export is left behind.
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
@@ -181,7 +219,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (source, _) = run(root.path(), false);
         let out = root.path().join("out");
-        assert!(export(Path::new("gpt2"), &out, &Silent).unwrap_err().to_string().contains("no folder gpt2"));
+        assert!(
+            export(Path::new("gpt2"), &out, &Silent)
+                .unwrap_err()
+                .to_string()
+                .contains("no folder gpt2")
+        );
         let weights = source.join("model").join(WEIGHTS_FILE);
         let bytes = fs::read(&weights).unwrap();
         fs::write(&weights, &bytes[..bytes.len() - 4]).unwrap();

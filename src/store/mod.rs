@@ -1,7 +1,7 @@
 //! What lies on disk and on the Hub: names of models, the models themselves, checkpoints, exports.
 //!
-//! [`open`] turns a name into a model, [`shape`] into a shape without weights; [`student`] says how a run's student comes
-//! to its first weights.
+//! [`open`] turns a name into a model, [`shape`] into a shape without weights; [`student`] says how
+//! a run's student comes to its first weights.
 
 #[doc(hidden)]
 pub mod checkpoint;

@@ -2,15 +2,17 @@
 //!
 //! In this order, the first that fits:
 //!
-//! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run folder (its `model/`,
-//!    or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the newest of it); `RUN/last` and `RUN/best`,
-//!    its newest checkpoint and the one of the lowest validation loss, verified.
+//! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run
+//!    folder (its `model/`, or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the
+//!    newest of it); `RUN/last` and `RUN/best`, its newest checkpoint and the one of the lowest
+//!    validation loss, verified.
 //! 2. **A preset**: a name from `teachers/` or `students/`.
 //! 3. **A Hub id**: `org/name`.
 //!
-//! A path that exists always wins, so that what is on disk cannot be shadowed by a name: a folder `gpt2` in the
-//! working directory hides the preset, and `openai-community/gpt2` still names the Hub's. Text that looks like a path
-//! (it starts with `.`, `/` or `~`, or has more than one slash) is never taken for a Hub id.
+//! A path that exists always wins, so that what is on disk cannot be shadowed by a name: a folder
+//! `gpt2` in the working directory hides the preset, and `openai-community/gpt2` still names the
+//! Hub's. Text that looks like a path (it starts with `.`, `/` or `~`, or has more than one slash)
+//! is never taken for a Hub id.
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -28,7 +30,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Teacher,
-    /// Students first, then teachers, whose name is a shape, too: `--student gpt2` trains GPT-2 124M.
+    /// Students first, then teachers, whose name is a shape, too: `--student gpt2` trains GPT-2
+    /// 124M.
     Student,
     /// Teachers first, then students.
     Any,
@@ -56,9 +59,11 @@ impl Kind {
 /// What a MODEL argument means; found without the network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelRef {
-    /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that has no final model yet.
+    /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that
+    /// has no final model yet.
     Folder { dir: PathBuf, origin: String, unfinished: bool },
-    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a shape.
+    /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a
+    /// shape.
     Preset(&'static Preset),
     /// A repository of the Hub.
     Hub { id: String },
@@ -131,7 +136,8 @@ impl ModelFolder {
         read_config(&self.dir.join("config.json"))
     }
 
-    /// The same, with names and shapes of the stored tensors checked against it; none of their values is read.
+    /// The same, with names and shapes of the stored tensors checked against it; none of their
+    /// values is read.
     pub fn checked_config(&self) -> Result<Gpt2Config> {
         check_model(&self.dir)
     }
@@ -148,13 +154,14 @@ impl ModelFolder {
     }
 }
 
-/// The folder that `name` means, with its weights, downloaded if need be. Presets without weights of their own (the
-/// generated teacher, students from scratch) are an error.
+/// The folder that `name` means, with its weights, downloaded if need be. Presets without weights
+/// of their own (the generated teacher, students from scratch) are an error.
 pub fn find(name: &str, kind: Kind, at: Where<'_>) -> Result<ModelFolder> {
     locate(ModelRef::parse(name, kind)?, name, None, What::Model, at)
 }
 
-/// The folder of what `name` was found to mean, with the files of `what` at least; a `revision` is for models of the Hub.
+/// The folder of what `name` was found to mean, with the files of `what` at least; a `revision` is
+/// for models of the Hub.
 pub(crate) fn locate(
     meant: ModelRef,
     name: &str,
@@ -164,7 +171,11 @@ pub(crate) fn locate(
 ) -> Result<ModelFolder> {
     let hub = |id: &str, revision: Option<&str>| {
         let fetched = fetch_model(id, revision, what, at.hub, at.progress)?;
-        Ok(ModelFolder { dir: fetched.dir, origin: format!("{HUB}{id}"), commit: Some(fetched.commit) })
+        Ok(ModelFolder {
+            dir: fetched.dir,
+            origin: format!("{HUB}{id}"),
+            commit: Some(fetched.commit),
+        })
     };
     match meant {
         ModelRef::Folder { dir, origin, unfinished } => match revision {
@@ -177,12 +188,13 @@ pub(crate) fn locate(
                 }
                 Ok(ModelFolder { dir, origin, commit: None })
             }
-            Some(r) => Err(Error::usage(format!("{name} is a folder; revision {r} is for models of the Hub"))),
+            Some(r) => Err(Error::usage(format!(
+                "{name} is a folder; revision {r} is for models of the Hub"
+            ))),
         },
         // A mistyped path looks like a Hub id: say how it was read.
-        ModelRef::Hub { id } => {
-            hub(&id, revision).map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)")))
-        }
+        ModelRef::Hub { id } => hub(&id, revision)
+            .map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)"))),
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r))),
             Some(Provider::Generated {}) => Err(Error::usage(format!(
@@ -198,8 +210,8 @@ pub(crate) fn locate(
     }
 }
 
-/// Resolves TOKENIZER to a folder that holds a tokenizer's files: a folder of those files, anything that
-/// [`find`] takes (only the tokenizer is fetched), or the path of a `tokenizer.json`.
+/// Resolves TOKENIZER to a folder that holds a tokenizer's files: a folder of those files, anything
+/// that [`find`] takes (only the tokenizer is fetched), or the path of a `tokenizer.json`.
 pub fn resolve_tokenizer(
     text: &str,
     revision: Option<&str>,
@@ -208,7 +220,11 @@ pub fn resolve_tokenizer(
 ) -> Result<PathBuf> {
     let path = Path::new(text);
     if path.is_file() && path.file_name().is_some_and(|n| n == "tokenizer.json") {
-        return Ok(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf());
+        return Ok(path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_path_buf());
     }
     if path.is_dir() {
         let dir = if has_tokenizer(path) { path.to_path_buf() } else { model_folder(path)?.0 };
@@ -224,7 +240,9 @@ pub fn resolve_tokenizer(
         ModelRef::Folder { dir, .. } => return Ok(dir),
         ModelRef::Hub { id } => (id, revision.map(str::to_string)),
         ModelRef::Preset(preset) => match &preset.source {
-            Some(Provider::Hub { repo, revision: r }) => (repo.clone(), Some(revision.unwrap_or(r).to_string())),
+            Some(Provider::Hub { repo, revision: r }) => {
+                (repo.clone(), Some(revision.unwrap_or(r).to_string()))
+            }
             _ => {
                 return Err(Error::usage(format!(
                     "the preset {text} has no tokenizer of its own; use gpt2, or train one with \
@@ -238,13 +256,16 @@ pub fn resolve_tokenizer(
 
 /// Whether a folder holds a tokenizer's files.
 pub fn has_tokenizer(dir: &Path) -> bool {
-    dir.join("tokenizer.json").exists() || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
+    dir.join("tokenizer.json").exists()
+        || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
 }
 
-/// `RUN/best` and `RUN/last`: a checkpoint of a run by what its state says, verified before it is used. Nothing of that
-/// name lies on disk, so nothing can point at the wrong one.
+/// `RUN/best` and `RUN/last`: a checkpoint of a run by what its state says, verified before it is
+/// used. Nothing of that name lies on disk, so nothing can point at the wrong one.
 fn derived(path: &Path) -> Result<Option<ModelRef>> {
-    let (Some(name), Some(run)) = (path.file_name().and_then(|n| n.to_str()), path.parent()) else { return Ok(None) };
+    let (Some(name), Some(run)) = (path.file_name().and_then(|n| n.to_str()), path.parent()) else {
+        return Ok(None);
+    };
     if path.exists() || !run.is_dir() || !matches!(name, "best" | "last") {
         return Ok(None);
     }
@@ -258,12 +279,14 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
     Ok(Some(ModelRef::Folder { dir, origin, unfinished: false }))
 }
 
-/// The Hugging Face folder that an existing path stands for, how it was found, and whether it is that of a run which has no
-/// final model yet.
+/// The Hugging Face folder that an existing path stands for, how it was found, and whether it is
+/// that of a run which has no final model yet.
 fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     let shown = path.display();
     if path.is_file() {
-        return Err(Error::usage(format!("{shown} is a file; name the model's folder, which holds config.json")));
+        return Err(Error::usage(format!(
+            "{shown} is a file; name the model's folder, which holds config.json"
+        )));
     }
     let whole = |dir: &Path| dir.join("config.json").exists();
     if whole(path) {
@@ -273,7 +296,9 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     if whole(&model) {
         return Ok((model, format!("final model of run {shown}"), false));
     }
-    for (checkpoints, of_run) in [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)] {
+    for (checkpoints, of_run) in
+        [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)]
+    {
         if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
             return Ok((dir, format!("checkpoint at step {step} of {shown}"), of_run));
         }
@@ -292,7 +317,8 @@ fn neither(text: &str, kind: Kind) -> Error {
     if looks_like_path(text) {
         return Error::usage(format!("there is no folder {text}"));
     }
-    let near = preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
+    let near =
+        preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
     Error::usage(format!(
         "{text:?} is neither an existing folder, nor a preset, nor a Hub id (org/name).{near} Presets: {}",
         preset::names(kind.role()).join(", ")
@@ -333,7 +359,10 @@ mod tests {
         fs::create_dir_all(run.join("checkpoints/step-00003000")).unwrap();
         assert_eq!(found(&run), run.join("checkpoints/step-00001000"));
         assert_eq!(found(&run.join("checkpoints")), run.join("checkpoints/step-00001000"));
-        assert_eq!(found(&run.join("checkpoints/step-00000100")), run.join("checkpoints/step-00000100"));
+        assert_eq!(
+            found(&run.join("checkpoints/step-00000100")),
+            run.join("checkpoints/step-00000100")
+        );
         model(&run.join("model"));
         assert_eq!(found(&run), run.join("model"));
         let empty = root.path().join("empty");
@@ -345,12 +374,23 @@ mod tests {
 
     #[test]
     fn names_are_presets_and_org_name_is_the_hub() {
-        assert!(matches!(ModelRef::parse("gpt2", Kind::Teacher), Ok(ModelRef::Preset(p)) if p.name == "gpt2"));
-        assert!(matches!(ModelRef::parse("tiny", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Student));
-        assert!(matches!(ModelRef::parse("gpt2", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Teacher));
-        assert!(matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id }) if id == "me/x"));
+        assert!(
+            matches!(ModelRef::parse("gpt2", Kind::Teacher), Ok(ModelRef::Preset(p)) if p.name == "gpt2")
+        );
+        assert!(
+            matches!(ModelRef::parse("tiny", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Student)
+        );
+        assert!(
+            matches!(ModelRef::parse("gpt2", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Teacher)
+        );
+        assert!(
+            matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id }) if id == "me/x")
+        );
         let message = refused("gpt2-meduim", Kind::Teacher);
-        assert!(message.contains("Did you mean gpt2-medium?") && message.contains("distilgpt2"), "{message}");
+        assert!(
+            message.contains("Did you mean gpt2-medium?") && message.contains("distilgpt2"),
+            "{message}"
+        );
         assert!(refused("gpt2-30m", Kind::Teacher).contains("neither"));
         for path in ["./me/x", "/me/x", "~/x", "a/b/c", "me/"] {
             assert!(refused(path, Kind::Any).contains("no folder"), "{path}");
@@ -363,7 +403,10 @@ mod tests {
 
     #[test]
     fn presets_without_weights_say_what_to_do() {
-        let options = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent")) };
+        let options = HubOptions {
+            offline: true,
+            ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent"))
+        };
         let at = Where { hub: &options, progress: &Silent };
         let model = |text| find(text, Kind::Any, at).unwrap_err().to_string();
         assert!(model("quickstart").contains("eslm-kd distill"));
@@ -376,7 +419,8 @@ mod tests {
     #[test]
     fn a_tokenizer_is_a_folder_of_its_files_or_a_models_folder() {
         let root = tempfile::tempdir().unwrap();
-        let options = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", root.path()) };
+        let options =
+            HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", root.path()) };
         let resolve = |p: &Path| resolve_tokenizer(p.to_str().unwrap(), None, &options, &Silent);
         let plain = root.path().join("tok");
         fs::create_dir(&plain).unwrap();

@@ -1,4 +1,5 @@
-//! The two doors: [`open`] turns a name into a model, [`shape`] into a shape, by the same rules and without weights.
+//! The two doors: [`open`] turns a name into a model, [`shape`] into a shape, by the same rules and
+//! without weights.
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -30,7 +31,8 @@ impl OpenModel {
     }
 }
 
-/// Opens a run folder, a checkpoint, a Hugging Face folder, a preset or a Hub id on `device`; downloads if need be.
+/// Opens a run folder, a checkpoint, a Hugging Face folder, a preset or a Hub id on `device`;
+/// downloads if need be.
 pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<OpenModel> {
     let folder = find(name, kind, at)?;
     let model = folder.load(device)?;
@@ -46,8 +48,9 @@ pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<Op
     Ok(OpenModel { model, tokenizer, folder })
 }
 
-/// The shape of the model that [`open`] would open, without its weights, and of presets that have none. A folder's
-/// config says it, a preset states it; of a Hub id the config alone is asked for, offline of the cache.
+/// The shape of the model that [`open`] would open, without its weights, and of presets that have
+/// none. A folder's config says it, a preset states it; of a Hub id the config alone is asked for,
+/// offline of the cache.
 pub fn shape(name: &str, kind: Kind, at: Where<'_>) -> Result<Gpt2Config> {
     shape_of(ModelRef::parse(name, kind)?, name, at)
 }

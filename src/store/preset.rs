@@ -52,8 +52,8 @@ pub struct Preset {
 pub enum Provider {
     /// A repository of the Hub.
     Hub { repo: String, revision: String },
-    /// Pretrained here, on generated data, and kept for the next run. (Braces: a unit variant of a tagged enum would
-    /// accept unknown keys.)
+    /// Pretrained here, on generated data, and kept for the next run. (Braces: a unit variant of a
+    /// tagged enum would accept unknown keys.)
     Generated {},
 }
 
@@ -63,7 +63,8 @@ pub enum Provider {
 pub enum Init {
     /// GPT-2's random initialisation with residual scaling.
     Scratch {},
-    /// Embeddings, final norm and the listed blocks of the teacher, which must have the student's width.
+    /// Embeddings, final norm and the listed blocks of the teacher, which must have the student's
+    /// width.
     TeacherLayers { layers: Vec<usize> },
     /// The weights of a model folder, run, checkpoint or Hub id.
     Checkpoint { path: String },
@@ -83,7 +84,8 @@ pub struct Shape {
 impl Preset {
     /// Parses a preset file and checks that it is whole.
     pub fn parse(text: &str) -> Result<Self> {
-        let preset: Self = toml::from_str(text).map_err(|e| Error::usage(format!("not a preset: {e}")))?;
+        let preset: Self =
+            toml::from_str(text).map_err(|e| Error::usage(format!("not a preset: {e}")))?;
         let wrong = |what: &str| Err(Error::usage(format!("preset {}: {what}", preset.name)));
         match (preset.role, &preset.source, &preset.init) {
             (Role::Teacher, Some(_), None) | (Role::Student, None, Some(_)) => {}
@@ -94,7 +96,10 @@ impl Preset {
         if let Some(Init::TeacherLayers { layers }) = &preset.init
             && layers.len() != preset.shape.n_layer
         {
-            return wrong(&format!("n_layer = {} needs as many teacher layers", preset.shape.n_layer));
+            return wrong(&format!(
+                "n_layer = {} needs as many teacher layers",
+                preset.shape.n_layer
+            ));
         }
         Ok(preset)
     }
@@ -165,11 +170,13 @@ mod tests {
 
     #[test]
     fn the_tables_of_the_readmes_list_every_preset_with_its_count() {
-        let readmes = [include_str!("../../teachers/README.md"), include_str!("../../students/README.md")];
+        let readmes =
+            [include_str!("../../teachers/README.md"), include_str!("../../students/README.md")];
         for preset in all() {
             let readme = readmes[usize::from(preset.role == Role::Student)];
             let digits = preset.parameters.to_string();
-            let grouped: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|c| str::from_utf8(c).unwrap()).collect();
+            let grouped: Vec<&str> =
+                digits.as_bytes().rchunks(3).rev().map(|c| str::from_utf8(c).unwrap()).collect();
             let row = readme.lines().find(|l| l.starts_with(&format!("| `{}` ", preset.name)));
             let row = row.unwrap_or_else(|| panic!("no row for {}", preset.name));
             assert!(row.contains(&grouped.join(",")), "{row}");
@@ -178,7 +185,9 @@ mod tests {
 
     #[test]
     fn the_distilled_student_takes_layers_that_its_teacher_has() {
-        let Some(Init::TeacherLayers { layers }) = &student("distil-82m").unwrap().init else { panic!() };
+        let Some(Init::TeacherLayers { layers }) = &student("distil-82m").unwrap().init else {
+            panic!()
+        };
         let gpt2 = teacher("gpt2").unwrap();
         assert!(layers.iter().all(|l| *l < gpt2.shape.n_layer));
         assert_eq!(student("distil-82m").unwrap().shape.n_embd, gpt2.shape.n_embd);
@@ -187,10 +196,30 @@ mod tests {
     #[test]
     fn unknown_keys_and_half_presets_are_refused() {
         let good = FILES[0].1;
-        assert!(Preset::parse(&good.replace("kind = \"generated\"", "kind = \"generated\"\nrepo = \"x\"")).is_err());
-        assert!(Preset::parse(&format!("colour = 1\n{good}")).unwrap_err().to_string().contains("colour"));
-        assert!(Preset::parse(&good.replace("\"teacher\"", "\"student\"")).unwrap_err().to_string().contains("[init]"));
-        assert!(Preset::parse(&good.replace("n_head = 6", "n_head = 5")).unwrap_err().to_string().contains("n_head"));
+        assert!(
+            Preset::parse(
+                &good.replace("kind = \"generated\"", "kind = \"generated\"\nrepo = \"x\"")
+            )
+            .is_err()
+        );
+        assert!(
+            Preset::parse(&format!("colour = 1\n{good}"))
+                .unwrap_err()
+                .to_string()
+                .contains("colour")
+        );
+        assert!(
+            Preset::parse(&good.replace("\"teacher\"", "\"student\""))
+                .unwrap_err()
+                .to_string()
+                .contains("[init]")
+        );
+        assert!(
+            Preset::parse(&good.replace("n_head = 6", "n_head = 5"))
+                .unwrap_err()
+                .to_string()
+                .contains("n_head")
+        );
     }
 
     #[test]

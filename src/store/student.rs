@@ -1,4 +1,5 @@
-//! How a student comes to its first weights: from scratch, from layers of its teacher, or as a stored model.
+//! How a student comes to its first weights: from scratch, from layers of its teacher, or as a
+//! stored model.
 
 use crate::config::{Init as Word, Plan};
 use crate::error::{Error, Result};
@@ -7,7 +8,8 @@ use crate::store::names::{Kind, ModelRef};
 use crate::store::preset::{Init, Preset, Provider};
 use candle_core::Device;
 
-/// The way that a plan's student takes; decided by [`Start::of`] alone, for runs and for forecasts of them.
+/// The way that a plan's student takes; decided by [`Start::of`] alone, for runs and for forecasts
+/// of them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
     /// Random weights in a preset's shape, under the plan's `[shape]`.
@@ -19,8 +21,9 @@ pub enum Start {
 }
 
 impl Start {
-    /// A preset starts as it says unless the plan says otherwise; anything else is a stored model. Errs where the plan says
-    /// `[shape]` or `layers` and the start reads none: nothing that is asked for is ignored.
+    /// A preset starts as it says unless the plan says otherwise; anything else is a stored model.
+    /// Errs where the plan says `[shape]` or `layers` and the start reads none: nothing that is
+    /// asked for is ignored.
     pub fn of(plan: &Plan) -> Result<Self> {
         let meant = ModelRef::parse(&plan.student, Kind::Student)?;
         let preset = if let ModelRef::Preset(preset) = meant { Some(preset) } else { None };
@@ -42,7 +45,11 @@ impl Start {
         match (word, &preset.init, &preset.source) {
             (Word::Scratch, ..) => Ok(Self::Scratch(preset)),
             (Word::TeacherLayers, own, _) => {
-                let own = if let Some(Init::TeacherLayers { layers }) = own { Some(layers.clone()) } else { None };
+                let own = if let Some(Init::TeacherLayers { layers }) = own {
+                    Some(layers.clone())
+                } else {
+                    None
+                };
                 plan.layers.clone().or(own).map(Self::TeacherLayers).ok_or_else(|| {
                     Error::usage("init = \"teacher-layers\" needs layers = [..]: which of the teacher's blocks")
                 })
@@ -50,7 +57,9 @@ impl Start {
             (Word::Checkpoint, Some(Init::Checkpoint { path }), _) => {
                 Ok(Self::Stored(path.clone(), ModelRef::parse(path, Kind::Any)?))
             }
-            (Word::Checkpoint, _, Some(Provider::Hub { .. })) => Ok(Self::Stored(plan.student.clone(), meant)),
+            (Word::Checkpoint, _, Some(Provider::Hub { .. })) => {
+                Ok(Self::Stored(plan.student.clone(), meant))
+            }
             (Word::Checkpoint, ..) => Err(Error::usage(format!(
                 "init = \"checkpoint\" needs a student with weights, and the preset {} has none; name a folder or Hub id",
                 plan.student
@@ -58,8 +67,9 @@ impl Start {
         }
     }
 
-    /// The student's shape beside a teacher of the shape `teacher`. From scratch its vocabulary is the teacher's, or else
-    /// the data's (`vocabulary` tokens), or else the preset's. `stored` gives the shape of a stored model.
+    /// The student's shape beside a teacher of the shape `teacher`. From scratch its vocabulary is
+    /// the teacher's, or else the data's (`vocabulary` tokens), or else the preset's. `stored`
+    /// gives the shape of a stored model.
     pub fn shape(
         &self,
         plan: &Plan,
@@ -70,7 +80,8 @@ impl Start {
         match self {
             Self::Scratch(preset) => {
                 let base = preset.config();
-                let vocab_size = teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
+                let vocab_size =
+                    teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
                 Ok(Gpt2Config { vocab_size, ..base }.overridden(&plan.shape))
             }
             Self::TeacherLayers(layers) => teacher.ok_or_else(needs_teacher)?.of_layers(layers),
@@ -78,7 +89,8 @@ impl Start {
         }
     }
 
-    /// The student of the shape `config` that [`Start::shape`] gave, with weights. `stored` loads a stored model.
+    /// The student of the shape `config` that [`Start::shape`] gave, with weights. `stored` loads a
+    /// stored model.
     pub fn student(
         &self,
         config: Gpt2Config,
@@ -89,7 +101,9 @@ impl Start {
     ) -> Result<Gpt2> {
         match self {
             Self::Scratch(_) => Gpt2::scratch(config, seed, device),
-            Self::TeacherLayers(layers) => Gpt2::from_layers(teacher.ok_or_else(needs_teacher)?, layers),
+            Self::TeacherLayers(layers) => {
+                Gpt2::from_layers(teacher.ok_or_else(needs_teacher)?, layers)
+            }
             Self::Stored(..) => stored(),
         }
     }
@@ -103,7 +117,9 @@ fn needs_teacher() -> Error {
 fn check_read(plan: &Plan, word: Word) -> Result<()> {
     let whose = match word {
         Word::Scratch => "",
-        Word::TeacherLayers => "has its teacher's shape (init = \"teacher-layers\"; layers = [..] says how deep)",
+        Word::TeacherLayers => {
+            "has its teacher's shape (init = \"teacher-layers\"; layers = [..] says how deep)"
+        }
         Word::Checkpoint => "starts from stored weights and has their shape",
     };
     if word != Word::Scratch && !plan.shape.is_empty() {
@@ -140,7 +156,13 @@ mod tests {
     #[test]
     fn the_shape_of_a_student_is_that_of_its_weights() {
         let teacher = Gpt2::scratch(Gpt2Config::new(50, 16, 12, 3, 2), 1, &Device::Cpu).unwrap();
-        let small = ["shape.n_layer=1", "shape.n_embd=8", "shape.n_head=2", "shape.n_positions=8", "data.context=8"];
+        let small = [
+            "shape.n_layer=1",
+            "shape.n_embd=8",
+            "shape.n_head=2",
+            "shape.n_positions=8",
+            "data.context=8",
+        ];
         let scratch = plan(&[&["student=tiny"], &small[..]].concat());
         let layers = plan(&["student=distil-82m", "layers=[2, 0]", "data.context=8"]);
         for (plan, blocks) in [(&scratch, 1), (&layers, 2)] {
@@ -148,14 +170,23 @@ mod tests {
             let shape = start.shape(plan, Some(&teacher.config), Some(7), nothing_stored).unwrap();
             assert_eq!((shape.vocab_size, shape.n_layer), (50, blocks), "the teacher's vocabulary");
             let load = || Err(Error::internal("nothing is stored"));
-            let student = start.student(shape.clone(), 1, Some(&teacher), &Device::Cpu, load).unwrap();
-            assert_eq!((&student.config, student.params.layout()), (&shape, &crate::model::Layout::new(&shape)));
+            let student =
+                start.student(shape.clone(), 1, Some(&teacher), &Device::Cpu, load).unwrap();
+            assert_eq!(
+                (&student.config, student.params.layout()),
+                (&shape, &crate::model::Layout::new(&shape))
+            );
         }
-        let alone =
-            |vocabulary| Start::of(&scratch).unwrap().shape(&scratch, None, vocabulary, nothing_stored).unwrap();
+        let alone = |vocabulary| {
+            Start::of(&scratch).unwrap().shape(&scratch, None, vocabulary, nothing_stored).unwrap()
+        };
         assert_eq!(alone(Some(7)).vocab_size, 7, "the data's");
-        assert_eq!(alone(None).vocab_size, crate::store::preset::student("tiny").unwrap().shape.vocab_size);
-        let no_teacher = Start::of(&layers).unwrap().shape(&layers, None, None, nothing_stored).unwrap_err();
+        assert_eq!(
+            alone(None).vocab_size,
+            crate::store::preset::student("tiny").unwrap().shape.vocab_size
+        );
+        let no_teacher =
+            Start::of(&layers).unwrap().shape(&layers, None, None, nothing_stored).unwrap_err();
         assert!(no_teacher.to_string().contains("needs a teacher"), "{no_teacher}");
     }
 
@@ -163,9 +194,16 @@ mod tests {
     fn a_start_is_what_the_plan_says_and_else_what_the_preset_says() {
         let start = |set: &[&str]| Start::of(&plan(set));
         assert!(matches!(start(&["student=tiny"]), Ok(Start::Scratch(p)) if p.name == "tiny"));
-        assert!(matches!(start(&["student=gpt2"]), Ok(Start::Scratch(p)) if p.name == "gpt2"), "a teacher's shape");
-        assert!(matches!(start(&["student=gpt2", "init=checkpoint"]), Ok(Start::Stored(name, _)) if name == "gpt2"));
-        assert!(matches!(start(&["student=org/x"]), Ok(Start::Stored(_, ModelRef::Hub { id })) if id == "org/x"));
+        assert!(
+            matches!(start(&["student=gpt2"]), Ok(Start::Scratch(p)) if p.name == "gpt2"),
+            "a teacher's shape"
+        );
+        assert!(
+            matches!(start(&["student=gpt2", "init=checkpoint"]), Ok(Start::Stored(name, _)) if name == "gpt2")
+        );
+        assert!(
+            matches!(start(&["student=org/x"]), Ok(Start::Stored(_, ModelRef::Hub { id })) if id == "org/x")
+        );
         assert_eq!(
             start(&["student=tiny", "teacher=t", "init=teacher-layers", "layers=[1]"]).unwrap(),
             Start::TeacherLayers(vec![1])

@@ -12,16 +12,25 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The tokens of a folder written by `prepare` (its validation split), of a token file, or of raw text (anything that
-/// `prepare` reads), which is tokenised in memory: documents joined by end-of-text, nothing after the last.
+/// The tokens of a folder written by `prepare` (its validation split), of a token file, or of raw
+/// text (anything that `prepare` reads), which is tokenised in memory: documents joined by
+/// end-of-text, nothing after the last.
 ///
 /// A model with a tokenizer of its own refuses tokens that another one made.
-pub fn open_tokens(data: &Path, model: &OpenModel, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
+pub fn open_tokens(
+    data: &Path,
+    model: &OpenModel,
+    progress: &dyn Progress,
+) -> Result<Arc<TokenFile>> {
     open_tokens_by(data, model.tokenizer(), progress)
 }
 
 /// As [`open_tokens`], with the tokenizer by itself, or the reason why there is none.
-pub fn open_tokens_by(data: &Path, tokenizer: Result<&Tokenizer>, progress: &dyn Progress) -> Result<Arc<TokenFile>> {
+pub fn open_tokens_by(
+    data: &Path,
+    tokenizer: Result<&Tokenizer>,
+    progress: &dyn Progress,
+) -> Result<Arc<TokenFile>> {
     let tokens = if data.is_dir() {
         DataDir::open(data)?.valid.ok_or_else(|| {
             Error::usage(format!(
@@ -67,7 +76,8 @@ fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Resu
         }
         Ok(())
     })?;
-    TokenFile::from_tokens(&tokens, tokenizer.origin(), documents, bytes).map_err(|e| e.context(path.display()))
+    TokenFile::from_tokens(&tokens, tokenizer.origin(), documents, bytes)
+        .map_err(|e| e.context(path.display()))
 }
 
 #[cfg(test)]
@@ -88,7 +98,10 @@ mod tests {
             let file = tokenise(&path(name), &tokenizer, &Silent).unwrap();
             (file.to_vec(0..file.len()).unwrap(), file.header().source_bytes)
         };
-        assert_eq!(read("one.txt"), (tokenizer.encode(&first.repeat(30)).unwrap(), 30 * first.len() as u64));
+        assert_eq!(
+            read("one.txt"),
+            (tokenizer.encode(&first.repeat(30)).unwrap(), 30 * first.len() as u64)
+        );
         let want = tokenizer.encode(&format!("{first}<|endoftext|>{second}")).unwrap();
         let bytes = (first.len() + second.len()) as u64;
         std::fs::write(path("two.txt"), format!("{first}<|endoftext|>{second}")).unwrap();

@@ -1,8 +1,9 @@
 //! Who teaches: a frozen model that runs beside the student.
 //!
-//! The trunk must see every position, since a kept position attends to dropped ones; the head runs where its output is
-//! read: on every row when the score reads it, else on the kept rows only ([`Logits::select`] of the signal). What the loss
-//! is formed from is a [`crate::loss::Signal`]: those logits, or their largest entries, or a sample.
+//! The trunk must see every position, since a kept position attends to dropped ones; the head runs
+//! where its output is read: on every row when the score reads it, else on the kept rows only
+//! ([`Logits::select`] of the signal). What the loss is formed from is a [`crate::loss::Signal`]:
+//! those logits, or their largest entries, or a sample.
 
 use crate::config::Dtype;
 use crate::error::{Error, Result};
@@ -63,9 +64,16 @@ mod tests {
     fn a_teacher_stored_in_bf16_is_one_whose_factors_are_rounded() {
         let config = Gpt2Config { initializer_range: 0.3, ..Gpt2Config::new(61, 12, 24, 2, 3) };
         let model = Gpt2::scratch(config.clone(), 3, &Device::Cpu).unwrap();
-        let stored = Teacher::new(model.clone(), &config).unwrap().working_at(Precision::F32, Dtype::Bf16).unwrap();
+        let stored = Teacher::new(model.clone(), &config)
+            .unwrap()
+            .working_at(Precision::F32, Dtype::Bf16)
+            .unwrap();
         let params = &stored.model.params;
-        let bf16: Vec<&str> = params.named().filter(|(_, t)| t.dtype() == DType::BF16).map(|(name, _)| name).collect();
+        let bf16: Vec<&str> = params
+            .named()
+            .filter(|(_, t)| t.dtype() == DType::BF16)
+            .map(|(name, _)| name)
+            .collect();
         let block = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
         let want = (0..2).flat_map(|l| block.map(|name| format!("h.{l}.{name}.weight")));
         assert_eq!(bf16, ["wte.weight".to_string()].into_iter().chain(want).collect::<Vec<_>>());
@@ -73,15 +81,27 @@ mod tests {
         let rounded = params.tensors().iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect();
         let rounded = Gpt2::new(config.clone(), ParamSet::new(params.layout().clone(), rounded));
         let rounded = Teacher::new(rounded, &config).unwrap();
-        let (tokens, targets): (Vec<u32>, Vec<u32>) = ((0..20).map(|i| i * 7 % 61).collect(), (0..20).collect());
+        let (tokens, targets): (Vec<u32>, Vec<u32>) =
+            ((0..20).map(|i| i * 7 % 61).collect(), (0..20).collect());
         let (hidden, weight) = (random((20, 24), 1), random((61, 24), 2));
         let run = |teacher: &Teacher| {
-            let (student, signal) = (Logits::new(hidden.clone(), weight.clone()), teacher.signal(&tokens, 10).unwrap());
+            let (student, signal) =
+                (Logits::new(hidden.clone(), weight.clone()), teacher.signal(&tokens, 10).unwrap());
             let trunk = signal.hidden().clone();
-            let mix = Mix { lambda: 0.5, temperature: 1.0, divergence: crate::loss::Divergence::ForwardKl };
+            let mix = Mix {
+                lambda: 0.5,
+                temperature: 1.0,
+                divergence: crate::loss::Divergence::ForwardKl,
+            };
             let d_weight = weight.zeros_like().unwrap();
             let done = fused(
-                PassInput { student: &student, teacher: Some(&signal), targets: &targets, options: 1.0.into(), mix },
+                PassInput {
+                    student: &student,
+                    teacher: Some(&signal),
+                    targets: &targets,
+                    options: 1.0.into(),
+                    mix,
+                },
                 Weigh::Known(&[1.0; 20]),
                 &d_weight,
             )

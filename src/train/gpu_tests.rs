@@ -1,4 +1,5 @@
-//! Whole optimizer steps on the kernels for a GPU, run by the emulator, against the same steps on the CPU.
+//! Whole optimizer steps on the kernels for a GPU, run by the emulator, against the same steps on
+//! the CPU.
 
 use super::{StepReport, Trainer};
 use crate::config::{self, Overrides, RunFile};
@@ -11,7 +12,8 @@ use candle_core::{DType, Device, Tensor};
 const CONTEXT: usize = 8;
 const VOCAB: usize = 70;
 
-/// As in tests/it/laws.rs: a large epsilon, because AdamW turns the rounding noise of a zero gradient into full steps.
+/// As in tests/it/laws.rs: a large epsilon, because AdamW turns the rounding noise of a zero
+/// gradient into full steps.
 const RUN: &str = r#"
     method = "eslm"
     student = "tiny"
@@ -38,12 +40,14 @@ const RUN: &str = r#"
 "#;
 
 fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
-    let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB, CONTEXT, width, 2, heads) };
+    let config =
+        Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB, CONTEXT, width, 2, heads) };
     Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
 }
 
 fn batch(step: u32) -> Batch {
-    let tokens: Vec<u32> = (0..4 * CONTEXT as u32 + 1).map(|i| (i * i + 7 * i + 13 * step) % VOCAB as u32).collect();
+    let tokens: Vec<u32> =
+        (0..4 * CONTEXT as u32 + 1).map(|i| (i * i + 7 * i + 13 * step) % VOCAB as u32).collect();
     Batch {
         sequences: 4,
         context: CONTEXT,
@@ -61,15 +65,29 @@ fn two_steps(settings: &[&str], width: usize) -> Vec<Tensor> {
     let file = RunFile { name: "gpu".into(), text: RUN.into() };
     let plan = config::load(Some(&file), &overrides).unwrap().plan;
     let (student, start) = (model(width, width / 8 / 8 + 1, 1), model(width, width / 8 / 8 + 1, 1));
-    let teacher = plan.teacher.is_some().then(|| Teacher::new(model(24, 3, 2), &student.config).unwrap());
+    let teacher =
+        plan.teacher.is_some().then(|| Teacher::new(model(24, 3, 2), &student.config).unwrap());
     let mut trainer = Trainer::new(plan, student, teacher).unwrap();
     let report = |r: StepReport| {
-        let shares = [r.sums.kept as f64, r.sums.valid as f64, r.sums.rows as f64, r.sums.block_rows.0 as f64];
-        let sums = [r.sums.loss, r.sums.nll, r.sums.kept_nll, r.grad_norm * 30.0, r.sums.var, r.sums.effective_rows()];
+        let shares = [
+            r.sums.kept as f64,
+            r.sums.valid as f64,
+            r.sums.rows as f64,
+            r.sums.block_rows.0 as f64,
+        ];
+        let sums = [
+            r.sums.loss,
+            r.sums.nll,
+            r.sums.kept_nll,
+            r.grad_norm * 30.0,
+            r.sums.var,
+            r.sums.effective_rows(),
+        ];
         Tensor::new([shares.as_slice(), &sums].concat(), &Device::Cpu).unwrap()
     };
-    let mut out: Vec<Tensor> =
-        (0..2).map(|s| report(trainer.step(u64::from(s), 4 * u64::from(s), &batch(s)).unwrap())).collect();
+    let mut out: Vec<Tensor> = (0..2)
+        .map(|s| report(trainer.step(u64::from(s), 4 * u64::from(s), &batch(s)).unwrap()))
+        .collect();
     let moved = trainer.student.params.tensors().iter().zip(start.params.tensors());
     out.extend(moved.map(|(now, then)| (now - then).unwrap()));
     out
@@ -87,8 +105,19 @@ fn steps_on_a_gpus_kernels_are_the_cpus() {
         &["select.score=kl", "teacher=t", "objective.lambda=0.5", "objective.temperature=2"],
         &["method=clm", "teacher=t", "objective.lambda=0.5"],
         &["select.score=kl", "teacher=t", "objective.lambda=0.5", "machine.teacher_dtype=bf16"],
-        &["select.score=entropy", "teacher=t", "objective.divergence=jsd", "objective.temperature=2"],
-        &["select.score=loss", "teacher=t", "objective.signal=top-k", "objective.top_k=9", "machine.backward=sparse"],
+        &[
+            "select.score=entropy",
+            "teacher=t",
+            "objective.divergence=jsd",
+            "objective.temperature=2",
+        ],
+        &[
+            "select.score=loss",
+            "teacher=t",
+            "objective.signal=top-k",
+            "objective.top_k=9",
+            "machine.backward=sparse",
+        ],
         &["select.score=random", "teacher=t", "objective.signal=sampled", "objective.samples=5"],
         &["select.alpha_seq=0.4", "select.exit_layer=1", "select.probe_stride=4"],
     ];
@@ -118,13 +147,21 @@ fn steps_in_bf16_on_a_gpus_kernels_are_near_those_in_f32() {
                 assert_close(got, want, 5e-3); // sums over many rows: roundings of 2^-9 mostly cancel
                 continue;
             }
-            // A parameter's way: mostly the same direction, as far as gradients rounded to 2^-9 at every product allow.
-            let flat = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            // A parameter's way: mostly the same direction, as far as gradients rounded to 2^-9 at
+            // every product allow.
+            let flat = |t: &Tensor| {
+                t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+            };
             let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
             let (got, want) = (flat(got), flat(want));
             let apart: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
             // The key bias has no gradient but rounding's; the least weight here moves by 1e-3.
-            assert!(norm(&apart) < 0.06 * norm(&want) + 2e-4, "{settings:?}, {i}: {} of {}", norm(&apart), norm(&want));
+            assert!(
+                norm(&apart) < 0.06 * norm(&want) + 2e-4,
+                "{settings:?}, {i}: {} of {}",
+                norm(&apart),
+                norm(&want)
+            );
         }
     }
 }

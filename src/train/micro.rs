@@ -1,10 +1,11 @@
 //! One micro-batch: student and teacher forward, score, selection, head, backward.
 //!
-//! Three numberings of positions meet here. `positions` are places in the micro-batch `[B T]`; `rows` are the positions that
-//! carry gradient, ascending; `indices` are places among these rows, where a sampled backward draws a part of them.
+//! Three numberings of positions meet here. `positions` are places in the micro-batch `[B T]`;
+//! `rows` are the positions that carry gradient, ascending; `indices` are places among these rows,
+//! where a sampled backward draws a part of them.
 
-use super::sums::Sums;
 use super::step::{StepWork, Trainer};
+use super::sums::Sums;
 use crate::config::{BackwardMode, HeadMode, Rho};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
@@ -50,7 +51,8 @@ struct HeadGradient {
 }
 
 impl Trainer {
-    /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run, and its sums.
+    /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run,
+    /// and its sums.
     pub(super) fn micro_batch(
         &self,
         work: &StepWork<'_>,
@@ -61,7 +63,8 @@ impl Trainer {
     ) -> Result<()> {
         let mut clock = Clock::start(self);
         let numbers = ScoreContext::new(self.plan.seed, first_sequence);
-        let Begun { partial, probe, left } = self.early_exit(batch, numbers, work.settings.alpha_seq)?;
+        let Begun { partial, probe, left } =
+            self.early_exit(batch, numbers, work.settings.alpha_seq)?;
         let picked = left.as_ref().map(|left| batch.pick(left));
         let (sequences, batch) = (batch.sequences, picked.as_ref().unwrap_or(batch));
         sums.sequences.0 += sequences as u64;
@@ -117,7 +120,11 @@ impl Trainer {
     fn mix(&self, work: &StepWork<'_>) -> Mix {
         Mix {
             lambda: work.settings.lambda as f32,
-            temperature: if self.teacher.is_some() { work.settings.temperature as f32 } else { 1.0 },
+            temperature: if self.teacher.is_some() {
+                work.settings.temperature as f32
+            } else {
+                1.0
+            },
             divergence: Divergence::of(&self.plan.objective),
         }
     }
@@ -130,7 +137,8 @@ impl Trainer {
         }
         let budget = match machine.rho {
             Rho::Share(rho) => RowBudget::Share(rho),
-            // Each draw multiplies the variance of what the draws above left, so that together they come to what is allowed.
+            // Each draw multiplies the variance of what the draws above left, so that together they
+            // come to what is allowed.
             Rho::Auto => {
                 let draws = (2 * self.student.config.n_layer + 1) as f64;
                 RowBudget::Variance((1.0 + machine.added_variance).powf(1.0 / draws) - 1.0)
@@ -155,22 +163,34 @@ impl Trainer {
         sums.block_rows.1 += (self.student.config.n_layer * micro.batch.inputs.len()) as u64;
         // Only now, with all of its work handed over, is a GPU waited for.
         sums.add_row_norms(d_hidden)?;
-        Ok(micro.sampler.is_some().then_some(Drawn { head: rows.len() as u64, blocks: outputs, keys }))
+        Ok(micro.sampler.is_some().then_some(Drawn {
+            head: rows.len() as u64,
+            blocks: outputs,
+            keys,
+        }))
     }
 
     /// From the head's input down. Returns the rows that carried gradient.
-    fn trunk_backward(&self, micro: &Micro<'_>, tape: Tape, rows: &[u32], d_hidden: &Tensor) -> Result<Reached> {
+    fn trunk_backward(
+        &self,
+        micro: &Micro<'_>,
+        tape: Tape,
+        rows: &[u32],
+        d_hidden: &Tensor,
+    ) -> Result<Reached> {
         let mode = self.plan.machine.backward;
         let n = micro.batch.inputs.len();
         let flow = match (mode, &micro.sampler) {
-            // Without selection there is nothing to be sparse about, whatever positions of the batch do not count.
+            // Without selection there is nothing to be sparse about, whatever positions of the
+            // batch do not count.
             (BackwardMode::Sparse, _) if micro.work.route.selects => Flow::Sparse,
             (_, Some(sampler)) => Flow::Sampled(sampler),
             _ => Flow::Exact,
         };
         match gaps(rows, n) {
             Some(rows) if mode == BackwardMode::Dense => {
-                let dense = Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
+                let dense =
+                    Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
                 scatter_add(&dense, d_hidden, rows)?;
                 self.student.backward_through(tape, None, &dense, &self.grads, flow)
             }
@@ -179,7 +199,12 @@ impl Trainer {
     }
 
     /// The student's first blocks, and the sequences that go on from there.
-    fn early_exit(&self, batch: &Batch, numbers: ScoreContext<'_>, alpha_seq: f64) -> Result<Begun> {
+    fn early_exit(
+        &self,
+        batch: &Batch,
+        numbers: ScoreContext<'_>,
+        alpha_seq: f64,
+    ) -> Result<Begun> {
         let select = &self.plan.select;
         if kept_of(alpha_seq, batch.sequences) == batch.sequences {
             let partial = self.student.begin(&batch.inputs, batch.context, 0)?;
@@ -192,13 +217,17 @@ impl Trainer {
         let stats = head::scan(&logits, None, &pick(Some(&probes), &batch.targets), 1.0)?;
         let numbers = numbers.for_probes(self.plan.seed);
         let left = judge_sequences(select, alpha_seq, batch, numbers, &probes, &stats)?;
-        let probe =
-            Probe { sequences: batch.sequences as u64, exit_layer: select.exit_layer as u64, rows: probes.len() as u64 };
+        let probe = Probe {
+            sequences: batch.sequences as u64,
+            exit_layer: select.exit_layer as u64,
+            rows: probes.len() as u64,
+        };
         partial.keep(&left)?;
         Ok(Begun { partial, probe: Some(probe), left: Some(left) })
     }
 
-    /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None if there are none.
+    /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None
+    /// if there are none.
     fn two_passes(
         &self,
         micro: &Micro<'_>,
@@ -214,18 +243,23 @@ impl Trainer {
         let everywhere = route.teacher == TeacherRows::All;
         let (with, later) = if everywhere { (signal, None) } else { (None, signal) };
         let tau = if everywhere || !route.selects { mix.temperature } else { 1.0 };
-        let Scanned { stats, student: logits, teacher } = if self.plan.machine.head == HeadMode::Recompute {
-            let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
-            Scanned { stats, student: logits, teacher: with }
-        } else {
-            head::scan_and_store(logits, with, &batch.targets, micro.options(tau))?
-        };
+        let Scanned { stats, student: logits, teacher } =
+            if self.plan.machine.head == HeadMode::Recompute {
+                let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
+                Scanned { stats, student: logits, teacher: with }
+            } else {
+                head::scan_and_store(logits, with, &batch.targets, micro.options(tau))?
+            };
         let signal = if everywhere { teacher } else { later };
         // Whatever the score: a NaN is never dropped in silence.
-        stats.iter().enumerate().try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
+        stats
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
         clock.lap(&mut sums.phases.scan);
 
-        let Decision { kept, rows, scores } = work.selection.decide(batch, micro.numbers, &stats, own)?;
+        let Decision { kept, rows, scores } =
+            work.selection.decide(batch, micro.numbers, &stats, own)?;
         sums.scores.extend(scores);
         sums.add(&stats, batch, &kept);
         clock.lap(&mut sums.phases.select);
@@ -274,7 +308,8 @@ impl Trainer {
         let signal = match signal {
             Some(dense) => {
                 let context = micro.batch.context;
-                let tokens: Vec<u64> = rows.iter().map(|&r| micro.numbers.token(r as usize, context)).collect();
+                let tokens: Vec<u64> =
+                    rows.iter().map(|&r| micro.numbers.token(r as usize, context)).collect();
                 let kind = SignalKind::of(&self.plan.objective);
                 Some(kind.reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
             }
@@ -297,8 +332,8 @@ impl Trainer {
         Ok(Some(HeadGradient { rows, d_hidden: loss.d_hidden, before, found: None }))
     }
 
-    /// Which of the rows a sampled backward differentiates at the head, None for all, by what is known of the norms of
-    /// their logits' gradients before these are formed.
+    /// Which of the rows a sampled backward differentiates at the head, None for all, by what is
+    /// known of the norms of their logits' gradients before these are formed.
     fn draw_at_head(&self, micro: &Micro<'_>, chosen: &ChosenRows<'_>) -> Option<Chosen> {
         let sampler = micro.sampler.as_ref().filter(|_| micro.work.route.draws_at_head)?;
         let Rows { rows, weights } = &chosen.rows;
@@ -307,7 +342,8 @@ impl Trainer {
         sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
 
-    /// Scores, decides and differentiates row after row: every row that counts where nothing is scored.
+    /// Scores, decides and differentiates row after row: every row that counts where nothing is
+    /// scored.
     fn one_pass(
         &self,
         micro: &Micro<'_>,
@@ -320,14 +356,21 @@ impl Trainer {
         let (options, d_head) = (micro.options(mix.temperature), self.grads.wte());
         let run = |weigh: Weigh<'_>| {
             head::fused(
-                head::PassInput { student: logits, teacher: signal, targets: &batch.targets, options, mix },
+                head::PassInput {
+                    student: logits,
+                    teacher: signal,
+                    targets: &batch.targets,
+                    options,
+                    mix,
+                },
                 weigh,
                 d_head,
             )
         };
         let (done, decision) = match micro.work.selection.by_row(batch, micro.numbers) {
             None => {
-                let weights: Vec<f32> = batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();
+                let weights: Vec<f32> =
+                    batch.valid.iter().map(|valid| f32::from(u8::from(*valid))).collect();
                 let done = run(Weigh::Known(&weights))?;
                 let decision = Decision::all(done.rows.clone());
                 (done, decision)
@@ -406,8 +449,8 @@ impl Micro<'_> {
     }
 }
 
-/// The rows, unless they are all of `n`: without a gap there is nothing to gather, and the trunk's path is that of plain
-/// training, bit for bit.
+/// The rows, unless they are all of `n`: without a gap there is nothing to gather, and the trunk's
+/// path is that of plain training, bit for bit.
 fn gaps(rows: &[u32], n: usize) -> Option<&[u32]> {
     (rows.len() < n).then_some(rows)
 }

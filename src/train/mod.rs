@@ -2,14 +2,14 @@
 
 pub mod events;
 mod micro;
-mod sums;
 pub mod run;
 pub mod session;
 mod step;
+mod sums;
 pub(crate) mod threads;
 
 #[cfg(test)]
 mod gpu_tests;
 
-pub use sums::{CarriedReport, StepReport, StepSettings, Sums};
 pub use step::Trainer;
+pub use sums::{CarriedReport, StepReport, StepSettings, Sums};

@@ -1,6 +1,9 @@
-//! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any two steps.
+//! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any
+//! two steps.
 
-use super::events::{Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent};
+use super::events::{
+    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent,
+};
 use super::session::Session;
 use super::threads::Threads;
 use super::{StepReport, Trainer};
@@ -31,11 +34,21 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 const REFRESH: Duration = Duration::from_millis(500);
 
 /// One run in the folder `out` from open to end, with metrics on disk and figures for `progress`.
-pub fn train(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Summary> {
+pub fn train(
+    session: Session,
+    out: &Path,
+    resume: bool,
+    progress: &dyn Progress,
+) -> Result<Summary> {
     let mut run = Run::open(session, out, resume, progress)?;
     let metrics = out.join(METRICS_FILE);
-    let jsonl = if resume { Jsonl::resume(&metrics, run.step(), run.validated())? } else { Jsonl::create(&metrics)? };
-    let sinks: Vec<Box<dyn EventSink + '_>> = vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
+    let jsonl = if resume {
+        Jsonl::resume(&metrics, run.step(), run.validated())?
+    } else {
+        Jsonl::create(&metrics)?
+    };
+    let sinks: Vec<Box<dyn EventSink + '_>> =
+        vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
     let done = run.train(&mut Tee(sinks));
     if done.is_err() {
         progress.finish();
@@ -73,11 +86,22 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(session: Session, lock: &RunLock, resume: bool, progress: &dyn Progress) -> Result<Self> {
-        let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } = session;
+    fn new(
+        session: Session,
+        lock: &RunLock,
+        resume: bool,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } =
+            session;
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
-        let saved = if resume { checkpoint::load_latest_good(lock, &expected, &device, progress)? } else { None };
-        // A run whose first checkpoint cannot be written would lose all it did; one that may fill the disk later is told.
+        let saved = if resume {
+            checkpoint::load_latest_good(lock, &expected, &device, progress)?
+        } else {
+            None
+        };
+        // A run whose first checkpoint cannot be written would lose all it did; one that may fill
+        // the disk later is told.
         check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;
         if let Err(e) = check_space(lock.dir(), disk_bytes(&student.config, &plan), "the run") {
             progress.note(&format!("warning: {e}"));
@@ -89,9 +113,15 @@ impl Prepared {
 }
 
 impl Run {
-    /// Takes the run folder `out`, which must be new or empty unless `resume`; then the newest good checkpoint is
-    /// loaded, if there is one. Writes the resolved plan as `config.toml`. A folder that is refused is left as it was.
-    pub fn open(session: Session, out: &Path, resume: bool, progress: &dyn Progress) -> Result<Self> {
+    /// Takes the run folder `out`, which must be new or empty unless `resume`; then the newest good
+    /// checkpoint is loaded, if there is one. Writes the resolved plan as `config.toml`. A folder
+    /// that is refused is left as it was.
+    pub fn open(
+        session: Session,
+        out: &Path,
+        resume: bool,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         if !resume {
             checkpoint::check_free(out)?;
         }
@@ -108,7 +138,9 @@ impl Run {
         };
         let text = trainer.plan.to_toml()?;
         let path = out.join(CONFIG_FILE);
-        write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))?;
+        write_atomic(&path, |w| {
+            w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
+        })?;
         let mut counters = Counters::default();
         let saved_at = saved.as_ref().map(|saved| saved.counters.step);
         if let Some(saved) = saved {
@@ -120,7 +152,8 @@ impl Run {
             possible.map_err(|what| checkpoint::impossible(&lock.place(counters.step), &what))?;
         }
         let on_cpu = trainer.student.params.wte().device().is_cpu();
-        let threads = if on_cpu { Threads::of(trainer.plan.machine.threads)? } else { Threads::default() };
+        let threads =
+            if on_cpu { Threads::of(trainer.plan.machine.threads)? } else { Threads::default() };
         Ok(Self { lock, trainer, saved_at, counters, loader, valid, config, threads })
     }
 
@@ -136,8 +169,9 @@ impl Run {
         last_validation.map(|(step, _)| step).or(best_val_loss.map(|_| *step))
     }
 
-    /// Trains to the end of the plan. On a stop signal the state is saved first, then [`ErrorKind::Interrupted`] says
-    /// how to go on. Any other error leaves the last checkpoint as it was.
+    /// Trains to the end of the plan. On a stop signal the state is saved first, then
+    /// [`ErrorKind::Interrupted`] says how to go on. Any other error leaves the last checkpoint as
+    /// it was.
     pub fn train(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
         let steps = self.trainer.plan.steps;
         let label = format!("{} {}", self.trainer.plan.method, self.trainer.plan.student);
@@ -162,12 +196,17 @@ impl Run {
     /// What was not finite, what is left, and what to do.
     fn not_finite(&self, e: &Error) -> Error {
         let saved = match self.saved_at {
-            Some(step) => format!("the checkpoint of step {step} stands in {}", self.lock.place(step).display()),
+            Some(step) => format!(
+                "the checkpoint of step {step} stands in {}",
+                self.lock.place(step).display()
+            ),
             None => "no checkpoint was written yet".to_string(),
         };
         let optim = &self.trainer.plan.optim;
         let next = match optim.on_nonfinite {
-            OnNonfinite::Skip => format!("{} steps were skipped before (optim.max_skips)", self.counters.skipped),
+            OnNonfinite::Skip => {
+                format!("{} steps were skipped before (optim.max_skips)", self.counters.skipped)
+            }
             OnNonfinite::Stop => format!(
                 "to pass over such batches, continue with --resume --set optim.on_nonfinite=skip --out {}",
                 self.lock.dir().display()
@@ -182,8 +221,9 @@ impl Run {
         let mut window = Window::default();
         loop {
             let step = self.counters.step;
-            // Step 0, too: a broken evaluation or a hopeless start shows now, not after an hour. And here rather than
-            // after the step, so that a run stopped while it validated makes up for it when it goes on.
+            // Step 0, too: a broken evaluation or a hopeless start shows now, not after an hour.
+            // And here rather than after the step, so that a run stopped while it validated makes
+            // up for it when it goes on.
             if step == 0 || step == plan.steps || due(plan.eval.every, step) {
                 self.validate(sink)?;
             }
@@ -209,7 +249,12 @@ impl Run {
                 self.counters.skipped += 1;
                 self.counters.pass(&plan, batch.valid_count() as u64, seconds);
                 let Counters { step, skipped, tokens, .. } = self.counters;
-                sink.event(&Event::Skipped(SkipEvent { step, skipped, tokens, reason: e.to_string() }))?;
+                sink.event(&Event::Skipped(SkipEvent {
+                    step,
+                    skipped,
+                    tokens,
+                    reason: e.to_string(),
+                }))?;
                 continue;
             }
             let mut report = stepped?;
@@ -219,7 +264,9 @@ impl Run {
             window.add(&report, seconds);
             let step = self.counters.step;
             if due(plan.log.every, step) || step == plan.steps {
-                sink.event(&Event::Step(std::mem::take(&mut window).event(&report, &self.counters)))?;
+                sink.event(&Event::Step(
+                    std::mem::take(&mut window).event(&report, &self.counters),
+                ))?;
             }
         }
     }
@@ -239,7 +286,8 @@ impl Run {
         Ok(summary)
     }
 
-    /// Mean cross-entropy of the validation tokens; nothing without them, or if this step has been validated.
+    /// Mean cross-entropy of the validation tokens; nothing without them, or if this step has been
+    /// validated.
     fn validate(&mut self, sink: &mut dyn EventSink) -> Result<()> {
         let Some(valid) = &self.valid else { return Ok(()) };
         if self.counters.last_validation.is_some_and(|(step, _)| step == self.counters.step) {
@@ -264,15 +312,21 @@ impl Run {
             ));
         }
         let Counters { step, tokens, flops, seconds, .. } = self.counters;
-        sink.event(&Event::Validation(ValEvent { step, val_loss, tokens, flops: flops.total(), seconds }))?;
+        sink.event(&Event::Validation(ValEvent {
+            step,
+            val_loss,
+            tokens,
+            flops: flops.total(),
+            seconds,
+        }))?;
         self.counters.last_validation = Some((step, val_loss));
         let best = self.counters.best_val_loss.map_or(val_loss, |best| best.min(val_loss));
         self.counters.best_val_loss = Some(best);
         Ok(())
     }
 
-    /// Writes a checkpoint of the state between two steps, unless the one of this step stands: replacing a good copy
-    /// by an equal one has only risks.
+    /// Writes a checkpoint of the state between two steps, unless the one of this step stands:
+    /// replacing a good copy by an equal one has only risks.
     fn save(&mut self, sink: &mut dyn EventSink) -> Result<PathBuf> {
         let step = self.counters.step;
         let standing = self.lock.place(step);
@@ -285,11 +339,17 @@ impl Run {
             params: self.trainer.student.params.clone(),
             optimizer: self.trainer.state.clone(),
             counters: self.counters.clone(),
-            selector: serde_json::to_value(&self.trainer.selection)
-                .map_err(|e| Error::internal(format!("cannot describe the state of the selection: {e}")))?,
+            selector: serde_json::to_value(&self.trainer.selection).map_err(|e| {
+                Error::internal(format!("cannot describe the state of the selection: {e}"))
+            })?,
             inputs: self.config.inputs.clone(),
         };
-        let path = checkpoint::save(&self.lock, &state, &self.save_options(), &self.trainer.plan.checkpoint)?;
+        let path = checkpoint::save(
+            &self.lock,
+            &state,
+            &self.save_options(),
+            &self.trainer.plan.checkpoint,
+        )?;
         self.saved_at = Some(step);
         sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
         Ok(path)
@@ -299,7 +359,12 @@ impl Run {
     fn export(&self) -> Result<()> {
         let _hold = crate::interrupt::hold();
         let dir = AtomicDir::create(&self.lock.dir().join(MODEL_FOLDER))?;
-        save_model(dir.path(), &self.trainer.student.config, &self.trainer.student.params, &self.save_options())?;
+        save_model(
+            dir.path(),
+            &self.trainer.student.config,
+            &self.trainer.student.params,
+            &self.save_options(),
+        )?;
         dir.commit()
     }
 
@@ -313,8 +378,9 @@ fn read_selection(stored: Value) -> Result<SelectionState> {
     if stored.is_null() {
         return Ok(SelectionState::default());
     }
-    serde_json::from_value(stored)
-        .map_err(|e| Error::data(format!("the checkpoint's selector state was written by another version ({e})")))
+    serde_json::from_value(stored).map_err(|e| {
+        Error::data(format!("the checkpoint's selector state was written by another version ({e})"))
+    })
 }
 
 /// Steps since the last logged one.

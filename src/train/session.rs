@@ -1,4 +1,5 @@
-//! From a plan to what a run works with: data, student, teacher and device, each found, checked and named.
+//! From a plan to what a run works with: data, student, teacher and device, each found, checked and
+//! named.
 
 use crate::config::{DeviceSpec, Plan};
 use crate::cost::{self, MemoryByPart, check_fit, settle};
@@ -76,7 +77,8 @@ impl Shapes {
     }
 }
 
-/// All that a run works with, found and checked but for the weights' values: a session that is not open yet.
+/// All that a run works with, found and checked but for the weights' values: a session that is not
+/// open yet.
 #[derive(Debug)]
 pub struct Survey {
     /// Plan and shapes.
@@ -98,15 +100,20 @@ impl Survey {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
         let teacher = asked(&plan)
-            .map(|name| find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data.tokenizer, at))
+            .map(|name| {
+                find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data.tokenizer, at)
+            })
             .transpose()?;
         let teacher_shape = teacher.as_ref().map(ModelFolder::checked_config).transpose()?;
         let start = Start::of(&plan)?;
         let mut stored = None;
         let vocabulary = data.tokenizer.vocab_size() as usize;
-        let student = start.shape(&plan, teacher_shape.as_ref(), Some(vocabulary), |name, meant| {
-            stored.insert(find_fitting(name, meant.clone(), &data.tokenizer, at)?).checked_config()
-        })?;
+        let student =
+            start.shape(&plan, teacher_shape.as_ref(), Some(vocabulary), |name, meant| {
+                stored
+                    .insert(find_fitting(name, meant.clone(), &data.tokenizer, at)?)
+                    .checked_config()
+            })?;
         let shapes = Shapes::new(&plan, student, teacher_shape)?;
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
@@ -129,8 +136,11 @@ impl Survey {
             teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
             student_revision: self.stored.as_ref().and_then(ModelFolder::revision),
         };
-        let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } = self;
-        let load = || stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device);
+        let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
+            self;
+        let load = || {
+            stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device)
+        };
         let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
         Ok(Session {
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
@@ -147,18 +157,23 @@ impl Survey {
 }
 
 impl Session {
-    /// The shapes of the run that `plan` describes, by the rules of [`Session::open`]. No weights are fetched or read, and the
-    /// data folder need not be there yet.
+    /// The shapes of the run that `plan` describes, by the rules of [`Session::open`]. No weights
+    /// are fetched or read, and the data folder need not be there yet.
     pub fn shapes(plan: &Plan, at: Where<'_>) -> Result<Shapes> {
         let teacher = asked(plan).map(|name| shape(name, Kind::Teacher, at)).transpose()?;
-        let data = plan.data.dir.as_deref().and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
+        let data = plan
+            .data
+            .dir
+            .as_deref()
+            .and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
         let vocabulary = data.map(|tokens| tokens.header().vocab_size as usize);
         let stored = |name: &str, meant: &ModelRef| shape_of(meant.clone(), name, at);
         let student = Start::of(plan)?.shape(plan, teacher.as_ref(), vocabulary, stored)?;
         Shapes::new(plan, student, teacher)
     }
 
-    /// Finds and checks all that the run works with, downloads what is not here, and reads no weights.
+    /// Finds and checks all that the run works with, downloads what is not here, and reads no
+    /// weights.
     pub fn survey(plan: &Plan, at: Where<'_>) -> Result<Survey> {
         let (dir, device) = (data_dir(plan)?, checked_device(plan)?);
         Survey::new(plan, dir, DataDir::open(dir)?, device, at)
@@ -173,7 +188,8 @@ impl Session {
     pub fn with_data(plan: &Plan, dir: &Path, at: Where<'_>) -> Result<Self> {
         let device = checked_device(plan)?;
         let data = DataDir::open(dir)?;
-        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later check.
+        // Once for the whole run: a flipped bit below the vocabulary's size would pass every later
+        // check.
         verify(&data, at.progress)?;
         Survey::new(plan, dir, data, device, at)?.open()
     }
@@ -200,8 +216,8 @@ fn checked_device(plan: &Plan) -> Result<Device> {
     Ok(device)
 }
 
-/// The device of a plan, ready for training. `auto` is the first CUDA device where this build and this machine have one,
-/// else the CPU.
+/// The device of a plan, ready for training. `auto` is the first CUDA device where this build and
+/// this machine have one, else the CPU.
 pub fn device(spec: DeviceSpec) -> Result<Device> {
     let device = opened(spec)?;
     gpu::prepare(&device)?;
@@ -215,12 +231,14 @@ fn opened(spec: DeviceSpec) -> Result<Device> {
         DeviceSpec::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::usage(
             "this build has no CUDA: build with `cargo build --release --features cuda`, or use --device cpu",
         )),
-        DeviceSpec::Cuda(i) => Device::new_cuda(i)
-            .map_err(|e| Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))),
+        DeviceSpec::Cuda(i) => Device::new_cuda(i).map_err(|e| {
+            Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))
+        }),
     }
 }
 
-/// Compares the data's token files with their content hashes; `progress` receives that of a large one.
+/// Compares the data's token files with their content hashes; `progress` receives that of a large
+/// one.
 pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
     data.files().try_for_each(|tokens| {
         let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
@@ -234,9 +252,14 @@ pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
     })
 }
 
-/// The folder of a stored model that fits the data: one that brings a tokenizer must have been trained on tokens of the
-/// data's.
-fn find_fitting(name: &str, meant: ModelRef, tokenizer: &Tokenizer, at: Where<'_>) -> Result<ModelFolder> {
+/// The folder of a stored model that fits the data: one that brings a tokenizer must have been
+/// trained on tokens of the data's.
+fn find_fitting(
+    name: &str,
+    meant: ModelRef,
+    tokenizer: &Tokenizer,
+    at: Where<'_>,
+) -> Result<ModelFolder> {
     let folder = locate(meant, name, None, What::Model, at)?;
     if let Some(own) = folder.tokenizer()? {
         let (own, data) = (own.hash(), tokenizer.hash());

@@ -1,5 +1,5 @@
-//! One optimizer step: the house in one function. Losses are sums and counts; the one division is at its end, so
-//! micro-batches and selection add up.
+//! One optimizer step: the house in one function. Losses are sums and counts; the one division is
+//! at its end, so micro-batches and selection add up.
 
 use crate::config::{MicroRows, Plan};
 use crate::cost::{Route, StepFacts};
@@ -10,7 +10,7 @@ use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::optim::schedule;
-use crate::select::{SelectionState, Observed, OwnScore, StepSelection};
+use crate::select::{Observed, OwnScore, SelectionState, StepSelection};
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
@@ -28,8 +28,9 @@ pub struct Trainer {
     pub state: adamw::State,
     /// What selection remembers from step to step.
     pub selection: SelectionState,
-    /// Whether a GPU is waited for at the end of every phase, so that its seconds are its own and not those of handing over
-    /// its work. For measurements: it makes steps slower. On the CPU they always are.
+    /// Whether a GPU is waited for at the end of every phase, so that its seconds are its own and
+    /// not those of handing over its work. For measurements: it makes steps slower. On the CPU they
+    /// always are.
     pub phases_apart: bool,
     pub(super) grads: ParamSet,
     own_score: Option<OwnScore>,
@@ -43,14 +44,16 @@ pub(super) struct StepWork<'a> {
 }
 
 impl Trainer {
-    /// A trainer with fresh moments. The plan must be settled and must have been checked against both shapes.
-    /// Both models then work at the plan's `machine.dtype`, and the teacher is stored as its `machine.teacher_dtype` says.
+    /// A trainer with fresh moments. The plan must be settled and must have been checked against
+    /// both shapes. Both models then work at the plan's `machine.dtype`, and the teacher is stored
+    /// as its `machine.teacher_dtype` says.
     pub fn new(plan: Plan, student: Gpt2, teacher: Option<Teacher>) -> Result<Self> {
         let device = student.params.wte().device().clone();
         let precision = Precision::of(plan.machine.dtype, &device)?;
         let activations = plan.machine.activations;
         let student = Gpt2 { precision, activations, ..student };
-        let teacher = teacher.map(|t| t.working_at(precision, plan.machine.teacher_dtype)).transpose()?;
+        let teacher =
+            teacher.map(|t| t.working_at(precision, plan.machine.teacher_dtype)).transpose()?;
         let layout = student.params.layout();
         let state = adamw::State::new(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;
@@ -66,15 +69,17 @@ impl Trainer {
         })
     }
 
-    /// Ranks tokens by a function of the caller's in place of the plan's score. It is asked once per micro-batch, with the
-    /// statistics of its positions in order (the teacher's too, if the plan has one), and returns a score for each: the
-    /// largest are kept, or the smallest where the plan says so. A checkpoint does not know of it.
+    /// Ranks tokens by a function of the caller's in place of the plan's score. It is asked once
+    /// per micro-batch, with the statistics of its positions in order (the teacher's too, if the
+    /// plan has one), and returns a score for each: the largest are kept, or the smallest where the
+    /// plan says so. A checkpoint does not know of it.
     pub fn score_with(&mut self, score: impl FnMut(&[RowStats]) -> Vec<f32> + Send + 'static) {
         self.own_score = Some(OwnScore::new(score));
     }
 
-    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step` counts from 0, while
-    /// errors and metrics count steps done. On an error no parameter has changed.
+    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step`
+    /// counts from 0, while errors and metrics count steps done. On an error no parameter has
+    /// changed.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let done = self.try_step(step, cursor, batch);
         if done.is_err() {
@@ -101,7 +106,13 @@ impl Trainer {
     }
 
     /// The gradients of a step, added up over its micro-batches, and its sums.
-    fn gradients(&self, step: u64, cursor: u64, batch: &Batch, mut own: Option<&mut OwnScore>) -> Result<StepReport> {
+    fn gradients(
+        &self,
+        step: u64,
+        cursor: u64,
+        batch: &Batch,
+        mut own: Option<&mut OwnScore>,
+    ) -> Result<StepReport> {
         let plan = &self.plan;
         let settings = StepSettings {
             alpha: self.selection.alpha(plan, step),
@@ -113,7 +124,8 @@ impl Trainer {
         let MicroRows::Rows(micro_rows) = plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
-        let selection = StepSelection::new(plan, &self.selection, settings.alpha, batch, micro_rows);
+        let selection =
+            StepSelection::new(plan, &self.selection, settings.alpha, batch, micro_rows);
         let facts = StepFacts {
             selects: selection.selects(),
             weighs_teacher: settings.lambda > 0.0,
@@ -132,12 +144,22 @@ impl Trainer {
         Ok(StepReport { settings, denominator, sums, ..StepReport::default() })
     }
 
-    /// Clips by the global norm of the mean gradient and steps; everything is checked before anything moves.
+    /// Clips by the global norm of the mean gradient and steps; everything is checked before
+    /// anything moves.
     fn update(&mut self, report: &mut StepReport) -> Result<()> {
         let optim = &self.plan.optim;
         report.grad_norm = global_norm(&self.grads)? / report.denominator;
-        let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip { optim.clip / report.grad_norm } else { 1.0 };
-        let adamw = AdamW { beta1: optim.beta1, beta2: optim.beta2, eps: optim.eps, weight_decay: optim.weight_decay };
+        let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip {
+            optim.clip / report.grad_norm
+        } else {
+            1.0
+        };
+        let adamw = AdamW {
+            beta1: optim.beta1,
+            beta2: optim.beta2,
+            eps: optim.eps,
+            weight_decay: optim.weight_decay,
+        };
         let scale = (clip / report.denominator) as f32;
         adamw.update(&self.student.params, &self.grads, &mut self.state, report.settings.lr, scale)
     }

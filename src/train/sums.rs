@@ -20,11 +20,13 @@ pub struct StepReport {
     pub settings: StepSettings,
     /// What its micro-batches add up to. Nothing else depends on how the step was divided.
     pub sums: Sums,
-    /// What sums are divided by: the kept positions, unless the mixture fixed their number beforehand.
+    /// What sums are divided by: the kept positions, unless the mixture fixed their number
+    /// beforehand.
     pub denominator: f64,
     /// Global norm of the mean loss's gradient, before clipping.
     pub grad_norm: f64,
-    /// A carried threshold: what was used, its lag in steps, and by how much it lay above the exact value at risk.
+    /// A carried threshold: what was used, its lag in steps, and by how much it lay above the exact
+    /// value at risk.
     pub carried: Option<CarriedReport>,
     /// The relative change of CVaR that moved alpha last (Ada-ESLM).
     pub ada_delta: Option<f64>,
@@ -45,7 +47,8 @@ pub struct StepSettings {
     pub lr: f64,
 }
 
-/// Sums over micro-batches, losses in nats. Those of two halves of a step add up to those of the step.
+/// Sums over micro-batches, losses in nats. Those of two halves of a step add up to those of the
+/// step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sums {
     /// Positions that count.
@@ -56,10 +59,11 @@ pub struct Sums {
     pub valid: u64,
     /// Those of them that the selector kept.
     pub kept: u64,
-    /// Positions that carried gradient at the head: the kept ones and those that the mixture drew, or what a sampled backward
-    /// drew of these.
+    /// Positions that carried gradient at the head: the kept ones and those that the mixture drew,
+    /// or what a sampled backward drew of these.
     pub rows: u64,
-    /// Positions that carried gradient at a block's output, and those there were, summed over the blocks.
+    /// Positions that carried gradient at a block's output, and those there were, summed over the
+    /// blocks.
     pub block_rows: (u64, u64),
     /// Sum of the weighted objective over the rows.
     pub loss: f64,
@@ -136,7 +140,8 @@ impl Sums {
             self.easy += u64::from(s.student.nll < EASY_NLL);
         }
         self.kept += selection.rows.len() as u64;
-        self.kept_nll += selection.rows.iter().map(|&r| f64::from(stats[r as usize].student.nll)).sum::<f64>();
+        self.kept_nll +=
+            selection.rows.iter().map(|&r| f64::from(stats[r as usize].student.nll)).sum::<f64>();
         self.var += selection.var_sum;
         self.cvar += selection.score_sum;
         self.pools += selection.pools;
@@ -150,8 +155,8 @@ impl Sums {
         Ok(())
     }
 
-    /// Effective number of rows, (sum |g|)^2 / sum |g|^2 with g the rows' gradients at the head's input: as many rows of
-    /// equal norm would carry the same. 0 where no row has a gradient.
+    /// Effective number of rows, (sum |g|)^2 / sum |g|^2 with g the rows' gradients at the head's
+    /// input: as many rows of equal norm would carry the same. 0 where no row has a gradient.
     pub fn effective_rows(&self) -> f64 {
         let (sum, squares) = self.row_norms;
         if squares > 0.0 { sum * sum / squares } else { 0.0 }
@@ -172,8 +177,10 @@ mod tests {
     fn effective_rows_count_rows_of_equal_norm_once_and_small_ones_hardly() {
         let of = |norms: &[[f32; 2]]| {
             let mut sums = Sums::default();
-            sums.add_row_norms(&Tensor::from_slice(norms.as_flattened(), (norms.len(), 2), &Device::Cpu).unwrap())
-                .unwrap();
+            sums.add_row_norms(
+                &Tensor::from_slice(norms.as_flattened(), (norms.len(), 2), &Device::Cpu).unwrap(),
+            )
+            .unwrap();
             sums.effective_rows()
         };
         assert!((of(&[[3.0, 4.0], [5.0, 0.0], [0.0, -5.0]]) - 3.0).abs() < 1e-12);

@@ -9,7 +9,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 pub(super) struct Threads(Option<ThreadPool>);
 
 impl Threads {
-    /// `threads` of them; 0 is one per core. A caller that is a worker of a pool of that size goes on in it.
+    /// `threads` of them; 0 is one per core. A caller that is a worker of a pool of that size goes
+    /// on in it.
     pub(super) fn of(threads: usize) -> Result<Self> {
         let here = rayon::current_thread_index().is_some();
         if here && (threads == 0 || threads == rayon::current_num_threads()) {
@@ -28,8 +29,9 @@ impl Threads {
     }
 }
 
-/// Threads of every parallel loop of the process, this one included; 0 is one per core. For programs that are one run, once,
-/// before anything else: a caller outside the pool would hand over every product and sleep until it is done.
+/// Threads of every parallel loop of the process, this one included; 0 is one per core. For
+/// programs that are one run, once, before anything else: a caller outside the pool would hand over
+/// every product and sleep until it is done.
 pub(crate) fn use_everywhere(threads: usize) -> Result<()> {
     let global = ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
     global.map_err(|e| cannot_start(threads, &e))

@@ -54,7 +54,10 @@ fn environment_twins_count_less_than_flags_and_more_than_files() {
 fn mistakes_exit_with_2_and_speak_on_stderr() {
     for (args, part) in [
         (&["plan", "nowhere.toml"][..], "no run file at nowhere.toml"),
-        (&["plan", "quickstart", "--alpha", "2"], "--alpha: select.alpha: expected a number in [0, 1), found 2"),
+        (
+            &["plan", "quickstart", "--alpha", "2"],
+            "--alpha: select.alpha: expected a number in [0, 1), found 2",
+        ),
         (&["plan", "quickstart", "--set", "selct.alpha=0"], "did you mean \"select.alpha\"?"),
         (&["plan", "quickstart", "--set", "steps"], "section.key=value"),
         (&["plan", "quickstart", "--alhpa", "0"], "--alpha"),
@@ -85,23 +88,37 @@ fn help_has_examples() {
         "export",
     ];
     let (_, top, _) = run(&mut eslm_kd(&["--help"]));
-    for args in
-        verbs.map(|verb| vec![verb, "--help"]).into_iter().chain([vec!["--help"], vec!["tokenizer", "train", "--help"]])
+    for args in verbs
+        .map(|verb| vec![verb, "--help"])
+        .into_iter()
+        .chain([vec!["--help"], vec!["tokenizer", "train", "--help"]])
     {
         let (code, stdout, _) = run(&mut eslm_kd(&args));
-        assert!(code == 0 && stdout.contains("Examples:") && stdout.contains("--offline"), "{args:?}: {stdout}");
-        assert!(args.len() == 1 || top.contains(&format!("\n  {} ", args[0])), "{} is missing:\n{top}", args[0]);
+        assert!(
+            code == 0 && stdout.contains("Examples:") && stdout.contains("--offline"),
+            "{args:?}: {stdout}"
+        );
+        assert!(
+            args.len() == 1 || top.contains(&format!("\n  {} ", args[0])),
+            "{} is missing:\n{top}",
+            args[0]
+        );
     }
     let listed = top.split("Commands:").nth(1).and_then(|s| s.split("Options").next()).unwrap();
     // A longer description goes on further to the right.
-    let found = listed.lines().filter_map(|l| l.strip_prefix("  ")).filter(|l| !l.starts_with(' ')).count();
+    let found =
+        listed.lines().filter_map(|l| l.strip_prefix("  ")).filter(|l| !l.starts_with(' ')).count();
     assert_eq!(found, verbs.len() + 1, "a verb is missing above (help is one):\n{listed}");
 }
 
 /// A reader that has gone away is no reason to panic or to fail.
 #[test]
 fn a_closed_pipe_is_no_error() {
-    let mut child = eslm_kd(&["plan", "quickstart"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = eslm_kd(&["plan", "quickstart"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!((status.code(), String::from_utf8(stderr).unwrap().as_str()), (Some(0), ""));

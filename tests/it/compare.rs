@@ -42,14 +42,20 @@ impl Place {
     /// Exit status, stdout, stderr of `compare` with two arms.
     fn compare(&self, more: &[&str]) -> (i32, String, String) {
         let data = tiny::data().display().to_string();
-        let arms = ["plain:run.toml+method=clm", "loss:run.toml+select.score=loss", "--data", &data];
+        let arms =
+            ["plain:run.toml+method=clm", "loss:run.toml+select.score=loss", "--data", &data];
         self.run(&[&arms, more].concat())
     }
 
     fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
         without_settings(&mut command);
-        command.arg("compare").args(args).arg("--offline").current_dir(self.0.path()).stdin(Stdio::null());
+        command
+            .arg("compare")
+            .args(args)
+            .arg("--offline")
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
         let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (status.code().unwrap(), text(stdout), text(stderr))
@@ -61,7 +67,11 @@ impl Place {
         let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split(',').collect()).collect();
         let seconds = rows[0].iter().position(|c| *c == "seconds").unwrap();
         let without = |row: &Vec<&str>| {
-            row.iter().enumerate().filter(|(i, _)| *i != seconds).map(|(_, c)| (*c).to_string()).collect()
+            row.iter()
+                .enumerate()
+                .filter(|(i, _)| *i != seconds)
+                .map(|(_, c)| (*c).to_string())
+                .collect()
         };
         rows.iter().map(without).collect()
     }
@@ -94,15 +104,20 @@ fn a_comparison_in_parts_ends_like_one_in_one_piece() {
     let place = Place::new();
     let valid = tiny::world().join("valid.jsonl");
     let also = format!("stories={}", valid.display());
-    let (code, stdout, stderr) = place.compare(&["--seeds", "2", "--out", "whole", "--also", &also, "--json"]);
+    let (code, stdout, stderr) =
+        place.compare(&["--seeds", "2", "--out", "whole", "--also", &also, "--json"]);
     assert_eq!(code, 0, "{stderr}");
     let json: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((&json["baseline"], &json["tests"]), (&"plain".into(), &1.into()));
     assert_eq!(json["arms"].as_array().unwrap().len(), 2);
-    assert!(!place.path("whole/runs/plain/seed-1/checkpoints").exists(), "finished runs keep no checkpoints");
+    assert!(
+        !place.path("whole/runs/plain/seed-1/checkpoints").exists(),
+        "finished runs keep no checkpoints"
+    );
 
     // One seed, then a run cut short (a checkpoint and no model), then the same command as above.
-    let (code, _, stderr) = place.compare(&["--seeds", "1", "--out", "parts", "--keep-checkpoints", "-q"]);
+    let (code, _, stderr) =
+        place.compare(&["--seeds", "1", "--out", "parts", "--keep-checkpoints", "-q"]);
     assert_eq!(code, 0, "{stderr}");
     let before = written(&place, "parts/runs/plain/seed-1");
     fs::remove_dir_all(place.path("parts/runs/loss/seed-1/model")).unwrap();
@@ -111,12 +126,19 @@ fn a_comparison_in_parts_ends_like_one_in_one_piece() {
     let (code, _, stderr) = place.compare(&["--seeds", "2", "--out", "parts", "--also", &also]);
     assert_eq!(code, 0, "{stderr}");
     assert!(stderr.contains("run 1 of 4: plain, seed 1, found"), "{stderr}");
-    assert_eq!(written(&place, "parts/runs/plain/seed-1"), before, "a finished run is not repeated");
+    assert_eq!(
+        written(&place, "parts/runs/plain/seed-1"),
+        before,
+        "a finished run is not repeated"
+    );
     assert_eq!(place.figures("parts"), place.figures("whole"));
 
     let page = fs::read_to_string(place.path("whole/report.html")).unwrap();
     check_well_formed(&page);
-    assert!(!page.contains("http") && !page.contains("<script") && !page.contains("NaN"), "self-contained");
+    assert!(
+        !page.contains("http") && !page.contains("<script") && !page.contains("NaN"),
+        "self-contained"
+    );
     assert_eq!(page.matches("<svg class=\"chart\"").count(), 4, "three curves and the deciles");
 }
 
@@ -124,15 +146,23 @@ fn a_comparison_in_parts_ends_like_one_in_one_piece() {
 fn equal_seconds_are_measured_and_leave_nothing_behind() {
     let place = Place::new();
     let data = tiny::data().display().to_string();
-    let arms = ["plain:run.toml+method=clm", "loss:run.toml", "drawn:run.toml+method=clm+machine.backward=sampled"];
+    let arms = [
+        "plain:run.toml+method=clm",
+        "loss:run.toml",
+        "drawn:run.toml+method=clm+machine.backward=sampled",
+    ];
     let more = ["--data", &data, "--seeds", "1", "--out", "c", "--budget", "seconds"];
     let (status, _, said) = place.run(&[&arms[..], &more].concat());
     assert_eq!(status, 0, "{said}");
-    let state: Value = serde_json::from_slice(&fs::read(place.path("c/compare.json")).unwrap()).unwrap();
+    let state: Value =
+        serde_json::from_slice(&fs::read(place.path("c/compare.json")).unwrap()).unwrap();
     let arms = state["arms"].as_array().unwrap();
     assert_eq!(arms[0]["steps"], 6);
     for arm in &arms[1..] {
-        assert!(arm["steps"].as_u64().unwrap() > 0 && arm["seconds_per_step"].as_f64().unwrap() > 0.0, "{arm}");
+        assert!(
+            arm["steps"].as_u64().unwrap() > 0 && arm["seconds_per_step"].as_f64().unwrap() > 0.0,
+            "{arm}"
+        );
     }
     assert!(!place.path("c/pilot").exists());
 }
@@ -147,7 +177,10 @@ fn equal_flops_are_kept_and_contradictions_are_refused() {
     let column = |name: &str| rows[0].iter().position(|c| c == name).unwrap();
     let number = |row: usize, name: &str| rows[row][column(name)].parse::<f64>().unwrap();
     let (base, other) = (number(1, "flops"), number(2, "flops"));
-    assert!(number(2, "steps") >= 6.0 && (other - base).abs() <= 0.5 * other / number(2, "steps") + 1.0, "{rows:?}");
+    assert!(
+        number(2, "steps") >= 6.0 && (other - base).abs() <= 0.5 * other / number(2, "steps") + 1.0,
+        "{rows:?}"
+    );
     let refused = |args: &[&str], part: &str| {
         let (code, stdout, stderr) = place.compare(args);
         assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
@@ -156,7 +189,10 @@ fn equal_flops_are_kept_and_contradictions_are_refused() {
     refused(&["--seeds", "1", "--out", "c", "-q"], "has --budget flops, this one tokens");
     refused(&[&flops[..], &["--set", "optim.lr=0.1"]].concat(), "optim.lr");
     refused(&[&flops[..], &["--baseline", "x"]].concat(), "no arm has the label \"x\"");
-    refused(&[&flops[..], &["--set", "machine.backward=sampled"]].concat(), "--budget flops cannot set its steps");
+    refused(
+        &[&flops[..], &["--set", "machine.backward=sampled"]].concat(),
+        "--budget flops cannot set its steps",
+    );
     fs::create_dir(place.path("full")).unwrap();
     fs::write(place.path("full/a"), "").unwrap();
     refused(&["--seeds", "1", "--out", "full", "-q"], "not empty and holds no comparison");

@@ -1,15 +1,16 @@
-//! The curves of each kind of run, pinned in `tests/golden/curves.json`: what changes a number of training on the way from a
-//! run file into a step changes a curve.
+//! The curves of each kind of run, pinned in `tests/golden/curves.json`: what changes a number of
+//! training on the way from a run file into a step changes a curve.
 //!
-//! `ESLM_KD_CURVES=write` writes the file anew, for a change that is meant. `ESLM_KD_CURVES=exact` compares every bit, for a
-//! refactoring on the machine that wrote the file.
+//! `ESLM_KD_CURVES=write` writes the file anew, for a change that is meant. `ESLM_KD_CURVES=exact`
+//! compares every bit, for a refactoring on the machine that wrote the file.
 //!
-//! Otherwise integers are compared exactly and floats at 2e-5 of their size, since chips differ in their matrix kernels, and
-//! so in the last bits of every product. A choice could then fall the other way where two scores are equal up to
-//! rounding. Such a step is recognised by its own scores: where those on both sides of a threshold are closer
-//! than [`TIE`], the rest of that run is not compared, and few runs may be so. A row that a sampled backward draws moves only
-//! if its uniform number lies within rounding of its probability: with some ten thousand draws in this file, once in a
-//! hundred kinds of chips.
+//! Otherwise integers are compared exactly and floats at 2e-5 of their size, since chips differ in
+//! their matrix kernels, and so in the last bits of every product. A choice could then fall the
+//! other way where two scores are equal up to rounding. Such a step is recognised by its own
+//! scores: where those on both sides of a threshold are closer than [`TIE`], the rest of that run
+//! is not compared, and few runs may be so. A row that a sampled backward draws moves only if its
+//! uniform number lies within rounding of its probability: with some ten thousand draws in this
+//! file, once in a hundred kinds of chips.
 
 use crate::laws::{CONTEXT, MATHEMATICS, batch, step, trainer};
 use eslm_kd::config::{Plan, Pool, Tail};
@@ -20,11 +21,13 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 const STEPS: u64 = 4;
-/// Scores this close are equal on some chip. Their spread is of the order of 1, their rounding of the order of 1e-6.
+/// Scores this close are equal on some chip. Their spread is of the order of 1, their rounding of
+/// the order of 1e-6.
 const TIE: f64 = 1e-5;
 /// Relative.
 const TOLERANCE: f64 = 2e-5;
-/// The same with factors of 8 bits: a difference in the last bit of an f32 may turn the last of these.
+/// The same with factors of 8 bits: a difference in the last bit of an f32 may turn the last of
+/// these.
 const TOLERANCE_BF16: f64 = 2e-3;
 
 /// What every row of the mathematics is crossed with, some of them each.
@@ -39,7 +42,12 @@ const WAYS: [&[&str]; 20] = [
     &["select.cvar_weight=0.6", "select.rest_rate=0.4", "machine.micro_rows=1"],
     &["select.pool=carried", "select.cvar_weight=0.3", "machine.head=recompute"],
     &["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"],
-    &["select.alpha_seq=0.5", "select.probe_score=random", "machine.head=recompute", "machine.micro_rows=2"],
+    &[
+        "select.alpha_seq=0.5",
+        "select.probe_score=random",
+        "machine.head=recompute",
+        "machine.micro_rows=2",
+    ],
     &["select.alpha_seq=0.6", "select.exit_layer=2", "machine.backward=sampled", "machine.rho=0.6"],
     &["select.burn_in=1", "select.ramp=2", "optim.clip=0.1"],
     &["steps=4", "schedule.kind=cosine", "schedule.warmup=2", "optim.weight_decay=0.5"],
@@ -47,19 +55,35 @@ const WAYS: [&[&str]; 20] = [
     &["select.schedule=ada-eslm", "select.interval=1", "select.gamma=3", "select.tail=low"],
     &["method=clm", "machine.backward=sampled", "machine.rho=0.3", "machine.micro_rows=2"],
     &["machine.dtype=bf16"],
-    &["machine.dtype=bf16", "machine.head=recompute", "machine.activations=recompute", "machine.backward=dense"],
+    &[
+        "machine.dtype=bf16",
+        "machine.head=recompute",
+        "machine.activations=recompute",
+        "machine.backward=dense",
+    ],
     &["method=clm", "machine.dtype=bf16", "machine.micro_rows=1"],
 ];
 
 /// Ways of a run with a teacher.
 const TAUGHT: [&[&str]; 4] = [
     &["steps=4", "objective.lambda=0.2", "objective.lambda_end=0.8", "objective.temperature_end=3"],
-    &["steps=4", "objective.temperature=2.5", "objective.temperature_end=1", "objective.schedule=cosine"],
+    &[
+        "steps=4",
+        "objective.temperature=2.5",
+        "objective.temperature_end=1",
+        "objective.schedule=cosine",
+    ],
     &["steps=4", "objective.lambda_end=0", "machine.backward=sampled", "machine.rho=0.5"],
-    &["objective.divergence=skew-kl", "objective.skew=0.4", "machine.backward=sampled", "machine.rho=0.5"],
+    &[
+        "objective.divergence=skew-kl",
+        "objective.skew=0.4",
+        "machine.backward=sampled",
+        "machine.rho=0.5",
+    ],
 ];
 
-/// The settings of every run: each row of the mathematics as it is, and in four ways that differ from row to row.
+/// The settings of every run: each row of the mathematics as it is, and in four ways that differ
+/// from row to row.
 fn runs() -> Vec<Vec<&'static str>> {
     let mut runs = Vec::new();
     for (i, mathematics) in MATHEMATICS.into_iter().enumerate() {
@@ -95,14 +119,23 @@ struct Point {
 impl Point {
     fn of(report: &StepReport) -> Self {
         let flops = report.sums.flops;
-        let parts = [flops.student_forward, flops.student_backward, flops.teacher, flops.scoring].map(|f| f as u64);
+        let parts = [flops.student_forward, flops.student_backward, flops.teacher, flops.scoring]
+            .map(|f| f as u64);
         let [forward, backward, teacher, scoring] = parts;
-        let counts =
-            [report.sums.kept, report.sums.rows, report.sums.block_rows.0, forward, backward, teacher, scoring];
+        let counts = [
+            report.sums.kept,
+            report.sums.rows,
+            report.sums.block_rows.0,
+            forward,
+            backward,
+            teacher,
+            scoring,
+        ];
         Self { floats: [report.sums.loss, report.sums.nll, report.grad_norm], counts }
     }
 
-    /// As the file has it. Floats are texts of 17 significant digits: a JSON reader may round numbers.
+    /// As the file has it. Floats are texts of 17 significant digits: a JSON reader may round
+    /// numbers.
     fn line(&self) -> String {
         let floats = self.floats.map(|x| format!("\"{x:.16e}\"")).join(", ");
         let counts = self.counts.map(|n| n.to_string()).join(", ");
@@ -110,7 +143,9 @@ impl Point {
     }
 
     fn read(line: &Value) -> Self {
-        let float = |i: usize| line[i].as_str().and_then(|text| text.parse().ok()).expect("a float as a text");
+        let float = |i: usize| {
+            line[i].as_str().and_then(|text| text.parse().ok()).expect("a float as a text")
+        };
         let count = |i: usize| line[i].as_u64().expect("a count");
         Self { floats: [0, 1, 2].map(float), counts: [3, 4, 5, 6, 7, 8, 9].map(count) }
     }
@@ -136,8 +171,8 @@ fn curve(settings: &[&str]) -> (Vec<Point>, Option<usize>) {
     (points.collect(), tied)
 }
 
-/// Whether rounding could move a position over a threshold. Phase one's own thresholds are not seen from here; its means
-/// are a handful a run.
+/// Whether rounding could move a position over a threshold. Phase one's own thresholds are not seen
+/// from here; its means are a handful a run.
 fn near_tie(plan: &Plan, report: &StepReport, carried: Option<f64>) -> bool {
     let scores: Vec<f64> = report.sums.scores.iter().map(|s| f64::from(*s)).collect();
     let pool = match plan.select.pool {
@@ -196,9 +231,15 @@ fn every_kind_of_run_has_the_curve_that_was_pinned() {
     let text = std::fs::read_to_string(file()).unwrap();
     let pinned: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
     let names: Vec<String> = runs.iter().map(|settings| settings.join(" ")).collect();
-    assert_eq!(pinned.keys().collect::<Vec<_>>(), names.iter().collect::<Vec<_>>(), "the file is of other runs");
+    assert_eq!(
+        pinned.keys().collect::<Vec<_>>(),
+        names.iter().collect::<Vec<_>>(),
+        "the file is of other runs"
+    );
     let (mut wrong, mut ties) = (Vec::new(), 0);
-    for (settings, name) in runs.iter().zip(&names).filter(|(settings, _)| bf16 || !is_bf16(settings)) {
+    for (settings, name) in
+        runs.iter().zip(&names).filter(|(settings, _)| bf16 || !is_bf16(settings))
+    {
         let want: Vec<Point> = pinned[name].as_array().unwrap().iter().map(Point::read).collect();
         let (got, tied) = curve(settings);
         assert_eq!(got.len(), want.len(), "{name}");
@@ -211,10 +252,24 @@ fn every_kind_of_run_has_the_curve_that_was_pinned() {
         };
         // The first step that differs: the later ones follow from it.
         let off = (0..compared).find(|&s| !got[s].is_close(&want[s], tolerance));
-        wrong.extend(off.map(|s| format!("{name}, step {s}:\n  pinned {:?}\n  found  {:?}", want[s], got[s])));
+        wrong.extend(
+            off.map(|s| {
+                format!("{name}, step {s}:\n  pinned {:?}\n  found  {:?}", want[s], got[s])
+            }),
+        );
     }
-    assert!(wrong.is_empty(), "{} of {} curves moved:\n{}", wrong.len(), runs.len(), wrong.join("\n"));
-    assert!(ties <= runs.len() / 10, "{ties} of {} runs meet a near tie: the net has holes", runs.len());
+    assert!(
+        wrong.is_empty(),
+        "{} of {} curves moved:\n{}",
+        wrong.len(),
+        runs.len(),
+        wrong.join("\n")
+    );
+    assert!(
+        ties <= runs.len() / 10,
+        "{ties} of {} runs meet a near tie: the net has holes",
+        runs.len()
+    );
 }
 
 #[test]

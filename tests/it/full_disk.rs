@@ -1,6 +1,8 @@
-//! A disk that fills up under every verb that writes: what was there before stays, and nothing half-written is left.
+//! A disk that fills up under every verb that writes: what was there before stays, and nothing
+//! half-written is left.
 //!
-//! Each test runs its command with ever more room, so that it fails at ever later writes, until it succeeds.
+//! Each test runs its command with ever more room, so that it fails at ever later writes, until it
+//! succeeds.
 #![cfg(target_os = "linux")]
 
 use crate::support::place::{Place, contents, copy_data, data, on_file_system, save_random};
@@ -14,8 +16,8 @@ fn kib(folder: &Path) -> u64 {
     contents(folder).values().map(|bytes| bytes.len().div_ceil(4096) as u64 * 4).sum()
 }
 
-/// Runs with 8 KiB of room and then twice as much each time; `failed` looks at `copied` after each failure. Returns how
-/// often it failed; None where nobody may mount.
+/// Runs with 8 KiB of room and then twice as much each time; `failed` looks at `copied` after each
+/// failure. Returns how often it failed; None where nobody may mount.
 fn with_ever_more_room(place: &Place, args: &[&str], failed: impl Fn(&Path)) -> Option<usize> {
     fs::create_dir_all(place.path("seed")).unwrap();
     let seed = kib(&place.path("seed"));
@@ -36,7 +38,9 @@ fn with_ever_more_room(place: &Place, args: &[&str], failed: impl Fn(&Path)) -> 
 
 /// As above, and every failure leaves what was there before and nothing else.
 fn leaves_what_was_there(place: &Place, args: &[&str]) -> Option<usize> {
-    with_ever_more_room(place, args, |copied| assert_same(&contents(copied), &contents(&place.path("seed"))))
+    with_ever_more_room(place, args, |copied| {
+        assert_same(&contents(copied), &contents(&place.path("seed")))
+    })
 }
 
 fn assert_same(found: &BTreeMap<PathBuf, Vec<u8>>, expected: &BTreeMap<PathBuf, Vec<u8>>) {
@@ -53,9 +57,15 @@ fn prepare_leaves_the_data_that_was_there() {
     let text = fs::read(tiny::world().join("stories.jsonl")).unwrap();
     fs::write(place.path("long.jsonl"), text.repeat(3)).unwrap();
     let tokenizer = tiny::world().join("tokenizer").display().to_string();
-    let args = |out| ["prepare", "--input", "long.jsonl", "--tokenizer", &tokenizer, "--out", out].map(String::from);
+    let args = |out| {
+        ["prepare", "--input", "long.jsonl", "--tokenizer", &tokenizer, "--out", out]
+            .map(String::from)
+    };
     let args = (args("mount/data"), args("whole"));
-    let Some(failures) = leaves_what_was_there(&place, &args.0.each_ref().map(String::as_str)) else { return };
+    let Some(failures) = leaves_what_was_there(&place, &args.0.each_ref().map(String::as_str))
+    else {
+        return;
+    };
     assert!(failures >= 4, "{failures}");
     assert_eq!(place.run(&args.1.each_ref().map(String::as_str)).0, 0);
     assert_same(&contents(&place.path("copied/data")), &contents(&place.path("whole")));
@@ -65,9 +75,15 @@ fn prepare_leaves_the_data_that_was_there() {
 fn tokenizer_train_leaves_nothing() {
     let place = Place::new();
     let stories = tiny::world().join("stories.jsonl").display().to_string();
-    let args = |out| ["tokenizer", "train", "--input", &stories, "--vocab-size", "900", "--out", out].map(String::from);
+    let args = |out| {
+        ["tokenizer", "train", "--input", &stories, "--vocab-size", "900", "--out", out]
+            .map(String::from)
+    };
     let args = (args("mount/tok"), args("whole"));
-    let Some(failures) = leaves_what_was_there(&place, &args.0.each_ref().map(String::as_str)) else { return };
+    let Some(failures) = leaves_what_was_there(&place, &args.0.each_ref().map(String::as_str))
+    else {
+        return;
+    };
     assert!(failures >= 2, "{failures}");
     assert_eq!(place.run(&args.1.each_ref().map(String::as_str)).0, 0);
     assert_same(&contents(&place.path("copied/tok")), &contents(&place.path("whole")));
@@ -80,7 +96,10 @@ fn export_leaves_the_model_that_was_there() {
     save_random(&place.path("without"), tiny::VOCAB, 16, false);
     fs::create_dir(place.path("seed")).unwrap();
     assert_eq!(place.run(&["export", "without", "--out", "seed/model"]).0, 0);
-    let Some(failures) = leaves_what_was_there(&place, &["export", "with", "--out", "mount/model"]) else { return };
+    let Some(failures) = leaves_what_was_there(&place, &["export", "with", "--out", "mount/model"])
+    else {
+        return;
+    };
     assert!(failures >= 2, "{failures}");
     assert_eq!(place.run(&["export", "with", "--out", "whole"]).0, 0);
     assert_same(&contents(&place.path("copied/model")), &contents(&place.path("whole")));
@@ -93,7 +112,8 @@ fn compare_leaves_its_finished_runs_and_goes_on() {
     let run_file = "steps = 4\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
                     n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[eval]\nrows = 8\n";
     fs::write(place.path("run.toml"), run_file).unwrap();
-    let args = |seeds, out| ["compare", "a:run.toml", "--data", &data, "--seeds", seeds, "--out", out];
+    let args =
+        |seeds, out| ["compare", "a:run.toml", "--data", &data, "--seeds", seeds, "--out", out];
     fs::create_dir(place.path("seed")).unwrap();
     for (seeds, out) in [("1", "seed/cmp"), ("2", "whole")] {
         let (code, _, stderr) = place.run(&args(seeds, out));
@@ -103,25 +123,38 @@ fn compare_leaves_its_finished_runs_and_goes_on() {
     let figures = |out: &str| {
         let text = fs::read_to_string(place.path(out).join("report.csv")).unwrap();
         let seconds = text.lines().next().unwrap().split(',').position(|c| c == "seconds").unwrap();
-        let without =
-            |line: &str| line.split(',').enumerate().filter(|(i, _)| *i != seconds).map(|(_, c)| c.into()).collect();
+        let without = |line: &str| {
+            line.split(',')
+                .enumerate()
+                .filter(|(i, _)| *i != seconds)
+                .map(|(_, c)| c.into())
+                .collect()
+        };
         text.lines().map(without).collect::<Vec<Vec<String>>>()
     };
-    let finished: BTreeMap<_, _> =
-        contents(&place.path("seed")).into_iter().filter(|(path, _)| path.starts_with("cmp/runs/a/seed-1")).collect();
+    let finished: BTreeMap<_, _> = contents(&place.path("seed"))
+        .into_iter()
+        .filter(|(path, _)| path.starts_with("cmp/runs/a/seed-1"))
+        .collect();
     assert!(finished.contains_key(Path::new("cmp/runs/a/seed-1/model/model.safetensors")));
     let failed = |copied: &Path| {
         let mut found = contents(copied);
         let temporary = |path: &Path| path.to_string_lossy().ends_with(".tmp");
         assert!(!found.keys().any(|path| temporary(path)), "{:?}", found.keys());
-        assert!(String::from_utf8_lossy(&found[Path::new("cmp/report.html")]).trim_end().ends_with("</html>"));
+        assert!(
+            String::from_utf8_lossy(&found[Path::new("cmp/report.html")])
+                .trim_end()
+                .ends_with("</html>")
+        );
         found.retain(|path, _| path.starts_with("cmp/runs/a/seed-1"));
         assert_same(&found, &finished);
         let (code, _, stderr) = place.run(&args("2", "copied/cmp"));
         assert_eq!(code, 0, "{stderr}");
         assert_eq!(figures("copied/cmp"), figures("whole"));
     };
-    let Some(failures) = with_ever_more_room(&place, &args("2", "mount/cmp"), failed) else { return };
+    let Some(failures) = with_ever_more_room(&place, &args("2", "mount/cmp"), failed) else {
+        return;
+    };
     assert!(failures >= 3, "{failures}");
     assert_eq!(figures("copied/cmp"), figures("whole"));
 }

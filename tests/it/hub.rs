@@ -1,4 +1,5 @@
-//! Downloads against a server that speaks the Hub's protocol, well and badly. Promise: no wrong byte enters the cache.
+//! Downloads against a server that speaks the Hub's protocol, well and badly. Promise: no wrong
+//! byte enters the cache.
 
 use crate::support::hub_server::{HubServer, Kind, On, hex};
 use eslm_kd::cli::download::{self, DownloadArgs};
@@ -74,14 +75,19 @@ impl Bench {
         let error = self.fetch().unwrap_err();
         self.blobs();
         assert_eq!(error.kind(), ErrorKind::Hub, "{error}");
-        assert!(!self.repo().join("refs/main").exists(), "a failed download must not look complete");
+        assert!(
+            !self.repo().join("refs/main").exists(),
+            "a failed download must not look complete"
+        );
         error.to_string()
     }
 }
 
 pub fn model_files() -> Vec<(&'static str, Vec<u8>)> {
     let config = Gpt2Config::new(300, 16, 16, 2, 2);
-    let params = ParamSet::zeros(&Layout::new(&config), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let params =
+        ParamSet::zeros(&Layout::new(&config), candle_core::DType::F32, &candle_core::Device::Cpu)
+            .unwrap();
     let dir = tempfile::tempdir().unwrap();
     save_model(dir.path(), &config, &params, &SaveOptions::default()).unwrap();
     let read = |name| (name, fs::read(dir.path().join(name)).unwrap());
@@ -103,8 +109,12 @@ fn a_download_has_pythons_layout_and_then_loads_offline() {
     let repo = bench.repo();
     assert_eq!(fs::read_to_string(repo.join("refs/main")).unwrap(), fetched.commit);
     assert_eq!(fetched.dir, repo.join("snapshots").join(&fetched.commit));
-    let names: Vec<String> = hub::snapshot_files(&fetched.dir).unwrap().into_iter().map(|f| f.0).collect();
-    assert_eq!(names, ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]);
+    let names: Vec<String> =
+        hub::snapshot_files(&fetched.dir).unwrap().into_iter().map(|f| f.0).collect();
+    assert_eq!(
+        names,
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    );
     for (name, bytes) in model_files().into_iter().filter(|f| names.iter().any(|n| n == f.0)) {
         let target = fs::read_link(fetched.dir.join(name)).unwrap();
         assert!(target.starts_with("../../blobs"), "{}", target.display());
@@ -112,12 +122,15 @@ fn a_download_has_pythons_layout_and_then_loads_offline() {
     }
     assert_eq!(bench.blobs(), 4);
     load_model(&fetched.dir, &candle_core::Device::Cpu).unwrap();
-    assert!(bench.server.seen().iter().all(|r| !r.path.contains(".bin") && !r.path.contains(".onnx")));
+    assert!(
+        bench.server.seen().iter().all(|r| !r.path.contains(".bin") && !r.path.contains(".onnx"))
+    );
 
     // Again: nothing but questions. By commit: not even those. Offline: nothing at all.
     assert_eq!(bench.fetch().unwrap(), fetched);
     assert!(bench.server.seen().iter().all(|r| r.method == "HEAD" || r.path.starts_with("/api/")));
-    let pinned = fetch_model(ID, Some(&fetched.commit), What::Model, &bench.options, &Silent).unwrap();
+    let pinned =
+        fetch_model(ID, Some(&fetched.commit), What::Model, &bench.options, &Silent).unwrap();
     let offline = HubOptions { offline: true, ..bench.options.clone() };
     assert_eq!(pinned, fetched);
     assert_eq!(fetch_model(ID, None, What::Model, &offline, &Silent).unwrap(), fetched);
@@ -128,7 +141,9 @@ fn a_download_has_pythons_layout_and_then_loads_offline() {
 fn offline_names_the_command_that_would_fetch() {
     let bench = Bench::with_model();
     let offline = HubOptions { offline: true, ..bench.options.clone() };
-    let message = |revision| fetch_model(ID, revision, What::Model, &offline, &Silent).unwrap_err().to_string();
+    let message = |revision| {
+        fetch_model(ID, revision, What::Model, &offline, &Silent).unwrap_err().to_string()
+    };
     assert!(message(None).contains("`eslm-kd download org/tiny`"));
     assert!(message(Some("v1")).contains("`eslm-kd download org/tiny --revision v1`"));
     // The tokenizer alone is not the model.
@@ -184,9 +199,14 @@ fn a_file_that_does_not_fit_on_the_disk_is_not_begun() {
     let error = bench.fetch().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     let message = error.to_string();
-    assert!(message.starts_with("org/tiny: it needs 9000000000") && message.contains("MB free"), "{message}");
+    assert!(
+        message.starts_with("org/tiny: it needs 9000000000") && message.contains("MB free"),
+        "{message}"
+    );
     assert!(message.contains(bench.cache.path().to_str().unwrap()), "{message}");
-    assert!(bench.server.seen().iter().all(|r| r.method != "GET" || r.path.starts_with("/api/models/")));
+    assert!(
+        bench.server.seen().iter().all(|r| r.method != "GET" || r.path.starts_with("/api/models/"))
+    );
     assert_eq!(bench.blobs(), 0);
     bench.fetch().unwrap();
 }
@@ -196,7 +216,10 @@ fn an_unreachable_hub_is_made_up_for_by_the_cache() {
     let bench = Bench::with_model();
     let gone = HubOptions { endpoint: "http://127.0.0.1:9".into(), ..bench.options.clone() };
     let error = fetch_model(ID, None, What::Model, &gone, &Silent).unwrap_err().to_string();
-    assert!(error.contains("cannot reach http://127.0.0.1:9") && error.contains("3 attempts"), "{error}");
+    assert!(
+        error.contains("cannot reach http://127.0.0.1:9") && error.contains("3 attempts"),
+        "{error}"
+    );
     let fetched = bench.fetch().unwrap();
     let ear = Ear::default();
     assert_eq!(fetch_model(ID, None, What::Model, &gone, &ear).unwrap(), fetched);
@@ -222,7 +245,8 @@ fn shards_come_with_their_index() {
     let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
     let map = |name: &str| shards[usize::from(second.contains(&name))];
     let index = |map: &dyn Fn(&str) -> String| {
-        let map: serde_json::Map<_, _> = names.iter().map(|n| (n.to_string(), map(n).into())).collect();
+        let map: serde_json::Map<_, _> =
+            names.iter().map(|n| (n.to_string(), map(n).into())).collect();
         serde_json::json!({"metadata": {}, "weight_map": map}).to_string().into_bytes()
     };
     files.push((shards[0], shard(first)));
@@ -238,15 +262,27 @@ fn shards_come_with_their_index() {
     assert!(error.contains(shards[1]), "{error}");
 
     // Names that leave the folder, or that the repository lacks.
-    for bad in ["../x.safetensors", "/etc/x.safetensors", "C:\\x.safetensors", "a\u{7}b.safetensors", "no.safetensors"]
-    {
+    for bad in [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "C:\\x.safetensors",
+        "a\u{7}b.safetensors",
+        "no.safetensors",
+    ] {
         let bench = Bench::new();
-        files.last_mut().unwrap().1 = index(&|n| if n == names[0] { bad.to_string() } else { map(n).to_string() });
+        files.last_mut().unwrap().1 =
+            index(&|n| if n == names[0] { bad.to_string() } else { map(n).to_string() });
         bench.server.add_repo(ID, &files);
         let message = bench.refused();
-        assert!(message.contains("plain name") || message.contains("does not have"), "{bad}: {message}");
+        assert!(
+            message.contains("plain name") || message.contains("does not have"),
+            "{bad}: {message}"
+        );
         let asked = bench.server.seen();
-        assert!(asked.iter().all(|r| !r.path.contains("model-0000")), "nothing of a bad index is fetched");
+        assert!(
+            asked.iter().all(|r| !r.path.contains("model-0000")),
+            "nothing of a bad index is fetched"
+        );
         assert!(!bench.cache.path().join("x.safetensors").exists());
     }
 }
@@ -276,14 +312,20 @@ fn passing_faults_are_outlived_and_lasting_ones_leave_no_blob() {
         bench.server.fault(on, file, kind.clone(), usize::MAX);
         let message = bench.refused();
         assert!(message.contains(says), "{kind:?}: {message}");
-        let snapshots = fs::read_dir(bench.repo().join("snapshots")).into_iter().flatten().flatten();
-        assert!(snapshots.into_iter().all(|s| fs::symlink_metadata(s.path().join(file)).is_err()), "{kind:?}");
+        let snapshots =
+            fs::read_dir(bench.repo().join("snapshots")).into_iter().flatten().flatten();
+        assert!(
+            snapshots.into_iter().all(|s| fs::symlink_metadata(s.path().join(file)).is_err()),
+            "{kind:?}"
+        );
     }
 }
 
 #[test]
 fn an_error_page_never_becomes_a_small_file_either() {
-    for kind in [Kind::Status(503, ""), Kind::Html, Kind::Flipped, Kind::Short(3), Kind::Unannounced(0)] {
+    for kind in
+        [Kind::Status(503, ""), Kind::Html, Kind::Flipped, Kind::Short(3), Kind::Unannounced(0)]
+    {
         let bench = Bench::with_model();
         bench.server.fault(On::Body, "config.json", kind.clone(), usize::MAX);
         bench.refused();
@@ -327,7 +369,8 @@ fn a_cut_download_resumes_where_it_broke() {
     bench.server.fault(On::Body, file, Kind::Cut(4000), 3);
     bench.refused();
     let blobs = fs::read_dir(bench.repo().join("blobs")).unwrap().flatten();
-    let partial = blobs.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "incomplete")).unwrap();
+    let partial =
+        blobs.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "incomplete")).unwrap();
     let mut bytes = fs::read(&partial).unwrap();
     bytes[100] ^= 1;
     fs::write(&partial, bytes).unwrap();
@@ -373,7 +416,9 @@ fn a_damaged_blob_in_the_cache_is_replaced() {
 #[test]
 fn refusals_say_what_to_do() {
     let bench = Bench::with_model();
-    let other = fetch_model("org/none", None, What::Model, &bench.options, &Silent).unwrap_err().to_string();
+    let other = fetch_model("org/none", None, What::Model, &bench.options, &Silent)
+        .unwrap_err()
+        .to_string();
     assert!(other.contains("no token is set") && other.contains("HF_TOKEN"), "{other}");
     let cases: [(On, &str, u16, &'static str, &str); 5] = [
         (On::Info, "", 403, "X-Error-Code: GatedRepo\r\n", "grants access on request"),
@@ -398,7 +443,9 @@ fn refusals_say_what_to_do() {
 #[test]
 fn pickles_are_refused_with_the_way_to_convert() {
     let bench = Bench::new();
-    bench.server.add_repo(ID, &[("config.json", b"{}".to_vec()), ("pytorch_model.bin", vec![0; 9])]);
+    bench
+        .server
+        .add_repo(ID, &[("config.json", b"{}".to_vec()), ("pytorch_model.bin", vec![0; 9])]);
     let message = bench.refused();
     assert!(message.contains("never fetched") && message.contains("save_pretrained"), "{message}");
     assert_eq!(bench.blobs(), 0);
@@ -438,7 +485,10 @@ fn two_downloads_at_once_make_one_cache() {
     bench.server.fault(On::Body, "model.safetensors", Kind::Stall(1000), 1);
     let results: Vec<Result<Fetched>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| bench.fetch())).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::internal("panicked")))).collect()
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(Error::internal("panicked"))))
+            .collect()
     });
     results.into_iter().for_each(|r| drop(r.unwrap()));
     assert_eq!(bench.blobs(), 4);
@@ -449,7 +499,8 @@ fn two_downloads_at_once_make_one_cache() {
 #[test]
 fn the_environment_decides_where_and_whether() {
     let bench = Bench::with_model();
-    let (home, endpoint) = (bench.cache.path().to_str().unwrap().to_string(), bench.server.endpoint.clone());
+    let (home, endpoint) =
+        (bench.cache.path().to_str().unwrap().to_string(), bench.server.endpoint.clone());
     let vars = |name: &str| match name {
         "HF_HOME" => Some(home.clone()),
         "HF_ENDPOINT" => Some(endpoint.clone()),
@@ -462,12 +513,15 @@ fn the_environment_decides_where_and_whether() {
     assert_eq!((report.origin.as_str(), report.files.len()), ("Hub org/tiny", 4));
     assert_eq!(report.bytes, report.files.iter().map(|f| f.bytes).sum::<u64>());
     bench.server.seen();
-    let offline = HubOptions::from_vars(false, |n| if n == "HF_HUB_OFFLINE" { Some("1".into()) } else { vars(n) });
+    let offline = HubOptions::from_vars(false, |n| {
+        if n == "HF_HUB_OFFLINE" { Some("1".into()) } else { vars(n) }
+    });
     assert_eq!(download::fetched(&args, &offline.unwrap(), &Silent).unwrap(), report);
     assert!(bench.server.seen().is_empty());
 }
 
-/// On some file systems a lock locks nothing. Here the second download finds another lock file than the first holds.
+/// On some file systems a lock locks nothing. Here the second download finds another lock file than
+/// the first holds.
 #[test]
 fn two_downloads_without_a_lock_between_them_make_one_good_cache() {
     let bench = Bench::with_model();
@@ -482,9 +536,17 @@ fn two_downloads_without_a_lock_between_them_make_one_good_cache() {
         assert!(!slow.is_finished(), "it waited for the slow one");
         assert_eq!(slow.join().unwrap().unwrap(), fast);
     });
-    let bodies: Vec<_> = bench.server.seen().into_iter().filter(|r| r.cdn && r.method == "GET").collect();
+    let bodies: Vec<_> =
+        bench.server.seen().into_iter().filter(|r| r.cdn && r.method == "GET").collect();
     assert_eq!(bodies.len(), 2);
-    assert!(bodies.iter().all(|r| r.header("range").is_none()), "neither took the other's partial file");
+    assert!(
+        bodies.iter().all(|r| r.header("range").is_none()),
+        "neither took the other's partial file"
+    );
     assert_eq!(bench.blobs(), 4);
-    assert_eq!(fs::read_dir(bench.repo().join("blobs")).unwrap().count(), 4, "and no partial file is left");
+    assert_eq!(
+        fs::read_dir(bench.repo().join("blobs")).unwrap().count(),
+        4,
+        "and no partial file is left"
+    );
 }

@@ -1,5 +1,5 @@
-//! The built binary against the fault server, with the environment of Python's hub library: several processes at once,
-//! stop signals, exit statuses, what a run records.
+//! The built binary against the fault server, with the environment of Python's hub library: several
+//! processes at once, stop signals, exit statuses, what a run records.
 
 use crate::hub::{ID, model_files};
 use crate::support::hub_server::{HubServer, Kind, On};
@@ -79,7 +79,11 @@ fn two_processes_download_a_file_once() {
     }
     assert_eq!(outcomes[0].1, outcomes[1].1, "both report the same snapshot");
     let asked = home.server.seen();
-    assert_eq!(asked.iter().filter(|r| r.cdn && r.method == "GET").count(), 1, "the second waited for the first");
+    assert_eq!(
+        asked.iter().filter(|r| r.cdn && r.method == "GET").count(),
+        1,
+        "the second waited for the first"
+    );
     let heads = asked.iter().filter(|r| r.method == "HEAD" && r.path.contains(WEIGHTS)).count();
     assert_eq!(heads, 2, "and it did begin");
     assert!(home.json(&["cache", "verify"])["damaged"].as_array().unwrap().is_empty());
@@ -93,7 +97,9 @@ fn a_stopped_download_goes_on_where_it_was() {
     let claimed = |bytes: u64| {
         let files = fs::read_dir(home.repo().join("blobs")).into_iter().flatten().flatten();
         let partial = |p: &Path| p.extension().is_some_and(|e| e == "incomplete");
-        files.map(|e| e.path()).find(|p| partial(p) && fs::metadata(p).is_ok_and(|m| m.len() == bytes))
+        files
+            .map(|e| e.path())
+            .find(|p| partial(p) && fs::metadata(p).is_ok_and(|m| m.len() == bytes))
     };
     let give_up = Instant::now() + Duration::from_secs(60);
     while claimed(3000).is_none() {
@@ -101,24 +107,35 @@ fn a_stopped_download_goes_on_where_it_was() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let stopped = Instant::now();
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success()
+    );
     let (code, stdout, stderr) = ended(child.wait_with_output().unwrap());
     assert_eq!((code, stdout.as_str()), (143, ""), "{stderr}");
     assert!(stderr.contains("stopped by SIGTERM"), "{stderr}");
-    assert!(stopped.elapsed() < Duration::from_secs(5), "the socket was silent, the signal was not");
+    assert!(
+        stopped.elapsed() < Duration::from_secs(5),
+        "the socket was silent, the signal was not"
+    );
     assert!(claimed(3000).is_some(), "the partial file is kept");
     assert!(!home.repo().join("refs/main").exists());
 
     home.server.seen();
     home.json(&["download", ID]);
-    let ranges: Vec<String> =
-        home.server.seen().iter().filter(|r| r.cdn).filter_map(|r| r.header("range").map(str::to_string)).collect();
+    let ranges: Vec<String> = home
+        .server
+        .seen()
+        .iter()
+        .filter(|r| r.cdn)
+        .filter_map(|r| r.header("range").map(str::to_string))
+        .collect();
     assert_eq!(ranges, ["bytes=3000-"]);
     assert!(claimed(3000).is_none());
     assert!(home.json(&["cache", "verify"])["damaged"].as_array().unwrap().is_empty());
 }
 
-/// A Hub behind a proxy: its name means nothing here. What a proxy is asked is what curl and Python ask.
+/// A Hub behind a proxy: its name means nothing here. What a proxy is asked is what curl and Python
+/// ask.
 #[test]
 fn a_proxy_of_the_environment_is_asked_for_other_machines() {
     let home = Home::new();
@@ -137,8 +154,10 @@ fn a_proxy_of_the_environment_is_asked_for_other_machines() {
 
     let (code, _, stderr) = download("http://me:p%40ss@ADDRESS", "");
     assert_eq!(code, 0, "{stderr}");
-    // The server for large files is on this machine, where no proxy stands, and is not the Hub, whose token it must not see.
-    let (large, small): (Vec<_>, Vec<_>) = home.server.seen().into_iter().partition(|request| request.cdn);
+    // The server for large files is on this machine, where no proxy stands, and is not the Hub,
+    // whose token it must not see.
+    let (large, small): (Vec<_>, Vec<_>) =
+        home.server.seen().into_iter().partition(|request| request.cdn);
     assert!(small.len() > 5 && large.len() == 1, "{small:?}");
     for request in small {
         assert!(request.path.starts_with("http://hub.invalid:81/"), "{}", request.path);
@@ -147,7 +166,10 @@ fn a_proxy_of_the_environment_is_asked_for_other_machines() {
         assert_eq!(request.header("proxy-authorization"), Some("Basic bWU6cEBzcw=="));
         assert_eq!(request.header("authorization"), Some("Bearer hf_own"));
     }
-    assert_eq!((large[0].header("proxy-authorization"), large[0].header("authorization")), (None, None));
+    assert_eq!(
+        (large[0].header("proxy-authorization"), large[0].header("authorization")),
+        (None, None)
+    );
 }
 
 #[test]
@@ -164,7 +186,8 @@ fn offline_is_a_flag_or_pythons_variable() {
     let fetched = home.json(&["download", ID]);
     home.server.seen();
     let args = ["download", ID, "--json"];
-    let (code, stdout, stderr) = ended(home.command(&args).env("HF_HUB_OFFLINE", "1").output().unwrap());
+    let (code, stdout, stderr) =
+        ended(home.command(&args).env("HF_HUB_OFFLINE", "1").output().unwrap());
     assert_eq!((code, serde_json::from_str::<Value>(&stdout).unwrap()), (0, fetched), "{stderr}");
     assert!(home.server.seen().is_empty());
 }
@@ -180,9 +203,15 @@ fn the_cache_verb_lists_verifies_and_prunes() {
     assert_eq!(listed["repos"][0]["snapshots"][0]["commit"], fetched["commit"]);
     let (_, stdout, _) = home.run(&["cache", "ls"]);
     let commit = fetched["commit"].as_str().unwrap();
-    assert!(stdout.lines().nth(1).is_some_and(|l| l.contains(ID) && l.contains(&commit[..12])), "{stdout}");
+    assert!(
+        stdout.lines().nth(1).is_some_and(|l| l.contains(ID) && l.contains(&commit[..12])),
+        "{stdout}"
+    );
     let (code, stdout, _) = home.run(&["cache", "verify"]);
-    assert!(code == 0 && stdout.contains("4 files hashed") && stdout.contains("nothing is damaged"), "{stdout}");
+    assert!(
+        code == 0 && stdout.contains("4 files hashed") && stdout.contains("nothing is damaged"),
+        "{stdout}"
+    );
 
     let blob = home.blob(WEIGHTS);
     let mut bytes = fs::read(&blob).unwrap();
@@ -193,7 +222,12 @@ fn the_cache_verb_lists_verifies_and_prunes() {
     let found: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(found["damaged"][0]["id"], ID);
     let repair = format!("eslm-kd download org/tiny --revision {commit}");
-    for part in [WEIGHTS, "not the hash", "`eslm-kd cache verify org/tiny --remove`", &format!("then `{repair}`")] {
+    for part in [
+        WEIGHTS,
+        "not the hash",
+        "`eslm-kd cache verify org/tiny --remove`",
+        &format!("then `{repair}`"),
+    ] {
         assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
     // The commands that the error names do repair it.
@@ -227,7 +261,8 @@ fn a_run_records_the_commits_of_its_models() {
     let folder = |name: &str, seed| {
         let dir = home.dir.path().join(name);
         let tokenizer = tiny::world().join("tokenizer");
-        let model = Gpt2::scratch(Gpt2Config::new(tiny::VOCAB, 16, 16, 1, 2), seed, &Device::Cpu).unwrap();
+        let model =
+            Gpt2::scratch(Gpt2Config::new(tiny::VOCAB, 16, 16, 1, 2), seed, &Device::Cpu).unwrap();
         fs::create_dir_all(&dir).unwrap();
         let options = SaveOptions { eot: None, tokenizer: Some(&tokenizer) };
         save_model(&dir, &model.config, &model.params, &options).unwrap();
@@ -258,19 +293,34 @@ fn a_plan_asks_the_hub_for_a_shape_and_for_no_weights() {
     let offline = [&args[..], &["--offline"]].concat();
     let (code, stdout, stderr) = home.run(&offline);
     assert_eq!((code, stdout.as_str()), (4, ""), "{stderr}");
-    assert!(stderr.contains("`eslm-kd download org/tiny`") && home.server.seen().is_empty(), "{stderr}");
+    assert!(
+        stderr.contains("`eslm-kd download org/tiny`") && home.server.seen().is_empty(),
+        "{stderr}"
+    );
 
     let (code, planned, stderr) = home.run(&args);
     assert_eq!(code, 0, "{stderr}");
     let asked = home.server.seen();
     assert!(!asked.is_empty() && asked.iter().all(|r| !r.path.contains(WEIGHTS)), "{asked:?}");
-    let config: Value = serde_json::from_slice(&fs::read(home.blob("config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(home.blob("config.json")).unwrap()).unwrap();
     let json: Value = serde_json::from_str(&planned).unwrap();
     assert_eq!(json["teacher"]["shape"]["n_embd"], config["n_embd"]);
     // From the cache, without a question; it is not the model.
     assert_eq!(home.run(&offline), (0, planned, String::new()));
     assert!(home.server.seen().is_empty());
-    let distill = ["distill", "--offline", "--data", "d", "--teacher", ID, "--student", "tiny", "--out", "run"];
+    let distill = [
+        "distill",
+        "--offline",
+        "--data",
+        "d",
+        "--teacher",
+        ID,
+        "--student",
+        "tiny",
+        "--out",
+        "run",
+    ];
     std::os::unix::fs::symlink(tiny::data(), home.dir.path().join("d")).unwrap();
     let (code, _, stderr) = home.run(&distill);
     assert!(code == 4 && stderr.contains(&format!("{WEIGHTS} is not in the cache")), "{stderr}");

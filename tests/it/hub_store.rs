@@ -1,5 +1,5 @@
-//! `cache ls | verify | prune` on a cache that the fault server filled. Promise: damage is found, nothing that anybody
-//! uses or downloads is removed.
+//! `cache ls | verify | prune` on a cache that the fault server filled. Promise: damage is found,
+//! nothing that anybody uses or downloads is removed.
 
 use crate::hub::{Bench, ID, model_files};
 use crate::support::hub_server::{Kind, On};
@@ -49,7 +49,8 @@ fn two_commits() -> (Bench, String, String) {
 fn ls_names_commits_refs_and_sizes() {
     let (bench, old, new) = two_commits();
     // What is no model of the Hub is not looked at.
-    for other in ["datasets--org--text/blobs", "models--../blobs", "models--a--b--c/blobs", "notes"] {
+    for other in ["datasets--org--text/blobs", "models--../blobs", "models--a--b--c/blobs", "notes"]
+    {
         fs::create_dir_all(bench.cache.path().join(other)).unwrap();
     }
     let listed = list(bench.cache.path(), None).unwrap();
@@ -61,7 +62,10 @@ fn ls_names_commits_refs_and_sizes() {
     let found = |commit: &str| repo.snapshots.iter().find(|s| s.commit == commit).unwrap();
     assert_eq!((found(&old).files, found(&old).bytes), (4, bytes_of(&all)));
     assert!(found(&old).refs.is_empty());
-    assert_eq!((found(&new).refs.as_slice(), found(&new).bytes), (&["main".to_string()][..], bytes_of(&all) + 1));
+    assert_eq!(
+        (found(&new).refs.as_slice(), found(&new).bytes),
+        (&["main".to_string()][..], bytes_of(&all) + 1)
+    );
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     assert!(now - repo.last_used.unwrap() < 300);
     let error = list(bench.cache.path(), Some("org/none")).unwrap_err();
@@ -75,7 +79,8 @@ fn verify_finds_damage_and_the_next_download_repairs_it() {
     let bench = Bench::with_model();
     let fetched = bench.fetch().unwrap();
     let sound = check(&bench, false);
-    let everything = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    let everything =
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
     assert_eq!((sound.blobs, sound.bytes, sound.damaged.len()), (4, bytes_of(&everything), 0));
 
     // One bit of a large file (same length), a cut small file, and a link to nothing.
@@ -89,29 +94,39 @@ fn verify_finds_damage_and_the_next_download_repairs_it() {
     let partial = bench.repo().join(format!("blobs/{}.1234abcd.incomplete", "a".repeat(40)));
     fs::write(&partial, "abc").unwrap();
     let found = check(&bench, false);
-    let damaged = |path: &PathBuf| found.damaged.iter().find(|d| d.path.ends_with(path.file_name().unwrap())).unwrap();
+    let damaged = |path: &PathBuf| {
+        found.damaged.iter().find(|d| d.path.ends_with(path.file_name().unwrap())).unwrap()
+    };
     assert_eq!(found.damaged.len(), 3, "{found:?}");
     assert_eq!(damaged(&weights).files, [format!("{}/model.safetensors", fetched.commit)]);
     assert!(damaged(&config).problem.contains("hash") && !damaged(&config).removed);
     let link = fetched.dir.join("tokenizer.json");
     assert!(damaged(&link).problem.contains("not there"));
     assert_eq!(found.partial, std::slice::from_ref(&partial));
-    assert_eq!(found.repairs(), [format!("eslm-kd download org/tiny --revision {}", fetched.commit)]);
+    assert_eq!(
+        found.repairs(),
+        [format!("eslm-kd download org/tiny --revision {}", fetched.commit)]
+    );
     assert_eq!(check(&bench, false), found, "looking changes nothing");
 
     // A process that holds the blob keeps it.
     let name = weights.file_name().unwrap().to_str().unwrap();
-    let lock = File::open(bench.cache.path().join(format!(".locks/models--org--tiny/{name}.lock"))).unwrap();
+    let lock = File::open(bench.cache.path().join(format!(".locks/models--org--tiny/{name}.lock")))
+        .unwrap();
     lock.lock().unwrap();
     let removed = check(&bench, true);
-    let left: Vec<&Path> = removed.damaged.iter().filter(|d| !d.removed).map(|d| d.path.as_path()).collect();
+    let left: Vec<&Path> =
+        removed.damaged.iter().filter(|d| !d.removed).map(|d| d.path.as_path()).collect();
     assert_eq!(left.len(), 1);
     assert!(weights.exists() && !config.exists() && fs::symlink_metadata(&link).is_err());
     drop(lock);
     assert!(check(&bench, true).damaged.iter().all(|d| d.removed));
-    assert!(!weights.exists() && fs::symlink_metadata(fetched.dir.join("model.safetensors")).is_err());
+    assert!(
+        !weights.exists() && fs::symlink_metadata(fetched.dir.join("model.safetensors")).is_err()
+    );
 
-    let again = fetch_model(ID, Some(&fetched.commit), What::Model, &bench.options, &Silent).unwrap();
+    let again =
+        fetch_model(ID, Some(&fetched.commit), What::Model, &bench.options, &Silent).unwrap();
     assert_eq!((again, bench.blobs()), (fetched, 4));
     assert_eq!(check(&bench, false), Verified { partial: vec![partial], ..sound });
 }
@@ -129,9 +144,13 @@ fn prune_removes_what_nothing_names_and_says_how_much() {
     for (path, bytes) in [(&released, 1), (&claimed, 10), (&pythons, 100), (&strange, 1000)] {
         fs::write(path, vec![0; bytes]).unwrap();
     }
-    // What is young may belong to a process whose lock cannot be seen; a released partial file belongs to nobody.
+    // What is young may belong to a process whose lock cannot be seen; a released partial file
+    // belongs to nobody.
     let dry = tidy(&bench, true);
-    assert_eq!(dry.removed.iter().map(|r| r.path.clone()).collect::<Vec<_>>(), std::slice::from_ref(&released));
+    assert_eq!(
+        dry.removed.iter().map(|r| r.path.clone()).collect::<Vec<_>>(),
+        std::slice::from_ref(&released)
+    );
     let left: Vec<&PathBuf> = dry.left.iter().map(|l| &l.path).collect();
     assert_eq!(left, [&snapshot(&old), &pythons, &claimed]);
     assert!(released.exists() && dry.dry_run);
@@ -157,7 +176,9 @@ fn prune_keeps_away_from_a_download() {
     age_all(&bench.repo().join("blobs"));
     age_all(&bench.repo().join("snapshots"));
     fs::remove_file(bench.repo().join("refs/main")).unwrap();
-    let weights = fs::canonicalize(bench.repo().join("snapshots").join(&old).join("model.safetensors")).unwrap();
+    let weights =
+        fs::canonicalize(bench.repo().join("snapshots").join(&old).join("model.safetensors"))
+            .unwrap();
     fs::remove_file(&weights).unwrap();
 
     // Ours: the shared lock of the repository.
@@ -168,7 +189,10 @@ fn prune_keeps_away_from_a_download() {
         let download = scope.spawn(|| fetch_model(ID, None, What::Model, &patient, &Silent));
         bench.server.wait_for_body("model.safetensors");
         let during = tidy(&bench, false);
-        assert!(during.removed.is_empty() && during.left[0].reason.contains("downloading"), "{during:?}");
+        assert!(
+            during.removed.is_empty() && during.left[0].reason.contains("downloading"),
+            "{during:?}"
+        );
         download.join().unwrap().unwrap();
     });
     bench.blobs();

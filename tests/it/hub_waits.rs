@@ -14,7 +14,10 @@ fn the_server_says_how_long_to_wait() {
     bench.server.fault(On::Head, "config.json", Kind::Status(429, "Retry-After: 1\r\n"), 1);
     let started = Instant::now();
     bench.fetch().unwrap();
-    assert!(started.elapsed() >= Duration::from_secs(1), "the back-off alone would be milliseconds");
+    assert!(
+        started.elapsed() >= Duration::from_secs(1),
+        "the back-off alone would be milliseconds"
+    );
 }
 
 #[test]
@@ -24,7 +27,10 @@ fn a_stalled_server_costs_bounded_time() {
         bench.server.fault(on, file, Kind::Stall(10), usize::MAX);
         let started = Instant::now();
         let message = bench.refused();
-        assert!(message.contains("no byte within") || message.contains("no answer within"), "{on:?}: {message}");
+        assert!(
+            message.contains("no byte within") || message.contains("no answer within"),
+            "{on:?}: {message}"
+        );
         assert!(started.elapsed() < Duration::from_secs(8), "{on:?}: {:?}", started.elapsed());
     }
 }

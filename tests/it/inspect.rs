@@ -23,27 +23,54 @@ fn run(place: &TempDir, args: &[&str]) -> (i32, String, String) {
 fn a_text_is_scored_shown_and_written() {
     let place = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     fs::write(place.path().join("run.toml"), RUN_FILE).unwrap();
-    fs::write(place.path().join("text.txt"), "One fine <day> & another fine day.\nAnd one more.").unwrap();
+    fs::write(place.path().join("text.txt"), "One fine <day> & another fine day.\nAnd one more.")
+        .unwrap();
     let data = tiny::data().display().to_string();
-    let (code, _, error) = run(&place, &["pretrain", "run.toml", "--data", &data, "--out", "m", "-q"]);
+    let (code, _, error) =
+        run(&place, &["pretrain", "run.toml", "--data", &data, "--out", "m", "-q"]);
     assert_eq!(code, 0, "{error}");
 
-    let page = ["inspect", "m", "--teacher", "m", "--text", "text.txt", "--out", "page.html", "--mark", "0.25"];
+    let page = [
+        "inspect",
+        "m",
+        "--teacher",
+        "m",
+        "--text",
+        "text.txt",
+        "--out",
+        "page.html",
+        "--mark",
+        "0.25",
+    ];
     let (code, out, error) = run(&place, &page);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("page: page.html") && out.contains("0.25") && !out.contains("fine"), "{out}");
+    assert!(
+        out.contains("page: page.html") && out.contains("0.25") && !out.contains("fine"),
+        "{out}"
+    );
     let html = fs::read_to_string(place.path().join("page.html")).unwrap();
-    assert!(html.contains("&lt;") && html.contains("KL(teacher || model)") && html.contains("</html>"));
+    assert!(
+        html.contains("&lt;") && html.contains("KL(teacher || model)") && html.contains("</html>")
+    );
 
     let (code, out, _) = run(&place, &["inspect", "m", "--text", "text.txt"]);
     assert_eq!(code, 0);
-    assert!(out.contains('[') && out.contains("VaR(0.5)") && out.contains("CE of dropped"), "{out}");
+    assert!(
+        out.contains('[') && out.contains("VaR(0.5)") && out.contains("CE of dropped"),
+        "{out}"
+    );
 
-    let (_, out, _) =
-        run(&place, &["inspect", "m", "--text", "text.txt", "--score", "loss", "--max-tokens", "9", "--json"]);
+    let (_, out, _) = run(
+        &place,
+        &["inspect", "m", "--text", "text.txt", "--score", "loss", "--max-tokens", "9", "--json"],
+    );
     let json: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((json["tokens"].as_array().unwrap().len(), &json["score"]), (9, &Value::from("loss")));
-    let kept = json["tokens"].as_array().unwrap().iter().filter(|t| t["figures"]["kept"] == true).count();
+    assert_eq!(
+        (json["tokens"].as_array().unwrap().len(), &json["score"]),
+        (9, &Value::from("loss"))
+    );
+    let kept =
+        json["tokens"].as_array().unwrap().iter().filter(|t| t["figures"]["kept"] == true).count();
     assert_eq!(kept, 4, "half of eight predictions");
 
     for (args, status, part) in [
@@ -52,8 +79,12 @@ fn a_text_is_scored_shown_and_written() {
         (&["--pool", "carried"], 2, "carried"),
         (&["--context", "17"], 2, "between 1 and 16"),
     ] {
-        let (code, out, error) = run(&place, &[&["inspect", "m", "--text", "text.txt"], args].concat());
-        assert!(code == status && out.is_empty() && error.contains(part), "{args:?}: {code} {error}");
+        let (code, out, error) =
+            run(&place, &[&["inspect", "m", "--text", "text.txt"], args].concat());
+        assert!(
+            code == status && out.is_empty() && error.contains(part),
+            "{args:?}: {code} {error}"
+        );
     }
     fs::write(place.path().join("text.txt"), [b'a', 0xFF]).unwrap();
     let (code, _, error) = run(&place, &["inspect", "m", "--text", "text.txt"]);

@@ -1,4 +1,5 @@
-//! Imports run one way: a folder of `src` uses only what stands below it. ARCHITECTURE.md quotes the same list.
+//! Imports run one way: a folder of `src` uses only what stands below it. ARCHITECTURE.md quotes
+//! the same list.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +25,9 @@ const LAYERS: [&[&str]; 14] = [
 
 fn floor(room: &str) -> usize {
     let found = LAYERS.iter().position(|floor| floor.contains(&room));
-    found.unwrap_or_else(|| panic!("{room} stands on no floor: add it to LAYERS and to ARCHITECTURE.md"))
+    found.unwrap_or_else(|| {
+        panic!("{room} stands on no floor: add it to LAYERS and to ARCHITECTURE.md")
+    })
 }
 
 fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
@@ -40,11 +43,14 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 
 /// The rooms that follow `crate::` in a text, also in braces.
 fn rooms(text: &str) -> BTreeSet<String> {
-    let name = |s: &str| s.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
+    let name =
+        |s: &str| s.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
     let mut found = BTreeSet::new();
     for rest in text.split("crate::").skip(1) {
         match rest.strip_prefix('{') {
-            Some(list) => found.extend(list.split('}').next().unwrap_or_default().split(',').map(|s| name(s.trim()))),
+            Some(list) => found.extend(
+                list.split('}').next().unwrap_or_default().split(',').map(|s| name(s.trim())),
+            ),
             None => drop(found.insert(name(rest))),
         }
     }
@@ -56,7 +62,11 @@ fn rooms(text: &str) -> BTreeSet<String> {
 /// A source without its tests, and without what its comments speak of.
 fn code(text: &str) -> String {
     let product = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    product.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    product
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
@@ -69,7 +79,9 @@ fn imports_run_downward() {
         let within = file.strip_prefix(&src).unwrap();
         let room = within.components().next().unwrap().as_os_str().to_string_lossy();
         let room = room.trim_end_matches(".rs");
-        let is_test = within.file_stem().is_some_and(|s| s.to_string_lossy().ends_with("tests") || s == "testing");
+        let is_test = within
+            .file_stem()
+            .is_some_and(|s| s.to_string_lossy().ends_with("tests") || s == "testing");
         if is_test {
             continue;
         }
@@ -84,7 +96,8 @@ fn imports_run_downward() {
 
 #[test]
 fn architecture_quotes_the_floors() {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
     let quoted: Vec<String> = LAYERS.iter().rev().skip(1).map(|floor| floor.join(" ")).collect();
     let quoted = quoted.join("\n");
     assert!(text.contains(&quoted), "ARCHITECTURE.md should hold, in a block:\n{quoted}");

@@ -1,7 +1,9 @@
 //! The one integration test binary: each file tests one promise of the crate from outside.
 
+mod bad_numbers;
 mod cli;
 mod compare;
+mod costs;
 mod crossings; // every choice with every other, against one slow step in plain tensor operations
 mod curves; // the loss curve of each kind of run, pinned
 mod faults;

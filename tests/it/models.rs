@@ -20,8 +20,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let text: String =
-            (0..60).map(|i| format!("Anna put {i} pears in the basket; höher than {}.\n", i * 7)).collect();
+        let text: String = (0..60)
+            .map(|i| format!("Anna put {i} pears in the basket; höher than {}.\n", i * 7))
+            .collect();
         let path = root.path().join("text.txt");
         std::fs::write(&path, &text).unwrap();
         let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
@@ -43,7 +44,8 @@ impl World {
     fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
         without_settings(&mut command);
-        let out = command.args(args).current_dir(self.root.path()).stdin(Stdio::null()).output().unwrap();
+        let out =
+            command.args(args).current_dir(self.root.path()).stdin(Stdio::null()).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
     }
@@ -74,11 +76,15 @@ fn eval_prints_four_numbers_and_an_export_has_the_same() {
     assert!((number("bits_per_byte") - bits).abs() < 1e-9 * bits);
     // Random weights: each of 300 tokens is about as likely as another, or worse.
     assert!(number("nll") > 5.0 && number("nll") < 12.0, "{found}");
-    let other = world.json(&["eval", "run", "--data", "text.txt", "--stride", "5", "--context", "20"]);
+    let other =
+        world.json(&["eval", "run", "--data", "text.txt", "--stride", "5", "--context", "20"]);
     assert!(other["tokens"] == found["tokens"] && other["nll"] != found["nll"]);
 
     let exported = world.json(&["export", "run", "--out", "out"]);
-    assert_eq!((exported["out"].as_str(), exported["tokenizer"].as_bool()), (Some("out"), Some(true)));
+    assert_eq!(
+        (exported["out"].as_str(), exported["tokenizer"].as_bool()),
+        (Some("out"), Some(true))
+    );
     assert_eq!(world.json(&["eval", "out", "--data", "text.txt"]), found);
     let (code, stdout, _) = world.run(&["eval", "./out", "--data", "text.txt"]);
     assert!(code == 0 && stdout.contains("perplexity"), "{stdout}");
@@ -96,7 +102,10 @@ fn generate_continues_the_prompt_and_repeats_itself_for_the_same_seed() {
     }
     // A seed with which the text does not end by itself.
     let whole = |seed: &&str| world.json(&with(&base, &["--seed", seed]))["tokens"] == 25;
-    let seed = ["7", "8", "9", "10"].into_iter().find(whole).expect("most texts are longer than 25 tokens");
+    let seed = ["7", "8", "9", "10"]
+        .into_iter()
+        .find(whole)
+        .expect("most texts are longer than 25 tokens");
     let (code, first, _) = world.run(&with(&base, &["--seed", seed]));
     assert!(code == 0 && first.starts_with("Anna put") && first.ends_with('\n'), "{first:?}");
     assert_eq!(world.run(&with(&base, &["--seed", seed])).1, first);
@@ -109,7 +118,10 @@ fn generate_continues_the_prompt_and_repeats_itself_for_the_same_seed() {
     assert_eq!(greedy("1"), greedy("2"));
     assert_eq!(world.run(&with(&base, &["--top-k", "1", "--seed", "3"])).1, greedy("1"));
     // Beyond the 32 positions, and from nothing.
-    assert_eq!(world.json(&["generate", "run", "--max-tokens", "90", "--temperature", "0"])["prompt_tokens"], 1);
+    assert_eq!(
+        world.json(&["generate", "run", "--max-tokens", "90", "--temperature", "0"])["prompt_tokens"],
+        1
+    );
 }
 
 #[test]
@@ -142,27 +154,51 @@ fn a_plan_finds_models_by_the_rules_of_a_run() {
         place.json(&[&args[..], more].concat())
     };
     let step = "teacher/checkpoints/step-00000002";
-    for name in ["teacher", "teacher/model", "teacher/best", "teacher/last", "teacher/checkpoints", step] {
+    for name in
+        ["teacher", "teacher/model", "teacher/best", "teacher/last", "teacher/checkpoints", step]
+    {
         let planned = plan(name, &["--student", "tiny"]);
         assert_eq!(planned["teacher"]["name"], name);
         let shape = &planned["teacher"]["shape"];
-        assert_eq!((&shape["n_layer"], &shape["n_embd"]), (&2.into(), &16.into()), "{name}: {planned}");
+        assert_eq!(
+            (&shape["n_layer"], &shape["n_embd"]),
+            (&2.into(), &16.into()),
+            "{name}: {planned}"
+        );
         let stored = plan("teacher", &["--student", name]);
         assert_eq!(stored["student"]["parameters"], planned["teacher"]["parameters"], "{name}");
     }
     // What `distill` refuses is no plan.
-    for (teacher, part) in [("tiny", "nor a preset"), ("teacher/config.toml", "is a file"), ("./no", "no folder ./no")]
+    for (teacher, part) in
+        [("tiny", "nor a preset"), ("teacher/config.toml", "is a file"), ("./no", "no folder ./no")]
     {
         for verb in ["plan", "distill"] {
-            place.refused(&[verb, "--data", &data, "--teacher", teacher, "--student", "tiny"], 2, &[part]);
+            place.refused(
+                &[verb, "--data", &data, "--teacher", teacher, "--student", "tiny"],
+                2,
+                &[part],
+            );
         }
     }
     // The student's shape is that of the run, also where the teacher decides it.
-    let layers = ["--student", "distil-82m", "--set", "layers=[1]", "--steps", "1", "--set", "data.rows=2"];
+    let layers =
+        ["--student", "distil-82m", "--set", "layers=[1]", "--steps", "1", "--set", "data.rows=2"];
     let planned = plan("teacher", &layers);
-    let args = ["distill", "--data", &data, "--teacher", "teacher", "--set", "data.context=16", "--out", "run"];
+    let args = [
+        "distill",
+        "--data",
+        &data,
+        "--teacher",
+        "teacher",
+        "--set",
+        "data.context=16",
+        "--out",
+        "run",
+    ];
     place.json(&[&args[..], &layers].concat());
-    let config: Value = serde_json::from_slice(&std::fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(place.path("run/model/config.json")).unwrap())
+            .unwrap();
     for key in ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"] {
         assert_eq!(planned["student"]["shape"][key], config[key], "{key}");
     }
@@ -177,12 +213,19 @@ fn a_run_that_has_not_finished_is_used_with_a_warning() {
         let args = ["distill", "--data", &data, "--teacher", teacher, "--steps", "1", "--out", out];
         let (code, _, stderr) = place.run(&[&args[..], &TINY].concat());
         assert_eq!(code, 0, "{stderr}");
-        stderr.lines().filter(|line| line.contains("not finished")).map(String::from).collect::<Vec<_>>()
+        stderr
+            .lines()
+            .filter(|line| line.contains("not finished"))
+            .map(String::from)
+            .collect::<Vec<_>>()
     };
     assert_eq!(distill("teacher", "a"), [""; 0], "its final model");
     std::fs::remove_dir_all(place.path("teacher/model")).unwrap();
     let said = distill("teacher", "b");
     assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].starts_with("warning: teacher is a run") && said[0].ends_with("step-00000002"), "{said:?}");
+    assert!(
+        said[0].starts_with("warning: teacher is a run") && said[0].ends_with("step-00000002"),
+        "{said:?}"
+    );
     assert_eq!(distill("teacher/last", "c"), [""; 0], "who names the checkpoint knows");
 }

@@ -1,5 +1,6 @@
-//! The model against PyTorch: logits, scores, losses and the gradient of every parameter; and against itself, by another
-//! path (f64, off the fast kernels), by finite differences, by micro-batches and by thread counts.
+//! The model against PyTorch: logits, scores, losses and the gradient of every parameter; and
+//! against itself, by another path (f64, off the fast kernels), by finite differences, by
+//! micro-batches and by thread counts.
 
 use crate::support::golden::{Golden, assert_gradients, assert_within, largest, values};
 use candle_core::{DType, Device, Tensor};
@@ -53,14 +54,22 @@ impl Case {
         }
     }
 
-    /// Random models larger than the goldens': several vocabulary tiles, several query blocks, several tasks.
+    /// Random models larger than the goldens': several vocabulary tiles, several query blocks,
+    /// several tasks.
     fn large() -> Self {
         let scratch = |d: usize, seed| {
-            let config = Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(5000, 80, d, 2, 3) };
+            let config =
+                Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(5000, 80, d, 2, 3) };
             Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
         };
         let ids = |step: u32| (0..210u32).map(|i| (i * step + i * i % 97) % 5000).collect();
-        Self { student: scratch(48, 1), teacher: scratch(36, 2), inputs: ids(31), targets: ids(57), context: 70 }
+        Self {
+            student: scratch(48, 1),
+            teacher: scratch(36, 2),
+            inputs: ids(31),
+            targets: ids(57),
+            context: 70,
+        }
     }
 
     fn in_f64(&self) -> Self {
@@ -74,10 +83,14 @@ impl Case {
     }
 
     fn stats(&self, temperature: f32) -> Vec<RowStats> {
-        let s =
-            Logits::new(self.student.forward(&self.inputs, self.context).unwrap(), self.student.params.wte().clone());
-        let t =
-            Logits::new(self.teacher.forward(&self.inputs, self.context).unwrap(), self.teacher.params.wte().clone());
+        let s = Logits::new(
+            self.student.forward(&self.inputs, self.context).unwrap(),
+            self.student.params.wte().clone(),
+        );
+        let t = Logits::new(
+            self.teacher.forward(&self.inputs, self.context).unwrap(),
+            self.teacher.params.wte().clone(),
+        );
         head::scan(&s, Some(&t), &self.targets, temperature).unwrap()
     }
 
@@ -100,7 +113,8 @@ impl Case {
         let s = Logits::new(hidden, self.student.params.wte().clone());
         let t = Logits::new(t_hidden, self.teacher.params.wte().clone());
         if way.fused {
-            let mut weigh = |row: usize, _: &RowStats| Ok(f32::from(u8::from(rows.contains(&(row as u32)))));
+            let mut weigh =
+                |row: usize, _: &RowStats| Ok(f32::from(u8::from(rows.contains(&(row as u32)))));
             let out = head::fused(
                 head::PassInput {
                     student: &s,
@@ -143,7 +157,9 @@ impl Case {
             self.student.backward(tape, Some(rows), &out.d_hidden, grads).unwrap();
         } else {
             let width = self.student.config.n_embd;
-            let dense = Tensor::zeros((self.inputs.len(), width), out.d_hidden.dtype(), &Device::Cpu).unwrap();
+            let dense =
+                Tensor::zeros((self.inputs.len(), width), out.d_hidden.dtype(), &Device::Cpu)
+                    .unwrap();
             scatter_add(&dense, &out.d_hidden, rows).unwrap();
             self.student.backward(tape, None, &dense, grads).unwrap();
         }
@@ -161,7 +177,8 @@ impl Case {
         let logits = |model: &Gpt2| {
             let hidden = model.forward(&self.inputs, self.context).unwrap();
             let index = Tensor::new(rows, &Device::Cpu).unwrap();
-            head::reference::logits(&hidden.index_select(&index, 0).unwrap(), model.params.wte()).unwrap()
+            head::reference::logits(&hidden.index_select(&index, 0).unwrap(), model.params.wte())
+                .unwrap()
         };
         let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r as usize]).collect();
         let (z, t) = (logits(&self.student), logits(&self.teacher));
@@ -192,7 +209,12 @@ fn logits_match_pytorch() {
         for (name, model) in [("logits", &case.student), ("teacher_logits", &case.teacher)] {
             let hidden = model.forward(&case.inputs, case.context).unwrap();
             let logits = matmul(&hidden, &model.params.wte().t().unwrap(), Precision::F32).unwrap();
-            assert_within(&format!("{shape}: {name}"), &values(&logits), &golden.values(name), 1e-5);
+            assert_within(
+                &format!("{shape}: {name}"),
+                &values(&logits),
+                &golden.values(name),
+                1e-5,
+            );
             // The forward with a tape is the same computation.
             let (taped, _) = model.forward_with_tape(&case.inputs, case.context).unwrap();
             assert_eq!(taped.to_vec2::<f32>().unwrap(), hidden.to_vec2::<f32>().unwrap());
@@ -229,7 +251,9 @@ fn every_gradient_matches_pytorch_on_every_path() {
         let case = Case::of(&golden);
         let (every, kept) = (valid(&golden), golden.ids("rows"));
         assert_eq!(kept.len(), every.len().div_ceil(2));
-        for (name, mix, rows) in [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)] {
+        for (name, mix, rows) in
+            [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)]
+        {
             let want = golden.scalar(&format!("loss.{name}"));
             let want_grad = |parameter: &str| golden.values(&format!("grad.{name}.{parameter}"));
             let mut sparse = Vec::new();
@@ -252,15 +276,23 @@ fn the_path_off_the_fast_kernels_matches_pytorch_and_the_fast_one() {
         let case = Case::of(&golden);
         let reference = case.in_f64();
         let (every, kept) = (valid(&golden), golden.ids("rows"));
-        for (name, mix, rows) in [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)] {
+        for (name, mix, rows) in
+            [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)]
+        {
             for sparse in [true, false] {
                 let way = Way { keep: false, sparse, fused: false };
                 let what = format!("{shape}: {name}, f64, {way:?}");
                 let (loss, grads) = reference.gradients(rows, mix, way);
                 let want = golden.scalar(&format!("loss.{name}"));
-                // What is left: lambda is an f32, off by 2.4e-8, and the goldens' gradients are stored in f32.
+                // What is left: lambda is an f32, off by 2.4e-8, and the goldens' gradients are
+                // stored in f32.
                 assert_within(&what, &[loss], &[want], 1e-7 * want.abs());
-                assert_gradients(&what, &grads, |p| golden.values(&format!("grad.{name}.{p}")), 5e-7);
+                assert_gradients(
+                    &what,
+                    &grads,
+                    |p| golden.values(&format!("grad.{name}.{p}")),
+                    5e-7,
+                );
                 let fast = case.gradients(rows, mix, way).1;
                 let wide = |p: &str| values(grads.named().find(|(n, _)| *n == p).unwrap().1);
                 assert_gradients(&format!("{what} against f32"), &fast, wide, 1e-5);
@@ -275,13 +307,16 @@ fn gradients_are_the_slopes_of_the_loss() {
     let golden = Golden::open("odd");
     let case = Case::of(&golden).in_f64();
     let rows = golden.ids("rows");
-    let (loss, grads) = case.gradients(&rows, DISTIL, Way { keep: false, sparse: true, fused: false });
+    let (loss, grads) =
+        case.gradients(&rows, DISTIL, Way { keep: false, sparse: true, fused: false });
     assert_within("loss", &[loss], &[case.loss(&rows, DISTIL)], 1e-9);
     let layout = case.student.params.layout().clone();
     for (which, ParamSpec { name, shape, .. }) in layout.entries().iter().enumerate() {
         let gradient = values(&grads.tensors()[which]);
         let base = values(&case.student.params.tensors()[which]);
-        let steepest = (0..base.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+        let steepest = (0..base.len())
+            .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+            .unwrap();
         for entry in [steepest, base.len() / 2, (which * 7919) % base.len()] {
             let moved = |by: f64| {
                 let mut data = base.clone();
@@ -293,7 +328,12 @@ fn gradients_are_the_slopes_of_the_loss() {
                 Case { student, ..case.slice(0, 3) }.loss(&rows, DISTIL)
             };
             let slope = (moved(H) - moved(-H)) / (2.0 * H);
-            assert_within(&format!("{name}[{entry}]"), &[gradient[entry]], &[slope], 1e-6 * slope.abs().max(1.0));
+            assert_within(
+                &format!("{name}[{entry}]"),
+                &[gradient[entry]],
+                &[slope],
+                1e-6 * slope.abs().max(1.0),
+            );
         }
     }
 }
@@ -371,7 +411,9 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
             // hidden = identity: row i of the logits is column i of the weight.
             let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
             let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
-            let logits = |name: &str| Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap());
+            let logits = |name: &str| {
+                Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap())
+            };
             let (student, teacher) = (logits("z"), logits("t"));
             let options = ScanOptions { tau: tau as f32, reverse_kl: true };
             let stats = head::scan(&student, Some(&teacher), &targets, options).unwrap();
@@ -414,13 +456,25 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
                 .unwrap();
                 assert_within(&what, &[alone.sum / (tau * tau)], &[value[row]], tolerance);
                 match word {
-                    "kl" => assert_within(&what, &[f64::from(stats[row].kl)], &[value[row]], tolerance),
-                    "reverse_kl" => assert_within(&what, &[f64::from(stats[row].reverse_kl)], &[value[row]], tolerance),
+                    "kl" => {
+                        assert_within(&what, &[f64::from(stats[row].kl)], &[value[row]], tolerance)
+                    }
+                    "reverse_kl" => assert_within(
+                        &what,
+                        &[f64::from(stats[row].reverse_kl)],
+                        &[value[row]],
+                        tolerance,
+                    ),
                     "tv" if no_tv_gradient.contains(&row) => continue,
                     _ => {}
                 }
                 let tolerance = 5e-6 * largest(&grad[range.clone()]).max(tau * value[row]).max(1.0);
-                assert_within(&format!("gradient of {what}"), &got[range.clone()], &grad[range], tolerance);
+                assert_within(
+                    &format!("gradient of {what}"),
+                    &got[range.clone()],
+                    &grad[range],
+                    tolerance,
+                );
             }
         }
     }

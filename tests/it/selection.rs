@@ -1,23 +1,28 @@
-//! Laws of the selection family and of schedules: CVaR's gradient, phase one, a threshold that nothing passes.
+//! Laws of the selection family and of schedules: CVaR's gradient, phase one, a threshold that
+//! nothing passes.
 
 use crate::laws::{ROWS, batch, bits, largest_difference, model, step, trainer};
 use candle_core::{DType, Device, Tensor, Var};
 use eslm_kd::config::{Pool, Tail};
-use eslm_kd::cost::{flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward};
+use eslm_kd::cost::{
+    flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
+};
 use eslm_kd::loss::Mix;
 use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::select::{Carried, Selector};
 use eslm_kd::train::StepReport;
 
-/// Rockafellar and Uryasev (2000): CVaR is the minimum over t of t + E[max(L - t, 0)] / (1 - alpha), at t = VaR. Its gradient
-/// there, by automatic differentiation, is the mean gradient of the kept rows.
+/// Rockafellar and Uryasev (2000): CVaR is the minimum over t of t + E[max(L - t, 0)] / (1 -
+/// alpha), at t = VaR. Its gradient there, by automatic differentiation, is the mean gradient of
+/// the kept rows.
 #[test]
 fn the_gradient_of_kept_losses_is_that_of_cvar() {
     let (n, width, vocab) = (40usize, 6usize, 23usize);
     let rng = Rng::new(3, Stream::Init);
     let tensor = |sub: u32, rows: usize| {
-        let data: Vec<f32> = (0..(rows * width) as u64).map(|i| rng.normal(sub, i) as f32).collect();
+        let data: Vec<f32> =
+            (0..(rows * width) as u64).map(|i| rng.normal(sub, i) as f32).collect();
         Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
     };
     let (hidden, weight) = (tensor(0, n), tensor(1, vocab));
@@ -48,7 +53,8 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
         )
         .unwrap();
 
-        // Any t between the k-th and the next loss is a minimiser; in between, the derivative of max(L - t, 0) exists.
+        // Any t between the k-th and the next loss is a minimiser; in between, the derivative of
+        // max(L - t, 0) exists.
         let mut sorted = losses.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         let t = f64::from(sorted[k - 1] + sorted[k]) / 2.0;
@@ -64,13 +70,25 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
         let grads = cvar.backward().unwrap();
         let close = |ours: &Tensor, theirs: &Tensor| {
             let ours = (ours.to_dtype(DType::F64).unwrap() / k as f64).unwrap();
-            let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            let difference = (ours - theirs)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .max_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap();
             // Single precision against double, gradients of the order of 1 / k.
             assert!(difference < 1e-6, "alpha {alpha}: {difference}");
         };
         close(&d_weight, grads.get(w.as_tensor()).unwrap());
         let d_hidden = grads.get(h.as_tensor()).unwrap();
-        close(&ours.d_hidden, &d_hidden.index_select(&Tensor::new(rows.as_slice(), &Device::Cpu).unwrap(), 0).unwrap());
+        close(
+            &ours.d_hidden,
+            &d_hidden
+                .index_select(&Tensor::new(rows.as_slice(), &Device::Cpu).unwrap(), 0)
+                .unwrap(),
+        );
         let dropped: Vec<u32> = (0..n as u32).filter(|r| !rows.contains(r)).collect();
         let rest = d_hidden.index_select(&Tensor::new(dropped, &Device::Cpu).unwrap(), 0).unwrap();
         assert_eq!(rest.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap(), 0.0);
@@ -78,7 +96,8 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
 }
 
 /// Phase one: half of the sequences go on after the first block, judged on every fourth position.
-const PHASE_ONE: [&str; 3] = ["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"];
+const PHASE_ONE: [&str; 3] =
+    ["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"];
 
 #[test]
 fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
@@ -92,19 +111,28 @@ fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
         let batch = batch(0, ROWS);
         let mut trainer = trainer(&settings);
         let report = trainer.step(0, 0, &batch).unwrap();
-        assert_eq!((report.sums.sequences, report.sums.valid, report.sums.tokens), ((4, 2), 32, 64), "{settings:?}");
-        // Which two went on is seen from the sequences alone: those whose step without phase one is the same.
+        assert_eq!(
+            (report.sums.sequences, report.sums.valid, report.sums.tokens),
+            ((4, 2), 32, 64),
+            "{settings:?}"
+        );
+        // Which two went on is seen from the sequences alone: those whose step without phase one is
+        // the same.
         let same = |pair: [u32; 2]| {
-            let mut plain = self::trainer(&[more, &["data.rows=2", "machine.micro_rows=2"]].concat());
+            let mut plain =
+                self::trainer(&[more, &["data.rows=2", "machine.micro_rows=2"]].concat());
             let other = plain.step(0, u64::from(pair[0]), &batch.pick(&pair)).unwrap();
             let consecutive = pair[1] == pair[0] + 1;
-            let close = largest_difference(&trainer, &plain) < 1e-6 && other.sums.kept == report.sums.kept;
+            let close =
+                largest_difference(&trainer, &plain) < 1e-6 && other.sums.kept == report.sums.kept;
             (close, consecutive)
         };
         let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]].map(same);
         let random = more.contains(&"select.score=random");
-        // Random scores go by a sequence's number in the run, which a pair with a gap cannot have by itself.
-        let found = pairs.iter().filter(|(close, consecutive)| *close && (*consecutive || !random)).count();
+        // Random scores go by a sequence's number in the run, which a pair with a gap cannot have
+        // by itself.
+        let found =
+            pairs.iter().filter(|(close, consecutive)| *close && (*consecutive || !random)).count();
         assert!(found == 1 || random, "{settings:?}: {pairs:?}");
     }
 }
@@ -112,17 +140,28 @@ fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
 #[test]
 fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
     let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
-    for more in [&["select.alpha=0"][..], &["select.alpha=0.5"], &["teacher=t", "select.score=kl", "select.alpha=0.3"]]
-    {
-        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "machine.backward=dense"]] {
-            let settings = [&PHASE_ONE[..], more, machine, &["select.burn_in=1", "machine.micro_rows=2"]].concat();
+    for more in [
+        &["select.alpha=0"][..],
+        &["select.alpha=0.5"],
+        &["teacher=t", "select.score=kl", "select.alpha=0.3"],
+    ] {
+        for machine in
+            [&["machine.head=keep"][..], &["machine.head=recompute", "machine.backward=dense"]]
+        {
+            let settings =
+                [&PHASE_ONE[..], more, machine, &["select.burn_in=1", "machine.micro_rows=2"]]
+                    .concat();
             let mut trainer = trainer(&settings);
             let plan = trainer.plan.clone();
             let shape = plan.teacher.as_ref().map(|_| &teacher);
             for (s, sequences) in [(0, (4, 4)), (1, (4, 2))] {
                 let report = step(&mut trainer, s);
                 assert_eq!(report.sums.sequences, sequences, "{settings:?}");
-                assert_eq!(report.sums.flops, flops_per_step(&student, shape, &plan, plan.level_at(s)), "{settings:?}");
+                assert_eq!(
+                    report.sums.flops,
+                    flops_per_step(&student, shape, &plan, plan.level_at(s)),
+                    "{settings:?}"
+                );
             }
         }
     }
@@ -139,12 +178,20 @@ fn phase_one_reports_what_it_executed_and_obeys_the_burn_in() {
 
 #[test]
 fn a_micro_batch_may_keep_nothing() {
-    let settings = ["select.score=loss", "select.pool=carried", "machine.micro_rows=1", "optim.weight_decay=0"];
+    let settings = [
+        "select.score=loss",
+        "select.pool=carried",
+        "machine.micro_rows=1",
+        "optim.weight_decay=0",
+    ];
     let mut trainer = trainer(&settings);
     trainer.selection.carried = Some(Carried { threshold: f32::MAX, lag: 1.0 });
     let before = bits(&trainer.student.params);
     let report = step(&mut trainer, 0);
-    assert_eq!((report.sums.kept, report.sums.rows, report.sums.valid, report.sums.loss), (0, 0, 64, 0.0));
+    assert_eq!(
+        (report.sums.kept, report.sums.rows, report.sums.valid, report.sums.loss),
+        (0, 0, 64, 0.0)
+    );
     assert!(bits(&trainer.student.params) == before, "nothing was learned");
     // The threshold comes back into reach, and some micro-batches keep while others do not.
     let losses = {
@@ -163,7 +210,10 @@ fn a_micro_batch_may_keep_nothing() {
 fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
     for (from, to, silent) in [(0.0, 0.5, 0), (0.5, 0.0, 4)] {
         let (from, to) = (format!("objective.lambda={from}"), format!("objective.lambda_end={to}"));
-        for machine in [&["machine.head=keep"][..], &["machine.head=recompute", "objective.divergence=reverse-kl"]] {
+        for machine in [
+            &["machine.head=keep"][..],
+            &["machine.head=recompute", "objective.divergence=reverse-kl"],
+        ] {
             let settings = [&["teacher=t", "steps=5", &from, &to][..], machine].concat();
             let mut trainer = trainer(&settings);
             let plan = trainer.plan.clone();
@@ -173,8 +223,12 @@ fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
             let lambdas: Vec<f64> = reports.iter().map(|r| r.settings.lambda).collect();
             assert_eq!((lambdas[silent as usize], lambdas[2]), (0.0, 0.25));
             let spent: f64 = reports.iter().map(|r| r.sums.flops.total()).sum();
-            let forecast = flops_of_run(&trainer.student.config, Some(&model(24, 3, 2).config), &plan);
-            assert!((spent - forecast).abs() < 1e-9 * spent, "{settings:?}: {spent} spent, {forecast} forecast");
+            let forecast =
+                flops_of_run(&trainer.student.config, Some(&model(24, 3, 2).config), &plan);
+            assert!(
+                (spent - forecast).abs() < 1e-9 * spent,
+                "{settings:?}: {spent} spent, {forecast} forecast"
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Twenty optimizer steps against PyTorch: selection by loss, distillation, clipping, decay groups and schedule, through
-//! the same function that trains, on every machine setting that must not change the mathematics.
+//! Twenty optimizer steps against PyTorch: selection by loss, distillation, clipping, decay groups
+//! and schedule, through the same function that trains, on every machine setting that must not
+//! change the mathematics.
 
 use crate::support::golden::{Golden, assert_within, values};
 use eslm_kd::config::{self, Overrides, Plan, RunFile};
@@ -94,7 +95,8 @@ fn twenty_steps_match_pytorch() {
             let (got, want) = (values(tensor), golden.values(&format!("final.{name}")));
             let what = format!("{machine:?}: final {name}");
             if name.ends_with("c_attn.bias") {
-                // The key bias has no gradient; AdamW turns its rounding into a walk (tests/reference/README.md).
+                // The key bias has no gradient; AdamW turns its rounding into a walk
+                // (tests/reference/README.md).
                 let d = want.len() / 3;
                 assert_within(&what, &got[d..2 * d], &want[d..2 * d], 5e-3);
                 assert_within(&what, &got[..d], &want[..d], 2e-5);
@@ -106,8 +108,8 @@ fn twenty_steps_match_pytorch() {
     }
 }
 
-/// Factors rounded to 8 bits move a loss by far less than 2^-8 of it, but gradients by up to a few times that, and near
-/// ties at the threshold may fall the other way.
+/// Factors rounded to 8 bits move a loss by far less than 2^-8 of it, but gradients by up to a few
+/// times that, and near ties at the threshold may fall the other way.
 #[test]
 fn twenty_bf16_steps_stay_near_pytorch() {
     if Bf16::detect().is_err() {
@@ -115,7 +117,8 @@ fn twenty_bf16_steps_stay_near_pytorch() {
     }
     let golden = Golden::open("adamw");
     let (inputs, targets) = (golden.ids("input_ids"), golden.ids("targets"));
-    let (loss, norm, mean_nll) = (golden.values("loss"), golden.values("grad_norm"), golden.values("mean_nll"));
+    let (loss, norm, mean_nll) =
+        (golden.values("loss"), golden.values("grad_norm"), golden.values("mean_nll"));
     let student = golden.model("student");
     let teacher = Teacher::new(golden.model("teacher"), &student.config).unwrap();
     let mut trainer = Trainer::new(plan(&["machine.dtype=bf16"]), student, Some(teacher)).unwrap();

@@ -1,7 +1,9 @@
-//! The quickstart: one student trained three ways on generated [`stories`], compared with nothing to download.
+//! The quickstart: one student trained three ways on generated [`stories`], compared with nothing
+//! to download.
 //!
-//! Plain pretraining, dense distillation and distillation on selected tokens, of equal tokens and seeds, each a run in
-//! the folder of the comparison. Data and teacher are made on first use, in a cache folder that the next one finds.
+//! Plain pretraining, dense distillation and distillation on selected tokens, of equal tokens and
+//! seeds, each a run in the folder of the comparison. Data and teacher are made on first use, in a
+//! cache folder that the next one finds.
 
 pub mod stories;
 
@@ -33,7 +35,8 @@ const STORIES_SEED: u64 = 1;
 const DENSE: &str = "dense";
 const ESLM: &str = "eslm";
 const VOCABULARY: usize = 2048;
-/// Part of the cache folder's name: a new number when the stories or the way they are prepared change.
+/// Part of the cache folder's name: a new number when the stories or the way they are prepared
+/// change.
 const CACHE_VERSION: u32 = 1;
 
 /// One trained model.
@@ -66,9 +69,16 @@ pub struct Quickstart {
     pub models: Vec<Trained>,
 }
 
-/// Trains and measures what is not there yet. `plan` is that of the last student; `out` must be new or empty unless
-/// `resume`. On a stop signal the run at hand is saved, and the error says what continues the whole.
-pub fn quickstart(plan: &Plan, out: &Path, resume: bool, cache: &Path, around: Where<'_>) -> Result<Quickstart> {
+/// Trains and measures what is not there yet. `plan` is that of the last student; `out` must be new
+/// or empty unless `resume`. On a stop signal the run at hand is saved, and the error says what
+/// continues the whole.
+pub fn quickstart(
+    plan: &Plan,
+    out: &Path,
+    resume: bool,
+    cache: &Path,
+    around: Where<'_>,
+) -> Result<Quickstart> {
     if !resume {
         check_free(out)?;
     }
@@ -76,7 +86,10 @@ pub fn quickstart(plan: &Plan, out: &Path, resume: bool, cache: &Path, around: W
         // A run inside names its own folder; what continues the whole is the verb.
         ErrorKind::Interrupted(_) => Error::new(
             e.kind(),
-            format!("stopped, and all state saved; continue with: eslm-kd distill --resume --out {}", out.display()),
+            format!(
+                "stopped, and all state saved; continue with: eslm-kd distill --resume --out {}",
+                out.display()
+            ),
         ),
         _ => e,
     })?;
@@ -84,14 +97,16 @@ pub fn quickstart(plan: &Plan, out: &Path, resume: bool, cache: &Path, around: W
     Ok(Quickstart { run: out.to_path_buf(), model: out.join(last).join(MODEL_FOLDER), models })
 }
 
-/// Where the quickstart keeps what the next one can use: `ESLM_KD_CACHE`, or `eslm-kd` in the user's cache folder.
+/// Where the quickstart keeps what the next one can use: `ESLM_KD_CACHE`, or `eslm-kd` in the
+/// user's cache folder.
 pub fn cache_folder() -> Result<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = var("ESLM_KD_CACHE")
         .or_else(|| var("XDG_CACHE_HOME").map(|c| c.join("eslm-kd")))
         .or_else(|| var("HOME").map(|h| h.join(".cache/eslm-kd")));
-    let base =
-        base.ok_or_else(|| Error::usage("no place for the quickstart's cache: set ESLM_KD_CACHE to a folder"))?;
+    let base = base.ok_or_else(|| {
+        Error::usage("no place for the quickstart's cache: set ESLM_KD_CACHE to a folder")
+    })?;
     Ok(base.join(format!("quickstart-{CACHE_VERSION}")))
 }
 
@@ -119,12 +134,14 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
 
 /// The teacher's plan, on the machine of the student's.
 fn teacher_plan(student: &Plan) -> Result<Plan> {
-    let file = RunFile::embedded(TEACHER_RUN).ok_or_else(|| Error::internal("the teacher's run file is missing"))?;
+    let file = RunFile::embedded(TEACHER_RUN)
+        .ok_or_else(|| Error::internal("the teacher's run file is missing"))?;
     let plan = config::load(Some(&file), &Overrides::default())?.plan;
     Ok(Plan { machine: student.machine.clone(), ..plan })
 }
 
-/// Plain, dense and, if the plan selects, selected: equal tokens, equal seeds, one difference at a time.
+/// Plain, dense and, if the plan selects, selected: equal tokens, equal seeds, one difference at a
+/// time.
 fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Plan)> {
     let mut eslm = plan.clone();
     eslm.teacher = Some(teacher.display().to_string());
@@ -172,7 +189,10 @@ fn trained(model: &'static str, run: &Path) -> Result<Trained> {
     let config = read_config(&run.join(MODEL_FOLDER).join("config.json"))?;
     let Metrics { curve, tokens, flops, seconds } = Metrics::read(run)?;
     let Some(val_loss) = curve.last().map(|point| point.val_loss) else {
-        return Err(Error::data(format!("{}: never validated; remove the folder and start again", run.display())));
+        return Err(Error::data(format!(
+            "{}: never validated; remove the folder and start again",
+            run.display()
+        )));
     };
     let (parameters, perplexity) = (config.parameters() as u64, val_loss.exp());
     Ok(Trained { model, parameters, tokens: tokens as u64, flops, seconds, val_loss, perplexity })
@@ -187,11 +207,15 @@ mod tests {
         let file = RunFile::embedded("quickstart").unwrap();
         let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
         let students = students(&plan, Path::new("t"));
-        let [(_, _, plain), (_, _, dense), (_, _, eslm)] = students.as_slice() else { panic!("three students") };
+        let [(_, _, plain), (_, _, dense), (_, _, eslm)] = students.as_slice() else {
+            panic!("three students")
+        };
         assert!(!plain.uses_teacher() && dense.uses_teacher() && eslm.uses_teacher());
         assert!(!plain.selects() && !dense.selects() && eslm.selects());
         assert!(
-            [plain, dense].iter().all(|p| (p.tokens(), p.seed, &p.optim) == (eslm.tokens(), eslm.seed, &eslm.optim))
+            [plain, dense]
+                .iter()
+                .all(|p| (p.tokens(), p.seed, &p.optim) == (eslm.tokens(), eslm.seed, &eslm.optim))
         );
     }
 }

@@ -51,10 +51,13 @@ impl RowReader {
     pub fn open(source: &Source, field: &str, consumed: &Arc<AtomicU64>) -> Result<Self> {
         let place = source.path.display();
         // Parquet starts reading at its end, so a compressed one has to be unpacked first.
-        let unpacked = (source.compression != Compression::None).then(|| Unpacked::new(source)).transpose()?;
+        let unpacked =
+            (source.compression != Compression::None).then(|| Unpacked::new(source)).transpose()?;
         let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let failed = |e: &dyn std::fmt::Display| Error::data(format!("{place}: not a readable Parquet file: {e}"));
+        let failed = |e: &dyn std::fmt::Display| {
+            Error::data(format!("{place}: not a readable Parquet file: {e}"))
+        };
         let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
         let mut input = Checked { file, size, pages: None };
         let metadata = guarded(&place, || ParquetMetaDataReader::new().parse_and_finish(&input))?;
@@ -69,9 +72,12 @@ impl RowReader {
             )));
         };
         if let Some(other) = no_strings(&columns[index]) {
-            return Err(Error::data(format!("{place}: column {field:?} holds {other}; expected strings")));
+            return Err(Error::data(format!(
+                "{place}: column {field:?} holds {other}; expected strings"
+            )));
         }
-        let leaf = (0..schema.num_columns()).find(|leaf| schema.get_column_root_idx(*leaf) == index);
+        let leaf =
+            (0..schema.num_columns()).find(|leaf| schema.get_column_root_idx(*leaf) == index);
         let leaf = leaf.ok_or_else(|| failed(&"its column has no data"))?;
         let found = guarded(&place, || Pages::find(&input, &metadata, |other| other == leaf))?;
         input.pages = Some(found.map_err(|e| failed(&e))?);
@@ -99,7 +105,9 @@ impl RowReader {
             let column = match &mut self.column {
                 Some(column) if column.left > 0 => column,
                 _ => {
-                    let Some(group) = self.metadata.row_groups().get(self.groups) else { return Ok(Vec::new()) };
+                    let Some(group) = self.metadata.row_groups().get(self.groups) else {
+                        return Ok(Vec::new());
+                    };
                     self.groups += 1;
                     let rows = usize::try_from(group.num_rows()).unwrap_or(0);
                     let (chunk, input) = (group.column(self.leaf), Arc::clone(&self.input));
@@ -113,25 +121,33 @@ impl RowReader {
                 continue;
             }
             let (mut levels, mut values) = (Vec::new(), Vec::new());
-            let (rows, ..) = column.reader.read_records(wanted, Some(&mut levels), None, &mut values)?;
+            let (rows, ..) =
+                column.reader.read_records(wanted, Some(&mut levels), None, &mut values)?;
             if rows == 0 {
                 let left = column.left;
-                return Err(ParquetError::EOF(format!("the column ends {left} rows before its row group")));
+                return Err(ParquetError::EOF(format!(
+                    "the column ends {left} rows before its row group"
+                )));
             }
             column.left -= rows;
-            // A column that may hold nulls says of each row whether it has a value; another has one in every row.
+            // A column that may hold nulls says of each row whether it has a value; another has one
+            // in every row.
             if levels.is_empty() {
                 return Ok(values.into_iter().map(Some).collect());
             }
             let mut values = values.into_iter();
-            return Ok(levels.iter().map(|level| if *level > 0 { values.next() } else { None }).collect());
+            return Ok(levels
+                .iter()
+                .map(|level| if *level > 0 { values.next() } else { None })
+                .collect());
         }
     }
 
     /// Progress in bytes on disk, by the share of rows.
     fn report(&mut self, rows: u64) {
         self.rows_read += rows;
-        let share = u128::from(self.source.size) * u128::from(self.rows_read) / u128::from(self.rows.max(1));
+        let share = u128::from(self.source.size) * u128::from(self.rows_read)
+            / u128::from(self.rows.max(1));
         let share = (share as u64).min(self.source.size);
         self.consumed.fetch_add(share - self.reported.min(share), Ordering::Relaxed);
         self.reported = self.reported.max(share);
@@ -143,11 +159,14 @@ impl WholeDocuments for RowReader {
         loop {
             if let Some(value) = self.ready.next() {
                 let text = text_of(value.as_ref()).map(|text| Some(text.to_string()));
-                return text.map_err(|what| Error::data(format!("{}: column {:?} {what}", self.place(), self.field)));
+                return text.map_err(|what| {
+                    Error::data(format!("{}: column {:?} {what}", self.place(), self.field))
+                });
             }
             let place = self.source.path.display().to_string();
-            let batch = guarded(&place, || self.batch())?
-                .map_err(|e| Error::data(format!("{place}: damaged after row {}: {e}", self.rows_read)))?;
+            let batch = guarded(&place, || self.batch())?.map_err(|e| {
+                Error::data(format!("{place}: damaged after row {}: {e}", self.rows_read))
+            })?;
             if batch.is_empty() {
                 return Ok(None);
             }
@@ -161,8 +180,8 @@ impl WholeDocuments for RowReader {
     }
 }
 
-/// A file that allocates for what it holds, not for what its footer says: lengths there are anyone's claim. Once its pages
-/// are known, it gives out nothing else.
+/// A file that allocates for what it holds, not for what its footer says: lengths there are
+/// anyone's claim. Once its pages are known, it gives out nothing else.
 struct Checked {
     file: File,
     size: u64,
@@ -202,8 +221,13 @@ fn no_strings(column: &Type) -> Option<String> {
     }
     let physical = column.get_physical_type();
     let info = column.get_basic_info();
-    let text = matches!(info.logical_type_ref(), Some(LogicalType::String | LogicalType::Json | LogicalType::Enum))
-        || matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::JSON | ConvertedType::ENUM);
+    let text = matches!(
+        info.logical_type_ref(),
+        Some(LogicalType::String | LogicalType::Json | LogicalType::Enum)
+    ) || matches!(
+        info.converted_type(),
+        ConvertedType::UTF8 | ConvertedType::JSON | ConvertedType::ENUM
+    );
     if physical != PhysicalType::BYTE_ARRAY {
         Some(physical.to_string())
     } else if !text {

@@ -1,6 +1,8 @@
-//! How long the pages of a Parquet file become, found out before the Parquet reader makes room for them.
+//! How long the pages of a Parquet file become, found out before the Parquet reader makes room for
+//! them.
 //!
-//! The reader takes a page's word for its length, up to 2 GiB, and unpacks gzip, Brotli and LZ4 to wherever they end.
+//! The reader takes a page's word for its length, up to 2 GiB, and unpacks gzip, Brotli and LZ4 to
+//! wherever they end.
 
 use parquet::basic::Compression;
 use parquet::errors::{ParquetError, Result as ParquetResult};
@@ -16,13 +18,14 @@ const MOST_PAGES: usize = 1 << 20;
 /// How deep headers may nest; they nest twice.
 const MOST_DEPTH: u8 = 8;
 
-/// The pages of some columns: by where they begin, their length, how they are packed, and how many of their first bytes are
-/// not.
+/// The pages of some columns: by where they begin, their length, how they are packed, and how many
+/// of their first bytes are not.
 #[derive(Debug)]
 pub struct Pages(HashMap<u64, (usize, Compression, usize)>);
 
 impl Pages {
-    /// Goes through the headers of all pages of the columns (leaves) that `wanted` names; errs for one that says it is too long.
+    /// Goes through the headers of all pages of the columns (leaves) that `wanted` names; errs for
+    /// one that says it is too long.
     pub fn find(
         file: &impl ChunkReader,
         metadata: &ParquetMetaData,
@@ -30,7 +33,13 @@ impl Pages {
     ) -> ParquetResult<Self> {
         let mut pages = HashMap::new();
         for group in metadata.row_groups() {
-            for column in group.columns().iter().enumerate().filter(|(i, _)| wanted(*i)).map(|(_, column)| column) {
+            for column in group
+                .columns()
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| wanted(*i))
+                .map(|(_, column)| column)
+            {
                 let (mut at, length) = column.byte_range();
                 let end = at.saturating_add(length).min(file.len());
                 while at < end {
@@ -46,10 +55,16 @@ impl Pages {
                     let length = usize::try_from(header.packed)
                         .ok()
                         .filter(|length| *length as u64 <= end - start)
-                        .ok_or_else(|| ParquetError::EOF(format!("the page at byte {at} ends after its column")))?;
+                        .ok_or_else(|| {
+                            ParquetError::EOF(format!(
+                                "the page at byte {at} ends after its column"
+                            ))
+                        })?;
                     let bare = usize::try_from(header.bare).unwrap_or(0).min(length);
                     // One place with two meanings would be checked by one and read by the other.
-                    if pages.insert(start, (length, column.compression(), bare)).is_some() || pages.len() > MOST_PAGES {
+                    if pages.insert(start, (length, column.compression(), bare)).is_some()
+                        || pages.len() > MOST_PAGES
+                    {
                         return Err(ParquetError::General(format!(
                             "the page at byte {at} belongs to two columns, or is one of more than {MOST_PAGES}"
                         )));
@@ -61,10 +76,15 @@ impl Pages {
         Ok(Self(pages))
     }
 
-    /// Errs unless `bytes`, which begin at `start`, are one of the pages and unpack to no more than a page may have.
+    /// Errs unless `bytes`, which begin at `start`, are one of the pages and unpack to no more than
+    /// a page may have.
     pub fn check(&self, start: u64, bytes: &[u8]) -> ParquetResult<()> {
-        let Some((_, packing, bare)) = self.0.get(&start).filter(|(length, ..)| *length == bytes.len()) else {
-            return Err(ParquetError::General(format!("byte {start} is not the beginning of a page")));
+        let Some((_, packing, bare)) =
+            self.0.get(&start).filter(|(length, ..)| *length == bytes.len())
+        else {
+            return Err(ParquetError::General(format!(
+                "byte {start} is not the beginning of a page"
+            )));
         };
         if unpacks_to_more(*packing, &bytes[*bare..]) {
             return Err(ParquetError::General(format!(
@@ -75,11 +95,12 @@ impl Pages {
     }
 }
 
-/// Whether a page becomes longer than it may. The reader gives other packings no more room than their header claims. A page
-/// that is damaged before it is too long is left to the reader.
+/// Whether a page becomes longer than it may. The reader gives other packings no more room than
+/// their header claims. A page that is damaged before it is too long is left to the reader.
 fn unpacks_to_more(packing: Compression, bytes: &[u8]) -> bool {
     let longer = |unpacked: &mut dyn Read| {
-        io::copy(&mut unpacked.take(MOST_PAGE_BYTES + 1), &mut sink()).is_ok_and(|length| length > MOST_PAGE_BYTES)
+        io::copy(&mut unpacked.take(MOST_PAGE_BYTES + 1), &mut sink())
+            .is_ok_and(|length| length > MOST_PAGE_BYTES)
     };
     match packing {
         Compression::GZIP(_) => longer(&mut flate2::read::MultiGzDecoder::new(bytes)),
@@ -106,7 +127,8 @@ impl Header {
         read_struct(input, MOST_DEPTH, 0, &mut |outer, id, value| match (outer, id) {
             (0, 2) => header.unpacked = value,
             (0, 3) => header.packed = value,
-            // definition_levels_byte_length and repetition_levels_byte_length of data_page_header_v2
+            // definition_levels_byte_length and repetition_levels_byte_length of
+            // data_page_header_v2
             (8, 5 | 6) => header.bare = header.bare.saturating_add(value),
             _ => {}
         })?;
@@ -114,9 +136,14 @@ impl Header {
     }
 }
 
-/// Reads a struct of Thrift's compact protocol and tells of its integers: the field that the struct is itself (0 outside),
-/// their own field, their value.
-fn read_struct(input: &mut impl Read, depth: u8, outer: i16, see: &mut impl FnMut(i16, i16, i64)) -> io::Result<()> {
+/// Reads a struct of Thrift's compact protocol and tells of its integers: the field that the struct
+/// is itself (0 outside), their own field, their value.
+fn read_struct(
+    input: &mut impl Read,
+    depth: u8,
+    outer: i16,
+    see: &mut impl FnMut(i16, i16, i64),
+) -> io::Result<()> {
     let mut id = 0i16;
     loop {
         let byte = read_byte(input)?;
@@ -152,7 +179,8 @@ fn read_value(
         }
         9 | 10 => {
             let header = read_byte(input)?;
-            let count = if header >> 4 == 15 { read_unsigned(input)? } else { u64::from(header >> 4) };
+            let count =
+                if header >> 4 == 15 { read_unsigned(input)? } else { u64::from(header >> 4) };
             // Every element takes at least a byte, so the input's end bounds this.
             (0..count).try_for_each(|_| read_value(input, header & 15, depth, (-1, -1), see))
         }
@@ -201,18 +229,28 @@ mod tests {
 
     #[test]
     fn headers_of_both_versions_give_their_lengths() {
-        let read = |bytes: &[u8]| Header::read(&mut &*bytes).map(|h| (h.unpacked, h.packed, h.bare));
-        // type 0, 300 and 150 bytes, then data_page_header: 3 values and, as binary, a statistic whose bytes look like fields.
-        let first = [0x15, 0, 0x15, 0xD8, 0x04, 0x15, 0xAC, 0x02, 0x2C, 0x15, 6, 0x48, 2, 0x15, 0x15, 0, 0];
+        let read =
+            |bytes: &[u8]| Header::read(&mut &*bytes).map(|h| (h.unpacked, h.packed, h.bare));
+        // type 0, 300 and 150 bytes, then data_page_header: 3 values and, as binary, a statistic
+        // whose bytes look like fields.
+        let first =
+            [0x15, 0, 0x15, 0xD8, 0x04, 0x15, 0xAC, 0x02, 0x2C, 0x15, 6, 0x48, 2, 0x15, 0x15, 0, 0];
         assert_eq!(read(&first).unwrap(), (300, 150, 0));
-        // type 3, then data_page_header_v2 (field 8, by its long form) with 2 and 3 bytes of levels, and true.
+        // type 3, then data_page_header_v2 (field 8, by its long form) with 2 and 3 bytes of
+        // levels, and true.
         let second = [0x15, 6, 0x15, 20, 0x15, 18, 0x0C, 16, 0x55, 4, 0x15, 6, 0x11, 0, 0];
         assert_eq!(read(&second).unwrap(), (10, 9, 5));
         for cut in 0..first.len() {
             assert!(read(&first[..cut]).is_err(), "{cut}");
         }
         assert!(read(&[0x1C; 40]).unwrap_err().to_string().contains("too deep"));
-        assert!(read(&[0x15, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]).is_err(), "a number without an end");
-        assert!(read(&[0x19, 0xF5, 255, 255, 255, 255, 7]).is_err(), "a list longer than the input");
+        assert!(
+            read(&[0x15, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]).is_err(),
+            "a number without an end"
+        );
+        assert!(
+            read(&[0x19, 0xF5, 255, 255, 255, 255, 7]).is_err(),
+            "a list longer than the input"
+        );
     }
 }

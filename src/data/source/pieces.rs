@@ -6,23 +6,33 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::io::{BufRead, Read};
 
-/// The last place at or before `target` (else the first after it) where `text` may be cut without changing its
-/// tokens under GPT-2's scheme: before a space or newline that follows a character which is surely not white space.
+/// The last place at or before `target` (else the first after it) where `text` may be cut without
+/// changing its tokens under GPT-2's scheme: before a space or newline that follows a character
+/// which is surely not white space.
 ///
-/// Why this is safe: in GPT-2's pattern white space stands only at the start of a match or in matches of white space
-/// alone, so a match that covers the earlier character ends there; the pattern looks ahead but never back, and its
-/// one look-ahead, `\s+(?!\S)`, is used only where a match ends in white space, which the first half does not.
+/// Why this is safe: in GPT-2's pattern white space stands only at the start of a match or in
+/// matches of white space alone, so a match that covers the earlier character ends there; the
+/// pattern looks ahead but never back, and its one look-ahead, `\s+(?!\S)`, is used only where a
+/// match ends in white space, which the first half does not.
 pub fn split_point(text: &str, target: usize) -> Option<usize> {
     let bytes = text.as_bytes();
-    let safe =
-        |at: usize| matches!(bytes[at], b' ' | b'\n') && text[..at].chars().next_back().is_some_and(surely_not_space);
+    let safe = |at: usize| {
+        matches!(bytes[at], b' ' | b'\n')
+            && text[..at].chars().next_back().is_some_and(surely_not_space)
+    };
     let target = target.min(text.len().saturating_sub(1));
-    (1..=target).rev().find(|&at| safe(at)).or_else(|| (target + 1..text.len()).find(|&at| safe(at)))
+    (1..=target)
+        .rev()
+        .find(|&at| safe(at))
+        .or_else(|| (target + 1..text.len()).find(|&at| safe(at)))
 }
 
-/// A class on which every regular-expression engine agrees: no control, format or exotic white-space characters.
+/// A class on which every regular-expression engine agrees: no control, format or exotic
+/// white-space characters.
 fn surely_not_space(c: char) -> bool {
-    c.is_ascii_graphic() || c.is_alphanumeric() || matches!(c, '\u{3001}'..='\u{301F}' | '\u{2018}'..='\u{201F}')
+    c.is_ascii_graphic()
+        || c.is_alphanumeric()
+        || matches!(c, '\u{3001}'..='\u{301F}' | '\u{2018}'..='\u{201F}')
 }
 
 /// Reads a text file a bit at a time.
@@ -44,13 +54,24 @@ pub struct TextReader {
 impl TextReader {
     pub fn new(source: Source, input: Box<dyn BufRead + Send>, limit: Option<usize>) -> Self {
         let (buffer, partial) = (String::new(), Vec::new());
-        Self { source, input, buffer, start: 0, partial, offset: 0, ended: false, limit, inside: false }
+        Self {
+            source,
+            input,
+            buffer,
+            start: 0,
+            partial,
+            offset: 0,
+            ended: false,
+            limit,
+            inside: false,
+        }
     }
 
     fn fill(&mut self) -> Result<()> {
         self.buffer.drain(..std::mem::take(&mut self.start));
         let begin = self.partial.len();
-        // In proportion to what could not be handed out yet: looking through that again stays linear in all.
+        // In proportion to what could not be handed out yet: looking through that again stays
+        // linear in all.
         let more = self.buffer.len().max(1 << 16) as u64;
         let read = (&mut self.input).take(more).read_to_end(&mut self.partial);
         read.map_err(|e| self.source.unreadable(&e))?;
@@ -60,7 +81,9 @@ impl TextReader {
             Err(e) if e.error_len().is_none() && !self.ended => e.valid_up_to(),
             Err(e) => {
                 let (path, at) = (self.source.path.display(), self.offset + e.valid_up_to() as u64);
-                return Err(Error::data(format!("{path}: not UTF-8 at byte {at}; convert the file to UTF-8")));
+                return Err(Error::data(format!(
+                    "{path}: not UTF-8 at byte {at}; convert the file to UTF-8"
+                )));
             }
         };
         let mut text = std::str::from_utf8(&self.partial[..valid]).unwrap_or_default();

@@ -25,14 +25,19 @@ impl LineReader {
     fn parse(&self) -> Result<Option<String>> {
         let text = std::str::from_utf8(&self.line).map_err(|e| {
             let at = self.offset + e.valid_up_to() as u64;
-            Error::data(format!("{}: not UTF-8 at byte {at} of the file; convert it to UTF-8", self.place()))
+            Error::data(format!(
+                "{}: not UTF-8 at byte {at} of the file; convert it to UTF-8",
+                self.place()
+            ))
         })?;
-        let text = if self.number == 1 { text.strip_prefix('\u{FEFF}').unwrap_or(text) } else { text };
+        let text =
+            if self.number == 1 { text.strip_prefix('\u{FEFF}').unwrap_or(text) } else { text };
         if text.trim().is_empty() {
             return Ok(None);
         }
         let mut json = serde_json::Deserializer::from_str(text);
-        let found = json.deserialize_map(Field(&self.field)).and_then(|found| json.end().map(|()| found));
+        let found =
+            json.deserialize_map(Field(&self.field)).and_then(|found| json.end().map(|()| found));
         found.map(Some).map_err(|e| {
             let what = e.to_string();
             let what = what.split(" at line ").next().unwrap_or(&what);
@@ -46,7 +51,9 @@ impl WholeDocuments for LineReader {
         loop {
             self.offset += self.line.len() as u64;
             self.line.clear();
-            let read = (&mut self.input).take(MOST_DOCUMENT_BYTES as u64 + 1).read_until(b'\n', &mut self.line);
+            let read = (&mut self.input)
+                .take(MOST_DOCUMENT_BYTES as u64 + 1)
+                .read_until(b'\n', &mut self.line);
             if read.map_err(|e| self.source.unreadable(&e))? == 0 {
                 return Ok(None);
             }
@@ -92,12 +99,16 @@ impl<'de> Visitor<'de> for Field<'_> {
             Some(Found::Other(kind)) => {
                 Err(A::Error::custom(format!("field {:?} is {kind}; expected a string", self.0)))
             }
-            None => Err(A::Error::custom(format!("no field {:?}; name the right one with --text-field", self.0))),
+            None => Err(A::Error::custom(format!(
+                "no field {:?}; name the right one with --text-field",
+                self.0
+            ))),
         }
     }
 }
 
-/// What the field holds. Anything but a text is read over, not built: a list of numbers would take many times its bytes.
+/// What the field holds. Anything but a text is read over, not built: a list of numbers would take
+/// many times its bytes.
 enum Found {
     Text(String),
     Other(&'static str),

@@ -36,7 +36,9 @@ pub(crate) fn tricky() -> String {
         "\n'd",
     ];
     // A fixed walk that meets every pair of bits.
-    (0..bits.len() * bits.len() * 4).map(|i| bits[(i * 7 + i / bits.len() * 3 + i * i % 5) % bits.len()]).collect()
+    (0..bits.len() * bits.len() * 4)
+        .map(|i| bits[(i * 7 + i / bits.len() * 3 + i * i % 5) % bits.len()])
+        .collect()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -60,7 +62,8 @@ fn parquet_of(kind: &str, texts: &[Option<&str>]) -> Vec<u8> {
         column.typed::<Int32Type>().write_batch(&numbers, None, None).unwrap();
         column.close().unwrap();
         let mut column = group.next_column().unwrap().unwrap();
-        let values: Vec<ByteArray> = part.iter().flatten().map(|text| ByteArray::from(*text)).collect();
+        let values: Vec<ByteArray> =
+            part.iter().flatten().map(|text| ByteArray::from(*text)).collect();
         let levels: Vec<i16> = part.iter().map(|text| i16::from(text.is_some())).collect();
         let levels = (!kind.starts_with("REQUIRED")).then_some(&levels[..]);
         column.typed::<ByteArrayType>().write_batch(&values, levels, None).unwrap();
@@ -141,7 +144,8 @@ fn cutting_anywhere_allowed_leaves_the_tokens_as_they_are() {
     }
     // The test can fail: cutting behind a space does change tokens.
     let at = text.find(" they").unwrap() + 1;
-    let careless = [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
+    let careless =
+        [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
     assert!(careless != whole);
 }
 
@@ -153,12 +157,17 @@ fn text_files_split_at_marks_and_long_documents_into_pieces() {
     let expected = vec!["one".to_string(), long.clone(), "three".to_string()];
     assert_eq!(folder.documents("a.txt", text.as_bytes()).unwrap(), expected);
     assert_eq!(folder.documents("a.txt.gz", &gzip(text.as_bytes())).unwrap(), expected);
-    assert_eq!(folder.documents("a.txt.zst", &zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap(), expected);
+    assert_eq!(
+        folder.documents("a.txt.zst", &zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap(),
+        expected
+    );
     assert_eq!(folder.documents("b.md", b"\n").unwrap(), Vec::<String>::new());
     assert_eq!(folder.documents("b.txt", b"").unwrap(), Vec::<String>::new());
     // Nothing to cut at: the document stays whole.
     let unbroken = "a".repeat(1 << 20);
-    assert!(folder.documents("c.txt", unbroken.as_bytes()).unwrap() == std::slice::from_ref(&unbroken));
+    assert!(
+        folder.documents("c.txt", unbroken.as_bytes()).unwrap() == std::slice::from_ref(&unbroken)
+    );
     assert_eq!(folder.pieces("c.txt", unbroken.as_bytes(), "text").unwrap().len(), 1);
     let pieces = folder.pieces("a.txt", text.as_bytes(), "text").unwrap();
     assert!(pieces.len() > 5);
@@ -170,7 +179,8 @@ fn a_mark_across_reads_is_found() {
     let folder = Folder::new();
     // The mark lies at every offset around the first read's end.
     for shift in 0..20 {
-        let text = format!("{}<|endoftext|>b", "ab ".repeat(((1 << 16) - 15) / 3) + &"c".repeat(shift));
+        let text =
+            format!("{}<|endoftext|>b", "ab ".repeat(((1 << 16) - 15) / 3) + &"c".repeat(shift));
         let documents = folder.documents("a.txt", text.as_bytes()).unwrap();
         assert_eq!((documents.len(), documents[1].as_str()), (2, "b"), "shift {shift}");
     }
@@ -183,20 +193,26 @@ fn json_lines_and_parquet_give_their_documents() {
     let expected = vec!["a\nb".to_string(), "c é".to_string()];
     assert_eq!(folder.documents("a.jsonl", lines.as_bytes()).unwrap(), expected);
     // Two gzip members, as from appending.
-    let members = [gzip(b"{\"text\": \"a\\nb\"}\n"), gzip("{\"text\": \"c é\"}\n".as_bytes())].concat();
+    let members =
+        [gzip(b"{\"text\": \"a\\nb\"}\n"), gzip("{\"text\": \"c é\"}\n".as_bytes())].concat();
     assert_eq!(folder.documents("a.jsonl.gz", &members).unwrap(), expected);
     // Compression is recognised without its extension.
     assert_eq!(folder.documents("b.jsonl", &members).unwrap(), expected);
     let table = parquet_bytes(&[Some("a\nb"), Some(""), Some("c é")]);
     assert_eq!(folder.documents("a.parquet", &table).unwrap(), expected);
-    for text in
-        ["REQUIRED BYTE_ARRAY text (UTF8);", "OPTIONAL BYTE_ARRAY text (JSON);", "REQUIRED BYTE_ARRAY text (ENUM);"]
-    {
+    for text in [
+        "REQUIRED BYTE_ARRAY text (UTF8);",
+        "OPTIONAL BYTE_ARRAY text (JSON);",
+        "REQUIRED BYTE_ARRAY text (ENUM);",
+    ] {
         let table = parquet_of(text, &[Some("a\nb"), Some(""), Some("c é")]);
         assert_eq!(folder.documents("a.parquet", &table).unwrap(), expected, "{text}");
     }
     assert_eq!(folder.documents("a.parquet.gz", &gzip(&table)).unwrap(), expected);
-    assert_eq!(folder.documents("a.parquet.zst", &zstd::encode_all(&table[..], 1).unwrap()).unwrap(), expected);
+    assert_eq!(
+        folder.documents("a.parquet.zst", &zstd::encode_all(&table[..], 1).unwrap()).unwrap(),
+        expected
+    );
 }
 
 #[test]
@@ -210,7 +226,9 @@ fn damaged_streams_name_the_file() {
     flipped[middle] ^= 0x40;
     folder.error("a.txt.gz", &flipped); // found at the latest by the checksum
     let packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
-    assert!(folder.error("a.txt.zst", &packed[..packed.len() / 2]).contains("truncated or damaged"));
+    assert!(
+        folder.error("a.txt.zst", &packed[..packed.len() / 2]).contains("truncated or damaged")
+    );
     assert!(folder.error("a.txt.gz", b"plain").contains("first bytes"));
     assert!(folder.error("a.txt.gz", b"").contains("first bytes"));
     assert!(folder.error("a.txt.gz", &packed).contains("first bytes"));
@@ -218,7 +236,9 @@ fn damaged_streams_name_the_file() {
     assert!(folder.error("a", b"a").contains("unknown kind"));
     let table = parquet_bytes(&[Some("a")]);
     assert!(folder.error("a.txt", &table).contains("is a Parquet file"));
-    assert!(folder.error("a.parquet", &table[..table.len() - 3]).contains("not a readable Parquet"));
+    assert!(
+        folder.error("a.parquet", &table[..table.len() - 3]).contains("not a readable Parquet")
+    );
     assert!(folder.error("a.parquet", b"").contains("not a readable Parquet"));
     assert!(Source::open(folder.0.path()).unwrap_err().to_string().contains("is a folder"));
     assert!(Source::open_all(&[]).is_err());
@@ -229,19 +249,26 @@ fn bad_records_name_their_line() {
     let folder = Folder::new();
     let error = |text: &str| folder.error("a.jsonl", text.as_bytes());
     assert!(error("{\"text\":\"a\"}\n\n{\"body\":\"b\"}").contains("a.jsonl:3: no field \"text\""));
-    assert!(error("{\"text\":\"a\"}\n{\"text\":7}").contains("a.jsonl:2: field \"text\" is a number"));
+    assert!(
+        error("{\"text\":\"a\"}\n{\"text\":7}").contains("a.jsonl:2: field \"text\" is a number")
+    );
     assert!(error("{\"text\":\"a\"").contains("a.jsonl:1: EOF"));
     assert!(error("[1]").contains("expected a JSON object"));
     assert!(error("{\"text\":\"a\"} x").contains("trailing"));
     let message = folder.error("b.jsonl", b"{\"text\":\"a\"}\n{\"text\":\"\xff\"}");
     assert!(message.contains("b.jsonl:2: not UTF-8 at byte 22"), "{message}");
-    assert!(folder.error("a.parquet", &parquet_bytes(&[Some("a"), None])).contains("row 2: column \"text\" is null"));
+    assert!(
+        folder
+            .error("a.parquet", &parquet_bytes(&[Some("a"), None]))
+            .contains("row 2: column \"text\" is null")
+    );
     let table = parquet_bytes(&[Some("a")]);
     let message = folder.pieces("a.parquet", &table, "body").unwrap_err().to_string();
     assert!(message.contains("no column \"body\"") && message.contains("id, text"), "{message}");
     let message = folder.pieces("a.parquet", &table, "id").unwrap_err().to_string();
     assert!(message.contains("holds INT32"), "{message}");
-    let message = folder.error("a.parquet", &parquet_of("REQUIRED BYTE_ARRAY text;", &[Some("a"), Some("b")]));
+    let message = folder
+        .error("a.parquet", &parquet_of("REQUIRED BYTE_ARRAY text;", &[Some("a"), Some("b")]));
     assert!(message.contains("holds bytes that are not marked as text"), "{message}");
 }
 
@@ -251,10 +278,17 @@ fn a_word_without_an_end_names_its_place() {
     let word = "a".repeat(5 << 20);
     let says = |name: &str, bytes: &[u8], place: &str| {
         let message = folder.error(name, bytes);
-        assert!(message.contains(&format!("{place}: a word of more than 4194304 bytes")), "{message}");
+        assert!(
+            message.contains(&format!("{place}: a word of more than 4194304 bytes")),
+            "{message}"
+        );
     };
     says("a.txt", format!("one two {word} three").as_bytes(), "a.txt, before byte 5242894");
-    says("a.jsonl", format!("{{\"text\":\"a\"}}\n\n{{\"text\":\"b {word}\"}}\n{{}}").as_bytes(), "a.jsonl:3");
+    says(
+        "a.jsonl",
+        format!("{{\"text\":\"a\"}}\n\n{{\"text\":\"b {word}\"}}\n{{}}").as_bytes(),
+        "a.jsonl:3",
+    );
     says("a.parquet", &parquet_bytes(&[Some("a"), Some(&word), Some("b")]), "a.parquet: row 2");
 }
 

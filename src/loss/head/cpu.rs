@@ -35,7 +35,11 @@ pub(super) fn scan(
         });
     }
     let stats = rows.iter().map(Running::finish).collect();
-    Ok(Passed { stats, student: student_tiles.finish(), teacher: teacher_tiles.and_then(Tiles::finish) })
+    Ok(Passed {
+        stats,
+        student: student_tiles.finish(),
+        teacher: teacher_tiles.and_then(Tiles::finish),
+    })
 }
 
 /// What the teacher says of the rows of a loss.
@@ -47,11 +51,20 @@ pub(super) enum Taught<'a> {
 }
 
 impl<'a> Taught<'a> {
-    pub(super) fn new(student: &Logits, teacher: Option<&'a Signal>, stats: &[RowStats], mix: Mix) -> Result<Self> {
+    pub(super) fn new(
+        student: &Logits,
+        teacher: Option<&'a Signal>,
+        stats: &[RowStats],
+        mix: Mix,
+    ) -> Result<Self> {
         match teacher {
             None => Ok(Self::Nothing),
-            Some(Signal::Dense(t)) if mix.divergence == Divergence::ForwardKl => Ok(Self::Dense(t, None)),
-            Some(Signal::Dense(t)) => Ok(Self::Dense(t, Some(divergences(student, t, stats, mix)?))),
+            Some(Signal::Dense(t)) if mix.divergence == Divergence::ForwardKl => {
+                Ok(Self::Dense(t, None))
+            }
+            Some(Signal::Dense(t)) => {
+                Ok(Self::Dense(t, Some(divergences(student, t, stats, mix)?)))
+            }
             Some(signal) => Ok(Self::Sparse(sparse::rows(student, signal, stats, mix)?)),
         }
     }
@@ -66,8 +79,14 @@ impl<'a> Taught<'a> {
     }
 }
 
-/// Divergence and gradient sum of every row. They need the rows' normalisers, so they take a pass of their own.
-fn divergences(student: &Logits, teacher: &Logits, stats: &[RowStats], mix: Mix) -> Result<Vec<RowDivergence>> {
+/// Divergence and gradient sum of every row. They need the rows' normalisers, so they take a pass
+/// of their own.
+fn divergences(
+    student: &Logits,
+    teacher: &Logits,
+    stats: &[RowStats],
+    mix: Mix,
+) -> Result<Vec<RowDivergence>> {
     let mut sums = vec![RowDivergence::default(); stats.len()];
     let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
     for start in (0..student.vocab()).step_by(TILE) {
@@ -101,8 +120,8 @@ pub(super) enum TaughtTile<'a> {
     Sparse(&'a SparseRow, usize),
 }
 
-/// The gradient of `weight` times a row's loss with respect to a tile of its logits. `target` is relative to the tile and
-/// may lie outside.
+/// The gradient of `weight` times a row's loss with respect to a tile of its logits. `target` is
+/// relative to the tile and may lie outside.
 pub(super) fn row_gradient(
     dz: &mut [f32],
     z: &[f32],
@@ -130,7 +149,11 @@ pub(super) fn row_gradient(
     }
 }
 
-pub(super) fn gradient(input: LossInput<'_>, taught: &Taught<'_>, d_weight: &Tensor) -> Result<Tensor> {
+pub(super) fn gradient(
+    input: LossInput<'_>,
+    taught: &Taught<'_>,
+    d_weight: &Tensor,
+) -> Result<Tensor> {
     let LossInput { student, stats, targets, weights, mix, .. } = input;
     let (k, d) = student.hidden.dims2()?;
     let mut d_hidden = vec![0.0; k * d];
@@ -150,9 +173,10 @@ pub(super) fn gradient(input: LossInput<'_>, taught: &Taught<'_>, d_weight: &Ten
             let t = t_tiles.as_mut().map(|t| t.tile(start));
             dz.par_chunks_exact_mut(width).enumerate().for_each(|(i, dz)| {
                 let said = match (taught, &t) {
-                    (Taught::Dense(_, sums), Some(t)) => {
-                        TaughtTile::Dense(t.row(i), sums.as_ref().map_or(0.0, |sums| sums[i].gradient))
-                    }
+                    (Taught::Dense(_, sums), Some(t)) => TaughtTile::Dense(
+                        t.row(i),
+                        sums.as_ref().map_or(0.0, |sums| sums[i].gradient),
+                    ),
                     (Taught::Sparse(rows), _) => TaughtTile::Sparse(&rows[i], start),
                     _ => TaughtTile::Nothing,
                 };
@@ -169,7 +193,8 @@ pub(super) fn gradient(input: LossInput<'_>, taught: &Taught<'_>, d_weight: &Ten
     Ok(Tensor::from_vec(d_hidden, (k, d), &Device::Cpu)?)
 }
 
-/// Walks the tiles of one set of logits: formed into a scratch, formed into the store, or read from it.
+/// Walks the tiles of one set of logits: formed into a scratch, formed into the store, or read from
+/// it.
 pub(super) struct Tiles<'a> {
     hidden: Read<'a>,
     weight: ReadWeight<'a>,
@@ -184,7 +209,8 @@ pub(super) struct Tiles<'a> {
 /// Where tiles are formed, or lie.
 enum Place {
     Scratch(Vec<f32>),
-    /// The tiles so far, each in memory of its own: a matrix of all would be too large for an allocator to hold on to.
+    /// The tiles so far, each in memory of its own: a matrix of all would be too large for an
+    /// allocator to hold on to.
     Filling(Vec<Vec<f32>>),
     Stored(Arc<Vec<Vec<f32>>>),
 }
@@ -278,7 +304,8 @@ pub(super) struct Running {
 }
 
 impl Sums {
-    /// Moves to a larger maximum and returns by how much the old one lay below it (0 for the first tile).
+    /// Moves to a larger maximum and returns by how much the old one lay below it (0 for the first
+    /// tile).
     fn rebase(&mut self, max: f32, tau: f64) -> f64 {
         if self.sum == 0.0 || max <= self.max {
             if self.sum == 0.0 {
@@ -318,7 +345,13 @@ impl Sums {
 
 impl Running {
     /// Adds a tile; `target` is relative to it and may lie outside.
-    pub(super) fn add(&mut self, z: &[f32], t: Option<&[f32]>, target: usize, options: ScanOptions) {
+    pub(super) fn add(
+        &mut self,
+        z: &[f32],
+        t: Option<&[f32]>,
+        target: usize,
+        options: ScanOptions,
+    ) {
         if let Some(logit) = z.get(target) {
             self.z.target = *logit;
         }
@@ -339,13 +372,15 @@ impl Running {
         let below_t = self.t.add(t, tau);
         let (tau64, inverse) = (f64::from(tau), 1.0 / tau);
         if old_t.sum_tau > 0.0 {
-            self.cross = (self.cross + old_t.sum_tau * (below_t - below_z) / tau64) * (below_t / tau64).exp();
+            self.cross = (self.cross + old_t.sum_tau * (below_t - below_z) / tau64)
+                * (below_t / tau64).exp();
         }
         self.cross += f64::from(cross(t, z, self.t.max, self.z.max, inverse));
         if options.reverse_kl {
             let mut reverse = self.reverse.unwrap_or(0.0);
             if old_z.sum_tau > 0.0 {
-                reverse = (reverse + old_z.sum_tau * (below_z - below_t) / tau64) * (below_z / tau64).exp();
+                reverse = (reverse + old_z.sum_tau * (below_z - below_t) / tau64)
+                    * (below_z / tau64).exp();
             }
             self.reverse = Some(reverse + f64::from(cross(z, t, self.z.max, self.t.max, inverse)));
         }
@@ -360,7 +395,8 @@ impl Running {
         }
         let between = self.z.sum_tau.ln() - self.t.sum_tau.ln();
         let kl = not_negative(self.cross / self.t.sum_tau + between) as f32;
-        let reverse_kl = self.reverse.map_or(0.0, |r| not_negative(r / self.z.sum_tau - between)) as f32;
+        let reverse_kl =
+            self.reverse.map_or(0.0, |r| not_negative(r / self.z.sum_tau - between)) as f32;
         RowStats { student, teacher: self.t.finish(), kl, reverse_kl }
     }
 }

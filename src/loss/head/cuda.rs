@@ -1,7 +1,8 @@
 //! The head on a GPU: products by cuBLAS over blocks of rows, and launches of `head.cu`.
 //!
-//! Rows of logits are padded to a multiple of [`PAD`] columns, so that products of any vocabulary take the kernels for
-//! aligned matrices. What a pass finds stays on the device until it is asked for: [`Found::read`] is where the host waits.
+//! Rows of logits are padded to a multiple of [`PAD`] columns, so that products of any vocabulary
+//! take the kernels for aligned matrices. What a pass finds stays on the device until it is asked
+//! for: [`Found::read`] is where the host waits.
 
 mod signals;
 
@@ -9,17 +10,21 @@ pub(super) use signals::{Largest, largest};
 
 use super::fused::{Found, Fused, PassInput, Weigh};
 use super::sparse::SparseRow;
-use super::{Logits, LossGradient, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored, per_token};
+use super::{
+    Logits, LossGradient, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored, per_token,
+};
 use crate::error::Result;
 use crate::loss::Signal;
 use crate::ops::embed::gather;
 use crate::ops::gpu::{
-    Address, Grid, Module, address, contiguous, factor, floats, gemm, launch, uninitialised, upload, variant,
+    Address, Grid, Module, address, contiguous, factor, floats, gemm, launch, uninitialised,
+    upload, variant,
 };
 use candle_core::{DType, Tensor};
 use signals::{Uploaded, sparse_rows};
 
-/// Rows per block: 4,096 of GPT-2's vocabulary are 0.8 GB of logits. Fixed, so that sums have one order.
+/// Rows per block: 4,096 of GPT-2's vocabulary are 0.8 GB of logits. Fixed, so that sums have one
+/// order.
 const ROWS: usize = if cfg!(test) { 8 } else { 4096 };
 /// Columns of logits are a multiple of this.
 const PAD: usize = 64;
@@ -79,7 +84,8 @@ fn optional(x: Option<&Tensor>) -> Result<Address> {
     x.map_or(Ok(Address::NULL), contiguous)
 }
 
-/// The rows of one set of logits, block by block: formed into a scratch, formed into the store, or read from it.
+/// The rows of one set of logits, block by block: formed into a scratch, formed into the store, or
+/// read from it.
 struct Blocks {
     hidden: Tensor,
     /// [Vp, D]: the head, padded with rows of zeros.
@@ -100,7 +106,8 @@ impl Blocks {
         let (n, vocab) = (logits.rows(), logits.vocab());
         let hidden = factor(&logits.hidden, logits.precision)?;
         let columns = vocab.next_multiple_of(PAD);
-        let weight = factor(&logits.weight, logits.precision)?.pad_with_zeros(0, 0, columns - vocab)?;
+        let weight =
+            factor(&logits.weight, logits.precision)?.pad_with_zeros(0, 0, columns - vocab)?;
         let place = match &logits.stored {
             Some(Stored::Device(all)) => {
                 let index = logits.index.as_ref().map(|index| upload(index, all)).transpose()?;
@@ -114,7 +121,9 @@ impl Blocks {
 
     fn block(&self, start: usize, count: usize) -> Result<Block> {
         let data = match &self.place {
-            Place::Stored(all, None) => return Ok(Block { data: all.narrow(0, start, count)?, rows: None }),
+            Place::Stored(all, None) => {
+                return Ok(Block { data: all.narrow(0, start, count)?, rows: None });
+            }
             Place::Stored(all, Some(index)) => {
                 return Ok(Block { data: all.clone(), rows: Some(index.narrow(0, start, count)?) });
             }
@@ -194,14 +203,17 @@ pub(super) fn scan(
 
 fn read(stats: &Tensor) -> Result<Vec<RowStats>> {
     let all = stats.flatten_all()?.to_vec1::<f32>()?;
-    let of = |s: &[f32]| Stats { max: s[0], log_sum: s[1], log_sum_tau: s[2], nll: s[3], entropy: s[4] };
-    let row = |s: &[f32]| RowStats { student: of(s), teacher: of(&s[5..]), kl: s[10], reverse_kl: s[11] };
+    let of =
+        |s: &[f32]| Stats { max: s[0], log_sum: s[1], log_sum_tau: s[2], nll: s[3], entropy: s[4] };
+    let row =
+        |s: &[f32]| RowStats { student: of(s), teacher: of(&s[5..]), kl: s[10], reverse_kl: s[11] };
     Ok(all.chunks_exact(STATS).map(row).collect())
 }
 
 fn written(stats: &[RowStats], like: &Tensor) -> Result<Tensor> {
     let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
-    let row = |s: &RowStats| of(&s.student).into_iter().chain(of(&s.teacher)).chain([s.kl, s.reverse_kl]);
+    let row =
+        |s: &RowStats| of(&s.student).into_iter().chain(of(&s.teacher)).chain([s.kl, s.reverse_kl]);
     let all: Vec<f32> = stats.iter().flat_map(row).collect();
     Ok(upload(&all, like)?.reshape((stats.len(), STATS))?)
 }
@@ -277,7 +289,12 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the gradients of the rows chosen of a block, whose hidden vectors are `hidden` [k, D].
-    fn add(&mut self, chosen: &Chosen<'_>, hidden: &Tensor, sparse: Option<&[SparseRow]>) -> Result<()> {
+    fn add(
+        &mut self,
+        chosen: &Chosen<'_>,
+        hidden: &Tensor,
+        sparse: Option<&[SparseRow]>,
+    ) -> Result<()> {
         let (k, d) = hidden.dims2()?;
         let stride = self.blocks.weight.dim(0)?;
         let (divergence, share) = self.mix.divergence.code();
@@ -320,24 +337,41 @@ impl<'a> Pass<'a> {
             lambda: self.mix.lambda,
             tau: self.mix.temperature,
         };
-        launch(hidden, Module::Head, &variant("head_gradient", dz.dtype())?, Grid::of(k, THREADS), args)?;
+        launch(
+            hidden,
+            Module::Head,
+            &variant("head_gradient", dz.dtype())?,
+            Grid::of(k, THREADS),
+            args,
+        )?;
         let d_hidden = uninitialised((k, d), DType::F32, hidden)?;
         gemm(&d_hidden, &dz, &self.blocks.weight, false)?;
-        // The vocabulary's odd end by itself: the product of 50,257 columns fell back to a kernel of half the speed.
+        // The vocabulary's odd end by itself: the product of 50,257 columns fell back to a kernel
+        // of half the speed.
         let vocab = self.student.vocab();
         let even = vocab / PAD * PAD;
         for (from, count) in [(0, even), (even, vocab - even)] {
-            gemm(&self.d_weight.narrow(0, from, count)?, &dz.narrow(1, from, count)?.t()?, hidden, true)?;
+            gemm(
+                &self.d_weight.narrow(0, from, count)?,
+                &dz.narrow(1, from, count)?.t()?,
+                hidden,
+                true,
+            )?;
         }
         self.d_hidden.push(d_hidden);
         self.sums.extend(sums);
         Ok(())
     }
 
-    /// Gradient of all rows' hidden vectors, [k, D], and D of each row where the scan does not know it.
+    /// Gradient of all rows' hidden vectors, [k, D], and D of each row where the scan does not know
+    /// it.
     fn finish(self) -> Result<(Tensor, Vec<Tensor>)> {
         let d_hidden = match self.d_hidden.as_slice() {
-            [] => Tensor::zeros((0, self.student.hidden.dim(1)?), DType::F32, self.student.hidden.device())?,
+            [] => Tensor::zeros(
+                (0, self.student.hidden.dim(1)?),
+                DType::F32,
+                self.student.hidden.device(),
+            )?,
             [one] => one.clone(),
             several => Tensor::cat(several, 0)?,
         };
@@ -373,7 +407,8 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
     let mut of_ids = Vec::new();
     if k > 0 {
         let like = &student.hidden;
-        let (on_device, targets, weights) = (written(stats, like)?, upload(targets, like)?, upload(weights, like)?);
+        let (on_device, targets, weights) =
+            (written(stats, like)?, upload(targets, like)?, upload(weights, like)?);
         for start in (0..k).step_by(ROWS) {
             let count = ROWS.min(k - start);
             let z = pass.blocks.block(start, count)?;
@@ -404,7 +439,11 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
     Ok(LossGradient { sum, d_hidden })
 }
 
-pub(super) fn fused(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
+pub(super) fn fused(
+    input: PassInput<'_>,
+    weigh: &mut Weigh<'_>,
+    d_weight: &Tensor,
+) -> Result<Fused> {
     let PassInput { student, teacher, targets, options, mix } = input;
     let n = targets.len();
     let mut pass = Pass::new(student, mix, d_weight)?;
@@ -448,7 +487,8 @@ pub(super) fn fused(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tens
         weights.extend(of_kept);
     }
     let (d_hidden, sums) = pass.finish()?;
-    let found = Found::Device(Pending { stats, sums, rows: rows.clone(), weights: weights.clone(), mix });
+    let found =
+        Found::Device(Pending { stats, sums, rows: rows.clone(), weights: weights.clone(), mix });
     Ok(Fused { found, rows, weights, d_hidden })
 }
 

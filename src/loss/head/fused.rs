@@ -1,9 +1,10 @@
-//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known before the scores are,
-//! and where nothing is selected.
+//! Scan, decision and gradient in one pass over blocks of rows, for thresholds that are known
+//! before the scores are, and where nothing is selected.
 //!
-//! A block's logits are formed once, for all of the vocabulary; statistics are read from them, the caller weighs each row,
-//! and the gradients of the rows that stay are formed while the logits are still in hand. Against [`super::scan`] and
-//! [`super::loss`] this saves the second product (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
+//! A block's logits are formed once, for all of the vocabulary; statistics are read from them, the
+//! caller weighs each row, and the gradients of the rows that stay are formed while the logits are
+//! still in hand. Against [`super::scan`] and [`super::loss`] this saves the second product
+//! (`recompute`) or the stored matrix (`keep`): nothing of size [N, V] exists.
 
 use super::cpu::{self, Running, TILE, TaughtTile};
 use super::cuda::{self, Pending};
@@ -18,16 +19,17 @@ use crate::ops::matmul::{Mat, MatMut, Precision, multiply};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 256 rows of GPT-2's vocabulary are
-/// 51 MB of logits, and as much again of the teacher's. Fewer would have products pack the head for too little work.
+/// Rows per block. Fixed, so that sums are formed in the same order on every machine; 256 rows of
+/// GPT-2's vocabulary are 51 MB of logits, and as much again of the teacher's. Fewer would have
+/// products pack the head for too little work.
 pub(crate) const ROWS: usize = 256;
 
 /// What weight each row has.
 pub enum Weigh<'a> {
     /// One per row, known before its logits are.
     Known(&'a [f32]),
-    /// From its number and its statistics; asked once for each row, in order, on the caller's thread. An error ends the
-    /// pass, with some blocks' gradient already in place.
+    /// From its number and its statistics; asked once for each row, in order, on the caller's
+    /// thread. An error ends the pass, with some blocks' gradient already in place.
     Asking(&'a mut dyn FnMut(usize, &RowStats) -> Result<f32>),
 }
 
@@ -87,8 +89,9 @@ pub struct PassInput<'a> {
     pub mix: Mix,
 }
 
-/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other than 0; that of the head
-/// is added to `d_weight` [V, D]. The numbers are those of [`super::scan`] and [`super::loss`] up to rounding.
+/// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other
+/// than 0; that of the head is added to `d_weight` [V, D]. The numbers are those of [`super::scan`]
+/// and [`super::loss`] up to rounding.
 pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
     let PassInput { student, teacher, targets, options, mix } = input;
     check(student, teacher, targets)?;
@@ -96,7 +99,9 @@ pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> R
         return Err(Error::internal("weights and rows of a head pass differ in number"));
     }
     if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
-        return Err(Error::internal("a distillation term needs a teacher, read at the term's temperature"));
+        return Err(Error::internal(
+            "a distillation term needs a teacher, read at the term's temperature",
+        ));
     }
     match Backend::of(&student.hidden) {
         Backend::Cpu => Pass::new(input)?.run(&mut weigh, d_weight),
@@ -153,14 +158,27 @@ struct Product<'a> {
 impl<'a> Product<'a> {
     fn new(logits: &'a Logits) -> Result<Self> {
         let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
-        Ok(Self { hidden, weight, d: logits.hidden.dim(1)?, vocab: logits.vocab(), precision: logits.precision })
+        Ok(Self {
+            hidden,
+            weight,
+            d: logits.hidden.dim(1)?,
+            vocab: logits.vocab(),
+            precision: logits.precision,
+        })
     }
 
     /// The logits of `count` rows from `start` on, [count, V].
     fn form(&self, into: &mut [f32], start: usize, count: usize) {
-        let hidden = Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
+        let hidden =
+            Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
         let weight = Mat::stored(self.weight.elements(), self.vocab, self.d, self.d, 1).t();
-        multiply(MatMut::new(into, count, self.vocab, self.vocab), false, hidden, weight, self.precision);
+        multiply(
+            MatMut::new(into, count, self.vocab, self.vocab),
+            false,
+            hidden,
+            weight,
+            self.precision,
+        );
     }
 }
 
@@ -182,11 +200,12 @@ impl<'a> Pass<'a> {
     fn run(&self, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
         let (n, v, d) = (self.targets.len(), self.student.vocab, self.student.d);
         let most = ROWS.min(n);
-        // Logits of a block, then the gradients of its kept rows in their place. Gradients that have not been multiplied yet
-        // come first: one of few rows still moves all of the head's.
+        // Logits of a block, then the gradients of its kept rows in their place. Gradients that
+        // have not been multiplied yet come first: one of few rows still moves all of the head's.
         let mut z = vec![0.0; most * v];
         let mut t = vec![0.0; if self.teacher.is_some() { most * v } else { 0 }];
-        let (mut stats, mut rows, mut weights, mut sum) = (Vec::with_capacity(n), Vec::new(), Vec::new(), 0.0);
+        let (mut stats, mut rows, mut weights, mut sum) =
+            (Vec::with_capacity(n), Vec::new(), Vec::new(), 0.0);
         let mut d_hidden = Vec::new();
         let (mut start, mut pending) = (0, 0);
         while start < n {
@@ -230,8 +249,15 @@ impl<'a> Pass<'a> {
         Ok(Fused { found: Found::Here(stats, sum), rows, weights, d_hidden })
     }
 
-    /// Turns gradients of the logits of `rows` into those of their hidden vectors, which are appended, and of the head.
-    fn multiply(&self, dz: &[f32], rows: &[u32], d_hidden: &mut Vec<f32>, d_weight: &Tensor) -> Result<()> {
+    /// Turns gradients of the logits of `rows` into those of their hidden vectors, which are
+    /// appended, and of the head.
+    fn multiply(
+        &self,
+        dz: &[f32],
+        rows: &[u32],
+        d_hidden: &mut Vec<f32>,
+        d_weight: &Tensor,
+    ) -> Result<()> {
         let (k, v, d) = (rows.len(), self.student.vocab, self.student.d);
         if k == 0 {
             return Ok(());
@@ -241,11 +267,26 @@ impl<'a> Pass<'a> {
         d_hidden.resize(done + k * d, 0.0);
         let dz = Mat::row_major(dz, k, v);
         let into = MatMut::new(&mut d_hidden[done..], k, d, d);
-        multiply(into, false, dz, Mat::stored(self.student.weight.elements(), v, d, d, 1), precision);
-        let hidden: Vec<f32> =
-            rows.iter().flat_map(|&r| &self.student.hidden[r as usize * d..][..d]).copied().collect();
+        multiply(
+            into,
+            false,
+            dz,
+            Mat::stored(self.student.weight.elements(), v, d, d, 1),
+            precision,
+        );
+        let hidden: Vec<f32> = rows
+            .iter()
+            .flat_map(|&r| &self.student.hidden[r as usize * d..][..d])
+            .copied()
+            .collect();
         with_mut(d_weight, |d_weight| {
-            multiply(MatMut::new(d_weight, v, d, d), true, dz.t(), Mat::row_major(&hidden, k, d), precision);
+            multiply(
+                MatMut::new(d_weight, v, d, d),
+                true,
+                dz.t(),
+                Mat::row_major(&hidden, k, d),
+                precision,
+            );
         })
     }
 
@@ -265,7 +306,13 @@ impl<'a> Pass<'a> {
         (0..count).into_par_iter().map(one).collect()
     }
 
-    fn sums(&self, z: &[f32], t: Option<&[f32]>, block: &[RowStats], kept: &[Kept]) -> Vec<RowDivergence> {
+    fn sums(
+        &self,
+        z: &[f32],
+        t: Option<&[f32]>,
+        block: &[RowStats],
+        kept: &[Kept],
+    ) -> Vec<RowDivergence> {
         let v = self.student.vocab;
         let one = |kept: &Kept| {
             let s = &block[kept.place];
@@ -283,7 +330,14 @@ impl<'a> Pass<'a> {
     }
 
     /// Replaces the kept rows' logits `z` by their gradients.
-    fn gradient(&self, z: &mut [f32], t: Option<&[f32]>, found: &[RowStats], kept: &[Kept], sums: &[RowDivergence]) {
+    fn gradient(
+        &self,
+        z: &mut [f32],
+        t: Option<&[f32]>,
+        found: &[RowStats],
+        kept: &[Kept],
+        sums: &[RowDivergence],
+    ) {
         let v = self.student.vocab;
         z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
             || vec![0.0; TILE.min(v)],
@@ -295,7 +349,15 @@ impl<'a> Pass<'a> {
                     let said = t.map_or(TaughtTile::Nothing, |t| {
                         TaughtTile::Dense(&t[kept.place * v + tile..][..z.len()], sums.gradient)
                     });
-                    cpu::row_gradient(dz, z, said, stats, target.wrapping_sub(tile), kept.weight, self.mix);
+                    cpu::row_gradient(
+                        dz,
+                        z,
+                        said,
+                        stats,
+                        target.wrapping_sub(tile),
+                        kept.weight,
+                        self.mix,
+                    );
                 }
             },
         );

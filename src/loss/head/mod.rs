@@ -1,9 +1,10 @@
 //! The tied head: logits in vocabulary tiles, their statistics, and the loss with its gradient.
 //!
-//! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of gradient and is dropped,
-//! or a block of rows yields both at once ([`fused`]), or the logits of a micro-batch are stored by a first pass and read
-//! by a second ([`scan_and_store`]): these are `head = recompute` and `head = keep` of `[machine]`, and the numbers are the
-//! same. Statistics are relative to the row's maximum, so they hold for logits of any size and any temperature.
+//! No probability matrix is ever held: a tile of logits yields partial statistics or a tile of
+//! gradient and is dropped, or a block of rows yields both at once ([`fused`]), or the logits of a
+//! micro-batch are stored by a first pass and read by a second ([`scan_and_store`]): these are
+//! `head = recompute` and `head = keep` of `[machine]`, and the numbers are the same. Statistics
+//! are relative to the row's maximum, so they hold for logits of any size and any temperature.
 //!
 //! | pass | reads | gives |
 //! |---|---|---|
@@ -50,14 +51,16 @@ pub struct Stats {
     pub entropy: f32,
 }
 
-/// Statistics of a student row and, where a teacher was scanned with it, of the teacher's row and between the two.
+/// Statistics of a student row and, where a teacher was scanned with it, of the teacher's row and
+/// between the two.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowStats {
     /// Of the student's logits.
     pub student: Stats,
     /// Of the teacher's logits; zeros without a teacher.
     pub teacher: Stats,
-    /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0 without a teacher.
+    /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0
+    /// without a teacher.
     pub kl: f32,
     /// KL(p || q) at temperature tau, in nats; 0 unless [`ScanOptions::reverse_kl`] asked for it.
     pub reverse_kl: f32,
@@ -99,8 +102,8 @@ enum Stored {
 }
 
 impl Logits {
-    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). Every pass forms them, unless
-    /// [`scan_and_store`] has stored them.
+    /// For `hidden` [N, D] (after the final norm) and `weight` [V, D] (the tied embedding). Every
+    /// pass forms them, unless [`scan_and_store`] has stored them.
     pub fn new(hidden: Tensor, weight: Tensor) -> Self {
         Self { hidden, weight, precision: Precision::F32, stored: None, index: None }
     }
@@ -153,7 +156,8 @@ impl Logits {
     }
 }
 
-/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or as `options` say.
+/// One pass over the vocabulary: statistics of every row, for `targets` `[N]`, at a temperature or
+/// as `options` say.
 pub fn scan(
     student: &Logits,
     teacher: Option<&Logits>,
@@ -241,8 +245,8 @@ pub struct LossGradient {
     pub d_hidden: Tensor,
 }
 
-/// Loss sum over all rows of the input (select first), and its gradients: with respect to the hidden vectors in the result,
-/// with respect to the head added to `d_weight` [V, D].
+/// Loss sum over all rows of the input (select first), and its gradients: with respect to the
+/// hidden vectors in the result, with respect to the head added to `d_weight` [V, D].
 pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
     let LossInput { student, signal, stats, targets, weights, mix } = input;
     check(student, None, targets)?;
@@ -250,10 +254,14 @@ pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
         signal.check_vocab(student.vocab())?;
     }
     if signal.is_some_and(|t| t.rows() != student.rows()) {
-        return Err(Error::internal("rows of the student and of the teacher's signal differ in number"));
+        return Err(Error::internal(
+            "rows of the student and of the teacher's signal differ in number",
+        ));
     }
     if stats.len() != student.rows() || weights.len() != student.rows() {
-        return Err(Error::internal("statistics, weights and rows of the head loss differ in number"));
+        return Err(Error::internal(
+            "statistics, weights and rows of the head loss differ in number",
+        ));
     }
     if mix.lambda != 0.0 && signal.is_none() {
         return Err(Error::internal("a distillation term needs a teacher"));
@@ -276,14 +284,16 @@ pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
     Ok(LossGradient { sum, d_hidden: cpu::gradient(input, &taught, d_weight)? })
 }
 
-/// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics of a scan alone.
+/// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics
+/// of a scan alone.
 pub fn loss_of(stats: &[RowStats], weights: &[f32], mix: Mix) -> f64 {
     stats.iter().zip(weights).map(|(s, w)| f64::from(*w) * per_token(s, f64::from(s.kl), mix)).sum()
 }
 
-/// A bound on the norm of the gradient of a row's loss with respect to its logits, up to a factor of sqrt(2) for all rows,
-/// where the divergence is forward KL on a dense signal: that of cross-entropy is `|p - onehot| <= sqrt(2) (1 - p_target)`
-/// (and at least `1 - p_target`), that of the divergence at temperature tau is `tau |p - q| <= tau sqrt(2 KL)` (Pinsker).
+/// A bound on the norm of the gradient of a row's loss with respect to its logits, up to a factor
+/// of sqrt(2) for all rows, where the divergence is forward KL on a dense signal: that of
+/// cross-entropy is `|p - onehot| <= sqrt(2) (1 - p_target)` (and at least `1 - p_target`), that of
+/// the divergence at temperature tau is `tau |p - q| <= tau sqrt(2 KL)` (Pinsker).
 pub fn gradient_bound(stats: &RowStats, mix: Mix) -> f64 {
     let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
     let missing = -f64::from(-stats.student.nll).exp_m1();
@@ -304,7 +314,10 @@ fn check(student: &Logits, teacher: Option<&Logits>, targets: &[u32]) -> Result<
         check_vocab(teacher, student.vocab())?;
     }
     match targets.iter().find(|&&t| t as usize >= student.vocab()) {
-        Some(bad) => Err(Error::data(format!("target id {bad} lies outside the vocabulary of {}", student.vocab()))),
+        Some(bad) => Err(Error::data(format!(
+            "target id {bad} lies outside the vocabulary of {}",
+            student.vocab()
+        ))),
         None => Ok(()),
     }
 }

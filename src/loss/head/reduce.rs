@@ -1,4 +1,5 @@
-//! From dense teacher logits to the sparse signals: one pass over the vocabulary that stores no more than it returns.
+//! From dense teacher logits to the sparse signals: one pass over the vocabulary that stores no
+//! more than it returns.
 
 use super::cpu::{TILE, Tiles};
 use super::{Logits, RowStats, cuda, reference};
@@ -25,8 +26,9 @@ impl Scale {
         (t - self.max) * self.inverse_tau - self.log_sum
     }
 
-    /// ln of the mass outside the largest entries: `outside` is the sum of its `exp((t - max) / tau)`. Far below the largest
-    /// logit nothing is left of the sum: its largest term bounds it from below.
+    /// ln of the mass outside the largest entries: `outside` is the sum of its `exp((t - max) /
+    /// tau)`. Far below the largest logit nothing is left of the sum: its largest term bounds it
+    /// from below.
     fn rest(self, outside: f64, largest: f32) -> f32 {
         match outside > f64::from(f32::MIN_POSITIVE) {
             true => outside.ln() as f32 - self.log_sum,
@@ -35,7 +37,8 @@ impl Scale {
     }
 }
 
-/// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal ones the lower ids.
+/// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal
+/// ones the lower ids.
 pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result<TopK> {
     check(teacher, stats)?;
     let vocab = teacher.vocab();
@@ -74,16 +77,24 @@ fn of_largest(found: cuda::Largest, stats: &[RowStats], tau: f32, k: usize, voca
     TopK { k, ids: found.ids, logp, rest: rest.collect() }
 }
 
-/// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s of the row of token n is
-/// a function of the generator, s and n alone.
-pub fn sample(teacher: &Logits, stats: &[RowStats], tau: f32, draws: u32, rng: Rng, tokens: &[u64]) -> Result<Sampled> {
+/// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s
+/// of the row of token n is a function of the generator, s and n alone.
+pub fn sample(
+    teacher: &Logits,
+    stats: &[RowStats],
+    tau: f32,
+    draws: u32,
+    rng: Rng,
+    tokens: &[u64],
+) -> Result<Sampled> {
     check(teacher, stats)?;
     if tokens.len() != stats.len() {
         return Err(Error::internal("every row that is drawn from needs the number of its token"));
     }
     let rows = stats.iter().zip(tokens);
-    let mut rows: Vec<Draws> =
-        rows.map(|(s, &token)| Draws::new(Scale::new(s, tau), draws, |draw| uniform(rng, draw, token))).collect();
+    let mut rows: Vec<Draws> = rows
+        .map(|(s, &token)| Draws::new(Scale::new(s, tau), draws, |draw| uniform(rng, draw, token)))
+        .collect();
     if crate::ops::fast(&teacher.hidden) {
         let mut tiles = Tiles::new(teacher, false)?;
         for start in (0..teacher.vocab()).step_by(TILE) {
@@ -110,7 +121,8 @@ fn uniform(rng: Rng, draw: u32, token: u64) -> f64 {
     (rng.bits(draw, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The largest entries of the tiles seen so far. What is sure not to be among them is already in `outside`.
+/// The largest entries of the tiles seen so far. What is sure not to be among them is already in
+/// `outside`.
 struct Top {
     scale: Scale,
     k: usize,
@@ -126,7 +138,14 @@ struct Top {
 impl Top {
     fn new(scale: Scale, k: usize) -> Self {
         let lowest = f32::NEG_INFINITY;
-        Self { scale, k, candidates: Vec::new(), threshold: lowest, outside: 0.0, largest_outside: lowest }
+        Self {
+            scale,
+            k,
+            candidates: Vec::new(),
+            threshold: lowest,
+            outside: 0.0,
+            largest_outside: lowest,
+        }
     }
 
     fn add(&mut self, t: &[f32], start: usize) {

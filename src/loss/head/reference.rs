@@ -1,4 +1,5 @@
-//! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the path off the CPU.
+//! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the
+//! path off the CPU.
 
 use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, sparse};
 use crate::error::{Error, Result};
@@ -19,14 +20,16 @@ pub fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
 }
 
-/// Per-token objective `[N]` for student logits `z` and teacher logits `t`, both [N, V]: differentiable by candle.
+/// Per-token objective `[N]` for student logits `z` and teacher logits `t`, both [N, V]:
+/// differentiable by candle.
 pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> Result<Tensor> {
     let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
     let nll = nll(z, targets)?;
     match t {
         None => Ok((nll * (1.0 - lambda))?),
         Some(t) => Ok(((nll * (1.0 - lambda))?
-            + (divergence(mix.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)? * (lambda * tau * tau))?)?),
+            + (divergence(mix.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)?
+                * (lambda * tau * tau))?)?),
     }
 }
 
@@ -51,7 +54,8 @@ pub(super) fn host_rows(of: &Logits) -> Result<Vec<Vec<f32>>> {
     Ok(logits(&hidden, &of.weight)?.to_dtype(DType::F32)?.to_vec2()?)
 }
 
-/// The divergence of each row of log q from that of log p, both [N, V]: `[N]`, differentiable by candle.
+/// The divergence of each row of log q from that of log p, both [N, V]: `[N]`, differentiable by
+/// candle.
 pub fn divergence(divergence: Divergence, log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
     // ln (share e^x + (1 - share) e^y)
     let mixture = |x: &Tensor, y: &Tensor, share: f32| {
@@ -90,7 +94,10 @@ pub(super) fn scan(
     let z = logits(&student.hidden, &student.weight)?;
     let students = stats(&z, targets, f64::from(tau))?;
     let Some(teacher) = teacher else {
-        return Ok(students.into_iter().map(|student| RowStats { student, ..RowStats::default() }).collect());
+        return Ok(students
+            .into_iter()
+            .map(|student| RowStats { student, ..RowStats::default() })
+            .collect());
     };
     let t = logits(&teacher.hidden, &teacher.weight)?;
     let teachers = stats(&t, targets, f64::from(tau))?;
@@ -159,7 +166,8 @@ pub(super) fn loss(
         let z = Var::from_tensor(&z)?;
         let sum = weighed(&z)?;
         let grads = sum.backward()?;
-        let dz = grads.get(&z).ok_or_else(|| Error::internal("the reference loss has no gradient"))?;
+        let dz =
+            grads.get(&z).ok_or_else(|| Error::internal("the reference loss has no gradient"))?;
         return finish(student, &sum, dz, d_weight);
     }
     let sum = weighed(&z)?;

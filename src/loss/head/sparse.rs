@@ -1,9 +1,10 @@
 //! Divergences to a sparse signal: a few ids, and everything else as one.
 //!
-//! To the k ids of a [`TopK`] both distributions add a bucket for the rest, and D is the divergence of these k + 1
-//! numbers, by the same formulas as over the vocabulary: never more than the dense one (data processing). With g and
-//! h = g / P of [`crate::loss::divergence`], the gradient by a logit is p (h of its bucket - G). Drawn ids give
-//! KL(q || p) with q replaced by the share of draws: the gradient p - count / draws is right in expectation.
+//! To the k ids of a [`TopK`] both distributions add a bucket for the rest, and D is the divergence
+//! of these k + 1 numbers, by the same formulas as over the vocabulary: never more than the dense
+//! one (data processing). With g and h = g / P of [`crate::loss::divergence`], the gradient by a
+//! logit is p (h of its bucket - G). Drawn ids give KL(q || p) with q replaced by the share of
+//! draws: the gradient p - count / draws is right in expectation.
 
 use super::{Logits, Mix, RowStats, cpu, reference};
 use crate::error::{Error, Result};
@@ -41,15 +42,25 @@ impl SparseRow {
         [self.h_rest, self.sums.gradient as f32]
     }
 
-    /// Adds the divergence's part to a tile of a row's gradient that holds the cross-entropy's, `ce` times p at
-    /// temperature 1, itself `scale` times. The tile begins at id `start`.
-    pub(super) fn add(&self, dz: &mut [f32], z: &[f32], start: usize, s: &RowStats, mix: Mix, (ce, scale): (f32, f32)) {
-        let (s, total, inverse_tau) = (&s.student, self.sums.gradient as f32, 1.0 / mix.temperature);
+    /// Adds the divergence's part to a tile of a row's gradient that holds the cross-entropy's,
+    /// `ce` times p at temperature 1, itself `scale` times. The tile begins at id `start`.
+    pub(super) fn add(
+        &self,
+        dz: &mut [f32],
+        z: &[f32],
+        start: usize,
+        s: &RowStats,
+        mix: Mix,
+        (ce, scale): (f32, f32),
+    ) {
+        let (s, total, inverse_tau) =
+            (&s.student, self.sums.gradient as f32, 1.0 / mix.temperature);
         add_softmax(dz, z, s.max, s.log_sum_tau, inverse_tau, scale * (self.h_rest - total));
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);
         let inside = self.g[from..].iter().map(|(id, g)| (*id as usize - start, *g));
         for (i, g) in inside.take_while(|(i, _)| *i < z.len()) {
-            // Written anew: next to a large h of the rest, what the ids have would be lost in rounding.
+            // Written anew: next to a large h of the rest, what the ids have would be lost in
+            // rounding.
             let p = exp((z[i] - s.max) * inverse_tau - s.log_sum_tau);
             dz[i] = ce * exp(z[i] - s.max - s.log_sum) + scale * (g - p * total);
         }
@@ -57,17 +68,24 @@ impl SparseRow {
 }
 
 /// Every row's part of the gradient, in the order of `stats`.
-pub(super) fn rows(student: &Logits, signal: &Signal, stats: &[RowStats], mix: Mix) -> Result<Vec<SparseRow>> {
+pub(super) fn rows(
+    student: &Logits,
+    signal: &Signal,
+    stats: &[RowStats],
+    mix: Mix,
+) -> Result<Vec<SparseRow>> {
     check(signal, mix)?;
     let d = student.hidden.dim(1)?;
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
     // Few products, formed here however the logits are held: the same bits in every head mode.
-    rows_of(signal, 0, stats, mix, |i, _, id| dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d]))
+    rows_of(signal, 0, stats, mix, |i, _, id| {
+        dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d])
+    })
 }
 
-/// As [`rows`], of rows `first..` of the signal, whose statistics are `stats`: `logit` gives the student's from a row's number
-/// among these, an id's place among the row's, and the id.
+/// As [`rows`], of rows `first..` of the signal, whose statistics are `stats`: `logit` gives the
+/// student's from a row's number among these, an id's place among the row's, and the id.
 pub(super) fn rows_of(
     signal: &Signal,
     first: usize,
@@ -77,7 +95,8 @@ pub(super) fn rows_of(
 ) -> Result<Vec<SparseRow>> {
     let one = |i: usize| {
         let s = &stats[i].student;
-        let log_p = |place: usize, id: u32| (logit(i, place, id) - s.max) / mix.temperature - s.log_sum_tau;
+        let log_p =
+            |place: usize, id: u32| (logit(i, place, id) - s.max) / mix.temperature - s.log_sum_tau;
         match signal {
             Signal::Dense(_) => SparseRow::default(),
             Signal::TopK(top) => bucketed(top, first + i, mix.divergence, log_p),
@@ -90,14 +109,19 @@ pub(super) fn rows_of(
 /// Only forward KL is linear in q, so only there draws are right on average.
 pub(super) fn check(signal: &Signal, mix: Mix) -> Result<()> {
     match signal {
-        Signal::Sampled(_) if mix.divergence != Divergence::ForwardKl => {
-            Err(Error::internal("a sampled teacher needs forward KL: no other divergence is unbiased"))
-        }
+        Signal::Sampled(_) if mix.divergence != Divergence::ForwardKl => Err(Error::internal(
+            "a sampled teacher needs forward KL: no other divergence is unbiased",
+        )),
         _ => Ok(()),
     }
 }
 
-fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
+fn bucketed(
+    top: &TopK,
+    row: usize,
+    divergence: Divergence,
+    log_p: impl Fn(usize, u32) -> f32,
+) -> SparseRow {
     let mut out = SparseRow::default();
     let range = row * top.k..(row + 1) * top.k;
     let mut outside = 1.0;
@@ -122,14 +146,24 @@ fn bucketed(top: &TopK, row: usize, divergence: Divergence, log_p: impl Fn(usize
 
 fn drawn(ids: &[DrawnId], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
     let share = |d: &DrawnId| d.count as f32 / draws as f32;
-    let value = ids.iter().enumerate().map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id))).sum();
-    // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there and nothing elsewhere.
+    let value = ids
+        .iter()
+        .enumerate()
+        .map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id)))
+        .sum();
+    // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there
+    // and nothing elsewhere.
     let g = ids.iter().map(|d| (d.id, -share(d))).collect();
     SparseRow { g, h_rest: 0.0, sums: RowDivergence { value, gradient: -1.0 } }
 }
 
-/// The divergence of each row by its formulas, in candle operations: `[N]`. `log_p` [N, V] is the student's.
-pub(super) fn by_reference(log_p: &candle_core::Tensor, signal: &Signal, mix: Mix) -> Result<candle_core::Tensor> {
+/// The divergence of each row by its formulas, in candle operations: `[N]`. `log_p` [N, V] is the
+/// student's.
+pub(super) fn by_reference(
+    log_p: &candle_core::Tensor,
+    signal: &Signal,
+    mix: Mix,
+) -> Result<candle_core::Tensor> {
     use candle_core::{D, Tensor};
     check(signal, mix)?;
     let (n, vocab) = log_p.dims2()?;
@@ -146,13 +180,16 @@ pub(super) fn by_reference(log_p: &candle_core::Tensor, signal: &Signal, mix: Mi
             }
             let outside = (1.0 - p.exp()?.sum_keepdim(D::Minus1)?)?;
             let outside = outside.maximum(&(outside.ones_like()? * LEAST_REST)?)?.log()?;
-            let (p, q) = (Tensor::cat(&[p, outside], 1)?, Tensor::cat(&[q, here(top.rest.clone(), 1)?], 1)?);
+            let (p, q) =
+                (Tensor::cat(&[p, outside], 1)?, Tensor::cat(&[q, here(top.rest.clone(), 1)?], 1)?);
             reference::divergence(mix.divergence, &p, &q)
         }
         Signal::Sampled(Sampled { draws, rows }) => {
             let mut shares = vec![0.0; n * vocab];
             let mut entropy = vec![0.0; n];
-            for (i, d) in rows.iter().enumerate().flat_map(|(i, row)| row.iter().map(move |d| (i, d))) {
+            for (i, d) in
+                rows.iter().enumerate().flat_map(|(i, row)| row.iter().map(move |d| (i, d)))
+            {
                 let share = d.count as f32 / *draws as f32;
                 shares[i * vocab + d.id as usize] = share;
                 entropy[i] += share * d.logp;
@@ -218,10 +255,18 @@ mod tests {
     }
 
     /// Loss and gradients (the last with respect to the head) with a signal of some kind.
-    fn taught(dtype: DType, keep: bool, vocab: usize, kind: SignalKind, mix: Mix, seed: u64) -> (LossGradient, Tensor) {
+    fn taught(
+        dtype: DType,
+        keep: bool,
+        vocab: usize,
+        kind: SignalKind,
+        mix: Mix,
+        seed: u64,
+    ) -> (LossGradient, Tensor) {
         let (s, t) = pair(dtype, vocab);
         let targets = [0, 3, 1, 2, vocab as u32 - 1, 7];
-        let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &targets, mix.temperature, keep);
+        let Scanned { stats, student: s, teacher } =
+            scanned(s, Some(t), &targets, mix.temperature, keep);
         let t = teacher.unwrap();
         let signal = kind.reduce(t, &stats, mix.temperature, seed, &[4, 5, 6, 10, 11, 12]).unwrap();
         let d_weight = s.weight.zeros_like().unwrap();
@@ -247,8 +292,14 @@ mod tests {
     fn the_whole_vocabulary_in_the_top_is_the_dense_signal() {
         for divergence in DIVERGENCES {
             let of = |kind| taught(DType::F32, false, 301, kind, mix(divergence), 1);
-            let ((dense, dense_dw), (top, top_dw)) = (of(SignalKind::Dense), of(SignalKind::TopK(1000)));
-            assert!((dense.sum - top.sum).abs() < 1e-5 * dense.sum, "{divergence:?}: {} vs {}", top.sum, dense.sum);
+            let ((dense, dense_dw), (top, top_dw)) =
+                (of(SignalKind::Dense), of(SignalKind::TopK(1000)));
+            assert!(
+                (dense.sum - top.sum).abs() < 1e-5 * dense.sum,
+                "{divergence:?}: {} vs {}",
+                top.sum,
+                dense.sum
+            );
             assert_close(&top.d_hidden, &dense.d_hidden, 2e-5);
             assert_close(&top_dw, &dense_dw, 2e-5);
         }
@@ -262,7 +313,10 @@ mod tests {
             let mut before = 0.0;
             for k in [1, 16, 256, 4500] {
                 let top = taught(DType::F32, false, V, SignalKind::TopK(k), only, 1).0.sum;
-                assert!(before < top + 1e-4 && top < dense * (1.0 + 1e-5), "{divergence:?}, {k}: {top} of {dense}");
+                assert!(
+                    before < top + 1e-4 && top < dense * (1.0 + 1e-5),
+                    "{divergence:?}, {k}: {top} of {dense}"
+                );
                 before = top;
             }
             assert!(before > 0.9 * dense, "{divergence:?}: nearly all ids tell nearly all");
@@ -272,7 +326,8 @@ mod tests {
     #[test]
     fn fast_path_and_reference_agree_and_no_head_mode_or_thread_count_matters() {
         let kinds = [SignalKind::TopK(1), SignalKind::TopK(40), SignalKind::Sampled(50)];
-        for (kind, divergence) in kinds.into_iter().flat_map(|kind| DIVERGENCES.map(|d| (kind, d))) {
+        for (kind, divergence) in kinds.into_iter().flat_map(|kind| DIVERGENCES.map(|d| (kind, d)))
+        {
             let mix = mix(divergence);
             if matches!(kind, SignalKind::Sampled(_)) && divergence != Divergence::ForwardKl {
                 continue;
@@ -290,7 +345,10 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
             let (other, other_dw) = pool.install(|| taught(DType::F32, false, V, kind, mix, 1));
             let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert!(other.sum.to_bits() == fast.sum.to_bits() && bits(&other.d_hidden) == bits(&fast.d_hidden));
+            assert!(
+                other.sum.to_bits() == fast.sum.to_bits()
+                    && bits(&other.d_hidden) == bits(&fast.d_hidden)
+            );
             assert!(bits(&other_dw) == bits(&fast_dw), "{kind:?}");
         }
     }
@@ -302,8 +360,12 @@ mod tests {
             let mix = mix(divergence);
             let log_q = reference::log_softmax(&q, 2.0).unwrap().to_vec2::<f32>().unwrap();
             let ids = vec![1, 4, 8, 0, 2, 3];
-            let logp: Vec<f32> = ids.iter().enumerate().map(|(i, &id)| log_q[i / 3][id as usize]).collect();
-            let rest = logp.chunks(3).map(|l| (1.0 - l.iter().map(|l| l.exp()).sum::<f32>()).ln()).collect();
+            let logp: Vec<f32> =
+                ids.iter().enumerate().map(|(i, &id)| log_q[i / 3][id as usize]).collect();
+            let rest = logp
+                .chunks(3)
+                .map(|l| (1.0 - l.iter().map(|l| l.exp()).sum::<f32>()).ln())
+                .collect();
             let signal = Signal::TopK(TopK { k: 3, ids, logp, rest });
             check_finite_differences(&[&random((2, 9), 6)], |z| {
                 reference::per_token_sparse(&z[0], &signal, &[2, 4], mix)
@@ -317,13 +379,16 @@ mod tests {
         const SEEDS: u64 = 400;
         let mix = mix(Divergence::ForwardKl);
         let flat = |(out, dw): (LossGradient, Tensor)| -> Vec<f64> {
-            let all = [&out.d_hidden, &dw].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            let all =
+                [&out.d_hidden, &dw].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             std::iter::once(out.sum).chain(all.concat().into_iter().map(f64::from)).collect()
         };
         let want = flat(taught(DType::F32, false, 33, SignalKind::Dense, mix, 0));
         let (mut sum, mut square) = (vec![0.0; want.len()], vec![0.0; want.len()]);
         for seed in 0..SEEDS {
-            for (i, x) in flat(taught(DType::F32, false, 33, SignalKind::Sampled(4), mix, seed)).into_iter().enumerate()
+            for (i, x) in flat(taught(DType::F32, false, 33, SignalKind::Sampled(4), mix, seed))
+                .into_iter()
+                .enumerate()
             {
                 sum[i] += x;
                 square[i] += x * x;
@@ -346,7 +411,10 @@ mod tests {
         let (_, t) = pair(DType::F32, V);
         let (s, _) = pair(DType::F32, V);
         let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
-        let Signal::TopK(top) = SignalKind::TopK(7).reduce(t.clone(), &stats, 2.0, 1, &[]).unwrap() else { panic!() };
+        let Signal::TopK(top) = SignalKind::TopK(7).reduce(t.clone(), &stats, 2.0, 1, &[]).unwrap()
+        else {
+            panic!()
+        };
         for (i, row) in reference::host_rows(&t).unwrap().iter().enumerate() {
             let mut order: Vec<u32> = (0..V as u32).collect();
             order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
@@ -358,7 +426,10 @@ mod tests {
         }
         let draw = |rows: &[u32], tokens: &[u64]| {
             let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
-            match SignalKind::Sampled(9).reduce(t.select(rows).unwrap(), &picked, 2.0, 3, tokens).unwrap() {
+            match SignalKind::Sampled(9)
+                .reduce(t.select(rows).unwrap(), &picked, 2.0, 3, tokens)
+                .unwrap()
+            {
                 Signal::Sampled(sampled) => sampled.rows,
                 other => panic!("{other:?}"),
             }

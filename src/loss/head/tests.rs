@@ -4,6 +4,8 @@ use crate::loss::{Signal, SignalKind};
 use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
 use candle_core::{DType, Device};
 
+mod gpu;
+
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
 const MIXES: [Mix; 12] = [
@@ -43,7 +45,12 @@ fn case((n, d, v): (usize, usize, usize)) -> Case {
 
 impl Case {
     /// A pass over these rows.
-    fn pass<'a>(&'a self, student: &'a Logits, teacher: Option<&'a Logits>, mix: Mix) -> PassInput<'a> {
+    fn pass<'a>(
+        &'a self,
+        student: &'a Logits,
+        teacher: Option<&'a Logits>,
+        mix: Mix,
+    ) -> PassInput<'a> {
         PassInput { student, teacher, targets: &self.targets, options: mix.temperature.into(), mix }
     }
 
@@ -120,7 +127,8 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
         for mix in MIXES {
             let case = case(shape);
             let (s, t) = (case.student(), Some(case.teacher()));
-            let Scanned { stats, student: s, teacher } = scanned(s, t, &case.targets, mix.temperature, true);
+            let Scanned { stats, student: s, teacher } =
+                scanned(s, t, &case.targets, mix.temperature, true);
             let t = teacher.unwrap();
             let dw = random(case.weight.dims(), 9);
             let start = dw.to_dtype(DType::F64).unwrap();
@@ -129,13 +137,27 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
             let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
             let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
             let (per_token, grads) = autograd(&[&case.hidden, &case.weight], &upstream, |v| {
-                reference::per_token(&reference::logits(&v[0], &v[1])?, Some(&t_logits), &case.targets, mix)
+                reference::per_token(
+                    &reference::logits(&v[0], &v[1])?,
+                    Some(&t_logits),
+                    &case.targets,
+                    mix,
+                )
             });
-            let want: f64 =
-                per_token.to_vec1::<f64>().unwrap().iter().zip(&case.weights).map(|(l, w)| l * f64::from(*w)).sum();
+            let want: f64 = per_token
+                .to_vec1::<f64>()
+                .unwrap()
+                .iter()
+                .zip(&case.weights)
+                .map(|(l, w)| l * f64::from(*w))
+                .sum();
             // At tau 0.05 a logit's rounding of 1e-6 is 2e-5 of the exponent.
             let tolerance = 1e-5 / f64::from(mix.temperature.min(1.0));
-            assert!((got.sum - want).abs() < tolerance * want.abs().max(1.0), "{} vs {want}", got.sum);
+            assert!(
+                (got.sum - want).abs() < tolerance * want.abs().max(1.0),
+                "{} vs {want}",
+                got.sum
+            );
             assert_close(&got.d_hidden, &grads[0], tolerance);
             assert_close(&dw, &(start + &grads[1]).unwrap(), tolerance);
         }
@@ -156,7 +178,8 @@ fn bits_of_one_mix(mix: Mix) {
     let run = |keep: bool, threads: usize| {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
             let (s, t) = (case.student(), Some(case.teacher()));
-            let Scanned { stats, student: s, teacher } = scanned(s, t, &case.targets, mix.temperature, keep);
+            let Scanned { stats, student: s, teacher } =
+                scanned(s, t, &case.targets, mix.temperature, keep);
             let t = teacher.unwrap();
             assert!(s.is_stored() == keep && t.is_stored() == keep);
             let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
@@ -175,7 +198,12 @@ fn bits_of_one_mix(mix: Mix) {
                 &dw,
             )
             .unwrap();
-            (stats, out.sum.to_bits(), out.d_hidden.to_vec2::<f32>().unwrap(), dw.to_vec2::<f32>().unwrap())
+            (
+                stats,
+                out.sum.to_bits(),
+                out.d_hidden.to_vec2::<f32>().unwrap(),
+                dw.to_vec2::<f32>().unwrap(),
+            )
         })
     };
     let first = run(true, 1);
@@ -193,7 +221,8 @@ fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
 fn nothing_to_learn(mix: Mix) {
     let case = case((6, 16, 5000));
     let (s, t) = (case.student(), case.student());
-    let stats = scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
+    let stats =
+        scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
     let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
@@ -206,9 +235,16 @@ fn nothing_to_learn(mix: Mix) {
 fn extreme_logits_stay_finite() {
     // hidden = identity makes the logits the columns of the weight.
     let eye = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
-    let rows = |r: [[f32; 5]; 4]| Tensor::new(&r, &Device::Cpu).unwrap().t().unwrap().contiguous().unwrap();
+    let rows = |r: [[f32; 5]; 4]| {
+        Tensor::new(&r, &Device::Cpu).unwrap().t().unwrap().contiguous().unwrap()
+    };
     let z = rows([[1e4, -1e4, 0.0, 1.0, 2.0], [0.0; 5], [-1e4; 5], [3.0, 1e4, 1e4, -1e4, 0.0]]);
-    let t = rows([[-1e4, 1e4, 0.0, 1.0, 2.0], [1e4, 0.0, 0.0, 0.0, 0.0], [-1e4; 5], [-3.0, 0.5, 1e4, -1e4, 9.0]]);
+    let t = rows([
+        [-1e4, 1e4, 0.0, 1.0, 2.0],
+        [1e4, 0.0, 0.0, 0.0, 0.0],
+        [-1e4; 5],
+        [-3.0, 0.5, 1e4, -1e4, 9.0],
+    ]);
     let divergences = MIXES.iter().map(|m| m.divergence);
     for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
         let mix = Mix { lambda: 0.5, temperature: tau, divergence };
@@ -234,7 +270,9 @@ fn extreme_logits_stay_finite() {
             &dw,
         )
         .unwrap();
-        let want = reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw).unwrap();
+        let want =
+            reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw)
+                .unwrap();
         assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
         assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
         assert_close(&dw, &want_dw, 1e-5);
@@ -250,7 +288,14 @@ fn no_rows_is_no_error() {
         let dw = case.weight.zeros_like().unwrap();
         let none = s.select(&[]).unwrap();
         let out = loss(
-            LossInput { student: &none, signal: None, stats: &[], targets: &[], weights: &[], mix: MIXES[0] },
+            LossInput {
+                student: &none,
+                signal: None,
+                stats: &[],
+                targets: &[],
+                weights: &[],
+                mix: MIXES[0],
+            },
             &dw,
         )
         .unwrap();
@@ -266,7 +311,9 @@ fn no_rows_is_no_error() {
 fn the_reference_is_right_by_finite_differences() {
     let t = random((3, 7), 5).to_dtype(DType::F64).unwrap();
     for mix in MIXES {
-        check_finite_differences(&[&random((3, 7), 4)], |v| reference::per_token(&v[0], Some(&t), &[0, 6, 3], mix));
+        check_finite_differences(&[&random((3, 7), 4)], |v| {
+            reference::per_token(&v[0], Some(&t), &[0, 6, 3], mix)
+        });
     }
 }
 
@@ -276,7 +323,9 @@ fn mismatches_are_errors() {
     let other = Logits::new(case.t_hidden.clone(), random((51, 11), 6));
     let message = scan(&case.student(), Some(&other), &case.targets, 1.0).unwrap_err().to_string();
     assert!(message.contains("50") && message.contains("51"), "{message}");
-    assert!(scan(&case.student(), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50"));
+    assert!(
+        scan(&case.student(), None, &[0, 1, 2, 50], 1.0).unwrap_err().to_string().contains("50")
+    );
 }
 
 #[test]
@@ -336,8 +385,10 @@ fn read(fused: Fused) -> Done {
 /// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
 fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Done, Tensor) {
     let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
-    let Scanned { stats, student: s, teacher: t } = scanned(s, t, &case.targets, mix.temperature, true);
-    let rows: Vec<u32> = (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
+    let Scanned { stats, student: s, teacher: t } =
+        scanned(s, t, &case.targets, mix.temperature, true);
+    let rows: Vec<u32> =
+        (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| case.targets[r as usize]).collect();
     let weights: Vec<f32> = rows.iter().map(|&r| weights[r as usize]).collect();
@@ -373,7 +424,8 @@ fn weight_of(row: usize, keep_every: usize) -> f32 {
 #[test]
 fn one_fused_pass_is_scan_and_loss() {
     let plain = Mix { lambda: 0.0, ..MIXES[1] };
-    // More than a block; with gaps; with so few rows a block that several wait to be multiplied together.
+    // More than a block; with gaps; with so few rows a block that several wait to be multiplied
+    // together.
     for (shape, keep_every) in [
         ((300, 24, 5003), 1),
         ((300, 24, 5003), 3),
@@ -385,7 +437,8 @@ fn one_fused_pass_is_scan_and_loss() {
     ] {
         let case = case(shape);
         let weights: Vec<f32> = (0..shape.0).map(|row| weight_of(row, keep_every)).collect();
-        for (mix, with_teacher) in [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
+        for (mix, with_teacher) in
+            [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
         {
             let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
             let run = |case: &Case, dw: &Tensor| {
@@ -403,10 +456,19 @@ fn one_fused_pass_is_scan_and_loss() {
             let check = |got: &Done, dw: &Tensor| {
                 assert_stats_close(&got.stats, &want.stats, 4e-6);
                 assert_eq!((&got.rows, &got.weights), (&want.rows, &want.weights));
-                assert!((got.sum - want.sum).abs() <= 1e-6 * want.sum.abs().max(1.0), "{} vs {}", got.sum, want.sum);
+                assert!(
+                    (got.sum - want.sum).abs() <= 1e-6 * want.sum.abs().max(1.0),
+                    "{} vs {}",
+                    got.sum,
+                    want.sum
+                );
                 assert_eq!(got.d_hidden.dims(), want.d_hidden.dims());
                 if !got.rows.is_empty() {
-                    assert_close(&got.d_hidden, &want.d_hidden.to_dtype(got.d_hidden.dtype()).unwrap(), 1e-5);
+                    assert_close(
+                        &got.d_hidden,
+                        &want.d_hidden.to_dtype(got.d_hidden.dtype()).unwrap(),
+                        1e-5,
+                    );
                 }
                 assert_close(dw, &want_dw, 1e-5);
             };
@@ -417,9 +479,15 @@ fn one_fused_pass_is_scan_and_loss() {
                 let other = random(case.weight.dims(), 9);
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let again = pool.install(|| run(&case, &other));
-                assert!(again.sum.to_bits() == got.sum.to_bits() && again.stats == got.stats, "{threads} threads");
+                assert!(
+                    again.sum.to_bits() == got.sum.to_bits() && again.stats == got.stats,
+                    "{threads} threads"
+                );
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                assert!(bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden), "{threads} threads");
+                assert!(
+                    bits(&other) == bits(&dw) && bits(&again.d_hidden) == bits(&got.d_hidden),
+                    "{threads} threads"
+                );
             }
             let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
             let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
@@ -436,7 +504,8 @@ fn one_fused_pass_is_scan_and_loss() {
 fn a_fused_pass_ends_with_the_error_of_its_caller() {
     let case = case((4, 8, 50));
     let dw = case.weight.zeros_like().unwrap();
-    let mut weigh = |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
+    let mut weigh =
+        |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
     let weigh = Weigh::Asking(&mut weigh);
     let failed = fused(
         PassInput {
@@ -480,101 +549,4 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
         )
         .is_err()
     );
-}
-
-/// Everything that a head says and does, as tensors: a scan, a loss on some of its rows, and one fused pass.
-fn whole_head(case: &Case, mix: Mix, keep: bool, precision: Precision, signal: SignalKind) -> Vec<Tensor> {
-    let half = |t: &Tensor| t.to_dtype(precision.activations()).unwrap();
-    let of = |hidden: &Tensor, weight: &Tensor| Logits::new(half(hidden), weight.clone()).with_precision(precision);
-    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
-    let options = ScanOptions { tau: mix.temperature, reverse_kl: true };
-    let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &case.targets, options, keep);
-    let t = teacher.unwrap();
-    assert!(s.is_stored() == keep && t.is_stored() == keep);
-    let rows: Vec<u32> = (0..case.targets.len() as u32).filter(|r| r % 3 != 1).collect();
-    let (targets, weights): (Vec<u32>, Vec<f32>) =
-        rows.iter().map(|&r| (case.targets[r as usize], case.weights[r as usize])).unzip();
-    let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
-    let tokens: Vec<u64> = rows.iter().map(|&r| u64::from(r)).collect();
-    let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
-    let signal = signal.reduce(t, &picked, mix.temperature, 5, &tokens).unwrap();
-    let dw = random(case.weight.dims(), 9);
-    let out = loss(
-        LossInput { student: &s, signal: Some(&signal), stats: &picked, targets: &targets, weights: &weights, mix },
-        &dw,
-    )
-    .unwrap();
-    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
-    let gaps: Vec<f32> = case.weights.iter().enumerate().map(|(i, w)| if i % 4 == 2 { 0.0 } else { *w }).collect();
-    let fused_dw = random(case.weight.dims(), 9);
-    let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
-    let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
-    let one = read(fused(case.pass(&s, Some(&t), mix), weigh, &fused_dw).unwrap());
-    let flat = |stats: &[RowStats]| {
-        let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
-        let all = stats.iter().flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
-        Tensor::new(all.collect::<Vec<f32>>(), &Device::Cpu).unwrap()
-    };
-    let reverse = Tensor::new(stats.iter().map(|s| s.reverse_kl).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    let sums = Tensor::new(&[out.sum as f32, one.sum as f32], &Device::Cpu).unwrap();
-    vec![flat(&stats), reverse, flat(&one.stats), sums, out.d_hidden, dw, one.d_hidden, fused_dw]
-}
-
-#[test]
-fn a_gpus_kernels_give_the_same() {
-    // Blocks of rows are of 8 here, those of threads of 64, and columns are padded to 64: below, at and above each.
-    let dense = SignalKind::Dense;
-    let mut cases: Vec<_> =
-        MIXES.iter().enumerate().map(|(i, &mix)| ((3 + i % 2, 8, 70), mix, i % 2 == 0, dense)).collect();
-    cases.extend([
-        ((11, 12, 64), MIXES[1], true, dense),
-        ((17, 5, 3), MIXES[6], false, dense),
-        ((9, 8, 150), MIXES[1], true, SignalKind::TopK(5)),
-        ((10, 8, 150), MIXES[6], false, SignalKind::TopK(149)),
-        ((3, 8, 70), MIXES[5], false, SignalKind::TopK(70)),
-        ((10, 8, 66), MIXES[1], true, SignalKind::Sampled(7)),
-    ]);
-    for (shape, mix, keep, signal) in cases {
-        let case = case(shape);
-        let want = whole_head(&case, mix, keep, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, mix, keep, Precision::F32, signal)) {
-            for (got, want) in got.iter().zip(&want) {
-                // As against the reference: a logit's rounding, times 1 / tau.
-                assert_close(got, want, 1e-5 / f64::from(mix.temperature.min(1.0)));
-            }
-        }
-    }
-    // bf16 rounds hidden vectors, the head and the gradient of logits to 2^-9; logits here are up to about 5.
-    for (mix, signal) in [(MIXES[1], dense), (MIXES[6], dense), (MIXES[1], SignalKind::TopK(69))] {
-        let case = case((11, 8, 70));
-        let want = whole_head(&case, mix, true, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, mix, true, Precision::Mixed, signal)) {
-            for (got, want) in got.iter().zip(&want) {
-                assert_close(got, want, 2e-2);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
-    // Two values only, so almost everything is a tie: ids must be the lowest.
-    let hidden = Tensor::ones((10, 1), DType::F32, &Device::Cpu).unwrap();
-    let weight: Vec<f32> = (0..150).map(|i| if i % 7 == 3 { 0.5 } else { -0.25 }).collect();
-    let teacher = Logits::new(hidden, Tensor::from_vec(weight, (150, 1), &Device::Cpu).unwrap());
-    let targets = [0u32; 10];
-    for k in [1, 21, 22, 100, 149, 150] {
-        let find = || {
-            let t = teacher.clone();
-            let mut stats = scan(&t.clone(), Some(&t), &targets, 1.0).unwrap();
-            stats.truncate(10);
-            top_k(&teacher, &stats, 1.0, k).unwrap()
-        };
-        let want = find();
-        for got in crate::ops::gpu::emulator::emulate(find).iter().flatten() {
-            assert_eq!(got.ids, want.ids, "{k}");
-            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || (a - b).abs() < 1e-5);
-            assert!(close(&got.logp, &want.logp) && close(&got.rest, &want.rest), "{k}");
-        }
-    }
 }

@@ -16,7 +16,14 @@ fn gradients(model: &Gpt2, upstream: &Tensor) -> (f64, ParamSet) {
     let stats = head::scan(&logits, None, &tokens, 1.0).unwrap();
     let mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
     let loss = head::loss(
-        head::LossInput { student: &logits, signal: None, stats: &stats, targets: &tokens, weights: &[1.0; 32], mix },
+        head::LossInput {
+            student: &logits,
+            signal: None,
+            stats: &stats,
+            targets: &tokens,
+            weights: &[1.0; 32],
+            mix,
+        },
         grads.wte(),
     )
     .unwrap();
@@ -25,7 +32,15 @@ fn gradients(model: &Gpt2, upstream: &Tensor) -> (f64, ParamSet) {
 }
 
 fn norm(t: &Tensor) -> f64 {
-    t.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
+    t.to_dtype(DType::F64)
+        .unwrap()
+        .sqr()
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .to_scalar::<f64>()
+        .unwrap()
+        .sqrt()
 }
 
 #[test]
@@ -34,13 +49,15 @@ fn bf16_products_give_nearly_the_same_loss_and_gradients() {
     let exact = Gpt2::scratch(Gpt2Config::new(50, 16, 48, 2, 3), 5, &Device::Cpu).unwrap();
     let model = Gpt2 { precision: Precision::Bf16(chip), ..exact.clone() };
     let upstream = random((32, 48), 3);
-    let ((sum, found), (want_sum, want)) = (gradients(&model, &upstream), gradients(&exact, &upstream));
+    let ((sum, found), (want_sum, want)) =
+        (gradients(&model, &upstream), gradients(&exact, &upstream));
     assert!(sum != want_sum && (sum - want_sum).abs() < 1e-3 * want_sum, "{sum} for {want_sum}");
     for ((name, found), (_, want)) in found.named().zip(want.named()) {
         if name.ends_with("attn.c_attn.bias") {
             continue; // a third of it is rounding noise: see below
         }
-        // Factors err by at most 2^-8 each, at random; about ten products lie between the loss and the first block.
+        // Factors err by at most 2^-8 each, at random; about ten products lie between the loss and
+        // the first block.
         let error = norm(&(found - want).unwrap()) / norm(want);
         assert!(error < 0.02, "{name}: relative error {error}");
     }
@@ -68,7 +85,8 @@ fn with_bf16_the_backward_of_some_rows_is_that_of_zeros_elsewhere() {
     scatter_add(&dense, &some, &rows).unwrap();
     let (sparse, dense) = (run(Some(&rows), &some), run(None, &dense));
     for ((_, a), (_, b)) in sparse.named().zip(dense.named()) {
-        // The order of f32 sums differs, and what is rounded next may then fall to the other neighbour.
+        // The order of f32 sums differs, and what is rounded next may then fall to the other
+        // neighbour.
         assert_close(a, b, 1e-3);
     }
 }

@@ -1,4 +1,5 @@
-//! What flows below the last block: exact, sparse against stopped gradients, sampled against its expectation.
+//! What flows below the last block: exact, sparse against stopped gradients, sampled against its
+//! expectation.
 
 use super::*;
 use crate::model::RowBudget;
@@ -31,22 +32,28 @@ fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>
     (grads.tensors().to_vec(), reached)
 }
 
-/// The trunk in the ops' references, with keys and values of all rows but the given ones taken for constants.
+/// The trunk in the ops' references, with keys and values of all rows but the given ones taken for
+/// constants.
 fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tensor> {
     let (n, d, eps) = (2 * CONTEXT, config.n_embd, config.layer_norm_epsilon);
-    let free: Vec<f64> =
-        (0..n as u32).flat_map(|i| (0..3 * d).map(move |c| f64::from(u8::from(c < d || rows.contains(&i))))).collect();
+    let free: Vec<f64> = (0..n as u32)
+        .flat_map(|i| (0..3 * d).map(move |c| f64::from(u8::from(c < d || rows.contains(&i)))))
+        .collect();
     let free = Tensor::from_vec(free, (n, 3 * d), &Device::Cpu)?;
     let constant = (1.0 - &free)?;
     let shape = Shape { batch: 2, context: CONTEXT, heads: config.n_head };
     let mut x = embed::reference(params.wte(), params.wpe(), &tokens(), CONTEXT, 0)?;
     for l in 0..config.n_layer {
         let p = params.block(l);
-        let qkv = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?.matmul(p.attn_w)?.broadcast_add(p.attn_b)?;
+        let qkv = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?
+            .matmul(p.attn_w)?
+            .broadcast_add(p.attn_b)?;
         let qkv = ((&qkv * &free)? + (qkv.detach() * &constant)?)?;
         let attended = attention::reference(&qkv, shape)?;
         let mid = (&x + attended.matmul(p.attn_proj_w)?.broadcast_add(p.attn_proj_b)?)?;
-        let fc = layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?.matmul(p.fc_w)?.broadcast_add(p.fc_b)?;
+        let fc = layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?
+            .matmul(p.fc_w)?
+            .broadcast_add(p.fc_b)?;
         x = (&mid + gelu::reference(&fc)?.matmul(p.proj_w)?.broadcast_add(p.proj_b)?)?;
     }
     let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
@@ -64,7 +71,11 @@ fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
         for rows in [&ROWS[..], &[13], &[3, 4, 5, 6]] {
             let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
             let (_, want) = autograd(&inputs, &upstream(rows.len(), dtype), |v| {
-                stopped(&model.config, &ParamSet::new(model.params.layout().clone(), v.to_vec()), rows)
+                stopped(
+                    &model.config,
+                    &ParamSet::new(model.params.layout().clone(), v.to_vec()),
+                    rows,
+                )
             });
             let (got, reached) = gradients(&model, Some(rows), Flow::Sparse);
             let every = 3 * rows.len() as u64;
@@ -106,15 +117,25 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
     };
     for rows in [None, Some(&ROWS[..])] {
-        let exact: Vec<Vec<f64>> = gradients(&model, rows, Flow::Exact).0.iter().map(flat).collect();
-        let sparse: Vec<Vec<f64>> = gradients(&model, rows, Flow::Sparse).0.iter().map(flat).collect();
-        let mut sums: Vec<(Vec<f64>, f64)> = exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
+        let exact: Vec<Vec<f64>> =
+            gradients(&model, rows, Flow::Exact).0.iter().map(flat).collect();
+        let sparse: Vec<Vec<f64>> =
+            gradients(&model, rows, Flow::Sparse).0.iter().map(flat).collect();
+        let mut sums: Vec<(Vec<f64>, f64)> =
+            exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
         let (mut reached, mut keys) = (0, 0);
         for draw in 0..DRAWS {
-            let sampler = RowSampler::new(RowBudget::Share(0.4), 1, (0..14).map(|i| draw * 14 + i).collect(), CONTEXT);
+            let sampler = RowSampler::new(
+                RowBudget::Share(0.4),
+                1,
+                (0..14).map(|i| draw * 14 + i).collect(),
+                CONTEXT,
+            );
             let (grads, rows) = gradients(&model, rows, Flow::Sampled(&sampler));
             (reached, keys) = (reached + rows.outputs, keys + rows.keys);
-            for ((sum, squares), (g, exact)) in sums.iter_mut().zip(grads.iter().map(flat).zip(&exact)) {
+            for ((sum, squares), (g, exact)) in
+                sums.iter_mut().zip(grads.iter().map(flat).zip(&exact))
+            {
                 for ((sum, g), e) in sum.iter_mut().zip(g).zip(exact) {
                     *sum += g;
                     *squares += (g - e) * (g - e);
@@ -122,18 +143,23 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
             }
         }
         let share = reached as f64 / (DRAWS * 3 * 14) as f64;
-        // Two fifths, or fewer where a draw has left fewer with a gradient: no position sees a later one.
+        // Two fifths, or fewer where a draw has left fewer with a gradient: no position sees a
+        // later one.
         assert!((0.3..0.41).contains(&share), "{share}");
         let share = keys as f64 / (DRAWS * 3 * 14) as f64;
         assert!((0.3..0.41).contains(&share), "keys: {share}");
         for (i, ((sum, squares), exact)) in sums.iter().zip(&exact).enumerate() {
             let off: Vec<f64> = sum.iter().zip(exact).map(|(s, e)| s / DRAWS as f64 - e).collect();
-            // The expected length of `off` if there is no bias; few-element tensors scatter around it.
+            // The expected length of `off` if there is no bias; few-element tensors scatter around
+            // it.
             let error = (squares / (DRAWS * DRAWS) as f64).sqrt();
             assert!(norm(&off) < 3.0 * error + 1e-6, "tensor {i}: {} for {error}", norm(&off));
             if rows.is_some() && i == 0 {
                 let bias: Vec<f64> = sparse[i].iter().zip(exact).map(|(s, e)| s - e).collect();
-                assert!(norm(&bias) > 3.0 * error, "the same measure finds the bias of the sparse backward");
+                assert!(
+                    norm(&bias) > 3.0 * error,
+                    "the same measure finds the bias of the sparse backward"
+                );
             }
         }
     }
@@ -146,12 +172,22 @@ fn recomputed_activations_give_the_same_bits() {
     let drawn = RowSampler::new(RowBudget::Share(0.5), 1, (0..14).collect(), CONTEXT);
     for flow in [Flow::Exact, Flow::Sparse, Flow::Sampled(&drawn)] {
         for rows in [None, Some(&ROWS[..])] {
-            assert!(bits(&gradients(&again, rows, flow).0) == bits(&gradients(&kept, rows, flow).0), "{flow:?}");
+            assert!(
+                bits(&gradients(&again, rows, flow).0) == bits(&gradients(&kept, rows, flow).0),
+                "{flow:?}"
+            );
         }
     }
     let held = |model: &Gpt2| {
         let whole = |taped: &Taped| matches!(taped, Taped::Whole(_));
-        model.forward_with_tape(&tokens(), CONTEXT).unwrap().1.blocks.iter().filter(|b| whole(b)).count()
+        model
+            .forward_with_tape(&tokens(), CONTEXT)
+            .unwrap()
+            .1
+            .blocks
+            .iter()
+            .filter(|b| whole(b))
+            .count()
     };
     assert_eq!((held(&kept), held(&again)), (3, 0));
 }

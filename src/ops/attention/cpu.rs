@@ -1,4 +1,5 @@
-//! Attention on f32: a task owns one head of one sequence and walks its queries in blocks. Formulas: `mod.rs`.
+//! Attention on f32: a task owns one head of one sequence and walks its queries in blocks.
+//! Formulas: `mod.rs`.
 
 use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::Result;
@@ -8,7 +9,8 @@ use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Queries per block: the scratch is BLOCK x T floats, which stays in the second-level cache up to T = 2048.
+/// Queries per block: the scratch is BLOCK x T floats, which stays in the second-level cache up to
+/// T = 2048.
 const BLOCK: usize = 64;
 
 pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
@@ -27,14 +29,23 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
             let visible = start + rows;
             let scores = &mut scores[..rows * visible];
             let q = head.q(start, rows);
-            gemm(MatMut::new(scores, rows, visible, visible), false, q, head.k(visible).t(), head.scale, false);
+            gemm(
+                MatMut::new(scores, rows, visible, visible),
+                false,
+                q,
+                head.k(visible).t(),
+                head.scale,
+                false,
+            );
             for (r, row) in scores.chunks_exact_mut(visible).enumerate() {
                 let row_lse = softmax_row(row, start + r + 1);
                 // SAFETY: this task alone writes head `task`'s entries of lse.
                 unsafe { *lse_ptr.get().add(task * shape.context + start + r) = row_lse };
             }
             // SAFETY: this task alone writes the columns of its head in the rows of its sequence.
-            let dst = unsafe { MatMut::from_raw(out_ptr.get().add(head.offset(d, start)), rows, head.dim, d) };
+            let dst = unsafe {
+                MatMut::from_raw(out_ptr.get().add(head.offset(d, start)), rows, head.dim, d)
+            };
             gemm(dst, false, Mat::row_major(scores, rows, visible), head.v(visible), 1.0, false);
         }
     });
@@ -48,7 +59,8 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
     let Backward { qkv, attended, dout, rows, keys, shape } = args;
     let (n, width) = qkv.dims2()?;
     let d = width / 3;
-    let (data, out, lse, dout) = (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
+    let (data, out, lse, dout) =
+        (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
     let (data, out, lse, dout): (&[f32], &[f32], &[f32], &[f32]) = (&data, &out, &lse, &dout);
     let every: Vec<u32>;
     let (rows, sparse) = match rows {
@@ -77,8 +89,10 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
             let (q, dout, p, ds) = scratch.block(rows.len(), visible, head.dim);
             // Keys and values that carry gradient: the visible ones, or of these the given rows'.
             let seen = &rows_of_sequence[..block - from + rows.len()];
-            let (first, with_gradient) = if sparse { (from, seen.len()) } else { (head.first_row, visible) };
-            // SAFETY: this task alone writes the columns of its head in the rows of its sequence, of dq and of dkv.
+            let (first, with_gradient) =
+                if sparse { (from, seen.len()) } else { (head.first_row, visible) };
+            // SAFETY: this task alone writes the columns of its head in the rows of its sequence,
+            // of dq and of dkv.
             let (dq, dk, dv) = unsafe {
                 let column = head.column;
                 let dkv = dkv_ptr.get().add(first * 2 * d + column);
@@ -103,12 +117,14 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
     })
 }
 
-/// Moves the columns of the given rows' keys to the front of each row of `width` columns, and the rows together.
+/// Moves the columns of the given rows' keys to the front of each row of `width` columns, and the
+/// rows together.
 fn compact(x: &mut [f32], width: usize, rows: &[u32], first_row: usize) {
     let (count, kept) = (x.len() / width, rows.len());
     for r in 0..count {
         for (j, &row) in rows.iter().enumerate() {
-            // Never ahead of what is still to be read: j is at most the column, kept at most the width.
+            // Never ahead of what is still to be read: j is at most the column, kept at most the
+            // width.
             x[r * kept + j] = x[r * width + row as usize - first_row];
         }
     }
@@ -128,7 +144,14 @@ impl<'a> Head<'a> {
     fn new(data: &'a [f32], d: usize, shape: Shape, task: usize) -> Self {
         let dim = d / shape.heads;
         let first_row = task / shape.heads * shape.context;
-        Self { data, d, dim, first_row, column: task % shape.heads * dim, scale: 1.0 / (dim as f32).sqrt() }
+        Self {
+            data,
+            d,
+            dim,
+            first_row,
+            column: task % shape.heads * dim,
+            scale: 1.0 / (dim as f32).sqrt(),
+        }
     }
 
     fn part(&self, which: usize, start: usize, rows: usize) -> Mat<'a> {
@@ -178,28 +201,55 @@ impl Scratch {
         }
     }
 
-    /// Gathers q and dout of the rows, and delta = sum(dout * out) of each. `block` is the rows' place in `dout`.
-    fn gather(&mut self, head: &Head<'_>, rows: &[u32], block: usize, out: &[f32], dout: &[f32], d: usize) {
+    /// Gathers q and dout of the rows, and delta = sum(dout * out) of each. `block` is the rows'
+    /// place in `dout`.
+    fn gather(
+        &mut self,
+        head: &Head<'_>,
+        rows: &[u32],
+        block: usize,
+        out: &[f32],
+        dout: &[f32],
+        d: usize,
+    ) {
         let dim = head.dim;
         for (r, &row) in rows.iter().enumerate() {
             let row = row as usize;
-            self.q[r * dim..][..dim].copy_from_slice(&head.data[row * 3 * d + head.column..][..dim]);
+            self.q[r * dim..][..dim]
+                .copy_from_slice(&head.data[row * 3 * d + head.column..][..dim]);
             let upstream = &dout[(block + r) * d + head.column..][..dim];
             self.dout[r * dim..][..dim].copy_from_slice(upstream);
             self.delta[r] = dot(upstream, &out[row * d + head.column..][..dim]);
         }
     }
 
-    /// P and dS of the gathered rows against the keys that the last of them sees; returns how many these are.
+    /// P and dS of the gathered rows against the keys that the last of them sees; returns how many
+    /// these are.
     fn probabilities(&mut self, head: &Head<'_>, rows: &[u32], lse: &[f32]) -> usize {
         let count = rows.len();
         let visible = rows[count - 1] as usize - head.first_row + 1;
         let (p, ds) = (&mut self.p[..count * visible], &mut self.ds[..count * visible]);
         let q = Mat::row_major(&self.q[..count * head.dim], count, head.dim);
         let dout = Mat::row_major(&self.dout[..count * head.dim], count, head.dim);
-        gemm(MatMut::new(p, count, visible, visible), false, q, head.k(visible).t(), head.scale, false); // S = Q Kᵀ scale
-        gemm(MatMut::new(ds, count, visible, visible), false, dout, head.v(visible).t(), 1.0, false); // dP = dO Vᵀ
-        for (r, (p, ds)) in p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate() {
+        gemm(
+            MatMut::new(p, count, visible, visible),
+            false,
+            q,
+            head.k(visible).t(),
+            head.scale,
+            false,
+        ); // S = Q Kᵀ scale
+        gemm(
+            MatMut::new(ds, count, visible, visible),
+            false,
+            dout,
+            head.v(visible).t(),
+            1.0,
+            false,
+        ); // dP = dO Vᵀ
+        for (r, (p, ds)) in
+            p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate()
+        {
             let position = rows[r] as usize - head.first_row;
             gradient_row(p, ds, position + 1, lse[position], self.delta[r], head.scale);
         }
@@ -207,7 +257,12 @@ impl Scratch {
     }
 
     /// q and dout [count, d], p and ds [count, visible] of the block in hand.
-    fn block(&mut self, count: usize, visible: usize, dim: usize) -> (Mat<'_>, Mat<'_>, &mut [f32], &mut [f32]) {
+    fn block(
+        &mut self,
+        count: usize,
+        visible: usize,
+        dim: usize,
+    ) -> (Mat<'_>, Mat<'_>, &mut [f32], &mut [f32]) {
         (
             Mat::row_major(&self.q[..count * dim], count, dim),
             Mat::row_major(&self.dout[..count * dim], count, dim),
@@ -249,7 +304,8 @@ multiversion! {
         max + sum.ln()
     }
 
-    /// Scores become probabilities (in `p`) and dP becomes dS = scale * P * (dP - delta) (in `ds`); masked ones zero.
+    /// Scores become probabilities (in `p`) and dP becomes dS = scale * P * (dP - delta) (in `ds`);
+    /// masked ones zero.
     fn gradient_row(p: &mut [f32], ds: &mut [f32], visible: usize, lse: f32, delta: f32, scale: f32) {
         p[visible..].fill(0.0);
         ds[visible..].fill(0.0);

@@ -2,7 +2,9 @@
 
 use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::{Error, Result};
-use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant};
+use crate::ops::gpu::{
+    Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant,
+};
 use candle_core::{DType, Tensor};
 
 /// Widest head that the kernels take.
@@ -48,7 +50,8 @@ mod generic {
     pub(super) const ROWS: usize = 32;
     const TILE: usize = 32;
 
-    /// Bytes of shared memory: `own` matrices of a block's rows, `weights` of a tile, two tiles of rows.
+    /// Bytes of shared memory: `own` matrices of a block's rows, `weights` of a tile, two tiles of
+    /// rows.
     pub(super) fn shared(dim: usize, own: usize, weights: usize) -> usize {
         let dim = match dim {
             ..=32 => 32,
@@ -151,7 +154,9 @@ impl List {
     fn addresses(&self) -> Result<RowsAt> {
         match &self.uploaded {
             None => Ok(RowsAt { rows: Address::NULL, starts: Address::NULL }),
-            Some([starts, rows]) => Ok(RowsAt { rows: contiguous(rows)?, starts: contiguous(starts)? }),
+            Some([starts, rows]) => {
+                Ok(RowsAt { rows: contiguous(rows)?, starts: contiguous(starts)? })
+            }
         }
     }
 }
@@ -188,6 +193,34 @@ struct BackwardLaunch {
     scale: f32,
 }
 
+/// What the backward needs of every query and head before it begins: [H, k, 2], the logarithm of
+/// its sum of weights and the product of its output with the gradient of it.
+fn statistics(
+    qkv: &Tensor,
+    attended: &Attended,
+    dout: &Tensor,
+    queries: &List,
+    shape: Shape,
+) -> Result<Tensor> {
+    let (dtype, dim) = (qkv.dtype(), head_dim(qkv, shape)?);
+    let stats = uninitialised((shape.heads, queries.count, 2), DType::F32, qkv)?;
+    let args = StatisticsLaunch {
+        stats: floats(&stats)?,
+        out: contiguous(&attended.out)?,
+        dout: contiguous(dout)?,
+        lse: floats(&attended.lse)?,
+        rows: queries.addresses()?.rows,
+        count: queries.count as u32,
+        context: shape.context as u32,
+        heads: shape.heads as u32,
+        dim: dim as u32,
+    };
+    const PAIRS: usize = 256 / 8;
+    let grid = Grid::of((queries.count * shape.heads).div_ceil(PAIRS), 256);
+    launch(qkv, Module::Attention, &variant("attention_statistics", dtype)?, grid, args)?;
+    Ok(stats)
+}
+
 pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
     let Backward { qkv, attended, dout, rows, keys, shape } = args;
     let dtype = qkv.dtype();
@@ -211,33 +244,30 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
     let queries = given.as_ref().unwrap_or(&every);
     let with_keys = if keys == Keys::All { &every } else { queries };
     if dout.dims() != [queries.count, width] {
-        return Err(Error::internal(format!("gradient {:?} of attention over {} rows", dout.dims(), queries.count)));
+        return Err(Error::internal(format!(
+            "gradient {:?} of attention over {} rows",
+            dout.dims(),
+            queries.count
+        )));
     }
 
-    let stats = uninitialised((shape.heads, queries.count, 2), DType::F32, qkv)?;
-    let args = StatisticsLaunch {
-        stats: floats(&stats)?,
-        out: contiguous(&attended.out)?,
-        dout: contiguous(dout)?,
-        lse: floats(&attended.lse)?,
-        rows: queries.addresses()?.rows,
-        count: queries.count as u32,
-        context: shape.context as u32,
-        heads: shape.heads as u32,
-        dim: dim as u32,
-    };
-    const PAIRS: usize = 256 / 8;
-    let grid = Grid::of((queries.count * shape.heads).div_ceil(PAIRS), 256);
-    launch(qkv, Module::Attention, &variant("attention_statistics", dtype)?, grid, args)?;
-
+    let stats = statistics(qkv, attended, dout, queries, shape)?;
     let dq = uninitialised((queries.count, width), dtype, qkv)?;
     let dkv = uninitialised((with_keys.count, 2 * width), dtype, qkv)?;
     let kernels = Kernels::of(qkv, &[dout, &dq, &dkv], dim)?;
     let (rows, threads, of_queries, of_keys) = match kernels {
-        Kernels::Generic => (generic::ROWS, generic::THREADS, generic::shared(dim, 2, 1), generic::shared(dim, 2, 2)),
-        Kernels::Flash => (flash::TILE, flash::THREADS, flash::STAGES, flash::STAGES + flash::STATISTICS),
+        Kernels::Generic => (
+            generic::ROWS,
+            generic::THREADS,
+            generic::shared(dim, 2, 1),
+            generic::shared(dim, 2, 2),
+        ),
+        Kernels::Flash => {
+            (flash::TILE, flash::THREADS, flash::STAGES, flash::STAGES + flash::STATISTICS)
+        }
     };
-    for (kernel, owned, shared) in [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
+    for (kernel, owned, shared) in
+        [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
     {
         let tiles = owned.longest.div_ceil(rows);
         let args = BackwardLaunch {

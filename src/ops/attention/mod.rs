@@ -1,8 +1,10 @@
-//! Causal multi-head attention (Vaswani et al., arXiv 1706.03762) without a [T, T] matrix kept in memory.
+//! Causal multi-head attention (Vaswani et al., arXiv 1706.03762) without a [T, T] matrix kept in
+//! memory.
 //!
-//! Queries are taken in blocks; a block's scores against its visible keys live in a small scratch, the masked half is
-//! never computed, and the backward forms the probabilities again from the kept log-sum-exp (FlashAttention's
-//! recomputation, Dao et al., arXiv 2205.14135). Of one head of one sequence, with d = D / H:
+//! Queries are taken in blocks; a block's scores against its visible keys live in a small scratch,
+//! the masked half is never computed, and the backward forms the probabilities again from the kept
+//! log-sum-exp (FlashAttention's recomputation, Dao et al., arXiv 2205.14135). Of one head of one
+//! sequence, with d = D / H:
 //!
 //! ```text
 //! forward    S = Q Kᵀ / sqrt(d)    P = softmax(S) = exp(S - lse)    O = P V              P [T, T], lse [T], O [T, d]
@@ -11,8 +13,9 @@
 //!            dQ = dS K             dK = dSᵀ Q               dV = Pᵀ dO                   [k, d], [T, d], [T, d]
 //! ```
 //!
-//! The backward can be given the k rows (positions) whose output carries gradient. The other queries have dO = 0, so their
-//! rows of dP and dS are not formed. [`Keys`] says which columns get a dK and a dV:
+//! The backward can be given the k rows (positions) whose output carries gradient. The other
+//! queries have dO = 0, so their rows of dP and dS are not formed. [`Keys`] says which columns get
+//! a dK and a dV:
 //!
 //! ```text
 //!               keys 0 ..... T-1          x  a query meets a key     .  masked
@@ -74,7 +77,8 @@ pub enum Keys {
     OfRows,
 }
 
-/// Gradients with respect to q (of the given rows) and to k and v (of every row, or of the same rows).
+/// Gradients with respect to q (of the given rows) and to k and v (of every row, or of the same
+/// rows).
 #[derive(Debug)]
 pub struct Gradients {
     /// [k, D] when rows were given, else [B T, D].
@@ -114,7 +118,8 @@ pub fn backward(args: Backward<'_>) -> Result<Gradients> {
         None => dout.clone(),
         Some(rows) => {
             let index = Tensor::new(rows, qkv.device())?;
-            Tensor::zeros((qkv.dim(0)?, d), qkv.dtype(), qkv.device())?.index_add(&index, dout, 0)?
+            Tensor::zeros((qkv.dim(0)?, d), qkv.dtype(), qkv.device())?
+                .index_add(&index, dout, 0)?
         }
     };
     let (q, k, v) = split(qkv, shape)?; // [B, H, T, D / H] each
@@ -131,7 +136,9 @@ pub fn backward(args: Backward<'_>) -> Result<Gradients> {
     Ok(match (rows, keys) {
         (None, _) => Gradients { dq, dkv },
         (Some(rows), Keys::All) => Gradients { dq: gather(&dq, rows)?, dkv },
-        (Some(rows), Keys::OfRows) => Gradients { dq: gather(&dq, rows)?, dkv: gather(&dkv, rows)? },
+        (Some(rows), Keys::OfRows) => {
+            Gradients { dq: gather(&dq, rows)?, dkv: gather(&dkv, rows)? }
+        }
     })
 }
 
@@ -152,7 +159,8 @@ fn scale(qkv: &Tensor, shape: Shape) -> f64 {
 fn scores(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
     let (q, k, _) = split(qkv, shape)?;
     let t = shape.context;
-    let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask: Vec<f32> =
+        (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
     let mask = Tensor::from_vec(mask, (t, t), qkv.device())?.to_dtype(qkv.dtype())?;
     Ok((q.matmul(&k.t()?.contiguous()?)? * scale(qkv, shape))?.broadcast_add(&mask)?)
 }
@@ -173,14 +181,15 @@ fn heads_together(x: &Tensor, s: Shape) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.contiguous()?.reshape((s.batch * s.context, ()))?)
 }
 
-/// Output of one query position against `keys` [P, 2 D] (k beside v, oldest first): attention with a key-value cache.
-/// `q` is [1, D]; every key is visible.
+/// Output of one query position against `keys` [P, 2 D] (k beside v, oldest first): attention with
+/// a key-value cache. `q` is [1, D]; every key is visible.
 pub fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
     let (p, d) = (keys.dim(0)?, q.dim(1)?);
     let apart = |x: Tensor, rows: usize| -> Result<Tensor> {
         Ok(x.contiguous()?.reshape((rows, heads, d / heads))?.transpose(0, 1)?.contiguous()?)
     };
-    let (q, k, v) = (apart(q.clone(), 1)?, apart(keys.narrow(1, 0, d)?, p)?, apart(keys.narrow(1, d, d)?, p)?);
+    let (q, k, v) =
+        (apart(q.clone(), 1)?, apart(keys.narrow(1, 0, d)?, p)?, apart(keys.narrow(1, d, d)?, p)?);
     let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / ((d / heads) as f64).sqrt()))?;
     let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
@@ -248,7 +257,13 @@ mod tests {
                 assert_close(
                     &got.dq,
                     &gather(
-                        &grads[0].narrow(1, 0, d).unwrap().to_dtype(DType::F32).unwrap().contiguous().unwrap(),
+                        &grads[0]
+                            .narrow(1, 0, d)
+                            .unwrap()
+                            .to_dtype(DType::F32)
+                            .unwrap()
+                            .contiguous()
+                            .unwrap(),
                         &rows,
                     )
                     .unwrap(),
@@ -292,8 +307,12 @@ mod tests {
         let shape = Shape { batch: 1, context: 9, heads: 2 };
         let qkv = random((9, 24), 1);
         let all = forward(&qkv, shape).unwrap().out;
-        let last =
-            step(&qkv.narrow(0, 8, 1).unwrap().narrow(1, 0, 8).unwrap(), &qkv.narrow(1, 8, 16).unwrap(), 2).unwrap();
+        let last = step(
+            &qkv.narrow(0, 8, 1).unwrap().narrow(1, 0, 8).unwrap(),
+            &qkv.narrow(1, 8, 16).unwrap(),
+            2,
+        )
+        .unwrap();
         assert_close(&last, &all.narrow(0, 8, 1).unwrap(), 2e-6);
     }
 
@@ -322,14 +341,16 @@ mod tests {
             let grads = back(qkv, &attended, dout, rows, keys, shape);
             vec![attended.out, attended.lse, grads.dq, grads.dkv]
         };
-        // f32: sums in another order. bf16: inputs are the same numbers on both sides, while probabilities, gradients of
-        // scores, the output that delta reads and results are rounded by 2^-9 of themselves; a sum of many such errors
-        // is still near that of its largest term.
+        // f32: sums in another order. bf16: inputs are the same numbers on both sides, while
+        // probabilities, gradients of scores, the output that delta reads and results are rounded
+        // by 2^-9 of themselves; a sum of many such errors is still near that of its largest term.
         for (precision, tolerance) in [(Precision::F32, 5e-6), (Precision::Mixed, 8e-3)] {
             let round = |x: &Tensor| x.to_dtype(precision.activations()).unwrap();
             let exact = |x: &Tensor| round(x).to_dtype(DType::F32).unwrap();
             let want = run(&exact(&qkv), &exact(&dout));
-            for (got, want) in emulated(|| run(&round(&qkv), &round(&dout))).iter().flatten().zip(&want) {
+            for (got, want) in
+                emulated(|| run(&round(&qkv), &round(&dout))).iter().flatten().zip(&want)
+            {
                 assert_close(got, want, tolerance);
             }
         }
@@ -368,7 +389,8 @@ mod tests {
 
     #[test]
     fn a_gpus_kernels_skip_what_no_listed_query_sees() {
-        // More than a tile of queries over several tiles of keys, with a gap between; the sixteenth sees one key of a tile.
+        // More than a tile of queries over several tiles of keys, with a gap between; the sixteenth
+        // sees one key of a tile.
         let shape = Shape { batch: 1, context: 260, heads: 1 };
         let rows: Vec<u32> = (49..80).chain((140..256).filter(|i| i % 2 == 0)).collect();
         for keys in [Keys::All, Keys::OfRows] {

@@ -1,8 +1,10 @@
-//! Embedding and rows on a GPU: launches of `embed.cu`. Which rows add up to which is sorted out on the host, where the
-//! tokens are.
+//! Embedding and rows on a GPU: launches of `embed.cu`. Which rows add up to which is sorted out on
+//! the host, where the tokens are.
 
 use crate::error::Result;
-use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant};
+use crate::ops::gpu::{
+    Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant,
+};
 use candle_core::{DType, Tensor};
 
 const THREADS: u32 = 256;
@@ -20,7 +22,13 @@ struct Lookup {
     context: u32,
 }
 
-pub(super) fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
+pub(super) fn forward(
+    wte: &Tensor,
+    wpe: &Tensor,
+    tokens: &[u32],
+    context: usize,
+    offset: usize,
+) -> Result<Tensor> {
     let d = wte.dim(1)?;
     let out = uninitialised((tokens.len(), d), DType::F32, wte)?;
     let ids = upload(tokens, wte)?;
@@ -32,7 +40,13 @@ pub(super) fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize
         d: d as u32,
         context: context as u32,
     };
-    launch(wte, Module::Embed, &variant("embed_forward", wte.dtype())?, Grid::of(tokens.len(), THREADS), args)?;
+    launch(
+        wte,
+        Module::Embed,
+        &variant("embed_forward", wte.dtype())?,
+        Grid::of(tokens.len(), THREADS),
+        args,
+    )?;
     Ok(out)
 }
 
@@ -56,10 +70,17 @@ struct Positions {
     n: u32,
 }
 
-pub(super) fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], context: usize) -> Result<()> {
+pub(super) fn backward(
+    dwte: &Tensor,
+    dwpe: &Tensor,
+    d: &Tensor,
+    tokens: &[u32],
+    context: usize,
+) -> Result<()> {
     let (n, width) = d.dims2()?;
     let Sorted { ids, starts, rows } = sorted(tokens);
-    let (segments, ids, starts, rows) = (ids.len(), upload(&ids, d)?, upload(&starts, d)?, upload(&rows, d)?);
+    let (segments, ids, starts, rows) =
+        (ids.len(), upload(&ids, d)?, upload(&starts, d)?, upload(&rows, d)?);
     let args = Segments {
         out: floats(dwte)?,
         d: floats(d)?,
@@ -70,8 +91,19 @@ pub(super) fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32],
     };
     launch(d, Module::Embed, "embed_add_segments", Grid::of(segments, THREADS), args)?;
     let each = context * width;
-    let args = Positions { out: floats(dwpe)?, d: floats(d)?, batch: (n / context) as u32, n: each as u32 };
-    launch(d, Module::Embed, "embed_add_positions", Grid::of(each.div_ceil(THREADS as usize), THREADS), args)
+    let args = Positions {
+        out: floats(dwpe)?,
+        d: floats(d)?,
+        batch: (n / context) as u32,
+        n: each as u32,
+    };
+    launch(
+        d,
+        Module::Embed,
+        "embed_add_positions",
+        Grid::of(each.div_ceil(THREADS as usize), THREADS),
+        args,
+    )
 }
 
 /// Positions by token.
@@ -156,6 +188,12 @@ pub(super) fn row_squares(x: &Tensor) -> Result<Tensor> {
     let (n, d) = x.dims2()?;
     let out = uninitialised(n, DType::F64, x)?;
     let args = Norms { out: contiguous(&out)?, x: floats(x)?, n: n as u32, d: d as u32 };
-    launch(x, Module::Embed, "row_squares", Grid::of((n * 32).div_ceil(THREADS as usize), THREADS), args)?;
+    launch(
+        x,
+        Module::Embed,
+        "row_squares",
+        Grid::of((n * 32).div_ceil(THREADS as usize), THREADS),
+        args,
+    )?;
     Ok(out)
 }

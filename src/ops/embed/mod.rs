@@ -9,12 +9,20 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at `offset`. `wte` may be
-/// stored in bf16 beside positions in f32; the sum is f32 then.
-pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
+/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at
+/// `offset`. `wte` may be stored in bf16 beside positions in f32; the sum is f32 then.
+pub fn forward(
+    wte: &Tensor,
+    wpe: &Tensor,
+    tokens: &[u32],
+    context: usize,
+    offset: usize,
+) -> Result<Tensor> {
     let (vocab, d) = wte.dims2()?;
     if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
-        return Err(Error::data(format!("token id {bad} lies outside the model's vocabulary of {vocab}")));
+        return Err(Error::data(format!(
+            "token id {bad} lies outside the model's vocabulary of {vocab}"
+        )));
     }
     if offset + context > wpe.dim(0)? {
         let most = wpe.dim(0)?;
@@ -41,8 +49,15 @@ pub fn forward(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offse
     Ok(Tensor::from_vec(out, (tokens.len(), d), &Device::Cpu)?)
 }
 
-/// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T, D].
-pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], context: usize) -> Result<()> {
+/// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T,
+/// D].
+pub fn backward(
+    dwte: &Tensor,
+    dwpe: &Tensor,
+    d: &Tensor,
+    tokens: &[u32],
+    context: usize,
+) -> Result<()> {
     let (n, width) = d.dims2()?;
     if gpu::applies(d) {
         return cuda::backward(dwte, dwpe, d, tokens, context);
@@ -51,7 +66,10 @@ pub fn backward(dwte: &Tensor, dwpe: &Tensor, d: &Tensor, tokens: &[u32], contex
         let index = Tensor::new(tokens, d.device())?;
         buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
         let by_position = d.reshape((n / context, context, width))?.sum(0)?;
-        return buffer::assign(&dwpe.narrow(0, 0, context)?, &(dwpe.narrow(0, 0, context)? + by_position)?);
+        return buffer::assign(
+            &dwpe.narrow(0, 0, context)?,
+            &(dwpe.narrow(0, 0, context)? + by_position)?,
+        );
     }
     let d = read(d)?;
     with_mut(dwte, |out| {
@@ -82,7 +100,8 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let data: &[f32] = &data;
     let mut out = vec![0.0; rows.len() * width];
     if width > 0 {
-        let chunks = out.par_chunks_exact_mut(width).zip(rows).with_min_len((GATHER / width).max(1));
+        let chunks =
+            out.par_chunks_exact_mut(width).zip(rows).with_min_len((GATHER / width).max(1));
         chunks.for_each(|(out, &row)| out.copy_from_slice(&data[row as usize * width..][..width]));
     }
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
@@ -91,13 +110,19 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
 /// As [`gather`], each row times its weight.
 pub fn gather_weighted(x: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Tensor> {
     if !super::fast(x) {
-        let weights = Tensor::from_slice(weights, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
-        return if rows.is_empty() { Ok(x.narrow(0, 0, 0)?) } else { Ok(gather(x, rows)?.broadcast_mul(&weights)?) };
+        let weights =
+            Tensor::from_slice(weights, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
+        return if rows.is_empty() {
+            Ok(x.narrow(0, 0, 0)?)
+        } else {
+            Ok(gather(x, rows)?.broadcast_mul(&weights)?)
+        };
     }
     let out = gather(x, rows)?;
     let width = x.dim(1)?.max(1);
     with_mut(&out, |out| {
-        let chunks = out.par_chunks_exact_mut(width).zip(weights).with_min_len((GATHER / width).max(1));
+        let chunks =
+            out.par_chunks_exact_mut(width).zip(weights).with_min_len((GATHER / width).max(1));
         chunks.for_each(|(row, weight)| row.iter_mut().for_each(|x| *x *= weight));
     })?;
     Ok(out)
@@ -130,18 +155,29 @@ pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
         let data = read(x)?;
         let data: &[f32] = &data;
         let rows = data.par_chunks_exact(width).with_min_len((GATHER / width).max(1));
-        return Ok(rows.map(|row| row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()).collect());
+        return Ok(rows
+            .map(|row| row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt())
+            .collect());
     }
     let squares: Vec<f64> = x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
     Ok(squares.into_iter().map(f64::sqrt).collect())
 }
 
 /// The formula in candle ops.
-pub fn reference(wte: &Tensor, wpe: &Tensor, tokens: &[u32], context: usize, offset: usize) -> Result<Tensor> {
+pub fn reference(
+    wte: &Tensor,
+    wpe: &Tensor,
+    tokens: &[u32],
+    context: usize,
+    offset: usize,
+) -> Result<Tensor> {
     let d = wte.dim(1)?;
     let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?.to_dtype(wpe.dtype())?;
     let positions = wpe.narrow(0, offset, context)?;
-    Ok(rows.reshape((tokens.len() / context, context, d))?.broadcast_add(&positions)?.reshape((tokens.len(), d))?)
+    Ok(rows
+        .reshape((tokens.len() / context, context, d))?
+        .broadcast_add(&positions)?
+        .reshape((tokens.len(), d))?)
 }
 
 #[cfg(test)]
@@ -157,8 +193,8 @@ mod tests {
         let (out, grads) = autograd(&[&wte, &wpe], &d, |v| reference(&v[0], &v[1], &tokens, 3, 0));
         assert_close(&forward(&wte, &wpe, &tokens, 3, 0).unwrap(), &out, 1e-6);
         let (dwte, dwpe) = (random((11, 6), 4), random((9, 6), 5));
-        let want =
-            [(&dwte, &grads[0]), (&dwpe, &grads[1])].map(|(a, g)| (a.to_dtype(DType::F64).unwrap() + g).unwrap());
+        let want = [(&dwte, &grads[0]), (&dwpe, &grads[1])]
+            .map(|(a, g)| (a.to_dtype(DType::F64).unwrap() + g).unwrap());
         backward(&dwte, &dwpe, &d, &tokens, 3).unwrap();
         assert_close(&dwte, &want[0], 1e-6);
         assert_close(&dwpe, &want[1], 1e-6);
@@ -172,7 +208,8 @@ mod tests {
             let (d, rows) = (random((8, width), 3), [5, 0, 6]);
             let run = || {
                 let out = forward(&wte, &wpe, &tokens, 4, 1).unwrap();
-                let (dwte, dwpe, into) = (wte.copy().unwrap(), wpe.copy().unwrap(), wpe.copy().unwrap());
+                let (dwte, dwpe, into) =
+                    (wte.copy().unwrap(), wpe.copy().unwrap(), wpe.copy().unwrap());
                 backward(&dwte, &dwpe, &d, &tokens, 4).unwrap();
                 let picked = gather(&d, &rows).unwrap();
                 scatter_add(&into, &picked, &rows).unwrap();
@@ -198,7 +235,9 @@ mod tests {
         let out = forward(&wte, &wpe, &[1, 2], 2, 4).unwrap();
         assert_close(&out, &reference(&wte, &wpe, &[1, 2], 2, 4).unwrap(), 1e-6);
         assert!(forward(&wte, &wpe, &[11], 1, 0).unwrap_err().to_string().contains("token id 11"));
-        assert!(forward(&wte, &wpe, &[1, 2], 2, 8).unwrap_err().to_string().contains("9 positions"));
+        assert!(
+            forward(&wte, &wpe, &[1, 2], 2, 8).unwrap_err().to_string().contains("9 positions")
+        );
     }
 
     #[test]
@@ -226,7 +265,11 @@ mod tests {
         let back = x.zeros_like().unwrap();
         scatter_add(&back, &picked, &rows).unwrap();
         assert_close(&gather(&back, &rows).unwrap(), &picked, 0.0);
-        assert_close(&gather(&back, &[1]).unwrap(), &gather(&x.zeros_like().unwrap(), &[1]).unwrap(), 0.0);
+        assert_close(
+            &gather(&back, &[1]).unwrap(),
+            &gather(&x.zeros_like().unwrap(), &[1]).unwrap(),
+            0.0,
+        );
         assert_eq!(gather(&x, &[]).unwrap().dims(), [0, 5]);
     }
 }

@@ -39,7 +39,9 @@ pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
     }
     let xs = read(x)?;
     let xs: &[f32] = &xs;
-    with_mut(dy, |dy| dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| apply_gradient(d, x)))
+    with_mut(dy, |dy| {
+        dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| apply_gradient(d, x))
+    })
 }
 
 fn inner(x: &Tensor) -> Result<Tensor> {
@@ -95,7 +97,8 @@ mod tests {
         for n in [1, 7, 1024, 3001] {
             let (x, dy) = ((random(n, 1) * 3.0).unwrap(), random(n, 2));
             let run = |dtype: DType| {
-                let (x, d) = (x.to_dtype(dtype).unwrap(), dy.copy().unwrap().to_dtype(dtype).unwrap());
+                let (x, d) =
+                    (x.to_dtype(dtype).unwrap(), dy.copy().unwrap().to_dtype(dtype).unwrap());
                 let y = forward(&x).unwrap();
                 backward(&d, &x).unwrap();
                 vec![y, d]

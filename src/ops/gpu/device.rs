@@ -3,7 +3,9 @@
 use super::{Address, DeviceMemory, Grid, Matrix, Module};
 use crate::error::{Error, Result};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{self, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    self, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys,
+};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Shape, Storage, Tensor};
@@ -44,7 +46,8 @@ pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {
     let mut peak = 0u64;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
     // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.
-    unsafe { driver::result::mem_pool::get_attribute(pool, attribute, (&raw mut peak).cast()) }.map_err(failed)?;
+    unsafe { driver::result::mem_pool::get_attribute(pool, attribute, (&raw mut peak).cast()) }
+        .map_err(failed)?;
     device.cuda_stream().context().bind_to_thread().map_err(failed)?;
     let (free, _) = driver::result::mem_get_info().map_err(failed)?;
     Ok(DeviceMemory { free: free as u64, peak })
@@ -53,7 +56,8 @@ pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {
 fn set(device: &CudaDevice, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {
     let pool = pool(device)?;
     // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.
-    unsafe { driver::result::mem_pool::set_attribute(pool, attribute, (&raw mut value).cast()) }.map_err(failed)
+    unsafe { driver::result::mem_pool::set_attribute(pool, attribute, (&raw mut value).cast()) }
+        .map_err(failed)
 }
 
 /// The pool that the device's tensors are allocated from.
@@ -66,7 +70,9 @@ fn pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
 
 pub(super) fn address(x: &Tensor) -> Result<Address> {
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { return Err(Error::internal("expected a tensor on a GPU")) };
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(Error::internal("expected a tensor on a GPU"));
+    };
     let start = match x.dtype() {
         DType::F32 => start::<f32>(storage),
         DType::BF16 => start::<bf16>(storage),
@@ -102,18 +108,30 @@ pub(super) fn uninitialised(shape: Shape, dtype: DType, device: &CudaDevice) -> 
 /// Dynamic shared memory that a kernel has without asking.
 const FREE_SHARED: u32 = 48 << 10;
 
-pub(super) fn launch<A: Copy>(device: &CudaDevice, module: Module, kernel: &str, grid: Grid, args: A) -> Result<()> {
+pub(super) fn launch<A: Copy>(
+    device: &CudaDevice,
+    module: Module,
+    kernel: &str,
+    grid: Grid,
+    args: A,
+) -> Result<()> {
     let function = device.get_or_load_custom_func(kernel, module.source(), ptx(module))?;
     if grid.shared > FREE_SHARED {
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let attribute =
+            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(attribute, grid.shared as i32).map_err(failed)?;
     }
     let [x, y, z] = grid.blocks;
-    let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared };
+    let config = LaunchConfig {
+        grid_dim: (x, y, z),
+        block_dim: (grid.threads, 1, 1),
+        shared_mem_bytes: grid.shared,
+    };
     let args = Passed(args);
     let mut builder = function.builder();
     builder.arg(&args);
-    // SAFETY: the caller's addresses are of live memory of the sizes the kernel is told, and the struct is the kernel's.
+    // SAFETY: the caller's addresses are of live memory of the sizes the kernel is told, and the
+    // struct is the kernel's.
     unsafe { builder.launch(config) }.map_err(failed)?;
     Ok(())
 }
@@ -130,7 +148,8 @@ pub(super) fn gemm(device: &CudaDevice, c: Matrix, a: Matrix, b: Matrix, add: bo
     };
     let (alpha, beta) = (1.0f32, f32::from(u8::from(add)));
     let handle = device.cublas_handle();
-    // SAFETY: the matrices lie in live memory of this device, with the strides that `Matrix::new` read off their tensors.
+    // SAFETY: the matrices lie in live memory of this device, with the strides that `Matrix::new`
+    // read off their tensors.
     unsafe {
         cublas::gemm_ex(
             *handle.handle(),

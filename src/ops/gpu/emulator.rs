@@ -1,7 +1,9 @@
-//! Runs the kernels of the `.cu` files on the host, compiled by the system's C++ compiler, on tensors of the CPU.
+//! Runs the kernels of the `.cu` files on the host, compiled by the system's C++ compiler, on
+//! tensors of the CPU.
 //!
-//! What it shows: that kernels and launches compute what they should, on any shape, whatever the order in which a block's
-//! threads run, and that no thread waits alone. What it cannot show: speed, and races that barriers do not explain.
+//! What it shows: that kernels and launches compute what they should, on any shape, whatever the
+//! order in which a block's threads run, and that no thread waits alone. What it cannot show:
+//! speed, and races that barriers do not explain.
 
 use super::{Address, Grid, Matrix, Module};
 use crate::error::{Error, Result};
@@ -22,10 +24,11 @@ pub(crate) fn active() -> bool {
     ORDER.get().is_some()
 }
 
-/// Runs `f` with this thread's tensors treated as a GPU's; twice, with a block's threads in ascending and in descending
-/// order. Both results are returned: they must be the same bits.
+/// Runs `f` with this thread's tensors treated as a GPU's; twice, with a block's threads in
+/// ascending and in descending order. Both results are returned: they must be the same bits.
 ///
-/// Where there is no C++ compiler it says so and returns None: such a machine can build and test all but the kernels.
+/// Where there is no C++ compiler it says so and returns None: such a machine can build and test
+/// all but the kernels.
 pub(crate) fn emulate<R>(f: impl Fn() -> R) -> Option<[R; 2]> {
     struct Reset;
     impl Drop for Reset {
@@ -47,7 +50,9 @@ pub(crate) fn emulate<R>(f: impl Fn() -> R) -> Option<[R; 2]> {
 fn compiler() -> Option<&'static str> {
     static FOUND: LazyLock<Option<String>> = LazyLock::new(|| {
         let named = std::env::var("CXX").ok();
-        let runs = |name: &String| Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success());
+        let runs = |name: &String| {
+            Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
+        };
         named.into_iter().chain(["c++".to_string(), "g++".into(), "clang++".into()]).find(runs)
     });
     FOUND.as_deref()
@@ -92,8 +97,8 @@ pub(super) fn launch<A: Copy>(module: Module, kernel: &str, grid: Grid, args: &A
     // One launch at a time: a block's state is global.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // SAFETY: the library was compiled from our sources; the entry has this signature, and the kernel takes the struct
-    // whose twin `args` is. Its addresses are of live tensors.
+    // SAFETY: the library was compiled from our sources; the entry has this signature, and the
+    // kernel takes the struct whose twin `args` is. Its addresses are of live tensors.
     let failed = unsafe {
         let emulate = dlsym(library as *mut c_void, entry.as_ptr());
         let function = dlsym(library as *mut c_void, kernel_name.as_ptr());
@@ -111,7 +116,15 @@ pub(super) fn launch<A: Copy>(module: Module, kernel: &str, grid: Grid, args: &A
         ) -> c_int = std::mem::transmute(emulate);
         let reversed = c_int::from(ORDER.get() == Some(true));
         let args = std::ptr::from_ref(args).cast();
-        emulate(function, grid.blocks.as_ptr(), grid.threads, grid.shared, args, reversed, message.as_mut_ptr())
+        emulate(
+            function,
+            grid.blocks.as_ptr(),
+            grid.threads,
+            grid.shared,
+            args,
+            reversed,
+            message.as_mut_ptr(),
+        )
     };
     if failed == 0 {
         return Ok(());
@@ -129,7 +142,8 @@ fn library(module: Module) -> Result<usize> {
         return Ok(handle);
     }
     let file = compile(module)?;
-    let name = CString::new(file.as_os_str().as_encoded_bytes()).map_err(|_| Error::internal("a library's name"))?;
+    let name = CString::new(file.as_os_str().as_encoded_bytes())
+        .map_err(|_| Error::internal("a library's name"))?;
     // SAFETY: the library has no initialisers beyond its own statics.
     let handle = unsafe { dlopen(name.as_ptr(), RTLD_NOW) };
     if handle.is_null() {
@@ -156,8 +170,15 @@ fn compile(module: Module) -> Result<PathBuf> {
         "-Werror",
         "-Wno-unknown-pragmas",
     ]);
-    command.args(["-DESLM_EMULATED", "-x", "c++", "-I"]).arg(src.join("ops/gpu")).arg(&source).arg("-o").arg(&out);
-    let done = command.output().map_err(|e| Error::internal(format!("cannot run the C++ compiler: {e}")))?;
+    command
+        .args(["-DESLM_EMULATED", "-x", "c++", "-I"])
+        .arg(src.join("ops/gpu"))
+        .arg(&source)
+        .arg("-o")
+        .arg(&out);
+    let done = command
+        .output()
+        .map_err(|e| Error::internal(format!("cannot run the C++ compiler: {e}")))?;
     if !done.status.success() {
         let errors = String::from_utf8_lossy(&done.stderr).into_owned();
         panic!("the C++ compiler refuses {}:\n{errors}", source.display());

@@ -1,8 +1,10 @@
-//! What the `cuda.rs` of every op shares: memory of tensors as addresses, launches, and matrix products.
+//! What the `cuda.rs` of every op shares: memory of tensors as addresses, launches, and matrix
+//! products.
 //!
-//! An op's kernels stand in its `.cu` and its launches in its `cuda.rs`, which is compiled on every machine and knows
-//! nothing of CUDA's own types. Two things carry a launch out: a GPU (`device.rs`, feature `cuda`), and in tests an
-//! emulator that runs the same kernels from the same launches on the host, on tensors of the CPU (`emulator.rs`).
+//! An op's kernels stand in its `.cu` and its launches in its `cuda.rs`, which is compiled on every
+//! machine and knows nothing of CUDA's own types. Two things carry a launch out: a GPU
+//! (`device.rs`, feature `cuda`), and in tests an emulator that runs the same kernels from the same
+//! launches on the host, on tensors of the CPU (`emulator.rs`).
 
 // Without a GPU and outside the tests nothing is launched, so what a launch says is never read.
 #![cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
@@ -16,8 +18,9 @@ use super::matmul::Precision;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 
-/// Sets a fresh GPU up for training, where `device` is one: one stream, so that candle need not track uses by events; and
-/// memory that was freed stays with the process, since the driver would otherwise take it back at every wait.
+/// Sets a fresh GPU up for training, where `device` is one: one stream, so that candle need not
+/// track uses by events; and memory that was freed stays with the process, since the driver would
+/// otherwise take it back at every wait.
 pub fn prepare(device: &Device) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = device {
@@ -101,7 +104,8 @@ impl Address {
     }
 }
 
-/// Where the first element of `x` lies. The tensor must outlive the launch; its memory is freed in the stream's order.
+/// Where the first element of `x` lies. The tensor must outlive the launch; its memory is freed in
+/// the stream's order.
 pub(crate) fn address(x: &Tensor) -> Result<Address> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
@@ -111,13 +115,20 @@ pub(crate) fn address(x: &Tensor) -> Result<Address> {
     if emulated() {
         return emulator::address(x);
     }
-    Err(Error::internal(format!("expected a tensor on a GPU, found one of shape {:?} on {:?}", x.shape(), x.device())))
+    Err(Error::internal(format!(
+        "expected a tensor on a GPU, found one of shape {:?} on {:?}",
+        x.shape(),
+        x.device()
+    )))
 }
 
 /// As [`address`], of a tensor whose elements lie one after the other.
 pub(crate) fn contiguous(x: &Tensor) -> Result<Address> {
     if !x.is_contiguous() {
-        return Err(Error::internal(format!("expected a contiguous tensor, found strides {:?}", x.stride())));
+        return Err(Error::internal(format!(
+            "expected a contiguous tensor, found strides {:?}",
+            x.stride()
+        )));
     }
     address(x)
 }
@@ -130,8 +141,13 @@ pub(crate) fn floats(x: &Tensor) -> Result<Address> {
     contiguous(x)
 }
 
-/// A tensor of unknown content on the device of `like`; every element must be written before it is read.
-pub(crate) fn uninitialised(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+/// A tensor of unknown content on the device of `like`; every element must be written before it is
+/// read.
+pub(crate) fn uninitialised(
+    shape: impl Into<Shape>,
+    dtype: DType,
+    like: &Tensor,
+) -> Result<Tensor> {
     let shape = shape.into();
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = like.device() {
@@ -173,9 +189,15 @@ impl Grid {
     }
 }
 
-/// Runs a kernel on the device of `on`. `args` is the twin, with #[repr(C)], of the struct that the kernel takes, and its
-/// addresses are of live memory of the sizes that it says.
-pub(crate) fn launch<A: Copy>(on: &Tensor, module: Module, kernel: &str, grid: Grid, args: A) -> Result<()> {
+/// Runs a kernel on the device of `on`. `args` is the twin, with #[repr(C)], of the struct that the
+/// kernel takes, and its addresses are of live memory of the sizes that it says.
+pub(crate) fn launch<A: Copy>(
+    on: &Tensor,
+    module: Module,
+    kernel: &str,
+    grid: Grid,
+    args: A,
+) -> Result<()> {
     if grid.blocks.contains(&0) {
         return Ok(());
     }
@@ -200,7 +222,8 @@ pub(crate) fn variant(kernel: &str, dtype: DType) -> Result<String> {
     }
 }
 
-/// A matrix in the device's memory; element (i, j) lies at `i * stride + j`, or at `j * stride + i` if transposed.
+/// A matrix in the device's memory; element (i, j) lies at `i * stride + j`, or at `j * stride + i`
+/// if transposed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix {
     pub(crate) address: Address,
@@ -222,16 +245,27 @@ impl Matrix {
             (1, _) if cols <= 1 => (true, rows.max(1)),
             (down, 1) => (false, down),
             (1, right) => (true, right),
-            _ => return Err(Error::internal(format!("a product needs a matrix, found strides {:?}", x.stride()))),
+            _ => {
+                return Err(Error::internal(format!(
+                    "a product needs a matrix, found strides {:?}",
+                    x.stride()
+                )));
+            }
         };
         Ok(Self { address: address(x)?, dtype: x.dtype(), rows, cols, stride, transposed })
     }
 }
 
-/// `dst = a · b`, plus the old `dst` if `add`. Both factors have one number format; sums are f32, `dst` is f32 or bf16.
+/// `dst = a · b`, plus the old `dst` if `add`. Both factors have one number format; sums are f32,
+/// `dst` is f32 or bf16.
 pub(crate) fn gemm(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()> {
     let (c, ma, mb) = (Matrix::new(dst)?, Matrix::new(a)?, Matrix::new(b)?);
-    if ma.cols != mb.rows || c.rows != ma.rows || c.cols != mb.cols || c.transposed || ma.dtype != mb.dtype {
+    if ma.cols != mb.rows
+        || c.rows != ma.rows
+        || c.cols != mb.cols
+        || c.transposed
+        || ma.dtype != mb.dtype
+    {
         return Err(Error::internal(format!("product of {a:?} and {b:?} into {dst:?}")));
     }
     if c.rows == 0 || c.cols == 0 {
@@ -251,7 +285,8 @@ pub(crate) fn gemm(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool) -> Result<()
     Err(Error::internal(format!("a product was asked for on {:?}", dst.device())))
 }
 
-/// `x` as a factor of a product at `precision`: rounded to bf16 where that is asked for, f32 elsewhere.
+/// `x` as a factor of a product at `precision`: rounded to bf16 where that is asked for, f32
+/// elsewhere.
 pub(crate) fn factor(x: &Tensor, precision: Precision) -> Result<Tensor> {
     if x.dtype() == precision.activations() {
         return Ok(x.clone());
@@ -272,8 +307,13 @@ pub(crate) fn factor(x: &Tensor, precision: Precision) -> Result<Tensor> {
     }
     const THREADS: u32 = 256;
     let out = uninitialised((rows, cols), precision.activations(), x)?;
-    let args =
-        Args { out: address(&out)?, x: m.address, rows: rows as u32, cols: cols as u32, stride: m.stride as u64 };
+    let args = Args {
+        out: address(&out)?,
+        x: m.address,
+        rows: rows as u32,
+        cols: cols as u32,
+        stride: m.stride as u64,
+    };
     let grid = Grid::of(rows, THREADS);
     launch(x, Module::Matmul, "round_to_bf16", grid, args)?;
     if m.transposed { Ok(out.t()?) } else { Ok(out) }

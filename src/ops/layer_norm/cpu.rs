@@ -16,14 +16,17 @@ pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<No
     let (xs, ws, bs) = (read(x)?, read(w)?, read(b)?);
     let (xs, ws, bs): (&[f32], &[f32], &[f32]) = (&xs, &ws, &bs);
     let (mut out, mut stats) = (vec![0.0; n * d], vec![0.0; n * 2]);
-    out.par_chunks_mut(ROWS * d).zip(stats.par_chunks_mut(ROWS * 2)).zip(xs.par_chunks(ROWS * d)).for_each(
-        |((out, stats), x)| {
-            for ((y, s), x) in out.chunks_exact_mut(d).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(d)) {
+    out.par_chunks_mut(ROWS * d)
+        .zip(stats.par_chunks_mut(ROWS * 2))
+        .zip(xs.par_chunks(ROWS * d))
+        .for_each(|((out, stats), x)| {
+            for ((y, s), x) in
+                out.chunks_exact_mut(d).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(d))
+            {
                 row_stats(s, x, eps);
                 row_apply(y, x, s[0], s[1], ws, bs);
             }
-        },
-    );
+        });
     Ok(Normed {
         out: Tensor::from_vec(out, (n, d), &Device::Cpu)?,
         stats: Tensor::from_vec(stats, (n, 2), &Device::Cpu)?,
@@ -35,13 +38,16 @@ pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Resu
     let (xs, ss, ws, bs) = (read(x)?, read(stats)?, read(w)?, read(b)?);
     let (xs, ss, ws, bs): (&[f32], &[f32], &[f32], &[f32]) = (&xs, &ss, &ws, &bs);
     let mut out = vec![0.0; n * d];
-    out.par_chunks_mut(ROWS * d).zip(ss.par_chunks(ROWS * 2)).zip(xs.par_chunks(ROWS * d)).for_each(
-        |((out, stats), x)| {
-            for ((y, s), x) in out.chunks_exact_mut(d).zip(stats.chunks_exact(2)).zip(x.chunks_exact(d)) {
+    out.par_chunks_mut(ROWS * d)
+        .zip(ss.par_chunks(ROWS * 2))
+        .zip(xs.par_chunks(ROWS * d))
+        .for_each(|((out, stats), x)| {
+            for ((y, s), x) in
+                out.chunks_exact_mut(d).zip(stats.chunks_exact(2)).zip(x.chunks_exact(d))
+            {
                 row_apply(y, x, s[0], s[1], ws, bs);
             }
-        },
-    );
+        });
     Ok(Tensor::from_vec(out, (n, d), &Device::Cpu)?)
 }
 

@@ -30,11 +30,24 @@ pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: DType) 
     Ok(Normed { out, stats })
 }
 
-pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, out: DType) -> Result<Tensor> {
+pub(super) fn replay(
+    x: &Tensor,
+    stats: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    out: DType,
+) -> Result<Tensor> {
     run(x, stats, w, b, None, out)
 }
 
-fn run(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, eps: Option<f32>, out: DType) -> Result<Tensor> {
+fn run(
+    x: &Tensor,
+    stats: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: Option<f32>,
+    out: DType,
+) -> Result<Tensor> {
     let (n, d) = x.dims2()?;
     let out = uninitialised((n, d), out, x)?;
     let args = ForwardLaunch {

@@ -1,4 +1,5 @@
-//! Layer norm over the last dimension: y = (x - mean) / sqrt(var + eps) * w + b (Ba et al., arXiv 1607.06450).
+//! Layer norm over the last dimension: y = (x - mean) / sqrt(var + eps) * w + b (Ba et al., arXiv
+//! 1607.06450).
 
 mod cpu;
 mod cuda;
@@ -17,8 +18,15 @@ pub struct Normed {
     pub stats: Tensor,
 }
 
-/// Forward for `x` [N, D], `w` [D], `b` [D]. The output is in the precision's number format of activations.
-pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64, precision: Precision) -> Result<Normed> {
+/// Forward for `x` [N, D], `w` [D], `b` [D]. The output is in the precision's number format of
+/// activations.
+pub fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f64,
+    precision: Precision,
+) -> Result<Normed> {
     if super::fast(x) {
         return cpu::forward(x, w, b, eps as f32);
     }
@@ -31,7 +39,13 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64, precision: Precisio
 }
 
 /// y again from x and its statistics: cheaper than keeping it on the tape.
-pub fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
+pub fn replay(
+    x: &Tensor,
+    stats: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    precision: Precision,
+) -> Result<Tensor> {
     if super::fast(x) {
         return cpu::replay(x, stats, w, b);
     }
@@ -73,7 +87,8 @@ pub fn backward(args: Backward<'_>) -> Result<()> {
     buffer::add_assign(dw, &(dy * &xhat)?.sum(0)?)?;
     buffer::add_assign(db, &dy.sum(0)?)?;
     let g = dy.broadcast_mul(w)?;
-    let inner = (g.broadcast_sub(&g.mean_keepdim(1)?)? - xhat.broadcast_mul(&(&g * &xhat)?.mean_keepdim(1)?)?)?;
+    let inner = (g.broadcast_sub(&g.mean_keepdim(1)?)?
+        - xhat.broadcast_mul(&(&g * &xhat)?.mean_keepdim(1)?)?)?;
     buffer::add_assign(dx, &inner.broadcast_mul(&stats.narrow(1, 1, 1)?)?)
 }
 
@@ -99,9 +114,11 @@ mod tests {
     fn forward_and_backward_match_autograd_of_the_reference() {
         for (n, d) in [(1, 1), (1, 8), (5, 24), (70, 33), (130, 64)] {
             let (x, w, b, dy) = (random((n, d), 1), random(d, 2), random(d, 3), random((n, d), 4));
-            let (out, grads) = autograd(&[&x, &w, &b], &dy, |v| reference(&v[0], &v[1], &v[2], 1e-5));
+            let (out, grads) =
+                autograd(&[&x, &w, &b], &dy, |v| reference(&v[0], &v[1], &v[2], 1e-5));
             let normed = forward(&x, &w, &b, 1e-5, F32).unwrap();
-            // d = 1 has zero variance: x - mean is exactly 0 and rstd about 316, so the tolerance scales with it.
+            // d = 1 has zero variance: x - mean is exactly 0 and rstd about 316, so the tolerance
+            // scales with it.
             let tolerance = if d == 1 { 1e-3 } else { 2e-5 };
             assert_close(&normed.out, &out, tolerance);
             assert_close(&replay(&x, &normed.stats, &w, &b, F32).unwrap(), &normed.out, 1e-6);
@@ -111,7 +128,16 @@ mod tests {
                 .zip(&grads)
                 .map(|(start, g)| (start.to_dtype(DType::F64).unwrap() + g).unwrap())
                 .collect();
-            backward(Backward { dy: &dy, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+            backward(Backward {
+                dy: &dy,
+                x: &x,
+                stats: &normed.stats,
+                w: &w,
+                dx: &dx,
+                dw: &dw,
+                db: &db,
+            })
+            .unwrap();
             for (got, want) in [&dx, &dw, &db].iter().zip(&want) {
                 assert_close(got, want, tolerance);
             }
@@ -123,13 +149,19 @@ mod tests {
         let f64s = |t: Tensor| t.to_dtype(DType::F64).unwrap();
         let (x, w, b, dy) = (random((7, 12), 1), random(12, 2), random(12, 3), random((7, 12), 4));
         let fast = forward(&x, &w, &b, 1e-5, F32).unwrap();
-        let (dx, dw, db) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
-        backward(Backward { dy: &dy, x: &x, stats: &fast.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+        let (dx, dw, db) =
+            (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
+        backward(Backward { dy: &dy, x: &x, stats: &fast.stats, w: &w, dx: &dx, dw: &dw, db: &db })
+            .unwrap();
         let (x, w, b, dy) = (f64s(x), f64s(w), f64s(b), f64s(dy));
         let slow = forward(&x, &w, &b, 1e-5, F32).unwrap();
-        let (sx, sw, sb) = (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
-        backward(Backward { dy: &dy, x: &x, stats: &slow.stats, w: &w, dx: &sx, dw: &sw, db: &sb }).unwrap();
-        for (fast, slow) in [(&fast.out, &slow.out), (&fast.stats, &slow.stats), (&dx, &sx), (&dw, &sw), (&db, &sb)] {
+        let (sx, sw, sb) =
+            (x.zeros_like().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
+        backward(Backward { dy: &dy, x: &x, stats: &slow.stats, w: &w, dx: &sx, dw: &sw, db: &sb })
+            .unwrap();
+        for (fast, slow) in
+            [(&fast.out, &slow.out), (&fast.stats, &slow.stats), (&dx, &sx), (&dw, &sw), (&db, &sb)]
+        {
             assert_close(fast, slow, 1e-5);
         }
     }
@@ -147,7 +179,16 @@ mod tests {
         let (w, b) = (random(4, 2), random(4, 3));
         let normed = forward(&x, &w, &b, 1e-5, F32).unwrap();
         let (dx, dw, db) = (x.copy().unwrap(), w.zeros_like().unwrap(), b.zeros_like().unwrap());
-        backward(Backward { dy: &x, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+        backward(Backward {
+            dy: &x,
+            x: &x,
+            stats: &normed.stats,
+            w: &w,
+            dx: &dx,
+            dw: &dw,
+            db: &db,
+        })
+        .unwrap();
         assert_close(&dw, &w.zeros_like().unwrap(), 0.0);
     }
 
@@ -167,14 +208,26 @@ mod tests {
                 let again = replay(&x, &normed.stats, &w, &b, precision).unwrap();
                 let dy = dy.to_dtype(precision.activations()).unwrap();
                 let (dx, dw, db) = (random((n, d), 5), random(d, 6), random(d, 7));
-                backward(Backward { dy: &dy, x: &x, stats: &normed.stats, w: &w, dx: &dx, dw: &dw, db: &db }).unwrap();
+                backward(Backward {
+                    dy: &dy,
+                    x: &x,
+                    stats: &normed.stats,
+                    w: &w,
+                    dx: &dx,
+                    dw: &dw,
+                    db: &db,
+                })
+                .unwrap();
                 vec![normed.out, again, normed.stats, dx, dw, db]
             };
             let want = run(F32);
-            // f32: rounding of sums in another order. bf16: half a unit in 8 bits of mantissa, 2^-9, of every input.
+            // f32: rounding of sums in another order. bf16: half a unit in 8 bits of mantissa,
+            // 2^-9, of every input.
             for (precision, tolerance) in [(F32, 2e-5), (Precision::Mixed, 8e-3)] {
                 let tolerance = if d == 1 { 1e-2f64.max(tolerance) } else { tolerance };
-                for (got, want) in emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle()) {
+                for (got, want) in
+                    emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle())
+                {
                     assert_close(got, want, tolerance);
                 }
             }

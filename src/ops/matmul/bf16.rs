@@ -1,9 +1,11 @@
-//! Products of factors rounded to bf16, summed in f32, where the chip multiplies pairs of bf16 (AVX512-BF16).
+//! Products of factors rounded to bf16, summed in f32, where the chip multiplies pairs of bf16
+//! (AVX512-BF16).
 //!
-//! Both factors are copied into panels in which a lane holds two neighbouring steps of the inner dimension; rounding (to
-//! nearest, ties to even; subnormals to 0) is part of the copy. The kernel then holds an 8 x 48 tile of the result in
-//! registers (Goto and van de Geijn 2008). The order of a sum depends on the inner dimension alone, so an element is the
-//! same bits whatever the other rows and columns, the strides and the number of threads.
+//! Both factors are copied into panels in which a lane holds two neighbouring steps of the inner
+//! dimension; rounding (to nearest, ties to even; subnormals to 0) is part of the copy. The kernel
+//! then holds an 8 x 48 tile of the result in registers (Goto and van de Geijn 2008). The order of
+//! a sum depends on the inner dimension alone, so an element is the same bits whatever the other
+//! rows and columns, the strides and the number of threads.
 
 use super::{Mat, MatMut};
 use crate::error::{Error, Result};
@@ -53,16 +55,19 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::cell::Cell;
 
-    /// The kernel's tile: 8 rows of 3 registers of 16 columns; 24 sums, 3 columns and 1 row fill 28 of 32 registers.
+    /// The kernel's tile: 8 rows of 3 registers of 16 columns; 24 sums, 3 columns and 1 row fill 28
+    /// of 32 registers.
     const MR: usize = 8;
     const NV: usize = 3;
     const NR: usize = 16 * NV;
-    /// Steps of the inner dimension per pass over the result: a panel of `NR` columns then fills 96 KiB of L2.
+    /// Steps of the inner dimension per pass over the result: a panel of `NR` columns then fills 96
+    /// KiB of L2.
     const DEPTH: usize = 1024;
     /// Panels per task: 128 rows (256 KiB) by 192 columns.
     const ROW_PANELS: usize = 16;
     const COL_PANELS: usize = 4;
-    /// What is packed at a time, in panels and passes: at most 4,096 rows, 4,608 columns and 4,096 steps, 68 MiB.
+    /// What is packed at a time, in panels and passes: at most 4,096 rows, 4,608 columns and 4,096
+    /// steps, 68 MiB.
     const MOST_ROW_PANELS: usize = 512;
     const MOST_COL_PANELS: usize = 96;
     const MOST_PASSES: usize = 4;
@@ -82,7 +87,11 @@ mod x86 {
     /// `dst = a · b`, plus the old `dst` if `add`, with both factors rounded to bf16.
     pub(in super::super) fn gemm(_: Bf16, dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>) {
         let (m, k, n) = (a.rows, a.cols, b.cols);
-        assert!(b.rows == k && dst.rows == m && dst.cols == n, "gemm of [{m}, {k}] and [{}, {n}]", b.rows);
+        assert!(
+            b.rows == k && dst.rows == m && dst.cols == n,
+            "gemm of [{m}, {k}] and [{}, {n}]",
+            b.rows
+        );
         if m == 0 || n == 0 {
             return;
         }
@@ -97,10 +106,26 @@ mod x86 {
             let col_count = MOST_COL_PANELS.min(col_panels - from_col);
             for from in (0..k.max(1)).step_by(depth * MOST_PASSES) {
                 let steps = (depth * MOST_PASSES).min(k - from);
-                let right = Panels::pack::<NR>(cols, from_col, col_count, from, steps, depth, &mut packed_b);
+                let right = Panels::pack::<NR>(
+                    cols,
+                    from_col,
+                    col_count,
+                    from,
+                    steps,
+                    depth,
+                    &mut packed_b,
+                );
                 for from_row in (0..row_panels).step_by(MOST_ROW_PANELS) {
                     let row_count = MOST_ROW_PANELS.min(row_panels - from_row);
-                    let left = Panels::pack::<MR>(rows, from_row, row_count, from, steps, depth, &mut packed_a);
+                    let left = Panels::pack::<MR>(
+                        rows,
+                        from_row,
+                        row_count,
+                        from,
+                        steps,
+                        depth,
+                        &mut packed_a,
+                    );
                     multiply(dst, add || from > 0, (left, from_row), (right, from_col));
                 }
             }
@@ -108,7 +133,8 @@ mod x86 {
         PANELS.set((packed_a, packed_b));
     }
 
-    /// A factor seen by the kernel: lanes (rows of the left, columns of the right factor) along the inner dimension.
+    /// A factor seen by the kernel: lanes (rows of the left, columns of the right factor) along the
+    /// inner dimension.
     #[derive(Clone, Copy)]
     struct Lanes<'a> {
         data: Elements<'a>,
@@ -119,7 +145,12 @@ mod x86 {
 
     impl<'a> Lanes<'a> {
         fn rows_of(a: Mat<'a>) -> Self {
-            Self { data: a.data, count: a.rows, lane_stride: a.row_stride, step_stride: a.col_stride }
+            Self {
+                data: a.data,
+                count: a.rows,
+                lane_stride: a.row_stride,
+                step_stride: a.col_stride,
+            }
         }
 
         fn columns_of(b: Mat<'a>) -> Self {
@@ -127,7 +158,8 @@ mod x86 {
         }
     }
 
-    /// Packed lanes: per pass the panels one after another, per panel the pairs of steps, per pair `WIDTH` lanes.
+    /// Packed lanes: per pass the panels one after another, per panel the pairs of steps, per pair
+    /// `WIDTH` lanes.
     #[derive(Clone, Copy)]
     struct Panels<'a> {
         data: &'a [u32],
@@ -159,17 +191,32 @@ mod x86 {
                     let steps = depth.min(steps - pass);
                     let at = pass / 2 * count * WIDTH + panel * WIDTH * steps.div_ceil(2);
                     let start = lane * lanes.lane_stride + (from + pass) * lanes.step_stride;
-                    // SAFETY: a `Bf16` exists, so the chip has the features. `start` is an element of the matrix (there is a
-                    // lane and a step), whose strides its constructor checked; panels are disjoint and end at `len`.
+                    // SAFETY: a `Bf16` exists, so the chip has the features. `start` is an element
+                    // of the matrix (there is a lane and a step), whose strides its constructor
+                    // checked; panels are disjoint and end at `len`.
                     unsafe {
                         let to = out.get().cast::<u32>().add(at);
                         let (lane, step) = (lanes.lane_stride, lanes.step_stride);
                         match lanes.data {
                             Elements::F32(data) => {
-                                pack_panel::<WIDTH, f32>(to, data.as_ptr().add(start), here, lane, steps, step);
+                                pack_panel::<WIDTH, f32>(
+                                    to,
+                                    data.as_ptr().add(start),
+                                    here,
+                                    lane,
+                                    steps,
+                                    step,
+                                );
                             }
                             Elements::Bf16(data) => {
-                                pack_panel::<WIDTH, bf16>(to, data.as_ptr().add(start), here, lane, steps, step);
+                                pack_panel::<WIDTH, bf16>(
+                                    to,
+                                    data.as_ptr().add(start),
+                                    here,
+                                    lane,
+                                    steps,
+                                    step,
+                                );
                             }
                         }
                     }
@@ -181,12 +228,20 @@ mod x86 {
         /// Panel `i` of the pass that starts at step `pass`, and its pairs.
         fn panel<const WIDTH: usize>(&self, pass: usize, i: usize) -> (&'a [u32], usize) {
             let pairs = self.depth.min(self.steps - pass).div_ceil(2);
-            (&self.data[pass / 2 * self.count * WIDTH + i * WIDTH * pairs..][..WIDTH * pairs], pairs)
+            (
+                &self.data[pass / 2 * self.count * WIDTH + i * WIDTH * pairs..][..WIDTH * pairs],
+                pairs,
+            )
         }
     }
 
     /// Multiplies packed panels, of which the first are the given ones of the result.
-    fn multiply(dst: MatMut, add: bool, (left, from_row): (Panels<'_>, usize), (right, from_col): (Panels<'_>, usize)) {
+    fn multiply(
+        dst: MatMut,
+        add: bool,
+        (left, from_row): (Panels<'_>, usize),
+        (right, from_col): (Panels<'_>, usize),
+    ) {
         let (down, across) = (left.count.div_ceil(ROW_PANELS), right.count.div_ceil(COL_PANELS));
         (0..down * across).into_par_iter().with_max_len(1).for_each(|task| {
             let (top, side) = (task % down * ROW_PANELS, task / down * COL_PANELS);
@@ -197,11 +252,14 @@ mod x86 {
                     for i in top..left.count.min(top + ROW_PANELS) {
                         let (a, _) = left.panel::<MR>(pass, i);
                         let (row, col) = ((from_row + i) * MR, (from_col + j) * NR);
-                        // SAFETY: a `Bf16` exists, so the chip has the features; `a` and `b` hold `pairs` pairs; the tile
-                        // lies in `dst`, and no other task has it.
+                        // SAFETY: a `Bf16` exists, so the chip has the features; `a` and `b` hold
+                        // `pairs` pairs; the tile lies in `dst`, and no other task has it.
                         unsafe {
                             let tile = Tile {
-                                data: dst.data.get().add(row * dst.row_stride + col * dst.col_stride),
+                                data: dst
+                                    .data
+                                    .get()
+                                    .add(row * dst.row_stride + col * dst.col_stride),
                                 row_stride: dst.row_stride,
                                 col_stride: dst.col_stride,
                                 rows: MR.min(dst.rows - row),
@@ -227,7 +285,8 @@ mod x86 {
     }
 
     /// # Safety
-    /// The chip has the features, `a` holds `pairs * MR` and `b` `pairs * NR` elements, the tile is valid and exclusive.
+    /// The chip has the features, `a` holds `pairs * MR` and `b` `pairs * NR` elements, the tile is
+    /// valid and exclusive.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn kernel(pairs: usize, a: *const u32, b: *const u32, tile: Tile) {
         let mut sums = [[_mm512_setzero_ps(); NV]; MR];
@@ -235,17 +294,22 @@ mod x86 {
             for i in 0..MR {
                 for v in 0..NV {
                     // A prefetch of any address is harmless.
-                    _mm_prefetch::<_MM_HINT_T0>(tile.data.wrapping_add(i * tile.row_stride + 16 * v).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(
+                        tile.data.wrapping_add(i * tile.row_stride + 16 * v).cast(),
+                    );
                 }
             }
         }
         for pair in 0..pairs {
             // SAFETY: the contract gives the lengths; the types are 64 bytes of any content.
             unsafe {
-                let b: [__m512bh; NV] =
-                    std::array::from_fn(|v| b.add(pair * NR + 16 * v).cast::<__m512bh>().read_unaligned());
+                let b: [__m512bh; NV] = std::array::from_fn(|v| {
+                    b.add(pair * NR + 16 * v).cast::<__m512bh>().read_unaligned()
+                });
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(a.add(pair * MR + i).cast::<i32>().read()));
+                    let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(
+                        a.add(pair * MR + i).cast::<i32>().read(),
+                    ));
                     for (sum, b) in sums.iter_mut().zip(b) {
                         *sum = _mm512_dpbf16_ps(*sum, a, b);
                     }
@@ -258,8 +322,13 @@ mod x86 {
             unsafe {
                 if tile.col_stride == 1 {
                     for (v, &sum) in sums.iter().enumerate() {
-                        let (mask, at) = (first(tile.cols.saturating_sub(16 * v)), row.wrapping_add(16 * v));
-                        let old = if tile.add { _mm512_maskz_loadu_ps(mask, at) } else { _mm512_setzero_ps() };
+                        let (mask, at) =
+                            (first(tile.cols.saturating_sub(16 * v)), row.wrapping_add(16 * v));
+                        let old = if tile.add {
+                            _mm512_maskz_loadu_ps(mask, at)
+                        } else {
+                            _mm512_setzero_ps()
+                        };
                         _mm512_mask_storeu_ps(at, mask, _mm512_add_ps(old, sum));
                     }
                 } else {
@@ -311,10 +380,12 @@ mod x86 {
         }
     }
 
-    /// Writes `to[pair * WIDTH + lane] = (step 2 pair, step 2 pair + 1)` for all `WIDTH` lanes; what is missing is 0.
+    /// Writes `to[pair * WIDTH + lane] = (step 2 pair, step 2 pair + 1)` for all `WIDTH` lanes;
+    /// what is missing is 0.
     ///
     /// # Safety
-    /// The chip has the features; `lanes` (at most `WIDTH`) and `steps` lie in `from`, `WIDTH` lanes of pairs in `to`.
+    /// The chip has the features; `lanes` (at most `WIDTH`) and `steps` lie in `from`, `WIDTH`
+    /// lanes of pairs in `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn pack_panel<const WIDTH: usize, T: Stored>(
         to: *mut u32,
@@ -326,7 +397,8 @@ mod x86 {
     ) {
         for start in (0..WIDTH).step_by(16) {
             let (here, write) = (lanes.saturating_sub(start).min(16), first(WIDTH - start));
-            // SAFETY (of the three): masks and bounds keep to the contract; other addresses are formed, never read.
+            // SAFETY (of the three): masks and bounds keep to the contract; other addresses are
+            // formed, never read.
             if lane_stride == 1 {
                 let mut order = [0; 32];
                 (0..16).for_each(|i| (order[2 * i], order[2 * i + 1]) = (i as u16, 16 + i as u16));
@@ -335,9 +407,14 @@ mod x86 {
                     let at = |step: usize| from.wrapping_add(start + step * step_stride);
                     let next = if step + 1 < steps { first(here) } else { 0 };
                     unsafe {
-                        let (even, odd) = (T::load(first(here), at(step)), T::load(next, at(step + 1)));
+                        let (even, odd) =
+                            (T::load(first(here), at(step)), T::load(next, at(step + 1)));
                         let pairs = _mm512_permutexvar_epi16(order, round(odd, even));
-                        _mm512_mask_storeu_epi32(to.add(step / 2 * WIDTH).wrapping_add(start).cast(), write, pairs);
+                        _mm512_mask_storeu_epi32(
+                            to.add(step / 2 * WIDTH).wrapping_add(start).cast(),
+                            write,
+                            pairs,
+                        );
                     }
                 }
             } else if step_stride == 1 {
@@ -347,9 +424,12 @@ mod x86 {
                     for (i, pairs) in pairs.iter_mut().enumerate().take(here) {
                         let at = from.wrapping_add((start + i) * lane_stride + step);
                         let (low, high) = (first(rest), first(rest.saturating_sub(16)));
-                        *pairs = unsafe { round(T::load(high, at.wrapping_add(16)), T::load(low, at)) };
+                        *pairs =
+                            unsafe { round(T::load(high, at.wrapping_add(16)), T::load(low, at)) };
                     }
-                    for (i, pairs) in transpose(pairs).into_iter().enumerate().take(rest.div_ceil(2)) {
+                    for (i, pairs) in
+                        transpose(pairs).into_iter().enumerate().take(rest.div_ceil(2))
+                    {
                         let at = to.wrapping_add((step / 2 + i) * WIDTH + start);
                         unsafe { _mm512_mask_storeu_epi32(at.cast(), write, pairs) };
                     }
@@ -361,14 +441,19 @@ mod x86 {
                         let at = from.wrapping_add((start + i) * lane_stride + step * step_stride);
                         unsafe {
                             even[i] = (*at).into();
-                            odd[i] = if step + 1 < steps { (*at.add(step_stride)).into() } else { 0.0 };
+                            odd[i] =
+                                if step + 1 < steps { (*at.add(step_stride)).into() } else { 0.0 };
                         }
                     }
                     unsafe {
-                        let both = round(_mm512_loadu_ps(odd.as_ptr()), _mm512_loadu_ps(even.as_ptr()));
+                        let both =
+                            round(_mm512_loadu_ps(odd.as_ptr()), _mm512_loadu_ps(even.as_ptr()));
                         let [even, odd]: [[u16; 16]; 2] = std::mem::transmute(both);
-                        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate().take(WIDTH - start) {
-                            *to.add(step / 2 * WIDTH + start + i) = u32::from(even) | u32::from(odd) << 16;
+                        for (i, (even, odd)) in
+                            even.into_iter().zip(odd).enumerate().take(WIDTH - start)
+                        {
+                            *to.add(step / 2 * WIDTH + start + i) =
+                                u32::from(even) | u32::from(odd) << 16;
                         }
                     }
                 }

@@ -2,21 +2,29 @@
 
 use super::{Mat, MatMut, Precision, bf16};
 use crate::error::{Error, Result};
-use crate::ops::buffer::{Elements, SharedMut, read, read_strided, read_weight, with_mut, with_mut_strided};
+use crate::ops::buffer::{
+    Elements, SharedMut, read, read_strided, read_weight, with_mut, with_mut_strided,
+};
 use crate::ops::simd::multiversion;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// `dst = scale * a · b`, plus the old `dst` if `add`. Parallel only when the caller is not already.
+/// `dst = scale * a · b`, plus the old `dst` if `add`. Parallel only when the caller is not
+/// already.
 pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, parallel: bool) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
-    assert!(b.rows == k && dst.rows == m && dst.cols == n, "gemm of [{m}, {k}] and [{}, {n}]", b.rows);
+    assert!(
+        b.rows == k && dst.rows == m && dst.cols == n,
+        "gemm of [{m}, {k}] and [{}, {n}]",
+        b.rows
+    );
     if m == 0 || n == 0 {
         return;
     }
     let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    // SAFETY: the constructors checked that every element lies in its buffer; `dst` is exclusive by their contract.
+    // SAFETY: the constructors checked that every element lies in its buffer; `dst` is exclusive by
+    // their contract.
     unsafe {
         gemm::gemm(
             m,
@@ -42,7 +50,8 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
     }
 }
 
-/// `dst = a · b`, plus the old `dst` if `add`, on all threads. `b` may be stored in bf16, with adjacent rows or columns.
+/// `dst = a · b`, plus the old `dst` if `add`, on all threads. `b` may be stored in bf16, with
+/// adjacent rows or columns.
 pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision: Precision) {
     match (precision, b.data) {
         (Precision::Bf16(chip), _) => bf16::gemm(chip, dst, add, a, b),
@@ -51,7 +60,8 @@ pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision
     }
 }
 
-/// Numbers of a bf16 factor that are widened at a time: 8 MiB, which the cores' shared cache holds beside a panel of `a`.
+/// Numbers of a bf16 factor that are widened at a time: 8 MiB, which the cores' shared cache holds
+/// beside a panel of `a`.
 const WIDENED: usize = 1 << 21;
 
 thread_local! {
@@ -82,24 +92,44 @@ fn widen_and_multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>) {
         });
         let b = Mat::row_major(here, lines, long);
         // SAFETY: columns of `dst`, which is exclusive by its constructors' contract.
-        let dst = unsafe { MatMut { data: SharedMut(dst.data.get().add(start * dst.col_stride)), cols, ..dst } };
+        let dst = unsafe {
+            MatMut { data: SharedMut(dst.data.get().add(start * dst.col_stride)), cols, ..dst }
+        };
         gemm(dst, add, a, if transposed { b.t() } else { b }, 1.0, true);
     }
     WIDE.set(wide);
 }
 
 /// `dst = a · b` or `dst += a · b` on tensors of any strides.
-pub(super) fn into(dst: &Tensor, a: &Tensor, b: &Tensor, add: bool, precision: Precision) -> Result<()> {
+pub(super) fn into(
+    dst: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    add: bool,
+    precision: Precision,
+) -> Result<()> {
     let ((m, k), (kb, n)) = (a.dims2()?, b.dims2()?);
     if k != kb || dst.dims2()? != (m, n) {
-        return Err(Error::internal(format!("product of {:?} and {:?} into {:?}", a.dims(), b.dims(), dst.dims())));
+        return Err(Error::internal(format!(
+            "product of {:?} and {:?} into {:?}",
+            a.dims(),
+            b.dims(),
+            dst.dims()
+        )));
     }
     let (sa, sb, sd) = (a.stride(), b.stride(), dst.stride());
     let (da, db) = (read_strided(a)?, read_weight(b)?);
-    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
+    let (a, b) =
+        (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
     with_mut_strided(dst, |out| {
         assert!(m == 0 || n == 0 || (m - 1) * sd[0] + (n - 1) * sd[1] < out.len());
-        let dst = MatMut { data: SharedMut(out.as_mut_ptr()), rows: m, cols: n, row_stride: sd[0], col_stride: sd[1] };
+        let dst = MatMut {
+            data: SharedMut(out.as_mut_ptr()),
+            rows: m,
+            cols: n,
+            row_stride: sd[0],
+            col_stride: sd[1],
+        };
         multiply(dst, add, a, b, precision);
     })
 }
@@ -111,7 +141,8 @@ pub(crate) fn product(a: Mat<'_>, b: Mat<'_>, precision: Precision) -> Vec<f32> 
         return vec![0.0; m * n];
     }
     let mut out = Vec::with_capacity(m * n);
-    // SAFETY: the capacity covers the matrix, and the product with add = false writes every element and reads none.
+    // SAFETY: the capacity covers the matrix, and the product with add = false writes every element
+    // and reads none.
     unsafe {
         multiply(MatMut::from_raw(out.as_mut_ptr(), m, n, n), false, a, b, precision);
         out.set_len(m * n);
@@ -127,7 +158,8 @@ pub(super) fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Ten
     }
     let (sa, sb) = (a.stride(), b.stride());
     let (da, db) = (read_strided(a)?, read_weight(b)?);
-    let (a, b) = (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
+    let (a, b) =
+        (Mat::new(&da, m, k, sa[0], sa[1]), Mat::stored(db.elements(), k, n, sb[0], sb[1]));
     Ok(Tensor::from_vec(product(a, b, precision), (m, n), &Device::Cpu)?)
 }
 
@@ -141,20 +173,28 @@ pub(super) fn linear(
 ) -> Result<Tensor> {
     let (n, m) = (x.dim(0)?, w.dim(1)?);
     if bias.dims() != [m] || residual.is_some_and(|r| r.dims() != [n, m]) {
-        return Err(Error::internal(format!("bias {:?} or residual does not fit [{n}, {m}]", bias.dims())));
+        return Err(Error::internal(format!(
+            "bias {:?} or residual does not fit [{n}, {m}]",
+            bias.dims()
+        )));
     }
     let mut out = Vec::with_capacity(n * m);
     {
         let bias = read(bias)?;
         let residual = residual.map(read).transpose()?;
         let (bias, residual): (&[f32], Option<&[f32]>) = (&bias, residual.as_deref());
-        out.spare_capacity_mut()[..n * m].par_chunks_mut(m.max(1)).enumerate().for_each(|(i, row)| match residual {
-            None => row.iter_mut().zip(bias).for_each(|(out, b)| _ = out.write(*b)),
-            Some(residual) => {
-                let residual = &residual[i * m..][..m];
-                row.iter_mut().zip(bias).zip(residual).for_each(|((out, b), r)| _ = out.write(r + b));
-            }
-        });
+        out.spare_capacity_mut()[..n * m].par_chunks_mut(m.max(1)).enumerate().for_each(
+            |(i, row)| match residual {
+                None => row.iter_mut().zip(bias).for_each(|(out, b)| _ = out.write(*b)),
+                Some(residual) => {
+                    let residual = &residual[i * m..][..m];
+                    row.iter_mut()
+                        .zip(bias)
+                        .zip(residual)
+                        .for_each(|((out, b), r)| _ = out.write(r + b));
+                }
+            },
+        );
     }
     // SAFETY: the loop above wrote all n * m elements.
     unsafe { out.set_len(n * m) };
@@ -163,7 +203,8 @@ pub(super) fn linear(
     Ok(out)
 }
 
-/// Rows whose sums are formed by one task; fixed, so that the sum does not depend on the number of threads.
+/// Rows whose sums are formed by one task; fixed, so that the sum does not depend on the number of
+/// threads.
 const ROWS_PER_TASK: usize = 64;
 
 pub(super) fn column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {

@@ -2,7 +2,9 @@
 
 use super::Precision;
 use crate::error::{Error, Result};
-use crate::ops::gpu::{Address, Grid, Module, contiguous, factor, floats, gemm, launch, uninitialised, variant};
+use crate::ops::gpu::{
+    Address, Grid, Module, contiguous, factor, floats, gemm, launch, uninitialised, variant,
+};
 use candle_core::{DType, Tensor};
 
 const THREADS: u32 = 256;
@@ -38,7 +40,8 @@ pub(super) fn linear(
     precision: Precision,
 ) -> Result<Tensor> {
     let y = matmul(x, w, precision)?;
-    // Beside a residual the sum is f32, as the residual is; y may serve as its own output in every other case.
+    // Beside a residual the sum is f32, as the residual is; y may serve as its own output in every
+    // other case.
     let out = match residual {
         Some(_) if y.dtype() != DType::F32 => uninitialised(y.shape(), DType::F32, &y)?,
         _ => y.clone(),
@@ -83,8 +86,8 @@ struct AddParts {
 const CHUNK: usize = 128;
 const COLUMN_THREADS: u32 = 128;
 
-/// `first += sum over rows of d`. Beside a norm, whose input and statistics are given, that goes to `second`, and
-/// `first += sum over rows of d times the normalised input`.
+/// `first += sum over rows of d`. Beside a norm, whose input and statistics are given, that goes to
+/// `second`, and `first += sum over rows of d times the normalised input`.
 pub(crate) fn accumulate_columns(
     first: &Tensor,
     second: Option<&Tensor>,

@@ -13,14 +13,31 @@ pub(crate) struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// Element (i, j) lies at `i * row_stride + j * col_stride`. Panics if the last element lies outside `data`.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+    /// Element (i, j) lies at `i * row_stride + j * col_stride`. Panics if the last element lies
+    /// outside `data`.
+    pub(crate) fn new(
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
         Self::stored(Elements::F32(data), rows, cols, row_stride, col_stride)
     }
 
     /// As [`Mat::new`], of elements that may be bf16.
-    pub(crate) fn stored(data: Elements<'a>, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < data.len());
+    pub(crate) fn stored(
+        data: Elements<'a>,
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
+        assert!(
+            rows == 0
+                || cols == 0
+                || (rows - 1) * row_stride + (cols - 1) * col_stride < data.len()
+        );
         Self { data, rows, cols, row_stride, col_stride }
     }
 
@@ -29,10 +46,17 @@ impl<'a> Mat<'a> {
     }
 
     pub(crate) fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 
-    /// Its f32 elements. Panics on others: a caller's bug, since only the right factor of [`multiply`] may be narrower.
+    /// Its f32 elements. Panics on others: a caller's bug, since only the right factor of
+    /// [`multiply`] may be narrower.
     pub(super) fn floats(self) -> &'a [f32] {
         match self.data {
             Elements::F32(data) => data,
@@ -58,8 +82,14 @@ impl MatMut {
     }
 
     /// # Safety
-    /// Elements `i * row_stride + j` of `data` are valid for writes and no other task touches them meanwhile.
-    pub(crate) unsafe fn from_raw(data: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
+    /// Elements `i * row_stride + j` of `data` are valid for writes and no other task touches them
+    /// meanwhile.
+    pub(crate) unsafe fn from_raw(
+        data: *mut f32,
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+    ) -> Self {
         Self { data: SharedMut(data), rows, cols, row_stride, col_stride: 1 }
     }
 }

@@ -1,8 +1,9 @@
-//! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds in place.
+//! Matrix products on strided 2-D views: `a.t()` and `narrow` cost nothing, and `accumulate` adds
+//! in place.
 //!
-//! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels at run time;
-//! or, where asked for, our own on factors rounded to bf16 ([`Precision`]). GPU: cuBLAS. A right factor that is only read may
-//! be stored in bf16.
+//! Reference: candle's matmul. CPU: the `gemm` crate, which picks AVX-512, AVX2 or portable kernels
+//! at run time; or, where asked for, our own on factors rounded to bf16 ([`Precision`]). GPU:
+//! cuBLAS. A right factor that is only read may be stored in bf16.
 
 mod bf16;
 mod cpu;
@@ -18,7 +19,8 @@ pub use bf16::Bf16;
 pub(crate) use cpu::{add_to, gemm, multiply, product};
 pub(crate) use mat::{Mat, MatMut};
 
-/// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference path ignores it.
+/// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference
+/// path ignores it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Multiplies them as they are.
@@ -26,8 +28,8 @@ pub enum Precision {
     F32,
     /// Rounds each to bf16 (8 bits of mantissa) first.
     Bf16(Bf16),
-    /// On a GPU: activations between the products are bf16 in memory, and so are the factors. Weights, the residual stream,
-    /// gradients of weights, norms, softmax and losses stay f32.
+    /// On a GPU: activations between the products are bf16 in memory, and so are the factors.
+    /// Weights, the residual stream, gradients of weights, norms, softmax and losses stay f32.
     Mixed,
 }
 
@@ -82,7 +84,13 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Re
 }
 
 /// `residual + x · w + bias` for `residual` [N, M].
-pub fn linear_onto(residual: &Tensor, x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
+pub fn linear_onto(
+    residual: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    bias: &Tensor,
+    precision: Precision,
+) -> Result<Tensor> {
     if !super::fast(x) {
         if gpu::applies(x) {
             return cuda::linear(Some(residual), x, w, bias, precision);
@@ -121,7 +129,8 @@ mod tests {
             let want = reference(&a, &b).unwrap();
             // f32 dot products of length k with entries near 1: about k * 6e-8 of rounding.
             assert_close(&matmul(&a, &b, F32).unwrap(), &want, 1e-5);
-            let (at, bt) = (a.t().unwrap().contiguous().unwrap(), b.t().unwrap().contiguous().unwrap());
+            let (at, bt) =
+                (a.t().unwrap().contiguous().unwrap(), b.t().unwrap().contiguous().unwrap());
             assert_close(&matmul(&at.t().unwrap(), &bt.t().unwrap(), F32).unwrap(), &want, 1e-5);
 
             let dst = random((m, n + 4), 3);
@@ -130,7 +139,11 @@ mod tests {
             let inner = before.narrow(1, 2, n).unwrap();
             assert_close(&dst.narrow(1, 2, n).unwrap(), &(inner + &want).unwrap(), 1e-5);
             assert_close(&dst.narrow(1, 0, 2).unwrap(), &before.narrow(1, 0, 2).unwrap(), 0.0);
-            assert_close(&dst.narrow(1, n + 2, 2).unwrap(), &before.narrow(1, n + 2, 2).unwrap(), 0.0);
+            assert_close(
+                &dst.narrow(1, n + 2, 2).unwrap(),
+                &before.narrow(1, n + 2, 2).unwrap(),
+                0.0,
+            );
         }
     }
 
@@ -144,7 +157,10 @@ mod tests {
             for stored in [narrow, columns] {
                 let wide = stored.to_dtype(DType::F32).unwrap();
                 let run = |w: &Tensor, precision| {
-                    vec![matmul(&x, w, precision).unwrap(), linear(&x, w, &bias, precision).unwrap()]
+                    vec![
+                        matmul(&x, w, precision).unwrap(),
+                        linear(&x, w, &bias, precision).unwrap(),
+                    ]
                 };
                 let compare = |got: &[Tensor], want: &[Tensor], tolerance: f64| {
                     got.iter().zip(want).for_each(|(got, want)| assert_close(got, want, tolerance));
@@ -152,14 +168,19 @@ mod tests {
                 // Kernels differ with the shape of a piece: sums in another order.
                 compare(&run(&stored, F32), &run(&wide, F32), 1e-6);
                 if let Ok(chip) = Bf16::detect() {
-                    compare(&run(&stored, Precision::Bf16(chip)), &run(&wide, Precision::Bf16(chip)), 0.0);
+                    compare(
+                        &run(&stored, Precision::Bf16(chip)),
+                        &run(&wide, Precision::Bf16(chip)),
+                        0.0,
+                    );
                 }
                 // The emulator takes minutes for the last one.
                 if n < 100 {
                     for precision in [F32, Precision::Mixed] {
-                        if let (Some(got), Some(want)) =
-                            (emulated(|| run(&stored, precision)), emulated(|| run(&wide, precision)))
-                        {
+                        if let (Some(got), Some(want)) = (
+                            emulated(|| run(&stored, precision)),
+                            emulated(|| run(&wide, precision)),
+                        ) {
                             compare(&got, &want, 0.0);
                         }
                     }
@@ -174,7 +195,11 @@ mod tests {
         let want = reference(&x, &w).unwrap().broadcast_add(&b).unwrap();
         assert_close(&linear(&x, &w, &b, F32).unwrap(), &want, 1e-5);
         let residual = random((37, 21), 5);
-        assert_close(&linear_onto(&residual, &x, &w, &b, F32).unwrap(), &(&residual + &want).unwrap(), 1e-5);
+        assert_close(
+            &linear_onto(&residual, &x, &w, &b, F32).unwrap(),
+            &(&residual + &want).unwrap(),
+            1e-5,
+        );
         let dst = random(21, 4);
         let want_sum = (&dst + want.sum(0).unwrap()).unwrap();
         accumulate_column_sums(&dst, &want).unwrap();
@@ -206,7 +231,8 @@ mod tests {
     #[test]
     fn a_gpus_kernels_give_the_same() {
         for (m, k, n) in [(1, 1, 1), (3, 5, 7), (9, 33, 17), (140, 12, 20)] {
-            let (x, w, b, residual) = (random((m, k), 1), random((k, n), 2), random(n, 3), random((m, n), 4));
+            let (x, w, b, residual) =
+                (random((m, k), 1), random((k, n), 2), random(n, 3), random((m, n), 4));
             let (d, wide) = (random((m, n), 5), random((k, n + 4), 6));
             let run = |precision: Precision| {
                 let plain = linear(&x, &w, &b, precision).unwrap();
@@ -226,7 +252,9 @@ mod tests {
             let want = run(F32);
             // bf16: 2^-9 of every factor and of the result.
             for (precision, tolerance) in [(F32, 1e-5), (Precision::Mixed, 1e-2)] {
-                for (got, want) in emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle()) {
+                for (got, want) in
+                    emulated(|| run(precision)).iter().flatten().zip(want.iter().cycle())
+                {
                     assert_close(got, want, tolerance);
                 }
             }

@@ -1,7 +1,8 @@
-//! AdamW and sums of squares on the CPU: fixed chunks over the thread pool, loops that the compiler vectorises.
+//! AdamW and sums of squares on the CPU: fixed chunks over the thread pool, loops that the compiler
+//! vectorises.
 //!
-//! Neither loop lets the compiler fuse or reorder floating-point operations, so the instruction set chosen at run
-//! time changes the speed only.
+//! Neither loop lets the compiler fuse or reorder floating-point operations, so the instruction set
+//! chosen at run time changes the speed only.
 
 use super::Scalars;
 use crate::ops::simd::{LANES, multiversion};

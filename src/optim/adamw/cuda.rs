@@ -44,7 +44,13 @@ pub(super) fn update(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, s: &Scalars
         rate: s.rate as f32,
         eps: s.eps as f32,
     };
-    launch(p, Module::AdamW, "adamw_update", Grid::of(n.div_ceil(EACH * THREADS as usize), THREADS), args)
+    launch(
+        p,
+        Module::AdamW,
+        "adamw_update",
+        Grid::of(n.div_ceil(EACH * THREADS as usize), THREADS),
+        args,
+    )
 }
 
 #[derive(Clone, Copy)]
@@ -55,12 +61,17 @@ struct Squares {
     n: u64,
 }
 
-/// Sums of squares of every tensor, brought to the host together: the one wait for the device in an update.
+/// Sums of squares of every tensor, brought to the host together: the one wait for the device in an
+/// update.
 pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
     let Some(first) = tensors.first() else { return Ok(Vec::new()) };
     let parts = uninitialised((tensors.len(), BLOCKS), DType::F64, first)?;
     for (i, g) in tensors.iter().enumerate() {
-        let args = Squares { parts: contiguous(&parts.narrow(0, i, 1)?)?, g: floats(g)?, n: g.elem_count() as u64 };
+        let args = Squares {
+            parts: contiguous(&parts.narrow(0, i, 1)?)?,
+            g: floats(g)?,
+            n: g.elem_count() as u64,
+        };
         launch(g, Module::AdamW, "sum_of_squares", Grid::of(BLOCKS, THREADS), args)?;
     }
     Ok(parts.to_vec2::<f64>()?.iter().map(|parts| parts.iter().sum()).collect())

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019), in place, and the gradient norm.
+//! AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019), in place, and
+//! the gradient norm.
 //!
 //! With gradient g (already multiplied by the caller's scale), at update t = 1, 2, ...:
 //!
@@ -8,8 +9,9 @@
 //! p <- p - lr/(1 - beta1^t) * m / (sqrt(v)/sqrt(1 - beta2^t) + eps)
 //! ```
 //!
-//! which is PyTorch's `torch.optim.AdamW`. The same pass zeroes the gradient, ready for the next accumulation. Every
-//! CPU result is a pure function of its inputs: chunks are fixed, so the thread count cannot change a bit.
+//! which is PyTorch's `torch.optim.AdamW`. The same pass zeroes the gradient, ready for the next
+//! accumulation. Every CPU result is a pure function of its inputs: chunks are fixed, so the thread
+//! count cannot change a bit.
 
 mod cpu;
 mod cuda;
@@ -28,7 +30,8 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, per unit of learning rate; where [`crate::model::ParamKind::decays`] says so.
+    /// Decoupled weight decay, per unit of learning rate; where [`crate::model::ParamKind::decays`]
+    /// says so.
     pub weight_decay: f64,
 }
 
@@ -71,14 +74,24 @@ struct Scalars {
 }
 
 impl AdamW {
-    /// One update of every parameter, in place, from gradients multiplied by `scale` (clipping over the kept count:
-    /// min(1, clip/norm)/kept). Moments move in place, gradients are left at zero. `lr` is this update's rate.
+    /// One update of every parameter, in place, from gradients multiplied by `scale` (clipping over
+    /// the kept count: min(1, clip/norm)/kept). Moments move in place, gradients are left at zero.
+    /// `lr` is this update's rate.
     ///
     /// The caller has checked the gradients with [`global_norm`]; this function trusts them.
-    pub fn update(&self, params: &ParamSet, grads: &ParamSet, state: &mut State, lr: f64, scale: f32) -> Result<()> {
+    pub fn update(
+        &self,
+        params: &ParamSet,
+        grads: &ParamSet,
+        state: &mut State,
+        lr: f64,
+        scale: f32,
+    ) -> Result<()> {
         let layout = params.layout();
         if [grads, &state.m, &state.v].iter().any(|set| set.layout() != layout) {
-            return Err(Error::internal("AdamW: gradients and moments must have the layout of the parameters"));
+            return Err(Error::internal(
+                "AdamW: gradients and moments must have the layout of the parameters",
+            ));
         }
         if !(lr.is_finite() && scale.is_finite()) {
             return Err(Error::new(
@@ -96,11 +109,13 @@ impl AdamW {
             if floats && gpu::applies(p) {
                 cuda::update(p, g, m, v, &scalars)?;
             } else if floats && p.device().is_cpu() {
-                // Four different tensors, so four locks that cannot wait for each other. `??`: a closure's own
-                // result travels inside the outer one.
+                // Four different tensors, so four locks that cannot wait for each other. `??`: a
+                // closure's own result travels inside the outer one.
                 buffer::with_mut(p, |p| {
                     buffer::with_mut(g, |g| {
-                        buffer::with_mut(m, |m| buffer::with_mut(v, |v| cpu::update(p, g, m, v, &scalars)))
+                        buffer::with_mut(m, |m| {
+                            buffer::with_mut(v, |v| cpu::update(p, g, m, v, &scalars))
+                        })
                     })
                 })????;
             } else {
@@ -125,9 +140,15 @@ impl AdamW {
     }
 }
 
-/// The same update in tensor operations, for any device and float type: the oracle of the CPU kernel, and what runs
-/// on devices that have no kernel.
-fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, s: &Scalars) -> candle_core::Result<()> {
+/// The same update in tensor operations, for any device and float type: the oracle of the CPU
+/// kernel, and what runs on devices that have no kernel.
+fn reference(
+    p: &Tensor,
+    g: &Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    s: &Scalars,
+) -> candle_core::Result<()> {
     let scaled = (g.to_dtype(m.dtype())? * s.scale)?;
     let new_m = (m + ((&scaled - m)? * (1.0 - s.beta1))?)?;
     let new_v = ((v * s.beta2)? + (scaled.sqr()? * (1.0 - s.beta2))?)?;
@@ -142,8 +163,9 @@ fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, s: &Scalars) -> can
 
 /// Euclidean norm over all gradients, accumulated in f64.
 ///
-/// Errs with [`ErrorKind::NonFinite`] and the name of the first tensor that holds a NaN or an infinity: a finite loss
-/// does not promise finite gradients. On the CPU the result has the same bits for any number of threads.
+/// Errs with [`ErrorKind::NonFinite`] and the name of the first tensor that holds a NaN or an
+/// infinity: a finite loss does not promise finite gradients. On the CPU the result has the same
+/// bits for any number of threads.
 pub fn global_norm(grads: &ParamSet) -> Result<f64> {
     let on_gpu = grads.tensors().iter().all(|g| gpu::applies(g) && g.dtype() == DType::F32);
     let squares = match on_gpu {
@@ -152,7 +174,8 @@ pub fn global_norm(grads: &ParamSet) -> Result<f64> {
     };
     let mut total = 0.0;
     for ((name, _), squares) in grads.named().zip(squares) {
-        // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes the sum non-finite.
+        // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes
+        // the sum non-finite.
         if !squares.is_finite() {
             return Err(Error::new(
                 ErrorKind::NonFinite,

@@ -1,7 +1,8 @@
 //! JSON that keeps every bit of an f64.
 //!
-//! serde_json's default parser is fast and may miss the last bit of a long number. Most numbers survive; those that
-//! would not are stored as strings `"f64:..."`, which the standard library reads exactly.
+//! serde_json's default parser is fast and may miss the last bit of a long number. Most numbers
+//! survive; those that would not are stored as strings `"f64:..."`, which the standard library
+//! reads exactly.
 
 use serde_json::{Number, Value};
 
@@ -12,9 +13,14 @@ pub(super) fn freeze(value: Value) -> Value {
     map(value, &|leaf| match &leaf {
         Value::Number(n) if n.is_f64() => {
             let read_back = serde_json::from_str::<Value>(&n.to_string()).ok();
-            let same = read_back.and_then(|v| v.as_f64()).map(f64::to_bits) == n.as_f64().map(f64::to_bits);
+            let same = read_back.and_then(|v| v.as_f64()).map(f64::to_bits)
+                == n.as_f64().map(f64::to_bits);
             // `{:?}` prints the shortest decimal that reads back as the same float.
-            if same { leaf } else { Value::String(format!("{MARK}{:?}", n.as_f64().unwrap_or(f64::NAN))) }
+            if same {
+                leaf
+            } else {
+                Value::String(format!("{MARK}{:?}", n.as_f64().unwrap_or(f64::NAN)))
+            }
         }
         _ => leaf,
     })
@@ -31,7 +37,9 @@ pub(super) fn thaw(value: Value) -> Value {
 fn map(value: Value, change: &dyn Fn(Value) -> Value) -> Value {
     match value {
         Value::Array(items) => items.into_iter().map(|v| map(v, change)).collect(),
-        Value::Object(fields) => Value::Object(fields.into_iter().map(|(k, v)| (k, map(v, change))).collect()),
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(k, v)| (k, map(v, change))).collect())
+        }
         leaf => change(leaf),
     }
 }
@@ -45,15 +53,21 @@ mod tests {
     #[test]
     fn every_bit_survives_a_trip_through_text() {
         let rng = Rng::new(3, Stream::Init);
-        let floats: Vec<f64> = (0..5000).map(|i| f64::from_bits(rng.bits(0, i))).filter(|x| x.is_finite()).collect();
+        let floats: Vec<f64> =
+            (0..5000).map(|i| f64::from_bits(rng.bits(0, i))).filter(|x| x.is_finite()).collect();
         let small: Vec<f64> = (0..5000).map(|i| rng.normal(1, i)).collect();
-        let value =
-            json!({ "any": floats, "small": [small], "text": "f", "count": u64::MAX, "none": null, "yes": true });
+        let value = json!({ "any": floats, "small": [small], "text": "f", "count": u64::MAX, "none": null, "yes": true });
         let text = freeze(value.clone()).to_string();
         let back = thaw(serde_json::from_str(&text).unwrap());
         assert_eq!(back, value);
-        let bits =
-            |v: &Value| v["any"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap().to_bits()).collect::<Vec<_>>();
+        let bits = |v: &Value| {
+            v["any"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|x| x.as_f64().unwrap().to_bits())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(bits(&back), bits(&value));
     }
 

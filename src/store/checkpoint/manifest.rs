@@ -1,4 +1,5 @@
-//! `manifest.json`: size and SHA-256 of every file of a checkpoint, so that damage is found and named before use.
+//! `manifest.json`: size and SHA-256 of every file of a checkpoint, so that damage is found and
+//! named before use.
 
 use super::Inputs;
 use crate::error::{Error, Result};
@@ -32,7 +33,8 @@ pub struct Manifest {
     pub data_hash: String,
     /// Hash of the tokenizer that made them.
     pub tokenizer_hash: String,
-    /// SHA-256 of the teacher's weights; None without a teacher, and in checkpoints from before it was noted.
+    /// SHA-256 of the teacher's weights; None without a teacher, and in checkpoints from before it
+    /// was noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_hash: Option<String>,
     /// `org/name@commit` of a teacher from the Hub.
@@ -71,9 +73,15 @@ impl Manifest {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", dir, e))?;
-            names.push(entry.file_name().into_string().map_err(|n| Error::internal(format!("odd file name {n:?}")))?);
+            names.push(
+                entry
+                    .file_name()
+                    .into_string()
+                    .map_err(|n| Error::internal(format!("odd file name {n:?}")))?,
+            );
         }
-        let sums: Vec<_> = names.into_par_iter().map(|n| sum(&dir.join(&n)).map(|s| (n, s))).collect();
+        let sums: Vec<_> =
+            names.into_par_iter().map(|n| sum(&dir.join(&n)).map(|s| (n, s))).collect();
         let manifest = Self {
             format: FORMAT.into(),
             version: VERSION,
@@ -85,25 +93,36 @@ impl Manifest {
             student_revision: inputs.student_revision.clone(),
             files: sums.into_iter().collect::<Result<_>>()?,
         };
-        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::internal(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&manifest).map_err(|e| Error::internal(e.to_string()))?;
         let path = dir.join(MANIFEST_FILE);
-        crate::files::write_atomic(&path, |w| writeln!(w, "{text}").map_err(|e| Error::io("write", &path, e)))
+        crate::files::write_atomic(&path, |w| {
+            writeln!(w, "{text}").map_err(|e| Error::io("write", &path, e))
+        })
     }
 
     /// Reads the manifest of the checkpoint `dir`; nothing else is opened.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST_FILE);
         if matches!(fs::metadata(&path), Err(e) if e.kind() == IoKind::NotFound) {
-            return Err(damaged(dir, "manifest.json is missing, so this is no complete checkpoint"));
+            return Err(damaged(
+                dir,
+                "manifest.json is missing, so this is no complete checkpoint",
+            ));
         }
         let text = read_bounded(&path, MOST_BYTES)?;
-        let manifest: Self = serde_json::from_slice(&text)
-            .map_err(|e| damaged(dir, &format!("manifest.json is damaged or of another format ({e})")))?;
+        let manifest: Self = serde_json::from_slice(&text).map_err(|e| {
+            damaged(dir, &format!("manifest.json is damaged or of another format ({e})"))
+        })?;
         if manifest.format != FORMAT {
-            return Err(damaged(dir, &format!("manifest.json says format {:?}, expected {FORMAT:?}", manifest.format)));
+            return Err(damaged(
+                dir,
+                &format!("manifest.json says format {:?}, expected {FORMAT:?}", manifest.format),
+            ));
         }
         if manifest.version != VERSION {
-            // Of kind usage, not data: another layout is no damage, and nobody should fall back behind it.
+            // Of kind usage, not data: another layout is no damage, and nobody should fall back
+            // behind it.
             return Err(Error::usage(format!(
                 "checkpoint {}: layout version {}, but this program reads version {VERSION}; use the program that \
                  wrote it",
@@ -114,14 +133,15 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Compares every file with its size and SHA-256; the error names the first file that differs. `required` must
-    /// be among them.
+    /// Compares every file with its size and SHA-256; the error names the first file that differs.
+    /// `required` must be among them.
     pub(super) fn verify(&self, dir: &Path, required: &[&str]) -> Result<()> {
         if let Some(name) = required.iter().find(|name| !self.files.contains_key(**name)) {
             return Err(damaged(dir, &format!("manifest.json does not list {name}")));
         }
         let files: Vec<_> = self.files.iter().collect();
-        let checks: Vec<Result<()>> = files.into_par_iter().map(|(name, sum)| verify_file(dir, name, sum)).collect();
+        let checks: Vec<Result<()>> =
+            files.into_par_iter().map(|(name, sum)| verify_file(dir, name, sum)).collect();
         checks.into_iter().collect()
     }
 }
@@ -129,20 +149,29 @@ impl Manifest {
 fn verify_file(dir: &Path, name: &str, expected: &FileSum) -> Result<()> {
     let mut parts = Path::new(name).components();
     if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
-        return Err(damaged(dir, &format!("manifest.json lists {name:?}, which is no plain file name")));
+        return Err(damaged(
+            dir,
+            &format!("manifest.json lists {name:?}, which is no plain file name"),
+        ));
     }
     let path = dir.join(name);
     let size = match fs::metadata(&path) {
         Ok(meta) => meta.len(),
-        Err(e) if e.kind() == IoKind::NotFound => return Err(damaged(dir, &format!("{name} is missing"))),
+        Err(e) if e.kind() == IoKind::NotFound => {
+            return Err(damaged(dir, &format!("{name} is missing")));
+        }
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     if size != expected.size {
-        return Err(damaged(dir, &format!("{name} is damaged: expected {} bytes, found {size}", expected.size)));
+        return Err(damaged(
+            dir,
+            &format!("{name} is damaged: expected {} bytes, found {size}", expected.size),
+        ));
     }
     let found = sum(&path)?.sha256;
     if found != expected.sha256 {
-        let text = format!("{name} is damaged: expected SHA-256 {}, found {found}", expected.sha256);
+        let text =
+            format!("{name} is damaged: expected SHA-256 {}, found {found}", expected.sha256);
         return Err(damaged(dir, &text));
     }
     Ok(())

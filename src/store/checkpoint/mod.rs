@@ -27,7 +27,8 @@
 //! | `train::run::Run` | trainer, counters and loader, in a run folder that a [`RunLock`] holds |
 //! | [`TrainState`] | all of it between two steps: what a checkpoint stores and a resumed run starts from |
 //!
-//! In memory a run is a `Run`, on disk a [`TrainState`]; `state.json` is the part of it that is no tensor.
+//! In memory a run is a `Run`, on disk a [`TrainState`]; `state.json` is the part of it that is no
+//! tensor.
 
 mod exact;
 mod manifest;
@@ -44,7 +45,9 @@ use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::adamw;
 use crate::progress::Progress;
-use crate::store::weights::{SaveOptions, check_finite, load_model, load_params, save_model, save_params};
+use crate::store::weights::{
+    SaveOptions, check_finite, load_model, load_params, save_model, save_params,
+};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,7 +60,8 @@ const STATE_FILE: &str = "state.json";
 /// Far above any plan and selector state.
 const MOST_STATE_BYTES: u64 = 64 << 20;
 /// What no checkpoint can do without.
-const REQUIRED: [&str; 5] = ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
+const REQUIRED: [&str; 5] =
+    ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
 
 /// A run between two optimizer steps.
 #[derive(Debug, Clone)]
@@ -110,19 +114,31 @@ impl Counters {
         self.seconds += seconds;
     }
 
-    /// Errs with what no run of `plan` can have counted: a state that says so was not written by one.
+    /// Errs with what no run of `plan` can have counted: a state that says so was not written by
+    /// one.
     fn check(&self, plan: &Plan, optimizer_step: u64) -> std::result::Result<(), String> {
         let Self { step, tokens, cursor, skipped, seconds, last_validation, .. } = *self;
         let validated = last_validation.map_or(0, |(at, _)| at);
         let most = |what, found: u64, most: u64, why| {
-            if found <= most { Ok(()) } else { Err(format!("{what} is {found}; expected at most {most}, {why}")) }
+            if found <= most {
+                Ok(())
+            } else {
+                Err(format!("{what} is {found}; expected at most {most}, {why}"))
+            }
         };
         most("step", step, plan.steps, "the steps of the run")?;
         let sequences = step.saturating_mul(plan.data.rows as u64);
         if cursor != sequences {
-            return Err(format!("cursor is {cursor}; expected {sequences}, the sequences of {step} steps"));
+            return Err(format!(
+                "cursor is {cursor}; expected {sequences}, the sequences of {step} steps"
+            ));
         }
-        most("tokens", tokens, step.saturating_mul(plan.tokens_per_step()), "the tokens of its steps")?;
+        most(
+            "tokens",
+            tokens,
+            step.saturating_mul(plan.tokens_per_step()),
+            "the tokens of its steps",
+        )?;
         most("skipped", skipped, step, "its steps")?;
         most("optimizer_step", optimizer_step, step - skipped, "the steps that were not skipped")?;
         most("last_validation", validated, step, "its steps")?;
@@ -142,7 +158,8 @@ pub struct Inputs {
     pub tokenizer_hash: String,
     /// Hash of the teacher's weights ([`crate::store::weights::weights_hash`]), if the run has one.
     pub teacher_hash: Option<String>,
-    /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether it is the same.
+    /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether
+    /// it is the same.
     pub teacher_revision: Option<String>,
     /// The same of the Hub's model that the student started as.
     pub student_revision: Option<String>,
@@ -158,12 +175,19 @@ struct Saved {
     plan: Value,
 }
 
-/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep` (0 keeps all) and the
-/// `keep_best` of the lowest validation loss. Returns its folder. `model` says which tokenizer files go along.
+/// Writes the checkpoint of `state.counters.step` and then removes all but the newest `keep` (0
+/// keeps all) and the `keep_best` of the lowest validation loss. Returns its folder. `model` says
+/// which tokenizer files go along.
 ///
 /// A stop signal that arrives meanwhile is noticed after the checkpoint stands.
-pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, plan: &CheckpointPlan) -> Result<PathBuf> {
-    // The loop saves because of a signal, too: the polls inside the writers must not stop exactly that.
+pub fn save(
+    run: &RunLock,
+    state: &TrainState,
+    model: &SaveOptions,
+    plan: &CheckpointPlan,
+) -> Result<PathBuf> {
+    // The loop saves because of a signal, too: the polls inside the writers must not stop exactly
+    // that.
     let _hold = crate::interrupt::hold();
     let step = state.counters.step;
     let target = run.place(step);
@@ -180,7 +204,8 @@ pub fn save(run: &RunLock, state: &TrainState, model: &SaveOptions, plan: &Check
 }
 
 fn write_state(path: &Path, state: &TrainState) -> Result<()> {
-    let internal = |e: serde_json::Error| Error::internal(format!("cannot describe the run's state: {e}"));
+    let internal =
+        |e: serde_json::Error| Error::internal(format!("cannot describe the run's state: {e}"));
     let saved = Saved {
         counters: state.counters.clone(),
         optimizer_step: state.optimizer.step,
@@ -191,8 +216,8 @@ fn write_state(path: &Path, state: &TrainState) -> Result<()> {
     write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
 }
 
-/// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if `state.json` cannot be
-/// read.
+/// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if
+/// `state.json` cannot be read.
 fn validated(path: &Path) -> Option<f64> {
     let Counters { step, last_validation, .. } = read_state(path).ok()?.counters;
     last_validation.filter(|(at, _)| *at == step).map(|(_, loss)| loss)
@@ -217,10 +242,14 @@ pub(crate) fn impossible(path: &Path, what: &str) -> Error {
 }
 
 fn of_another_version(path: &Path, e: &serde_json::Error) -> Error {
-    Error::data(format!("{}: written by another version of this program ({e})", path.join(STATE_FILE).display()))
+    Error::data(format!(
+        "{}: written by another version of this program ({e})",
+        path.join(STATE_FILE).display()
+    ))
 }
 
-/// Checks every file of the checkpoint `path` against its manifest; the error names the first damaged file.
+/// Checks every file of the checkpoint `path` against its manifest; the error names the first
+/// damaged file.
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
     manifest.verify(path, &REQUIRED)?;
@@ -243,7 +272,8 @@ impl Expected<'_> {
     fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
         let mut differences = self.plan.mathematics_differences(&plan.mathematics());
         let (before, now) = (manifest.inputs(), self.inputs);
-        // A checkpoint may not know its teacher's hash, and a run without a teacher differs in its plan.
+        // A checkpoint may not know its teacher's hash, and a run without a teacher differs in its
+        // plan.
         let teachers = before.teacher_hash.as_ref().zip(now.teacher_hash.as_ref());
         let pairs = [
             Some(("training tokens (SHA-256)", (&before.data_hash, &now.data_hash))),
@@ -267,22 +297,33 @@ impl Expected<'_> {
     }
 }
 
-/// Reads the checkpoint `path` onto `device`: verifies every file first, then that it belongs to the run that
-/// `expected` describes.
+/// Reads the checkpoint `path` onto `device`: verifies every file first, then that it belongs to
+/// the run that `expected` describes.
 pub fn load(path: &Path, expected: &Expected, device: &Device) -> Result<TrainState> {
     let manifest = verify(path)?;
     read(path, &manifest, expected, device)
 }
 
-fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) -> Result<TrainState> {
+fn read(
+    path: &Path,
+    manifest: &Manifest,
+    expected: &Expected,
+    device: &Device,
+) -> Result<TrainState> {
     let saved = read_state(path)?;
-    let plan: Plan = serde_json::from_value(saved.plan).map_err(|e| of_another_version(path, &e))?;
+    let plan: Plan =
+        serde_json::from_value(saved.plan).map_err(|e| of_another_version(path, &e))?;
     expected.check(path, manifest, &plan)?;
     let named = match saved.counters.step == manifest.step {
         true => Ok(()),
-        false => Err(format!("step is {}; expected {}, as in {MANIFEST_FILE}", saved.counters.step, manifest.step)),
+        false => Err(format!(
+            "step is {}; expected {}, as in {MANIFEST_FILE}",
+            saved.counters.step, manifest.step
+        )),
     };
-    named.and_then(|()| saved.counters.check(&plan, saved.optimizer_step)).map_err(|what| impossible(path, &what))?;
+    named
+        .and_then(|()| saved.counters.check(&plan, saved.optimizer_step))
+        .map_err(|what| impossible(path, &what))?;
     let (config, params) = load_model(path, device)?;
     if params.layout() != expected.layout {
         return Err(Error::usage(format!(
@@ -301,7 +342,11 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
         plan,
         config,
         params,
-        optimizer: adamw::State { step: saved.optimizer_step, m: moments(FIRST_MOMENT)?, v: moments(SECOND_MOMENT)? },
+        optimizer: adamw::State {
+            step: saved.optimizer_step,
+            m: moments(FIRST_MOMENT)?,
+            v: moments(SECOND_MOMENT)?,
+        },
         counters: saved.counters,
         selector: saved.selector,
         inputs: manifest.inputs(),
@@ -310,9 +355,9 @@ fn read(path: &Path, manifest: &Manifest, expected: &Expected, device: &Device) 
 
 /// Reads the newest checkpoint that is not damaged; None if the run has no checkpoint.
 ///
-/// Damaged ones are named in a warning and, once an older good one is found, renamed to `damaged-step-N`. If none is good,
-/// that is an error and nothing is renamed: a run never starts over in silence. A good checkpoint of another run is an
-/// error as well.
+/// Damaged ones are named in a warning and, once an older good one is found, renamed to
+/// `damaged-step-N`. If none is good, that is an error and nothing is renamed: a run never starts
+/// over in silence. A good checkpoint of another run is an error as well.
 pub fn load_latest_good(
     run: &RunLock,
     expected: &Expected,

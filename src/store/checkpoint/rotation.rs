@@ -13,8 +13,8 @@ const PREFIX: &str = "step-";
 const OLD: &str = "old-";
 const LOCK_FILE: &str = ".lock";
 
-/// The right to write into a run folder: one process at a time. Released when dropped, and by the system when the
-/// process dies, however it dies.
+/// The right to write into a run folder: one process at a time. Released when dropped, and by the
+/// system when the process dies, however it dies.
 #[derive(Debug)]
 pub struct RunLock {
     dir: PathBuf,
@@ -25,15 +25,21 @@ pub struct RunLock {
 }
 
 impl RunLock {
-    /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process holds it. What a
-    /// killed process left unfinished in `checkpoints/` is removed; what was whole but for its name gets it.
+    /// Takes the lock of `run_dir`, creating the folder if need be; refuses while another process
+    /// holds it. What a killed process left unfinished in `checkpoints/` is removed; what was whole
+    /// but for its name gets it.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
         let fresh = !run_dir.exists();
         fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
         let path = run_dir.join(LOCK_FILE);
         let failed = |e| Error::io("lock", &path, e);
-        let mut file =
-            File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -65,7 +71,8 @@ impl RunLock {
     /// Gives up before anything was written: a folder that was made for this lock goes with it.
     pub(crate) fn abandon(self) {
         if self.fresh && names(&self.dir).is_ok_and(|names| names == [LOCK_FILE]) {
-            let _ = fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
+            let _ =
+                fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
         }
     }
 
@@ -74,8 +81,9 @@ impl RunLock {
         self.dir.join(FOLDER).join(format!("{PREFIX}{step:08}"))
     }
 
-    /// Removes all but the newest `plan.keep` checkpoints up to `step` (0 keeps all) and the `plan.keep_best` best of
-    /// them. Later ones belong to a future that this run did not come from, and are not ours to remove.
+    /// Removes all but the newest `plan.keep` checkpoints up to `step` (0 keeps all) and the
+    /// `plan.keep_best` best of them. Later ones belong to a future that this run did not come
+    /// from, and are not ours to remove.
     pub(super) fn prune(&self, step: u64, plan: &CheckpointPlan) -> Result<()> {
         if plan.keep == 0 {
             return Ok(());
@@ -86,7 +94,8 @@ impl RunLock {
         spared.truncate(plan.keep_best);
         let old = ours.iter().rev().skip(plan.keep).map(|(_, path)| path);
         for path in old.filter(|path| !spared.contains(path)) {
-            // Renamed first: a crash while deleting must not leave half a checkpoint under its name.
+            // Renamed first: a crash while deleting must not leave half a checkpoint under its
+            // name.
             let gone = set_aside(path, |name, n| format!(".{name}.{OLD}{n}.tmp"))?;
             fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone, e))?;
         }
@@ -95,16 +104,20 @@ impl RunLock {
 
     /// Renames a checkpoint so that it no longer counts as one: `damaged-step-N`.
     pub(super) fn condemn(&self, path: &Path) -> Result<PathBuf> {
-        set_aside(path, |name, n| if n == 0 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") })
+        set_aside(path, |name, n| {
+            if n == 0 { format!("damaged-{name}") } else { format!("damaged-{name}-{n}") }
+        })
     }
 
-    /// Removes what a killed process left, except where it is the only copy of a checkpoint: whole, but without its
-    /// name, because it was to be renamed next or was being replaced.
+    /// Removes what a killed process left, except where it is the only copy of a checkpoint: whole,
+    /// but without its name, because it was to be renamed next or was being replaced.
     fn sweep(&self) -> Result<()> {
         let folder = self.dir.join(FOLDER);
         for name in names(&folder)? {
             let middle = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".tmp"));
-            let Some((target, rest)) = middle.filter(|m| m.starts_with(PREFIX)).and_then(|m| m.split_once('.')) else {
+            let Some((target, rest)) =
+                middle.filter(|m| m.starts_with(PREFIX)).and_then(|m| m.split_once('.'))
+            else {
                 continue;
             };
             let (path, target) = (folder.join(&name), folder.join(target));
@@ -120,10 +133,12 @@ impl RunLock {
     }
 }
 
-/// Errs unless `run_dir` is free for a new run: it does not exist, or is a folder with nothing in it (a lock file, which
-/// outlives its process, does not count). Touches nothing.
+/// Errs unless `run_dir` is free for a new run: it does not exist, or is a folder with nothing in
+/// it (a lock file, which outlives its process, does not count). Touches nothing.
 pub fn check_free(run_dir: &Path) -> Result<()> {
-    let refuse = |what: &str| Err(Error::usage(format!("run folder {} {what} with --out", run_dir.display())));
+    let refuse = |what: &str| {
+        Err(Error::usage(format!("run folder {} {what} with --out", run_dir.display())))
+    };
     if !run_dir.exists() {
         return Ok(());
     }
@@ -135,14 +150,15 @@ pub fn check_free(run_dir: &Path) -> Result<()> {
         return refuse("already holds a run; add --resume to continue it, or choose another");
     }
     match found.iter().find(|name| *name != LOCK_FILE) {
-        Some(name) => {
-            refuse(&format!("is not empty (it holds {name}), and a run takes a folder of its own; choose another"))
-        }
+        Some(name) => refuse(&format!(
+            "is not empty (it holds {name}), and a run takes a folder of its own; choose another"
+        )),
         None => Ok(()),
     }
 }
 
-/// Checkpoints of a run folder as (step, folder), oldest first. Temporaries and other names are ignored.
+/// Checkpoints of a run folder as (step, folder), oldest first. Temporaries and other names are
+/// ignored.
 pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     list_in(&run_dir.join(FOLDER))
 }
@@ -152,7 +168,8 @@ pub(crate) fn list_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found: Vec<(u64, PathBuf)> = names(folder)?
         .into_iter()
         .filter_map(|name| {
-            let digits = name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+            let digits =
+                name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
             Some((digits.parse().ok()?, folder.join(&name)))
         })
         .filter(|(_, path)| path.is_dir())
@@ -166,15 +183,19 @@ pub fn latest(run_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(run_dir)?.pop().map(|(_, path)| path))
 }
 
-/// The checkpoint whose weights had the lowest validation loss, by the states as stored; None if none was validated.
+/// The checkpoint whose weights had the lowest validation loss, by the states as stored; None if
+/// none was validated.
 pub fn best(run_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(ranked(&list(run_dir)?).first().map(|path| (*path).clone()))
 }
 
 /// The validated ones, best first; of equal ones the later.
 fn ranked(checkpoints: &[(u64, PathBuf)]) -> Vec<&PathBuf> {
-    let mut found: Vec<_> =
-        checkpoints.iter().rev().filter_map(|(_, path)| Some((super::validated(path)?, path))).collect();
+    let mut found: Vec<_> = checkpoints
+        .iter()
+        .rev()
+        .filter_map(|(_, path)| Some((super::validated(path)?, path)))
+        .collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     found.into_iter().map(|(_, path)| path).collect()
 }
@@ -192,7 +213,8 @@ fn is_whole(path: &Path) -> Result<bool> {
 fn set_aside(path: &Path, name: impl Fn(&str, u32) -> String) -> Result<PathBuf> {
     let old = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let to = (0..).map(|n| path.with_file_name(name(&old, n))).find(|to| !to.exists());
-    let to = to.ok_or_else(|| Error::internal(format!("no free name beside {}", path.display())))?;
+    let to =
+        to.ok_or_else(|| Error::internal(format!("no free name beside {}", path.display())))?;
     fs::rename(path, &to).map_err(|e| Error::io("rename", path, e))?;
     Ok(to)
 }
@@ -213,7 +235,8 @@ mod tests {
         let first = RunLock::acquire(&run).unwrap();
         let message = RunLock::acquire(&run).unwrap_err().to_string();
         assert!(
-            message.contains("in use") && message.contains(&format!("process {}", std::process::id())),
+            message.contains("in use")
+                && message.contains(&format!("process {}", std::process::id())),
             "{message}"
         );
         drop(first);
@@ -247,15 +270,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(latest(folder.path()).unwrap(), None);
         let inside = folder.path().join(FOLDER);
-        for name in
-            ["step-00000090", "step-100000000", ".step-00000200.1-2.tmp", "damaged-step-00000300", "step-x", "step-"]
-        {
+        for name in [
+            "step-00000090",
+            "step-100000000",
+            ".step-00000200.1-2.tmp",
+            "damaged-step-00000300",
+            "step-x",
+            "step-",
+        ] {
             fs::create_dir_all(inside.join(name)).unwrap();
         }
         fs::write(inside.join("step-999999999"), "a file").unwrap();
         assert_eq!(latest(folder.path()).unwrap(), Some(inside.join("step-100000000")));
         let _lock = RunLock::acquire(folder.path()).unwrap();
-        assert!(!inside.join(".step-00000200.1-2.tmp").exists(), "what a killed process left is swept");
+        assert!(
+            !inside.join(".step-00000200.1-2.tmp").exists(),
+            "what a killed process left is swept"
+        );
         assert!(inside.join("damaged-step-00000300").exists());
     }
 }

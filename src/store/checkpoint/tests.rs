@@ -58,7 +58,11 @@ fn state(step: u64) -> TrainState {
         plan: plan(),
         config,
         params: random(&layout, 1),
-        optimizer: adamw::State { step: step - step / 4, m: random(&layout, 2), v: random(&layout, 3) },
+        optimizer: adamw::State {
+            step: step - step / 4,
+            m: random(&layout, 2),
+            v: random(&layout, 3),
+        },
         counters,
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
         inputs: Inputs {
@@ -99,11 +103,20 @@ fn load_with(path: &Path, change: impl FnOnce(&mut TrainState)) -> Result<TrainS
 fn resume(run: &RunLock, progress: &dyn Progress) -> Result<Option<TrainState>> {
     let now = state(0);
     let layout = Layout::new(&now.config);
-    load_latest_good(run, &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs }, &Device::Cpu, progress)
+    load_latest_good(
+        run,
+        &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs },
+        &Device::Cpu,
+        progress,
+    )
 }
 
 fn bits(set: &ParamSet) -> Vec<u32> {
-    set.tensors().iter().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
+    set.tensors()
+        .iter()
+        .flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        .map(f32::to_bits)
+        .collect()
 }
 
 fn flip_a_bit(path: &Path) {
@@ -209,7 +222,8 @@ fn a_checkpoint_that_names_keys_as_earlier_versions_did_resumes_as_the_same_run(
     let (_folder, run) = run_with(&[1]);
     let path = latest(run.dir()).unwrap().unwrap();
     let now = load_with(&path, |_| ()).unwrap();
-    let mut state: Value = serde_json::from_slice(&fs::read(path.join(STATE_FILE)).unwrap()).unwrap();
+    let mut state: Value =
+        serde_json::from_slice(&fs::read(path.join(STATE_FILE)).unwrap()).unwrap();
     let select = state["plan"]["select"].as_object_mut().unwrap();
     for (name, was) in [("cvar_weight", "mix"), ("rest_rate", "rest"), ("threshold_ema", "carry")] {
         let value = select.remove(name).unwrap();
@@ -236,7 +250,11 @@ fn counts_that_no_run_could_have_are_refused() {
     };
     for (key, value, says) in [
         ("step", json!(7), "step is 7; expected 8, as in manifest.json"),
-        ("cursor", json!(u64::MAX), "cursor is 18446744073709551615; expected 32, the sequences of 8 steps"),
+        (
+            "cursor",
+            json!(u64::MAX),
+            "cursor is 18446744073709551615; expected 32, the sequences of 8 steps",
+        ),
         ("cursor", json!(31), "cursor is 31; expected 32"),
         ("tokens", json!(257), "tokens is 257; expected at most 256"),
         ("skipped", json!(9), "skipped is 9; expected at most 8"),
@@ -248,7 +266,9 @@ fn counts_that_no_run_could_have_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Data, "{error}");
         let text = error.to_string();
         assert!(
-            text.contains(says) && text.contains(STATE_FILE) && text.contains("go on from the one before"),
+            text.contains(says)
+                && text.contains(STATE_FILE)
+                && text.contains("go on from the one before"),
             "{text}"
         );
     }
@@ -273,9 +293,16 @@ fn another_run_is_refused_with_the_difference() {
         s.plan.optim.lr = 1e-3;
         s.plan.seed = 8;
     });
-    assert!(text.contains("optim.lr: 0.0006 before, 0.001 now") && text.contains("seed: 7 before, 8 now"), "{text}");
+    assert!(
+        text.contains("optim.lr: 0.0006 before, 0.001 now")
+            && text.contains("seed: 7 before, 8 now"),
+        "{text}"
+    );
     assert!(refused(|s| s.inputs.data_hash = "d2".into()).contains("d1 before, d2 now"));
-    assert!(refused(|s| s.inputs.tokenizer_hash = "t2".into()).contains("tokenizer (SHA-256): t1 before, t2 now"));
+    assert!(
+        refused(|s| s.inputs.tokenizer_hash = "t2".into())
+            .contains("tokenizer (SHA-256): t1 before, t2 now")
+    );
     let text = refused(|s| s.inputs.teacher_hash = Some("w2".into()));
     assert!(text.contains("teacher's weights (SHA-256): w1 before, w2 now"), "{text}");
     assert!(refused(|s| s.config = Gpt2Config::new(11, 8, 8, 1, 2)).contains("another shape"));
@@ -296,7 +323,10 @@ fn a_checkpoint_from_before_teachers_were_noted_still_loads() {
     let fields = manifest.as_object_mut().unwrap();
     assert_eq!(fields.remove("teacher_hash"), Some(json!("w1")));
     assert_eq!(fields.remove("teacher_revision"), Some(json!("org/teacher@c1")));
-    assert!(!fields.contains_key("student_revision"), "nothing is said of a student that is not of the Hub");
+    assert!(
+        !fields.contains_key("student_revision"),
+        "nothing is said of a student that is not of the Hub"
+    );
     fs::write(&file, manifest.to_string()).unwrap();
     let found = load_with(&path, |s| s.inputs.teacher_hash = Some("w2".into())).unwrap();
     assert_eq!((found.inputs.teacher_hash, found.inputs.teacher_revision), (None, None));
@@ -322,8 +352,10 @@ fn the_only_copy_of_a_checkpoint_survives_a_crash_before_its_rename() {
     let moved = |from: &str, to: &str| fs::rename(inside.join(from), inside.join(to)).unwrap();
     let names = || {
         drop(RunLock::acquire(&run).unwrap());
-        let mut names: Vec<_> =
-            fs::read_dir(&inside).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(&inside)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };
@@ -371,7 +403,11 @@ fn the_best_validated_ones_stay_as_well() {
     assert_eq!(with(6, Some((6, 2.0))), [2, 6]);
     assert_eq!(best(run.dir()).unwrap(), Some(place(6)), "of equal ones the later");
     fs::write(place(6).join(STATE_FILE), "{").unwrap();
-    assert_eq!(best(run.dir()).unwrap(), Some(place(2)), "a state that cannot be read claims nothing");
+    assert_eq!(
+        best(run.dir()).unwrap(),
+        Some(place(2)),
+        "a state that cannot be read claims nothing"
+    );
 }
 
 #[test]
@@ -394,14 +430,23 @@ fn the_newest_good_one_is_found_with_a_warning_about_the_damage() {
     let notes = Notes::default();
     assert_eq!(resume(&run, &notes).unwrap().unwrap().counters.step, 1);
     let said = notes.0.lock().unwrap().join("\n");
-    for part in [SECOND_MOMENT, "damaged-step-00000003", "manifest.json is missing", "damaged-step-00000002"] {
+    for part in [
+        SECOND_MOMENT,
+        "damaged-step-00000003",
+        "manifest.json is missing",
+        "damaged-step-00000002",
+    ] {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(steps_of(&run), [1], "set aside, so that the next resume does not meet them again");
 
     flip_a_bit(&folder.join("step-00000001").join(STATE_FILE));
     let error = resume(&run, &Silent).unwrap_err();
-    assert!(error.to_string().contains("no good checkpoint left") && error.to_string().contains(STATE_FILE), "{error}");
+    assert!(
+        error.to_string().contains("no good checkpoint left")
+            && error.to_string().contains(STATE_FILE),
+        "{error}"
+    );
     assert_eq!(steps_of(&run), [1], "and the next resume fails as well instead of starting over");
 }
 
@@ -411,7 +456,8 @@ fn a_run_without_checkpoints_has_nothing_to_resume() {
     assert!(resume(&run, &Silent).unwrap().is_none());
 }
 
-/// A pending signal stops every poll of the process, so the test does its work in a process of its own.
+/// A pending signal stops every poll of the process, so the test does its work in a process of its
+/// own.
 #[test]
 fn a_stop_signal_does_not_stop_the_save_it_asks_for() {
     const NAME: &str = "train::checkpoint::tests::a_stop_signal_does_not_stop_the_save_it_asks_for";
@@ -431,5 +477,9 @@ fn a_stop_signal_does_not_stop_the_save_it_asks_for() {
     let (_folder, run) = run_with(&[5]);
     assert_eq!(steps_of(&run), [5]);
     let error = load_with(&latest(run.dir()).unwrap().unwrap(), |_| ()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Interrupted(15), "the signal is noticed again after the save");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Interrupted(15),
+        "the signal is noticed again after the save"
+    );
 }

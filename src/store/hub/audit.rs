@@ -1,7 +1,8 @@
 //! What lies in the cache: listed, checked against the hashes that name it, tidied.
 //!
-//! Only `models--*` folders are looked at. Nothing is removed that another process, of ours or of Python's, may be
-//! downloading: the locks of [`super::cache`] are taken, and where locks do nothing, what is young is left alone.
+//! Only `models--*` folders are looked at. Nothing is removed that another process, of ours or of
+//! Python's, may be downloading: the locks of [`super::cache`] are taken, and where locks do
+//! nothing, what is young is left alone.
 
 use super::cache::{Claim, PARTIAL, RepoCache, SETTLED, is_settled};
 use super::names::{Etag, is_commit, valid_repo_id};
@@ -105,14 +106,21 @@ pub struct Left {
     pub reason: &'static str,
 }
 
-/// Lists the model repositories of the cache folder, by name; `only` restricts to one. Errs if that one is not there.
+/// Lists the model repositories of the cache folder, by name; `only` restricts to one. Errs if that
+/// one is not there.
 pub fn list(cache: &Path, only: Option<&str>) -> Result<Vec<Listed>> {
     repos(cache, only)?.iter().map(Repo::listed).collect()
 }
 
-/// Hashes every blob and follows every link. With `remove`, what is damaged is removed together with the links to it,
-/// so that the next download fetches it anew; a blob that another process holds stays. Polls the stop signal.
-pub fn verify(cache: &Path, only: Option<&str>, remove: bool, progress: &dyn Progress) -> Result<Verified> {
+/// Hashes every blob and follows every link. With `remove`, what is damaged is removed together
+/// with the links to it, so that the next download fetches it anew; a blob that another process
+/// holds stays. Polls the stop signal.
+pub fn verify(
+    cache: &Path,
+    only: Option<&str>,
+    remove: bool,
+    progress: &dyn Progress,
+) -> Result<Verified> {
     let repos = repos(cache, only)?;
     let mut total = 0;
     for repo in &repos {
@@ -125,8 +133,8 @@ pub fn verify(cache: &Path, only: Option<&str>, remove: bool, progress: &dyn Pro
     done.map(|()| found)
 }
 
-/// Removes partial files, snapshots that no ref names, and blobs that no snapshot links to; with `dry_run`, only says
-/// which. What another process is downloading stays.
+/// Removes partial files, snapshots that no ref names, and blobs that no snapshot links to; with
+/// `dry_run`, only says which. What another process is downloading stays.
 pub fn prune(cache: &Path, only: Option<&str>, dry_run: bool) -> Result<Pruned> {
     let mut done = Pruned { dry_run, ..Pruned::default() };
     for repo in repos(cache, only)? {
@@ -186,14 +194,21 @@ impl Repo {
     }
 
     fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        let dirs = children(&self.cache.folder().join("snapshots"))?.into_iter().filter(|p| is_real_dir(p));
+        let dirs = children(&self.cache.folder().join("snapshots"))?
+            .into_iter()
+            .filter(|p| is_real_dir(p));
         dirs.map(|dir| {
             let commit = name_of(&dir);
             let mut files = Vec::new();
             for path in walk(&dir)? {
-                let inside = path.strip_prefix(&dir).unwrap_or(&path).to_string_lossy().into_owned();
+                let inside =
+                    path.strip_prefix(&dir).unwrap_or(&path).to_string_lossy().into_owned();
                 let blob = fs::read_link(&path).ok().map(|target| name_of(&target));
-                files.push(Pointer { name: format!("{commit}/{}", inside.escape_debug()), path, blob });
+                files.push(Pointer {
+                    name: format!("{commit}/{}", inside.escape_debug()),
+                    path,
+                    blob,
+                });
             }
             Ok(Snapshot { commit, dir, files })
         })
@@ -214,7 +229,11 @@ impl Repo {
     fn listed(&self) -> Result<Listed> {
         let (blobs, refs) = (self.blobs()?, self.refs()?);
         let listed = |s: Snapshot| ListedSnapshot {
-            refs: refs.iter().filter(|(_, c)| *c == s.commit).map(|(name, _)| name.clone()).collect(),
+            refs: refs
+                .iter()
+                .filter(|(_, c)| *c == s.commit)
+                .map(|(name, _)| name.clone())
+                .collect(),
             commit: s.commit,
             files: s.files.len(),
             bytes: s.files.iter().map(|f| fs::metadata(&f.path).map_or(0, |m| m.len())).sum(),
@@ -223,7 +242,12 @@ impl Repo {
             id: self.id.clone(),
             snapshots: self.snapshots()?.into_iter().map(listed).collect(),
             bytes: blobs.iter().map(|b| length(b)).sum(),
-            partial_bytes: self.blob_files()?.iter().filter(|p| is_partial(p)).map(|p| length(p)).sum(),
+            partial_bytes: self
+                .blob_files()?
+                .iter()
+                .filter(|p| is_partial(p))
+                .map(|p| length(p))
+                .sum(),
             last_used: blobs.iter().filter_map(|b| used(b)).max(),
         })
     }
@@ -240,14 +264,17 @@ impl Repo {
                 found.unchecked.push(path);
                 continue;
             };
-            // A blob whose own link dangles (Python may share one among repositories) is found below.
+            // A blob whose own link dangles (Python may share one among repositories) is found
+            // below.
             if !path.exists() {
                 continue;
             }
             let bytes = length(&path);
             if !etag.matches(&path)? {
-                let linked: Vec<_> = pointers.iter().filter(|p| p.blob.as_deref() == Some(etag.as_str())).collect();
-                let removed = remove && self.remove_damaged(&etag, linked.iter().map(|p| p.path.as_path()))?;
+                let linked: Vec<_> =
+                    pointers.iter().filter(|p| p.blob.as_deref() == Some(etag.as_str())).collect();
+                let removed = remove
+                    && self.remove_damaged(&etag, linked.iter().map(|p| p.path.as_path()))?;
                 let files = linked.iter().map(|p| p.name.clone()).collect();
                 found.damaged.push(Damage {
                     id: self.id.clone(),
@@ -279,7 +306,11 @@ impl Repo {
     }
 
     /// Removes a damaged blob and the links to it; false if another process is at it.
-    fn remove_damaged<'a>(&self, etag: &Etag, links: impl Iterator<Item = &'a Path>) -> Result<bool> {
+    fn remove_damaged<'a>(
+        &self,
+        etag: &Etag,
+        links: impl Iterator<Item = &'a Path>,
+    ) -> Result<bool> {
         let Claim::Held(_lock) = self.cache.try_lock(etag)? else { return Ok(false) };
         let blob = self.cache.blob(etag);
         // Another process may have replaced it before the lock was ours.
@@ -307,12 +338,18 @@ impl Repo {
                 linked.extend(snapshot.files.into_iter().filter_map(|f| f.blob));
                 continue;
             }
-            let bytes = snapshot.files.iter().filter(|f| f.blob.is_none()).map(|f| length(&f.path)).sum();
+            let bytes =
+                snapshot.files.iter().filter(|f| f.blob.is_none()).map(|f| length(&f.path)).sum();
             if !done.dry_run {
-                fs::remove_dir_all(&snapshot.dir).map_err(|e| Error::io("remove", &snapshot.dir, e))?;
+                fs::remove_dir_all(&snapshot.dir)
+                    .map_err(|e| Error::io("remove", &snapshot.dir, e))?;
             }
             done.bytes += bytes;
-            done.removed.push(Removed { path: snapshot.dir, reason: "no branch or tag names this commit", bytes });
+            done.removed.push(Removed {
+                path: snapshot.dir,
+                reason: "no branch or tag names this commit",
+                bytes,
+            });
         }
         for path in self.blob_files()? {
             self.prune_blob(&path, &linked, done)?;
@@ -343,7 +380,9 @@ impl Repo {
             };
             // Python's library may have linked it before the lock was ours.
             let snapshots = self.snapshots()?;
-            if snapshots.iter().flat_map(|s| &s.files).any(|f| f.blob.as_ref() == Some(&name)) || !delete(path)? {
+            if snapshots.iter().flat_map(|s| &s.files).any(|f| f.blob.as_ref() == Some(&name))
+                || !delete(path)?
+            {
                 return Ok(());
             }
         }
@@ -371,10 +410,11 @@ impl Verified {
     /// The commands that fetch what was damaged, each once.
     pub fn repairs(&self) -> Vec<String> {
         let commit = |file: &String| file.split('/').next().unwrap_or_default().to_string();
-        let commands = self
-            .damaged
-            .iter()
-            .flat_map(|d| d.files.iter().map(move |f| format!("eslm-kd download {} --revision {}", d.id, commit(f))));
+        let commands = self.damaged.iter().flat_map(|d| {
+            d.files
+                .iter()
+                .map(move |f| format!("eslm-kd download {} --revision {}", d.id, commit(f)))
+        });
         commands.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }

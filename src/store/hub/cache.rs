@@ -47,7 +47,9 @@ impl RepoCache {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
-        write_atomic(&path, |w| w.write_all(commit.as_bytes()).map_err(|e| Error::io("write", &path, e)))
+        write_atomic(&path, |w| {
+            w.write_all(commit.as_bytes()).map_err(|e| Error::io("write", &path, e))
+        })
     }
 
     /// The folder of a commit's files.
@@ -64,20 +66,27 @@ impl RepoCache {
     pub fn link(&self, commit: &str, file: &str, etag: &Etag) -> Result<()> {
         let folder = self.snapshot(commit);
         fs::create_dir_all(&folder).map_err(|e| Error::io("create folder", &folder, e))?;
-        let (pointer, temporary) = (folder.join(file), folder.join(format!(".{file}.{}.tmp", unique())));
+        let (pointer, temporary) =
+            (folder.join(file), folder.join(format!(".{file}.{}.tmp", unique())));
         #[cfg(unix)]
-        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag.as_str()), &temporary);
+        let made =
+            std::os::unix::fs::symlink(Path::new("../../blobs").join(etag.as_str()), &temporary);
         #[cfg(not(unix))]
         let made = fs::copy(self.blob(etag), &temporary);
         made.map_err(|e| Error::io("create", &temporary, e))?;
         fs::rename(&temporary, &pointer).map_err(|e| Error::io("create", &pointer, e))
     }
 
-    /// Waits for the lock that Python's library takes too. Where locks do nothing (some network file systems) the
-    /// unique names of partial files still keep two processes apart.
+    /// Waits for the lock that Python's library takes too. Where locks do nothing (some network
+    /// file systems) the unique names of partial files still keep two processes apart.
     pub fn lock(&self, etag: &Etag, progress: &dyn Progress) -> Result<Option<File>> {
         let file = self.open_lock(etag.as_str())?;
-        wait(file, File::try_lock, "waiting for another process that downloads the same file", progress)
+        wait(
+            file,
+            File::try_lock,
+            "waiting for another process that downloads the same file",
+            progress,
+        )
     }
 
     /// The same lock without waiting.
@@ -85,16 +94,20 @@ impl RepoCache {
         Ok(claim(self.open_lock(etag.as_str())?))
     }
 
-    /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it is complete. None
-    /// where locks do nothing, and in a cache that is read-only, which nobody prunes.
+    /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it
+    /// is complete. None where locks do nothing, and in a cache that is read-only, which nobody
+    /// prunes.
     pub(super) fn announce(&self, progress: &dyn Progress) -> Result<Option<File>> {
         match self.open_lock(REPO_LOCK) {
-            Ok(file) => wait(file, File::try_lock_shared, "waiting for `eslm-kd cache prune`", progress),
+            Ok(file) => {
+                wait(file, File::try_lock_shared, "waiting for `eslm-kd cache prune`", progress)
+            }
             Err(_) => Ok(None),
         }
     }
 
-    /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's, downloads into it.
+    /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's,
+    /// downloads into it.
     pub(super) fn claim_repo(&self) -> Result<Claim> {
         let Claim::Held(ours) = claim(self.open_lock(REPO_LOCK)?) else { return Ok(Claim::Busy) };
         let failed = |e| Error::io("list", &self.locks, e);
@@ -116,7 +129,11 @@ impl RepoCache {
     fn open_lock(&self, name: &str) -> Result<File> {
         fs::create_dir_all(&self.locks).map_err(|e| Error::io("create folder", &self.locks, e))?;
         let path = self.locks.join(format!("{name}.lock"));
-        File::options().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, e))
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, e))
     }
 
     /// The repository's folder.
@@ -124,8 +141,8 @@ impl RepoCache {
         &self.folder
     }
 
-    /// Takes a partial file for this process alone: what an earlier call left, or nothing yet. The rename is the
-    /// claim, so two processes never write one file, with or without working locks.
+    /// Takes a partial file for this process alone: what an earlier call left, or nothing yet. The
+    /// rename is the claim, so two processes never write one file, with or without working locks.
     pub fn claim_partial(&self, etag: &Etag) -> Result<PathBuf> {
         let blobs = self.folder.join("blobs");
         fs::create_dir_all(&blobs).map_err(|e| Error::io("create folder", &blobs, e))?;
@@ -135,7 +152,8 @@ impl RepoCache {
         }
         // A killed process leaves its claim.
         let orphan = |path: &Path| {
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name =
+                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             name.starts_with(etag.as_str()) && name.ends_with(PARTIAL) && is_settled(path)
         };
         let entries = fs::read_dir(&blobs).map_err(|e| Error::io("list", &blobs, e))?;
@@ -189,8 +207,8 @@ pub(super) const PARTIAL: &str = ".eslm-kd.incomplete";
 /// Own lock beside those of the blobs.
 const REPO_LOCK: &str = "eslm-kd";
 
-/// Without working locks, what was written less than this long ago may belong to a process that lives: one writes, or
-/// gives up, well within this time.
+/// Without working locks, what was written less than this long ago may belong to a process that
+/// lives: one writes, or gives up, well within this time.
 pub(super) const SETTLED: Duration = Duration::from_secs(300);
 
 /// Whether nobody has written to a file or folder for so long that nobody is about to.

@@ -14,7 +14,8 @@ use ureq::http::{Method, StatusCode, Uri};
 
 /// Longest answer of the model API. That of a repository of ten thousand files has one megabyte.
 const MOST_INFO: usize = 64 << 20;
-/// What a segment of a path spells by numbers (WHATWG URL's path percent-encode set, and `%` and `/`).
+/// What a segment of a path spells by numbers (WHATWG URL's path percent-encode set, and `%` and
+/// `/`).
 const SEGMENT: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -51,7 +52,8 @@ pub(super) struct Remote {
 
 impl Client {
     pub fn new(options: &HubOptions) -> Result<Self> {
-        // hf-hub's own cache looks for a token and for a home, and ends the process where there is none; ours is given.
+        // hf-hub's own cache looks for a token and for a home, and ends the process where there is
+        // none; ours is given.
         let api = ApiBuilder::from_cache(Cache::new(options.cache.clone()))
             .with_endpoint(options.endpoint.clone())
             .with_token(None)
@@ -72,7 +74,8 @@ impl Client {
             rfilename: String,
         }
         let spelt = utf8_percent_encode(revision, SEGMENT).to_string();
-        let request = self.api.repo(Repo::with_revision(id.into(), RepoType::Model, spelt)).info_request();
+        let request =
+            self.api.repo(Repo::with_revision(id.into(), RepoType::Model, spelt)).info_request();
         let uri = request.uri_ref().cloned().ok_or_else(|| self.options.bad_endpoint())?;
         let mut answer = self.connections.follow(&Ask { method: Method::GET, uri, start: 0 })?;
         if !answer.status.is_success() {
@@ -89,28 +92,38 @@ impl Client {
                 self.options.endpoint
             ))
         })?;
-        let commit = model.sha.filter(|c| is_commit(c)).map(|c| c.to_lowercase()).ok_or_else(|| {
-            Error::hub(format!("{id}: the server names no commit for {revision}; is {} a Hub?", self.options.endpoint))
-        })?;
-        Ok(Info { commit, files: model.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect() })
+        let commit =
+            model.sha.filter(|c| is_commit(c)).map(|c| c.to_lowercase()).ok_or_else(|| {
+                Error::hub(format!(
+                    "{id}: the server names no commit for {revision}; is {} a Hub?",
+                    self.options.endpoint
+                ))
+            })?;
+        Ok(Info {
+            commit,
+            files: model.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect(),
+        })
     }
 
-    /// The hash and length of a file. Redirects within the endpoint are followed; the redirect to the CDN is not,
-    /// because only the Hub's own answer carries the hash.
+    /// The hash and length of a file. Redirects within the endpoint are followed; the redirect to
+    /// the CDN is not, because only the Hub's own answer carries the hash.
     pub fn head(&self, id: &str, commit: &str, file: &str) -> Attempt<Remote> {
         let mut uri = self.file_uri(id, commit, file)?;
         let (mut linked, mut plain, mut size, mut at) = (None, None, None, None);
         for _ in 0..5 {
-            let answer = self.connections.once(&Ask { method: Method::HEAD, uri: uri.clone(), start: 0 })?;
+            let answer =
+                self.connections.once(&Ask { method: Method::HEAD, uri: uri.clone(), start: 0 })?;
             let status = answer.status;
             if !status.is_success() && !status.is_redirection() {
                 return Err(self.refused(id, &format!("has no file {file}"), &answer));
             }
             let get = |name: &str| answer.header(name);
             linked = get("x-linked-etag").map(str::to_string).or(linked);
-            // The ETag and the length of a redirect are its own: of the page, or of a large file's pointer.
+            // The ETag and the length of a redirect are its own: of the page, or of a large file's
+            // pointer.
             plain = get("etag").filter(|_| status.is_success()).map(str::to_string);
-            let length = get("x-linked-size").or(get("content-length").filter(|_| status.is_success()));
+            let length =
+                get("x-linked-size").or(get("content-length").filter(|_| status.is_success()));
             size = length.and_then(|v| v.parse::<u64>().ok()).or(size);
             at = get("x-repo-commit").map(str::to_string).or(at);
             match answer.location() {
@@ -119,7 +132,10 @@ impl Client {
             }
         }
         if at.as_ref().is_some_and(|at| !at.eq_ignore_ascii_case(commit)) {
-            return Err(Error::hub(format!("{id}: asked for {file} of commit {commit}, was told of another")).into());
+            return Err(Error::hub(format!(
+                "{id}: asked for {file} of commit {commit}, was told of another"
+            ))
+            .into());
         }
         let Some(header) = linked.or(plain) else {
             return Err(Failure::passing(format!(
@@ -141,7 +157,9 @@ impl Client {
         let ask = Ask { method: Method::GET, uri: self.file_uri(id, commit, file)?, start };
         let answer = self.connections.follow(&ask)?;
         match answer.status {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(answer),
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                Ok(answer)
+            }
             _ => Err(self.refused(id, &format!("has no file {file}"), &answer)),
         }
     }
@@ -152,35 +170,57 @@ impl Client {
     }
 
     /// Attempts until one succeeds, by the options' patience.
-    pub fn retry<T>(&self, attempt: impl FnMut() -> Attempt<T>) -> std::result::Result<T, (Error, bool)> {
+    pub fn retry<T>(
+        &self,
+        attempt: impl FnMut() -> Attempt<T>,
+    ) -> std::result::Result<T, (Error, bool)> {
         retry(&self.options, attempt)
     }
 
     fn file_uri(&self, id: &str, commit: &str, file: &str) -> Result<Uri> {
         let segment = |text| utf8_percent_encode(text, SEGMENT);
         let id = id.split('/').map(|part| segment(part).to_string()).collect::<Vec<_>>().join("/");
-        let text = format!("{}/{id}/resolve/{}/{}", self.options.endpoint, segment(commit), segment(file));
+        let text =
+            format!("{}/{id}/resolve/{}/{}", self.options.endpoint, segment(commit), segment(file));
         text.parse().map_err(|_| self.options.bad_endpoint())
     }
 
     /// The server answered with an error.
     fn refused(&self, id: &str, absent: &str, answer: &Answer) -> Failure {
-        let after = answer.header("retry-after").and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
-        let token = if self.options.token.is_some() { "the token in use has no access" } else { "no token is set" };
+        let after = answer
+            .header("retry-after")
+            .and_then(|v| v.trim().parse().ok())
+            .map(Duration::from_secs);
+        let token = if self.options.token.is_some() {
+            "the token in use has no access"
+        } else {
+            "no token is set"
+        };
         let page = format!("{}/{id}", self.options.endpoint);
         let status = answer.status;
         let text = match status.as_u16() {
-            // The Hub answers 401 for repositories that do not exist, so as not to tell which private ones do.
+            // The Hub answers 401 for repositories that do not exist, so as not to tell which
+            // private ones do.
             401 => format!(
                 "{id}: not found, or private ({token}). Check the name; for a private repository log in or set HF_TOKEN"
             ),
             403 if answer.header("x-error-code") == Some("GatedRepo") => {
-                format!("{id}: its owner grants access on request ({token}). Ask for it at {page}, then set HF_TOKEN")
+                format!(
+                    "{id}: its owner grants access on request ({token}). Ask for it at {page}, then set HF_TOKEN"
+                )
             }
-            403 => format!("{id}: access refused ({token}). See {page}; set HF_TOKEN to a token that may read it"),
-            404 => format!("{id}: {absent} at {}. Check the name and the revision", self.options.endpoint),
+            403 => format!(
+                "{id}: access refused ({token}). See {page}; set HF_TOKEN to a token that may read it"
+            ),
+            404 => format!(
+                "{id}: {absent} at {}. Check the name and the revision",
+                self.options.endpoint
+            ),
             408 | 429 | 500..=599 => {
-                return Failure::Passing(Error::hub(format!("{id}: the server answered {status}")), after);
+                return Failure::Passing(
+                    Error::hub(format!("{id}: the server answered {status}")),
+                    after,
+                );
             }
             _ => format!("{id}: the server answered {status}"),
         };

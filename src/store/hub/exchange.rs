@@ -1,5 +1,5 @@
-//! One HTTP exchange, on a thread of its own: ureq blocks, and a wait must hear a stop signal within a tick. A thread that
-//! nobody waits for any more ends with its own time-outs.
+//! One HTTP exchange, on a thread of its own: ureq blocks, and a wait must hear a stop signal
+//! within a tick. A thread that nobody waits for any more ends with its own time-outs.
 
 use super::options::HubOptions;
 use super::proxy::{AbsoluteForm, Proxies, ToProxy};
@@ -84,7 +84,10 @@ impl Connections {
         Ok(Self {
             direct: config(options, &roots, None).new_agent(),
             http: proxies.http().map(|proxy| Through::plain(options, &roots, proxy)).transpose()?,
-            https: proxies.https().map(|proxy| Through::tunnel(options, &roots, proxy)).transpose()?,
+            https: proxies
+                .https()
+                .map(|proxy| Through::tunnel(options, &roots, proxy))
+                .transpose()?,
             options: options.clone(),
             endpoint,
             proxies,
@@ -98,13 +101,16 @@ impl Connections {
         if ask.start > 0 {
             request = request.header(RANGE, format!("bytes={}-", ask.start));
         }
-        if let Some(token) = self.options.token.as_ref().filter(|_| same_origin(&ask.uri, &self.endpoint)) {
+        if let Some(token) =
+            self.options.token.as_ref().filter(|_| same_origin(&ask.uri, &self.endpoint))
+        {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         if let Some(credentials) = credentials {
             request = request.header(PROXY_AUTHORIZATION, credentials);
         }
-        let request = request.body(()).map_err(|e| Error::hub(format!("cannot ask for {}: {e}", ask.uri)))?;
+        let request =
+            request.body(()).map_err(|e| Error::hub(format!("cannot ask for {}: {e}", ask.uri)))?;
         let agent = agent.clone();
         let (tell, told) = sync_channel(1);
         let (send, blocks) = sync_channel(READY);
@@ -172,13 +178,18 @@ impl Connections {
         while let Some(block) = self.next(answer)? {
             bytes.extend(block);
             if bytes.len() > most {
-                return Err(Error::hub(format!("{}: the answer is longer than {most} bytes", answer.uri)).into());
+                return Err(Error::hub(format!(
+                    "{}: the answer is longer than {most} bytes",
+                    answer.uri
+                ))
+                .into());
             }
         }
         Ok(bytes)
     }
 
-    /// What the other thread sends next, or None when it has ended. Looks for a stop signal on every tick.
+    /// What the other thread sends next, or None when it has ended. Looks for a stop signal on
+    /// every tick.
     fn wait<T>(&self, from: &Receiver<T>, limit: Duration) -> Result<Attempt<Option<T>>> {
         let started = Instant::now();
         loop {
@@ -189,7 +200,8 @@ impl Connections {
             }
             crate::interrupt::check()?;
             if started.elapsed() > limit {
-                let text = format!("{}: no answer within {} s", self.options.endpoint, limit.as_secs());
+                let text =
+                    format!("{}: no answer within {} s", self.options.endpoint, limit.as_secs());
                 return Ok(Err(Failure::passing(text)));
             }
         }
@@ -218,7 +230,9 @@ impl Connections {
             other => other.to_string(),
         };
         let place = match (uri.scheme_str(), uri.authority()) {
-            (Some(scheme), Some(authority)) if !same_origin(uri, &self.endpoint) => format!("{scheme}://{authority}"),
+            (Some(scheme), Some(authority)) if !same_origin(uri, &self.endpoint) => {
+                format!("{scheme}://{authority}")
+            }
             _ => self.options.endpoint.clone(),
         };
         Failure::passing(format!("cannot reach {place}: {what}"))
@@ -244,7 +258,10 @@ impl Through {
         });
         let connector = ().chain(TcpConnector::default()).chain(AbsoluteForm);
         let resolver = ToProxy(proxy.uri().clone());
-        Ok(Self { agent: Agent::with_parts(config(options, roots, None), connector, resolver), credentials })
+        Ok(Self {
+            agent: Agent::with_parts(config(options, roots, None), connector, resolver),
+            credentials,
+        })
     }
 }
 
@@ -252,7 +269,9 @@ fn parsed(proxy: &str) -> Result<Proxy> {
     Proxy::new(proxy).map_err(|_| {
         // It may hold a password.
         let shown = proxy.rsplit('@').next().unwrap_or_default();
-        Error::usage(format!("the proxy {shown:?} of the environment is not an address such as http://host:8080"))
+        Error::usage(format!(
+            "the proxy {shown:?} of the environment is not an address such as http://host:8080"
+        ))
     })
 }
 
@@ -273,8 +292,9 @@ fn config(options: &HubOptions, roots: &RootCerts, proxy: Option<Proxy>) -> Conf
         .build()
 }
 
-/// The system's certificates, which know a company's own, or those of SSL_CERT_FILE and SSL_CERT_DIR; where there are
-/// none at all (slim containers), Mozilla's, which the program carries as Python's client does.
+/// The system's certificates, which know a company's own, or those of SSL_CERT_FILE and
+/// SSL_CERT_DIR; where there are none at all (slim containers), Mozilla's, which the program
+/// carries as Python's client does.
 fn roots() -> RootCerts {
     #[cfg(all(unix, not(target_vendor = "apple")))]
     if ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().all(|name| std::env::var_os(name).is_none())
@@ -287,13 +307,15 @@ fn roots() -> RootCerts {
 
 /// Scheme, host and port are the same.
 pub(super) fn same_origin(a: &Uri, b: &Uri) -> bool {
-    let port = |u: &Uri| u.port_u16().or(if u.scheme_str() == Some("https") { Some(443) } else { Some(80) });
+    let port = |u: &Uri| {
+        u.port_u16().or(if u.scheme_str() == Some("https") { Some(443) } else { Some(80) })
+    };
     let host = |u: &Uri| u.host().map(str::to_lowercase);
     a.scheme() == b.scheme() && host(a) == host(b) && port(a) == port(b)
 }
 
-/// The address that a Location means (RFC 3986, 5.2), as far as servers send any: absolute, from the host on, from the root
-/// on, or in the same folder.
+/// The address that a Location means (RFC 3986, 5.2), as far as servers send any: absolute, from
+/// the host on, from the root on, or in the same folder.
 fn join(base: &Uri, to: &str) -> Option<Uri> {
     let to = to.split('#').next().unwrap_or_default();
     let origin = format!("{}://{}", base.scheme_str()?, base.authority()?);

@@ -1,4 +1,5 @@
-//! A model, or only its tokenizer or config, as a folder: from the cache, or from the Hub into the cache.
+//! A model, or only its tokenizer or config, as a folder: from the cache, or from the Hub into the
+//! cache.
 
 use super::cache::RepoCache;
 use super::client::{Client, Info, Remote};
@@ -20,9 +21,9 @@ pub struct Fetched {
     pub commit: String,
 }
 
-/// Brings a model repository (`org/name`) into the cache and returns its snapshot folder. Only safetensors, JSON and
-/// the tokenizer's text files are fetched, never pickles. Offline, or when the Hub cannot be reached, the cache alone
-/// must do.
+/// Brings a model repository (`org/name`) into the cache and returns its snapshot folder. Only
+/// safetensors, JSON and the tokenizer's text files are fetched, never pickles. Offline, or when
+/// the Hub cannot be reached, the cache alone must do.
 pub fn fetch_model(
     id: &str,
     revision: Option<&str>,
@@ -32,14 +33,19 @@ pub fn fetch_model(
 ) -> Result<Fetched> {
     let revision = revision.unwrap_or("main");
     if !valid_repo_id(id) {
-        return Err(Error::usage(format!("{id:?} is not a Hub id; expected org/name, such as openai-community/gpt2")));
+        return Err(Error::usage(format!(
+            "{id:?} is not a Hub id; expected org/name, such as openai-community/gpt2"
+        )));
     }
     if !valid_revision(revision) {
-        return Err(Error::usage(format!("{revision:?} is not a revision; expected a branch, a tag or a commit hash")));
+        return Err(Error::usage(format!(
+            "{revision:?} is not a revision; expected a branch, a tag or a commit hash"
+        )));
     }
     let cache = RepoCache::new(&options.cache, id);
     if options.offline {
-        return cached(&cache, revision, what).map_err(|lacks| not_cached(id, revision, &lacks, options));
+        return cached(&cache, revision, what)
+            .map_err(|lacks| not_cached(id, revision, &lacks, options));
     }
     if is_commit(revision)
         && let Ok(fetched) = cached(&cache, revision, what)
@@ -63,10 +69,14 @@ pub fn fetch_model(
     let all = Brought { client: &client, cache: &cache, id, commit: &info.commit, progress };
     all.bring(&files)?;
     if files.iter().any(|f| f == INDEX_FILE) {
-        // The names come from outside: shard_names takes plain file names only, so none can leave the folder.
-        let shards = shard_names(&dir.join(INDEX_FILE)).map_err(|e| Error::hub(format!("{id}: {e}")))?;
+        // The names come from outside: shard_names takes plain file names only, so none can leave
+        // the folder.
+        let shards =
+            shard_names(&dir.join(INDEX_FILE)).map_err(|e| Error::hub(format!("{id}: {e}")))?;
         if let Some(absent) = shards.iter().find(|s| !info.files.contains(s)) {
-            return Err(Error::hub(format!("{id}: {INDEX_FILE} names {absent}, which the repository does not have")));
+            return Err(Error::hub(format!(
+                "{id}: {INDEX_FILE} names {absent}, which the repository does not have"
+            )));
         }
         all.bring(&shards)?;
     }
@@ -106,7 +116,9 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
         return Ok(files.into_iter().map(str::to_string).collect());
     }
     if !has("config.json") {
-        return Err(Error::hub(format!("{id} has no config.json; expected a model in the layout of transformers")));
+        return Err(Error::hub(format!(
+            "{id} has no config.json; expected a model in the layout of transformers"
+        )));
     }
     if what == What::ConfigOnly {
         return Ok(vec!["config.json".to_string()]);
@@ -122,7 +134,9 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
                  GPT2LMHeadModel.from_pretrained('{id}').save_pretrained('FOLDER')`, then name FOLDER instead"
             )));
         }
-        None => return Err(Error::hub(format!("{id} has neither {WEIGHTS_FILE} nor {INDEX_FILE}"))),
+        None => {
+            return Err(Error::hub(format!("{id} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")));
+        }
     }
     Ok(files.into_iter().map(str::to_string).collect())
 }
@@ -141,7 +155,10 @@ impl Brought<'_> {
     fn bring(&self, files: &[String]) -> Result<()> {
         let mut missing: Vec<(&str, Remote)> = Vec::new();
         for file in files {
-            let remote = self.client.retry(|| self.client.head(self.id, self.commit, file)).map_err(|(e, _)| e)?;
+            let remote = self
+                .client
+                .retry(|| self.client.head(self.id, self.commit, file))
+                .map_err(|(e, _)| e)?;
             if !self.link_cached(file, &remote)? {
                 missing.push((file, remote));
             }
@@ -150,12 +167,18 @@ impl Brought<'_> {
             return Ok(());
         }
         let remotes = || missing.iter().map(|(_, remote)| remote);
-        check_space(&self.client.options.cache, still_to_fetch(self.cache, remotes()), &format!("{}: it", self.id))?;
+        check_space(
+            &self.client.options.cache,
+            still_to_fetch(self.cache, remotes()),
+            &format!("{}: it", self.id),
+        )?;
         let total = sum(remotes().map(|r| r.size.unwrap_or(0)));
         self.progress.start(&format!("download {}", self.id), Some(total), "bytes");
         let done = missing.iter().try_for_each(|(file, remote)| {
             let job = Job { id: self.id, commit: self.commit, file, remote };
-            bring(self.client, self.cache, &job, self.progress, || self.cache.link(self.commit, file, &remote.etag))
+            bring(self.client, self.cache, &job, self.progress, || {
+                self.cache.link(self.commit, file, &remote.etag)
+            })
         });
         self.progress.finish();
         done

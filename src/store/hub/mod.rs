@@ -1,15 +1,17 @@
 //! What the Hub gives us, verified; the cache layout that Python's hub library shares.
 //!
-//! hf-hub's client says how the model API is asked what a repository holds. Everything that ends up in the cache goes
-//! through `exchange.rs` and `transfer.rs` instead, because hf-hub 0.5.0 and 1.0.0
+//! hf-hub's client says how the model API is asked what a repository holds. Everything that ends up
+//! in the cache goes through `exchange.rs` and `transfer.rs` instead, because hf-hub 0.5.0 and
+//! 1.0.0
 //!
-//! * check neither length nor hash before the rename, have no time-outs, and (1.0.0) not even the status of the GET that
-//!   fills the cache: an error page becomes the blob of a good ETag,
+//! * check neither length nor hash before the rename, have no time-outs, and (1.0.0) not even the
+//!   status of the GET that fills the cache: an error page becomes the blob of a good ETag,
 //! * join file names from the server to paths as they come,
 //! * read neither HF_HUB_OFFLINE nor a stop signal.
 //!
-//! Each was seen with hf-hub 1.0.0 against the server of `tests/it/support/hub_server.rs` (an error page, a short body and
-//! a flipped bit were all cached as good), and has its test in `tests/it/hub.rs`.
+//! Each was seen with hf-hub 1.0.0 against the server of `tests/it/support/hub_server.rs` (an error
+//! page, a short body and a flipped bit were all cached as good), and has its test in
+//! `tests/it/hub.rs`.
 
 #[doc(hidden)]
 pub mod audit;

@@ -1,4 +1,5 @@
-//! What names things on the Hub: repositories, revisions, the hashes of files; all checked before they become paths.
+//! What names things on the Hub: repositories, revisions, the hashes of files; all checked before
+//! they become paths.
 
 use crate::error::{Error, Result};
 use crate::files::hex;
@@ -29,8 +30,8 @@ pub enum Etag {
 }
 
 impl Etag {
-    /// Reads an ETag header's value; None if it is not a hash that the bytes could be checked against. What passes
-    /// is lower-case hexadecimal, hence also safe as a file name.
+    /// Reads an ETag header's value; None if it is not a hash that the bytes could be checked
+    /// against. What passes is lower-case hexadecimal, hence also safe as a file name.
     pub fn parse(header: &str) -> Option<Self> {
         let text = header.trim().trim_start_matches("W/").trim_matches('"');
         let hex = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -93,7 +94,9 @@ pub fn valid_repo_id(id: &str) -> bool {
 /// A branch, tag, `refs/pr/N` or commit that is safe as a path below `refs/`.
 pub fn valid_revision(revision: &str) -> bool {
     revision.len() <= 255
-        && revision.chars().all(|c| !c.is_control() && !c.is_whitespace() && !matches!(c, '\\' | ':' | '?' | '*' | '['))
+        && revision.chars().all(|c| {
+            !c.is_control() && !c.is_whitespace() && !matches!(c, '\\' | ':' | '?' | '*' | '[')
+        })
         && revision.split('/').all(|p| !p.is_empty() && !p.starts_with('.') && !p.ends_with('.'))
 }
 
@@ -112,8 +115,10 @@ mod tests {
         for id in ["gpt2", "openai-community/gpt2", "a/b_c.d-e"] {
             assert!(valid_repo_id(id), "{id}");
         }
-        for id in ["", "/", "a/", "../x", "a/../b", "a/b/c", "a--b/c", ".a/b", "a b", "a/b.git", "a\\b", "C:/x", "é/x"]
-        {
+        for id in [
+            "", "/", "a/", "../x", "a/../b", "a/b/c", "a--b/c", ".a/b", "a b", "a/b.git", "a\\b",
+            "C:/x", "é/x",
+        ] {
             assert!(!valid_repo_id(id), "{id}");
         }
         for revision in ["main", "v1.0", "refs/pr/3", "feature/x"] {
@@ -122,8 +127,14 @@ mod tests {
         for revision in ["", "../x", "a/../b", "/etc", "a//b", "a\nb", "a\\b", "."] {
             assert!(!valid_revision(revision), "{revision}");
         }
-        assert_eq!(Etag::parse(&format!("W/\"{}\"", "a".repeat(40))), Some(Etag::GitBlob("a".repeat(40))));
-        assert_eq!(Etag::parse(&format!("\"{}\"", "0".repeat(64))), Some(Etag::Sha256("0".repeat(64))));
+        assert_eq!(
+            Etag::parse(&format!("W/\"{}\"", "a".repeat(40))),
+            Some(Etag::GitBlob("a".repeat(40)))
+        );
+        assert_eq!(
+            Etag::parse(&format!("\"{}\"", "0".repeat(64))),
+            Some(Etag::Sha256("0".repeat(64)))
+        );
         for etag in ["", "\"abc\"", &"g".repeat(40), &"A".repeat(64), "../../x"] {
             assert_eq!(Etag::parse(etag), None, "{etag}");
         }
@@ -136,7 +147,8 @@ mod tests {
         fs::write(&path, "hello\n").unwrap();
         // `git hash-object` and `sha256sum` of the same file.
         let git = Etag::parse("ce013625030ba8dba906f756967f9e9ca394464a").unwrap();
-        let sha = Etag::parse("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03").unwrap();
+        let sha = Etag::parse("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03")
+            .unwrap();
         assert!(git.matches(&path).unwrap() && sha.matches(&path).unwrap());
         fs::write(&path, "hellp\n").unwrap();
         assert!(!git.matches(&path).unwrap() && !sha.matches(&path).unwrap());

@@ -1,9 +1,10 @@
 //! Which proxy an address is asked through, and requests in the form that a proxy reads.
 //!
-//! ureq 3.5 takes one proxy for every scheme, matches NO_PROXY by whole names only, and opens a CONNECT tunnel for plain
-//! http too, which proxies refuse for ports other than 443. Everybody else's rule (curl, Python, Go) is followed here
-//! instead: HTTP_PROXY for http and HTTPS_PROXY for https, ALL_PROXY for both, lower case first; an entry of NO_PROXY
-//! covers its subdomains; plain http is sent to the proxy with the whole address in its first line (RFC 9112, 3.2.2).
+//! ureq 3.5 takes one proxy for every scheme, matches NO_PROXY by whole names only, and opens a
+//! CONNECT tunnel for plain http too, which proxies refuse for ports other than 443. Everybody
+//! else's rule (curl, Python, Go) is followed here instead: HTTP_PROXY for http and HTTPS_PROXY for
+//! https, ALL_PROXY for both, lower case first; an entry of NO_PROXY covers its subdomains; plain
+//! http is sent to the proxy with the whole address in its first line (RFC 9112, 3.2.2).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,7 +25,8 @@ impl Proxies {
     /// Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY in either case.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let either = |name: &str| {
-            let set = |name: &str| var(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
+            let set =
+                |name: &str| var(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
             set(&name.to_lowercase()).or_else(|| set(name))
         };
         // Under CGI, HTTP_PROXY is a header of the request (httpoxy).
@@ -34,7 +36,12 @@ impl Proxies {
             Some(if proxy.contains("://") { proxy } else { format!("http://{proxy}") })
         };
         let exempt = either("NO_PROXY").unwrap_or_default();
-        let exempt = exempt.split([',', ' ']).map(str::trim).filter(|e| !e.is_empty()).map(str::to_lowercase).collect();
+        let exempt = exempt
+            .split([',', ' '])
+            .map(str::trim)
+            .filter(|e| !e.is_empty())
+            .map(str::to_lowercase)
+            .collect();
         Self { http: named(http), https: named(either("HTTPS_PROXY")), exempt }
     }
 
@@ -64,8 +71,8 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether an entry of NO_PROXY means this host: `*`, a name and all below it, an address, a network, each with a port or
-/// without.
+/// Whether an entry of NO_PROXY means this host: `*`, a name and all below it, an address, a
+/// network, each with a port or without.
 fn covers(entry: &str, host: &str, port: Option<u16>) -> bool {
     if entry == "*" {
         return true;
@@ -75,14 +82,17 @@ fn covers(entry: &str, host: &str, port: Option<u16>) -> bool {
     }
     // One colon is a port; more are an IPv6 address.
     let (name, wanted) = match entry.rsplit_once(':') {
-        Some((name, digits)) if !bare(name).contains(':') || name.ends_with(']') => (name, digits.parse().ok()),
+        Some((name, digits)) if !bare(name).contains(':') || name.ends_with(']') => {
+            (name, digits.parse().ok())
+        }
         _ => (entry, None),
     };
     if wanted.is_some() && wanted != port {
         return false;
     }
     let name = bare(name).trim_start_matches('*').trim_start_matches('.');
-    !name.is_empty() && host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    !name.is_empty()
+        && host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn within(network: &str, bits: &str, host: &str) -> bool {
@@ -90,7 +100,10 @@ fn within(network: &str, bits: &str, host: &str) -> bool {
         IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, 32),
         IpAddr::V6(ip) => (u128::from(ip), 128),
     };
-    let (Ok(network), Ok(bits), Ok(host)) = (network.parse(), bits.parse::<u32>(), host.parse()) else { return false };
+    let (Ok(network), Ok(bits), Ok(host)) = (network.parse(), bits.parse::<u32>(), host.parse())
+    else {
+        return false;
+    };
     let ((network, most), (host, width)) = (number(network), number(host));
     // A shift by all 128 bits would be none.
     most == width && bits <= most && (network ^ host).checked_shr(128 - bits).unwrap_or(0) == 0
@@ -101,7 +114,12 @@ fn within(network: &str, bits: &str, host: &str) -> bool {
 pub(super) struct ToProxy(pub Uri);
 
 impl Resolver for ToProxy {
-    fn resolve(&self, _: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    fn resolve(
+        &self,
+        _: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         DefaultResolver::default().resolve(&self.0, config, timeout)
     }
 }
@@ -113,8 +131,15 @@ pub(super) struct AbsoluteForm;
 impl<In: Transport> Connector<In> for AbsoluteForm {
     type Out = Absolute<In>;
 
-    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
-        let authority = details.uri.authority().map(|a| a.as_str().rsplit('@').next().unwrap_or_default().to_string());
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        let authority = details
+            .uri
+            .authority()
+            .map(|a| a.as_str().rsplit('@').next().unwrap_or_default().to_string());
         Ok(chained.zip(authority).map(|(inner, authority)| Absolute { inner, authority }))
     }
 }
@@ -139,7 +164,9 @@ impl<In: Transport> Transport for Absolute<In> {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         let output = self.inner.buffers().output();
         // The requests have no bodies, so what begins like one is one.
-        let path = ["GET ", "HEAD "].into_iter().find(|m| output[..amount].starts_with(format!("{m}/").as_bytes()));
+        let path = ["GET ", "HEAD "]
+            .into_iter()
+            .find(|m| output[..amount].starts_with(format!("{m}/").as_bytes()));
         let Some(method) = path else { return self.inner.transmit_output(amount, timeout) };
         let insert = format!("http://{}", self.authority);
         if amount + insert.len() > output.len() {
@@ -164,7 +191,8 @@ mod tests {
     use super::*;
 
     fn through(vars: &[(&str, &str)], address: &str) -> Option<String> {
-        let proxies = Proxies::from_vars(|name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_string()));
+        let proxies =
+            Proxies::from_vars(|name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_string()));
         let uri = address.parse().unwrap();
         let proxy = if address.starts_with("https") { proxies.https() } else { proxies.http() };
         proxy.filter(|_| !proxies.exempts(&uri)).map(str::to_string)
@@ -182,12 +210,20 @@ mod tests {
         assert_eq!(through(&vars, "https://hub.test/x").unwrap(), "http://secure:2");
         assert_eq!(through(&[("HTTP_PROXY", "p:1")], "https://hub.test"), None);
         assert_eq!(through(&[("ALL_PROXY", "p:1")], "https://hub.test").unwrap(), "http://p:1");
-        assert_eq!(through(&[("HTTP_PROXY", "p:1"), ("REQUEST_METHOD", "GET")], "http://hub.test"), None);
+        assert_eq!(
+            through(&[("HTTP_PROXY", "p:1"), ("REQUEST_METHOD", "GET")], "http://hub.test"),
+            None
+        );
     }
 
     #[test]
     fn no_proxy_covers_names_below_networks_and_ports() {
-        for local in ["http://localhost:8080/x", "http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:9/x"] {
+        for local in [
+            "http://localhost:8080/x",
+            "http://127.0.0.1:1",
+            "http://127.9.9.9",
+            "http://[::1]:9/x",
+        ] {
             assert_eq!(through(&[("all_proxy", "p:1")], local), None, "{local}");
         }
         let exempt = [

@@ -29,8 +29,9 @@ impl From<Error> for Failure {
 
 pub(super) type Attempt<T> = std::result::Result<T, Failure>;
 
-/// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the stop signal.
-/// The flag of an error says whether it was passing: the Hub may be there another time.
+/// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the
+/// stop signal. The flag of an error says whether it was passing: the Hub may be there another
+/// time.
 pub(super) fn retry<T>(
     options: &HubOptions,
     mut attempt: impl FnMut() -> Attempt<T>,
@@ -52,7 +53,9 @@ pub(super) fn retry<T>(
 
 fn pause(options: &HubOptions, n: u32, after: Option<Duration>) -> Result<()> {
     let longest = options.backoff.saturating_mul(1 << n.min(10)).min(Duration::from_secs(10));
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.subsec_nanos());
     let jitter = 0.5 + 0.5 * f64::from(now % 1000) / 1000.0;
     // A server that asks for more than a minute is told no by ending the attempts instead.
     let wait = after.map_or(longest.mul_f64(jitter), |a| a.min(Duration::from_secs(60)));

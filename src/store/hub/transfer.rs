@@ -11,9 +11,11 @@ use std::io::Write;
 use std::path::Path;
 use ureq::http::StatusCode;
 
-/// Longest body taken when the server does not say how long the file is. Large files always come with a length.
+/// Longest body taken when the server does not say how long the file is. Large files always come
+/// with a length.
 const MOST_UNANNOUNCED: u64 = 64 << 20;
-/// Cached files up to this size are hashed again whenever they are used; longer ones are checked by their length.
+/// Cached files up to this size are hashed again whenever they are used; longer ones are checked by
+/// their length.
 const ALWAYS_HASHED: u64 = 16 << 20;
 
 /// A file to bring into the cache.
@@ -24,7 +26,8 @@ pub(super) struct Job<'a> {
     pub remote: &'a Remote,
 }
 
-/// Whether the blob is there and is what it should be, as far as can be told without reading gigabytes.
+/// Whether the blob is there and is what it should be, as far as can be told without reading
+/// gigabytes.
 pub(super) fn is_cached(cache: &RepoCache, remote: &Remote) -> Result<bool> {
     let blob = cache.blob(&remote.etag);
     let Ok(metadata) = fs::metadata(&blob) else { return Ok(false) };
@@ -34,9 +37,9 @@ pub(super) fn is_cached(cache: &RepoCache, remote: &Remote) -> Result<bool> {
     Ok(metadata.len() > ALWAYS_HASHED || remote.etag.matches(&blob)?)
 }
 
-/// Brings one blob into the cache and has it linked. Whatever fails, no file takes the blob's name unless its length and
-/// hash are the ones that the Hub announced. The lock is held until the link stands: `cache prune` removes blobs that
-/// have none.
+/// Brings one blob into the cache and has it linked. Whatever fails, no file takes the blob's name
+/// unless its length and hash are the ones that the Hub announced. The lock is held until the link
+/// stands: `cache prune` removes blobs that have none.
 pub(super) fn bring(
     client: &Client,
     cache: &RepoCache,
@@ -58,17 +61,26 @@ pub(super) fn bring(
     done.and_then(|()| link())
 }
 
-/// Downloads and verifies, with retries. Retries start anew once a megabyte has come through, so that a long file on
-/// a poor line ends; a file that arrives whole but wrong is tried once more from its first byte.
+/// Downloads and verifies, with retries. Retries start anew once a megabyte has come through, so
+/// that a long file on a poor line ends; a file that arrives whole but wrong is tried once more
+/// from its first byte.
 fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> Result<()> {
     let (mut wrong, mut shown) = (0, 0);
     loop {
         // An empty file is a file too.
-        File::options().create(true).append(true).open(partial).map_err(|e| Error::io("create", partial, e))?;
+        File::options()
+            .create(true)
+            .append(true)
+            .open(partial)
+            .map_err(|e| Error::io("create", partial, e))?;
         let before = length(partial);
-        let ended = client.retry(|| receive(client, partial, job, &mut shown, progress)).map_err(|(e, _)| e);
+        let ended = client
+            .retry(|| receive(client, partial, job, &mut shown, progress))
+            .map_err(|(e, _)| e);
         match ended {
-            Err(e) if e.kind() == crate::ErrorKind::Hub && length(partial) > before + (1 << 20) => continue,
+            Err(e) if e.kind() == crate::ErrorKind::Hub && length(partial) > before + (1 << 20) => {
+                continue;
+            }
             Err(e) => return Err(e),
             Ok(()) => {}
         }
@@ -93,7 +105,13 @@ fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> 
 }
 
 /// One attempt to complete the partial file.
-fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress: &dyn Progress) -> Attempt<()> {
+fn receive(
+    client: &Client,
+    partial: &Path,
+    job: &Job,
+    shown: &mut u64,
+    progress: &dyn Progress,
+) -> Attempt<()> {
     let most = job.remote.size.unwrap_or(MOST_UNANNOUNCED);
     let mut have = length(partial);
     if job.remote.size == Some(have) {
@@ -106,13 +124,19 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
     let header = |name: &str| response.header(name).unwrap_or_default();
     if response.status == StatusCode::RANGE_NOT_SATISFIABLE {
         let _ = fs::remove_file(partial);
-        return Err(Failure::passing(format!("{}: {} changed while it was fetched", job.id, job.file)));
+        return Err(Failure::passing(format!(
+            "{}: {} changed while it was fetched",
+            job.id, job.file
+        )));
     }
     if response.status == StatusCode::PARTIAL_CONTENT {
         let expected = format!("bytes {have}-");
         if !header("content-range").starts_with(&expected) {
             let _ = fs::remove_file(partial);
-            return Err(Failure::passing(format!("{}: the server sent another part of {}", job.id, job.file)));
+            return Err(Failure::passing(format!(
+                "{}: the server sent another part of {}",
+                job.id, job.file
+            )));
         }
     } else {
         // The server ignored the range and sends everything.
@@ -141,7 +165,10 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
         have += bytes.len() as u64;
         if have > most {
             let _ = fs::remove_file(partial);
-            return Err(Failure::passing(format!("{}: {} is longer than its {most} bytes", job.id, job.file)));
+            return Err(Failure::passing(format!(
+                "{}: {} is longer than its {most} bytes",
+                job.id, job.file
+            )));
         }
         file.write_all(&bytes).map_err(failed)?;
         // Shown once, however often it is sent.
@@ -150,7 +177,10 @@ fn receive(client: &Client, partial: &Path, job: &Job, shown: &mut u64, progress
         crate::interrupt::check()?;
     }
     if job.remote.size.is_some_and(|s| s != have) {
-        return Err(Failure::passing(format!("{}: {} broke off after {have} of {most} bytes", job.id, job.file)));
+        return Err(Failure::passing(format!(
+            "{}: {} broke off after {have} of {most} bytes",
+            job.id, job.file
+        )));
     }
     file.sync_all().map_err(failed)
 }

@@ -6,8 +6,8 @@ use crate::model::Gpt2Config;
 use serde::Deserialize;
 use std::path::Path;
 
-/// What transformers' `GPT2Config` says, with its defaults. Keys that do not change the forward pass are not listed
-/// and may hold anything.
+/// What transformers' `GPT2Config` says, with its defaults. Keys that do not change the forward
+/// pass are not listed and may hold anything.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Raw {
@@ -55,19 +55,28 @@ pub fn read_config(path: &Path) -> Result<Gpt2Config> {
     parse_config(&read_json_bytes(path)?).map_err(|e| e.context(path.display()))
 }
 
-/// Checks the bytes of a `config.json`: the model must be a GPT-2 of the one kind this program computes.
+/// Checks the bytes of a `config.json`: the model must be a GPT-2 of the one kind this program
+/// computes.
 pub fn parse_config(json: &[u8]) -> Result<Gpt2Config> {
-    let raw: Raw = serde_json::from_slice(json).map_err(|e| Error::data(format!("not a GPT-2 config.json: {e}")))?;
+    let raw: Raw = serde_json::from_slice(json)
+        .map_err(|e| Error::data(format!("not a GPT-2 config.json: {e}")))?;
     let expect = |key: &str, expected: &str, found: &dyn std::fmt::Debug| {
-        Err(Error::data(format!("{key} must be {expected}, found {found:?}; other models are not supported")))
+        Err(Error::data(format!(
+            "{key} must be {expected}, found {found:?}; other models are not supported"
+        )))
     };
     match raw.model_type.as_deref() {
         Some("gpt2") => {}
         other => return expect("model_type", "\"gpt2\"", &other.unwrap_or("none")),
     }
-    // Both names mean the tanh form of GELU; plain "gelu" is the erf form and would be a different model.
+    // Both names mean the tanh form of GELU; plain "gelu" is the erf form and would be a different
+    // model.
     if !matches!(raw.activation_function.as_str(), "gelu_new" | "gelu_pytorch_tanh") {
-        return expect("activation_function", "\"gelu_new\" or \"gelu_pytorch_tanh\"", &raw.activation_function);
+        return expect(
+            "activation_function",
+            "\"gelu_new\" or \"gelu_pytorch_tanh\"",
+            &raw.activation_function,
+        );
     }
     for (key, found, wanted) in [
         ("scale_attn_weights", raw.scale_attn_weights, true),

@@ -32,13 +32,15 @@ impl TensorFiles {
                 path.display()
             )));
         }
-        // SAFETY: the mapping is read-only and lives no longer than the load. A file that another process truncates
-        // meanwhile is outside what a program can guard against; the files we write are renamed into place.
+        // SAFETY: the mapping is read-only and lives no longer than the load. A file that another
+        // process truncates meanwhile is outside what a program can guard against; the files we
+        // write are renamed into place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
         Ok(Self { files: vec![(path.to_path_buf(), map)] })
     }
 
-    /// `model.safetensors`, or the shards that the index names. The index must agree with the shards.
+    /// `model.safetensors`, or the shards that the index names. The index must agree with the
+    /// shards.
     pub fn open_model(dir: &Path) -> Result<Self> {
         let single = dir.join(WEIGHTS_FILE);
         if single.exists() {
@@ -62,9 +64,13 @@ impl TensorFiles {
         }
         let files = Self { files };
         for (path, tensors) in files.iter() {
-            let held: std::collections::HashSet<String> = tensors?.into_iter().map(|(name, _)| name).collect();
-            let here = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if let Some((tensor, _)) = map.iter().find(|(t, shard)| **shard == here && !held.contains(*t)) {
+            let held: std::collections::HashSet<String> =
+                tensors?.into_iter().map(|(name, _)| name).collect();
+            let here =
+                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if let Some((tensor, _)) =
+                map.iter().find(|(t, shard)| **shard == here && !held.contains(*t))
+            {
                 return Err(Error::data(format!(
                     "{}: {INDEX_FILE} says that tensor {tensor} is in {here}, but it is not",
                     dir.display()
@@ -85,15 +91,25 @@ impl TensorFiles {
         Ok(format!("{:x}", hasher.finalize()))
     }
 
-    /// Tells the system that the mapped bytes of a tensor are not needed again soon, so that the file's pages do not
-    /// pile up beside the parameters made from them. Reading them again is still right, only slower.
+    /// Tells the system that the mapped bytes of a tensor are not needed again soon, so that the
+    /// file's pages do not pile up beside the parameters made from them. Reading them again is
+    /// still right, only slower.
     pub fn release(&self, data: &[u8]) {
         #[cfg(unix)]
         for (_, map) in &self.files {
-            let Some(offset) = (data.as_ptr() as usize).checked_sub(map.as_ptr() as usize) else { continue };
+            let Some(offset) = (data.as_ptr() as usize).checked_sub(map.as_ptr() as usize) else {
+                continue;
+            };
             if offset + data.len() <= map.len() {
-                // SAFETY: dropping clean pages of a read-only file mapping only means that they are read again.
-                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len()) };
+                // SAFETY: dropping clean pages of a read-only file mapping only means that they are
+                // read again.
+                let _ = unsafe {
+                    map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        offset,
+                        data.len(),
+                    )
+                };
             }
         }
     }
@@ -119,18 +135,23 @@ fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<
         )));
     }
     let file = SafeTensors::deserialize(map).map_err(|e| {
-        Error::data(format!("{}: not a valid safetensors file ({e}); it may be cut short or damaged", path.display()))
+        Error::data(format!(
+            "{}: not a valid safetensors file ({e}); it may be cut short or damaged",
+            path.display()
+        ))
     })?;
     let mut tensors = file.tensors();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
 }
 
-/// Whether bytes begin as `torch.save` writes them: a zip archive, or a bare pickle of protocol 2 to 5. Neither can be
-/// the low bytes of a safetensors file's header length: the first would be beyond what the format allows, and the
-/// second is followed by something other than the zeros of a length.
+/// Whether bytes begin as `torch.save` writes them: a zip archive, or a bare pickle of protocol 2
+/// to 5. Neither can be the low bytes of a safetensors file's header length: the first would be
+/// beyond what the format allows, and the second is followed by something other than the zeros of a
+/// length.
 fn is_pickle(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, c, ..] if c.is_ascii_graphic())
+    bytes.starts_with(b"PK\x03\x04")
+        || matches!(bytes, [0x80, 2..=5, c, ..] if c.is_ascii_graphic())
 }
 
 /// The sentence for whoever has only a pickle.
@@ -154,9 +175,11 @@ fn pickled(dir: &Path) -> Option<String> {
 
 fn no_weights(dir: &Path) -> Error {
     match pickled(dir) {
-        Some(name) => {
-            Error::data(format!("{}: found {name}, but no {WEIGHTS_FILE}. {}", dir.display(), how_to_convert(dir)))
-        }
+        Some(name) => Error::data(format!(
+            "{}: found {name}, but no {WEIGHTS_FILE}. {}",
+            dir.display(),
+            how_to_convert(dir)
+        )),
         None => Error::data(format!(
             "{}: expected {WEIGHTS_FILE} or {INDEX_FILE} (a Hugging Face model folder), found neither",
             dir.display()
@@ -186,7 +209,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(index.weight_map)
 }
 
-/// The shard files that an index names, each once and sorted; every name is checked to be a plain file name.
+/// The shard files that an index names, each once and sorted; every name is checked to be a plain
+/// file name.
 pub fn shard_names(index: &Path) -> Result<Vec<String>> {
     Ok(unique(&read_index(index)?))
 }
@@ -195,8 +219,8 @@ fn unique(map: &BTreeMap<String, String>) -> Vec<String> {
     map.values().cloned().collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
-/// Whether `name`, which came from outside, is just a file name: no separator of any system, no drive, no leading
-/// dot, no control character, at most 255 bytes.
+/// Whether `name`, which came from outside, is just a file name: no separator of any system, no
+/// drive, no leading dot, no control character, at most 255 bytes.
 pub fn plain_file_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 255

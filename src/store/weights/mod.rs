@@ -1,7 +1,8 @@
-//! Weights in and out: a Hugging Face GPT-2 folder -> (shape, parameters) and back; plain parameter files for
-//! checkpoints.
+//! Weights in and out: a Hugging Face GPT-2 folder -> (shape, parameters) and back; plain parameter
+//! files for checkpoints.
 //!
-//! Files are memory-mapped and read tensor by tensor: beside the parameters themselves, at most one tensor is held.
+//! Files are memory-mapped and read tensor by tensor: beside the parameters themselves, at most one
+//! tensor is held.
 
 mod config_json;
 mod files;
@@ -22,8 +23,9 @@ use std::path::Path;
 /// Reads a Hugging Face GPT-2 folder: `config.json` with `model.safetensors`, or with
 /// `model.safetensors.index.json` and its shards.
 ///
-/// Tensors may be stored in f32, f16 or bf16; the parameters are f32 on `device`. The `transformer.` prefix is
-/// optional, mask buffers are ignored, and a stored head must equal the token embedding bit for bit.
+/// Tensors may be stored in f32, f16 or bf16; the parameters are f32 on `device`. The
+/// `transformer.` prefix is optional, mask buffers are ignored, and a stored head must equal the
+/// token embedding bit for bit.
 pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
@@ -35,8 +37,8 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
     Ok((config, params))
 }
 
-/// The shape that `config.json` of such a folder states, with names and shapes of the stored tensors checked against it.
-/// None of their values is read.
+/// The shape that `config.json` of such a folder states, with names and shapes of the stored
+/// tensors checked against it. None of their values is read.
 pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
@@ -44,14 +46,15 @@ pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
     Ok(config)
 }
 
-/// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of `model.safetensors`, or of its
-/// shards one after the other in the order of their names. Who fetched or copied them, and where to, does not matter.
+/// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of
+/// `model.safetensors`, or of its shards one after the other in the order of their names. Who
+/// fetched or copied them, and where to, does not matter.
 pub fn weights_hash(dir: &Path) -> Result<String> {
     TensorFiles::open_model(dir)?.hash()
 }
 
-/// Reads a file that [`save_params`] wrote: exactly the tensors of `layout`, in f32, with every bit kept (NaN too:
-/// for that there is [`check_finite`]).
+/// Reads a file that [`save_params`] wrote: exactly the tensors of `layout`, in f32, with every bit
+/// kept (NaN too: for that there is [`check_finite`]).
 pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<ParamSet> {
     let files = TensorFiles::open_one(path)?;
     let stored = Stored::of(&files, false)?;
@@ -73,7 +76,8 @@ pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<Para
     Ok(ParamSet::new(layout.clone(), tensors))
 }
 
-/// Errs with the name of the first tensor that holds NaN or an infinity, of parameters read from `place`.
+/// Errs with the name of the first tensor that holds NaN or an infinity, of parameters read from
+/// `place`.
 pub fn check_finite(params: &ParamSet, place: &Path) -> Result<()> {
     params.named().try_for_each(|(name, tensor)| {
         crate::interrupt::check()?;
@@ -81,7 +85,8 @@ pub fn check_finite(params: &ParamSet, place: &Path) -> Result<()> {
     })
 }
 
-/// Tensors by their names without prefix; what a GPT-2 checkpoint may carry beside its parameters is set apart.
+/// Tensors by their names without prefix; what a GPT-2 checkpoint may carry beside its parameters
+/// is set apart.
 struct Stored<'a> {
     files: &'a TensorFiles,
     tensors: HashMap<String, TensorView<'a>>,
@@ -118,7 +123,8 @@ impl<'a> Stored<'a> {
 
     /// The layout of `config`, which the stored tensors have.
     fn layout(&self, config: &Gpt2Config, dir: &Path) -> Result<Layout> {
-        // A shape from a file is a claim: the list of names it implies is made only once its length is plausible.
+        // A shape from a file is a claim: the list of names it implies is made only once its length
+        // is plausible.
         if config.n_layer > self.tensors.len() {
             return Err(Error::data(format!(
                 "{}: config.json says n_layer = {}, but the weights hold only {} tensors",
@@ -148,10 +154,17 @@ impl<'a> Stored<'a> {
 
     /// Every tensor of the layout is there with its shape, and nothing else is.
     fn check(&self, layout: &Layout, place: &Path) -> Result<()> {
-        let expected: HashMap<&str, &[usize]> =
-            layout.entries().iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())).collect();
-        let missing: Vec<&str> =
-            layout.entries().iter().map(|spec| spec.name.as_str()).filter(|n| !self.tensors.contains_key(*n)).collect();
+        let expected: HashMap<&str, &[usize]> = layout
+            .entries()
+            .iter()
+            .map(|spec| (spec.name.as_str(), spec.shape.as_slice()))
+            .collect();
+        let missing: Vec<&str> = layout
+            .entries()
+            .iter()
+            .map(|spec| spec.name.as_str())
+            .filter(|n| !self.tensors.contains_key(*n))
+            .collect();
         let mut extra: Vec<&str> =
             self.tensors.keys().map(String::as_str).filter(|n| !expected.contains_key(n)).collect();
         extra.sort_unstable();
@@ -184,11 +197,12 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// The causal masks that old checkpoints store with each block: `h.N.attn.bias` and `h.N.attn.masked_bias`.
+/// The causal masks that old checkpoints store with each block: `h.N.attn.bias` and
+/// `h.N.attn.masked_bias`.
 fn is_mask(name: &str) -> bool {
-    name.strip_prefix("h.")
-        .and_then(|rest| rest.split_once('.'))
-        .is_some_and(|(n, rest)| n.parse::<usize>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias"))
+    name.strip_prefix("h.").and_then(|rest| rest.split_once('.')).is_some_and(|(n, rest)| {
+        n.parse::<usize>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias")
+    })
 }
 
 /// At most five names, then how many more.
@@ -207,10 +221,13 @@ fn to_f32(name: &str, view: &TensorView) -> Result<Tensor> {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         other => {
-            return Err(Error::data(format!("tensor {name} is stored as {other:?}; expected F32, F16 or BF16")));
+            return Err(Error::data(format!(
+                "tensor {name} is stored as {other:?}; expected F32, F16 or BF16"
+            )));
         }
     };
-    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?)
+    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?
+        .to_dtype(DType::F32)?)
 }
 
 /// Runs `f` on the values of a contiguous f32 tensor of the CPU without copying them.
@@ -246,7 +263,9 @@ fn check_tied(head: &Tensor, wte: &Tensor, dir: &Path) -> Result<()> {
     if head.dims() != wte.dims() {
         return Err(untied());
     }
-    let same = with_values(head, |h| with_values(wte, |w| h.iter().zip(w).all(|(a, b)| a.to_bits() == b.to_bits())))??;
+    let same = with_values(head, |h| {
+        with_values(wte, |w| h.iter().zip(w).all(|(a, b)| a.to_bits() == b.to_bits()))
+    })??;
     if same { Ok(()) } else { Err(untied()) }
 }
 

@@ -1,7 +1,8 @@
-//! Writing safetensors: one tensor at a time, the same bytes every time, readable by whom the umask allows.
+//! Writing safetensors: one tensor at a time, the same bytes every time, readable by whom the umask
+//! allows.
 //!
-//! The safetensors crate's own writer creates files of mode 0600, which other users cannot read; the format is a
-//! header and the raw values, so it is written here.
+//! The safetensors crate's own writer creates files of mode 0600, which other users cannot read;
+//! the format is a header and the raw values, so it is written here.
 
 use super::with_values;
 use crate::error::{Error, Result};
@@ -35,9 +36,15 @@ pub struct SaveOptions<'a> {
     pub tokenizer: Option<&'a Path>,
 }
 
-/// Writes a Hugging Face folder into `dir`, which exists (usually a temporary one that is renamed when all is
-/// there): `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files.
-pub fn save_model(dir: &Path, config: &Gpt2Config, params: &ParamSet, options: &SaveOptions) -> Result<()> {
+/// Writes a Hugging Face folder into `dir`, which exists (usually a temporary one that is renamed
+/// when all is there): `config.json`, `generation_config.json`, `model.safetensors` and the
+/// tokenizer's files.
+pub fn save_model(
+    dir: &Path,
+    config: &Gpt2Config,
+    params: &ParamSet,
+    options: &SaveOptions,
+) -> Result<()> {
     write_json(&dir.join("config.json"), &config_json(config, options.eot))?;
     write_json(&dir.join("generation_config.json"), &generation_json(options.eot))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -63,13 +70,22 @@ pub fn save_model(dir: &Path, config: &Gpt2Config, params: &ParamSet, options: &
     Ok(())
 }
 
-/// Writes parameters, gradients or moments as one plain safetensors file, atomically: exact f32 bits, names of the
-/// layout, and the same bytes whenever the values are the same.
-pub fn save_params(path: &Path, params: &ParamSet, metadata: &BTreeMap<String, String>) -> Result<()> {
+/// Writes parameters, gradients or moments as one plain safetensors file, atomically: exact f32
+/// bits, names of the layout, and the same bytes whenever the values are the same.
+pub fn save_params(
+    path: &Path,
+    params: &ParamSet,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     write_tensors(path, params, "", metadata)
 }
 
-fn write_tensors(path: &Path, params: &ParamSet, prefix: &str, metadata: &BTreeMap<String, String>) -> Result<()> {
+fn write_tensors(
+    path: &Path,
+    params: &ParamSet,
+    prefix: &str,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     // Sorted by name, as the format's reference implementation does for tensors of one dtype.
     let mut tensors: Vec<(String, &Tensor)> =
         params.named().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
@@ -82,11 +98,17 @@ fn write_tensors(path: &Path, params: &ParamSet, prefix: &str, metadata: &BTreeM
     let mut end = 0;
     for (name, tensor) in &tensors {
         if tensor.dtype() != DType::F32 {
-            return Err(Error::internal(format!("tensor {name} must be f32 to be saved, found {:?}", tensor.dtype())));
+            return Err(Error::internal(format!(
+                "tensor {name} must be f32 to be saved, found {:?}",
+                tensor.dtype()
+            )));
         }
         let start = end;
         end += 4 * tensor.elem_count();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}),
+        );
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     // The values start on a multiple of eight, so that a mapped file can be read in place.
@@ -94,7 +116,9 @@ fn write_tensors(path: &Path, params: &ParamSet, prefix: &str, metadata: &BTreeM
 
     write_atomic(path, |w| {
         let failed = |e| Error::io("write", path, e);
-        w.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| w.write_all(&header)).map_err(failed)?;
+        w.write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| w.write_all(&header))
+            .map_err(failed)?;
         for (_, tensor) in &tensors {
             crate::interrupt::check()?;
             with_values(tensor, |values| write_values(w, values))?.map_err(failed)?;

@@ -28,7 +28,9 @@ fn params(config: &Gpt2Config, coarse: bool) -> ParamSet {
 }
 
 fn bits(params: &ParamSet) -> Vec<Vec<u32>> {
-    let of = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
+    let of = |t: &Tensor| {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+    };
     params.tensors().iter().map(of).collect()
 }
 
@@ -52,7 +54,8 @@ fn raw(params: &ParamSet, prefix: &str, dtype: DType) -> Raw {
 }
 
 fn write(path: &Path, tensors: &Raw) {
-    let views = tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
+    let views =
+        tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
     fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
@@ -72,10 +75,13 @@ fn refused(dir: &Path) -> String {
 
 #[test]
 fn what_is_saved_is_loaded_bit_for_bit() {
-    let (config, params) =
-        (Gpt2Config { n_inner: Some(12), ..small() }, params(&Gpt2Config { n_inner: Some(12), ..small() }, false));
+    let (config, params) = (
+        Gpt2Config { n_inner: Some(12), ..small() },
+        params(&Gpt2Config { n_inner: Some(12), ..small() }, false),
+    );
     let dir = tempfile::tempdir().unwrap();
-    save_model(dir.path(), &config, &params, &SaveOptions { eot: Some(10), tokenizer: None }).unwrap();
+    save_model(dir.path(), &config, &params, &SaveOptions { eot: Some(10), tokenizer: None })
+        .unwrap();
     let (read_config, read) = load_model(dir.path(), &Device::Cpu).unwrap();
     assert_eq!(read_config, config);
     assert_eq!(bits(&read), bits(&params));
@@ -84,8 +90,12 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
     assert!(header.tensors().contains_key("transformer.h.1.mlp.c_proj.bias"));
-    let json: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join("config.json")).unwrap()).unwrap();
-    assert_eq!((json["eos_token_id"].as_u64(), json["architectures"][0].as_str()), (Some(10), Some("GPT2LMHeadModel")));
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (json["eos_token_id"].as_u64(), json["architectures"][0].as_str()),
+        (Some(10), Some("GPT2LMHeadModel"))
+    );
 
     save_model(dir.path(), &config, &params, &SaveOptions::default()).unwrap();
     assert_eq!(fs::read(dir.path().join(WEIGHTS_FILE)).unwrap(), bytes, "same values, same bytes");
@@ -115,7 +125,8 @@ fn files_obey_the_umask_and_tokenizer_files_are_copied() {
     }
     let options = SaveOptions { eot: None, tokenizer: Some(tokenizer.path()) };
     save_model(dir.path(), &small(), &params(&small(), false), &options).unwrap();
-    for name in ["config.json", "generation_config.json", WEIGHTS_FILE, "vocab.json", "merges.txt"] {
+    for name in ["config.json", "generation_config.json", WEIGHTS_FILE, "vocab.json", "merges.txt"]
+    {
         assert_eq!(mode(&dir.path().join(name)), mode(&plain), "{name}");
     }
     assert_eq!(fs::read_to_string(dir.path().join("merges.txt")).unwrap(), "merges.txt");
@@ -127,10 +138,15 @@ fn parameter_files_keep_every_bit_and_check_their_list() {
     let path = dir.path().join("moments.safetensors");
     let mut set = params(&small(), false);
     let mut tensors = set.tensors().to_vec();
-    tensors[2] =
-        Tensor::from_vec(vec![f32::NAN, -0.0, 1e-45, f32::INFINITY, 1.0, 2.0, 3.0, 4.0], 8, &Device::Cpu).unwrap();
+    tensors[2] = Tensor::from_vec(
+        vec![f32::NAN, -0.0, 1e-45, f32::INFINITY, 1.0, 2.0, 3.0, 4.0],
+        8,
+        &Device::Cpu,
+    )
+    .unwrap();
     set = ParamSet::new(set.layout().clone(), tensors);
-    let metadata = BTreeMap::from([("step".to_string(), "7".to_string()), ("a".to_string(), "b".to_string())]);
+    let metadata =
+        BTreeMap::from([("step".to_string(), "7".to_string()), ("a".to_string(), "b".to_string())]);
     save_params(&path, &set, &metadata).unwrap();
     let read = load_params(&path, set.layout(), &Device::Cpu).unwrap();
     assert_eq!(bits(&read), bits(&set));
@@ -154,12 +170,16 @@ fn a_tensor_that_shares_or_transposes_storage_is_saved_as_its_values() {
     let (rows, columns) = tensors[0].dims2().unwrap();
     let other = tensors[0].t().unwrap().contiguous().unwrap();
     tensors[0] = other.t().unwrap();
-    tensors[1] = Tensor::cat(&[&tensors[0], &tensors[0]], 0).unwrap().narrow(0, rows - 2, 5).unwrap();
+    tensors[1] =
+        Tensor::cat(&[&tensors[0], &tensors[0]], 0).unwrap().narrow(0, rows - 2, 5).unwrap();
     assert_eq!(tensors[0].dims(), [rows, columns]);
     let set = ParamSet::new(set.layout().clone(), tensors);
     let dir = tempfile::tempdir().unwrap();
     save_params(&dir.path().join("p"), &set, &BTreeMap::new()).unwrap();
-    assert_eq!(bits(&load_params(&dir.path().join("p"), set.layout(), &Device::Cpu).unwrap()), bits(&set));
+    assert_eq!(
+        bits(&load_params(&dir.path().join("p"), set.layout(), &Device::Cpu).unwrap()),
+        bits(&set)
+    );
 }
 
 #[test]
@@ -170,11 +190,25 @@ fn half_precisions_and_both_namings_load() {
         for prefix in ["", "transformer."] {
             let mut tensors = raw(&set, prefix, dtype);
             for l in 0..2 {
-                tensors.push((format!("{prefix}h.{l}.attn.bias"), Dtype::U8, vec![1, 1, 5, 5], vec![1; 25]));
-                tensors.push((format!("{prefix}h.{l}.attn.masked_bias"), Dtype::F32, vec![], vec![0; 4]));
+                tensors.push((
+                    format!("{prefix}h.{l}.attn.bias"),
+                    Dtype::U8,
+                    vec![1, 1, 5, 5],
+                    vec![1; 25],
+                ));
+                tensors.push((
+                    format!("{prefix}h.{l}.attn.masked_bias"),
+                    Dtype::F32,
+                    vec![],
+                    vec![0; 4],
+                ));
             }
             let dir = folder(&config, &tensors);
-            assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set), "{dtype:?} {prefix}");
+            assert_eq!(
+                bits(&load_model(dir.path(), &Device::Cpu).unwrap().1),
+                bits(&set),
+                "{dtype:?} {prefix}"
+            );
         }
     }
 }
@@ -187,7 +221,10 @@ fn a_stored_head_must_be_the_embedding() {
     let mut head = tensors[0].clone();
     head.0 = "lm_head.weight".into();
     tensors.push(head);
-    assert_eq!(bits(&load_model(folder(&config, &tensors).path(), &Device::Cpu).unwrap().1), bits(&set));
+    assert_eq!(
+        bits(&load_model(folder(&config, &tensors).path(), &Device::Cpu).unwrap().1),
+        bits(&set)
+    );
     tensors.last_mut().unwrap().3[5] ^= 1;
     let message = refused(folder(&config, &tensors).path());
     assert!(message.contains("untied heads are not supported"), "{message}");
@@ -218,7 +255,14 @@ fn shards_load_and_their_index_is_checked() {
     wrong["transformer.wte.weight"] = names[1].into();
     index(&wrong);
     assert!(refused(dir.path()).contains("says that tensor transformer.wte.weight is in"));
-    for bad in ["../x.safetensors", "/etc/x.safetensors", "C:\\x.safetensors", "a\nb.safetensors", "x.bin", ""] {
+    for bad in [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "C:\\x.safetensors",
+        "a\nb.safetensors",
+        "x.bin",
+        "",
+    ] {
         let mut wrong = map.clone();
         wrong["transformer.wte.weight"] = bad.into();
         index(&wrong);
@@ -244,17 +288,22 @@ fn missing_extra_misshapen_and_unfinished_tensors_are_named() {
     let message = with(&|t| t.push(("score.weight".into(), Dtype::F32, vec![1], vec![0; 4])));
     assert!(message.contains("unexpected score.weight"), "{message}");
     let message = with(&|t| t[4].2 = vec![24, 8]);
-    assert!(message.contains("h.0.attn.c_attn.weight must have shape [8, 24], found [24, 8]"), "{message}");
+    assert!(
+        message.contains("h.0.attn.c_attn.weight must have shape [8, 24], found [24, 8]"),
+        "{message}"
+    );
     let message = with(&|t| (t[2].1, t[2].3) = (Dtype::F64, vec![0; 64]));
     assert!(message.contains("h.0.ln_1.weight is stored as F64"), "{message}");
     for (value, text) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
         let message = with(&|t| t[5].3[8..12].copy_from_slice(&value.to_le_bytes()));
         assert!(
-            message.contains("h.0.attn.c_attn.bias") && message.contains(&format!("{text} at flat index 2")),
+            message.contains("h.0.attn.c_attn.bias")
+                && message.contains(&format!("{text} at flat index 2")),
             "{message}"
         );
     }
-    let message = with(&|t| t.push(("transformer.wte.weight".into(), Dtype::F32, vec![11, 8], vec![0; 352])));
+    let message =
+        with(&|t| t.push(("transformer.wte.weight".into(), Dtype::F32, vec![11, 8], vec![0; 352])));
     assert!(message.contains("wte.weight is stored twice"), "{message}");
 }
 
@@ -280,13 +329,19 @@ fn damaged_files_and_pickles_are_refused() {
 #[test]
 fn configs_of_other_models_are_refused() {
     let parse = |text: &str| parse_config(text.as_bytes());
-    assert_eq!(parse(r#"{"model_type":"gpt2"}"#).unwrap(), Gpt2Config::new(50257, 1024, 768, 12, 12));
+    assert_eq!(
+        parse(r#"{"model_type":"gpt2"}"#).unwrap(),
+        Gpt2Config::new(50257, 1024, 768, 12, 12)
+    );
     parse(r#"{"model_type":"gpt2","activation_function":"gelu_pytorch_tanh","n_ctx":7,"n_inner":null}"#).unwrap();
     for (text, key) in [
         ("{}", "model_type"),
         (r#"{"model_type":"llama"}"#, "model_type"),
         (r#"{"model_type":"gpt2","activation_function":"gelu"}"#, "activation_function"),
-        (r#"{"model_type":"gpt2","scale_attn_by_inverse_layer_idx":true}"#, "scale_attn_by_inverse_layer_idx"),
+        (
+            r#"{"model_type":"gpt2","scale_attn_by_inverse_layer_idx":true}"#,
+            "scale_attn_by_inverse_layer_idx",
+        ),
         (r#"{"model_type":"gpt2","scale_attn_weights":false}"#, "scale_attn_weights"),
         (r#"{"model_type":"gpt2","reorder_and_upcast_attn":true}"#, "reorder_and_upcast_attn"),
         (r#"{"model_type":"gpt2","add_cross_attention":true}"#, "add_cross_attention"),
@@ -301,6 +356,7 @@ fn configs_of_other_models_are_refused() {
     }
     // A hostile layer count must not become a list of names.
     let dir = folder(&small(), &raw(&params(&small(), false), "", DType::F32));
-    fs::write(dir.path().join("config.json"), r#"{"model_type":"gpt2","n_layer":16000000}"#).unwrap();
+    fs::write(dir.path().join("config.json"), r#"{"model_type":"gpt2","n_layer":16000000}"#)
+        .unwrap();
     assert!(refused(dir.path()).contains("n_layer = 16000000"));
 }

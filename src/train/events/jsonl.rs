@@ -7,7 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// `metrics.jsonl`: one JSON object per logged step, per skipped step and per validation, written whole, line by line.
+/// `metrics.jsonl`: one JSON object per logged step, per skipped step and per validation, written
+/// whole, line by line.
 ///
 /// A number that is not finite, or that does not exist (no token was dropped), is `null`.
 #[derive(Debug)]
@@ -23,12 +24,14 @@ impl Jsonl {
         Self::open(path)
     }
 
-    /// Continues the file of a run that resumes after `step` steps and whose last validation was after `validated` of
-    /// them: later lines, and a line cut short by a crash, are dropped in one atomic replacement. A missing file
-    /// begins empty.
+    /// Continues the file of a run that resumes after `step` steps and whose last validation was
+    /// after `validated` of them: later lines, and a line cut short by a crash, are dropped in one
+    /// atomic replacement. A missing file begins empty.
     pub fn resume(path: &Path, step: u64, validated: Option<u64>) -> Result<Self> {
         match File::open(path) {
-            Ok(old) => crate::files::write_atomic(path, |new| copy_until(old, new, step, validated, path))?,
+            Ok(old) => {
+                crate::files::write_atomic(path, |new| copy_until(old, new, step, validated, path))?
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
             Err(e) => return Err(Error::io("read", path, e)),
         }
@@ -36,16 +39,25 @@ impl Jsonl {
     }
 
     fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open", path, e))?;
+        let file =
+            OpenOptions::new().append(true).open(path).map_err(|e| Error::io("open", path, e))?;
         Ok(Self { file, path: path.to_path_buf() })
     }
 }
 
-fn copy_until(old: File, new: &mut dyn Write, step: u64, validated: Option<u64>, path: &Path) -> Result<()> {
+fn copy_until(
+    old: File,
+    new: &mut dyn Write,
+    step: u64,
+    validated: Option<u64>,
+    path: &Path,
+) -> Result<()> {
     each_line(old, path, |line, text| {
         let last = if line.get("val_loss").is_some() { validated } else { Some(step) };
         if line["step"].as_u64().zip(last).is_some_and(|(at, last)| at <= last) {
-            new.write_all(text).and_then(|()| new.write_all(b"\n")).map_err(|e| Error::io("write", path, e))?;
+            new.write_all(text)
+                .and_then(|()| new.write_all(b"\n"))
+                .map_err(|e| Error::io("write", path, e))?;
         }
         Ok(())
     })
@@ -54,8 +66,8 @@ fn copy_until(old: File, new: &mut dyn Write, step: u64, validated: Option<u64>,
 /// Longest line of metrics that is read: a hundred times the longest that is written.
 const MOST_LINE_BYTES: u64 = 1 << 18;
 
-/// Every line of a `metrics.jsonl`, one at a time, as value. What is no line of metrics (a crash may cut the last one
-/// short) is passed over.
+/// Every line of a `metrics.jsonl`, one at a time, as value. What is no line of metrics (a crash
+/// may cut the last one short) is passed over.
 pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
     each_line(file, path, |line, _| {
@@ -64,7 +76,11 @@ pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
     })
 }
 
-fn each_line(file: File, path: &Path, mut take: impl FnMut(Value, &[u8]) -> Result<()>) -> Result<()> {
+fn each_line(
+    file: File,
+    path: &Path,
+    mut take: impl FnMut(Value, &[u8]) -> Result<()>,
+) -> Result<()> {
     let failed = |e| Error::io("read", path, e);
     let (mut input, mut line) = (BufReader::new(file), Vec::new());
     loop {
@@ -92,9 +108,11 @@ impl EventSink for Jsonl {
             Event::Skipped(e) => serde_json::to_string(e),
             _ => return Ok(()),
         };
-        let mut line = line.map_err(|e| Error::internal(format!("cannot write a metric as JSON: {e}")))?;
+        let mut line =
+            line.map_err(|e| Error::internal(format!("cannot write a metric as JSON: {e}")))?;
         line.push('\n');
-        // One write without a buffer in between: nothing is left to flush, and a crash cuts at most the last line.
+        // One write without a buffer in between: nothing is left to flush, and a crash cuts at most
+        // the last line.
         self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
     }
 }

@@ -1,5 +1,5 @@
-//! The lines of `metrics.jsonl`. A field is a metric: its name is the key, its documentation the reference. A number that is not
-//! finite, or that does not exist, is `null`.
+//! The lines of `metrics.jsonl`. A field is a metric: its name is the key, its documentation the
+//! reference. A number that is not finite, or that does not exist, is `null`.
 
 use super::{Flops, Phases};
 use serde::Serialize;
@@ -13,7 +13,8 @@ pub struct Metric {
     pub meaning: &'static str,
 }
 
-/// A struct whose fields are metrics: serialised by name in the order written, and listed with their documentation.
+/// A struct whose fields are metrics: serialised by name in the order written, and listed with
+/// their documentation.
 macro_rules! metrics {
     ($(#[$about:meta])* $name:ident { $($(#[doc = $doc:literal])+ pub $field:ident: $type:ty,)+ }) => {
         $(#[$about])*
@@ -55,13 +56,13 @@ metrics! {
         pub step: u64,
         /// The objective that was minimised: its mean over the kept tokens.
         pub loss: f64,
-        /// Mean cross-entropy of all tokens, the one to compare runs by; `null` where an early exit left
-        /// sequences unscored.
+        /// Mean cross-entropy of all tokens, the one to compare runs by; `null` where an early exit
+        /// left sequences unscored.
         pub full_loss: Option<f64>,
         /// Mean cross-entropy of the kept tokens.
         pub kept_loss: f64,
-        /// Mean cross-entropy of the dropped tokens of the sequences that were scored; `null` where none was
-        /// dropped.
+        /// Mean cross-entropy of the dropped tokens of the sequences that were scored; `null` where
+        /// none was dropped.
         pub dropped_loss: Option<f64>,
         /// Tokens kept in the step.
         pub kept: u64,
@@ -77,14 +78,15 @@ metrics! {
         pub cvar: Option<f64>,
         /// Mean score of all tokens; `null` without scores.
         pub score_mean: Option<f64>,
-        /// Tokens that carried gradient at the head: the kept ones and those that the mixture drew, or what a
-        /// sampled backward drew of these.
+        /// Tokens that carried gradient at the head: the kept ones and those that the mixture drew,
+        /// or what a sampled backward drew of these.
         pub rows: u64,
-        /// How many rows of equal gradient would carry the same: (sum g)^2 / sum g^2 over the norms g of the
-        /// rows' gradients at the head's input. Low: a few tokens carry most of the gradient.
+        /// How many rows of equal gradient would carry the same: (sum g)^2 / sum g^2 over the norms
+        /// g of the rows' gradients at the head's input. Low: a few tokens carry most of the
+        /// gradient.
         pub effective_rows: f64,
-        /// Share of positions that carried gradient at the blocks' outputs, over all blocks; `null` in a step
-        /// that kept none.
+        /// Share of positions that carried gradient at the blocks' outputs, over all blocks; `null`
+        /// in a step that kept none.
         pub backward_share: f64,
         /// With `pool = "carried"`: the threshold used.
         pub threshold: Option<f64>,
@@ -108,17 +110,17 @@ metrics! {
         pub tokens: u64,
         /// Tokens per second since the last logged step.
         pub tokens_per_second: f64,
-        /// Operations executed since the start of the run: a multiply-add is two; matrix products and
-        /// attention are counted.
+        /// Operations executed since the start of the run: a multiply-add is two; matrix products
+        /// and attention are counted.
         pub flops: f64,
-        /// The same by part: `student_forward`, `student_backward`, `teacher`, `scoring` (logits of dropped
-        /// tokens).
+        /// The same by part: `student_forward`, `student_backward`, `teacher`, `scoring` (logits of
+        /// dropped tokens).
         pub flops_by_part: Flops,
         /// Seconds of training since the start of the run.
         pub seconds: f64,
-        /// Seconds since the last logged step by phase: `data`, `forward`, `scan`, `teacher`, `select`,
-        /// `head` (with the scan and the teacher's logits, where these are one pass), `backward`,
-        /// `optimizer`.
+        /// Seconds since the last logged step by phase: `data`, `forward`, `scan`, `teacher`,
+        /// `select`, `head` (with the scan and the teacher's logits, where these are one pass),
+        /// `backward`, `optimizer`.
         pub seconds_by_phase: Phases,
     }
 }

@@ -1,7 +1,8 @@
 //! What a run reports while it trains: events, and where they go.
 //!
-//! Steps are counted as done: the first optimizer step reports `step = 1`, a validation before it `step = 0`.
-//! `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions left out.
+//! Steps are counted as done: the first optimizer step reports `step = 1`, a validation before it
+//! `step = 0`. `tokens`, `flops` and `seconds` are totals since the start of the run, interruptions
+//! left out.
 
 mod jsonl;
 mod metrics;
@@ -118,7 +119,8 @@ impl EventSink for Null {
     }
 }
 
-/// Passes every event to each sink in turn; all get it even if one fails, and the first failure is returned.
+/// Passes every event to each sink in turn; all get it even if one fails, and the first failure is
+/// returned.
 #[derive(Default)]
 pub struct Tee<'a>(pub Vec<Box<dyn EventSink + 'a>>);
 

@@ -34,14 +34,22 @@ impl EventSink for Terminal<'_> {
         let shown = &mut self.state;
         match event {
             Event::RunStarted { label, step, steps, seconds } => {
-                *shown = Shown { started: true, steps: *steps, origin: (*step, *seconds), step: *step, line: None };
+                *shown = Shown {
+                    started: true,
+                    steps: *steps,
+                    origin: (*step, *seconds),
+                    step: *step,
+                    line: None,
+                };
                 self.progress.start(label, Some(*steps), "steps");
                 self.progress.advance(*step);
             }
             Event::Step(e) => {
                 self.progress.advance(e.step.saturating_sub(shown.step));
                 shown.step = e.step;
-                if e.step >= shown.steps || shown.line.is_none_or(|last| last.elapsed() >= self.every) {
+                if e.step >= shown.steps
+                    || shown.line.is_none_or(|last| last.elapsed() >= self.every)
+                {
                     shown.line = Some(Instant::now());
                     self.progress.note(&figures(e, shown.steps, shown.origin));
                 }
@@ -53,7 +61,8 @@ impl EventSink for Terminal<'_> {
                 e.val_loss.exp()
             )),
             Event::Skipped(e) => {
-                self.progress.note(&format!("warning: {}; batch skipped ({} so far)", e.reason, e.skipped));
+                self.progress
+                    .note(&format!("warning: {}; batch skipped ({} so far)", e.reason, e.skipped));
             }
             Event::CheckpointSaved { path, step } => {
                 self.progress.note(&format!("step {step}  saved {}", path.display()));
@@ -64,7 +73,9 @@ impl EventSink for Terminal<'_> {
                     self.progress.finish();
                 }
                 let validated = match (e.val_loss, e.best_val_loss) {
-                    (Some(last), Some(best)) => format!(": validation loss {last:.4} (best {best:.4})"),
+                    (Some(last), Some(best)) => {
+                        format!(": validation loss {last:.4} (best {best:.4})")
+                    }
                     _ => String::new(),
                 };
                 self.progress.note(&format!(

@@ -7,7 +7,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 fn step(step: u64) -> Event {
-    Event::Step(StepEvent { step, loss: 2.5, seconds: step as f64, kept_share: 0.5, ..StepEvent::default() })
+    Event::Step(StepEvent {
+        step,
+        loss: 2.5,
+        seconds: step as f64,
+        kept_share: 0.5,
+        ..StepEvent::default()
+    })
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -26,7 +32,10 @@ fn a_line_per_step_and_validation_with_every_promised_key() {
     sink.event(&step(1)).unwrap();
     let lines = lines(&path); // read while the sink is still open: every line is already there
     assert_eq!(lines.len(), 2);
-    assert_eq!(lines[0], json!({ "step": 0, "val_loss": 9.5, "tokens": 0, "flops": 2.5, "seconds": 0.0 }));
+    assert_eq!(
+        lines[0],
+        json!({ "step": 0, "val_loss": 9.5, "tokens": 0, "flops": 2.5, "seconds": 0.0 })
+    );
     let keys = "step loss full_loss kept alpha var cvar grad_norm lambda temperature lr tokens tokens_per_second flops seconds kept_loss \
                 dropped_loss kept_share score_mean easy_share flops_by_part seconds_by_phase";
     for key in keys.split_whitespace() {
@@ -60,7 +69,9 @@ fn numbers_that_are_not_finite_become_null() {
     for value in [&line["loss"], &line["var"], &line["flops"], &line["dropped_loss"]] {
         assert!(value.is_null(), "{line}");
     }
-    assert!(line["flops_by_part"]["teacher"].is_null() && line["seconds_by_phase"]["data"].is_null());
+    assert!(
+        line["flops_by_part"]["teacher"].is_null() && line["seconds_by_phase"]["data"].is_null()
+    );
 }
 
 #[test]
@@ -79,7 +90,11 @@ fn resuming_drops_later_lines_and_the_one_cut_short() {
     let mut sink = Jsonl::resume(&path, 4, Some(3)).unwrap();
     sink.event(&step(5)).unwrap();
     let steps: Vec<u64> = lines(&path).iter().map(|l| l["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, [1, 1, 2, 2, 3, 3, 4, 5], "a validation that the checkpoint does not know of goes");
+    assert_eq!(
+        steps,
+        [1, 1, 2, 2, 3, 3, 4, 5],
+        "a validation that the checkpoint does not know of goes"
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary is left");
 
     let fresh = folder.path().join("new").join("metrics.jsonl");
@@ -121,12 +136,17 @@ fn the_terminal_shows_progress_figures_and_time_left() {
     for s in [20, 21, 100] {
         sink.event(&step(s)).unwrap();
     }
-    sink.event(&Event::Finished(Summary { step: 100, seconds: 100.0, ..Summary::default() })).unwrap();
+    sink.event(&Event::Finished(Summary { step: 100, seconds: 100.0, ..Summary::default() }))
+        .unwrap();
     let said = recorder.0.lock().unwrap();
     assert_eq!(said[0], "start student Some(100) steps");
     assert_eq!(said[1..3], ["advance 10", "advance 10"]);
     // 10 steps in 10 seconds of this session, 80 to go.
-    assert!(said[3].contains("step 20/100") && said[3].contains("kept 50%") && said[3].ends_with("ETA 1m20s"));
+    assert!(
+        said[3].contains("step 20/100")
+            && said[3].contains("kept 50%")
+            && said[3].ends_with("ETA 1m20s")
+    );
     assert_eq!(said[4..6], ["advance 1", "advance 79"], "step 21 came too soon for a line");
     assert!(said[6].contains("step 100/100") && said[6].ends_with("ETA 0s"));
     assert_eq!(said[7], "finish");
@@ -151,7 +171,13 @@ fn a_tee_serves_every_sink_and_returns_the_first_failure() {
 #[test]
 fn the_readme_holds_the_reference_of_metrics() {
     let readme = include_str!("../../../README.md");
-    let after = readme.split_once("<!-- metrics: written by `eslm-kd doc metrics` -->\n\n").expect("no mark").1;
+    let after = readme
+        .split_once("<!-- metrics: written by `eslm-kd doc metrics` -->\n\n")
+        .expect("no mark")
+        .1;
     let held = after.split_once("\n<!-- end of metrics -->").expect("no mark after the metrics").0;
-    assert!(held == reference(), "run `eslm-kd doc metrics` and put its output between the marks of README.md");
+    assert!(
+        held == reference(),
+        "run `eslm-kd doc metrics` and put its output between the marks of README.md"
+    );
 }

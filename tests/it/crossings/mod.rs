@@ -1,8 +1,8 @@
-//! Every choice of a step with every other one, pair by pair, against one slow step in plain tensor operations
-//! ([`reference`]): what is reported, what is kept, and the parameters after AdamW.
+//! Every choice of a step with every other one, pair by pair, against one slow step in plain tensor
+//! operations ([`reference`]): what is reported, what is kept, and the parameters after AdamW.
 //!
-//! What a sampled backward draws below the head is left to the law that the mean over draws is the gradient
-//! (`sampled.rs`); here its rows at the head are drawn again, one by one.
+//! What a sampled backward draws below the head is left to the law that the mean over draws is the
+//! gradient (`sampled.rs`); here its rows at the head are drawn again, one by one.
 
 mod net;
 mod reference;
@@ -40,9 +40,19 @@ const FACTORS: [&[&[&str]]; 18] = [
         &["select.score=excess"],
         &["select.score=random"],
     ],
-    &[&["select.pool=sequence"], &["select.pool=micro-batch"], &["select.pool=carried", "select.threshold_ema=0.6"]],
+    &[
+        &["select.pool=sequence"],
+        &["select.pool=micro-batch"],
+        &["select.pool=carried", "select.threshold_ema=0.6"],
+    ],
     &[&["select.tail=high"], &["select.tail=low"]],
-    &[&["select.alpha=0.5"], &["select.alpha=0.1"], &["select.alpha=0.8"], &["select.alpha=0"], &["method=clm"]],
+    &[
+        &["select.alpha=0.5"],
+        &["select.alpha=0.1"],
+        &["select.alpha=0.8"],
+        &["select.alpha=0"],
+        &["method=clm"],
+    ],
     &[
         &["select.cvar_weight=1"],
         &["select.cvar_weight=0.6", "select.rest_rate=0.4"],
@@ -85,20 +95,36 @@ const FACTORS: [&[&[&str]]; 18] = [
     &[
         &["select.alpha_seq=0"],
         &["select.alpha_seq=0.5", "select.probe_score=entropy", "select.probe_stride=4"],
-        &["select.alpha_seq=0.4", "select.probe_score=loss", "select.probe_stride=5", "select.exit_layer=2"],
+        &[
+            "select.alpha_seq=0.4",
+            "select.probe_score=loss",
+            "select.probe_stride=5",
+            "select.exit_layer=2",
+        ],
         &["select.alpha_seq=0.7", "select.probe_score=random", "select.probe_stride=3"],
     ],
     &[
         &["select.schedule=fixed"],
         &["select.schedule=fixed", "select.burn_in=1", "select.ramp=2"],
-        &["select.schedule=ada-eslm", "select.interval=1", "select.gamma=4", "select.alpha_min=0.05"],
+        &[
+            "select.schedule=ada-eslm",
+            "select.interval=1",
+            "select.gamma=4",
+            "select.alpha_min=0.05",
+        ],
         &["select.schedule=easy-share", "select.interval=1"],
     ],
     &[&[], &["teacher=t"]],
     // Whether positions that do not count are among the batch.
     &[&[], &[]],
-    &[&["optim.clip=0"], &["optim.clip=0.2", "optim.beta1=0.7", "optim.beta2=0.9", "optim.weight_decay=0.4"]],
-    &[&["machine.activations=keep", "seed=3"], &["machine.activations=recompute", "seed=30064771077"]],
+    &[
+        &["optim.clip=0"],
+        &["optim.clip=0.2", "optim.beta1=0.7", "optim.beta2=0.9", "optim.weight_decay=0.4"],
+    ],
+    &[
+        &["machine.activations=keep", "seed=3"],
+        &["machine.activations=recompute", "seed=30064771077"],
+    ],
 ];
 const SCORE: usize = 0;
 const POOL: usize = 1;
@@ -114,7 +140,8 @@ const INVALID: usize = 15;
 
 type Crossing = [usize; FACTORS.len()];
 
-/// Two choices that no run can have together, whatever the others are: see `check` in src/config/load.rs.
+/// Two choices that no run can have together, whatever the others are: see `check` in
+/// src/config/load.rs.
 fn contradict(a: (usize, usize), b: (usize, usize)) -> bool {
     let one = |x: (usize, usize), y: (usize, usize)| match (x, y) {
         ((SCORE, 4), (POOL, 2)) => true,
@@ -185,7 +212,8 @@ fn settings(crossing: &Crossing) -> Vec<&'static str> {
 
 /// Three blocks deep, so that an early exit has two places.
 fn student() -> Gpt2 {
-    let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(tiny::VOCAB, CONTEXT, 16, 3, 2) };
+    let config =
+        Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(tiny::VOCAB, CONTEXT, 16, 3, 2) };
     Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
 }
 
@@ -204,7 +232,10 @@ fn begun(crossing: &Crossing) -> (Trainer, Vec<Batch>) {
         }
         if crossing[INVALID] == 1 {
             // Some positions, and a whole sequence: its pool is empty, and its micro-batch may be.
-            [5, 16, 17, 31].into_iter().chain(2 * CONTEXT..3 * CONTEXT).for_each(|i| batch.valid[i] = false);
+            [5, 16, 17, 31]
+                .into_iter()
+                .chain(2 * CONTEXT..3 * CONTEXT)
+                .for_each(|i| batch.valid[i] = false);
         }
     }
     (trainer_of(plan, student, model(24, 3, 2)), batches)
@@ -221,7 +252,8 @@ fn make_easy(student: &Gpt2, batch: &mut Batch) {
     }
 }
 
-/// Whether two numbers are the same up to the rounding of single precision, of numbers of the order of `scale`.
+/// Whether two numbers are the same up to the rounding of single precision, of numbers of the order
+/// of `scale`.
 fn near(got: f64, want: f64, scale: f64) -> bool {
     (got - want).abs() <= 2e-5 * scale.max(want.abs())
 }
@@ -243,7 +275,11 @@ fn differences(report: &StepReport, want: &Expected) -> Vec<String> {
     exact("easy", report.sums.easy, want.easy);
     exact("pools", report.sums.pools as u64, want.pools as u64);
     exact("scores", report.sums.scores.len() as u64, want.scores.len() as u64);
-    exact("whether a threshold was carried", report.carried.is_some().into(), want.carried.is_some().into());
+    exact(
+        "whether a threshold was carried",
+        report.carried.is_some().into(),
+        want.carried.is_some().into(),
+    );
     let mut close = |what: &str, got: f64, want: f64, scale: f64| {
         if !near(got, want, scale) {
             wrong.push(format!("{what} is {got}, expected {want}"));
@@ -273,8 +309,15 @@ fn differences(report: &StepReport, want: &Expected) -> Vec<String> {
     wrong
 }
 
-/// Clipped mean gradient, then AdamW, in f64: what is wrong with the norm, the moments or the parameters after the step.
-fn updated(plan: &Plan, before: &Before, trainer: &Trainer, report: &StepReport, gradient: &[Vec<f64>]) -> Vec<String> {
+/// Clipped mean gradient, then AdamW, in f64: what is wrong with the norm, the moments or the
+/// parameters after the step.
+fn updated(
+    plan: &Plan,
+    before: &Before,
+    trainer: &Trainer,
+    report: &StepReport,
+    gradient: &[Vec<f64>],
+) -> Vec<String> {
     let optim = &plan.optim;
     let norm = gradient.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
     let clip = if optim.clip > 0.0 && norm > optim.clip { optim.clip / norm } else { 1.0 };
@@ -285,7 +328,8 @@ fn updated(plan: &Plan, before: &Before, trainer: &Trainer, report: &StepReport,
     let t = (before.updates + 1) as i32;
     let (first, second) = (1.0 - optim.beta1.powi(t), 1.0 - optim.beta2.powi(t));
     for (i, (name, tensor)) in trainer.student.params.named().enumerate() {
-        let after = [tensor, &trainer.state.m.tensors()[i], &trainer.state.v.tensors()[i]].map(numbers);
+        let after =
+            [tensor, &trainer.state.m.tensors()[i], &trainer.state.v.tensors()[i]].map(numbers);
         let decay = if tensor.rank() == 2 { optim.weight_decay } else { 0.0 };
         for (j, g) in gradient[i].iter().map(|g| g * clip).enumerate() {
             let [p, m, v] = [0, 1, 2].map(|part| before.numbers[part][i][j]);
@@ -294,10 +338,15 @@ fn updated(plan: &Plan, before: &Before, trainer: &Trainer, report: &StepReport,
             let p = p - optim.lr * (decay * p + (m / first) / ((v / second).sqrt() + optim.eps));
             let scale = norm * clip;
             // The rounding of a gradient reaches its parameter lr / eps times, which is 1 here.
-            let off = [(p, after[0][j], 0.3), (m, after[1][j], scale), (v, after[2][j], scale * scale)]
-                .map(|(want, got, scale)| (got - want).abs() > 1e-5 * scale);
+            let off =
+                [(p, after[0][j], 0.3), (m, after[1][j], scale), (v, after[2][j], scale * scale)]
+                    .map(|(want, got, scale)| (got - want).abs() > 1e-5 * scale);
             if off.contains(&true) {
-                wrong.push(format!("{name}[{j}]: {:?}, expected {:?}", after.each_ref().map(|a| a[j]), [p, m, v]));
+                wrong.push(format!(
+                    "{name}[{j}]: {:?}, expected {:?}",
+                    after.each_ref().map(|a| a[j]),
+                    [p, m, v]
+                ));
                 break;
             }
         }
@@ -314,7 +363,10 @@ struct Before {
 impl Before {
     fn of(trainer: &Trainer) -> Self {
         let sets = [&trainer.student.params, &trainer.state.m, &trainer.state.v];
-        Self { numbers: sets.map(|set| set.tensors().iter().map(numbers).collect()), updates: trainer.state.step }
+        Self {
+            numbers: sets.map(|set| set.tensors().iter().map(numbers).collect()),
+            updates: trainer.state.step,
+        }
     }
 }
 
@@ -325,7 +377,8 @@ struct Outcome {
     /// Steps compared, and those that were not, because rounding decides in them.
     steps: u64,
     tied: u64,
-    /// Steps in which something was dropped, in which a threshold was carried, in which rows were drawn at the head.
+    /// Steps in which something was dropped, in which a threshold was carried, in which rows were
+    /// drawn at the head.
     met: [u64; 3],
 }
 
@@ -349,11 +402,17 @@ fn judge(crossing: &Crossing) -> Outcome {
         outcome.met.iter_mut().zip(met).for_each(|(sum, met)| *sum += u64::from(met));
         let mut wrong = differences(&report, &want);
         match &want.gradient {
-            Some(gradient) if want.rows > 0 => wrong.extend(updated(&plan, &before, &trainer, &report, gradient)),
+            Some(gradient) if want.rows > 0 => {
+                wrong.extend(updated(&plan, &before, &trainer, &report, gradient))
+            }
             _ => {}
         }
         if !wrong.is_empty() {
-            outcome.wrong.push(format!("{:?}, step {s}:\n  {}", settings(crossing), wrong.join("\n  ")));
+            outcome.wrong.push(format!(
+                "{:?}, step {s}:\n  {}",
+                settings(crossing),
+                wrong.join("\n  ")
+            ));
             break;
         }
     }
@@ -366,12 +425,21 @@ fn every_pair_of_choices_gives_the_step_of_the_slow_reference() {
     let outcomes: Vec<Outcome> = crossings.par_iter().map(judge).collect();
     let wrong: Vec<&String> = outcomes.iter().flat_map(|o| &o.wrong).collect();
     let shown: Vec<&str> = wrong.iter().take(5).map(|w| w.as_str()).collect();
-    assert!(wrong.is_empty(), "{} of {} crossings differ:\n{}", wrong.len(), crossings.len(), shown.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} crossings differ:\n{}",
+        wrong.len(),
+        crossings.len(),
+        shown.join("\n")
+    );
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let (steps, tied) = (sum(|o| o.steps), sum(|o| o.tied));
     assert!(tied * 10 < steps, "{tied} steps meet a tie, {steps} do not: the net has holes");
     let met = [sum(|o| o.met[0]), sum(|o| o.met[1]), sum(|o| o.met[2])];
-    assert!(met.iter().all(|n| n * 20 > steps), "of {steps} steps too few select, carry or draw: {met:?}");
+    assert!(
+        met.iter().all(|n| n * 20 > steps),
+        "of {steps} steps too few select, carry or draw: {met:?}"
+    );
 }
 
 #[test]
@@ -385,10 +453,14 @@ fn the_crossings_have_every_pair_that_a_plan_accepts() {
             for (x, y) in (0..a.len()).flat_map(|x| (0..b.len()).map(move |y| (x, y))) {
                 if contradict((i, x), (j, y)) {
                     let mut overrides = Overrides::default();
-                    let teacher: &[&str] = if j == TEACHER || i == TEACHER { &[] } else { &["teacher=t"] };
+                    let teacher: &[&str] =
+                        if j == TEACHER || i == TEACHER { &[] } else { &["teacher=t"] };
                     let settings = [a[x], b[y], teacher].concat();
                     settings.iter().for_each(|setting| overrides.set(setting).unwrap());
-                    assert!(config::load(None, &overrides).is_err(), "{settings:?} is no contradiction");
+                    assert!(
+                        config::load(None, &overrides).is_err(),
+                        "{settings:?} is no contradiction"
+                    );
                     continue;
                 }
                 let has = |c: &Crossing| c[i] == x && c[j] == y;
@@ -398,7 +470,8 @@ fn the_crossings_have_every_pair_that_a_plan_accepts() {
     }
 }
 
-/// A carried threshold decides on a row as it is scored, unless its teacher is asked for kept rows only.
+/// A carried threshold decides on a row as it is scored, unless its teacher is asked for kept rows
+/// only.
 #[test]
 fn a_step_with_a_carried_threshold_costs_what_its_plan_foresees() {
     let (student, teacher) = (model(16, 2, 1).config, model(24, 3, 2).config);
@@ -417,23 +490,37 @@ fn a_step_with_a_carried_threshold_costs_what_its_plan_foresees() {
         step(&mut trainer, 0);
         let report = step(&mut trainer, 1);
         let kept = report.sums.kept;
-        let work = Work { sequences: ROWS as u64, context: CONTEXT as u64, kept, drawn: None, probe: None };
+        let work = Work {
+            sequences: ROWS as u64,
+            context: CONTEXT as u64,
+            kept,
+            drawn: None,
+            probe: None,
+        };
         let shape = plan.teacher.as_ref().map(|_| &teacher);
         assert_eq!(report.sums.flops, flops(&student, shape, &plan, route, work), "{settings:?}");
     }
 }
 
-/// Where rows are differentiated as they are scored, none is drawn at the head: a forecast counts all kept ones there.
+/// Where rows are differentiated as they are scored, none is drawn at the head: a forecast counts
+/// all kept ones there.
 #[test]
 fn a_forecast_of_sampled_rows_knows_where_they_are_drawn() {
     let student = model(16, 2, 1).config;
     let settings = ["select.pool=carried", "machine.backward=sampled", "machine.rho=0.25"];
     let plan = plan(&settings);
-    let work = Work { sequences: ROWS as u64, context: CONTEXT as u64, kept: 32, drawn: None, probe: None };
+    let work = Work {
+        sequences: ROWS as u64,
+        context: CONTEXT as u64,
+        kept: 32,
+        drawn: None,
+        probe: None,
+    };
     // A quarter of the 64 positions at each of two blocks, and at their keys and values.
     let trunk = trunk_backward_sampled(&student, CONTEXT as u64, 2 * 16, 2 * 16);
     let threshold = StepFacts::usual(&plan, true);
-    for (threshold, at_head) in [(threshold, 32), (StepFacts { threshold: false, ..threshold }, 16)] {
+    for (threshold, at_head) in [(threshold, 32), (StepFacts { threshold: false, ..threshold }, 16)]
+    {
         let route = Route::of(&plan, threshold);
         assert_eq!(route.draws_at_head, !route.one_pass);
         let found = flops(&student, None, &plan, route, work).student_backward;

@@ -17,11 +17,18 @@ pub struct Net {
 impl Net {
     pub fn new(model: &Gpt2) -> Result<Self> {
         let named = model.params.named();
-        let vars = named.map(|(name, t)| Ok((name.to_string(), Var::from_tensor(&t.to_dtype(DType::F64)?)?)));
+        let vars = named
+            .map(|(name, t)| Ok((name.to_string(), Var::from_tensor(&t.to_dtype(DType::F64)?)?)));
         let vars: Vec<(String, Var)> = vars.collect::<Result<_>>()?;
         let by_name = vars.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
         let config = &model.config;
-        Ok(Self { vars, by_name, heads: config.n_head, layers: config.n_layer, epsilon: config.layer_norm_epsilon })
+        Ok(Self {
+            vars,
+            by_name,
+            heads: config.n_head,
+            layers: config.n_layer,
+            epsilon: config.layer_norm_epsilon,
+        })
     }
 
     pub fn get(&self, name: &str) -> &Tensor {
@@ -32,14 +39,20 @@ impl Net {
         self.layers
     }
 
-    /// Hidden vectors after the first `layers` blocks and the final norm, [B T, D]. Keys and values of positions whose
-    /// `open` [B T, 1] is 0 count as constants.
-    pub fn hidden(&self, tokens: &[u32], context: usize, layers: usize, open: Option<&Tensor>) -> Result<Tensor> {
+    /// Hidden vectors after the first `layers` blocks and the final norm, [B T, D]. Keys and values
+    /// of positions whose `open` [B T, 1] is 0 count as constants.
+    pub fn hidden(
+        &self,
+        tokens: &[u32],
+        context: usize,
+        layers: usize,
+        open: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let ids = Tensor::new(tokens, &Device::Cpu)?;
         let places: Vec<u32> = (0..tokens.len()).map(|i| (i % context) as u32).collect();
         let places = Tensor::new(places, &Device::Cpu)?;
-        let mut x =
-            (self.get("wte.weight").index_select(&ids, 0)? + self.get("wpe.weight").index_select(&places, 0)?)?;
+        let mut x = (self.get("wte.weight").index_select(&ids, 0)?
+            + self.get("wpe.weight").index_select(&places, 0)?)?;
         for l in 0..layers {
             let of = |name: &str| self.get(&format!("h.{l}.{name}"));
             let linear = |x: &Tensor, name: &str| {
@@ -72,7 +85,9 @@ impl Net {
             Some(open) => x.broadcast_mul(open)? + x.detach().broadcast_mul(&(1.0 - open)?)?,
         };
         let by_head = |x: Tensor| {
-            x.reshape((n / context, context, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
+            x.reshape((n / context, context, self.heads, width / self.heads))?
+                .transpose(1, 2)?
+                .contiguous()
         };
         let q = by_head(qkv.narrow(1, 0, width)?)?;
         let k = by_head(stopped(qkv.narrow(1, width, width)?)?)?;

@@ -1,17 +1,18 @@
-//! One training step as the papers and the key table have it: all positions at once, thresholds by sorting, weights by their
-//! definition, gradients by automatic differentiation. Slow, and shares nothing with the step it judges but the plan's
-//! fields, the parameters and the random numbers.
+//! One training step as the papers and the key table have it: all positions at once, thresholds by
+//! sorting, weights by their definition, gradients by automatic differentiation. Slow, and shares
+//! nothing with the step it judges but the plan's fields, the parameters and the random numbers.
 
 use super::net::{Net, distance, entropy, kl, log_softmax, nll, numbers};
 use candle_core::{Device, Result, Tensor, Var};
 use eslm_kd::config::{
-    AlphaSchedule, BackwardMode, Divergence, MicroRows, ObjectiveSchedule, Plan, Pool, ProbeScore, Rho, Score, Signal,
-    Tail,
+    AlphaSchedule, BackwardMode, Divergence, MicroRows, ObjectiveSchedule, Plan, Pool, ProbeScore,
+    Rho, Score, Signal, Tail,
 };
 use eslm_kd::data::loader::Batch;
 use eslm_kd::rng::{Rng, Stream};
 
-/// What a decision was short of falling the other way is measured in this: below it, rounding decides.
+/// What a decision was short of falling the other way is measured in this: below it, rounding
+/// decides.
 pub const TIE: f64 = 2e-5;
 
 /// What selection remembers from step to step.
@@ -48,7 +49,8 @@ pub struct Expected {
     pub pools: usize,
     pub carried: Option<(f64, f64)>,
     pub row_norms: (f64, f64),
-    /// Of the mean loss with respect to each parameter, in the layout's order; None where a sampled backward draws.
+    /// Of the mean loss with respect to each parameter, in the layout's order; None where a sampled
+    /// backward draws.
     pub gradient: Option<Vec<Vec<f64>>>,
     /// The closest decision.
     pub margin: f64,
@@ -91,7 +93,13 @@ fn between(plan: &Plan, step: u64, from: f64, to: Option<f64>) -> f64 {
 }
 
 /// The `k` best of `members` by `score`, ties to the first.
-fn best(members: &[usize], score: &dyn Fn(usize) -> f64, k: usize, tail: Tail, margin: &mut Margin) -> Vec<usize> {
+fn best(
+    members: &[usize],
+    score: &dyn Fn(usize) -> f64,
+    k: usize,
+    tail: Tail,
+    margin: &mut Margin,
+) -> Vec<usize> {
     let mut order = members.to_vec();
     let sign = if tail == Tail::High { -1.0 } else { 1.0 };
     order.sort_by(|&a, &b| (sign * score(a)).total_cmp(&(sign * score(b))).then(a.cmp(&b)));
@@ -111,7 +119,11 @@ pub fn step(
     (step, cursor): (u64, u64),
     batch: &Batch,
 ) -> Result<Expected> {
-    let mut out = Expected { margin: f64::INFINITY, tokens: batch.valid_count() as u64, ..Expected::default() };
+    let mut out = Expected {
+        margin: f64::INFINITY,
+        tokens: batch.valid_count() as u64,
+        ..Expected::default()
+    };
     let mut margin = Margin(f64::INFINITY);
     let (select, objective, context) = (&plan.select, &plan.objective, batch.context);
     let selects = select.alpha > 0.0 || select.alpha_seq > 0.0;
@@ -126,7 +138,9 @@ pub fn step(
     out.lambda = between(plan, step, objective.lambda, objective.lambda_end);
     out.temperature = between(plan, step, objective.temperature, objective.temperature_end);
     let tau = if teacher.is_some() { out.temperature } else { 1.0 };
-    let MicroRows::Rows(micro) = plan.machine.micro_rows else { panic!("micro_rows is a number here") };
+    let MicroRows::Rows(micro) = plan.machine.micro_rows else {
+        panic!("micro_rows is a number here")
+    };
 
     // Phase one: which sequences go on, by micro-batch.
     let mut parts: Vec<Vec<usize>> = Vec::new();
@@ -149,11 +163,15 @@ pub fn step(
     let left = batch.pick(&sequences.iter().map(|&s| s as u32).collect::<Vec<_>>());
     let n = left.inputs.len();
     let valid: Vec<usize> = (0..n).filter(|&i| left.valid[i]).collect();
-    let token = |i: usize| (cursor + sequences[i / context] as u64) * context as u64 + (i % context) as u64;
+    let token =
+        |i: usize| (cursor + sequences[i / context] as u64) * context as u64 + (i % context) as u64;
     out.valid = valid.len() as u64;
 
-    // Statistics of every position. Nothing flows through them: the kept set is a constant of the gradient.
-    let z = student.logits(&student.hidden(&left.inputs, context, student.layers(), None)?.detach())?.detach();
+    // Statistics of every position. Nothing flows through them: the kept set is a constant of the
+    // gradient.
+    let z = student
+        .logits(&student.hidden(&left.inputs, context, student.layers(), None)?.detach())?
+        .detach();
     let t = match teacher {
         Some(teacher) => {
             let hidden = teacher.hidden(&left.inputs, context, teacher.layers(), None)?;
@@ -208,8 +226,8 @@ pub fn step(
         out.scores = valid.iter().map(|&i| scores[i]).collect();
     }
 
-    // The mixture: mu times the mean of the kept, 1 - mu times the mean of all, the latter from a sample of the dropped.
-    // K of it is known before the step: what the pools will keep, or aim at.
+    // The mixture: mu times the mean of the kept, 1 - mu times the mean of all, the latter from a
+    // sample of the dropped. K of it is known before the step: what the pools will keep, or aim at.
     let all = valid.len() as f64;
     let wanted = match select.pool {
         Pool::Carried if selecting && memory.carried.is_some() => (1.0 - out.alpha) * all,
@@ -237,7 +255,8 @@ pub fn step(
     let open: Vec<f64> = weights.iter().map(|w| f64::from(u8::from(*w > 0.0))).collect();
     let open = Tensor::from_vec(open, (n, 1), &Device::Cpu)?;
     let sparse = plan.machine.backward == BackwardMode::Sparse && selecting;
-    let hidden = student.hidden(&left.inputs, context, student.layers(), sparse.then_some(&open))?;
+    let hidden =
+        student.hidden(&left.inputs, context, student.layers(), sparse.then_some(&open))?;
     let at_head = Var::from_tensor(&hidden.detach())?;
     let z = student.logits(at_head.as_tensor())?;
     let mut cost = (nll(&z, &left.targets)? * (1.0 - out.lambda))?;
@@ -261,12 +280,16 @@ pub fn step(
         let whole = weights.clone();
         let bound = |i: usize| {
             let missing = 1.0 - (-losses[i]).exp();
-            whole[i] * ((1.0 - out.lambda) * missing + out.lambda * tau * forward[i].max(0.0).sqrt())
+            whole[i]
+                * ((1.0 - out.lambda) * missing + out.lambda * tau * forward[i].max(0.0).sqrt())
         };
         let rng = Rng::new(plan.seed, Stream::Backward);
         for s in 0..sequences.len() {
             let members: Vec<usize> = rows.iter().copied().filter(|i| i / context == s).collect();
-            let c = factor(&members.iter().map(|&i| bound(i)).collect::<Vec<_>>(), share * context as f64);
+            let c = factor(
+                &members.iter().map(|&i| bound(i)).collect::<Vec<_>>(),
+                share * context as f64,
+            );
             for i in members {
                 let p = (c * bound(i)).min(1.0);
                 let u = uniform53(rng, student.layers() as u32, token(i));
@@ -301,8 +324,8 @@ pub fn step(
     Ok(out)
 }
 
-/// Whether a sampled backward draws at the head: only where the norms have a bound beforehand, and not where rows are
-/// differentiated as they are scored.
+/// Whether a sampled backward draws at the head: only where the norms have a bound beforehand, and
+/// not where rows are differentiated as they are scored.
 fn draws_at_head(plan: &Plan, out: &Expected, memory: &SelectionState, teacher: bool) -> bool {
     let objective = &plan.objective;
     let dense = objective.signal == Signal::Dense;
@@ -316,7 +339,8 @@ fn draws_at_head(plan: &Plan, out: &Expected, memory: &SelectionState, teacher: 
     bounded && !at_once
 }
 
-/// `c` with the sum of min(1, c g) equal to `budget`, by bisection; where fewer have a gradient, each is certain.
+/// `c` with the sum of min(1, c g) equal to `budget`, by bisection; where fewer have a gradient,
+/// each is certain.
 fn factor(norms: &[f64], budget: f64) -> f64 {
     let some: Vec<f64> = norms.iter().copied().filter(|g| *g > 0.0).collect();
     if some.len() as f64 <= budget {
@@ -340,12 +364,14 @@ fn probe(plan: &Plan, student: &Net, batch: &Batch, cursor: u64) -> Result<Vec<f
     let of = match select.probe_score {
         ProbeScore::Entropy => numbers(&entropy(&z)?),
         ProbeScore::Loss => numbers(&nll(&z, &batch.targets)?),
-        ProbeScore::Random => {
-            (0..batch.inputs.len() as u64).map(|i| f64::from(rng.uniform(0, cursor * context as u64 + i))).collect()
-        }
+        ProbeScore::Random => (0..batch.inputs.len() as u64)
+            .map(|i| f64::from(rng.uniform(0, cursor * context as u64 + i)))
+            .collect(),
     };
     let mean = |s: usize| {
-        let probed = (1..=context / stride).map(|j| s * context + j * stride - 1).filter(|&i| batch.valid[i]);
+        let probed = (1..=context / stride)
+            .map(|j| s * context + j * stride - 1)
+            .filter(|&i| batch.valid[i]);
         let probed: Vec<f64> = probed.map(|i| of[i]).collect();
         if probed.is_empty() { -1e30 } else { probed.iter().sum::<f64>() / probed.len() as f64 }
     };
@@ -399,8 +425,10 @@ fn scores(
                 for pool in pools {
                     let low = pool.iter().map(|&i| factor[i]).fold(f64::INFINITY, f64::min);
                     let high = pool.iter().map(|&i| factor[i]).fold(f64::NEG_INFINITY, f64::max);
-                    pool.iter()
-                        .for_each(|&i| product[i] *= if high > low { (factor[i] - low) / (high - low) } else { 0.0 });
+                    pool.iter().for_each(|&i| {
+                        product[i] *=
+                            if high > low { (factor[i] - low) / (high - low) } else { 0.0 }
+                    });
                 }
             }
             product
@@ -408,7 +436,8 @@ fn scores(
     })
 }
 
-/// The divergence of each row by what the loss hears of the teacher; rows without weight may hold anything finite.
+/// The divergence of each row by what the loss hears of the teacher; rows without weight may hold
+/// anything finite.
 fn taught(
     plan: &Plan,
     z: &Tensor,
@@ -429,10 +458,15 @@ fn taught(
             for (i, row) in log_q.to_vec2::<f64>()?.iter().enumerate() {
                 let mut none = Margin(f64::INFINITY);
                 let margin = if rows.contains(&i) { &mut *margin } else { &mut none };
-                ids.extend(best(&all, &|v| row[v], objective.top_k, Tail::High, margin).iter().map(|&v| v as u32));
+                ids.extend(
+                    best(&all, &|v| row[v], objective.top_k, Tail::High, margin)
+                        .iter()
+                        .map(|&v| v as u32),
+                );
             }
             let ids = Tensor::from_vec(ids, (n, objective.top_k), &Device::Cpu)?;
-            // One minus what is named is known to the rounding of the named, which is much of it where hardly any is left.
+            // One minus what is named is known to the rounding of the named, which is much of it
+            // where hardly any is left.
             let left = numbers(&(1.0 - log_p.gather(&ids, 1)?.exp()?.sum(1)?)?);
             rows.iter().filter(|&&i| left[i] < 5e-3).for_each(|_| margin.meet(0.0));
             let with_rest = |log: &Tensor| -> Result<Tensor> {
@@ -452,11 +486,13 @@ fn taught(
                     let mut sum = 0.0;
                     let id = q[i].iter().position(|q| {
                         sum += q;
-                        // Sums of probabilities of the order of 1/300 are known better than scores are.
+                        // Sums of probabilities of the order of 1/300 are known better than scores
+                        // are.
                         margin.meet((u - sum) * 40.0);
                         u < sum
                     });
-                    shares[i * vocab + id.unwrap_or(vocab - 1)] += 1.0 / f64::from(objective.samples);
+                    shares[i * vocab + id.unwrap_or(vocab - 1)] +=
+                        1.0 / f64::from(objective.samples);
                 }
             }
             let shares = Tensor::from_vec(shares, (n, vocab), &Device::Cpu)?;
@@ -466,7 +502,13 @@ fn taught(
 }
 
 /// What the next step's selection learns from this one.
-fn remember(plan: &Plan, step: u64, memory: &mut SelectionState, out: &mut Expected, margin: &mut Margin) {
+fn remember(
+    plan: &Plan,
+    step: u64,
+    memory: &mut SelectionState,
+    out: &mut Expected,
+    margin: &mut Margin,
+) {
     let select = &plan.select;
     if select.pool == Pool::Carried && !out.scores.is_empty() {
         out.carried = memory.carried;

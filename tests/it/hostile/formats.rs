@@ -11,8 +11,13 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use std::fs;
 use std::path::Path;
 
-/// Calls `read` with a folder and some bytes that `samples` became, so many times; what it says must be fair.
-fn each(usual: u32, samples: &[(Vec<u8>, usize)], read: impl Fn(&Path, Vec<u8>, bool) -> Result<(), String>) {
+/// Calls `read` with a folder and some bytes that `samples` became, so many times; what it says
+/// must be fair.
+fn each(
+    usual: u32,
+    samples: &[(Vec<u8>, usize)],
+    read: impl Fn(&Path, Vec<u8>, bool) -> Result<(), String>,
+) {
     let place = folder();
     let strategy = (0..samples.len(), mutations(), any::<bool>());
     let mut runner = TestRunner::new(cases(usual));
@@ -75,10 +80,10 @@ fn run_files() {
     each(1500, &samples, |at, bytes, _| {
         let path = at.join("run.toml");
         fs::write(&path, bytes).unwrap();
-        let outcome = RunFile::find(path.to_str().unwrap()).and_then(|f| config::load(Some(&f), &Overrides::default()));
+        let outcome = RunFile::find(path.to_str().unwrap())
+            .and_then(|f| config::load(Some(&f), &Overrides::default()));
         // What two keys say together has no one line: such a message names the keys.
-        let about_keys =
-            matches!(&outcome, Err(e) if config::keys::KEYS.iter().any(|k| e.to_string().contains(k.name)));
+        let about_keys = matches!(&outcome, Err(e) if config::keys::KEYS.iter().any(|k| e.to_string().contains(k.name)));
         fair(outcome, if about_keys { "" } else { "run.toml" })
     });
 }
@@ -108,14 +113,18 @@ fn safetensors_files() {
     let sample = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(sample[..8].try_into().unwrap()) as usize;
     let body = sample.len() - header;
-    each(1500, &[(sample.clone(), 8), (sample.clone(), header), (sample, ANYWHERE)], |_, mut bytes, fixed| {
-        if fixed && bytes.len() >= 8 + body {
-            let header = bytes.len() - 8 - body;
-            fix_header_length(&mut bytes, header);
-        }
-        fs::write(&path, bytes).unwrap();
-        fair(load_model(&dir, &Device::Cpu), "/m")
-    });
+    each(
+        1500,
+        &[(sample.clone(), 8), (sample.clone(), header), (sample, ANYWHERE)],
+        |_, mut bytes, fixed| {
+            if fixed && bytes.len() >= 8 + body {
+                let header = bytes.len() - 8 - body;
+                fix_header_length(&mut bytes, header);
+            }
+            fs::write(&path, bytes).unwrap();
+            fair(load_model(&dir, &Device::Cpu), "/m")
+        },
+    );
 }
 
 #[test]
@@ -128,8 +137,11 @@ fn indexes_of_shards() {
     let index = dir.join("model.safetensors.index.json");
     let bytes = fs::read(&shard).unwrap();
     let names = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let map: serde_json::Map<String, serde_json::Value> =
-        names.names().into_iter().map(|n| (n.to_string(), "model-00001-of-00001.safetensors".into())).collect();
+    let map: serde_json::Map<String, serde_json::Value> = names
+        .names()
+        .into_iter()
+        .map(|n| (n.to_string(), "model-00001-of-00001.safetensors".into()))
+        .collect();
     let sample = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string();
     fs::write(&index, &sample).unwrap();
     load_model(&dir, &Device::Cpu).unwrap();
@@ -152,8 +164,7 @@ fn tokenizers() {
             "replacement":"_","prepend_scheme":"first","split":true}},"model":{model}}}"#
         )
     };
-    let unigram =
-        r#"{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["a",-1.5],["b",-2.5],["ab",-3.0],["</s>",0.0]]}"#;
+    let unigram = r#"{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["a",-1.5],["b",-2.5],["ab",-3.0],["</s>",0.0]]}"#;
     let words = r#"{"type":"WordPiece","unk_token":"<unk>","continuing_subword_prefix":"__","max_input_chars_per_word":9,
         "vocab":{"<unk>":0,"a":1,"b":2,"ab":3,"</s>":4}}"#;
     let split = r#"{"type":"Split","pattern":{"Regex":"[a-z]+|."},"behavior":"MergedWithNext","invert":true}"#;
@@ -162,8 +173,11 @@ fn tokenizers() {
         (sample, 1200), // what stands before the vocabulary
         (piece(unigram, split).into_bytes(), ANYWHERE),
         (
-            piece(words, r#"{"type":"Metaspace","replacement":"_","prepend_scheme":"always","split":true}"#)
-                .into_bytes(),
+            piece(
+                words,
+                r#"{"type":"Metaspace","replacement":"_","prepend_scheme":"always","split":true}"#,
+            )
+            .into_bytes(),
             ANYWHERE,
         ),
     ];
@@ -215,7 +229,8 @@ fn json_lines_and_texts() {
 fn parquet_files() {
     use ::parquet::basic::{Compression, ZstdLevel};
     let place = folder();
-    let kinds = [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default())];
+    let kinds =
+        [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default())];
     let samples: Vec<_> = kinds.map(|kind| (parquet(kind), ANYWHERE)).into();
     for (sample, _) in &samples {
         fs::write(place.path().join("a.parquet"), sample).unwrap();

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// What the program may map at all, in KiB: enough for its ordinary work, less than any of the claims below.
+/// What the program may map at all, in KiB: enough for its ordinary work, less than any of the
+/// claims below.
 const ADDRESS_SPACE: u64 = 3 << 20;
 
 /// Exit status and stderr of the program in a folder.
@@ -19,8 +20,16 @@ fn run(place: &TempDir, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new("sh");
     without_settings(&mut command);
     let limited = format!("ulimit -v {ADDRESS_SPACE} && exec \"$@\"");
-    command.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_eslm-kd")]).args(args).args(["--offline", "--quiet"]);
-    let out = command.current_dir(place.path()).env("TMPDIR", place.path()).stdin(Stdio::null()).output().unwrap();
+    command
+        .args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_eslm-kd")])
+        .args(args)
+        .args(["--offline", "--quiet"]);
+    let out = command
+        .current_dir(place.path())
+        .env("TMPDIR", place.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
@@ -53,11 +62,14 @@ fn models_and_data_that_claim_to_be_huge() {
     model(&at("m"));
     copy_folder(&tiny::world().join("tokenizer"), &at("m"));
     let data = tiny::data().display().to_string();
-    // The vocabulary of 11 is refused only after everything was loaded, so this shows that the space suffices.
+    // The vocabulary of 11 is refused only after everything was loaded, so this shows that the
+    // space suffices.
     refused(&place, &["eval", "m", "--data", &data], &["320 tokens", "model only 11"]);
 
     let config = fs::read(at("m/config.json")).unwrap();
-    for (key, value) in [("n_embd", "1000000000"), ("n_layer", "1000000000000"), ("n_layer", "16000000")] {
+    for (key, value) in
+        [("n_embd", "1000000000"), ("n_layer", "1000000000000"), ("n_layer", "16000000")]
+    {
         let text = String::from_utf8(config.clone()).unwrap();
         let (before, after) = text.split_once(&format!("\"{key}\": ")).unwrap();
         let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -73,7 +85,11 @@ fn models_and_data_that_claim_to_be_huge() {
         let mut bytes = weights.clone();
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         fs::write(at("m/model.safetensors"), bytes).unwrap();
-        refused(&place, &["eval", "m", "--data", &data], &["model.safetensors", "not a valid safetensors file"]);
+        refused(
+            &place,
+            &["eval", "m", "--data", &data],
+            &["model.safetensors", "not a valid safetensors file"],
+        );
     }
     fs::write(at("m/model.safetensors"), weights).unwrap();
 
@@ -95,11 +111,20 @@ fn models_and_data_that_claim_to_be_huge() {
     );
     hollow(&at("run.toml"), 1 << 40);
     refused(&place, &["plan", "run.toml"], &["run.toml", "longer than"]);
-    let extreme = ["shape.n_layer=16777216", "shape.n_embd=16777216", "shape.n_head=1", "data.rows=1073741824"];
+    let extreme = [
+        "shape.n_layer=16777216",
+        "shape.n_embd=16777216",
+        "shape.n_head=1",
+        "data.rows=1073741824",
+    ];
     let sets: Vec<&str> = extreme.iter().flat_map(|s| ["--set", s]).collect();
     refused(&place, &[&["plan", "--student", "tiny"][..], &sets].concat(), &["model shape"]);
-    let extreme =
-        ["data.rows=1073741824", "shape.n_positions=16777216", "data.context=16777216", "select.alpha_seq=0.5"];
+    let extreme = [
+        "data.rows=1073741824",
+        "shape.n_positions=16777216",
+        "data.context=16777216",
+        "select.alpha_seq=0.5",
+    ];
     let sets: Vec<&str> = extreme.iter().flat_map(|s| ["--set", s]).collect();
     refused(&place, &[&["plan", "--student", "tiny"][..], &sets].concat(), &["any machine"]);
 }
@@ -138,10 +163,15 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
         let args = prepare(input);
         refused(&place, &args.each_ref().map(String::as_str), &[input, part]);
     }
-    let train = |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
+    let train =
+        |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
     refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 67108864 bytes"]);
     // A word is merged in a hundred times its bytes.
-    refused(&place, &train("word.txt"), &["word.txt, before byte", "a word of more than 4194304 bytes", "\"aaaa"]);
+    refused(
+        &place,
+        &train("word.txt"),
+        &["word.txt, before byte", "a word of more than 4194304 bytes", "\"aaaa"],
+    );
     let args = prepare("word.txt");
     refused(
         &place,
@@ -158,7 +188,17 @@ fn states_metrics_and_texts_without_an_end() {
     let run_file = "steps = 2\nstudent = 'tiny'\nmethod = 'clm'\n[shape]\nn_layer = 1\nn_head = 2\nn_embd = 16\n\
                     n_positions = 16\n[data]\ncontext = 16\nrows = 4\n[eval]\nrows = 8\n";
     fs::write(at("run.toml"), run_file).unwrap();
-    let runs = ["compare", "a:run.toml", "--data", &data, "--seeds", "1", "--out", "cmp", "--keep-checkpoints"];
+    let runs = [
+        "compare",
+        "a:run.toml",
+        "--data",
+        &data,
+        "--seeds",
+        "1",
+        "--out",
+        "cmp",
+        "--keep-checkpoints",
+    ];
     accepted(&place, &runs);
     let report = ["compare", "--report-only", "--out", "cmp"];
     let lengthened = |name: &str, size: u64| {
@@ -191,8 +231,11 @@ fn states_metrics_and_texts_without_an_end() {
 
 /// A Parquet file of one page that holds `texts`.
 fn parquet_page(texts: &[&str], compression: Compression) -> Vec<u8> {
-    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false);
-    let properties = properties.set_data_page_size_limit(1 << 30).set_statistics_enabled(EnabledStatistics::None);
+    let properties =
+        WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false);
+    let properties = properties
+        .set_data_page_size_limit(1 << 30)
+        .set_statistics_enabled(EnabledStatistics::None);
     parquet_of(&["text"], texts, properties.build())
 }
 
@@ -206,25 +249,34 @@ fn parquet_pages_that_unpack_to_gigabytes() {
     let mut random = 1_u64;
     let noise: String = (0..11 << 20)
         .map(|_| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             char::from_digit((random >> 60) as u32, 16).unwrap()
         })
         .collect();
-    let mut file = parquet_page(&[&noise.replace('0', " ")], Compression::GZIP(GzipLevel::default()));
+    let mut file =
+        parquet_page(&[&noise.replace('0', " ")], Compression::GZIP(GzipLevel::default()));
     fs::write(at("a.parquet"), &file).unwrap();
     accepted(&place, &prepare);
 
-    // In place of the page, as long as it: 4 GiB from members of 16 MiB, and empty ones with comments to fill up.
+    // In place of the page, as long as it: 4 GiB from members of 16 MiB, and empty ones with
+    // comments to fill up.
     let is_gzip = |window: &[u8]| window == [0x1F, 0x8B, 8];
     let start = file.windows(3).position(is_gzip).unwrap();
-    let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let footer =
+        u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
     let end = file.len() - 8 - footer;
     let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     member.write_all(&vec![b' '; 16 << 20]).unwrap();
     let mut bomb = member.finish().unwrap().repeat(256);
     let empty = |comment: usize| {
         let comment = vec![b'x'; comment];
-        flate2::GzBuilder::new().comment(comment).write(Vec::new(), flate2::Compression::fast()).finish().unwrap()
+        flate2::GzBuilder::new()
+            .comment(comment)
+            .write(Vec::new(), flate2::Compression::fast())
+            .finish()
+            .unwrap()
     };
     let least = empty(0).len();
     while bomb.len() < end - start {
@@ -268,6 +320,9 @@ fn parquet_whose_footer_lies() {
         bytes[part..part + 5].copy_from_slice(&[0xFE, 0xFF, 0xFF, 0xFF, 0x0F]);
         fs::write(at("a.parquet"), bytes).unwrap();
         let (code, stderr) = run(&place, &prepare);
-        assert!(matches!(code, Some(0 | 3)) && stderr.lines().count() <= 1, "byte {part}: {code:?} {stderr}");
+        assert!(
+            matches!(code, Some(0 | 3)) && stderr.lines().count() <= 1,
+            "byte {part}: {code:?} {stderr}"
+        );
     }
 }

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::RngSeed;
 
-/// What is written into a file: huge and odd numbers in binary and in text, openings without an end, bytes that are no
-/// text.
+/// What is written into a file: huge and odd numbers in binary and in text, openings without an
+/// end, bytes that are no text.
 const NASTY: &[&[u8]] = &[
     &(1u64 << 62).to_le_bytes(),
     &(1u64 << 60).to_le_bytes(),
@@ -115,8 +115,12 @@ impl Mutation {
             }
             Self::Number(at, nasty) => {
                 let from = place(at, bytes);
-                let Some(start) = (from..bytes.len()).find(|i| bytes[*i].is_ascii_digit()) else { return };
-                let end = (start..bytes.len()).find(|i| !bytes[*i].is_ascii_digit()).unwrap_or(bytes.len());
+                let Some(start) = (from..bytes.len()).find(|i| bytes[*i].is_ascii_digit()) else {
+                    return;
+                };
+                let end = (start..bytes.len())
+                    .find(|i| !bytes[*i].is_ascii_digit())
+                    .unwrap_or(bytes.len());
                 bytes.splice(start..end, NASTY[*nasty].iter().copied());
             }
             Self::Nest(at, list) => {

@@ -25,15 +25,23 @@ fn numbers_that_are_not_finite_are_reported_with_their_tensor() {
         bytes[end - 4..].copy_from_slice(&value.to_le_bytes());
         fs::write(&path, bytes).unwrap();
         let message = refused(load_model(&dir, &Device::Cpu), "/m");
-        assert!(message.contains("tensor wte.weight") || message.contains("tensor wpe.weight"), "{message}");
+        assert!(
+            message.contains("tensor wte.weight") || message.contains("tensor wpe.weight"),
+            "{message}"
+        );
         assert!(message.contains(&format!("holds {text} at flat index")), "{message}");
     }
 
-    for (first, second, file) in [(f32::NAN, 0.0, "adam_m.safetensors"), (0.0, f32::INFINITY, "adam_v.safetensors")] {
+    for (first, second, file) in
+        [(f32::NAN, 0.0, "adam_m.safetensors"), (0.0, f32::INFINITY, "adam_v.safetensors")]
+    {
         let run = place.path().join(file);
         let checkpoint = checkpoint_of(&run, first, second);
         let message = refused(load_checkpoint(&checkpoint), file);
-        assert!(message.contains("tensor wte.weight") && message.contains("expected finite numbers"), "{message}");
+        assert!(
+            message.contains("tensor wte.weight") && message.contains("expected finite numbers"),
+            "{message}"
+        );
     }
     load_checkpoint(&checkpoint_of(&place.path().join("run"), 1.0, 1.0)).unwrap();
 }
@@ -47,18 +55,31 @@ fn pickles_in_a_local_folder_are_refused_with_the_way_to_convert_them() {
     fs::remove_file(&weights).unwrap();
     fs::write(dir.join("training_args.bin"), "").unwrap();
     assert!(refused(load_model(&dir, &Device::Cpu), "/m").contains("found neither"));
-    for name in ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "gpt2.pt"] {
+    for name in [
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json",
+        "gpt2.pt",
+    ] {
         fs::write(dir.join(name), "").unwrap();
         let message = refused(load_model(&dir, &Device::Cpu), name);
-        assert!(message.contains("never read") && message.contains("save_pretrained("), "{message}");
+        assert!(
+            message.contains("never read") && message.contains("save_pretrained("),
+            "{message}"
+        );
         fs::remove_file(dir.join(name)).unwrap();
     }
     // Under a name that promises something else.
-    for bytes in [&b"PK\x03\x04archive/data.pkl"[..], b"\x80\x02}q\x00(X\x06", b"\x80\x04\x95\x10"] {
+    for bytes in [&b"PK\x03\x04archive/data.pkl"[..], b"\x80\x02}q\x00(X\x06", b"\x80\x04\x95\x10"]
+    {
         fs::write(&weights, bytes).unwrap();
         let message = refused(load_model(&dir, &Device::Cpu), "model.safetensors");
         let known = bytes[2] != 0x95 || message.contains("not a valid safetensors");
-        assert!(known && (bytes[2] == 0x95 || message.contains("is a pickle") && message.contains("save_pretrained(")));
+        assert!(
+            known
+                && (bytes[2] == 0x95
+                    || message.contains("is a pickle") && message.contains("save_pretrained("))
+        );
     }
 }
 
@@ -71,7 +92,10 @@ fn unknown_keys_are_errors_with_a_suggestion() {
         refused::<()>(Err(error), "run.toml")
     };
     let message = load("[select]\nalhpa = 0.1\n");
-    assert!(message.contains("run.toml:2: unknown key \"select.alhpa\"; did you mean"), "{message}");
+    assert!(
+        message.contains("run.toml:2: unknown key \"select.alhpa\"; did you mean"),
+        "{message}"
+    );
     assert!(message.contains("\"select.alpha\""), "{message}");
     assert!(load("[selct]\nalpha = 0.1\n").contains("did you mean [select]?"));
     // A name of a megabyte is neither compared with every key nor repeated.
@@ -107,7 +131,15 @@ fn folders_empty_files_and_foreign_bytes_where_a_file_is_expected() {
         "a.jsonl.zst",
         "m/model.safetensors",
     ];
-    for bytes in [&b""[..], b"\0\0\0\0", b"\xff\xfe{\0}\0", b"{", b"[]", b"\"\x1b[2J\"", b"version https://git-lfs"] {
+    for bytes in [
+        &b""[..],
+        b"\0\0\0\0",
+        b"\xff\xfe{\0}\0",
+        b"{",
+        b"[]",
+        b"\"\x1b[2J\"",
+        b"version https://git-lfs",
+    ] {
         names.iter().for_each(|name| fs::write(at(name), bytes).unwrap());
         each(&format!("{bytes:?}"));
     }
@@ -141,12 +173,16 @@ fn a_tokenizer_that_its_library_panics_on_is_an_error() {
     let place = folder();
     let path = place.path().join("tokenizer.json");
     let good = String::from_utf8(tokenizer()).unwrap();
-    for normalizer in [r#"{"type":"Precompiled","precompiled_charsmap":"AAQAAAAA"}"#, r#"{"type":"Precompiled"}"#] {
-        let bad = good.replacen("\"normalizer\": null", &format!("\"normalizer\": {normalizer}"), 1);
+    for normalizer in
+        [r#"{"type":"Precompiled","precompiled_charsmap":"AAQAAAAA"}"#, r#"{"type":"Precompiled"}"#]
+    {
+        let bad =
+            good.replacen("\"normalizer\": null", &format!("\"normalizer\": {normalizer}"), 1);
         assert_ne!(bad, good);
         fs::write(&path, bad).unwrap();
         assert!(
-            refused(Tokenizer::load(&path), "tokenizer.json").contains("damaged in a way its parser did not expect")
+            refused(Tokenizer::load(&path), "tokenizer.json")
+                .contains("damaged in a way its parser did not expect")
         );
     }
 }
@@ -155,20 +191,34 @@ fn a_tokenizer_that_its_library_panics_on_is_an_error() {
 fn a_memory_of_selection_that_no_run_has_is_refused() {
     let place = Place::new();
     let data = data();
-    let carried = ["--steps", "4", "--out", "run", "--set", "select.pool=carried", "--set", "select.burn_in=1"];
+    let carried = [
+        "--steps",
+        "4",
+        "--out",
+        "run",
+        "--set",
+        "select.pool=carried",
+        "--set",
+        "select.burn_in=1",
+    ];
     let more = ["--set", "select.ramp=0", "--set", "method=eslm", "--set", "checkpoint.every=2"];
     let args = pretrain(&data, &[&carried[..], &more].concat());
     place.json(&args);
     fs::remove_dir_all(place.path("run/checkpoints/step-00000004")).unwrap();
     fs::remove_dir_all(place.path("run/model")).unwrap();
     let checkpoint = place.path("run/checkpoints/step-00000002");
-    let mut state: Value = serde_json::from_slice(&fs::read(checkpoint.join("state.json")).unwrap()).unwrap();
+    let mut state: Value =
+        serde_json::from_slice(&fs::read(checkpoint.join("state.json")).unwrap()).unwrap();
     let good = state.to_string();
     assert!(state["selector"]["carried"]["threshold"].is_f64(), "{state}");
     state["selector"]["carried"]["threshold"] = 1e300.into();
     replace_in_checkpoint(&checkpoint, "state.json", state.to_string().as_bytes());
     let resume = [&args[..], &["--resume"]].concat();
-    place.refused(&resume, 3, &["step-00000002/state.json", "selector.carried is", "remove this checkpoint"]);
+    place.refused(
+        &resume,
+        3,
+        &["step-00000002/state.json", "selector.carried is", "remove this checkpoint"],
+    );
     replace_in_checkpoint(&checkpoint, "state.json", good.as_bytes());
     place.json(&resume);
 }

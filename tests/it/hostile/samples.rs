@@ -28,8 +28,8 @@ pub fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Holds for every outcome that hostile input may have: a value, or one line of bounded length that names the place and
-/// blames the input.
+/// Holds for every outcome that hostile input may have: a value, or one line of bounded length that
+/// names the place and blames the input.
 pub fn fair<T>(outcome: Result<T>, place: &str) -> std::result::Result<(), String> {
     let Err(error) = outcome else { return Ok(()) };
     let text = error.to_string();
@@ -109,7 +109,10 @@ fn constant(layout: &Layout, value: f32) -> ParamSet {
 }
 
 fn plan() -> Plan {
-    let file = RunFile { name: "run.toml".into(), text: "student = 'tiny'\n[data]\ncontext = 4\nrows = 4\n".into() };
+    let file = RunFile {
+        name: "run.toml".into(),
+        text: "student = 'tiny'\n[data]\ncontext = 4\nrows = 4\n".into(),
+    };
     config::load(Some(&file), &Overrides::default()).unwrap().plan
 }
 
@@ -117,7 +120,8 @@ fn inputs() -> Inputs {
     Inputs { data_hash: "d".into(), tokenizer_hash: "t".into(), ..Inputs::default() }
 }
 
-/// Saves a checkpoint whose first and second moments are constants, in a run folder `run`; returns its folder.
+/// Saves a checkpoint whose first and second moments are constants, in a run folder `run`; returns
+/// its folder.
 pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
     let model = Gpt2::scratch(shape(), 3, &Device::Cpu).unwrap();
     let layout = Layout::new(&model.config);
@@ -125,7 +129,11 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
         plan: plan(),
         config: model.config,
         params: model.params,
-        optimizer: adamw::State { step: 5, m: constant(&layout, first), v: constant(&layout, second) },
+        optimizer: adamw::State {
+            step: 5,
+            m: constant(&layout, first),
+            v: constant(&layout, second),
+        },
         counters: Counters { step: 5, tokens: 80, cursor: 20, ..Counters::default() },
         selector: json!({"alpha": 0.1}),
         inputs: inputs(),
@@ -137,7 +145,11 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
 /// Loads a checkpoint of [`checkpoint_of`] as a run that resumes.
 pub fn load_checkpoint(path: &Path) -> Result<TrainState> {
     let (plan, layout, inputs) = (plan(), Layout::new(&shape()), inputs());
-    checkpoint::load(path, &Expected { plan: &plan, layout: &layout, inputs: &inputs }, &Device::Cpu)
+    checkpoint::load(
+        path,
+        &Expected { plan: &plan, layout: &layout, inputs: &inputs },
+        &Device::Cpu,
+    )
 }
 
 /// Writes a file of a checkpoint and makes the manifest agree.
@@ -145,7 +157,8 @@ pub fn replace_in_checkpoint(checkpoint: &Path, name: &str, bytes: &[u8]) {
     fs::write(checkpoint.join(name), bytes).unwrap();
     let path = checkpoint.join("manifest.json");
     let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    manifest["files"][name] = json!({"size": bytes.len(), "sha256": format!("{:x}", Sha256::digest(bytes))});
+    manifest["files"][name] =
+        json!({"size": bytes.len(), "sha256": format!("{:x}", Sha256::digest(bytes))});
     fs::write(path, manifest.to_string()).unwrap();
 }
 
@@ -167,11 +180,15 @@ pub fn use_tokenizer(path: &Path) -> Result<()> {
 
 /// A Parquet file of text columns with these names, which hold the same.
 pub fn parquet_of(columns: &[&str], texts: &[&str], properties: WriterProperties) -> Vec<u8> {
-    let columns: String = columns.iter().map(|name| format!("REQUIRED BYTE_ARRAY {name} (STRING); ")).collect();
-    let schema = ::parquet::schema::parser::parse_message_type(&format!("message rows {{ {columns} }}")).unwrap();
+    let columns: String =
+        columns.iter().map(|name| format!("REQUIRED BYTE_ARRAY {name} (STRING); ")).collect();
+    let schema =
+        ::parquet::schema::parser::parse_message_type(&format!("message rows {{ {columns} }}"))
+            .unwrap();
     let texts: Vec<ByteArray> = texts.iter().map(|text| ByteArray::from(*text)).collect();
     let mut out = Vec::new();
-    let mut writer = SerializedFileWriter::new(&mut out, Arc::new(schema), Arc::new(properties)).unwrap();
+    let mut writer =
+        SerializedFileWriter::new(&mut out, Arc::new(schema), Arc::new(properties)).unwrap();
     let mut group = writer.next_row_group().unwrap();
     while let Some(mut column) = group.next_column().unwrap() {
         column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
@@ -186,7 +203,11 @@ pub fn parquet_of(columns: &[&str], texts: &[&str], properties: WriterProperties
 pub fn parquet(compression: ::parquet::basic::Compression) -> Vec<u8> {
     let texts: Vec<String> = (0..600).map(|i| format!("text {}", i % 90)).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    parquet_of(&["id", "text"], &texts, WriterProperties::builder().set_compression(compression).build())
+    parquet_of(
+        &["id", "text"],
+        &texts,
+        WriterProperties::builder().set_compression(compression).build(),
+    )
 }
 
 /// gzip of bytes.
@@ -196,7 +217,8 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Reads a text, JSON lines or Parquet file to its end, with and without cutting; returns the documents.
+/// Reads a text, JSON lines or Parquet file to its end, with and without cutting; returns the
+/// documents.
 pub fn read_documents(path: &Path) -> Result<u64> {
     let mut documents = 0;
     for split in [true, false] {

@@ -8,7 +8,8 @@ use candle_core::DType;
 use eslm_kd::ErrorKind;
 use eslm_kd::config::{Activations, DeviceSpec, Dtype};
 use eslm_kd::cost::{
-    head_backward, head_forward, trunk_again, trunk_backward_dense, trunk_backward_exact, trunk_backward_sparse,
+    head_backward, head_forward, trunk_again, trunk_backward_dense, trunk_backward_exact,
+    trunk_backward_sparse,
 };
 use eslm_kd::ops::matmul::Bf16;
 use eslm_kd::teacher::Teacher;
@@ -32,7 +33,10 @@ fn device() {
     if !candle_core::utils::cuda_is_available() {
         assert!(session::device(DeviceSpec::Auto).unwrap().is_cpu());
         let refused = session::device(DeviceSpec::Cuda(0)).unwrap_err();
-        assert!(refused.kind() == ErrorKind::Usage && refused.to_string().contains("no CUDA"), "{refused}");
+        assert!(
+            refused.kind() == ErrorKind::Usage && refused.to_string().contains("no CUDA"),
+            "{refused}"
+        );
     }
 }
 
@@ -51,22 +55,32 @@ fn dtype() {
 }
 
 fn teacher_dtype() {
-    let settings = |word: &'static str| vec!["teacher=t", "objective.lambda=1", "select.alpha=0", word];
-    let (full, half) = (settings("machine.teacher_dtype=f32"), settings("machine.teacher_dtype=bf16"));
+    let settings =
+        |word: &'static str| vec!["teacher=t", "objective.lambda=1", "select.alpha=0", word];
+    let (full, half) =
+        (settings("machine.teacher_dtype=f32"), settings("machine.teacher_dtype=bf16"));
     let stored = |settings: &[&str]| {
         let teacher = at(settings, 0).0.teacher.unwrap();
         (teacher.model().params.wte().dtype(), teacher.model().params.wpe().dtype())
     };
-    assert_eq!((stored(&full), stored(&half)), ((DType::F32, DType::F32), (DType::BF16, DType::F32)));
+    assert_eq!(
+        (stored(&full), stored(&half)),
+        ((DType::F32, DType::F32), (DType::BF16, DType::F32))
+    );
     // The student learns from the rounded teacher.
     let rounded = Teacher::new(model(24, 3, 2), &model(16, 2, 1).config).unwrap();
     let rounded = rounded.working_at(eslm_kd::ops::matmul::Precision::F32, Dtype::Bf16).unwrap();
-    let mut by_hand = Trainer::new(crate::laws::plan(&full), model(16, 2, 1), Some(rounded.clone())).unwrap();
+    let mut by_hand =
+        Trainer::new(crate::laws::plan(&full), model(16, 2, 1), Some(rounded.clone())).unwrap();
     by_hand.teacher = Some(rounded);
     let want = by_hand.step(0, 0, &crate::laws::batch(0, 4)).unwrap();
     let got = first(&half);
     assert_eq!(got.sums.loss, want.sums.loss);
-    differs("a rounded teacher", got.sums.loss * 100.0, first(&full).sums.loss * 100.0 + got.sums.loss);
+    differs(
+        "a rounded teacher",
+        got.sums.loss * 100.0,
+        first(&full).sums.loss * 100.0 + got.sums.loss,
+    );
     assert!(got.sums.loss != first(&full).sums.loss, "the teacher is stored in full");
 }
 
@@ -112,19 +126,24 @@ fn activations() {
 
 fn backward() {
     let student = model(16, 2, 1).config;
-    let trunk = |setting: &str| first(&[setting]).sums.flops.student_backward - head_backward(&student, 32) as f64;
+    let trunk = |setting: &str| {
+        first(&[setting]).sums.flops.student_backward - head_backward(&student, 32) as f64
+    };
     assert_eq!(trunk("machine.backward=exact"), trunk_backward_exact(&student, 4, 16, 32) as f64);
     assert_eq!(trunk("machine.backward=dense"), trunk_backward_dense(&student, 4, 16) as f64);
     assert_eq!(trunk("machine.backward=sparse"), trunk_backward_sparse(&student, 4, 16, 32) as f64);
     same_numbers("machine.backward=dense", 1e-5);
     let exact = at(&[], 0).0;
-    for setting in [&["machine.backward=sparse"][..], &["machine.backward=sampled", "machine.rho=0.5"]] {
+    for setting in
+        [&["machine.backward=sparse"][..], &["machine.backward=sampled", "machine.rho=0.5"]]
+    {
         let (other, report) = at(setting, 0);
         close("the loss is the same", report.sums.loss, first(&[]).sums.loss);
         assert!(largest_difference(&exact, &other) > 1e-5, "{setting:?} is another gradient");
     }
     assert!(
-        bits(&at(&["machine.backward=sampled", "machine.rho=1"], 0).0.student.params) == bits(&exact.student.params)
+        bits(&at(&["machine.backward=sampled", "machine.rho=1"], 0).0.student.params)
+            == bits(&exact.student.params)
     );
 }
 
@@ -133,7 +152,10 @@ fn shares(settings: &[&str]) -> (f64, f64) {
     let settings = [&["select.alpha=0", "machine.backward=sampled"][..], settings].concat();
     let reports: Vec<StepReport> = reports(&settings, 12);
     let sum = |of: fn(&StepReport) -> u64| reports.iter().map(of).sum::<u64>() as f64;
-    (sum(|r| r.sums.rows) / sum(|r| r.sums.valid), sum(|r| r.sums.block_rows.0) / sum(|r| r.sums.block_rows.1))
+    (
+        sum(|r| r.sums.rows) / sum(|r| r.sums.valid),
+        sum(|r| r.sums.block_rows.0) / sum(|r| r.sums.block_rows.1),
+    )
 }
 
 fn rho() {
@@ -153,14 +175,20 @@ fn rho() {
 }
 
 fn added_variance() {
-    let found = ["0.01", "0.5", "2", "20"].map(|share| shares(&[&format!("machine.added_variance={share}")]));
+    let found = ["0.01", "0.5", "2", "20"]
+        .map(|share| shares(&[&format!("machine.added_variance={share}")]));
     assert_eq!(found[0], (1.0, 1.0), "not worth a draw");
     for pair in found.windows(2) {
-        assert!(pair[0].0 > pair[1].0 && pair[0].1 > pair[1].1, "more variance, fewer rows: {found:?}");
+        assert!(
+            pair[0].0 > pair[1].0 && pair[0].1 > pair[1].1,
+            "more variance, fewer rows: {found:?}"
+        );
     }
     // Five draws share it: with norms all equal each would keep (1 + 20)^(-1/5) of its rows.
     assert!((0.35..0.62).contains(&found[3].0), "{found:?}");
-    assert!(shares(&["machine.rho=0.5", "machine.added_variance=20"]) == shares(&["machine.rho=0.5"]));
+    assert!(
+        shares(&["machine.rho=0.5", "machine.added_variance=20"]) == shares(&["machine.rho=0.5"])
+    );
 }
 
 /// Threads of a training process, the most that were seen.
@@ -169,7 +197,10 @@ fn count(threads: &str) -> usize {
     let place = Place::new();
     let data = data();
     let setting = format!("machine.threads={threads}");
-    let args = pretrain(&data, &["--steps", "100000", "--out", "run", "--set", &setting, "--set", "eval.every=0"]);
+    let args = pretrain(
+        &data,
+        &["--steps", "100000", "--out", "run", "--set", &setting, "--set", "eval.every=0"],
+    );
     let mut command = place.command(&args);
     let silent = std::process::Stdio::null;
     let mut child = command.stdout(silent()).stderr(silent()).spawn().unwrap();

@@ -1,5 +1,6 @@
-//! Every key of the table in `src/config/keys.rs` does what its line there says: by a number of a step or a run that follows
-//! from the key's value, wherever there is one. A key without a proof here fails the first test.
+//! Every key of the table in `src/config/keys.rs` does what its line there says: by a number of a
+//! step or a run that follows from the key's value, wherever there is one. A key without a proof
+//! here fails the first test.
 
 mod machine;
 mod objective;
@@ -27,8 +28,8 @@ type Proofs = &'static [(&'static str, Proof)];
 
 const ALL: [Proofs; 5] = [runs::KEYS, select::KEYS, objective::KEYS, optim::KEYS, machine::KEYS];
 
-/// A trainer with these settings over those of `laws.rs`, at the given step: a fresh one, so that step and nothing else
-/// makes a difference.
+/// A trainer with these settings over those of `laws.rs`, at the given step: a fresh one, so that
+/// step and nothing else makes a difference.
 pub fn at(settings: &[&str], step: u64) -> (Trainer, StepReport) {
     let mut trainer = trainer(settings);
     let report = trainer.step(step, 0, &batch(0, ROWS)).unwrap();

@@ -1,4 +1,5 @@
-//! `[objective]`: the loss of a step that keeps everything, from the statistics and the references of the head.
+//! `[objective]`: the loss of a step that keeps everything, from the statistics and the references
+//! of the head.
 
 use super::{Here, Proofs, at, close, differs, first};
 use crate::laws::{CONTEXT, ROWS, batch, bits, model};
@@ -33,7 +34,8 @@ fn loss(settings: &[&str]) -> f64 {
 /// Logits of student and teacher on the batch of that step.
 fn logits() -> (Logits, Logits) {
     let batch = batch(0, ROWS);
-    let of = |model: eslm_kd::model::Gpt2| model.logits(model.forward(&batch.inputs, CONTEXT).unwrap());
+    let of =
+        |model: eslm_kd::model::Gpt2| model.logits(model.forward(&batch.inputs, CONTEXT).unwrap());
     (of(model(16, 2, 1)), of(model(24, 3, 2)))
 }
 
@@ -44,7 +46,11 @@ fn by_reference(divergence: Divergence, tau: f64) -> f64 {
         let z = reference::logits(logits.hidden(), model.params.wte()).unwrap();
         reference::log_softmax(&z, tau).unwrap()
     };
-    let rows = reference::divergence(divergence, &log(&student, model(16, 2, 1)), &log(&teacher, model(24, 3, 2)));
+    let rows = reference::divergence(
+        divergence,
+        &log(&student, model(16, 2, 1)),
+        &log(&teacher, model(24, 3, 2)),
+    );
     let rows: Vec<f32> = rows.unwrap().to_vec1().unwrap();
     tau * tau * rows.iter().map(|d| f64::from(*d)).sum::<f64>()
 }
@@ -64,7 +70,8 @@ fn temperature() {
         close("tau^2 KL at tau", found, by_reference(Divergence::ForwardKl, tau));
     }
     // Cross-entropy has none.
-    let [cold, hot] = ["1", "4"].map(|tau| loss(&["objective.lambda=0", &format!("objective.temperature={tau}")]));
+    let [cold, hot] = ["1", "4"]
+        .map(|tau| loss(&["objective.lambda=0", &format!("objective.temperature={tau}")]));
     assert_eq!(cold, hot);
 }
 
@@ -78,14 +85,19 @@ fn divergence() {
         ("tv", Divergence::TotalVariation),
     ];
     for (word, divergence) in all {
-        let settings = ["objective.lambda=1", "objective.temperature=2", &format!("objective.divergence={word}")];
+        let settings = [
+            "objective.lambda=1",
+            "objective.temperature=2",
+            &format!("objective.divergence={word}"),
+        ];
         close(word, loss(&settings), by_reference(divergence, 2.0));
     }
 }
 
 fn beta() {
     for beta in [0.1f32, 0.8] {
-        let settings = ["objective.lambda=1", "objective.divergence=jsd", &format!("objective.beta={beta}")];
+        let settings =
+            ["objective.lambda=1", "objective.divergence=jsd", &format!("objective.beta={beta}")];
         close("jsd", loss(&settings), by_reference(Divergence::Jsd { beta }, 1.0));
     }
 }
@@ -93,11 +105,16 @@ fn beta() {
 fn skew() {
     for skew in [0.0f32, 0.4] {
         let of = |word: &str| {
-            let [divergence, skew] = [format!("objective.divergence={word}"), format!("objective.skew={skew}")];
+            let [divergence, skew] =
+                [format!("objective.divergence={word}"), format!("objective.skew={skew}")];
             loss(&["objective.lambda=1", &divergence, &skew])
         };
         close("skew-kl", of("skew-kl"), by_reference(Divergence::SkewKl { skew }, 1.0));
-        close("skew-reverse-kl", of("skew-reverse-kl"), by_reference(Divergence::SkewReverseKl { skew }, 1.0));
+        close(
+            "skew-reverse-kl",
+            of("skew-reverse-kl"),
+            by_reference(Divergence::SkewReverseKl { skew }, 1.0),
+        );
     }
 }
 
@@ -156,8 +173,8 @@ fn samples() {
     }
 }
 
-/// A step in the middle of a run of five with an end, and one of a run that always has the value expected there: the
-/// same bits of everything, and of the value itself.
+/// A step in the middle of a run of five with an end, and one of a run that always has the value
+/// expected there: the same bits of everything, and of the value itself.
 fn arrives(settings: &[&str], step: u64, constant: &str) {
     let common = ["teacher=t", "steps=5", "select.score=kl"];
     let (a, moving) = at(&[&common[..], settings].concat(), step);
@@ -173,7 +190,11 @@ fn arrives(settings: &[&str], step: u64, constant: &str) {
     close(&what, moving.sums.loss, standing.sums.loss);
     close(&what, moving.grad_norm, standing.grad_norm);
     if step == 0 || step == 4 {
-        assert!(moving.sums.loss == standing.sums.loss && bits(&a.student.params) == bits(&b.student.params), "{what}");
+        assert!(
+            moving.sums.loss == standing.sums.loss
+                && bits(&a.student.params) == bits(&b.student.params),
+            "{what}"
+        );
     }
 }
 
@@ -192,8 +213,12 @@ fn temperature_end() {
 }
 
 fn schedule() {
-    let settings =
-        ["objective.schedule=cosine", "objective.temperature=3", "objective.temperature_end=1", "objective.lambda=0.3"];
+    let settings = [
+        "objective.schedule=cosine",
+        "objective.temperature=3",
+        "objective.temperature_end=1",
+        "objective.lambda=0.3",
+    ];
     for step in 0..5u64 {
         let value = 1.0 + 2.0 * 0.5 * (1.0 + (PI * step as f64 / 4.0).cos());
         let (_, moving) = at(&[&["teacher=t", "steps=5"][..], &settings].concat(), step);
@@ -203,8 +228,11 @@ fn schedule() {
             moving.settings.temperature
         );
     }
-    let settings = ["objective.schedule=cosine", "objective.lambda=0.2", "objective.lambda_end=0.8"];
-    for (step, value) in [(0, 0.2), (1, 0.2 + 0.6 * 0.5 * (1.0 - 0.5f64.sqrt())), (2, 0.5), (4, 0.8)] {
+    let settings =
+        ["objective.schedule=cosine", "objective.lambda=0.2", "objective.lambda_end=0.8"];
+    for (step, value) in
+        [(0, 0.2), (1, 0.2 + 0.6 * 0.5 * (1.0 - 0.5f64.sqrt())), (2, 0.5), (4, 0.8)]
+    {
         arrives(&settings, step, &format!("objective.lambda={value}"));
     }
 }

@@ -1,4 +1,5 @@
-//! `[optim]` and `[schedule]`: what AdamW does with the gradient of the first step, number by number.
+//! `[optim]` and `[schedule]`: what AdamW does with the gradient of the first step, number by
+//! number.
 
 use super::{Here, Proofs, There, at, close, first, reports};
 use crate::laws::{flat, model};
@@ -31,7 +32,8 @@ struct Constants {
 }
 
 /// Those of `laws.rs`.
-const BASE: Constants = Constants { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-2, weight_decay: 0.1 };
+const BASE: Constants =
+    Constants { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-2, weight_decay: 0.1 };
 
 /// The gradient of the first step: the first moment of an optimizer that forgets all before it.
 fn gradient() -> Vec<f64> {
@@ -39,12 +41,14 @@ fn gradient() -> Vec<f64> {
     flat(&trainer.state.m).into_iter().map(f64::from).collect()
 }
 
-/// That a first step with these settings, whose gradient is `scale` times the usual one, ends where these constants lead.
+/// That a first step with these settings, whose gradient is `scale` times the usual one, ends where
+/// these constants lead.
 #[track_caller]
 fn leads(settings: &[&str], constants: Constants, scale: f64) {
     let trainer: Trainer = at(&[&["optim.clip=0"], settings].concat(), 0).0;
     let before = model(16, 2, 1);
-    let is_matrix = before.params.tensors().iter().flat_map(|t| vec![t.rank() == 2; t.elem_count()]);
+    let is_matrix =
+        before.params.tensors().iter().flat_map(|t| vec![t.rank() == 2; t.elem_count()]);
     let numbers = |set| flat(set).into_iter().map(f64::from);
     let (m, v) = (numbers(&trainer.state.m), numbers(&trainer.state.v));
     let places = numbers(&before.params).zip(numbers(&trainer.student.params)).zip(m.zip(v));
@@ -52,10 +56,16 @@ fn leads(settings: &[&str], constants: Constants, scale: f64) {
     for ((((p, after), (m, v)), matrix), g) in places.zip(is_matrix).zip(gradient()) {
         let g = g * scale;
         close("first moment", m, (1.0 - beta1) * g);
-        assert!((v - (1.0 - beta2) * g * g).abs() < 1e-5 * (g * g).max(1e-6), "second moment {v} of gradient {g}");
+        assert!(
+            (v - (1.0 - beta2) * g * g).abs() < 1e-5 * (g * g).max(1e-6),
+            "second moment {v} of gradient {g}"
+        );
         // After one update the corrections of both moments leave g and its magnitude.
         let moved = if matrix { lr * weight_decay * p } else { 0.0 } + lr * g / (g.abs() + eps);
-        assert!((p - moved - after).abs() < 1e-6, "{settings:?}: from {p} to {after}, expected to move by {moved}");
+        assert!(
+            (p - moved - after).abs() < 1e-6,
+            "{settings:?}: from {p} to {after}, expected to move by {moved}"
+        );
     }
 }
 
@@ -93,7 +103,8 @@ fn clip() {
 
 /// The learning rates of a run of ten steps whose peak is 1.
 fn rates(settings: &[&str]) -> Vec<f64> {
-    let common = ["steps=10", "optim.lr=1", "optim.eps=1000", "schedule.floor=0.1", "schedule.warmup=2"];
+    let common =
+        ["steps=10", "optim.lr=1", "optim.eps=1000", "schedule.floor=0.1", "schedule.warmup=2"];
     reports(&[&common[..], settings].concat(), 10).iter().map(|r| r.settings.lr).collect()
 }
 
@@ -129,6 +140,8 @@ fn floor() {
 }
 
 fn decay() {
-    are(&["schedule.kind=wsd", "schedule.decay=0.5"], |s| warm(s, 1.0 - 0.9 * (s - 5.0).max(0.0) / 5.0));
+    are(&["schedule.kind=wsd", "schedule.decay=0.5"], |s| {
+        warm(s, 1.0 - 0.9 * (s - 5.0).max(0.0) / 5.0)
+    });
     are(&["schedule.kind=wsd", "schedule.decay=0"], |s| warm(s, 1.0));
 }

@@ -76,7 +76,8 @@ fn open(settings: &[&str]) -> Result<Session> {
     for setting in [dir.as_str()].iter().chain(settings) {
         overrides.set(setting)?;
     }
-    let plan = config::load(Some(&RunFile { name: "keys".into(), text: RUN.into() }), &overrides)?.plan;
+    let plan =
+        config::load(Some(&RunFile { name: "keys".into(), text: RUN.into() }), &overrides)?.plan;
     // Nobody is asked: every model lies in a folder.
     let cache = tiny::world().join("no-cache");
     let hub = HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", &cache) };
@@ -105,7 +106,8 @@ impl EventSink for Heard {
 
 fn run(settings: &[&str], out: &Path) -> (Summary, Heard) {
     let mut heard = Heard::default();
-    let summary = Run::open(open(settings).unwrap(), out, false, &Silent).unwrap().train(&mut heard).unwrap();
+    let summary =
+        Run::open(open(settings).unwrap(), out, false, &Silent).unwrap().train(&mut heard).unwrap();
     (summary, heard)
 }
 
@@ -114,7 +116,11 @@ fn is_its_steps(settings: &[&str], (seed, steps, context, rows): (u64, u64, usiz
     let place = place();
     let out = place.path().join("run");
     let (summary, _) = run(settings, &out);
-    assert_eq!((summary.step, summary.tokens), (steps, steps * (rows * context) as u64), "{settings:?}");
+    assert_eq!(
+        (summary.step, summary.tokens),
+        (steps, steps * (rows * context) as u64),
+        "{settings:?}"
+    );
     let session = open(settings).unwrap();
     let loader = Loader::new(session.train.clone(), context, seed).unwrap();
     let mut trainer = Trainer::new(session.plan, session.student, session.teacher).unwrap();
@@ -126,7 +132,8 @@ fn is_its_steps(settings: &[&str], (seed, steps, context, rows): (u64, u64, usiz
     assert!(bits(&left) == bits(&trainer.student.params), "{settings:?}");
 }
 
-/// All at once, since a run waits for the disk: if one were ignored, its twin would leave other weights.
+/// All at once, since a run waits for the disk: if one were ignored, its twin would leave other
+/// weights.
 fn lengths() {
     is_its_steps(&[], (9, 4, 16, 4));
     is_its_steps(&["steps=3", "data.context=8", "data.rows=6", "seed=77"], (77, 3, 8, 6));
@@ -159,7 +166,8 @@ fn teacher() {
     assert!(open(&[]).unwrap().teacher.is_none());
 }
 
-/// Settings that take the base's shape away would need another file; a stored student refuses the shape instead.
+/// Settings that take the base's shape away would need another file; a stored student refuses the
+/// shape instead.
 fn student() {
     let place = place();
     let (model, folder) = stored(&place);
@@ -191,7 +199,10 @@ fn init() {
     let copied = fresh("init=teacher-layers");
     assert!(bits(&copied.params) == bits(&Gpt2::from_layers(&model, &[1]).unwrap().params));
     let scratch = open(&[&teacher, "init=scratch"]).unwrap().student;
-    assert!(bits(&scratch.params) == bits(&Gpt2::scratch(scratch.config.clone(), 9, &Device::Cpu).unwrap().params));
+    assert!(
+        bits(&scratch.params)
+            == bits(&Gpt2::scratch(scratch.config.clone(), 9, &Device::Cpu).unwrap().params)
+    );
     let kept = open_without_shape(&[&format!("student={folder}"), "init=checkpoint"]).student;
     assert!(bits(&kept.params) == bits(&model.params));
 }
@@ -200,9 +211,14 @@ fn layers() {
     let place = place();
     let (model, folder) = stored(&place);
     let teacher = format!("teacher={folder}");
-    for (setting, layers) in [("layers=[0]", &[0][..]), ("layers=[1,0]", &[1, 0]), ("layers=[1,1,0]", &[1, 1, 0])] {
+    for (setting, layers) in
+        [("layers=[0]", &[0][..]), ("layers=[1,0]", &[1, 0]), ("layers=[1,1,0]", &[1, 1, 0])]
+    {
         let fresh = open_without_shape(&[&teacher, "init=teacher-layers", setting]).student;
-        assert!(bits(&fresh.params) == bits(&Gpt2::from_layers(&model, layers).unwrap().params), "{setting}");
+        assert!(
+            bits(&fresh.params) == bits(&Gpt2::from_layers(&model, layers).unwrap().params),
+            "{setting}"
+        );
     }
 }
 
@@ -235,18 +251,25 @@ fn rhythms() {
         let out = place.path().join(name);
         let (_, heard) = run(&[&["steps=7"], settings].concat(), &out);
         let validated: Vec<u64> = heard.validations.iter().map(|v| v.0).collect();
-        let kept: Vec<u64> = checkpoint::list(&out).unwrap().into_iter().map(|(step, _)| step).collect();
+        let kept: Vec<u64> =
+            checkpoint::list(&out).unwrap().into_iter().map(|(step, _)| step).collect();
         (heard.steps, validated, heard.saved, kept)
     };
     let (logged, validated, saved, kept) =
         of("a", &["log.every=3", "eval.every=0", "checkpoint.every=2", "checkpoint.keep=3"]);
-    assert_eq!((logged, validated, saved, kept), (vec![3, 6, 7], vec![0, 7], vec![2, 4, 6, 7], vec![4, 6, 7]));
+    assert_eq!(
+        (logged, validated, saved, kept),
+        (vec![3, 6, 7], vec![0, 7], vec![2, 4, 6, 7], vec![4, 6, 7])
+    );
     let (logged, validated, saved, kept) =
         of("b", &["log.every=100", "eval.every=2", "checkpoint.every=0", "checkpoint.keep=1"]);
     assert_eq!((logged, validated, saved, kept), (vec![7], vec![0, 2, 4, 6, 7], vec![7], vec![7]));
     let (logged, validated, saved, kept) =
         of("c", &["log.every=2", "eval.every=3", "checkpoint.every=5", "checkpoint.keep=1"]);
-    assert_eq!((logged, validated, saved, kept), (vec![2, 4, 6, 7], vec![0, 3, 6, 7], vec![5, 7], vec![7]));
+    assert_eq!(
+        (logged, validated, saved, kept),
+        (vec![2, 4, 6, 7], vec![0, 3, 6, 7], vec![5, 7], vec![7])
+    );
 }
 
 fn validation() {
@@ -263,7 +286,9 @@ fn validation() {
         assert_eq!(heard.validations[0], (0, want), "{settings:?}");
         losses.push(want);
         // Neither is what it would be without the other.
-        for options in [EvalOptions { stride: 16, ..options }, EvalOptions { rows_limit: 9, ..options }] {
+        for options in
+            [EvalOptions { stride: 16, ..options }, EvalOptions { rows_limit: 9, ..options }]
+        {
             assert!(evaluate(&session.student, &valid, options, &Silent).unwrap().nll != want);
         }
     }

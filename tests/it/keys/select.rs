@@ -69,7 +69,8 @@ fn score() {
     let both = first(&["teacher=t", "objective.temperature=2", "select.score=entropy-kl"]);
     let unit = |i: usize, of: &dyn Fn(usize) -> f32| {
         let pool = (i / CONTEXT * CONTEXT..(i / CONTEXT + 1) * CONTEXT).map(of);
-        let (low, high) = pool.fold((f32::MAX, f32::MIN), |(low, high), x| (low.min(x), high.max(x)));
+        let (low, high) =
+            pool.fold((f32::MAX, f32::MIN), |(low, high), x| (low.min(x), high.max(x)));
         (of(i) - low) / (high - low)
     };
     let want = total(&|i| unit(i, &|i| stats[i].student.entropy) * unit(i, &|i| stats[i].kl));
@@ -79,12 +80,16 @@ fn score() {
 fn alpha() {
     for (alpha, kept) in [("0", 64), ("0.1", 60), ("0.5", 32), ("0.7", 20), ("0.95", 4)] {
         let report = first(&[&format!("select.alpha={alpha}")]);
-        assert_eq!((report.settings.alpha.to_string(), report.sums.kept), (alpha.to_string(), kept));
+        assert_eq!(
+            (report.settings.alpha.to_string(), report.sums.kept),
+            (alpha.to_string(), kept)
+        );
     }
 }
 
 fn pool() {
-    let of = |pool: &str, micro: &str| first(&["select.score=loss", "select.alpha=0.7", pool, micro]);
+    let of =
+        |pool: &str, micro: &str| first(&["select.score=loss", "select.alpha=0.7", pool, micro]);
     let sequence = of("select.pool=sequence", "machine.micro_rows=2");
     let batch = of("select.pool=micro-batch", "machine.micro_rows=2");
     let whole = of("select.pool=micro-batch", "machine.micro_rows=4");
@@ -96,16 +101,22 @@ fn pool() {
         "{sequence:?} {batch:?} {whole:?}"
     );
     let carried = reports(&["select.score=loss", "select.pool=carried"], 2);
-    assert_eq!((carried[0].sums.kept, carried[0].carried), (64, None), "a first step has no threshold");
+    assert_eq!(
+        (carried[0].sums.kept, carried[0].carried),
+        (64, None),
+        "a first step has no threshold"
+    );
     let second = carried[1].carried.unwrap();
     assert_eq!(second.threshold, carried[0].sums.var);
-    let above = carried[1].sums.scores.iter().filter(|s| f64::from(**s) >= second.threshold).count();
+    let above =
+        carried[1].sums.scores.iter().filter(|s| f64::from(**s) >= second.threshold).count();
     assert_eq!(carried[1].sums.kept, above as u64);
 }
 
 fn tail() {
     // Half of each: what one end keeps is what the other drops.
-    let [high, low] = ["high", "low"].map(|end| first(&["select.score=loss", &format!("select.tail={end}")]));
+    let [high, low] =
+        ["high", "low"].map(|end| first(&["select.score=loss", &format!("select.tail={end}")]));
     assert!(high.sums.cvar > low.sums.cvar && high.sums.kept_nll > low.sums.kept_nll);
     close("both ends together are all", high.sums.cvar + low.sums.cvar, high.sums.nll);
 }
@@ -147,15 +158,22 @@ fn schedule() {
     // Nothing is easy for a student that knows nothing.
     same(alphas(&["select.schedule=easy-share"], 3), &[0.0; 3]);
     let found = easy("select.interval=1");
-    same(found.iter().map(|r| r.settings.alpha).collect(), &[0.0, share(&found[0]), share(&found[1])]);
+    same(
+        found.iter().map(|r| r.settings.alpha).collect(),
+        &[0.0, share(&found[0]), share(&found[1])],
+    );
     assert_eq!(easy("select.alpha=0.05")[1].settings.alpha, 0.05, "no more than the plan's alpha");
 }
 
-/// Three steps of a student that is sure that the token it just read comes again, which is right ever less often.
+/// Three steps of a student that is sure that the token it just read comes again, which is right
+/// ever less often.
 fn easy(setting: &str) -> Vec<StepReport> {
     let settings = ["select.schedule=easy-share", "select.alpha=0.9", "optim.lr=1e-9", setting];
     let student = model(16, 2, 1);
-    eslm_kd::ops::buffer::with_mut(student.params.wte(), |wte| wte.iter_mut().for_each(|x| *x *= 12.0)).unwrap();
+    eslm_kd::ops::buffer::with_mut(student.params.wte(), |wte| {
+        wte.iter_mut().for_each(|x| *x *= 12.0)
+    })
+    .unwrap();
     let mut trainer = trainer_of(plan(&settings), student, model(24, 3, 2));
     let step = |s: u64| {
         let mut batch = batch(0, ROWS);
@@ -164,7 +182,10 @@ fn easy(setting: &str) -> Vec<StepReport> {
         trainer.step(s, 0, &batch).unwrap()
     };
     let reports: Vec<StepReport> = (0..3).map(step).collect();
-    assert!(reports[0].sums.easy > reports[1].sums.easy && reports[1].sums.easy > reports[2].sums.easy, "{reports:?}");
+    assert!(
+        reports[0].sums.easy > reports[1].sums.easy && reports[1].sums.easy > reports[2].sums.easy,
+        "{reports:?}"
+    );
     reports
 }
 
@@ -176,9 +197,15 @@ fn interval() {
     let settings = ["select.score=loss", "select.schedule=ada-eslm", "select.interval=2"];
     let moved = reports(&settings, 5);
     same(moved[..4].iter().map(|r| r.settings.alpha).collect(), &[0.5; 4]);
-    let mean = |a: &StepReport, b: &StepReport| (a.sums.cvar + b.sums.cvar) / (a.sums.kept + b.sums.kept) as f64;
+    let mean = |a: &StepReport, b: &StepReport| {
+        (a.sums.cvar + b.sums.cvar) / (a.sums.kept + b.sums.kept) as f64
+    };
     let (before, after) = (mean(&moved[0], &moved[1]), mean(&moved[2], &moved[3]));
-    close("alpha after two intervals", moved[4].settings.alpha, 0.5 * (-(after - before) / before).exp());
+    close(
+        "alpha after two intervals",
+        moved[4].settings.alpha,
+        0.5 * (-(after - before) / before).exp(),
+    );
     // The share of easy tokens moves by a quarter of the way.
     let found = easy("select.interval=4");
     let moved = share(&found[0]) + (share(&found[1]) - share(&found[0])) / 4.0;
@@ -218,7 +245,8 @@ fn mix() {
     for (mix, mu) in [("1", 1.0), ("0.7", 0.7), ("0.2", 0.2), ("0", 0.0)] {
         for pool in ["sequence", "micro-batch"] {
             let settings = [format!("select.cvar_weight={mix}"), format!("select.pool={pool}")];
-            let settings: Vec<&str> = settings.iter().map(String::as_str).chain(["select.rest_rate=1"]).collect();
+            let settings: Vec<&str> =
+                settings.iter().map(String::as_str).chain(["select.rest_rate=1"]).collect();
             let report = first(&settings);
             let want = mu * report.sums.kept_nll / 32.0 + (1.0 - mu) * report.sums.nll / 64.0;
             close(&format!("{settings:?}"), report.sums.loss / report.denominator, want);
@@ -226,7 +254,12 @@ fn mix() {
         }
     }
     // A carried threshold keeps about (1 - alpha) M, and K is that number.
-    let settings = ["select.pool=carried", "select.alpha=0.25", "select.cvar_weight=0.6", "select.rest_rate=1"];
+    let settings = [
+        "select.pool=carried",
+        "select.alpha=0.25",
+        "select.cvar_weight=0.6",
+        "select.rest_rate=1",
+    ];
     let reports = reports(&settings, 3);
     assert_eq!(reports.iter().map(|r| r.denominator).collect::<Vec<_>>(), [64.0, 48.0, 48.0]);
     for report in &reports[1..] {
@@ -237,7 +270,11 @@ fn mix() {
 
 fn rest() {
     for rest in [0.2f32, 0.6] {
-        let report = first(&["select.score=random", "select.cvar_weight=0.5", &format!("select.rest_rate={rest}")]);
+        let report = first(&[
+            "select.score=random",
+            "select.cvar_weight=0.5",
+            &format!("select.rest_rate={rest}"),
+        ]);
         let rng = Rng::new(3, Stream::Rest);
         let mut drawn = 0;
         for (s, pool) in report.sums.scores.chunks(CONTEXT).enumerate() {
@@ -252,9 +289,11 @@ fn rest() {
 }
 
 fn carry() {
-    for (setting, carry) in
-        [("select.threshold_ema=0.9", 0.9), ("select.threshold_ema=0.25", 0.25), ("select.threshold_ema=0", 0.0)]
-    {
+    for (setting, carry) in [
+        ("select.threshold_ema=0.9", 0.9),
+        ("select.threshold_ema=0.25", 0.25),
+        ("select.threshold_ema=0", 0.0),
+    ] {
         let reports = reports(&["select.score=loss", "select.pool=carried", setting], 4);
         let (mut threshold, mut lag) = (reports[0].sums.var, 1.0);
         for (before, report) in reports.iter().zip(&reports[1..]).skip(1) {
@@ -284,11 +323,18 @@ fn deep() -> Gpt2 {
     Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
 }
 
-/// A step of phase one that keeps one sequence of eight, three blocks deep, against the same by hand: after so many blocks,
-/// at every so many positions, by the mean of a statistic. Returns which sequence it is.
-fn phase_one(settings: &[&str], exit_layer: usize, stride: usize, score: impl Fn(usize, &Stats) -> f64) -> usize {
+/// A step of phase one that keeps one sequence of eight, three blocks deep, against the same by
+/// hand: after so many blocks, at every so many positions, by the mean of a statistic. Returns
+/// which sequence it is.
+fn phase_one(
+    settings: &[&str],
+    exit_layer: usize,
+    stride: usize,
+    score: impl Fn(usize, &Stats) -> f64,
+) -> usize {
     const BEGUN: usize = 8;
-    let settings = [&["data.rows=8", "machine.micro_rows=8", "select.alpha_seq=0.85"][..], settings].concat();
+    let settings =
+        [&["data.rows=8", "machine.micro_rows=8", "select.alpha_seq=0.85"][..], settings].concat();
     let student = deep();
     let batch = batch(0, BEGUN);
     let stats = |model: &Gpt2| {
@@ -312,7 +358,8 @@ fn phase_one(settings: &[&str], exit_layer: usize, stride: usize, score: impl Fn
     // Two go on, of which the best is one: by its losses in the report's sum.
     let others = (0..BEGUN).filter(|&s| s != best);
     let second = others.max_by(|&a, &b| mean(a).total_cmp(&mean(b))).unwrap();
-    let other: f64 = late[second * CONTEXT..][..CONTEXT].iter().map(|s| f64::from(s.student.nll)).sum();
+    let other: f64 =
+        late[second * CONTEXT..][..CONTEXT].iter().map(|s| f64::from(s.student.nll)).sum();
     close(&format!("{settings:?}"), report.sums.nll, nll + other);
     // Six sequences went through the first blocks for the probe alone.
     let config = &trainer.student.config;
@@ -327,13 +374,20 @@ fn entropy(_: usize, s: &Stats) -> f64 {
 }
 
 fn exit_layer() {
-    let [one, two] = [1, 2]
-        .map(|layer| phase_one(&[&format!("select.exit_layer={layer}"), "select.probe_stride=4"], layer, 4, entropy));
+    let [one, two] = [1, 2].map(|layer| {
+        phase_one(
+            &[&format!("select.exit_layer={layer}"), "select.probe_stride=4"],
+            layer,
+            4,
+            entropy,
+        )
+    });
     assert_ne!(one, two, "the data tell the two apart");
 }
 
 fn probe_stride() {
-    let found = [1, 3, 16].map(|stride| phase_one(&[&format!("select.probe_stride={stride}")], 1, stride, entropy));
+    let found = [1, 3, 16]
+        .map(|stride| phase_one(&[&format!("select.probe_stride={stride}")], 1, stride, entropy));
     assert!(found[0] != found[1] && found[1] != found[2], "{found:?}");
 }
 

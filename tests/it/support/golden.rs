@@ -15,11 +15,15 @@ pub struct Golden {
 impl Golden {
     /// Opens `tests/golden/NAME.safetensors`.
     pub fn open(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("tests/golden/{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().clone().unwrap_or_default();
-        Self { tensors: candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(), metadata }
+        Self {
+            tensors: candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(),
+            metadata,
+        }
     }
 
     /// A tensor of the file, as stored.
@@ -87,10 +91,16 @@ pub fn largest(all: &[f64]) -> f64 {
     all.iter().fold(0.0, |m, x| f64::max(m, x.abs()))
 }
 
-/// Compares gradients tensor by tensor, each within `tolerance` of its own largest value; the key biases, whose gradient
-/// is 0 (softmax ignores a constant over keys), within 1e-5 absolutely. Every tensor must carry some gradient.
+/// Compares gradients tensor by tensor, each within `tolerance` of its own largest value; the key
+/// biases, whose gradient is 0 (softmax ignores a constant over keys), within 1e-5 absolutely.
+/// Every tensor must carry some gradient.
 #[track_caller]
-pub fn assert_gradients(what: &str, got: &ParamSet, want: impl Fn(&str) -> Vec<f64>, tolerance: f64) {
+pub fn assert_gradients(
+    what: &str,
+    got: &ParamSet,
+    want: impl Fn(&str) -> Vec<f64>,
+    tolerance: f64,
+) {
     for (name, tensor) in got.named() {
         let (got, want) = (values(tensor), want(name));
         let top = largest(&want);
@@ -102,7 +112,12 @@ pub fn assert_gradients(what: &str, got: &ParamSet, want: impl Fn(&str) -> Vec<f
             vec![(0..want.len(), tolerance * top)]
         };
         for (range, tolerance) in parts {
-            assert_within(&format!("{what}: {name} {range:?}"), &got[range.clone()], &want[range], tolerance);
+            assert_within(
+                &format!("{what}: {name} {range:?}"),
+                &got[range.clone()],
+                &want[range],
+                tolerance,
+            );
         }
     }
 }

@@ -1,13 +1,15 @@
 //! A small server that speaks the Hub's protocol on the loopback interface, with faults on demand.
 //!
 //! * `GET /api/models/{repo}` and `.../revision/{rev}`: commit and siblings.
-//! * `HEAD|GET /{repo}/resolve/{rev}/{file}`: small files through a relative 307 (as the Hub does), with the git blob
-//!   hash as ETag; large ones (safetensors) through a 302 to another host (another port here), with X-Linked-Etag and
-//!   X-Linked-Size. Ranges are honoured.
+//! * `HEAD|GET /{repo}/resolve/{rev}/{file}`: small files through a relative 307 (as the Hub does),
+//!   with the git blob hash as ETag; large ones (safetensors) through a 302 to another host
+//!   (another port here), with X-Linked-Etag and X-Linked-Size. Ranges are honoured.
 //!
-//! Asked with whole addresses (`GET http://host/path`), it answers as a proxy in front of such a host would.
+//! Asked with whole addresses (`GET http://host/path`), it answers as a proxy in front of such a
+//! host would.
 //!
-//! Used by the tests, and by `examples/hub_server.rs` to serve folders by hand; files are streamed from disk.
+//! Used by the tests, and by `examples/hub_server.rs` to serve folders by hand; files are streamed
+//! from disk.
 
 // The tests and the example each use a part of it.
 #![allow(dead_code)]
@@ -149,7 +151,8 @@ impl HubServer {
     pub fn add_folder(&self, id: &str, dir: &Path) -> std::io::Result<String> {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(dir)? {
-            let (path, name) = { entry.map(|e| (e.path(), e.file_name().to_string_lossy().into_owned()))? };
+            let (path, name) =
+                { entry.map(|e| (e.path(), e.file_name().to_string_lossy().into_owned()))? };
             if path.is_file() {
                 let body = Body::Disk(path.clone(), path.metadata()?.len());
                 files.insert(name.clone(), Entry::new(&name, body)?);
@@ -162,7 +165,11 @@ impl HubServer {
         let mut hash = Sha1::new();
         files.iter().for_each(|(name, entry)| hash.update(format!("{name} {}\n", entry.etag)));
         let commit = hex(&hash.finalize());
-        self.state.repos.lock().unwrap().insert(id.to_string(), Repo { commit: commit.clone(), files });
+        self.state
+            .repos
+            .lock()
+            .unwrap()
+            .insert(id.to_string(), Repo { commit: commit.clone(), files });
         commit
     }
 
@@ -215,7 +222,9 @@ impl Body {
 
     fn open(&self, at: u64) -> std::io::Result<Box<dyn Read>> {
         Ok(match self {
-            Body::SelectionState(bytes) => Box::new(std::io::Cursor::new(bytes[at as usize..].to_vec())),
+            Body::SelectionState(bytes) => {
+                Box::new(std::io::Cursor::new(bytes[at as usize..].to_vec()))
+            }
             Body::Disk(path, _) => {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(at))?;
@@ -251,7 +260,8 @@ fn serve(state: &State, stream: TcpStream, cdn: bool) -> std::io::Result<()> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
-    let (method, path) = (words.next().unwrap_or("").to_string(), words.next().unwrap_or("").to_string());
+    let (method, path) =
+        (words.next().unwrap_or("").to_string(), words.next().unwrap_or("").to_string());
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -270,7 +280,10 @@ fn serve(state: &State, stream: TcpStream, cdn: bool) -> std::io::Result<()> {
 fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()> {
     let path = seen.path.split('?').next().unwrap_or("");
     // What a proxy is asked names the host, too.
-    let path = path.strip_prefix("http://").and_then(|rest| rest.split_once('/')).map_or(path, |(_, path)| path);
+    let path = path
+        .strip_prefix("http://")
+        .and_then(|rest| rest.split_once('/'))
+        .map_or(path, |(_, path)| path);
     let path = path.trim_start_matches('/').replace("%2F", "/");
     if let Some(rest) = path.strip_prefix("api/models/") {
         let (id, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
@@ -281,13 +294,16 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
     let parts = direct.unwrap_or(&path).split_once("/resolve/");
     let found = parts.and_then(|(id, rest)| {
         let (revision, file) = rest.split_once('/')?;
-        state.find(id, revision, file).map(|(commit, entry)| (id.to_string(), commit, entry, file.to_string()))
+        state
+            .find(id, revision, file)
+            .map(|(commit, entry)| (id.to_string(), commit, entry, file.to_string()))
     });
     let Some((id, commit, entry, file)) = found else {
         return simple(to, "404 Not Found", "X-Error-Code: EntryNotFound\r\n", b"Entry not found");
     };
     let head = seen.method == "HEAD";
-    // The request that the client sends first is the one that a HEAD fault hits; bytes leave from the last hop.
+    // The request that the client sends first is the one that a HEAD fault hits; bytes leave from
+    // the last hop.
     let fault = match (head, direct.is_some()) {
         (true, false) => state.next_fault(On::Head, &file),
         (false, true) => state.next_fault(On::Body, &file),
@@ -303,7 +319,12 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
             return Ok(());
         }
         Some(Kind::Html) => {
-            return simple(to, "200 OK", "Content-Type: text/html\r\n", b"<html>Please log in</html>");
+            return simple(
+                to,
+                "200 OK",
+                "Content-Type: text/html\r\n",
+                b"<html>Please log in</html>",
+            );
         }
         _ => {}
     }
@@ -312,10 +333,20 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
         // A redirect's own ETag is not the file's.
         extra += &format!("ETag: \"{}\"\r\n", "f".repeat(40));
         let (status, location) = if entry.large {
-            extra += &format!("X-Linked-Etag: \"{}\"\r\nX-Linked-Size: {}\r\n", entry.etag, entry.body.len());
-            ("302 Found", format!("{}/cdn/{id}/resolve/{commit}/{file}?sig=1", state.cdn.lock().unwrap()))
+            extra += &format!(
+                "X-Linked-Etag: \"{}\"\r\nX-Linked-Size: {}\r\n",
+                entry.etag,
+                entry.body.len()
+            );
+            (
+                "302 Found",
+                format!("{}/cdn/{id}/resolve/{commit}/{file}?sig=1", state.cdn.lock().unwrap()),
+            )
         } else {
-            ("307 Temporary Redirect", format!("/api/resolve-cache/models/{id}/resolve/{commit}/{file}"))
+            (
+                "307 Temporary Redirect",
+                format!("/api/resolve-cache/models/{id}/resolve/{commit}/{file}"),
+            )
         };
         return simple(to, status, &format!("{extra}Location: {location}\r\n"), b"Redirecting");
     }
@@ -326,7 +357,9 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
         extra += &format!("ETag: \"{}\"\r\n", entry.etag);
     }
     let len = entry.body.len();
-    let start = seen.header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
+    let start = seen
+        .header("range")
+        .and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
     let start = start.filter(|_| fault != Some(Kind::RangeIgnored)).unwrap_or(0);
     if start > len {
         return simple(to, "416 Range Not Satisfiable", "", b"");
@@ -368,25 +401,44 @@ fn answer(state: &State, seen: &Seen, mut to: &TcpStream) -> std::io::Result<()>
 
 fn info(state: &State, to: &TcpStream, id: &str, revision: &str) -> std::io::Result<()> {
     match state.next_fault(On::Info, "") {
-        Some(Kind::Status(status, extra)) => return simple(to, &format!("{status} Fault"), extra, b"{}"),
+        Some(Kind::Status(status, extra)) => {
+            return simple(to, &format!("{status} Fault"), extra, b"{}");
+        }
         Some(Kind::Stall(_)) => {
             std::thread::sleep(STALL);
             return Ok(());
         }
-        Some(_) => return simple(to, "200 OK", "Content-Type: text/html\r\n", b"<html>Please log in</html>"),
+        Some(_) => {
+            return simple(
+                to,
+                "200 OK",
+                "Content-Type: text/html\r\n",
+                b"<html>Please log in</html>",
+            );
+        }
         None => {}
     }
     let repo = state.repos.lock().unwrap().get(id).cloned();
     let Some(repo) = repo.filter(|r| revision == "main" || revision == r.commit) else {
         // The Hub does not tell strangers whether a repository exists.
-        return simple(to, "401 Unauthorized", "X-Error-Code: RepoNotFound\r\n", b"{\"error\":\"Invalid username\"}");
+        return simple(
+            to,
+            "401 Unauthorized",
+            "X-Error-Code: RepoNotFound\r\n",
+            b"{\"error\":\"Invalid username\"}",
+        );
     };
     let siblings: Vec<_> = repo.files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
-    let json = serde_json::json!({"_id": "0", "id": id, "sha": repo.commit, "siblings": siblings}).to_string();
+    let json = serde_json::json!({"_id": "0", "id": id, "sha": repo.commit, "siblings": siblings})
+        .to_string();
     simple(to, "200 OK", "Content-Type: application/json\r\n", json.as_bytes())
 }
 
 fn simple(mut to: &TcpStream, status: &str, extra: &str, body: &[u8]) -> std::io::Result<()> {
-    write!(to, "HTTP/1.1 {status}\r\n{extra}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+    write!(
+        to,
+        "HTTP/1.1 {status}\r\n{extra}Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )?;
     to.write_all(body)
 }

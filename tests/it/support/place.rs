@@ -112,22 +112,32 @@ pub fn copy_folder(from: &Path, to: &Path) {
 
 /// Keeps the settings of whoever runs the tests from a command.
 pub fn without_settings(command: &mut Command) {
-    let ours =
-        |name: &str| name.starts_with("ESLM_KD_") || name.starts_with("HF_") || name.to_lowercase().ends_with("_proxy");
+    let ours = |name: &str| {
+        name.starts_with("ESLM_KD_")
+            || name.starts_with("HF_")
+            || name.to_lowercase().ends_with("_proxy")
+    };
     for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
 }
 
-/// A distillation with everything on that a run remembers: accumulation, a carried threshold, Ada-ESLM, the mixture's draws;
-/// from the model `teacher` beside it.
+/// A distillation with everything on that a run remembers: accumulation, a carried threshold,
+/// Ada-ESLM, the mixture's draws; from the model `teacher` beside it.
 pub fn everything<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [
         &["distill", "--data", data, "--teacher", "teacher"][..],
         &TINY,
         &["--score", "kl", "--alpha", "0.4", "--micro-rows", "2", "--set", "machine.threads=1"],
         &["--set", "select.burn_in=10", "--set", "select.ramp=20", "--set", "select.pool=carried"],
-        &["--set", "select.schedule=ada-eslm", "--set", "select.interval=7", "--set", "select.cvar_weight=0.5"],
+        &[
+            "--set",
+            "select.schedule=ada-eslm",
+            "--set",
+            "select.interval=7",
+            "--set",
+            "select.cvar_weight=0.5",
+        ],
         more,
     ]
     .concat()
@@ -136,7 +146,8 @@ pub fn everything<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 /// A Hugging Face folder with random weights and perhaps the world's tokenizer.
 pub fn save_random(to: &Path, vocab: usize, positions: usize, tokenizer: bool) {
     fs::create_dir_all(to).unwrap();
-    let model = Gpt2::scratch(Gpt2Config::new(vocab, positions, 16, 1, 2), 9, &Device::Cpu).unwrap();
+    let model =
+        Gpt2::scratch(Gpt2Config::new(vocab, positions, 16, 1, 2), 9, &Device::Cpu).unwrap();
     let folder = tiny::world().join("tokenizer");
     let options = SaveOptions { eot: None, tokenizer: tokenizer.then_some(&folder) };
     save_model(to, &model.config, &model.params, &options).unwrap();
@@ -146,12 +157,17 @@ pub fn save_random(to: &Path, vocab: usize, positions: usize, tokenizer: bool) {
 pub fn stop(child: &mut Child, metrics: &Path, lines: usize, signal: &str) -> bool {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
-        let found = fs::read(metrics).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count());
+        let found =
+            fs::read(metrics).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count());
         if child.try_wait().unwrap().is_some() {
             return false;
         }
         if found >= lines {
-            return Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success();
+            return Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success();
         }
         assert!(Instant::now() < give_up, "no progress in {}", metrics.display());
         std::thread::sleep(Duration::from_millis(1));
@@ -170,8 +186,8 @@ pub fn numbers(run: &Path) -> [Vec<u8>; 4] {
     ]
 }
 
-/// Runs the binary where `mount` is a file system of its own, which begins with what `seed` holds, and leaves a copy of its
-/// content in `copied`. None where this machine lets nobody mount.
+/// Runs the binary where `mount` is a file system of its own, which begins with what `seed` holds,
+/// and leaves a copy of its content in `copied`. None where this machine lets nobody mount.
 #[cfg(target_os = "linux")]
 pub fn on_file_system(place: &Place, options: &str, args: &[&str]) -> Option<(i32, String)> {
     let _ = fs::remove_dir_all(place.path("copied"));
@@ -189,9 +205,12 @@ pub fn on_file_system(place: &Place, options: &str, args: &[&str]) -> Option<(i3
         eprintln!("skipped: this machine does not let a test mount a file system");
         return None;
     }
-    // A seed that does not fit is a mistake of the test; on a read-only mount there is none to copy.
+    // A seed that does not fit is a mistake of the test; on a read-only mount there is none to
+    // copy.
     let seeded = "[ -z \"$(ls -A seed)\" ] || cp -r seed/. mount/ || exit 98";
-    let script = format!("{mount} || exit 99; {seeded}; \"$0\" \"$@\"; code=$?; cp -r mount copied; exit $code");
+    let script = format!(
+        "{mount} || exit 99; {seeded}; \"$0\" \"$@\"; code=$?; cp -r mount copied; exit $code"
+    );
     let out = wrapped(&script, &[args, &["--offline", "--quiet"]].concat()).unwrap();
     Some((out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap()))
 }
@@ -202,7 +221,9 @@ pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
         let name = PathBuf::from(path.file_name().unwrap());
         if path.is_dir() {
-            found.extend(contents(&path).into_iter().map(|(inner, bytes)| (name.join(inner), bytes)));
+            found.extend(
+                contents(&path).into_iter().map(|(inner, bytes)| (name.join(inner), bytes)),
+            );
             found.insert(name, Vec::new());
         } else {
             found.insert(name, fs::read(&path).unwrap());
@@ -226,7 +247,8 @@ impl Place {
     /// The last step in a run's metrics, whose last line may be cut short.
     pub fn metrics_step(&self, run: &str) -> u64 {
         let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
-        let steps = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["step"].as_u64());
+        let steps =
+            text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["step"].as_u64());
         steps.max().unwrap()
     }
 }

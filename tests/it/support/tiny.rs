@@ -1,4 +1,5 @@
-//! A small world of our own stories, made once per test process: text, a tokenizer of 320 tokens, a data folder.
+//! A small world of our own stories, made once per test process: text, a tokenizer of 320 tokens, a
+//! data folder.
 
 use eslm_kd::compare::quickstart::stories;
 use eslm_kd::data::prepare::{PrepareOptions, Validation, prepare};

@@ -1,9 +1,10 @@
 //! Our own stories: short English texts of which much is easy to predict and some is hard.
 //!
-//! A story is woven from a few threads (things counted, given and lost; something hidden; a promise; a secret word;
-//! a way there and back; an animal; a purchase), told of two or three people in one place. What is stated early
-//! decides words that come late, so a model must look back, count and copy. Story `index` under `seed` is a pure
-//! function of both, and there are far more of them (beyond 10^20) than anyone can memorise.
+//! A story is woven from a few threads (things counted, given and lost; something hidden; a
+//! promise; a secret word; a way there and back; an animal; a purchase), told of two or three
+//! people in one place. What is stated early decides words that come late, so a model must look
+//! back, count and copy. Story `index` under `seed` is a pure function of both, and there are far
+//! more of them (beyond 10^20) than anyone can memorise.
 
 mod threads;
 mod words;
@@ -89,7 +90,8 @@ struct Claims {
     bought: Option<[u32; 4]>,
 }
 
-/// Story number `index` of `seed`: three or four paragraphs, about 150 words, no newline at the end.
+/// Story number `index` of `seed`: three or four paragraphs, about 150 words, no newline at the
+/// end.
 pub fn story(seed: u64, index: u64) -> String {
     compose(seed, index).0
 }
@@ -176,14 +178,18 @@ fn introduce(d: &mut Draw, p: &Person, q: &Person, [tp, tq]: [&str; 2]) -> Strin
     let (role, other) = d.two(&w::ROLES);
     let (pn, qn) = (p.name, q.name);
     match d.below(5) {
-        0 => format!("{pn} the {role} and {qn} the {other} lived {at} {home}. {pn} was {tp}, and {qn} was {tq}."),
+        0 => format!(
+            "{pn} the {role} and {qn} the {other} lived {at} {home}. {pn} was {tp}, and {qn} was {tq}."
+        ),
         1 => format!(
             "{} {home} there lived {} named {pn}, who was {tp}. {} best friend was {qn}, a {tq} {other}.",
             w::capital(at),
             w::a(role),
             w::capital(p.his)
         ),
-        2 => format!("{pn} and {qn} grew up together {at} {home}. Everyone knew that {pn} was {tp} and {qn} was {tq}."),
+        2 => format!(
+            "{pn} and {qn} grew up together {at} {home}. Everyone knew that {pn} was {tp} and {qn} was {tq}."
+        ),
         3 => format!(
             "Once there was {} called {pn}. With {} neighbor {qn}, who was {tq}, {} lived {at} {home}. {pn} was {tp}.",
             w::a(&format!("young {role}")),
@@ -200,7 +206,8 @@ fn introduce(d: &mut Draw, p: &Person, q: &Person, [tp, tq]: [&str; 2]) -> Strin
 
 /// The events, in the order of each thread but mixed between threads, in one or two paragraphs.
 fn middle(d: &mut Draw, threads: &[Thread], opening: &str, p: &Person, q: &Person) -> Vec<String> {
-    let mut queues: Vec<std::slice::Iter<String>> = threads.iter().map(|t| t.middle.iter()).collect();
+    let mut queues: Vec<std::slice::Iter<String>> =
+        threads.iter().map(|t| t.middle.iter()).collect();
     let (pn, qn) = (p.name, q.name);
     let mut sentences = vec![match d.below(4) {
         0 => format!("{opening} {pn} came to see {qn}."),
@@ -310,12 +317,16 @@ mod tests {
                     assert!(step.change.iter().all(|c| *c == 0 || c.unsigned_abs() == step.amount));
                     let told = w::number(step.amount);
                     assert!(says(&step.text, &told), "{}", step.text);
-                    from += text[from..].find(&step.text).expect("told, in order") + step.text.len();
+                    from +=
+                        text[from..].find(&step.text).expect("told, in order") + step.text.len();
                 }
                 assert_eq!(have, ledger.end.map(|n| n as i32), "{text}");
                 let end = text[from..].to_lowercase();
                 for n in ledger.end {
-                    assert!(says(&end, &w::number(n)) || (n == 0 && says(&end, "none")), "{n}: {text}");
+                    assert!(
+                        says(&end, &w::number(n)) || (n == 0 && says(&end, "none")),
+                        "{n}: {text}"
+                    );
                 }
                 assert!(text.contains(&w::quantity(ledger.start[0], ledger.item)), "{text}");
             }
@@ -355,18 +366,34 @@ mod tests {
             bytes += text.len();
             assert!((250..2200).contains(&text.len()), "{}: {text}", text.len());
             assert!((3..=4).contains(&text.split("\n\n").count()), "{text}");
-            for wrong in
-                ["  ", "..", " .", " ,", " one coins", "One pears", " a a", " a e", " a i", " a o", "{", "}", ",,"]
-            {
+            for wrong in [
+                "  ",
+                "..",
+                " .",
+                " ,",
+                " one coins",
+                "One pears",
+                " a a",
+                " a e",
+                " a i",
+                " a o",
+                "{",
+                "}",
+                ",,",
+            ] {
                 assert!(!text.contains(wrong), "{wrong:?}: {text}");
             }
             for paragraph in text.split("\n\n") {
                 assert!(paragraph.matches('"').count().is_multiple_of(2), "{paragraph}");
                 assert!(
-                    paragraph.ends_with(['.', '"']) && paragraph.starts_with(|c: char| c.is_uppercase() || c == '"')
+                    paragraph.ends_with(['.', '"'])
+                        && paragraph.starts_with(|c: char| c.is_uppercase() || c == '"')
                 );
                 for sentence in paragraph.replace('"', "").split(". ") {
-                    assert!(sentence.starts_with(|c: char| c.is_uppercase()), "{sentence:?} in {paragraph}");
+                    assert!(
+                        sentence.starts_with(|c: char| c.is_uppercase()),
+                        "{sentence:?} in {paragraph}"
+                    );
                 }
             }
             for word in text.split(|c: char| !c.is_alphabetic()).filter(|w| !w.is_empty()) {
@@ -376,7 +403,10 @@ mod tests {
         let mean = bytes / 2000;
         assert!((600..1100).contains(&mean), "mean length {mean} bytes");
         assert!((400..900).contains(&words.len()), "{} words", words.len());
-        assert!(words.values().filter(|n| **n < 5).count() < words.len() / 20, "few words are rare");
+        assert!(
+            words.values().filter(|n| **n < 5).count() < words.len() / 20,
+            "few words are rare"
+        );
     }
 
     #[test]

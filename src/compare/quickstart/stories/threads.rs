@@ -3,7 +3,8 @@
 use super::words::{self as w, Item, a, capital, list, number, quantity};
 use super::{Draw, Person};
 
-/// What a thread contributes: sentences for the beginning, paragraphs for the middle, sentences for the end.
+/// What a thread contributes: sentences for the beginning, paragraphs for the middle, sentences for
+/// the end.
 #[derive(Debug, Default)]
 pub struct Thread {
     pub setup: String,
@@ -86,7 +87,11 @@ fn change(d: &mut Draw, people: [&Person; 2], have: &mut [u32; 2], item: Item) -
             let text = match d.below(5) {
                 0 => format!("{x} gave {y} {some}."),
                 1 => format!("{x} counted out {some} and handed {them} to {y}."),
-                2 => format!("\"Take {} of my {},\" said {x}, and {y} put {them} away.", number(k), item.1),
+                2 => format!(
+                    "\"Take {} of my {},\" said {x}, and {y} put {them} away.",
+                    number(k),
+                    item.1
+                ),
                 3 => format!("{y} asked for {some}, and {x} handed {them} over."),
                 _ => format!("\"May I have {some}?\" asked {y}. \"Of course,\" said {x}."),
             };
@@ -100,7 +105,11 @@ fn change(d: &mut Draw, people: [&Person; 2], have: &mut [u32; 2], item: Item) -
             let place = d.pick(&w::FIND_PLACES);
             let text = match d.below(4) {
                 0 => format!("{x} found {more} {place}."),
-                1 => format!("{x} looked around, and {place} there {} {more} for {}.", be(k), people[from].him),
+                1 => format!(
+                    "{x} looked around, and {place} there {} {more} for {}.",
+                    be(k),
+                    people[from].him
+                ),
                 2 => format!("Then a neighbor brought {x} {more}."),
                 _ => format!(
                     "\"Look!\" cried {x}. {} lay {place}, and {} kept {}.",
@@ -148,7 +157,12 @@ fn totals(d: &mut Draw, p: &Person, q: &Person, [n, m]: [u32; 2], item: Item) ->
             capital(&bare(m))
         ),
         2 => {
-            format!("They counted the {items}: {} for {pn} and {} for {qn}, {} in all.", bare(n), bare(m), bare(n + m))
+            format!(
+                "They counted the {items}: {} for {pn} and {} for {qn}, {} in all.",
+                bare(n),
+                bare(m),
+                bare(n + m)
+            )
         }
         _ => format!("So {qn} was left with {}, and {pn} with {}.", quantity(m, item), bare(n)),
     }
@@ -168,8 +182,12 @@ pub fn hiding(d: &mut Draw, p: &Person, q: &Person) -> Thread {
     let place = if d.chance(55) {
         thread.middle.push(match d.below(3) {
             0 => format!("While nobody was watching, {qn} took the {thing} and put it {second}."),
-            1 => format!("{qn} thought that the {thing} was not safe, so {} put it {second}.", q.he),
-            _ => format!("\"Someone will find the {thing},\" said {qn}, and hid it {second} instead."),
+            1 => {
+                format!("{qn} thought that the {thing} was not safe, so {} put it {second}.", q.he)
+            }
+            _ => format!(
+                "\"Someone will find the {thing},\" said {qn}, and hid it {second} instead."
+            ),
         });
         second
     } else {
@@ -180,7 +198,10 @@ pub fn hiding(d: &mut Draw, p: &Person, q: &Person) -> Thread {
             "{pn} looked for the {thing} {first}, but it was gone. \"It is {second},\" said {qn}, and there it was.",
         ),
         0 => format!("The {thing} was still {place}, and {pn} was glad of it."),
-        1 => format!("\"Where is the {thing}?\" asked {}. It was {place}.", if place == second { pn } else { qn }),
+        1 => format!(
+            "\"Where is the {thing}?\" asked {}. It was {place}.",
+            if place == second { pn } else { qn }
+        ),
         _ => format!("At last the {thing} was taken out from where it lay, {place}."),
     };
     thread
@@ -210,13 +231,20 @@ pub fn secret(d: &mut Draw, p: &Person, q: &Person) -> Thread {
     let setup = match d.below(3) {
         0 => format!("{pn} and {qn} had a secret word, and the word was \"{word}\"."),
         1 => format!("\"Our secret word is {word},\" {pn} whispered to {qn}."),
-        _ => format!("To enter the cellar one had to say \"{word}\", which only {pn} and {qn} knew."),
+        _ => {
+            format!("To enter the cellar one had to say \"{word}\", which only {pn} and {qn} knew.")
+        }
     };
     let end = match d.below(3) {
         0 => {
-            format!("Someone knocked at the door. \"What is the word?\" asked {pn}. \"{},\" said {qn}.", capital(word))
+            format!(
+                "Someone knocked at the door. \"What is the word?\" asked {pn}. \"{},\" said {qn}.",
+                capital(word)
+            )
         }
-        1 => format!("{qn} stood at the cellar door and said \"{word}\", and {pn} let {} in.", q.him),
+        1 => {
+            format!("{qn} stood at the cellar door and said \"{word}\", and {pn} let {} in.", q.him)
+        }
         _ => format!("\"Do you still know our word?\" asked {qn}. \"It is {word},\" said {pn}."),
     };
     Thread { setup, middle: Vec::new(), end }
@@ -236,11 +264,17 @@ pub fn journey(d: &mut Draw, p: &Person) -> Thread {
     let go = match d.below(3) {
         0 => format!("{pn} walked {} until {} came to {goal}.", list(&there), p.he),
         1 => format!("The way to {goal} went {}, and {pn} did not hurry.", list(&there)),
-        _ => format!("First {pn} went {}, then {}, then {}, and there was {goal}.", there[0], there[1], there[2]),
+        _ => format!(
+            "First {pn} went {}, then {}, then {}, and there was {goal}.",
+            there[0], there[1], there[2]
+        ),
     };
     let end = match d.below(3) {
         0 => format!("From {goal} {pn} came home {}.", list(&back)),
-        1 => format!("On the way back from {goal} {pn} went {}, then {}, then {}.", back[0], back[1], back[2]),
+        1 => format!(
+            "On the way back from {goal} {pn} went {}, then {}, then {}.",
+            back[0], back[1], back[2]
+        ),
         _ => format!("{pn} took the same way home: {}.", list(&back)),
     };
     Thread { setup, middle: vec![go], end }
@@ -252,8 +286,14 @@ pub fn pet(d: &mut Draw, p: &Person) -> Thread {
     let (likes, doing) = d.pick(&w::HABITS);
     let pn = p.name;
     let setup = match d.below(3) {
-        0 => format!("{pn} had {} called {name}, who liked to {likes}.", a(&format!("{color} {animal}"))),
-        1 => format!("With {pn} lived {name}, {} that loved to {likes}.", a(&format!("{color} {animal}"))),
+        0 => format!(
+            "{pn} had {} called {name}, who liked to {likes}.",
+            a(&format!("{color} {animal}"))
+        ),
+        1 => format!(
+            "With {pn} lived {name}, {} that loved to {likes}.",
+            a(&format!("{color} {animal}"))
+        ),
         _ => format!("{pn}'s {animal} was {color} and was called {name}. It liked to {likes}."),
     };
     let middle = d.chance(40).then(|| match d.below(2) {

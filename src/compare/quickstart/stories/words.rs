@@ -2,12 +2,14 @@
 
 /// Feminine names, then masculine ones.
 pub const SHE: [&str; 26] = [
-    "Mara", "Anna", "Lena", "Ida", "Nora", "Tessa", "Ruth", "Clara", "Greta", "Elsie", "Vera", "Hazel", "Mina", "Rosa",
-    "Edith", "Willa", "Sofia", "Agnes", "Pia", "Joan", "Olga", "Dora", "Fern", "Lucy", "Sara", "Eva",
+    "Mara", "Anna", "Lena", "Ida", "Nora", "Tessa", "Ruth", "Clara", "Greta", "Elsie", "Vera",
+    "Hazel", "Mina", "Rosa", "Edith", "Willa", "Sofia", "Agnes", "Pia", "Joan", "Olga", "Dora",
+    "Fern", "Lucy", "Sara", "Eva",
 ];
 pub const HE: [&str; 26] = [
-    "Tom", "Emil", "Oscar", "Jonas", "Peter", "Felix", "Hugo", "Ben", "Anton", "Karl", "Otto", "Silas", "Walter",
-    "Finn", "Max", "Leo", "Henry", "Jasper", "Noah", "Paul", "Simon", "Victor", "Arlo", "Ned", "Sam", "Theo",
+    "Tom", "Emil", "Oscar", "Jonas", "Peter", "Felix", "Hugo", "Ben", "Anton", "Karl", "Otto",
+    "Silas", "Walter", "Finn", "Max", "Leo", "Henry", "Jasper", "Noah", "Paul", "Simon", "Victor",
+    "Arlo", "Ned", "Sam", "Theo",
 ];
 pub const ROLES: [&str; 16] = [
     "baker",
@@ -28,8 +30,8 @@ pub const ROLES: [&str; 16] = [
     "farmer",
 ];
 pub const TRAITS: [&str; 14] = [
-    "kind", "quiet", "clever", "brave", "stubborn", "cheerful", "patient", "curious", "shy", "proud", "careful",
-    "lazy", "clumsy", "serious",
+    "kind", "quiet", "clever", "brave", "stubborn", "cheerful", "patient", "curious", "shy",
+    "proud", "careful", "lazy", "clumsy", "serious",
 ];
 /// (preposition, place)
 pub const HOMES: [(&str, &str); 12] = [
@@ -110,11 +112,13 @@ pub const FIND_PLACES: [&str; 10] = [
 ];
 pub const THIEVES: [&str; 6] = ["crow", "goat", "fox", "squirrel", "raven", "monkey"];
 
-pub const OBJECT_KINDS: [&str; 12] =
-    ["silver", "brass", "small", "red", "wooden", "old", "broken", "painted", "golden", "tiny", "heavy", "blue"];
+pub const OBJECT_KINDS: [&str; 12] = [
+    "silver", "brass", "small", "red", "wooden", "old", "broken", "painted", "golden", "tiny",
+    "heavy", "blue",
+];
 pub const OBJECTS: [&str; 16] = [
-    "key", "ring", "letter", "map", "whistle", "compass", "medal", "locket", "bell", "book", "flute", "spoon", "box",
-    "lantern", "mirror", "coin",
+    "key", "ring", "letter", "map", "whistle", "compass", "medal", "locket", "bell", "book",
+    "flute", "spoon", "box", "lantern", "mirror", "coin",
 ];
 pub const HIDING_PLACES: [&str; 20] = [
     "under the stairs",
@@ -139,8 +143,8 @@ pub const HIDING_PLACES: [&str; 20] = [
     "under the upturned boat",
 ];
 pub const SECRETS: [&str; 16] = [
-    "silver", "thunder", "winter", "harbor", "lantern", "honey", "raven", "copper", "midnight", "clover", "ember",
-    "willow", "cinnamon", "falcon", "marigold", "anchor",
+    "silver", "thunder", "winter", "harbor", "lantern", "honey", "raven", "copper", "midnight",
+    "clover", "ember", "willow", "cinnamon", "falcon", "marigold", "anchor",
 ];
 /// (what is promised, what is done)
 pub const PROMISES: [(&str, &str); 16] = [
@@ -190,11 +194,13 @@ pub const GOALS: [&str; 10] = [
     "the old quarry",
     "the post office",
 ];
-pub const ANIMALS: [&str; 10] = ["goat", "dog", "cat", "goose", "donkey", "pony", "hen", "lamb", "rabbit", "parrot"];
-pub const COLORS: [&str; 8] = ["gray", "white", "black", "brown", "spotted", "yellow", "striped", "speckled"];
+pub const ANIMALS: [&str; 10] =
+    ["goat", "dog", "cat", "goose", "donkey", "pony", "hen", "lamb", "rabbit", "parrot"];
+pub const COLORS: [&str; 8] =
+    ["gray", "white", "black", "brown", "spotted", "yellow", "striped", "speckled"];
 pub const PET_NAMES: [&str; 16] = [
-    "Pepper", "Button", "Thimble", "Biscuit", "Soot", "Clover", "Pickle", "Juniper", "Mustard", "Captain", "Turnip",
-    "Velvet", "Nutmeg", "Pebble", "Moss", "Duchess",
+    "Pepper", "Button", "Thimble", "Biscuit", "Soot", "Clover", "Pickle", "Juniper", "Mustard",
+    "Captain", "Turnip", "Velvet", "Nutmeg", "Pebble", "Moss", "Duchess",
 ];
 /// (what the animal likes, what it is found doing)
 pub const HABITS: [(&str, &str); 10] = [

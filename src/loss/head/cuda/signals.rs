@@ -1,4 +1,5 @@
-//! Sparse signals on a GPU: what a teacher's largest entries are, and what the student's gradient needs of a few ids.
+//! Sparse signals on a GPU: what a teacher's largest entries are, and what the student's gradient
+//! needs of a few ids.
 
 use super::{Block, Blocks, LogitsAt, ROWS, THREADS, written};
 use crate::error::Result;
@@ -48,8 +49,8 @@ struct Pick {
     ids: Address,
 }
 
-/// What a sparse signal says of a block's rows, of which the first is row `first` of the signal: the few logits it names are
-/// brought to the host, where the formulas are.
+/// What a sparse signal says of a block's rows, of which the first is row `first` of the signal:
+/// the few logits it names are brought to the host, where the formulas are.
 pub(super) fn sparse_rows(
     z: &Block,
     signal: &Signal,
@@ -62,7 +63,12 @@ pub(super) fn sparse_rows(
     let flat: Vec<u32> = ids.concat();
     let out = uninitialised(flat.len(), DType::F32, &z.data)?;
     let (starts, flat) = (upload(&begin, &z.data)?, upload(&flat, &z.data)?);
-    let args = Pick { out: floats(&out)?, z: z.at()?, starts: contiguous(&starts)?, ids: contiguous(&flat)? };
+    let args = Pick {
+        out: floats(&out)?,
+        z: z.at()?,
+        starts: contiguous(&starts)?,
+        ids: contiguous(&flat)?,
+    };
     launch(&out, Module::Head, "head_pick", Grid::of(stats.len(), 128), args)?;
     let logits = out.to_vec1::<f32>()?;
     let row = |i: usize| &logits[begin[i] as usize..begin[i + 1] as usize];
@@ -82,15 +88,20 @@ struct Top {
     tau: f32,
 }
 
-/// The `k` largest logits of each row as (logits, by ascending id), the sum of `exp((t - max) / tau)` over the others and
-/// the largest of them.
+/// The `k` largest logits of each row as (logits, by ascending id), the sum of `exp((t - max) /
+/// tau)` over the others and the largest of them.
 pub(in crate::loss::head) struct Largest {
     pub(in crate::loss::head) ids: Vec<u32>,
     pub(in crate::loss::head) logits: Vec<f32>,
     pub(in crate::loss::head) outside: Vec<[f32; 2]>,
 }
 
-pub(in crate::loss::head) fn largest(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result<Largest> {
+pub(in crate::loss::head) fn largest(
+    teacher: &Logits,
+    stats: &[RowStats],
+    tau: f32,
+    k: usize,
+) -> Result<Largest> {
     let mut found = Largest { ids: Vec::new(), logits: Vec::new(), outside: Vec::new() };
     if stats.is_empty() {
         return Ok(found);
@@ -99,8 +110,10 @@ pub(in crate::loss::head) fn largest(teacher: &Logits, stats: &[RowStats], tau: 
     for start in (0..stats.len()).step_by(ROWS) {
         let count = ROWS.min(stats.len() - start);
         let t = blocks.block(start, count)?;
-        let (ids, logits) =
-            (uninitialised((count, k), DType::U32, &t.data)?, uninitialised((count, k), DType::F32, &t.data)?);
+        let (ids, logits) = (
+            uninitialised((count, k), DType::U32, &t.data)?,
+            uninitialised((count, k), DType::F32, &t.data)?,
+        );
         let outside = uninitialised((count, 2), DType::F32, &t.data)?;
         let args = Top {
             ids: contiguous(&ids)?,

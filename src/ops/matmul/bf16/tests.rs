@@ -41,7 +41,9 @@ fn products_are_those_of_rounded_factors() {
     let Ok(bf16) = Bf16::detect() else { return };
     for (m, k, n) in SHAPES {
         let (a, b) = (random(2 * m * k, 1), random(2 * k * n, 2));
-        for ((ar, ac), (br, bc)) in strides(m, k).into_iter().flat_map(|a| strides(k, n).map(|b| (a, b))) {
+        for ((ar, ac), (br, bc)) in
+            strides(m, k).into_iter().flat_map(|a| strides(k, n).map(|b| (a, b)))
+        {
             for (add, (cr, cc)) in [(false, (n + 2, 1)), (true, (n + 2, 1)), (true, (1, m + 1))] {
                 let before = random((m + 1) * (n + 2), 3);
                 let mut out = before.clone();
@@ -63,17 +65,26 @@ fn products_are_those_of_rounded_factors() {
                             exact[at] += f64::from(x) * f64::from(y);
                             size += f64::from((x * y).abs());
                         }
-                        // f32 sums of k terms: each addition errs by half an ulp, 2^-24, of a partial sum.
+                        // f32 sums of k terms: each addition errs by half an ulp, 2^-24, of a
+                        // partial sum.
                         error[at] = (k + 2) as f64 * 2f64.powi(-24) * size * 1.01;
-                        // Each rounded factor errs by up to 2^-8 of itself: half the last of 8 bits.
+                        // Each rounded factor errs by up to 2^-8 of itself: half the last of 8
+                        // bits.
                         exact_error[at] = error[at] + (2f64.powi(-7) + 2f64.powi(-16)) * size;
                     }
                 }
                 for (i, &found) in out.iter().enumerate() {
                     let found = f64::from(found);
-                    let place = format!("[{m}, {k}, {n}] {:?} at {i}: {found}", (ar, ac, br, bc, cr, cc, add));
+                    let place = format!(
+                        "[{m}, {k}, {n}] {:?} at {i}: {found}",
+                        (ar, ac, br, bc, cr, cc, add)
+                    );
                     assert!((found - want[i]).abs() <= error[i], "{place} for {}", want[i]);
-                    assert!((found - exact[i]).abs() <= exact_error[i], "{place} for {} unrounded", exact[i]);
+                    assert!(
+                        (found - exact[i]).abs() <= exact_error[i],
+                        "{place} for {} unrounded",
+                        exact[i]
+                    );
                 }
             }
         }
@@ -86,7 +97,7 @@ fn rounding_is_to_nearest_and_ties_to_even() {
     let ulp = 2f32.powi(-7);
     let cases = [
         (1.0, 1.0),
-        (1.0 + 0.5 * ulp, 1.0),             // a tie goes to the even neighbour below
+        (1.0 + 0.5 * ulp, 1.0), // a tie goes to the even neighbour below
         (1.0 + 1.5 * ulp, 1.0 + 2.0 * ulp), // and above
         (1.0 + 0.51 * ulp, 1.0 + ulp),
         (-1.0 - 0.49 * ulp, -1.0),
@@ -95,11 +106,23 @@ fn rounding_is_to_nearest_and_ties_to_even() {
     ];
     for (x, want) in cases {
         let mut out = [0.0];
-        gemm(bf16, MatMut::new(&mut out, 1, 1, 1), false, Mat::row_major(&[x], 1, 1), Mat::row_major(&[1.0], 1, 1));
+        gemm(
+            bf16,
+            MatMut::new(&mut out, 1, 1, 1),
+            false,
+            Mat::row_major(&[x], 1, 1),
+            Mat::row_major(&[1.0], 1, 1),
+        );
         assert_eq!(out[0], want, "for {x}");
     }
     let mut out = [0.0];
-    gemm(bf16, MatMut::new(&mut out, 1, 1, 1), false, Mat::row_major(&[f32::NAN], 1, 1), Mat::row_major(&[1.0], 1, 1));
+    gemm(
+        bf16,
+        MatMut::new(&mut out, 1, 1, 1),
+        false,
+        Mat::row_major(&[f32::NAN], 1, 1),
+        Mat::row_major(&[1.0], 1, 1),
+    );
     assert!(out[0].is_nan());
 }
 
