@@ -13,8 +13,11 @@ pub const KEYS: Proofs = &[
     ("optim.eps", Here(eps)),
     ("optim.weight_decay", Here(weight_decay)),
     ("optim.clip", Here(clip)),
-    ("optim.on_nonfinite", There("faults.rs", "what_is_not_finite_stops_the_run_or_is_skipped")),
-    ("optim.max_skips", There("faults.rs", "what_is_not_finite_stops_the_run_or_is_skipped")),
+    (
+        "optim.on_nonfinite",
+        There("bad_numbers.rs", "what_is_not_finite_stops_the_run_or_is_skipped"),
+    ),
+    ("optim.max_skips", There("bad_numbers.rs", "what_is_not_finite_stops_the_run_or_is_skipped")),
     ("schedule.kind", Here(kind)),
     ("schedule.warmup", Here(warmup)),
     ("schedule.floor", Here(floor)),

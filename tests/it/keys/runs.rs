@@ -41,7 +41,7 @@ pub const KEYS: Proofs = &[
     ("eval.stride", Here(validation)),
     ("checkpoint.every", Here(rhythms)),
     ("checkpoint.keep", Here(rhythms)),
-    ("checkpoint.keep_best", There("faults.rs", "the_best_checkpoint_stays_and_has_a_name")),
+    ("checkpoint.keep_best", There("bad_numbers.rs", "the_best_checkpoint_stays_and_has_a_name")),
     ("log.every", Here(rhythms)),
 ];
 
