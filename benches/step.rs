@@ -21,8 +21,8 @@ use eslm_kd::config::{
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::gpu;
-use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
+use eslm_kd::testing::random_batch;
 use eslm_kd::train::Trainer;
 use eslm_kd::train::events::Phases;
 use eslm_kd::train::session::device;
@@ -418,20 +418,6 @@ fn plan(arm: Arm, scale: &Scale) -> Plan {
     (plan.machine.head, plan.machine.backward, plan.machine.rho) =
         (HeadMode::Keep, arm.backward, Rho::Share(0.5));
     plan
-}
-
-fn random_batch(rows: usize, context: usize, vocab: usize) -> Batch {
-    let rng = Rng::new(5, Stream::Corpus);
-    let draw =
-        |sub| (0..rows * context).map(|i| rng.below(sub, i as u64, vocab as u64) as u32).collect();
-    Batch {
-        sequences: rows,
-        context,
-        inputs: draw(0),
-        targets: draw(1),
-        valid: vec![true; rows * context],
-        sequence_ids: (0..rows as u64).collect(),
-    }
 }
 
 /// The most memory so far, in bytes: of a GPU's tensors, else of the process; 0 where the system

@@ -104,6 +104,8 @@ pub mod rng;
 pub mod select;
 pub mod store;
 pub mod teacher;
+#[doc(hidden)]
+pub mod testing;
 pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

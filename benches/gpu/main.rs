@@ -8,9 +8,8 @@
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
 use eslm_kd::data::loader::Batch;
-use eslm_kd::loss::SignalKind;
-use eslm_kd::loss::head::{self, Logits, RowStats, ScanOptions, Weigh};
-use eslm_kd::loss::{Divergence, Mix};
+use eslm_kd::loss::head::{self, Logits, RowStats, ScanOptions, Scanned, Weigh};
+use eslm_kd::loss::{Divergence, Mix, SignalKind};
 use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::matmul::{self, Precision};
@@ -295,18 +294,19 @@ impl Parity {
                 format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
             self.compare(&what, 5e-5, 5e-2, &|on| {
                 let (w, tw) = (on.put(&w), on.put(&tw));
-                let logits = |hidden: &Tensor, w: &Tensor, keep| {
+                let logits = |hidden: &Tensor, w: &Tensor| {
                     Logits::new(on.activation(hidden), w.clone()).with_precision(on.precision)
                 };
-                let (mut s, mut t) = (logits(&h, &w, true), logits(&th, &tw, true));
+                let (s, t) = (logits(&h, &w), Some(logits(&th, &tw)));
                 let options = ScanOptions { tau: temperature, reverse_kl: true };
-                let stats = head::scan(&s, Some(&t), &targets, options).unwrap();
+                let Scanned { stats, student: s, teacher } =
+                    head::scan_and_store(s, t, &targets, options).unwrap();
                 let pick = |r: &u32| *r as usize;
                 let of_kept: Vec<RowStats> = kept.iter().map(|r| stats[pick(r)]).collect();
                 let (y, of_weights): (Vec<u32>, Vec<f32>) =
                     kept.iter().map(|r| (targets[pick(r)], weights[pick(r)])).unzip();
                 let tokens: Vec<u64> = kept.iter().map(|&r| u64::from(r)).collect();
-                let t = t.select(&kept).unwrap();
+                let t = teacher.unwrap().select(&kept).unwrap();
                 let signal = kind.reduce(t, &of_kept, temperature, 3, &tokens).unwrap();
                 let (dw_one, dw_two) = (on.put(&dw), on.put(&dw));
                 let s = s.select(&kept).unwrap();
@@ -322,7 +322,7 @@ impl Parity {
                     &dw_one,
                 )
                 .unwrap();
-                let (s, t) = (logits(&h, &w, false), logits(&th, &tw, false));
+                let (s, t) = (logits(&h, &w), logits(&th, &tw));
                 let known = Weigh::Known(&weights);
                 let fused = head::fused(
                     head::PassInput {
@@ -412,7 +412,7 @@ impl Parity {
             let mut trainer = small_trainer(&["method=clm"], on);
             let loss = |step| {
                 let report = trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
-                report.loss / report.rows as f64
+                report.sums.loss / report.sums.rows as f64
             };
             (0..200).map(loss).collect()
         };
@@ -494,7 +494,7 @@ fn chain(step: u64, rows: usize, context: usize) -> Batch {
         tokens.push(next as u32);
     }
     Batch {
-        rows,
+        sequences: rows,
         context,
         inputs: tokens[..rows * context].to_vec(),
         targets: tokens[1..].to_vec(),

@@ -113,13 +113,7 @@ pub(super) fn sums_first(plan: &Plan) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Overrides, load};
-
-    fn plan(settings: &[&str]) -> Plan {
-        let mut overrides = Overrides::default();
-        settings.iter().for_each(|s| overrides.set(s).unwrap());
-        load(None, &overrides).unwrap().plan
-    }
+    use crate::testing::plan;
 
     fn route(settings: &[&str], selects: bool) -> Route {
         let plan = plan(settings);

@@ -104,13 +104,7 @@ impl SelectionState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Overrides, load};
-
-    fn plan(settings: &[&str]) -> Plan {
-        let mut overrides = Overrides::default();
-        settings.iter().for_each(|s| overrides.set(s).unwrap());
-        load(None, &overrides).unwrap().plan
-    }
+    use crate::testing::plan;
 
     fn seen(step: u64, scores: &[f32]) -> Observed<'_> {
         let kept_score = scores.iter().map(|s| f64::from(*s)).sum();

@@ -228,14 +228,8 @@ impl ByRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Overrides, load};
     use crate::loss::head::Stats;
-
-    fn plan(settings: &[&str]) -> Plan {
-        let mut overrides = Overrides::default();
-        settings.iter().for_each(|s| overrides.set(s).unwrap());
-        load(None, &overrides).unwrap().plan
-    }
+    use crate::testing::plan;
 
     /// Two sequences of four positions, of which the last does not count.
     fn batch() -> Batch {

@@ -2,47 +2,18 @@
 //! the CPU.
 
 use super::{StepReport, Trainer};
-use crate::config::{self, Overrides, RunFile};
 use crate::data::loader::Batch;
-use crate::model::{Gpt2, Gpt2Config};
+use crate::model::Gpt2;
 use crate::ops::testing::{assert_close, emulated};
 use crate::teacher::Teacher;
+use crate::testing::{lively_model, step_plan};
 use candle_core::{DType, Device, Tensor};
 
 const CONTEXT: usize = 8;
 const VOCAB: usize = 70;
 
-/// As in tests/it/laws.rs: a large epsilon, because AdamW turns the rounding noise of a zero
-/// gradient into full steps.
-const RUN: &str = r#"
-    method = "eslm"
-    student = "tiny"
-    steps = 100
-    seed = 3
-    [data]
-    context = 8
-    rows = 4
-    [select]
-    score = "entropy"
-    alpha = 0.5
-    burn_in = 0
-    ramp = 0
-    [optim]
-    lr = 1e-2
-    eps = 1e-2
-    [schedule]
-    kind = "constant"
-    warmup = 0
-    [machine]
-    micro_rows = 2
-    head = "keep"
-    backward = "exact"
-"#;
-
 fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
-    let config =
-        Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(VOCAB, CONTEXT, width, 2, heads) };
-    Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
+    lively_model(VOCAB, CONTEXT, width, heads, seed)
 }
 
 fn batch(step: u32) -> Batch {
@@ -60,10 +31,8 @@ fn batch(step: u32) -> Batch {
 
 /// Two steps: what each reports, then how far every parameter has moved.
 fn two_steps(settings: &[&str], width: usize) -> Vec<Tensor> {
-    let mut overrides = Overrides::default();
-    settings.iter().for_each(|setting| overrides.set(setting).unwrap());
-    let file = RunFile { name: "gpu".into(), text: RUN.into() };
-    let plan = config::load(Some(&file), &overrides).unwrap().plan;
+    let shorter = ["data.context=8", "machine.micro_rows=2"];
+    let plan = step_plan(&[&shorter[..], settings].concat());
     let (student, start) = (model(width, width / 8 / 8 + 1, 1), model(width, width / 8 / 8 + 1, 1));
     let teacher =
         plan.teacher.is_some().then(|| Teacher::new(model(24, 3, 2), &student.config).unwrap());

@@ -4,7 +4,7 @@
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::ErrorKind;
-use eslm_kd::config::{self, Overrides, Plan, RunFile};
+use eslm_kd::config::Plan;
 use eslm_kd::data::loader::{Batch, Loader};
 use eslm_kd::data::prepare::DataDir;
 use eslm_kd::loss::head::{self, Logits};
@@ -12,38 +12,13 @@ use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::buffer::with_mut;
 use eslm_kd::select::{Ranking, ScoreContext, kept_of};
 use eslm_kd::teacher::Teacher;
+use eslm_kd::testing::lively_model;
+pub use eslm_kd::testing::step_plan as plan;
 use eslm_kd::train::{StepReport, Trainer};
 use std::sync::OnceLock;
 
 pub const CONTEXT: usize = 16;
 pub const ROWS: usize = 4;
-
-/// Four sequences of 16 tokens per step, half of them kept. A large epsilon, because AdamW turns
-/// the rounding noise of a gradient that is zero (that of the key bias) into steps of full size.
-const RUN: &str = r#"
-    method = "eslm"
-    student = "tiny"
-    steps = 100
-    seed = 3
-    [data]
-    context = 16
-    rows = 4
-    [select]
-    score = "entropy"
-    alpha = 0.5
-    burn_in = 0
-    ramp = 0
-    [optim]
-    lr = 1e-2
-    eps = 1e-2
-    [schedule]
-    kind = "constant"
-    warmup = 0
-    [machine]
-    micro_rows = 4
-    head = "keep"
-    backward = "exact"
-"#;
 
 /// Scores, each with and without distillation, and the settings that ask for them.
 pub const MATHEMATICS: [&[&str]; 21] = [
@@ -88,22 +63,9 @@ pub const MATHEMATICS: [&[&str]; 21] = [
     ],
 ];
 
-pub fn plan(settings: &[&str]) -> Plan {
-    let mut overrides = Overrides::default();
-    for setting in settings {
-        overrides.set(setting).unwrap();
-    }
-    let file = RunFile { name: "laws".into(), text: RUN.into() };
-    config::load(Some(&file), &overrides).unwrap().plan
-}
-
 /// A model whose predictions differ from token to token from the first step on.
 pub fn model(width: usize, heads: usize, seed: u64) -> Gpt2 {
-    let config = Gpt2Config {
-        initializer_range: 0.2,
-        ..Gpt2Config::new(tiny::VOCAB, CONTEXT, width, 2, heads)
-    };
-    Gpt2::scratch(config, seed, &Device::Cpu).unwrap()
+    lively_model(tiny::VOCAB, CONTEXT, width, heads, seed)
 }
 
 pub fn trainer_of(plan: Plan, student: Gpt2, teacher: Gpt2) -> Trainer {

@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 14] = [
     &["train"],
     &["compare", "inspect"],
     &["cli"],
-    &["lib", "main", "prelude"],
+    &["lib", "main", "prelude", "testing"],
 ];
 
 fn floor(room: &str) -> usize {
