@@ -516,7 +516,7 @@ fn how(s: &Summary) -> String {
     };
     format!(
         "<h2>How</h2><p class=\"note\">{budget} Runs with the same seed share first weights (where the student is the \
-         same) and order of the data. Random control: the arm whose select.score (and select.probe_score, with phase one) is \"random\", all else equal. sd is the \
+         same) and order of the data. Random control: the arm whose select.score (and select.probe_score, with an early exit) is \"random\", all else equal. sd is the \
          standard deviation over seeds (n − 1). One row per run is in {REPORT_CSV}, every validation in {CURVES_CSV}.</p>"
     )
 }

@@ -171,7 +171,7 @@ fn curve(settings: &[&str]) -> (Vec<Point>, Option<usize>) {
     (points.collect(), tied)
 }
 
-/// Whether rounding could move a position over a threshold. Phase one's own thresholds are not seen
+/// Whether rounding could move a position over a threshold. The early exit's own thresholds are not seen
 /// from here; its means are a handful a run.
 fn near_tie(plan: &Plan, report: &StepReport, carried: Option<f64>) -> bool {
     let scores: Vec<f64> = report.sums.scores.iter().map(|s| f64::from(*s)).collect();

@@ -1,4 +1,4 @@
-//! Laws of the selection family and of schedules: CVaR's gradient, phase one, a threshold that
+//! Laws of the selection family and of schedules: CVaR's gradient, the early exit, a threshold that
 //! nothing passes.
 
 use crate::laws::{ROWS, batch, bits, largest_difference, model, step, trainer};
@@ -95,7 +95,7 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
     }
 }
 
-/// Phase one: half of the sequences go on after the first block, judged on every fourth position.
+/// The early exit: half of the sequences go on after the first block, judged on every fourth position.
 const PHASE_ONE: [&str; 3] =
     ["select.alpha_seq=0.5", "select.probe_stride=4", "select.probe_score=loss"];
 
@@ -116,7 +116,7 @@ fn phase_one_trains_on_the_sequences_it_keeps_as_if_they_were_all() {
             ((4, 2), 32, 64),
             "{settings:?}"
         );
-        // Which two went on is seen from the sequences alone: those whose step without phase one is
+        // Which two went on is seen from the sequences alone: those whose step without the early exit is
         // the same.
         let same = |pair: [u32; 2]| {
             let mut plain =

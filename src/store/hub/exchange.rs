@@ -222,11 +222,9 @@ impl Connections {
                 format!("no connection within {:?}", self.options.connect_timeout)
             }
             ureq::Error::Timeout(_) => format!("no byte within {:?}", self.options.idle_timeout),
+            ureq::Error::Io(e) if e.to_string().contains("certificate") => untrusted(e),
+            ureq::Error::Rustls(e) => untrusted(e),
             ureq::Error::Io(e) => e.to_string(),
-            ureq::Error::Rustls(e) => format!(
-                "no trusted connection: {e}. The certificates that are trusted are the system's (in Debian, the package \
-                 ca-certificates), or those of SSL_CERT_FILE"
-            ),
             other => other.to_string(),
         };
         let place = match (uri.scheme_str(), uri.authority()) {
@@ -303,6 +301,14 @@ fn roots() -> RootCerts {
         return RootCerts::WebPki;
     }
     RootCerts::PlatformVerifier
+}
+
+/// A connection that a certificate was wanting for.
+fn untrusted(e: &dyn std::fmt::Display) -> String {
+    format!(
+        "no trusted connection: {e}. Trusted certificates are the system's (in Debian, the package \
+         ca-certificates) or those of SSL_CERT_FILE"
+    )
 }
 
 /// Scheme, host and port are the same.

@@ -142,7 +142,7 @@ pub fn step(
         panic!("micro_rows is a number here")
     };
 
-    // Phase one: which sequences go on, by micro-batch.
+    // The early exit: which sequences go on, by micro-batch.
     let mut parts: Vec<Vec<usize>> = Vec::new();
     for first in (0..batch.sequences).step_by(micro) {
         let all: Vec<usize> = (first..first + micro).collect();

@@ -323,7 +323,7 @@ fn deep() -> Gpt2 {
     Gpt2::scratch(config, 1, &Device::Cpu).unwrap()
 }
 
-/// A step of phase one that keeps one sequence of eight, three blocks deep, against the same by
+/// A step of the early exit that keeps one sequence of eight, three blocks deep, against the same by
 /// hand: after so many blocks, at every so many positions, by the mean of a statistic. Returns
 /// which sequence it is.
 fn phase_one(
