@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use ceilings::{matmul_ceiling, median, memory_ceiling, seconds};
 use eslm_kd::config::{Dtype, Pool, Tail};
 use eslm_kd::loss::head::{self, Logits, Weigh};
-use eslm_kd::loss::{Divergence, Mix};
+use eslm_kd::loss::{Divergence, Objective};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::embed::{self, gather, scatter_add};
@@ -301,7 +301,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
             (log_p.exp().unwrap() * &log_p).unwrap().sum(1).unwrap();
         })),
     };
-    let mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
+    let objective = Objective { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
     let (h, w, y, dw) = (hidden.clone(), weight.clone(), tokens.clone(), zeros((vocab, d)));
     let ones = vec![1.0; n];
     let (rh, rw, ry) = (hidden, weight, tokens);
@@ -317,7 +317,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
                     teacher: None,
                     targets: &y,
                     options: 1.0.into(),
-                    mix,
+                    objective,
                 },
                 Weigh::Known(&ones),
                 &dw,
@@ -327,7 +327,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         reference: Some(Box::new(move || {
             let (h, w) = (Var::from_tensor(&rh).unwrap(), Var::from_tensor(&rw).unwrap());
             let z = head::reference::logits(h.as_tensor(), w.as_tensor()).unwrap();
-            let loss = head::reference::per_token(&z, None, &ry, mix).unwrap();
+            let loss = head::reference::per_token(&z, None, &ry, objective).unwrap();
             loss.sum_all().unwrap().backward().unwrap();
         })),
     };

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::loss::head::{self, Logits, RowStats, ScanOptions, Scanned, Weigh};
-use eslm_kd::loss::{Divergence, Mix, SignalKind};
+use eslm_kd::loss::{Divergence, Objective, SignalKind};
 use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::matmul::{self, Precision};
@@ -289,7 +289,7 @@ impl Parity {
             (0.5, 1.0, Divergence::ForwardKl, SignalKind::TopK(20)),
         ];
         for (lambda, temperature, divergence, kind) in mixes {
-            let mix = Mix { lambda, temperature, divergence };
+            let objective = Objective { lambda, temperature, divergence };
             let what =
                 format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
             self.compare(&what, 5e-5, 5e-2, &|on| {
@@ -317,7 +317,7 @@ impl Parity {
                         stats: &of_kept,
                         targets: &y,
                         weights: &of_weights,
-                        mix,
+                        objective,
                     },
                     &dw_one,
                 )
@@ -330,7 +330,7 @@ impl Parity {
                         teacher: Some(&t),
                         targets: &targets,
                         options: temperature.into(),
-                        mix,
+                        objective,
                     },
                     known,
                     &dw_two,

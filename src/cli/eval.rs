@@ -1,13 +1,10 @@
 //! `eval`: mean loss, perplexity and bits per byte of a model on text.
 
-use super::Printer;
-use crate::config::DeviceSpec;
+use super::{ModelArgs, Printer};
 use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::report::text;
-use crate::store::hub::HubOptions;
-use crate::store::{Kind, Where, open, open_tokens};
-use crate::train::session::device;
+use crate::store::open_tokens;
 use clap::value_parser;
 use std::path::PathBuf;
 
@@ -15,9 +12,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArgs {
-    /// Run folder, checkpoint, Hugging Face folder, preset or Hub id
-    #[arg(value_name = "MODEL")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Folder written by `prepare` (its validation split), or a text, jsonl or parquet file
     #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR|FILE")]
     pub data: PathBuf,
@@ -28,15 +24,6 @@ pub struct EvalArgs {
     /// at more cost; without it, the context
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub stride: Option<u32>,
-    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(
-        long,
-        env = "ESLM_KD_DEVICE",
-        hide_env_values = true,
-        default_value = "auto",
-        value_name = "DEVICE"
-    )]
-    pub device: DeviceSpec,
 }
 
 const EXAMPLES: &str = "\
@@ -47,9 +34,7 @@ Examples:
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
-    let device = device(args.device)?;
-    let hub = HubOptions::from_env(ui.offline())?;
-    let model = open(&args.model, Kind::Any, &device, Where { hub: &hub, progress: ui })?;
+    let model = args.model.open(ui)?;
     let tokens = open_tokens(&args.data, &model, ui)?;
     let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);
     let mut options = EvalOptions::new(asked);

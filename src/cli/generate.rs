@@ -1,11 +1,7 @@
 //! `generate`: text from a model.
 
-use super::Printer;
-use crate::config::DeviceSpec;
+use super::{ModelArgs, Printer};
 use crate::eval::generate::{GenerateOptions, generate};
-use crate::store::hub::HubOptions;
-use crate::store::{Kind, Where, open};
-use crate::train::session::device;
 use clap::value_parser;
 use serde_json::json;
 use std::time::Instant;
@@ -14,9 +10,8 @@ use std::time::Instant;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct GenerateArgs {
-    /// Run folder, checkpoint, Hugging Face folder, preset or Hub id
-    #[arg(value_name = "MODEL")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Text to continue; empty starts a new document
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub prompt: String,
@@ -41,15 +36,6 @@ pub struct GenerateArgs {
     /// Tokens to add at most
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..))]
     pub max_tokens: u32,
-    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(
-        long,
-        env = "ESLM_KD_DEVICE",
-        hide_env_values = true,
-        default_value = "auto",
-        value_name = "DEVICE"
-    )]
-    pub device: DeviceSpec,
 }
 
 const EXAMPLES: &str = "\
@@ -75,9 +61,7 @@ fn top_p(text: &str) -> Result<f64, String> {
 /// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the
 /// end.
 pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
-    let device = device(args.device)?;
-    let hub = HubOptions::from_env(ui.offline())?;
-    let opened = open(&args.model, Kind::Any, &device, Where { hub: &hub, progress: ui })?;
+    let opened = args.model.open(ui)?;
     let options = GenerateOptions {
         temperature: args.temperature,
         top_k: args.top_k.map(|k| k as usize),

@@ -1,15 +1,12 @@
 //! `inspect`: what selection makes of a text.
 
-use super::Printer;
-use crate::config::{DeviceSpec, Pool, Score, Tail};
+use super::{ModelArgs, Printer};
+use crate::config::{Pool, Score, Tail};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::report::text;
-use crate::store::hub::HubOptions;
-use crate::store::{Kind, Where, open};
 use crate::teacher::Teacher;
-use crate::train::session::device;
 use clap::value_parser;
 use std::fs::File;
 use std::io::{IsTerminal, Read};
@@ -19,9 +16,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
-    /// Run folder, checkpoint, Hugging Face folder, preset or Hub id
-    #[arg(value_name = "MODEL")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Text to score, UTF-8
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
@@ -58,15 +54,6 @@ pub struct InspectArgs {
     /// Tokens of the text to look at
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = value_parser!(u32).range(2..=200_000))]
     pub max_tokens: u32,
-    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
-    #[arg(
-        long,
-        env = "ESLM_KD_DEVICE",
-        hide_env_values = true,
-        default_value = "auto",
-        value_name = "DEVICE"
-    )]
-    pub device: DeviceSpec,
 }
 
 const EXAMPLES: &str = "\
@@ -99,18 +86,18 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
             file.display()
         ))
     })?;
-    let (device, hub) = (device(args.device)?, HubOptions::from_env(ui.offline())?);
-    let opened = |name: &str| open(name, Kind::Any, &device, Where { hub: &hub, progress: ui });
-    let model = opened(&args.model)?;
+    let model = args.model.open(ui)?;
     let teacher = match &args.teacher {
-        Some(name) => Some(Teacher::new(opened(name)?.model, &model.model.config)?),
+        Some(name) => {
+            Some(Teacher::new(args.model.open_also(name, ui)?.model, &model.model.config)?)
+        }
         None => None,
     };
     let positions = teacher.as_ref().map_or(usize::MAX, |t| t.model().config.n_positions);
     let context =
         args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
     let options = Options { context, ..options };
-    let names = (args.model.as_str(), args.teacher.as_deref());
+    let names = (args.model.model.as_str(), args.teacher.as_deref());
     let found =
         inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
     if let Some(out) = &args.out {

@@ -10,6 +10,7 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 mod knobs;
+mod model;
 pub mod plan;
 pub mod prepare;
 pub mod pretrain;
@@ -21,6 +22,7 @@ pub mod tokenizer;
 mod train;
 
 pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, RunArgs};
+pub use model::ModelArgs;
 pub use printer::Printer;
 
 use crate::error::Result;

@@ -63,25 +63,26 @@ fn the_flags_of_the_other_verbs_are_these() {
     );
     assert_eq!(
         surface::<eval::EvalArgs>(),
-        ["[MODEL]", "--data ESLM_KD_DATA", "--context", "--stride", "--device ESLM_KD_DEVICE"]
+        ["[MODEL]", "--device ESLM_KD_DEVICE", "--data ESLM_KD_DATA", "--context", "--stride"]
     );
     assert_eq!(
         surface::<generate::GenerateArgs>(),
         [
             "[MODEL]",
+            "--device ESLM_KD_DEVICE",
             "--prompt",
             "--temperature",
             "--top-k",
             "--top-p",
             "--seed ESLM_KD_SEED",
             "--max-tokens",
-            "--device ESLM_KD_DEVICE",
         ]
     );
     assert_eq!(
         surface::<inspect::InspectArgs>(),
         [
             "[MODEL]",
+            "--device ESLM_KD_DEVICE",
             "--text",
             "--teacher",
             "--out",
@@ -94,7 +95,6 @@ fn the_flags_of_the_other_verbs_are_these() {
             "--temperature",
             "--context",
             "--max-tokens",
-            "--device ESLM_KD_DEVICE",
         ]
     );
     assert_eq!(surface::<export::ExportArgs>(), ["[RUN|CHECKPOINT]", "--out"]);

@@ -13,7 +13,7 @@ pub use signal::{Signal, SignalKind};
 /// The per-token objective `(1 - lambda) nll + lambda tau² D(q^tau, p^tau)`: q the teacher's, p the
 /// student's distribution (with forward KL that of Hinton et al., arXiv 1503.02531).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Mix {
+pub struct Objective {
     /// Weight of the distillation term, in [0, 1]; 0 without a teacher.
     pub lambda: f32,
     /// Temperature tau > 0.

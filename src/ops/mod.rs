@@ -19,6 +19,8 @@ pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use candle_core::{DType, Tensor};
+
 /// Which code works on a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
@@ -31,19 +33,12 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    pub(crate) fn of(x: &candle_core::Tensor) -> Self {
-        if fast(x) {
-            Self::Cpu
-        } else if gpu::applies(x) {
-            Self::Gpu
-        } else {
-            Self::Reference
+    pub(crate) fn of(x: &Tensor) -> Self {
+        let on_gpu = x.device().is_cuda() || gpu::emulated();
+        match x.dtype() {
+            DType::F32 | DType::BF16 if on_gpu => Self::Gpu,
+            DType::F32 if x.device().is_cpu() => Self::Cpu,
+            _ => Self::Reference,
         }
     }
-}
-
-/// Whether the f32 kernels for the CPU apply; [`gpu::applies`] says it of those for a GPU, and
-/// everything else takes the reference path.
-pub(crate) fn fast(x: &candle_core::Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == candle_core::DType::F32 && !gpu::emulated()
 }

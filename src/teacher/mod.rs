@@ -55,7 +55,7 @@ impl Teacher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::head::{Mix, PassInput, Weigh, fused, scan};
+    use crate::loss::head::{Objective, PassInput, Weigh, fused, scan};
     use crate::model::ParamSet;
     use crate::ops::testing::{assert_close, random};
     use candle_core::{Device, Tensor};
@@ -88,7 +88,7 @@ mod tests {
             let (student, signal) =
                 (Logits::new(hidden.clone(), weight.clone()), teacher.signal(&tokens, 10).unwrap());
             let trunk = signal.hidden().clone();
-            let mix = Mix {
+            let objective = Objective {
                 lambda: 0.5,
                 temperature: 1.0,
                 divergence: crate::loss::Divergence::ForwardKl,
@@ -100,7 +100,7 @@ mod tests {
                     teacher: Some(&signal),
                     targets: &targets,
                     options: 1.0.into(),
-                    mix,
+                    objective,
                 },
                 Weigh::Known(&[1.0; 20]),
                 &d_weight,

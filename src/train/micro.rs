@@ -10,7 +10,9 @@ use crate::config::{BackwardMode, HeadMode, Rho};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::loss::head::{self, Found, Fused, Logits, Mix, RowStats, ScanOptions, Scanned, Weigh};
+use crate::loss::head::{
+    self, Found, Fused, Logits, Objective, RowStats, ScanOptions, Scanned, Weigh,
+};
 use crate::loss::{Divergence, SignalKind};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
@@ -24,7 +26,7 @@ struct Micro<'a> {
     work: &'a StepWork<'a>,
     batch: &'a Batch,
     numbers: ScoreContext<'a>,
-    mix: Mix,
+    objective: Objective,
     /// Draws the rows of a sampled backward.
     sampler: Option<RowSampler>,
     /// Whether KL(p || q) is measured: the score needs it.
@@ -74,7 +76,7 @@ impl Trainer {
             work,
             batch,
             numbers,
-            mix: self.mix(work),
+            objective: self.objective(work),
             sampler: self.row_sampler(batch, numbers),
             reverse_kl: work.route.selects && self.plan.select.score.needs_reverse_kl(),
         };
@@ -117,8 +119,8 @@ impl Trainer {
     }
 
     /// Cross-entropy and divergence of the step.
-    fn mix(&self, work: &StepWork<'_>) -> Mix {
-        Mix {
+    fn objective(&self, work: &StepWork<'_>) -> Objective {
+        Objective {
             lambda: work.settings.lambda as f32,
             temperature: if self.teacher.is_some() {
                 work.settings.temperature as f32
@@ -237,12 +239,12 @@ impl Trainer {
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<Option<HeadGradient>> {
-        let Micro { batch, mix, work, .. } = *micro;
+        let Micro { batch, objective, work, .. } = *micro;
         let route = work.route;
         // Where every row of the teacher is read anyway, one scan serves score and loss.
         let everywhere = route.teacher == TeacherRows::All;
         let (with, later) = if everywhere { (signal, None) } else { (None, signal) };
-        let tau = if everywhere || !route.selects { mix.temperature } else { 1.0 };
+        let tau = if everywhere || !route.selects { objective.temperature } else { 1.0 };
         let Scanned { stats, student: logits, teacher } =
             if self.plan.machine.head == HeadMode::Recompute {
                 let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
@@ -272,7 +274,7 @@ impl Trainer {
         let logits = select_rows(logits, picked)?;
         let signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
         if let Some(signal) = signal.as_ref().filter(|_| route.scans_again()) {
-            stats = head::scan(&logits, Some(signal), &targets, mix.temperature)?.into();
+            stats = head::scan(&logits, Some(signal), &targets, objective.temperature)?.into();
         }
         let signal = signal.filter(|_| route.distils);
         if signal.is_some() {
@@ -291,12 +293,12 @@ impl Trainer {
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<Option<HeadGradient>> {
-        let mix = micro.mix;
+        let objective = micro.objective;
         let before = chosen.rows.rows.len();
         let mut loss_of_all = None;
         if let Some(drawn) = self.draw_at_head(micro, &chosen) {
             // The loss is that of all rows; only its gradient is a sample.
-            let loss = head::loss_of(&chosen.stats, &chosen.rows.weights, mix);
+            let loss = head::loss_of(&chosen.stats, &chosen.rows.weights, objective);
             if drawn.indices.is_empty() {
                 sums.loss += loss;
                 return Ok(None);
@@ -311,7 +313,7 @@ impl Trainer {
                 let tokens: Vec<u64> =
                     rows.iter().map(|&r| micro.numbers.token(r as usize, context)).collect();
                 let kind = SignalKind::of(&self.plan.objective);
-                Some(kind.reduce(dense, &stats, mix.temperature, self.plan.seed, &tokens)?)
+                Some(kind.reduce(dense, &stats, objective.temperature, self.plan.seed, &tokens)?)
             }
             None => None,
         };
@@ -323,7 +325,7 @@ impl Trainer {
                 stats: &stats,
                 targets: &targets,
                 weights: &weights,
-                mix,
+                objective,
             },
             self.grads.wte(),
         )?;
@@ -337,7 +339,8 @@ impl Trainer {
     fn draw_at_head(&self, micro: &Micro<'_>, chosen: &ChosenRows<'_>) -> Option<Chosen> {
         let sampler = micro.sampler.as_ref().filter(|_| micro.work.route.draws_at_head)?;
         let Rows { rows, weights } = &chosen.rows;
-        let bound = |(s, w): (&RowStats, &f32)| f64::from(*w) * head::gradient_bound(s, micro.mix);
+        let bound =
+            |(s, w): (&RowStats, &f32)| f64::from(*w) * head::gradient_bound(s, micro.objective);
         let norms: Vec<f64> = chosen.stats.iter().zip(weights).map(bound).collect();
         sampler.choose(self.student.config.n_layer, Some(rows), &norms)
     }
@@ -352,8 +355,8 @@ impl Trainer {
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<HeadGradient> {
-        let Micro { batch, mix, .. } = *micro;
-        let (options, d_head) = (micro.options(mix.temperature), self.grads.wte());
+        let Micro { batch, objective, .. } = *micro;
+        let (options, d_head) = (micro.options(objective.temperature), self.grads.wte());
         let run = |weigh: Weigh<'_>| {
             head::fused(
                 head::PassInput {
@@ -361,7 +364,7 @@ impl Trainer {
                     teacher: signal,
                     targets: &batch.targets,
                     options,
-                    mix,
+                    objective,
                 },
                 weigh,
                 d_head,
@@ -438,7 +441,7 @@ impl Micro<'_> {
         let (stats, loss) = found.read()?;
         for (i, s) in stats.iter().enumerate() {
             self.check("loss of the student", i, s.student.nll)?;
-            if self.mix.lambda > 0.0 {
+            if self.objective.lambda > 0.0 {
                 self.check("KL to the teacher", i, s.kl)?;
             }
         }

@@ -6,14 +6,16 @@ use crate::support::golden::{Golden, assert_gradients, assert_within, largest, v
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::loss::Divergence;
 use eslm_kd::loss::Signal;
-use eslm_kd::loss::head::{self, Logits, Mix, RowStats, ScanOptions, Weigh};
+use eslm_kd::loss::head::{self, Logits, Objective, RowStats, ScanOptions, Weigh};
 use eslm_kd::model::{Gpt2, Gpt2Config, ParamSet, ParamSpec};
 use eslm_kd::ops::embed::scatter_add;
 use eslm_kd::ops::matmul::{Precision, matmul};
 
 const SHAPES: [&str; 2] = ["small", "odd"];
-const PLAIN: Mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
-const DISTIL: Mix = Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl };
+const PLAIN: Objective =
+    Objective { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
+const DISTIL: Objective =
+    Objective { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl };
 
 /// Student, teacher and a batch.
 struct Case {
@@ -107,7 +109,7 @@ impl Case {
     }
 
     /// Adds the gradient of the loss sum over `rows` to `grads`; returns the sum.
-    fn accumulate(&self, rows: &[u32], mix: Mix, way: Way, grads: &ParamSet) -> f64 {
+    fn accumulate(&self, rows: &[u32], objective: Objective, way: Way, grads: &ParamSet) -> f64 {
         let (hidden, tape) = self.student.forward_with_tape(&self.inputs, self.context).unwrap();
         let t_hidden = self.teacher.forward(&self.inputs, self.context).unwrap();
         let s = Logits::new(hidden, self.student.params.wte().clone());
@@ -120,8 +122,8 @@ impl Case {
                     student: &s,
                     teacher: Some(&t),
                     targets: &self.targets,
-                    options: mix.temperature.into(),
-                    mix,
+                    options: objective.temperature.into(),
+                    objective,
                 },
                 Weigh::Asking(&mut weigh),
                 grads.wte(),
@@ -132,15 +134,16 @@ impl Case {
             return out.found.read().unwrap().1;
         }
         let (stats, s, t) = if way.keep {
-            let done = head::scan_and_store(s, Some(t), &self.targets, mix.temperature).unwrap();
+            let done =
+                head::scan_and_store(s, Some(t), &self.targets, objective.temperature).unwrap();
             (done.stats, done.student, done.teacher.unwrap())
         } else {
-            (head::scan(&s, Some(&t), &self.targets, mix.temperature).unwrap(), s, t)
+            (head::scan(&s, Some(&t), &self.targets, objective.temperature).unwrap(), s, t)
         };
         let (s, t) = (s.select(rows).unwrap(), t.select(rows).unwrap());
         let stats: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
         let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r as usize]).collect();
-        let t = (mix.lambda != 0.0).then_some(Signal::Dense(t));
+        let t = (objective.lambda != 0.0).then_some(Signal::Dense(t));
         let out = head::loss(
             head::LossInput {
                 student: &s,
@@ -148,7 +151,7 @@ impl Case {
                 stats: &stats,
                 targets: &targets,
                 weights: &vec![1.0; rows.len()],
-                mix,
+                objective,
             },
             grads.wte(),
         )
@@ -166,14 +169,14 @@ impl Case {
         out.sum
     }
 
-    fn gradients(&self, rows: &[u32], mix: Mix, way: Way) -> (f64, ParamSet) {
+    fn gradients(&self, rows: &[u32], objective: Objective, way: Way) -> (f64, ParamSet) {
         let params = &self.student.params;
         let grads = ParamSet::zeros(params.layout(), params.wte().dtype(), &Device::Cpu).unwrap();
-        (self.accumulate(rows, mix, way, &grads), grads)
+        (self.accumulate(rows, objective, way, &grads), grads)
     }
 
     /// The loss sum alone, by the head's formulas: what finite differences differentiate.
-    fn loss(&self, rows: &[u32], mix: Mix) -> f64 {
+    fn loss(&self, rows: &[u32], objective: Objective) -> f64 {
         let logits = |model: &Gpt2| {
             let hidden = model.forward(&self.inputs, self.context).unwrap();
             let index = Tensor::new(rows, &Device::Cpu).unwrap();
@@ -182,7 +185,7 @@ impl Case {
         };
         let targets: Vec<u32> = rows.iter().map(|&r| self.targets[r as usize]).collect();
         let (z, t) = (logits(&self.student), logits(&self.teacher));
-        values(&head::reference::per_token(&z, Some(&t), &targets, mix).unwrap()).iter().sum()
+        values(&head::reference::per_token(&z, Some(&t), &targets, objective).unwrap()).iter().sum()
     }
 }
 
@@ -251,7 +254,7 @@ fn every_gradient_matches_pytorch_on_every_path() {
         let case = Case::of(&golden);
         let (every, kept) = (valid(&golden), golden.ids("rows"));
         assert_eq!(kept.len(), every.len().div_ceil(2));
-        for (name, mix, rows) in
+        for (name, objective, rows) in
             [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)]
         {
             let want = golden.scalar(&format!("loss.{name}"));
@@ -259,7 +262,7 @@ fn every_gradient_matches_pytorch_on_every_path() {
             let mut sparse = Vec::new();
             for way in WAYS {
                 let what = format!("{shape}: {name}, {way:?}");
-                let (loss, grads) = case.gradients(rows, mix, way);
+                let (loss, grads) = case.gradients(rows, objective, way);
                 assert_within(&what, &[loss], &[want], 1e-6 * want.abs());
                 assert_gradients(&what, &grads, want_grad, 2e-5);
                 sparse.extend((way.sparse && !way.fused).then(|| bits(&grads)));
@@ -276,13 +279,13 @@ fn the_path_off_the_fast_kernels_matches_pytorch_and_the_fast_one() {
         let case = Case::of(&golden);
         let reference = case.in_f64();
         let (every, kept) = (valid(&golden), golden.ids("rows"));
-        for (name, mix, rows) in
+        for (name, objective, rows) in
             [("ce", PLAIN, &every), ("ce_kl", DISTIL, &every), ("ce_kl_rows", DISTIL, &kept)]
         {
             for sparse in [true, false] {
                 let way = Way { keep: false, sparse, fused: false };
                 let what = format!("{shape}: {name}, f64, {way:?}");
-                let (loss, grads) = reference.gradients(rows, mix, way);
+                let (loss, grads) = reference.gradients(rows, objective, way);
                 let want = golden.scalar(&format!("loss.{name}"));
                 // What is left: lambda is an f32, off by 2.4e-8, and the goldens' gradients are
                 // stored in f32.
@@ -293,7 +296,7 @@ fn the_path_off_the_fast_kernels_matches_pytorch_and_the_fast_one() {
                     |p| golden.values(&format!("grad.{name}.{p}")),
                     5e-7,
                 );
-                let fast = case.gradients(rows, mix, way).1;
+                let fast = case.gradients(rows, objective, way).1;
                 let wide = |p: &str| values(grads.named().find(|(n, _)| *n == p).unwrap().1);
                 assert_gradients(&format!("{what} against f32"), &fast, wide, 1e-5);
             }
@@ -407,7 +410,7 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
         for (name, tau) in ["0.05", "1", "20"].iter().zip(golden.values("taus")) {
             let value = golden.values(&format!("{word}.{name}.value"));
             let grad = golden.values(&format!("{word}.{name}.grad"));
-            let mix = Mix { lambda: 1.0, temperature: tau as f32, divergence };
+            let objective = Objective { lambda: 1.0, temperature: tau as f32, divergence };
             // hidden = identity: row i of the logits is column i of the weight.
             let eye = Tensor::eye(n, DType::F32, &Device::Cpu).unwrap();
             let d_weight = Tensor::zeros((v, n), DType::F32, &Device::Cpu).unwrap();
@@ -425,7 +428,7 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
                     stats: &stats,
                     targets: &targets,
                     weights: &vec![1.0; n],
-                    mix,
+                    objective,
                 },
                 &d_weight,
             )
@@ -449,7 +452,7 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
                         stats: &stats[row..=row],
                         targets: &[0],
                         weights: &[1.0],
-                        mix,
+                        objective,
                     },
                     &scratch,
                 )

@@ -7,7 +7,7 @@ use eslm_kd::config::{Pool, Tail};
 use eslm_kd::cost::{
     flops_of_run, flops_per_step, head_backward, head_forward, trunk_backward_exact, trunk_forward,
 };
-use eslm_kd::loss::Mix;
+use eslm_kd::loss::Objective;
 use eslm_kd::loss::head::{self, Logits};
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::select::{Carried, Selector};
@@ -27,7 +27,7 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
     };
     let (hidden, weight) = (tensor(0, n), tensor(1, vocab));
     let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
-    let mix = Mix { lambda: 0.0, temperature: 1.0, ..Mix::default() };
+    let objective = Objective { lambda: 0.0, temperature: 1.0, ..Objective::default() };
     for alpha in [0.1, 0.5, 0.75] {
         let logits = Logits::new(hidden.clone(), weight.clone());
         let stats = head::scan(&logits, None, &targets, 1.0).unwrap();
@@ -47,7 +47,7 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
                 stats: &picked,
                 targets: &of_rows,
                 weights: &vec![1.0; k],
-                mix,
+                objective,
             },
             &d_weight,
         )
@@ -61,7 +61,7 @@ fn the_gradient_of_kept_losses_is_that_of_cvar() {
         let h = Var::from_tensor(&hidden.to_dtype(DType::F64).unwrap()).unwrap();
         let w = Var::from_tensor(&weight.to_dtype(DType::F64).unwrap()).unwrap();
         let z = head::reference::logits(h.as_tensor(), w.as_tensor()).unwrap();
-        let l = head::reference::per_token(&z, None, &targets, mix).unwrap();
+        let l = head::reference::per_token(&z, None, &targets, objective).unwrap();
         let excess = (l - t).unwrap().relu().unwrap().mean_all().unwrap();
         let cvar = ((excess / (1.0 - alpha)).unwrap() + t).unwrap();
         let mean = ours.sum / k as f64;

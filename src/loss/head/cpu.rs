@@ -1,7 +1,7 @@
 //! Head statistics and gradients on f32: a product per tile, then rows in parallel.
 
 use super::sparse::{self, SparseRow};
-use super::{Logits, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored};
+use super::{Logits, LossInput, Objective, Passed, RowStats, ScanOptions, Stats, Stored};
 use crate::error::Result;
 use crate::loss::Divergence;
 use crate::loss::Signal;
@@ -55,17 +55,17 @@ impl<'a> Taught<'a> {
         student: &Logits,
         teacher: Option<&'a Signal>,
         stats: &[RowStats],
-        mix: Mix,
+        objective: Objective,
     ) -> Result<Self> {
         match teacher {
             None => Ok(Self::Nothing),
-            Some(Signal::Dense(t)) if mix.divergence == Divergence::ForwardKl => {
+            Some(Signal::Dense(t)) if objective.divergence == Divergence::ForwardKl => {
                 Ok(Self::Dense(t, None))
             }
             Some(Signal::Dense(t)) => {
-                Ok(Self::Dense(t, Some(divergences(student, t, stats, mix)?)))
+                Ok(Self::Dense(t, Some(divergences(student, t, stats, objective)?)))
             }
-            Some(signal) => Ok(Self::Sparse(sparse::rows(student, signal, stats, mix)?)),
+            Some(signal) => Ok(Self::Sparse(sparse::rows(student, signal, stats, objective)?)),
         }
     }
 
@@ -85,14 +85,14 @@ fn divergences(
     student: &Logits,
     teacher: &Logits,
     stats: &[RowStats],
-    mix: Mix,
+    objective: Objective,
 ) -> Result<Vec<RowDivergence>> {
     let mut sums = vec![RowDivergence::default(); stats.len()];
     let (mut z_tiles, mut t_tiles) = (Tiles::new(student, false)?, Tiles::new(teacher, false)?);
     for start in (0..student.vocab()).step_by(TILE) {
         let (z, t) = (z_tiles.tile(start), t_tiles.tile(start));
         sums.par_iter_mut().zip(stats).enumerate().for_each(|(i, (sums, s))| {
-            add_sums(sums, z.row(i), t.row(i), s, mix);
+            add_sums(sums, z.row(i), t.row(i), s, objective);
         });
     }
     sums.iter_mut().for_each(|s| s.value = not_negative(s.value));
@@ -100,15 +100,25 @@ fn divergences(
 }
 
 /// Adds a tile of a row to its sums.
-pub(super) fn add_sums(sums: &mut RowDivergence, z: &[f32], t: &[f32], s: &RowStats, mix: Mix) {
-    let (value, gradient) = mix.divergence.sums(z, t, &normal(s, mix));
+pub(super) fn add_sums(
+    sums: &mut RowDivergence,
+    z: &[f32],
+    t: &[f32],
+    s: &RowStats,
+    objective: Objective,
+) {
+    let (value, gradient) = objective.divergence.sums(z, t, &normal(s, objective));
     sums.value += f64::from(value);
     sums.gradient += f64::from(gradient);
 }
 
-fn normal(s: &RowStats, mix: Mix) -> Normal {
+fn normal(s: &RowStats, objective: Objective) -> Normal {
     let of = |s: &Stats| (s.max, s.log_sum_tau);
-    Normal { student: of(&s.student), teacher: of(&s.teacher), inverse_tau: 1.0 / mix.temperature }
+    Normal {
+        student: of(&s.student),
+        teacher: of(&s.teacher),
+        inverse_tau: 1.0 / objective.temperature,
+    }
 }
 
 /// What the teacher says of a tile of a row.
@@ -129,19 +139,27 @@ pub(super) fn row_gradient(
     s: &RowStats,
     target: usize,
     weight: f32,
-    mix: Mix,
+    objective: Objective,
 ) {
-    let (ce, scale) = (weight * (1.0 - mix.lambda), weight * mix.lambda * mix.temperature);
-    if let (TaughtTile::Dense(t, _), Divergence::ForwardKl) = (&taught, mix.divergence) {
-        mixed_gradient(dz, z, t, s, weight, mix.lambda, mix.temperature);
+    let (ce, scale) =
+        (weight * (1.0 - objective.lambda), weight * objective.lambda * objective.temperature);
+    if let (TaughtTile::Dense(t, _), Divergence::ForwardKl) = (&taught, objective.divergence) {
+        mixed_gradient(dz, z, t, s, weight, objective.lambda, objective.temperature);
     } else {
         ce_gradient(dz, z, s.student.max, s.student.log_sum, ce);
         match taught {
             TaughtTile::Nothing => {}
             TaughtTile::Dense(t, total) => {
-                mix.divergence.add_gradient(dz, z, t, &normal(s, mix), total as f32, scale);
+                objective.divergence.add_gradient(
+                    dz,
+                    z,
+                    t,
+                    &normal(s, objective),
+                    total as f32,
+                    scale,
+                );
             }
-            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, mix, (ce, scale)),
+            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, objective, (ce, scale)),
         }
     }
     if let Some(at_target) = dz.get_mut(target) {
@@ -154,7 +172,7 @@ pub(super) fn gradient(
     taught: &Taught<'_>,
     d_weight: &Tensor,
 ) -> Result<Tensor> {
-    let LossInput { student, stats, targets, weights, mix, .. } = input;
+    let LossInput { student, stats, targets, weights, objective, .. } = input;
     let (k, d) = student.hidden.dims2()?;
     let mut d_hidden = vec![0.0; k * d];
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
@@ -181,7 +199,7 @@ pub(super) fn gradient(
                     _ => TaughtTile::Nothing,
                 };
                 let target = (targets[i] as usize).wrapping_sub(start);
-                row_gradient(dz, z.row(i), said, &stats[i], target, weights[i], mix);
+                row_gradient(dz, z.row(i), said, &stats[i], target, weights[i], objective);
             });
             let dz = Mat::row_major(dz, k, width);
             let w_tile = Mat::row_major(&weight[start * d..(start + width) * d], width, d);

@@ -11,7 +11,8 @@ pub(super) use signals::{Largest, largest};
 use super::fused::{Found, Fused, PassInput, Weigh};
 use super::sparse::SparseRow;
 use super::{
-    Logits, LossGradient, LossInput, Mix, Passed, RowStats, ScanOptions, Stats, Stored, per_token,
+    Logits, LossGradient, LossInput, Objective, Passed, RowStats, ScanOptions, Stats, Stored,
+    per_token,
 };
 use crate::error::Result;
 use crate::loss::Signal;
@@ -275,7 +276,7 @@ impl Chosen<'_> {
 struct Pass<'a> {
     student: &'a Logits,
     blocks: Blocks,
-    mix: Mix,
+    objective: Objective,
     d_weight: &'a Tensor,
     d_hidden: Vec<Tensor>,
     /// D and G of rows, [k, 2] a block; none where the scan knows D.
@@ -283,9 +284,9 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(student: &'a Logits, mix: Mix, d_weight: &'a Tensor) -> Result<Self> {
+    fn new(student: &'a Logits, objective: Objective, d_weight: &'a Tensor) -> Result<Self> {
         let blocks = Blocks::new(student, false)?;
-        Ok(Self { student, blocks, mix, d_weight, d_hidden: Vec::new(), sums: Vec::new() })
+        Ok(Self { student, blocks, objective, d_weight, d_hidden: Vec::new(), sums: Vec::new() })
     }
 
     /// Adds the gradients of the rows chosen of a block, whose hidden vectors are `hidden` [k, D].
@@ -297,9 +298,9 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let (k, d) = hidden.dims2()?;
         let stride = self.blocks.weight.dim(0)?;
-        let (divergence, share) = self.mix.divergence.code();
+        let (divergence, share) = self.objective.divergence.code();
         let sums = match chosen.t {
-            Some(t) if self.mix.divergence.needs_sums() => {
+            Some(t) if self.objective.divergence.needs_sums() => {
                 let sums = uninitialised((k, 2), DType::F32, hidden)?;
                 let args = DivergenceSums {
                     sums: floats(&sums)?,
@@ -309,7 +310,7 @@ impl<'a> Pass<'a> {
                     v: self.student.vocab() as u32,
                     divergence,
                     share,
-                    tau: self.mix.temperature,
+                    tau: self.objective.temperature,
                 };
                 launch(hidden, Module::Head, "head_divergence_sums", Grid::of(k, THREADS), args)?;
                 Some(sums)
@@ -334,8 +335,8 @@ impl<'a> Pass<'a> {
             v: self.student.vocab() as u32,
             divergence,
             share,
-            lambda: self.mix.lambda,
-            tau: self.mix.temperature,
+            lambda: self.objective.lambda,
+            tau: self.objective.temperature,
         };
         launch(
             hidden,
@@ -389,9 +390,9 @@ fn values(sums: &[Tensor]) -> Result<Option<Vec<f64>>> {
 }
 
 pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
-    let LossInput { student, signal, stats, targets, weights, mix } = input;
+    let LossInput { student, signal, stats, targets, weights, objective } = input;
     let k = stats.len();
-    let mut pass = Pass::new(student, mix, d_weight)?;
+    let mut pass = Pass::new(student, objective, d_weight)?;
     let teacher = match signal {
         Some(Signal::Dense(t)) => Some(Blocks::new(t, false)?),
         _ => None,
@@ -399,7 +400,7 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
     let of_sparse = |z: &Block, start: usize, count: usize| -> Result<Option<Vec<SparseRow>>> {
         match signal {
             Some(signal @ (Signal::TopK(_) | Signal::Sampled(_))) => {
-                sparse_rows(z, signal, &stats[start..start + count], start, mix).map(Some)
+                sparse_rows(z, signal, &stats[start..start + count], start, objective).map(Some)
             }
             _ => Ok(None),
         }
@@ -435,7 +436,7 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
         (_, None) => f64::from(s.kl),
     };
     let rows = stats.iter().zip(weights).enumerate();
-    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, value(i, s), mix)).sum();
+    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, value(i, s), objective)).sum();
     Ok(LossGradient { sum, d_hidden })
 }
 
@@ -444,9 +445,9 @@ pub(super) fn fused(
     weigh: &mut Weigh<'_>,
     d_weight: &Tensor,
 ) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, mix } = input;
+    let PassInput { student, teacher, targets, options, objective } = input;
     let n = targets.len();
-    let mut pass = Pass::new(student, mix, d_weight)?;
+    let mut pass = Pass::new(student, objective, d_weight)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     let stats = uninitialised((n, STATS), DType::F32, &student.hidden)?;
     let teacher = teacher.map(|t| Blocks::new(t, false)).transpose()?;
@@ -476,7 +477,7 @@ pub(super) fn fused(
         let chosen = Chosen {
             z: &z,
             // A teacher without weight in the loss costs nothing.
-            t: t.as_ref().filter(|_| mix.lambda != 0.0),
+            t: t.as_ref().filter(|_| objective.lambda != 0.0),
             stats: &found,
             places: picked.as_ref(),
             targets: &targets,
@@ -487,8 +488,13 @@ pub(super) fn fused(
         weights.extend(of_kept);
     }
     let (d_hidden, sums) = pass.finish()?;
-    let found =
-        Found::Device(Pending { stats, sums, rows: rows.clone(), weights: weights.clone(), mix });
+    let found = Found::Device(Pending {
+        stats,
+        sums,
+        rows: rows.clone(),
+        weights: weights.clone(),
+        objective,
+    });
     Ok(Fused { found, rows, weights, d_hidden })
 }
 
@@ -499,7 +505,7 @@ pub struct Pending {
     sums: Vec<Tensor>,
     rows: Vec<u32>,
     weights: Vec<f32>,
-    mix: Mix,
+    objective: Objective,
 }
 
 impl Pending {
@@ -509,7 +515,7 @@ impl Pending {
         let one = |(i, (&row, &weight)): (usize, (&u32, &f32))| {
             let s = &stats[row as usize];
             let value = known.as_ref().map_or(f64::from(s.kl), |known| known[i]);
-            f64::from(weight) * per_token(s, value, self.mix)
+            f64::from(weight) * per_token(s, value, self.objective)
         };
         let sum = self.rows.iter().zip(&self.weights).enumerate().map(one).sum();
         Ok((stats, sum))

@@ -8,7 +8,9 @@
 
 use super::cpu::{self, Running, TILE, TaughtTile};
 use super::cuda::{self, Pending};
-use super::{Logits, LossInput, Mix, RowStats, ScanOptions, check, loss, per_token, reference};
+use super::{
+    Logits, LossInput, Objective, RowStats, ScanOptions, check, loss, per_token, reference,
+};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::Signal;
@@ -83,22 +85,22 @@ pub struct PassInput<'a> {
     pub teacher: Option<&'a Logits>,
     /// `[N]`
     pub targets: &'a [u32],
-    /// `tau` must be the mix's temperature wherever the divergence has weight.
+    /// `tau` must be the objective's temperature wherever the divergence has weight.
     pub options: ScanOptions,
     /// The objective; the teacher's signal is dense.
-    pub mix: Mix,
+    pub objective: Objective,
 }
 
 /// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other
 /// than 0; that of the head is added to `d_weight` [V, D]. The numbers are those of [`super::scan`]
 /// and [`super::loss`] up to rounding.
 pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, mix } = input;
+    let PassInput { student, teacher, targets, options, objective } = input;
     check(student, teacher, targets)?;
     if matches!(weigh, Weigh::Known(weights) if weights.len() != targets.len()) {
         return Err(Error::internal("weights and rows of a head pass differ in number"));
     }
-    if mix.lambda != 0.0 && (teacher.is_none() || options.tau != mix.temperature) {
+    if objective.lambda != 0.0 && (teacher.is_none() || options.tau != objective.temperature) {
         return Err(Error::internal(
             "a distillation term needs a teacher, read at the term's temperature",
         ));
@@ -111,7 +113,7 @@ pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> R
 }
 
 fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, mix } = input;
+    let PassInput { student, teacher, targets, options, objective } = input;
     let stats = reference::scan(student, teacher, targets, options)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     for (row, s) in stats.iter().enumerate() {
@@ -123,7 +125,7 @@ fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) 
     }
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
-    let teacher = teacher.filter(|_| mix.lambda != 0.0);
+    let teacher = teacher.filter(|_| objective.lambda != 0.0);
     let signal = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
     let student = student.select(&rows)?;
     let chosen = LossInput {
@@ -132,7 +134,7 @@ fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) 
         stats: &picked,
         targets: &targets,
         weights: &weights,
-        mix,
+        objective,
     };
     let out = loss(chosen, d_weight)?;
     Ok(Fused { found: Found::Here(stats, out.sum), rows, weights, d_hidden: out.d_hidden })
@@ -143,7 +145,7 @@ struct Pass<'a> {
     teacher: Option<Product<'a>>,
     targets: &'a [u32],
     options: ScanOptions,
-    mix: Mix,
+    objective: Objective,
 }
 
 /// Factors of logits, in memory.
@@ -192,9 +194,9 @@ struct Kept {
 
 impl<'a> Pass<'a> {
     fn new(input: PassInput<'a>) -> Result<Self> {
-        let PassInput { student, teacher, targets, options, mix } = input;
+        let PassInput { student, teacher, targets, options, objective } = input;
         let teacher = teacher.map(Product::new).transpose()?;
-        Ok(Self { student: Product::new(student)?, teacher, targets, options, mix })
+        Ok(Self { student: Product::new(student)?, teacher, targets, options, objective })
     }
 
     fn run(&self, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
@@ -225,12 +227,13 @@ impl<'a> Pass<'a> {
                 }
             }
             // A teacher without weight in the loss costs nothing.
-            let t = t.filter(|_| self.mix.lambda != 0.0);
+            let t = t.filter(|_| self.objective.lambda != 0.0);
             let sums = self.sums(block, t, &found, &kept);
             for (kept, sums) in kept.iter().zip(&sums) {
                 rows.push(kept.row as u32);
                 weights.push(kept.weight);
-                sum += f64::from(kept.weight) * per_token(&found[kept.place], sums.value, self.mix);
+                sum += f64::from(kept.weight)
+                    * per_token(&found[kept.place], sums.value, self.objective);
             }
             for (to, kept) in kept.iter().enumerate().filter(|(to, kept)| *to != kept.place) {
                 block.copy_within(kept.place * v..(kept.place + 1) * v, to * v);
@@ -316,13 +319,13 @@ impl<'a> Pass<'a> {
         let v = self.student.vocab;
         let one = |kept: &Kept| {
             let s = &block[kept.place];
-            let Some(t) = t.filter(|_| self.mix.divergence != Divergence::ForwardKl) else {
+            let Some(t) = t.filter(|_| self.objective.divergence != Divergence::ForwardKl) else {
                 return RowDivergence { value: f64::from(s.kl), gradient: 0.0 };
             };
             let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
             let mut sums = RowDivergence::default();
             for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
-                cpu::add_sums(&mut sums, z, t, s, self.mix);
+                cpu::add_sums(&mut sums, z, t, s, self.objective);
             }
             RowDivergence { value: cpu::not_negative(sums.value), ..sums }
         };
@@ -356,7 +359,7 @@ impl<'a> Pass<'a> {
                         stats,
                         target.wrapping_sub(tile),
                         kept.weight,
-                        self.mix,
+                        self.objective,
                     );
                 }
             },

@@ -21,7 +21,7 @@ mod reduce;
 pub mod reference;
 mod sparse;
 
-pub use super::Mix;
+pub use super::Objective;
 pub(crate) use cpu::TILE;
 pub(crate) use fused::ROWS as BLOCK_ROWS;
 pub use fused::{Found, Fused, PassInput, Weigh, fused};
@@ -233,7 +233,7 @@ pub struct LossInput<'a> {
     /// Multiplies each row's loss `[N]`.
     pub weights: &'a [f32],
     /// The objective.
-    pub mix: Mix,
+    pub objective: Objective,
 }
 
 /// Loss sum and gradients over the given rows.
@@ -248,7 +248,7 @@ pub struct LossGradient {
 /// Loss sum over all rows of the input (select first), and its gradients: with respect to the
 /// hidden vectors in the result, with respect to the head added to `d_weight` [V, D].
 pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
-    let LossInput { student, signal, stats, targets, weights, mix } = input;
+    let LossInput { student, signal, stats, targets, weights, objective } = input;
     check(student, None, targets)?;
     if let Some(signal) = signal {
         signal.check_vocab(student.vocab())?;
@@ -263,46 +263,51 @@ pub fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradient> {
             "statistics, weights and rows of the head loss differ in number",
         ));
     }
-    if mix.lambda != 0.0 && signal.is_none() {
+    if objective.lambda != 0.0 && signal.is_none() {
         return Err(Error::internal("a distillation term needs a teacher"));
     }
     let backend = Backend::of(&student.hidden);
     if backend == Backend::Reference {
-        return reference::loss(student, signal, targets, weights, mix, d_weight);
+        return reference::loss(student, signal, targets, weights, objective, d_weight);
     }
     // A teacher without weight in the loss costs nothing.
-    let input = LossInput { signal: signal.filter(|_| mix.lambda != 0.0), ..input };
+    let input = LossInput { signal: signal.filter(|_| objective.lambda != 0.0), ..input };
     if backend == Backend::Gpu {
         if let Some(signal) = input.signal {
-            sparse::check(signal, mix)?;
+            sparse::check(signal, objective)?;
         }
         return cuda::loss(input, d_weight);
     }
-    let taught = cpu::Taught::new(student, input.signal, stats, mix)?;
+    let taught = cpu::Taught::new(student, input.signal, stats, objective)?;
     let rows = stats.iter().zip(weights).enumerate();
-    let sum = rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), mix)).sum();
+    let sum =
+        rows.map(|(i, (s, w))| f64::from(*w) * per_token(s, taught.value(i, s), objective)).sum();
     Ok(LossGradient { sum, d_hidden: cpu::gradient(input, &taught, d_weight)? })
 }
 
 /// What [`loss`] sums up where the divergence is forward KL on a dense signal, from the statistics
 /// of a scan alone.
-pub fn loss_of(stats: &[RowStats], weights: &[f32], mix: Mix) -> f64 {
-    stats.iter().zip(weights).map(|(s, w)| f64::from(*w) * per_token(s, f64::from(s.kl), mix)).sum()
+pub fn loss_of(stats: &[RowStats], weights: &[f32], objective: Objective) -> f64 {
+    stats
+        .iter()
+        .zip(weights)
+        .map(|(s, w)| f64::from(*w) * per_token(s, f64::from(s.kl), objective))
+        .sum()
 }
 
 /// A bound on the norm of the gradient of a row's loss with respect to its logits, up to a factor
 /// of sqrt(2) for all rows, where the divergence is forward KL on a dense signal: that of
 /// cross-entropy is `|p - onehot| <= sqrt(2) (1 - p_target)` (and at least `1 - p_target`), that of
 /// the divergence at temperature tau is `tau |p - q| <= tau sqrt(2 KL)` (Pinsker).
-pub fn gradient_bound(stats: &RowStats, mix: Mix) -> f64 {
-    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+pub fn gradient_bound(stats: &RowStats, objective: Objective) -> f64 {
+    let (tau, lambda) = (f64::from(objective.temperature), f64::from(objective.lambda));
     let missing = -f64::from(-stats.student.nll).exp_m1();
     (1.0 - lambda) * missing.max(0.0) + lambda * tau * f64::from(stats.kl.max(0.0)).sqrt()
 }
 
 /// The loss of a row whose divergence is `divergence`.
-fn per_token(stats: &RowStats, divergence: f64, mix: Mix) -> f64 {
-    let (tau, lambda) = (f64::from(mix.temperature), f64::from(mix.lambda));
+fn per_token(stats: &RowStats, divergence: f64, objective: Objective) -> f64 {
+    let (tau, lambda) = (f64::from(objective.temperature), f64::from(objective.lambda));
     (1.0 - lambda) * f64::from(stats.student.nll) + lambda * tau * tau * divergence
 }
 

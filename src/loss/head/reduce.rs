@@ -5,6 +5,7 @@ use super::cpu::{TILE, Tiles};
 use super::{Logits, RowStats, cuda, reference};
 use crate::error::{Error, Result};
 use crate::loss::signal::{DrawnId, Sampled, TopK};
+use crate::ops::Backend;
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use crate::rng::Rng;
 use rayon::prelude::*;
@@ -43,11 +44,12 @@ pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result
     check(teacher, stats)?;
     let vocab = teacher.vocab();
     let k = k.clamp(1, vocab);
-    if crate::ops::gpu::applies(&teacher.hidden) {
+    let backend = Backend::of(&teacher.hidden);
+    if backend == Backend::Gpu {
         return Ok(of_largest(cuda::largest(teacher, stats, tau, k)?, stats, tau, k, vocab));
     }
     let mut rows: Vec<Top> = stats.iter().map(|s| Top::new(Scale::new(s, tau), k)).collect();
-    if crate::ops::fast(&teacher.hidden) {
+    if backend == Backend::Cpu {
         let mut tiles = Tiles::new(teacher, false)?;
         for start in (0..vocab).step_by(TILE) {
             let t = tiles.tile(start);
@@ -95,7 +97,7 @@ pub fn sample(
     let mut rows: Vec<Draws> = rows
         .map(|(s, &token)| Draws::new(Scale::new(s, tau), draws, |draw| uniform(rng, draw, token)))
         .collect();
-    if crate::ops::fast(&teacher.hidden) {
+    if Backend::of(&teacher.hidden) == Backend::Cpu {
         let mut tiles = Tiles::new(teacher, false)?;
         for start in (0..teacher.vocab()).step_by(TILE) {
             let t = tiles.tile(start);

@@ -1,7 +1,7 @@
 //! The head by its formulas, with whole [N, V] matrices in candle ops: oracle of the tests and the
 //! path off the CPU.
 
-use super::{Logits, LossGradient, Mix, RowStats, ScanOptions, Stats, sparse};
+use super::{Logits, LossGradient, Objective, RowStats, ScanOptions, Stats, sparse};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::Signal;
@@ -22,21 +22,31 @@ pub fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
 
 /// Per-token objective `[N]` for student logits `z` and teacher logits `t`, both [N, V]:
 /// differentiable by candle.
-pub fn per_token(z: &Tensor, t: Option<&Tensor>, targets: &[u32], mix: Mix) -> Result<Tensor> {
-    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
+pub fn per_token(
+    z: &Tensor,
+    t: Option<&Tensor>,
+    targets: &[u32],
+    objective: Objective,
+) -> Result<Tensor> {
+    let (lambda, tau) = (f64::from(objective.lambda), f64::from(objective.temperature));
     let nll = nll(z, targets)?;
     match t {
         None => Ok((nll * (1.0 - lambda))?),
         Some(t) => Ok(((nll * (1.0 - lambda))?
-            + (divergence(mix.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)?
+            + (divergence(objective.divergence, &log_softmax(z, tau)?, &log_softmax(t, tau)?)?
                 * (lambda * tau * tau))?)?),
     }
 }
 
 /// As [`per_token`], with a top-k or sampled signal.
-pub fn per_token_sparse(z: &Tensor, signal: &Signal, targets: &[u32], mix: Mix) -> Result<Tensor> {
-    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
-    let divergence = sparse::by_reference(&log_softmax(z, tau)?, signal, mix)?;
+pub fn per_token_sparse(
+    z: &Tensor,
+    signal: &Signal,
+    targets: &[u32],
+    objective: Objective,
+) -> Result<Tensor> {
+    let (lambda, tau) = (f64::from(objective.lambda), f64::from(objective.temperature));
+    let divergence = sparse::by_reference(&log_softmax(z, tau)?, signal, objective)?;
     Ok(((nll(z, targets)? * (1.0 - lambda))? + (divergence * (lambda * tau * tau))?)?)
 }
 
@@ -144,7 +154,7 @@ pub(super) fn loss(
     teacher: Option<&Signal>,
     targets: &[u32],
     weights: &[f32],
-    mix: Mix,
+    objective: Objective,
     d_weight: &Tensor,
 ) -> Result<LossGradient> {
     if targets.is_empty() {
@@ -158,11 +168,11 @@ pub(super) fn loss(
     let w = Tensor::new(weights, z.device())?.to_dtype(z.dtype())?;
     let weighed = |z: &Tensor| match teacher {
         Some(signal @ (Signal::TopK(_) | Signal::Sampled(_))) => {
-            Ok::<Tensor, Error>((per_token_sparse(z, signal, targets, mix)? * &w)?.sum_all()?)
+            Ok::<Tensor, Error>((per_token_sparse(z, signal, targets, objective)? * &w)?.sum_all()?)
         }
-        _ => Ok((per_token(z, t.as_ref(), targets, mix)? * &w)?.sum_all()?),
+        _ => Ok((per_token(z, t.as_ref(), targets, objective)? * &w)?.sum_all()?),
     };
-    if teacher.is_some_and(|_| t.is_none() || mix.divergence != Divergence::ForwardKl) {
+    if teacher.is_some_and(|_| t.is_none() || objective.divergence != Divergence::ForwardKl) {
         let z = Var::from_tensor(&z)?;
         let sum = weighed(&z)?;
         let grads = sum.backward()?;
@@ -171,7 +181,7 @@ pub(super) fn loss(
         return finish(student, &sum, dz, d_weight);
     }
     let sum = weighed(&z)?;
-    let (lambda, tau) = (f64::from(mix.lambda), f64::from(mix.temperature));
+    let (lambda, tau) = (f64::from(objective.lambda), f64::from(objective.temperature));
     let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
     let minus = Tensor::ones((targets.len(), 1), z.dtype(), z.device())?.neg()?;
     let mut dz = (log_softmax(&z, 1.0)?.exp()?.scatter_add(&index, &minus, 1)? * (1.0 - lambda))?;

@@ -6,7 +6,7 @@
 //! logit is p (h of its bucket - G). Drawn ids give KL(q || p) with q replaced by the share of
 //! draws: the gradient p - count / draws is right in expectation.
 
-use super::{Logits, Mix, RowStats, cpu, reference};
+use super::{Logits, Objective, RowStats, cpu, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::divergence::RowDivergence;
@@ -50,11 +50,11 @@ impl SparseRow {
         z: &[f32],
         start: usize,
         s: &RowStats,
-        mix: Mix,
+        objective: Objective,
         (ce, scale): (f32, f32),
     ) {
         let (s, total, inverse_tau) =
-            (&s.student, self.sums.gradient as f32, 1.0 / mix.temperature);
+            (&s.student, self.sums.gradient as f32, 1.0 / objective.temperature);
         add_softmax(dz, z, s.max, s.log_sum_tau, inverse_tau, scale * (self.h_rest - total));
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);
         let inside = self.g[from..].iter().map(|(id, g)| (*id as usize - start, *g));
@@ -72,14 +72,14 @@ pub(super) fn rows(
     student: &Logits,
     signal: &Signal,
     stats: &[RowStats],
-    mix: Mix,
+    objective: Objective,
 ) -> Result<Vec<SparseRow>> {
-    check(signal, mix)?;
+    check(signal, objective)?;
     let d = student.hidden.dim(1)?;
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
     // Few products, formed here however the logits are held: the same bits in every head mode.
-    rows_of(signal, 0, stats, mix, |i, _, id| {
+    rows_of(signal, 0, stats, objective, |i, _, id| {
         dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d])
     })
 }
@@ -90,16 +90,17 @@ pub(super) fn rows_of(
     signal: &Signal,
     first: usize,
     stats: &[RowStats],
-    mix: Mix,
+    objective: Objective,
     logit: impl Fn(usize, usize, u32) -> f32 + Sync,
 ) -> Result<Vec<SparseRow>> {
     let one = |i: usize| {
         let s = &stats[i].student;
-        let log_p =
-            |place: usize, id: u32| (logit(i, place, id) - s.max) / mix.temperature - s.log_sum_tau;
+        let log_p = |place: usize, id: u32| {
+            (logit(i, place, id) - s.max) / objective.temperature - s.log_sum_tau
+        };
         match signal {
             Signal::Dense(_) => SparseRow::default(),
-            Signal::TopK(top) => bucketed(top, first + i, mix.divergence, log_p),
+            Signal::TopK(top) => bucketed(top, first + i, objective.divergence, log_p),
             Signal::Sampled(sampled) => drawn(&sampled.rows[first + i], sampled.draws, log_p),
         }
     };
@@ -107,11 +108,11 @@ pub(super) fn rows_of(
 }
 
 /// Only forward KL is linear in q, so only there draws are right on average.
-pub(super) fn check(signal: &Signal, mix: Mix) -> Result<()> {
+pub(super) fn check(signal: &Signal, objective: Objective) -> Result<()> {
     match signal {
-        Signal::Sampled(_) if mix.divergence != Divergence::ForwardKl => Err(Error::internal(
-            "a sampled teacher needs forward KL: no other divergence is unbiased",
-        )),
+        Signal::Sampled(_) if objective.divergence != Divergence::ForwardKl => Err(
+            Error::internal("a sampled teacher needs forward KL: no other divergence is unbiased"),
+        ),
         _ => Ok(()),
     }
 }
@@ -162,10 +163,10 @@ fn drawn(ids: &[DrawnId], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> Spar
 pub(super) fn by_reference(
     log_p: &candle_core::Tensor,
     signal: &Signal,
-    mix: Mix,
+    objective: Objective,
 ) -> Result<candle_core::Tensor> {
     use candle_core::{D, Tensor};
-    check(signal, mix)?;
+    check(signal, objective)?;
     let (n, vocab) = log_p.dims2()?;
     let here = |data: Vec<f32>, columns: usize| -> Result<Tensor> {
         Ok(Tensor::from_vec(data, (n, columns), log_p.device())?.to_dtype(log_p.dtype())?)
@@ -176,13 +177,13 @@ pub(super) fn by_reference(
             let ids = Tensor::from_slice(&top.ids, (n, top.k), log_p.device())?;
             let (p, q) = (log_p.gather(&ids, 1)?, here(top.logp.clone(), top.k)?);
             if top.k == vocab {
-                return reference::divergence(mix.divergence, &p, &q);
+                return reference::divergence(objective.divergence, &p, &q);
             }
             let outside = (1.0 - p.exp()?.sum_keepdim(D::Minus1)?)?;
             let outside = outside.maximum(&(outside.ones_like()? * LEAST_REST)?)?.log()?;
             let (p, q) =
                 (Tensor::cat(&[p, outside], 1)?, Tensor::cat(&[q, here(top.rest.clone(), 1)?], 1)?);
-            reference::divergence(mix.divergence, &p, &q)
+            reference::divergence(objective.divergence, &p, &q)
         }
         Signal::Sampled(Sampled { draws, rows }) => {
             let mut shares = vec![0.0; n * vocab];
@@ -242,8 +243,8 @@ mod tests {
         Divergence::TotalVariation,
     ];
 
-    fn mix(divergence: Divergence) -> Mix {
-        Mix { lambda: 0.7, temperature: 2.0, divergence }
+    fn objective(divergence: Divergence) -> Objective {
+        Objective { lambda: 0.7, temperature: 2.0, divergence }
     }
 
     fn pair(dtype: DType, vocab: usize) -> (Logits, Logits) {
@@ -260,15 +261,16 @@ mod tests {
         keep: bool,
         vocab: usize,
         kind: SignalKind,
-        mix: Mix,
+        objective: Objective,
         seed: u64,
     ) -> (LossGradient, Tensor) {
         let (s, t) = pair(dtype, vocab);
         let targets = [0, 3, 1, 2, vocab as u32 - 1, 7];
         let Scanned { stats, student: s, teacher } =
-            scanned(s, Some(t), &targets, mix.temperature, keep);
+            scanned(s, Some(t), &targets, objective.temperature, keep);
         let t = teacher.unwrap();
-        let signal = kind.reduce(t, &stats, mix.temperature, seed, &[4, 5, 6, 10, 11, 12]).unwrap();
+        let signal =
+            kind.reduce(t, &stats, objective.temperature, seed, &[4, 5, 6, 10, 11, 12]).unwrap();
         let d_weight = s.weight.zeros_like().unwrap();
         let weights = [1.0, 0.5, 2.0, 1.0, 1.0, 3.0];
         (
@@ -279,7 +281,7 @@ mod tests {
                     stats: &stats,
                     targets: &targets,
                     weights: &weights,
-                    mix,
+                    objective,
                 },
                 &d_weight,
             )
@@ -291,7 +293,7 @@ mod tests {
     #[test]
     fn the_whole_vocabulary_in_the_top_is_the_dense_signal() {
         for divergence in DIVERGENCES {
-            let of = |kind| taught(DType::F32, false, 301, kind, mix(divergence), 1);
+            let of = |kind| taught(DType::F32, false, 301, kind, objective(divergence), 1);
             let ((dense, dense_dw), (top, top_dw)) =
                 (of(SignalKind::Dense), of(SignalKind::TopK(1000)));
             assert!(
@@ -308,7 +310,7 @@ mod tests {
     #[test]
     fn buckets_never_tell_more_than_the_vocabulary() {
         for divergence in DIVERGENCES {
-            let only = Mix { lambda: 1.0, ..mix(divergence) };
+            let only = Objective { lambda: 1.0, ..objective(divergence) };
             let dense = taught(DType::F32, false, V, SignalKind::Dense, only, 1).0.sum;
             let mut before = 0.0;
             for k in [1, 16, 256, 4500] {
@@ -328,22 +330,23 @@ mod tests {
         let kinds = [SignalKind::TopK(1), SignalKind::TopK(40), SignalKind::Sampled(50)];
         for (kind, divergence) in kinds.into_iter().flat_map(|kind| DIVERGENCES.map(|d| (kind, d)))
         {
-            let mix = mix(divergence);
+            let objective = objective(divergence);
             if matches!(kind, SignalKind::Sampled(_)) && divergence != Divergence::ForwardKl {
                 continue;
             }
-            let (fast, fast_dw) = taught(DType::F32, true, V, kind, mix, 1);
-            let (slow, slow_dw) = taught(DType::F64, false, V, kind, mix, 1);
+            let (fast, fast_dw) = taught(DType::F32, true, V, kind, objective, 1);
+            let (slow, slow_dw) = taught(DType::F64, false, V, kind, objective, 1);
             assert!(
                 (fast.sum - slow.sum).abs() < 1e-5 * slow.sum.abs().max(1.0),
-                "{kind:?} {mix:?}: {} {}",
+                "{kind:?} {objective:?}: {} {}",
                 fast.sum,
                 slow.sum
             );
             assert_close(&fast.d_hidden, &slow.d_hidden, 2e-5);
             assert_close(&fast_dw, &slow_dw, 2e-5);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            let (other, other_dw) = pool.install(|| taught(DType::F32, false, V, kind, mix, 1));
+            let (other, other_dw) =
+                pool.install(|| taught(DType::F32, false, V, kind, objective, 1));
             let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(
                 other.sum.to_bits() == fast.sum.to_bits()
@@ -357,7 +360,7 @@ mod tests {
     fn the_references_are_right_by_finite_differences() {
         let q = random((2, 9), 5);
         for divergence in DIVERGENCES {
-            let mix = mix(divergence);
+            let objective = objective(divergence);
             let log_q = reference::log_softmax(&q, 2.0).unwrap().to_vec2::<f32>().unwrap();
             let ids = vec![1, 4, 8, 0, 2, 3];
             let logp: Vec<f32> =
@@ -368,7 +371,7 @@ mod tests {
                 .collect();
             let signal = Signal::TopK(TopK { k: 3, ids, logp, rest });
             check_finite_differences(&[&random((2, 9), 6)], |z| {
-                reference::per_token_sparse(&z[0], &signal, &[2, 4], mix)
+                reference::per_token_sparse(&z[0], &signal, &[2, 4], objective)
             });
         }
     }
@@ -377,18 +380,19 @@ mod tests {
     #[test]
     fn a_sample_is_right_on_average() {
         const SEEDS: u64 = 400;
-        let mix = mix(Divergence::ForwardKl);
+        let objective = objective(Divergence::ForwardKl);
         let flat = |(out, dw): (LossGradient, Tensor)| -> Vec<f64> {
             let all =
                 [&out.d_hidden, &dw].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             std::iter::once(out.sum).chain(all.concat().into_iter().map(f64::from)).collect()
         };
-        let want = flat(taught(DType::F32, false, 33, SignalKind::Dense, mix, 0));
+        let want = flat(taught(DType::F32, false, 33, SignalKind::Dense, objective, 0));
         let (mut sum, mut square) = (vec![0.0; want.len()], vec![0.0; want.len()]);
         for seed in 0..SEEDS {
-            for (i, x) in flat(taught(DType::F32, false, 33, SignalKind::Sampled(4), mix, seed))
-                .into_iter()
-                .enumerate()
+            for (i, x) in
+                flat(taught(DType::F32, false, 33, SignalKind::Sampled(4), objective, seed))
+                    .into_iter()
+                    .enumerate()
             {
                 sum[i] += x;
                 square[i] += x * x;
@@ -446,7 +450,7 @@ mod tests {
         let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
         let sampled = SignalKind::Sampled(3).reduce(t, &stats, 2.0, 1, &[0; 6]).unwrap();
         let dw = s.weight.zeros_like().unwrap();
-        let refused = |mix| {
+        let refused = |objective| {
             loss(
                 LossInput {
                     student: &s,
@@ -454,13 +458,15 @@ mod tests {
                     stats: &stats,
                     targets: &[0; 6],
                     weights: &[1.0; 6],
-                    mix,
+                    objective,
                 },
                 &dw,
             )
             .is_err()
         };
-        assert!(refused(mix(Divergence::ReverseKl)) && !refused(mix(Divergence::ForwardKl)));
+        assert!(
+            refused(objective(Divergence::ReverseKl)) && !refused(objective(Divergence::ForwardKl))
+        );
         assert!(sampled.check_vocab(1).unwrap_err().to_string().contains("vocabulary has 1"));
     }
 }

@@ -8,19 +8,23 @@ mod gpu;
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
-const MIXES: [Mix; 12] = [
-    Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl },
-    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl },
-    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::ForwardKl },
-    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::ForwardKl },
-    Mix { lambda: 0.5, temperature: 20.0, divergence: Divergence::ForwardKl },
-    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::ReverseKl },
-    Mix { lambda: 1.0, temperature: 1.0, divergence: Divergence::Jsd { beta: 0.3 } },
-    Mix { lambda: 0.5, temperature: 0.05, divergence: Divergence::Jsd { beta: 0.9 } },
-    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::SkewKl { skew: 0.1 } },
-    Mix { lambda: 0.7, temperature: 20.0, divergence: Divergence::SkewKl { skew: 0.0 } },
-    Mix { lambda: 0.6, temperature: 0.5, divergence: Divergence::SkewReverseKl { skew: 0.4 } },
-    Mix { lambda: 0.6, temperature: 2.0, divergence: Divergence::TotalVariation },
+const OBJECTIVES: [Objective; 12] = [
+    Objective { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Objective { lambda: 0.6, temperature: 2.0, divergence: Divergence::ForwardKl },
+    Objective { lambda: 1.0, temperature: 1.0, divergence: Divergence::ForwardKl },
+    Objective { lambda: 0.5, temperature: 0.05, divergence: Divergence::ForwardKl },
+    Objective { lambda: 0.5, temperature: 20.0, divergence: Divergence::ForwardKl },
+    Objective { lambda: 0.6, temperature: 2.0, divergence: Divergence::ReverseKl },
+    Objective { lambda: 1.0, temperature: 1.0, divergence: Divergence::Jsd { beta: 0.3 } },
+    Objective { lambda: 0.5, temperature: 0.05, divergence: Divergence::Jsd { beta: 0.9 } },
+    Objective { lambda: 0.6, temperature: 2.0, divergence: Divergence::SkewKl { skew: 0.1 } },
+    Objective { lambda: 0.7, temperature: 20.0, divergence: Divergence::SkewKl { skew: 0.0 } },
+    Objective {
+        lambda: 0.6,
+        temperature: 0.5,
+        divergence: Divergence::SkewReverseKl { skew: 0.4 },
+    },
+    Objective { lambda: 0.6, temperature: 2.0, divergence: Divergence::TotalVariation },
 ];
 
 struct Case {
@@ -49,9 +53,15 @@ impl Case {
         &'a self,
         student: &'a Logits,
         teacher: Option<&'a Logits>,
-        mix: Mix,
+        objective: Objective,
     ) -> PassInput<'a> {
-        PassInput { student, teacher, targets: &self.targets, options: mix.temperature.into(), mix }
+        PassInput {
+            student,
+            teacher,
+            targets: &self.targets,
+            options: objective.temperature.into(),
+            objective,
+        }
     }
 
     /// The loss of all rows.
@@ -60,9 +70,16 @@ impl Case {
         student: &'a Logits,
         signal: Option<&'a Signal>,
         stats: &'a [RowStats],
-        mix: Mix,
+        objective: Objective,
     ) -> LossInput<'a> {
-        LossInput { student, signal, stats, targets: &self.targets, weights: &self.weights, mix }
+        LossInput {
+            student,
+            signal,
+            stats,
+            targets: &self.targets,
+            weights: &self.weights,
+            objective,
+        }
     }
 
     fn student(&self) -> Logits {
@@ -124,15 +141,15 @@ fn scan_matches_the_reference_in_f64() {
 #[test]
 fn loss_and_gradients_match_autograd_of_the_reference() {
     for shape in SHAPES {
-        for mix in MIXES {
+        for objective in OBJECTIVES {
             let case = case(shape);
             let (s, t) = (case.student(), Some(case.teacher()));
             let Scanned { stats, student: s, teacher } =
-                scanned(s, t, &case.targets, mix.temperature, true);
+                scanned(s, t, &case.targets, objective.temperature, true);
             let t = teacher.unwrap();
             let dw = random(case.weight.dims(), 9);
             let start = dw.to_dtype(DType::F64).unwrap();
-            let got = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
+            let got = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, objective), &dw).unwrap();
             let wide = case.in_f64();
             let t_logits = reference::logits(&wide.t_hidden, &wide.t_weight).unwrap();
             let upstream = Tensor::new(case.weights.as_slice(), &Device::Cpu).unwrap();
@@ -141,7 +158,7 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
                     &reference::logits(&v[0], &v[1])?,
                     Some(&t_logits),
                     &case.targets,
-                    mix,
+                    objective,
                 )
             });
             let want: f64 = per_token
@@ -152,7 +169,7 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
                 .map(|(l, w)| l * f64::from(*w))
                 .sum();
             // At tau 0.05 a logit's rounding of 1e-6 is 2e-5 of the exponent.
-            let tolerance = 1e-5 / f64::from(mix.temperature.min(1.0));
+            let tolerance = 1e-5 / f64::from(objective.temperature.min(1.0));
             assert!(
                 (got.sum - want).abs() < tolerance * want.abs().max(1.0),
                 "{} vs {want}",
@@ -166,12 +183,12 @@ fn loss_and_gradients_match_autograd_of_the_reference() {
 
 #[test]
 fn keep_and_recompute_and_rows_give_the_same_bits() {
-    for mix in [MIXES[1], MIXES[6], MIXES[8]] {
-        bits_of_one_mix(mix);
+    for objective in [OBJECTIVES[1], OBJECTIVES[6], OBJECTIVES[8]] {
+        bits_of_one_objective(objective);
     }
 }
 
-fn bits_of_one_mix(mix: Mix) {
+fn bits_of_one_objective(objective: Objective) {
     let case = case((70, 24, 9001));
     let rows: Vec<u32> = (0..70).filter(|i| i % 3 != 0).collect();
     let pick = |all: &[u32]| rows.iter().map(|&r| all[r as usize]).collect::<Vec<_>>();
@@ -179,7 +196,7 @@ fn bits_of_one_mix(mix: Mix) {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
             let (s, t) = (case.student(), Some(case.teacher()));
             let Scanned { stats, student: s, teacher } =
-                scanned(s, t, &case.targets, mix.temperature, keep);
+                scanned(s, t, &case.targets, objective.temperature, keep);
             let t = teacher.unwrap();
             assert!(s.is_stored() == keep && t.is_stored() == keep);
             let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
@@ -193,7 +210,7 @@ fn bits_of_one_mix(mix: Mix) {
                     stats: &picked,
                     targets: &pick(&case.targets),
                     weights: &weights,
-                    mix,
+                    objective,
                 },
                 &dw,
             )
@@ -213,19 +230,19 @@ fn bits_of_one_mix(mix: Mix) {
 
 #[test]
 fn equal_distributions_have_no_divergence_and_no_distillation_gradient() {
-    for mix in MIXES {
-        nothing_to_learn(Mix { lambda: 1.0, temperature: 2.0, ..mix });
+    for objective in OBJECTIVES {
+        nothing_to_learn(Objective { lambda: 1.0, temperature: 2.0, ..objective });
     }
 }
 
-fn nothing_to_learn(mix: Mix) {
+fn nothing_to_learn(objective: Objective) {
     let case = case((6, 16, 5000));
     let (s, t) = (case.student(), case.student());
     let stats =
         scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
-    let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, mix), &dw).unwrap();
+    let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, objective), &dw).unwrap();
     assert_eq!(out.sum, 0.0);
     assert_close(&out.d_hidden, &case.hidden.zeros_like().unwrap(), 0.0);
     assert_close(&dw, &case.weight.zeros_like().unwrap(), 0.0);
@@ -245,9 +262,9 @@ fn extreme_logits_stay_finite() {
         [-1e4; 5],
         [-3.0, 0.5, 1e4, -1e4, 9.0],
     ]);
-    let divergences = MIXES.iter().map(|m| m.divergence);
+    let divergences = OBJECTIVES.iter().map(|m| m.divergence);
     for (divergence, tau) in divergences.flat_map(|d| [0.05, 1.0, 20.0].map(|tau| (d, tau))) {
-        let mix = Mix { lambda: 0.5, temperature: tau, divergence };
+        let objective = Objective { lambda: 0.5, temperature: tau, divergence };
         let (s, q) = (Logits::new(eye.clone(), z.clone()), Logits::new(eye.clone(), t.clone()));
         let targets = [1, 2, 3, 4];
         let options = ScanOptions { tau, reverse_kl: true };
@@ -265,14 +282,20 @@ fn extreme_logits_stay_finite() {
                 stats: &stats,
                 targets: &targets,
                 weights: &[1.0; 4],
-                mix,
+                objective,
             },
             &dw,
         )
         .unwrap();
-        let want =
-            reference::loss(&ws, Some(&Signal::Dense(wq)), &targets, &[1.0; 4], mix, &want_dw)
-                .unwrap();
+        let want = reference::loss(
+            &ws,
+            Some(&Signal::Dense(wq)),
+            &targets,
+            &[1.0; 4],
+            objective,
+            &want_dw,
+        )
+        .unwrap();
         assert!(out.sum.is_finite() && (out.sum - want.sum).abs() < 1e-5 * want.sum);
         assert_close(&out.d_hidden, &want.d_hidden, 1e-5);
         assert_close(&dw, &want_dw, 1e-5);
@@ -294,7 +317,7 @@ fn no_rows_is_no_error() {
                 stats: &[],
                 targets: &[],
                 weights: &[],
-                mix: MIXES[0],
+                objective: OBJECTIVES[0],
             },
             &dw,
         )
@@ -310,9 +333,9 @@ fn no_rows_is_no_error() {
 #[test]
 fn the_reference_is_right_by_finite_differences() {
     let t = random((3, 7), 5).to_dtype(DType::F64).unwrap();
-    for mix in MIXES {
+    for objective in OBJECTIVES {
         check_finite_differences(&[&random((3, 7), 4)], |v| {
-            reference::per_token(&v[0], Some(&t), &[0, 6, 3], mix)
+            reference::per_token(&v[0], Some(&t), &[0, 6, 3], objective)
         });
     }
 }
@@ -341,7 +364,7 @@ fn cross_entropy_is_candles() {
             stats: &stats,
             targets: &case.targets,
             weights: &[1.0; 7],
-            mix: MIXES[0],
+            objective: OBJECTIVES[0],
         },
         &dw,
     )
@@ -383,10 +406,15 @@ fn read(fused: Fused) -> Done {
 }
 
 /// What [`fused`] should find, by the two passes that it joins; a weight of 0 drops a row.
-fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> (Done, Tensor) {
+fn in_two_passes(
+    case: &Case,
+    with_teacher: bool,
+    weights: &[f32],
+    objective: Objective,
+) -> (Done, Tensor) {
     let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
     let Scanned { stats, student: s, teacher: t } =
-        scanned(s, t, &case.targets, mix.temperature, true);
+        scanned(s, t, &case.targets, objective.temperature, true);
     let rows: Vec<u32> =
         (0..weights.len() as u32).filter(|&r| weights[r as usize] != 0.0).collect();
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
@@ -401,7 +429,7 @@ fn in_two_passes(case: &Case, with_teacher: bool, weights: &[f32], mix: Mix) -> 
             stats: &picked,
             targets: &targets,
             weights: &weights,
-            mix,
+            objective,
         },
         &dw,
     )
@@ -423,7 +451,7 @@ fn weight_of(row: usize, keep_every: usize) -> f32 {
 
 #[test]
 fn one_fused_pass_is_scan_and_loss() {
-    let plain = Mix { lambda: 0.0, ..MIXES[1] };
+    let plain = Objective { lambda: 0.0, ..OBJECTIVES[1] };
     // More than a block; with gaps; with so few rows a block that several wait to be multiplied
     // together.
     for (shape, keep_every) in [
@@ -437,10 +465,14 @@ fn one_fused_pass_is_scan_and_loss() {
     ] {
         let case = case(shape);
         let weights: Vec<f32> = (0..shape.0).map(|row| weight_of(row, keep_every)).collect();
-        for (mix, with_teacher) in
-            [(plain, false), (plain, true), (MIXES[1], true), (MIXES[5], true), (MIXES[8], true)]
-        {
-            let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, mix);
+        for (objective, with_teacher) in [
+            (plain, false),
+            (plain, true),
+            (OBJECTIVES[1], true),
+            (OBJECTIVES[5], true),
+            (OBJECTIVES[8], true),
+        ] {
+            let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, objective);
             let run = |case: &Case, dw: &Tensor| {
                 let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
                 let mut seen = 0;
@@ -451,7 +483,7 @@ fn one_fused_pass_is_scan_and_loss() {
                     Ok(weights[row])
                 };
                 let weigh = Weigh::Asking(&mut weigh);
-                read(fused(case.pass(&s, t.as_ref(), mix), weigh, dw).unwrap())
+                read(fused(case.pass(&s, t.as_ref(), objective), weigh, dw).unwrap())
             };
             let check = |got: &Done, dw: &Tensor| {
                 assert_stats_close(&got.stats, &want.stats, 4e-6);
@@ -491,7 +523,7 @@ fn one_fused_pass_is_scan_and_loss() {
             }
             let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
             let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
-            let again = fused(case.pass(&s, t.as_ref(), mix), known, &other).unwrap();
+            let again = fused(case.pass(&s, t.as_ref(), objective), known, &other).unwrap();
             assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
             let wide = case.in_f64();
             let dw = random(case.weight.dims(), 9).to_dtype(DType::F64).unwrap();
@@ -513,7 +545,7 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
             teacher: None,
             targets: &case.targets,
             options: 1.0.into(),
-            mix: MIXES[0],
+            objective: OBJECTIVES[0],
         },
         weigh,
         &dw,
@@ -528,7 +560,7 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
                 teacher: None,
                 targets: &case.targets,
                 options: 1.0.into(),
-                mix: MIXES[2]
+                objective: OBJECTIVES[2]
             },
             weigh(),
             &dw
@@ -542,7 +574,7 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
                 teacher: None,
                 targets: &case.targets[..3],
                 options: 1.0.into(),
-                mix: MIXES[0]
+                objective: OBJECTIVES[0]
             },
             weigh(),
             &dw

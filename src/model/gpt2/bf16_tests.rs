@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::loss::Divergence;
-use crate::loss::head::{self, Mix};
+use crate::loss::head::{self, Objective};
 use crate::ops::matmul::Bf16;
 use crate::ops::testing::{assert_close, random};
 use candle_core::{DType, Device};
@@ -14,7 +14,7 @@ fn gradients(model: &Gpt2, upstream: &Tensor) -> (f64, ParamSet) {
     let grads = ParamSet::zeros(model.params.layout(), DType::F32, &Device::Cpu).unwrap();
     let logits = model.logits(hidden);
     let stats = head::scan(&logits, None, &tokens, 1.0).unwrap();
-    let mix = Mix { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
+    let objective = Objective { lambda: 0.0, temperature: 1.0, divergence: Divergence::ForwardKl };
     let loss = head::loss(
         head::LossInput {
             student: &logits,
@@ -22,7 +22,7 @@ fn gradients(model: &Gpt2, upstream: &Tensor) -> (f64, ParamSet) {
             stats: &stats,
             targets: &tokens,
             weights: &[1.0; 32],
-            mix,
+            objective,
         },
         grads.wte(),
     )

@@ -29,8 +29,8 @@
 mod cpu;
 mod cuda;
 
+use super::Backend;
 use super::embed::gather;
-use super::gpu;
 use crate::error::Result;
 use candle_core::{D, Tensor};
 
@@ -56,11 +56,10 @@ pub struct Attended {
 
 /// Forward for `qkv` [B T, 3 D], the output of the fused projection (q, k, v side by side).
 pub fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
-    if super::fast(qkv) {
-        return cpu::forward(qkv, shape);
-    }
-    if gpu::applies(qkv) && cuda::takes(qkv, shape)? {
-        return cuda::forward(qkv, shape);
+    match Backend::of(qkv) {
+        Backend::Cpu => return cpu::forward(qkv, shape),
+        Backend::Gpu if cuda::takes(qkv, shape)? => return cuda::forward(qkv, shape),
+        Backend::Gpu | Backend::Reference => {}
     }
     let scores = scores(qkv, shape)?;
     let max = scores.max_keepdim(D::Minus1)?;
@@ -107,11 +106,10 @@ pub struct Backward<'a> {
 /// Gradients with respect to queries, keys and values.
 pub fn backward(args: Backward<'_>) -> Result<Gradients> {
     let Backward { qkv, attended, dout, rows, keys, shape } = args;
-    if super::fast(qkv) {
-        return cpu::backward(args);
-    }
-    if gpu::applies(qkv) && cuda::takes(qkv, shape)? {
-        return cuda::backward(args);
+    match Backend::of(qkv) {
+        Backend::Cpu => return cpu::backward(args),
+        Backend::Gpu if cuda::takes(qkv, shape)? => return cuda::backward(args),
+        Backend::Gpu | Backend::Reference => {}
     }
     let d = qkv.dim(1)? / 3;
     let dout = match rows {

@@ -1,13 +1,11 @@
 //! Token and position embedding, and row gather and scatter.
 
+mod cpu;
 mod cuda;
 
-use super::buffer::{self, read, read_weight, with_mut};
-use super::gpu;
-use super::matmul::add_to;
+use super::{Backend, buffer};
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Tensor};
 
 /// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at
 /// `offset`. `wte` may be stored in bf16 beside positions in f32; the sum is f32 then.
@@ -18,7 +16,7 @@ pub fn forward(
     context: usize,
     offset: usize,
 ) -> Result<Tensor> {
-    let (vocab, d) = wte.dims2()?;
+    let vocab = wte.dim(0)?;
     if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
         return Err(Error::data(format!(
             "token id {bad} lies outside the model's vocabulary of {vocab}"
@@ -31,22 +29,11 @@ pub fn forward(
             offset + context
         )));
     }
-    if gpu::applies(wpe) {
-        return cuda::forward(wte, wpe, tokens, context, offset);
+    match Backend::of(wpe) {
+        Backend::Cpu => cpu::forward(wte, wpe, tokens, context, offset),
+        Backend::Gpu => cuda::forward(wte, wpe, tokens, context, offset),
+        Backend::Reference => reference(wte, wpe, tokens, context, offset),
     }
-    if !super::fast(wpe) {
-        return reference(wte, wpe, tokens, context, offset);
-    }
-    let (wte, wpe) = (read_weight(wte)?, read(wpe)?);
-    let (wte, wpe): (_, &[f32]) = (wte.elements(), &wpe);
-    let mut out = vec![0.0; tokens.len() * d];
-    out.par_chunks_mut(d).zip(tokens.par_iter()).enumerate().for_each(|(i, (row, &token))| {
-        let p = offset + i % context;
-        let at = token as usize * d;
-        wte.slice(at..at + d).write_to(row);
-        add_to(row, &wpe[p * d..][..d]);
-    });
-    Ok(Tensor::from_vec(out, (tokens.len(), d), &Device::Cpu)?)
 }
 
 /// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T,
@@ -58,108 +45,58 @@ pub fn backward(
     tokens: &[u32],
     context: usize,
 ) -> Result<()> {
+    match Backend::of(d) {
+        Backend::Cpu => return cpu::backward(dwte, dwpe, d, tokens, context),
+        Backend::Gpu => return cuda::backward(dwte, dwpe, d, tokens, context),
+        Backend::Reference => {}
+    }
     let (n, width) = d.dims2()?;
-    if gpu::applies(d) {
-        return cuda::backward(dwte, dwpe, d, tokens, context);
-    }
-    if !super::fast(d) {
-        let index = Tensor::new(tokens, d.device())?;
-        buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
-        let by_position = d.reshape((n / context, context, width))?.sum(0)?;
-        return buffer::assign(
-            &dwpe.narrow(0, 0, context)?,
-            &(dwpe.narrow(0, 0, context)? + by_position)?,
-        );
-    }
-    let d = read(d)?;
-    with_mut(dwte, |out| {
-        for (&token, row) in tokens.iter().zip(d.chunks_exact(width)) {
-            add_to(&mut out[token as usize * width..][..width], row);
-        }
-    })?;
-    with_mut(dwpe, |out| {
-        for (i, row) in d.chunks_exact(width).enumerate() {
-            add_to(&mut out[(i % context) * width..][..width], row);
-        }
-    })
+    let index = Tensor::new(tokens, d.device())?;
+    buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
+    let by_position = d.reshape((n / context, context, width))?.sum(0)?;
+    let first = dwpe.narrow(0, 0, context)?;
+    buffer::assign(&first, &(&first + by_position)?)
 }
-
-/// Numbers below which copying rows is not worth a task.
-const GATHER: usize = 1 << 14;
 
 /// The rows of `x` [N, D] at `rows`, in that order: [k, D].
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if gpu::applies(x) {
-        return cuda::gather(x, rows);
+    match Backend::of(x) {
+        Backend::Cpu => cpu::gather(x, rows),
+        Backend::Gpu => cuda::gather(x, rows),
+        Backend::Reference => Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?),
     }
-    if !super::fast(x) {
-        return Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?);
-    }
-    let width = x.dim(1)?;
-    let data = read(x)?;
-    let data: &[f32] = &data;
-    let mut out = vec![0.0; rows.len() * width];
-    if width > 0 {
-        let chunks =
-            out.par_chunks_exact_mut(width).zip(rows).with_min_len((GATHER / width).max(1));
-        chunks.for_each(|(out, &row)| out.copy_from_slice(&data[row as usize * width..][..width]));
-    }
-    Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
 }
 
 /// As [`gather`], each row times its weight.
 pub fn gather_weighted(x: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Tensor> {
-    if !super::fast(x) {
-        let weights =
-            Tensor::from_slice(weights, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
-        return if rows.is_empty() {
-            Ok(x.narrow(0, 0, 0)?)
-        } else {
-            Ok(gather(x, rows)?.broadcast_mul(&weights)?)
-        };
+    if Backend::of(x) == Backend::Cpu {
+        return cpu::gather_weighted(x, rows, weights);
     }
-    let out = gather(x, rows)?;
-    let width = x.dim(1)?.max(1);
-    with_mut(&out, |out| {
-        let chunks =
-            out.par_chunks_exact_mut(width).zip(weights).with_min_len((GATHER / width).max(1));
-        chunks.for_each(|(row, weight)| row.iter_mut().for_each(|x| *x *= weight));
-    })?;
-    Ok(out)
+    if rows.is_empty() {
+        return Ok(x.narrow(0, 0, 0)?);
+    }
+    let weights = Tensor::from_slice(weights, (rows.len(), 1), x.device())?.to_dtype(x.dtype())?;
+    Ok(gather(x, rows)?.broadcast_mul(&weights)?)
 }
 
 /// `dst[rows[i]] += src[i]` for `dst` [N, D] and `src` [k, D]. No row is named twice.
 pub fn scatter_add(dst: &Tensor, src: &Tensor, rows: &[u32]) -> Result<()> {
-    if gpu::applies(dst) {
-        return cuda::scatter_add(dst, src, rows);
-    }
-    if !super::fast(dst) {
-        return buffer::assign(dst, &dst.index_add(&Tensor::new(rows, dst.device())?, src, 0)?);
-    }
-    let width = dst.dim(1)?;
-    let src = read(src)?;
-    with_mut(dst, |dst| {
-        for (&row, src) in rows.iter().zip(src.chunks_exact(width)) {
-            add_to(&mut dst[row as usize * width..][..width], src);
+    match Backend::of(dst) {
+        Backend::Cpu => cpu::scatter_add(dst, src, rows),
+        Backend::Gpu => cuda::scatter_add(dst, src, rows),
+        Backend::Reference => {
+            buffer::assign(dst, &dst.index_add(&Tensor::new(rows, dst.device())?, src, 0)?)
         }
-    })
+    }
 }
 
 /// Euclidean norm of each row of `x` [N, D].
 pub fn row_norms(x: &Tensor) -> Result<Vec<f64>> {
-    if gpu::applies(x) {
-        return Ok(cuda::row_squares(x)?.to_vec1::<f64>()?.into_iter().map(f64::sqrt).collect());
-    }
-    if super::fast(x) {
-        let width = x.dim(1)?.max(1);
-        let data = read(x)?;
-        let data: &[f32] = &data;
-        let rows = data.par_chunks_exact(width).with_min_len((GATHER / width).max(1));
-        return Ok(rows
-            .map(|row| row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt())
-            .collect());
-    }
-    let squares: Vec<f64> = x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?;
+    let squares: Vec<f64> = match Backend::of(x) {
+        Backend::Cpu => cpu::row_squares(x)?,
+        Backend::Gpu => cuda::row_squares(x)?.to_vec1()?,
+        Backend::Reference => x.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1()?,
+    };
     Ok(squares.into_iter().map(f64::sqrt).collect())
 }
 
@@ -184,6 +121,7 @@ pub fn reference(
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, autograd, emulated, random};
+    use candle_core::Device;
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {

@@ -1,47 +1,36 @@
 //! GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks & Gimpel, arXiv 1606.08415):
 //! 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
+mod cpu;
 mod cuda;
 
-use super::buffer::{read, with_mut};
-use super::gpu;
-use super::simd::{multiversion, tanh};
+use super::{Backend, buffer};
 use crate::error::Result;
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use candle_core::Tensor;
 
 const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
 const CUBIC: f64 = 0.044_715;
-/// Elements per task.
-const CHUNK: usize = 1 << 14;
 
 /// y with x's shape.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
-    if !super::fast(x) {
-        return if gpu::applies(x) { cuda::forward(x) } else { reference(x) };
+    match Backend::of(x) {
+        Backend::Cpu => cpu::forward(x),
+        Backend::Gpu => cuda::forward(x),
+        Backend::Reference => reference(x),
     }
-    let xs = read(x)?;
-    let mut out = vec![0.0; xs.len()];
-    out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| apply(y, x));
-    Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
 }
 
 /// Turns the upstream gradient `dy` into the gradient with respect to x, in place.
 pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
-    if gpu::applies(x) {
-        return cuda::backward(dy, x);
+    match Backend::of(x) {
+        Backend::Cpu => return cpu::backward(dy, x),
+        Backend::Gpu => return cuda::backward(dy, x),
+        Backend::Reference => {}
     }
-    if !super::fast(x) {
-        let t = inner(x)?.tanh()?;
-        let slope = ((x.sqr()? * (3.0 * CUBIC * C))? + C)?;
-        let d = ((&t + 1.0)? * 0.5)?.add(&((x * 0.5)? * (t.sqr()?.neg()? + 1.0)?)?.mul(&slope)?)?;
-        return super::buffer::assign(dy, &(dy * d)?);
-    }
-    let xs = read(x)?;
-    let xs: &[f32] = &xs;
-    with_mut(dy, |dy| {
-        dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| apply_gradient(d, x))
-    })
+    let t = inner(x)?.tanh()?;
+    let slope = ((x.sqr()? * (3.0 * CUBIC * C))? + C)?;
+    let d = ((&t + 1.0)? * 0.5)?.add(&((x * 0.5)? * (t.sqr()?.neg()? + 1.0)?)?.mul(&slope)?)?;
+    buffer::assign(dy, &(dy * d)?)
 }
 
 fn inner(x: &Tensor) -> Result<Tensor> {
@@ -53,28 +42,11 @@ pub fn reference(x: &Tensor) -> Result<Tensor> {
     Ok(((x * 0.5)? * (inner(x)?.tanh()? + 1.0)?)?)
 }
 
-multiversion! {
-    fn apply(y: &mut [f32], x: &[f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
-            *y = 0.5 * x * (1.0 + t);
-        }
-    }
-
-    fn apply_gradient(dy: &mut [f32], x: &[f32]) {
-        for (d, &x) in dy.iter_mut().zip(x) {
-            let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
-            let slope = C as f32 * (1.0 + 3.0 * CUBIC as f32 * x * x);
-            *d *= 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     #[test]
     fn forward_and_backward_match_autograd_of_the_reference() {

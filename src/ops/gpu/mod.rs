@@ -49,11 +49,6 @@ pub fn memory(device: &Device) -> Result<Option<DeviceMemory>> {
     Ok(None)
 }
 
-/// Whether kernels for a GPU apply to `x`; everything else takes the reference path.
-pub(crate) fn applies(x: &Tensor) -> bool {
-    (x.device().is_cuda() || emulated()) && matches!(x.dtype(), DType::F32 | DType::BF16)
-}
-
 /// Whether this thread's tensors of the CPU are to be treated as a GPU's.
 pub(crate) fn emulated() -> bool {
     #[cfg(test)]

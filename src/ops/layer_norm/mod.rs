@@ -5,7 +5,7 @@ mod cpu;
 mod cuda;
 
 use super::matmul::Precision;
-use super::{buffer, gpu};
+use super::{Backend, buffer};
 use crate::error::Result;
 use candle_core::{D, Tensor};
 
@@ -27,11 +27,10 @@ pub fn forward(
     eps: f64,
     precision: Precision,
 ) -> Result<Normed> {
-    if super::fast(x) {
-        return cpu::forward(x, w, b, eps as f32);
-    }
-    if gpu::applies(x) {
-        return cuda::forward(x, w, b, eps as f32, precision.activations());
+    match Backend::of(x) {
+        Backend::Cpu => return cpu::forward(x, w, b, eps as f32),
+        Backend::Gpu => return cuda::forward(x, w, b, eps as f32, precision.activations()),
+        Backend::Reference => {}
     }
     let mean = x.mean_keepdim(D::Minus1)?;
     let rstd = (x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -46,13 +45,11 @@ pub fn replay(
     b: &Tensor,
     precision: Precision,
 ) -> Result<Tensor> {
-    if super::fast(x) {
-        return cpu::replay(x, stats, w, b);
+    match Backend::of(x) {
+        Backend::Cpu => cpu::replay(x, stats, w, b),
+        Backend::Gpu => cuda::replay(x, stats, w, b, precision.activations()),
+        Backend::Reference => Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?),
     }
-    if gpu::applies(x) {
-        return cuda::replay(x, stats, w, b, precision.activations());
-    }
-    Ok(normalise(x, stats)?.broadcast_mul(w)?.broadcast_add(b)?)
 }
 
 /// What the backward of N rows reads, and what it adds to.
@@ -76,11 +73,10 @@ pub struct Backward<'a> {
 
 /// Adds the gradients with respect to x, w and b to those given.
 pub fn backward(args: Backward<'_>) -> Result<()> {
-    if super::fast(args.x) {
-        return cpu::backward(args);
-    }
-    if gpu::applies(args.x) {
-        return cuda::backward(args);
+    match Backend::of(args.x) {
+        Backend::Cpu => return cpu::backward(args),
+        Backend::Gpu => return cuda::backward(args),
+        Backend::Reference => {}
     }
     let Backward { dy, x, stats, w, dx, dw, db } = args;
     let xhat = normalise(x, stats)?;

@@ -10,7 +10,7 @@ mod cpu;
 pub(super) mod cuda;
 mod mat;
 
-use super::{buffer, gpu};
+use super::{Backend, buffer, gpu};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -55,32 +55,29 @@ impl Precision {
 
 /// `a · b` for `a` [M, K] and `b` [K, N], any strides.
 pub fn matmul(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
-    if !super::fast(a) {
-        return if gpu::applies(a) { cuda::matmul(a, b, precision) } else { reference(a, b) };
+    match Backend::of(a) {
+        Backend::Cpu => cpu::matmul(a, b, precision),
+        Backend::Gpu => cuda::matmul(a, b, precision),
+        Backend::Reference => reference(a, b),
     }
-    cpu::matmul(a, b, precision)
 }
 
 /// `dst += a · b`; `dst` [M, N] may be a strided view.
 pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor, precision: Precision) -> Result<()> {
-    if !super::fast(a) {
-        if gpu::applies(a) {
-            return cuda::accumulate(dst, a, b, precision);
-        }
-        return buffer::add_assign(dst, &reference(a, b)?);
+    match Backend::of(a) {
+        Backend::Cpu => cpu::into(dst, a, b, true, precision),
+        Backend::Gpu => cuda::accumulate(dst, a, b, precision),
+        Backend::Reference => buffer::add_assign(dst, &reference(a, b)?),
     }
-    cpu::into(dst, a, b, true, precision)
 }
 
 /// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M.
 pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
-    if !super::fast(x) {
-        if gpu::applies(x) {
-            return cuda::linear(None, x, w, bias, precision);
-        }
-        return Ok(reference(x, w)?.broadcast_add(bias)?);
+    match Backend::of(x) {
+        Backend::Cpu => cpu::linear(None, x, w, bias, precision),
+        Backend::Gpu => cuda::linear(None, x, w, bias, precision),
+        Backend::Reference => Ok(reference(x, w)?.broadcast_add(bias)?),
     }
-    cpu::linear(None, x, w, bias, precision)
 }
 
 /// `residual + x · w + bias` for `residual` [N, M].
@@ -91,24 +88,20 @@ pub fn linear_onto(
     bias: &Tensor,
     precision: Precision,
 ) -> Result<Tensor> {
-    if !super::fast(x) {
-        if gpu::applies(x) {
-            return cuda::linear(Some(residual), x, w, bias, precision);
-        }
-        return Ok((residual + reference(x, w)?.broadcast_add(bias)?)?);
+    match Backend::of(x) {
+        Backend::Cpu => cpu::linear(Some(residual), x, w, bias, precision),
+        Backend::Gpu => cuda::linear(Some(residual), x, w, bias, precision),
+        Backend::Reference => Ok((residual + reference(x, w)?.broadcast_add(bias)?)?),
     }
-    cpu::linear(Some(residual), x, w, bias, precision)
 }
 
 /// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
 pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
-    if !super::fast(d) {
-        if gpu::applies(d) {
-            return cuda::accumulate_columns(dst, None, d, None);
-        }
-        return buffer::add_assign(dst, &d.sum(0)?);
+    match Backend::of(d) {
+        Backend::Cpu => cpu::column_sums(dst, d),
+        Backend::Gpu => cuda::accumulate_columns(dst, None, d, None),
+        Backend::Reference => buffer::add_assign(dst, &d.sum(0)?),
     }
-    cpu::column_sums(dst, d)
 }
 
 /// The slow way: contiguous copies and candle's matmul, on any device and float type.

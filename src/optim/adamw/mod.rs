@@ -18,7 +18,7 @@ mod cuda;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Layout, ParamSet};
-use crate::ops::{self, buffer, gpu};
+use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
 
 /// The constants of the update.
@@ -106,20 +106,18 @@ impl AdamW {
             let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
             let scalars = self.scalars(step, lr, f64::from(scale), spec.kind.decays());
             let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
-            if floats && gpu::applies(p) {
-                cuda::update(p, g, m, v, &scalars)?;
-            } else if floats && p.device().is_cpu() {
+            match if floats { Backend::of(p) } else { Backend::Reference } {
                 // Four different tensors, so four locks that cannot wait for each other. `??`: a
                 // closure's own result travels inside the outer one.
-                buffer::with_mut(p, |p| {
+                Backend::Cpu => buffer::with_mut(p, |p| {
                     buffer::with_mut(g, |g| {
                         buffer::with_mut(m, |m| {
                             buffer::with_mut(v, |v| cpu::update(p, g, m, v, &scalars))
                         })
                     })
-                })????;
-            } else {
-                reference(p, g, m, v, &scalars)?;
+                })????,
+                Backend::Gpu => cuda::update(p, g, m, v, &scalars)?,
+                Backend::Reference => reference(p, g, m, v, &scalars)?,
             }
         }
         state.step = step;
@@ -167,7 +165,8 @@ fn reference(
 /// infinity: a finite loss does not promise finite gradients. On the CPU the result has the same
 /// bits for any number of threads.
 pub fn global_norm(grads: &ParamSet) -> Result<f64> {
-    let on_gpu = grads.tensors().iter().all(|g| gpu::applies(g) && g.dtype() == DType::F32);
+    let on_gpu =
+        grads.tensors().iter().all(|g| Backend::of(g) == Backend::Gpu && g.dtype() == DType::F32);
     let squares = match on_gpu {
         true => cuda::sums_of_squares(grads.tensors())?,
         false => grads.tensors().iter().map(sum_of_squares).collect::<Result<_>>()?,
@@ -191,7 +190,7 @@ pub fn global_norm(grads: &ParamSet) -> Result<f64> {
 }
 
 fn sum_of_squares(g: &Tensor) -> Result<f64> {
-    if ops::fast(g) {
+    if Backend::of(g) == Backend::Cpu {
         return Ok(cpu::sum_of_squares(&buffer::read(g)?));
     }
     Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)

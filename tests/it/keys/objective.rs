@@ -5,7 +5,7 @@ use super::{Here, Proofs, at, close, differs, first};
 use crate::laws::{CONTEXT, ROWS, batch, bits, model};
 use eslm_kd::loss::SignalKind;
 use eslm_kd::loss::head::{self, Logits, reference};
-use eslm_kd::loss::{Divergence, Mix};
+use eslm_kd::loss::{Divergence, Objective};
 use std::f64::consts::PI;
 
 pub const KEYS: Proofs = &[
@@ -121,7 +121,7 @@ fn skew() {
 /// The loss beside a signal of this kind, as the head forms it.
 fn beside(kind: SignalKind) -> f64 {
     let batch = batch(0, ROWS);
-    let mix = Mix { lambda: 1.0, temperature: 2.0, divergence: Divergence::ForwardKl };
+    let objective = Objective { lambda: 1.0, temperature: 2.0, divergence: Divergence::ForwardKl };
     let (student, teacher) = logits();
     let stats = head::scan(&student, Some(&teacher), &batch.targets, 2.0).unwrap();
     let tokens: Vec<u64> = (0..64).collect();
@@ -134,7 +134,7 @@ fn beside(kind: SignalKind) -> f64 {
             stats: &stats,
             targets: &batch.targets,
             weights: &[1.0; 64],
-            mix,
+            objective,
         },
         &wte,
     )

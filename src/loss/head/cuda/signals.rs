@@ -5,7 +5,7 @@ use super::{Block, Blocks, LogitsAt, ROWS, THREADS, written};
 use crate::error::Result;
 use crate::loss::Signal;
 use crate::loss::head::sparse::{self, SparseRow};
-use crate::loss::head::{Logits, Mix, RowStats};
+use crate::loss::head::{Logits, Objective, RowStats};
 use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload};
 use candle_core::{DType, Tensor};
 
@@ -56,7 +56,7 @@ pub(super) fn sparse_rows(
     signal: &Signal,
     stats: &[RowStats],
     first: usize,
-    mix: Mix,
+    objective: Objective,
 ) -> Result<Vec<SparseRow>> {
     let ids: Vec<Vec<u32>> = (0..stats.len()).map(|i| signal.ids(first + i)).collect();
     let begin = starts(ids.iter().map(Vec::len));
@@ -72,7 +72,7 @@ pub(super) fn sparse_rows(
     launch(&out, Module::Head, "head_pick", Grid::of(stats.len(), 128), args)?;
     let logits = out.to_vec1::<f32>()?;
     let row = |i: usize| &logits[begin[i] as usize..begin[i + 1] as usize];
-    sparse::rows_of(signal, first, stats, mix, |i, place, _| row(i)[place])
+    sparse::rows_of(signal, first, stats, objective, |i, place, _| row(i)[place])
 }
 
 #[derive(Clone, Copy)]

@@ -6,7 +6,7 @@ use super::*;
 /// fused pass.
 fn whole_head(
     case: &Case,
-    mix: Mix,
+    objective: Objective,
     keep: bool,
     precision: Precision,
     signal: SignalKind,
@@ -16,7 +16,7 @@ fn whole_head(
         Logits::new(half(hidden), weight.clone()).with_precision(precision)
     };
     let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
-    let options = ScanOptions { tau: mix.temperature, reverse_kl: true };
+    let options = ScanOptions { tau: objective.temperature, reverse_kl: true };
     let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &case.targets, options, keep);
     let t = teacher.unwrap();
     assert!(s.is_stored() == keep && t.is_stored() == keep);
@@ -26,7 +26,7 @@ fn whole_head(
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let tokens: Vec<u64> = rows.iter().map(|&r| u64::from(r)).collect();
     let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
-    let signal = signal.reduce(t, &picked, mix.temperature, 5, &tokens).unwrap();
+    let signal = signal.reduce(t, &picked, objective.temperature, 5, &tokens).unwrap();
     let dw = random(case.weight.dims(), 9);
     let out = loss(
         LossInput {
@@ -35,7 +35,7 @@ fn whole_head(
             stats: &picked,
             targets: &targets,
             weights: &weights,
-            mix,
+            objective,
         },
         &dw,
     )
@@ -46,7 +46,7 @@ fn whole_head(
     let fused_dw = random(case.weight.dims(), 9);
     let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
     let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
-    let one = read(fused(case.pass(&s, Some(&t), mix), weigh, &fused_dw).unwrap());
+    let one = read(fused(case.pass(&s, Some(&t), objective), weigh, &fused_dw).unwrap());
     let flat = |stats: &[RowStats]| {
         let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
         let all = stats
@@ -65,35 +65,38 @@ fn a_gpus_kernels_give_the_same() {
     // Blocks of rows are of 8 here, those of threads of 64, and columns are padded to 64: below, at
     // and above each.
     let dense = SignalKind::Dense;
-    let mut cases: Vec<_> = MIXES
+    let mut cases: Vec<_> = OBJECTIVES
         .iter()
         .enumerate()
-        .map(|(i, &mix)| ((3 + i % 2, 8, 70), mix, i % 2 == 0, dense))
+        .map(|(i, &objective)| ((3 + i % 2, 8, 70), objective, i % 2 == 0, dense))
         .collect();
     cases.extend([
-        ((11, 12, 64), MIXES[1], true, dense),
-        ((17, 5, 3), MIXES[6], false, dense),
-        ((9, 8, 150), MIXES[1], true, SignalKind::TopK(5)),
-        ((10, 8, 150), MIXES[6], false, SignalKind::TopK(149)),
-        ((3, 8, 70), MIXES[5], false, SignalKind::TopK(70)),
-        ((10, 8, 66), MIXES[1], true, SignalKind::Sampled(7)),
+        ((11, 12, 64), OBJECTIVES[1], true, dense),
+        ((17, 5, 3), OBJECTIVES[6], false, dense),
+        ((9, 8, 150), OBJECTIVES[1], true, SignalKind::TopK(5)),
+        ((10, 8, 150), OBJECTIVES[6], false, SignalKind::TopK(149)),
+        ((3, 8, 70), OBJECTIVES[5], false, SignalKind::TopK(70)),
+        ((10, 8, 66), OBJECTIVES[1], true, SignalKind::Sampled(7)),
     ]);
-    for (shape, mix, keep, signal) in cases {
+    for (shape, objective, keep, signal) in cases {
         let case = case(shape);
-        let want = whole_head(&case, mix, keep, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, mix, keep, Precision::F32, signal)) {
+        let want = whole_head(&case, objective, keep, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, objective, keep, Precision::F32, signal)) {
             for (got, want) in got.iter().zip(&want) {
                 // As against the reference: a logit's rounding, times 1 / tau.
-                assert_close(got, want, 1e-5 / f64::from(mix.temperature.min(1.0)));
+                assert_close(got, want, 1e-5 / f64::from(objective.temperature.min(1.0)));
             }
         }
     }
     // bf16 rounds hidden vectors, the head and the gradient of logits to 2^-9; logits here are up
     // to about 5.
-    for (mix, signal) in [(MIXES[1], dense), (MIXES[6], dense), (MIXES[1], SignalKind::TopK(69))] {
+    for (objective, signal) in
+        [(OBJECTIVES[1], dense), (OBJECTIVES[6], dense), (OBJECTIVES[1], SignalKind::TopK(69))]
+    {
         let case = case((11, 8, 70));
-        let want = whole_head(&case, mix, true, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, mix, true, Precision::Mixed, signal)) {
+        let want = whole_head(&case, objective, true, Precision::F32, signal);
+        if let Some(got) = emulated(|| whole_head(&case, objective, true, Precision::Mixed, signal))
+        {
             for (got, want) in got.iter().zip(&want) {
                 assert_close(got, want, 2e-2);
             }

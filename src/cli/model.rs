@@ -1,0 +1,39 @@
+//! The model that a verb is about, and where its tensors live.
+
+use super::Printer;
+use crate::config::DeviceSpec;
+use crate::error::Result;
+use crate::store::hub::HubOptions;
+use crate::store::{Kind, OpenModel, Where, open};
+use crate::train::session::device;
+
+/// `MODEL` and `--device`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelArgs {
+    /// Run folder, checkpoint, Hugging Face folder, preset or Hub id
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Where tensors live: auto, cpu, cuda or cuda:INDEX
+    #[arg(
+        long,
+        env = "ESLM_KD_DEVICE",
+        hide_env_values = true,
+        default_value = "auto",
+        value_name = "DEVICE",
+        display_order = 50
+    )]
+    pub device: DeviceSpec,
+}
+
+impl ModelArgs {
+    /// The model, opened.
+    pub fn open(&self, ui: &Printer) -> Result<OpenModel> {
+        self.open_also(&self.model, ui)
+    }
+
+    /// Another model, beside it.
+    pub fn open_also(&self, name: &str, ui: &Printer) -> Result<OpenModel> {
+        let hub = HubOptions::from_env(ui.offline())?;
+        open(name, Kind::Any, &device(self.device)?, Where { hub: &hub, progress: ui })
+    }
+}
