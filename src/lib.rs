@@ -90,6 +90,8 @@ pub mod files;
 pub mod guard;
 pub mod inspect;
 pub mod interrupt;
+#[doc(hidden)]
+pub mod json;
 pub mod loss;
 pub mod model;
 #[doc(hidden)]

@@ -261,9 +261,11 @@ mod tests {
         assert!(message(options(0, 1, 0, 1)).contains("found 0"));
         assert!(message(options(8, 9, 0, 1)).contains("stride 9"));
         let origin = TokenOrigin { vocab_size: VOCAB + 1, eot: 0, tokenizer_hash: [0; 32] };
-        let other = Arc::new(TokenFile::from_tokens(&[1, 2, 3], origin, 1, 9).unwrap());
-        let error = evaluate(&model, &other, EvalOptions::new(8), &Silent).unwrap_err();
-        assert!(error.to_string().contains("91 tokens"), "{error}");
+        let of = |ids: &[u32]| Arc::new(TokenFile::from_tokens(ids, origin, 1, 9).unwrap());
+        let error =
+            evaluate(&model, &of(&[1, VOCAB, 3]), EvalOptions::new(8), &Silent).unwrap_err();
+        assert!(error.to_string().contains("token 1 is id 90"), "{error}");
+        evaluate(&model, &of(&[1, 2, 3]), EvalOptions::new(8), &Silent).unwrap();
         crate::ops::buffer::with_mut(model.params.ln_f_w(), |w| w[0] = f32::NAN).unwrap();
         assert_eq!(
             evaluate(&model, &file, EvalOptions::new(8), &Silent).unwrap_err().kind(),

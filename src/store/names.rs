@@ -22,7 +22,7 @@ use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model};
 use crate::store::preset::{self, Preset, Provider, Role};
-use crate::store::weights::{check_model, load_model, read_config, weights_hash};
+use crate::store::weights::{check_model, load_model, read_config, unused_tensors, weights_hash};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
@@ -163,6 +163,29 @@ pub fn find(name: &str, kind: Kind, at: Where<'_>) -> Result<ModelFolder> {
 /// The folder of what `name` was found to mean, with the files of `what` at least; a `revision` is
 /// for models of the Hub.
 pub(crate) fn locate(
+    meant: ModelRef,
+    name: &str,
+    revision: Option<&str>,
+    what: What,
+    at: Where<'_>,
+) -> Result<ModelFolder> {
+    let folder = place(meant, name, revision, what, at)?;
+    // What cannot be read yet is the loader's to say.
+    if what == What::Model
+        && let Ok(unused) = unused_tensors(&folder.dir)
+        && let [first, more @ ..] = unused.as_slice()
+    {
+        let more =
+            if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        at.progress.note(&format!(
+            "{}: tensors of another task's head are not used: {first}{more}",
+            folder.dir.display()
+        ));
+    }
+    Ok(folder)
+}
+
+fn place(
     meant: ModelRef,
     name: &str,
     revision: Option<&str>,

@@ -37,14 +37,6 @@ pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<Op
     let folder = find(name, kind, at)?;
     let model = folder.load(device)?;
     let tokenizer = folder.tokenizer()?;
-    let most = model.config.vocab_size;
-    if let Some(t) = tokenizer.as_ref().filter(|t| t.vocab_size() as usize > most) {
-        return Err(Error::data(format!(
-            "{}: its tokenizer has {} tokens, its model only {most}; they do not belong together",
-            folder.dir.display(),
-            t.vocab_size(),
-        )));
-    }
     Ok(OpenModel { model, tokenizer, folder })
 }
 

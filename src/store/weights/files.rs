@@ -20,6 +20,9 @@ const MOST_JSON_BYTES: u64 = 64 << 20;
 /// Open, mapped files.
 pub(super) struct TensorFiles {
     files: Vec<(PathBuf, Mmap)>,
+    /// Which shard the index says holds which tensor. Writers list tied tensors and buffers there
+    /// that they then leave away, so it is believed only where something is missing.
+    index: BTreeMap<String, String>,
 }
 
 impl TensorFiles {
@@ -36,11 +39,10 @@ impl TensorFiles {
         // process truncates meanwhile is outside what a program can guard against; the files we
         // write are renamed into place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-        Ok(Self { files: vec![(path.to_path_buf(), map)] })
+        Ok(Self { files: vec![(path.to_path_buf(), map)], index: BTreeMap::new() })
     }
 
-    /// `model.safetensors`, or the shards that the index names. The index must agree with the
-    /// shards.
+    /// `model.safetensors`, or the shards that the index names.
     pub fn open_model(dir: &Path) -> Result<Self> {
         let single = dir.join(WEIGHTS_FILE);
         if single.exists() {
@@ -62,22 +64,13 @@ impl TensorFiles {
             }
             files.extend(Self::open_one(&path)?.files);
         }
-        let files = Self { files };
-        for (path, tensors) in files.iter() {
-            let held: std::collections::HashSet<String> =
-                tensors?.into_iter().map(|(name, _)| name).collect();
-            let here =
-                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if let Some((tensor, _)) =
-                map.iter().find(|(t, shard)| **shard == here && !held.contains(*t))
-            {
-                return Err(Error::data(format!(
-                    "{}: {INDEX_FILE} says that tensor {tensor} is in {here}, but it is not",
-                    dir.display()
-                )));
-            }
-        }
-        Ok(files)
+        Ok(Self { files, index: map })
+    }
+
+    /// The shard that the index says holds a tensor, by its name without prefix.
+    pub fn listed(&self, name: &str) -> Option<&str> {
+        let found = self.index.iter().find(|(full, _)| own_name(full) == name);
+        found.map(|(_, shard)| shard.as_str())
     }
 
     /// SHA-256 of the files, one after the other.
@@ -118,6 +111,19 @@ impl TensorFiles {
     pub fn iter(&self) -> impl Iterator<Item = (&Path, Result<Vec<(String, TensorView<'_>)>>)> {
         self.files.iter().map(|(path, map)| (path.as_path(), tensors_of(path, map)))
     }
+}
+
+/// A tensor's name without what wrappers put before it: the model inside a head, `torch.compile`,
+/// data parallelism.
+pub(super) fn own_name(full: &str) -> &str {
+    let mut name = full;
+    while let Some(rest) = ["transformer.", "_orig_mod.", "module."]
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+    {
+        name = rest;
+    }
+    name
 }
 
 fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<'a>)>> {
@@ -193,7 +199,8 @@ struct Index {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let index: Index = serde_json::from_slice(&read_json_bytes(path)?)
+    let index: Index = crate::json::parse(&read_json_bytes(path)?)
+        .and_then(serde_json::from_value)
         .map_err(|e| Error::data(format!("{}: not a safetensors index: {e}", path.display())))?;
     for shard in index.weight_map.values() {
         if !plain_file_name(shard) || !shard.ends_with(".safetensors") {

@@ -15,7 +15,7 @@ pub use save::{SaveOptions, TOKENIZER_FILES, save_model, save_params};
 use crate::error::{Error, Result};
 use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use files::TensorFiles;
+use files::{TensorFiles, own_name};
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,9 +23,10 @@ use std::path::Path;
 /// Reads a Hugging Face GPT-2 folder: `config.json` with `model.safetensors`, or with
 /// `model.safetensors.index.json` and its shards.
 ///
-/// Tensors may be stored in f32, f16 or bf16; the parameters are f32 on `device`. The
-/// `transformer.` prefix is optional, mask buffers are ignored, and a stored head must equal the
-/// token embedding bit for bit.
+/// Tensors may be stored in f64, f32, f16 or bf16; the parameters are f32 on `device`. The
+/// `transformer.` prefix and those of wrappers are optional; mask buffers and heads of other tasks
+/// ([`unused_tensors`]) are ignored. The matrix that embedding and head share may be stored under
+/// either name; under both it must have the same bits.
 pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
@@ -44,6 +45,13 @@ pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
     let files = TensorFiles::open_model(dir)?;
     Stored::of(&files, true)?.layout(&config, dir)?;
     Ok(config)
+}
+
+/// Names of the tensors of such a folder that [`load_model`] does not read because they are a head
+/// of another task's: a value head, a classifier.
+pub fn unused_tensors(dir: &Path) -> Result<Vec<String>> {
+    let files = TensorFiles::open_model(dir)?;
+    Ok(Stored::of(&files, true)?.unused)
 }
 
 /// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of
@@ -91,18 +99,21 @@ struct Stored<'a> {
     files: &'a TensorFiles,
     tensors: HashMap<String, TensorView<'a>>,
     head: Option<TensorView<'a>>,
+    /// What belongs to a head of another task.
+    unused: Vec<String>,
 }
 
 impl<'a> Stored<'a> {
     fn of(files: &'a TensorFiles, hugging_face: bool) -> Result<Self> {
-        let mut stored = Self { files, tensors: HashMap::new(), head: None };
+        let mut stored = Self { files, tensors: HashMap::new(), head: None, unused: Vec::new() };
         for (path, file) in files.iter() {
             for (full, view) in file? {
-                let name = match full.strip_prefix("transformer.") {
-                    Some(short) if hugging_face => short.to_string(),
-                    _ => full,
-                };
+                let name = if hugging_face { own_name(&full).to_string() } else { full };
                 if hugging_face && is_mask(&name) {
+                    continue;
+                }
+                if hugging_face && is_other_head(&name) {
+                    stored.unused.push(name);
                     continue;
                 }
                 let twice = if hugging_face && name == "lm_head.weight" {
@@ -117,6 +128,12 @@ impl<'a> Stored<'a> {
                     )));
                 }
             }
+        }
+        // One matrix, two names: some writers keep the head's.
+        if !stored.tensors.contains_key("wte.weight")
+            && let Some(head) = stored.head.take()
+        {
+            stored.tensors.insert("wte.weight".into(), head);
         }
         Ok(stored)
     }
@@ -172,6 +189,9 @@ impl<'a> Stored<'a> {
             let mut what = Vec::new();
             if !missing.is_empty() {
                 what.push(format!("missing {}", some_of(&missing)));
+                if let Some(shard) = self.files.listed(missing[0]) {
+                    what.push(format!("{INDEX_FILE} says that {} is in {shard}", missing[0]));
+                }
             }
             if !extra.is_empty() {
                 what.push(format!("unexpected {}", some_of(&extra)));
@@ -205,6 +225,12 @@ fn is_mask(name: &str) -> bool {
     })
 }
 
+/// Whether a tensor lies outside the parts of a GPT-2, whose names are these.
+fn is_other_head(name: &str) -> bool {
+    let part = name.split('.').next().unwrap_or_default();
+    !["wte", "wpe", "h", "ln_f", "lm_head"].contains(&part)
+}
+
 /// At most five names, then how many more.
 fn some_of(names: &[&str]) -> String {
     let mut text = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
@@ -217,12 +243,13 @@ fn some_of(names: &[&str]) -> String {
 /// One stored tensor as f32 on the CPU.
 fn to_f32(name: &str, view: &TensorView) -> Result<Tensor> {
     let dtype = match view.dtype() {
+        Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         other => {
             return Err(Error::data(format!(
-                "tensor {name} is stored as {other:?}; expected F32, F16 or BF16"
+                "tensor {name} is stored as {other:?}; expected F64, F32, F16 or BF16"
             )));
         }
     };

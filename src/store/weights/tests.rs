@@ -39,6 +39,7 @@ type Raw = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 
 fn raw(params: &ParamSet, prefix: &str, dtype: DType) -> Raw {
     let store = match dtype {
+        DType::F64 => Dtype::F64,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
         _ => Dtype::F32,
@@ -186,8 +187,8 @@ fn a_tensor_that_shares_or_transposes_storage_is_saved_as_its_values() {
 fn half_precisions_and_both_namings_load() {
     let config = small();
     let set = params(&config, true);
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        for prefix in ["", "transformer."] {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        for prefix in ["", "transformer.", "_orig_mod.transformer.", "module.transformer."] {
             let mut tensors = raw(&set, prefix, dtype);
             for l in 0..2 {
                 tensors.push((
@@ -225,6 +226,12 @@ fn a_stored_head_must_be_the_embedding() {
         bits(&load_model(folder(&config, &tensors).path(), &Device::Cpu).unwrap().1),
         bits(&set)
     );
+    let alone: Raw = tensors.iter().filter(|t| !t.0.ends_with("wte.weight")).cloned().collect();
+    assert_eq!(
+        bits(&load_model(folder(&config, &alone).path(), &Device::Cpu).unwrap().1),
+        bits(&set),
+        "under the head's name alone"
+    );
     tensors.last_mut().unwrap().3[5] ^= 1;
     let message = refused(folder(&config, &tensors).path());
     assert!(message.contains("untied heads are not supported"), "{message}");
@@ -251,10 +258,19 @@ fn shards_load_and_their_index_is_checked() {
     index(&map);
     assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
 
-    let mut wrong = map.clone();
-    wrong["transformer.wte.weight"] = names[1].into();
-    index(&wrong);
-    assert!(refused(dir.path()).contains("says that tensor transformer.wte.weight is in"));
+    // What is listed and left away, or lies in another shard, is not missed unless it is needed.
+    let mut loose = map.clone();
+    loose["transformer.wte.weight"] = names[1].into();
+    for name in ["lm_head.weight", "transformer.h.0.attn.bias", "v_head.summary.weight"] {
+        loose.insert(name.into(), names[1].into());
+    }
+    index(&loose);
+    assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
+    write(&dir.path().join(names[0]), &tensors[1..9].to_vec());
+    index(&map);
+    let message = refused(dir.path());
+    assert!(message.contains(&format!("says that wte.weight is in {}", names[0])), "{message}");
+    write(&dir.path().join(names[0]), &halves[0]);
     for bad in [
         "../x.safetensors",
         "/etc/x.safetensors",
@@ -275,6 +291,20 @@ fn shards_load_and_their_index_is_checked() {
 }
 
 #[test]
+fn heads_of_other_tasks_are_ignored_and_named() {
+    let config = small();
+    let set = params(&config, false);
+    let mut tensors = raw(&set, "transformer.", DType::F32);
+    let heads = ["multiple_choice_head.summary.weight", "score.weight", "v_head.summary.bias"];
+    for name in heads {
+        tensors.push((name.into(), Dtype::F32, vec![1], vec![0; 4]));
+    }
+    let dir = folder(&config, &tensors);
+    assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
+    assert_eq!(unused_tensors(dir.path()).unwrap(), heads);
+}
+
+#[test]
 fn missing_extra_misshapen_and_unfinished_tensors_are_named() {
     let config = small();
     let good = raw(&params(&config, false), "", DType::F32);
@@ -285,15 +315,17 @@ fn missing_extra_misshapen_and_unfinished_tensors_are_named() {
     };
     let message = with(&|t| drop(t.remove(3)));
     assert!(message.contains("missing h.0.ln_1.bias"), "{message}");
-    let message = with(&|t| t.push(("score.weight".into(), Dtype::F32, vec![1], vec![0; 4])));
-    assert!(message.contains("unexpected score.weight"), "{message}");
+    for name in ["h.0.attn.q_norm.weight", "h.2.ln_1.weight", "lm_head.bias"] {
+        let message = with(&|t| t.push((name.into(), Dtype::F32, vec![1], vec![0; 4])));
+        assert!(message.contains(&format!("unexpected {name}")), "{message}");
+    }
     let message = with(&|t| t[4].2 = vec![24, 8]);
     assert!(
         message.contains("h.0.attn.c_attn.weight must have shape [8, 24], found [24, 8]"),
         "{message}"
     );
-    let message = with(&|t| (t[2].1, t[2].3) = (Dtype::F64, vec![0; 64]));
-    assert!(message.contains("h.0.ln_1.weight is stored as F64"), "{message}");
+    let message = with(&|t| (t[2].1, t[2].3) = (Dtype::I64, vec![0; 64]));
+    assert!(message.contains("h.0.ln_1.weight is stored as I64"), "{message}");
     for (value, text) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
         let message = with(&|t| t[5].3[8..12].copy_from_slice(&value.to_le_bytes()));
         assert!(
@@ -333,7 +365,20 @@ fn configs_of_other_models_are_refused() {
         parse(r#"{"model_type":"gpt2"}"#).unwrap(),
         Gpt2Config::new(50257, 1024, 768, 12, 12)
     );
-    parse(r#"{"model_type":"gpt2","activation_function":"gelu_pytorch_tanh","n_ctx":7,"n_inner":null}"#).unwrap();
+    let generic = r#"{"model_type":"gpt2","hidden_size":48,"n_layer":3,"num_hidden_layers":2,
+        "num_attention_heads":3,"max_position_embeddings":32,"vocab_size":11}"#;
+    assert_eq!(parse(generic).unwrap(), Gpt2Config::new(11, 32, 48, 2, 3), "the alias wins");
+    // The same function under other names, and keys that change nothing, whatever they hold.
+    for same in [
+        r#""activation_function":"gelu_pytorch_tanh","n_ctx":7,"n_inner":null"#,
+        r#""activation_function":"gelu_fast","attn_pdrop":NaN,"x":[Infinity,-Infinity]"#,
+        r#""activation_function":"gelu_python_tanh","initializer_range":NaN,"pruned_heads":{}"#,
+        r#""activation_function":"gelu_accurate","reorder_and_upcast_attn":true,"use_cache":"x""#,
+    ] {
+        let config = parse(&format!(r#"{{"model_type":"gpt2",{same}}}"#));
+        assert_eq!(config.unwrap(), Gpt2Config::new(50257, 1024, 768, 12, 12), "{same}");
+    }
+    parse(r#"{"architectures":["GPT2LMHeadModel"],"n_layer":2}"#).unwrap();
     for (text, key) in [
         ("{}", "model_type"),
         (r#"{"model_type":"llama"}"#, "model_type"),
@@ -343,7 +388,10 @@ fn configs_of_other_models_are_refused() {
             "scale_attn_by_inverse_layer_idx",
         ),
         (r#"{"model_type":"gpt2","scale_attn_weights":false}"#, "scale_attn_weights"),
-        (r#"{"model_type":"gpt2","reorder_and_upcast_attn":true}"#, "reorder_and_upcast_attn"),
+        (r#"{"model_type":"gpt2","quantization_config":{"bits":4}}"#, "quantization_config"),
+        (r#"{"model_type":"gpt2","pruned_heads":{"0":[1]}}"#, "pruned_heads"),
+        (r#"{"model_type":"gpt2","layer_norm_epsilon":NaN,"n_head":5}"#, "n_head = 5"),
+        (r#"{"model_type":"gpt2","num_attention_heads":"2"}"#, "num_attention_heads"),
         (r#"{"model_type":"gpt2","add_cross_attention":true}"#, "add_cross_attention"),
         (r#"{"model_type":"gpt2","tie_word_embeddings":false}"#, "tie_word_embeddings"),
         (r#"{"model_type":"gpt2","n_head":7}"#, "n_head = 7"),
