@@ -32,6 +32,9 @@ pub struct PrepareArgs {
     /// Field of JSON lines, column of Parquet.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
+    /// Token that ends every document; without it, the one that the tokenizer declares.
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
     /// Validation files.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "valid_fraction")]
     pub valid: Vec<PathBuf>,
@@ -63,6 +66,7 @@ fn prepared(
         out: args.out.clone(),
         text_field: args.text_field.clone(),
         validation,
+        end_token: args.end_token.clone(),
     };
     prepare(&options, progress)
 }

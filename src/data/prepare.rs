@@ -53,6 +53,8 @@ pub struct PrepareOptions {
     pub text_field: String,
     /// Where validation documents come from.
     pub validation: Validation,
+    /// The token that ends documents; without it, the tokenizer's own.
+    pub end_token: Option<String>,
 }
 
 /// One token file in figures.
@@ -98,6 +100,8 @@ pub struct PrepareReport {
     pub vocab_size: u32,
     /// Id of the end-of-text token that closes every document.
     pub eot: u32,
+    /// That token.
+    pub end_token: String,
     /// The training tokens.
     pub train: SplitReport,
     /// The validation tokens.
@@ -115,7 +119,10 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         )));
     }
     check_replaceable(&options.out)?;
-    let tokenizer = Tokenizer::load(&options.tokenizer)?;
+    let tokenizer = match &options.end_token {
+        None => Tokenizer::load(&options.tokenizer)?,
+        Some(token) => Tokenizer::load_ending_with(&options.tokenizer, token)?,
+    };
     let sources = Source::open_all(&options.inputs)?;
     let valid_sources = match &options.validation {
         Validation::Files(paths) => Source::open_all(paths)?,
@@ -176,6 +183,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         tokenizer_hash: hex(&tokenizer.hash()),
         vocab_size: tokenizer.vocab_size(),
         eot: tokenizer.eot(),
+        end_token: tokenizer.end_token(),
         train: SplitReport::new(&train.finish()?),
         valid: valid.map(TokenWriter::finish).transpose()?.as_ref().map(SplitReport::new),
     };
@@ -302,7 +310,7 @@ impl DataDir {
         let open = |name: &str| {
             let file = TokenFile::open(&folder.join(name))?;
             let (found, expected) = (file.header(), tokenizer.origin());
-            if found.tokenizer_hash != expected.tokenizer_hash
+            if !tokenizer.reads(&found.tokenizer_hash)
                 || (found.vocab_size, found.eot) != (expected.vocab_size, expected.eot)
             {
                 return Err(Error::data(format!(
@@ -368,6 +376,7 @@ mod tests {
                 out: self.path(out),
                 text_field: "text".into(),
                 validation,
+                end_token: None,
             }
         }
     }

@@ -4,16 +4,21 @@
 //! inside a text becomes the end-of-text token, not its characters. A tokenizer trained here has,
 //! as GPT-2's, the 256 bytes first, the merges next and `<|endoftext|>` as the last id.
 
+mod folder;
+mod identity;
+mod save;
+
 use crate::data::bpe::{self, Bpe};
 use crate::data::tokens::{END_OF_TEXT, Hash, TokenOrigin};
 use crate::error::{Error, Result};
-use crate::files::{read_bounded, write_atomic};
+use crate::files::read_bounded;
 use crate::guard::guarded;
+use folder::Declared;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// What stands for it in tokenizers of other families, tried in this order.
+/// What may stand for it in tokenizers of other families where none is declared, tried in this
+/// order.
 const OTHER_ENDS: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|im_end|>"];
 /// Several times the largest tokenizers there are (some 35 MB), far below what could exhaust
 /// memory.
@@ -28,85 +33,107 @@ pub struct Tokenizer {
     vocab_size: u32,
     eot: u32,
     hash: Hash,
+    /// The hash that earlier versions gave it.
+    earlier: Hash,
+    declared: Declared,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` (a file or in a folder), or GPT-2's pair `vocab.json` + `merges.txt`
-    /// in a folder.
+    /// Loads the tokenizer of a folder, all its files read as transformers 5 does, or a
+    /// `tokenizer.json` by itself.
+    ///
+    /// The end of a document is the declared `eos_token`; where none is declared, the model's
+    /// `eos_token_id`; where there is none either, the first special token that is a usual end mark.
     pub fn load(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            return Self::from_json(&read(path)?).map_err(|e| e.context(path.display()));
+        if path.is_dir() {
+            let folder::Found { inner, bare, declared } = folder::load(path)?;
+            return Self::new(inner, &bare, declared).map_err(|e| e.context(path.display()));
         }
-        let file = path.join("tokenizer.json");
-        if file.is_file() {
-            return Self::from_json(&read(&file)?).map_err(|e| e.context(file.display()));
-        }
-        let (vocab, merges) = (path.join("vocab.json"), path.join("merges.txt"));
-        if vocab.is_file() && merges.is_file() {
-            return Self::from_pair(&vocab, &merges);
-        }
-        Err(Error::data(format!(
-            "{}: expected tokenizer.json, or vocab.json and merges.txt; found neither",
-            path.display()
-        )))
+        Self::from_json(&read(path)?).map_err(|e| e.context(path.display()))
     }
 
     /// Parses the bytes of a `tokenizer.json`.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let failed =
-            |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer.json: {e}"));
-        let parsed =
-            guarded("not a valid tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
-        let mut inner = parsed.map_err(|e| failed(&e))?;
-        // They would cut or fill documents in silence.
-        inner.with_truncation(None).map_err(|e| failed(&e))?;
-        inner.with_padding(None);
-        let json = inner.to_string(false).map_err(|e| failed(&e))?;
-        let json: Value = serde_json::from_str(&json).map_err(|e| failed(&e))?;
+        let json = in_crates_form(bytes)?;
+        Self::new(parse(json.to_string().as_bytes())?, &json, Declared::default())
+    }
+
+    /// Of a tokenizer, of what its `tokenizer.json` alone says, and of what is declared beside.
+    fn new(inner: tokenizers::Tokenizer, bare: &Value, declared: Declared) -> Result<Self> {
+        let json = to_json(&inner)?;
         let vocab = inner.get_vocab(true);
         let largest =
             vocab.values().copied().max().ok_or_else(|| Error::data("the vocabulary is empty"))?;
-        let end = std::iter::once(END_OF_TEXT)
-            .chain(OTHER_ENDS)
-            .find_map(|name| vocab.get(name).copied());
-        let eot = end.ok_or_else(|| {
-            Error::data(format!(
-                "no end-of-text token: expected {END_OF_TEXT} (or one of {OTHER_ENDS:?})"
-            ))
-        })?;
         let vocab_size =
             largest.checked_add(1).ok_or_else(|| Error::data("a token id is 4294967295"))?;
-        let hash = Sha256::digest(identity(&json).to_string().as_bytes()).into();
-        Ok(Self { inner, json, vocab_size, eot, hash })
+        let eot = end_of_text(&inner, &json, &declared)?;
+        Ok(Self {
+            hash: identity::hash(&json),
+            earlier: identity::hash_as_it_stands(bare),
+            inner,
+            json,
+            vocab_size,
+            eot,
+            declared,
+        })
     }
 
-    fn from_pair(vocab: &Path, merges: &Path) -> Result<Self> {
-        let bad = |path: &Path, what: String| Error::data(format!("{}: {what}", path.display()));
-        let tokens: Map<String, Value> = serde_json::from_slice(&read(vocab)?)
-            .map_err(|e| bad(vocab, format!("not a JSON object of ids: {e}")))?;
-        let text =
-            String::from_utf8(read(merges)?).map_err(|e| bad(merges, format!("not UTF-8: {e}")))?;
-        let mut pairs = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            if line.is_empty() || (number == 0 && line.starts_with("#version")) {
-                continue;
+    /// As [`Tokenizer::load`], with `token` at the end of documents, whatever is declared.
+    pub fn load_ending_with(path: &Path, token: &str) -> Result<Self> {
+        let folder::Found { inner, bare, mut declared } = match path.is_dir() {
+            true => folder::load(path)?,
+            false => {
+                let bare = in_crates_form(&read(path)?).map_err(|e| e.context(path.display()))?;
+                let inner = parse(bare.to_string().as_bytes())?;
+                folder::Found { inner, bare, declared: Declared::default() }
             }
-            match line.split_once(' ') {
-                Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
-                    pairs.push([a, b])
-                }
-                _ => {
-                    return Err(bad(
-                        merges,
-                        format!("line {}: expected two tokens, found {line:?}", number + 1),
-                    ));
-                }
-            }
+        };
+        if inner.token_to_id(token).is_none() {
+            return Err(Error::usage(format!(
+                "{}: the tokenizer has no token {token:?} to end documents with; name one of its tokens",
+                path.display()
+            )));
         }
-        let eot = tokens.get(END_OF_TEXT).and_then(Value::as_u64);
-        let eot = eot.ok_or_else(|| bad(vocab, format!("no token {END_OF_TEXT}")))?;
-        let json = gpt2_json(&Value::Object(tokens.clone()), &json!(pairs), eot);
-        Self::from_json(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))
+        declared.config.insert("eos_token".into(), token.into());
+        Self::new(inner, &bare, declared).map_err(|e| e.context(path.display()))
+    }
+
+    /// The token that ends documents.
+    pub fn end_token(&self) -> String {
+        self.inner.id_to_token(self.eot).unwrap_or_default()
+    }
+
+    /// Id of the token that is declared for a role of transformers (`bos_token`, `pad_token`).
+    pub fn role(&self, role: &str) -> Option<u32> {
+        self.inner.token_to_id(&self.declared.role(role)?)
+    }
+
+    /// The ids at which the model beside this tokenizer ends a text: `eos_token_id` of its
+    /// `generation_config.json`, else of its `config.json`; the end-of-text token where neither
+    /// says.
+    pub fn end_ids(&self) -> Vec<u32> {
+        if self.declared.end_ids.is_empty() {
+            return vec![self.eot];
+        }
+        self.declared.end_ids.clone()
+    }
+
+    /// Whether ids that a tokenizer of this [`Tokenizer::hash`] made mean the same here: it is this
+    /// one, or this one before its last tokens were added, or this one by the hash of an earlier
+    /// version.
+    pub fn reads(&self, made_by: &Hash) -> bool {
+        [self.hash, self.earlier].contains(made_by)
+            || identity::without_trailing(&self.json, self.eot).any(|(_, hash)| hash == *made_by)
+    }
+
+    /// How many of `other`'s ids mean the same here: all, or those before its last tokens; None if
+    /// it is another tokenizer.
+    pub fn shares_with(&self, other: &Tokenizer) -> Option<u32> {
+        if self.reads(&other.hash) || self.reads(&other.earlier) {
+            return Some(other.vocab_size);
+        }
+        let mut shorter = identity::without_trailing(&other.json, other.eot);
+        shorter.find(|(_, hash)| self.reads(hash)).map(|(id, _)| id)
     }
 
     /// Token ids of a text; nothing is added.
@@ -152,8 +179,8 @@ impl Tokenizer {
     }
 
     /// SHA-256 over everything that decides which ids a text gets: model, pre-tokenizer, normalizer
-    /// and added tokens. Layout of the file, decoder and post-processor do not enter, so re-saved
-    /// and converted copies agree.
+    /// and added tokens. Layout of the file, decoder and post-processor do not enter, nor what has
+    /// no effect, so re-saved and converted copies agree.
     pub fn hash(&self) -> Hash {
         self.hash
     }
@@ -188,40 +215,6 @@ impl Tokenizer {
         }
     }
 
-    /// Writes Hugging Face's files into `folder`, each atomically: `tokenizer.json`,
-    /// `tokenizer_config.json`, `special_tokens_map.json`, and for byte-pair models `vocab.json`
-    /// and `merges.txt`.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        let put = |name: &str, bytes: &[u8]| {
-            let path = folder.join(name);
-            write_atomic(&path, |w| w.write_all(bytes).map_err(|e| Error::io("write", &path, e)))
-        };
-        let pretty =
-            |v: &Value| serde_json::to_vec_pretty(v).map_err(|e| Error::internal(e.to_string()));
-        put("tokenizer.json", &pretty(&self.json)?)?;
-        let eot = self.inner.id_to_token(self.eot).unwrap_or_else(|| END_OF_TEXT.to_string());
-        let names = json!({"bos_token": eot, "eos_token": eot, "unk_token": eot});
-        put("special_tokens_map.json", &pretty(&names)?)?;
-        let gpt2 = self.splits_safely();
-        let class = if gpt2 { "GPT2TokenizerFast" } else { "PreTrainedTokenizerFast" };
-        let mut config =
-            json!({"tokenizer_class": class, "add_prefix_space": false, "model_max_length": 1024});
-        if let (Value::Object(config), Value::Object(names)) = (&mut config, names) {
-            config.extend(names);
-        }
-        put("tokenizer_config.json", &pretty(&config)?)?;
-        if let (true, Some(merges)) = (gpt2, self.json["model"]["merges"].as_array()) {
-            put("vocab.json", self.json["model"]["vocab"].to_string().as_bytes())?;
-            let mut text = String::from("#version: 0.2\n");
-            for pair in merges {
-                let [a, b] = [&pair[0], &pair[1]].map(|v| v.as_str().unwrap_or_default());
-                text.extend([a, " ", b, "\n"]);
-            }
-            put("merges.txt", text.as_bytes())?;
-        }
-        Ok(())
-    }
-
     /// The tokenizer of trained merges: 256 bytes, the merges, `<|endoftext|>`.
     pub(super) fn from_bpe(bpe: &Bpe) -> Result<Self> {
         let mut vocab: Map<String, Value> =
@@ -229,7 +222,7 @@ impl Tokenizer {
         let eot = bpe.tokens.len() as u64;
         vocab.insert(END_OF_TEXT.into(), eot.into());
         Self::from_json(
-            gpt2_json(&Value::Object(vocab), &json!(bpe.merges), eot).to_string().as_bytes(),
+            gpt2_json(&Value::Object(vocab), &json!(bpe.merges), Some(eot)).to_string().as_bytes(),
         )
     }
 }
@@ -238,17 +231,74 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     read_bounded(path, MOST_FILE_BYTES)
 }
 
-/// The `tokenizer.json` of a GPT-2 tokenizer.
-fn gpt2_json(vocab: &Value, merges: &Value, eot: u64) -> Value {
+/// A tokenizer as the crate reads it, without what would make data depend on chance or length:
+/// dropout of merges, truncation, padding.
+fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let failed =
+        |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer.json: {e}"));
+    let parsed =
+        guarded("not a valid tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
+    let mut inner = parsed.map_err(|e| failed(&e))?;
+    inner.with_truncation(None).map_err(|e| failed(&e))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
+    let failed = |e: &dyn std::fmt::Display| Error::data(format!("tokenizer: {e}"));
+    let json = inner.to_string(false).map_err(|e| failed(&e))?;
+    let mut json: Value = serde_json::from_str(&json).map_err(|e| failed(&e))?;
+    if let Some(dropout) = json["model"].get_mut("dropout") {
+        *dropout = Value::Null;
+    }
+    Ok(json)
+}
+
+/// A `tokenizer.json` in the crate's own order and defaults.
+fn in_crates_form(bytes: &[u8]) -> Result<Value> {
+    to_json(&parse(bytes)?)
+}
+
+/// The id that ends documents. A token that merely looks like an end mark is none: some
+/// vocabularies hold `</s>` as markup.
+fn end_of_text(inner: &tokenizers::Tokenizer, json: &Value, declared: &Declared) -> Result<u32> {
+    if let Some(id) = declared.role("eos_token").and_then(|name| inner.token_to_id(&name)) {
+        return Ok(id);
+    }
+    let known = |id: &&u32| inner.id_to_token(**id).is_some();
+    if let Some(id) = declared.end_ids.iter().find(known) {
+        return Ok(*id);
+    }
+    let added = json["added_tokens"].as_array();
+    let special = |name: &&str| {
+        added.is_some_and(|tokens| {
+            tokens.iter().any(|t| t["content"] == **name && t["special"] == json!(true))
+        })
+    };
+    let found = std::iter::once(END_OF_TEXT).chain(OTHER_ENDS).find(|name| special(name));
+    found.and_then(|name| inner.token_to_id(name)).ok_or_else(|| {
+        Error::data(format!(
+            "no end-of-text token: expected eos_token in tokenizer_config.json, or a special token {END_OF_TEXT} (or one of \
+             {OTHER_ENDS:?}); name one with --end-token"
+        ))
+    })
+}
+
+/// The `tokenizer.json` of a GPT-2 tokenizer, with the id of its end mark if that is in it.
+fn gpt2_json(vocab: &Value, merges: &Value, eot: Option<u64>) -> Value {
     let byte_level = |trim: bool, prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": true});
+    let end = |id| {
+        json!({
+            "id": id, "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true
+        })
+    };
+    let added: Vec<Value> = eot.into_iter().map(end).collect();
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": [{
-            "id": eot, "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true
-        }],
+        "added_tokens": added,
         "normalizer": null,
         "pre_tokenizer": byte_level(true, false),
         "post_processor": byte_level(false, true),
@@ -261,121 +311,5 @@ fn gpt2_json(vocab: &Value, merges: &Value, eot: u64) -> Value {
     })
 }
 
-/// The members that decide ids, without those at their defaults: older files spell defaults out or
-/// leave them away.
-fn identity(json: &Value) -> Value {
-    let thin = |v: &Value| match v {
-        Value::Object(map) => {
-            let silent = |v: &Value| v.is_null() || v == &json!(false) || v == &json!("");
-            Value::Object(
-                map.iter()
-                    .filter(|(_, v)| !silent(v))
-                    .map(|(k, v)| (k.clone(), v.clone()))
-                    .collect(),
-            )
-        }
-        other => other.clone(),
-    };
-    let mut pre_tokenizer = thin(&json["pre_tokenizer"]);
-    if let (true, Some(map)) = (pre_tokenizer["type"] == "ByteLevel", pre_tokenizer.as_object_mut())
-    {
-        map.remove("trim_offsets"); // moves offsets, not ids
-    }
-    let added: Vec<Value> =
-        json["added_tokens"].as_array().map(|a| a.iter().map(thin).collect()).unwrap_or_default();
-    json!([added, thin(&json["normalizer"]), pre_tokenizer, thin(&json["model"])])
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::train_tokenizer::tests::{sample, trained};
-    use std::collections::BTreeSet;
-    use std::fs;
-
-    #[test]
-    fn a_saved_tokenizer_loads_the_same_from_either_kind_of_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let (tokenizer, _) = trained(folder.path(), 400);
-        let out = folder.path().join("out");
-        tokenizer.save(&out).unwrap();
-        let names: BTreeSet<String> = fs::read_dir(&out)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        let expected = [
-            "merges.txt",
-            "special_tokens_map.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "vocab.json",
-        ];
-        assert_eq!(names, expected.map(String::from).into());
-        let same = |other: Tokenizer| {
-            assert_eq!((other.hash(), other.eot()), (tokenizer.hash(), tokenizer.eot()));
-            assert_eq!(other.encode(&sample()).unwrap(), tokenizer.encode(&sample()).unwrap());
-            assert!(other.splits_safely());
-        };
-        same(Tokenizer::load(&out).unwrap());
-        same(Tokenizer::load(&out.join("tokenizer.json")).unwrap());
-        let before = fs::read(out.join("tokenizer.json")).unwrap();
-        Tokenizer::load(&out).unwrap().save(&out).unwrap();
-        assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), before);
-        fs::remove_file(out.join("tokenizer.json")).unwrap();
-        same(Tokenizer::load(&out).unwrap());
-    }
-
-    #[test]
-    fn the_hash_ignores_layout_and_sees_every_merge() {
-        let folder = tempfile::tempdir().unwrap();
-        let (tokenizer, _) = trained(folder.path(), 300);
-        let mut json = tokenizer.json.clone();
-        json["post_processor"] = Value::Null;
-        json["model"]["continuing_subword_prefix"] = json!("");
-        json["truncation"] =
-            json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
-        let other = Tokenizer::from_json(&serde_json::to_vec_pretty(&json).unwrap()).unwrap();
-        assert_eq!(other.hash(), tokenizer.hash());
-        assert!(
-            other.encode("Anna's pears weren't in the basket").unwrap().len() > 4,
-            "truncation must be off"
-        );
-        json["model"]["merges"].as_array_mut().unwrap().swap(0, 1);
-        let other = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
-        assert_ne!(other.hash(), tokenizer.hash());
-        assert_ne!(trained(folder.path(), 301).0.hash(), tokenizer.hash());
-    }
-
-    #[test]
-    fn malformed_files_are_errors_that_name_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokenizer.json");
-        let cases = [
-            "",
-            "{",
-            "[]",
-            "{}",
-            r#"{"version":"1.0","model":{"type":"BPE","vocab":{},"merges":[["a","b"]]}}"#,
-        ];
-        for text in cases {
-            fs::write(&path, text).unwrap();
-            let message = Tokenizer::load(folder.path()).unwrap_err().to_string();
-            assert!(message.contains("tokenizer.json"), "{text}: {message}");
-        }
-        fs::remove_file(&path).unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("found neither"));
-        fs::write(folder.path().join("vocab.json"), r#"{"a":0,"b":1,"ab":2,"<|endoftext|>":3}"#)
-            .unwrap();
-        fs::write(folder.path().join("merges.txt"), "#version: 0.2\na b\nab\n").unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("line 3"));
-        fs::write(folder.path().join("merges.txt"), "#version: 0.2\na b\n").unwrap();
-        assert_eq!(Tokenizer::load(folder.path()).unwrap().encode("ab").unwrap(), [2]);
-        fs::write(folder.path().join("vocab.json"), r#"{"a":0,"b":1,"ab":2}"#).unwrap();
-        assert!(
-            Tokenizer::load(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("no token <|endoftext|>")
-        );
-    }
-}
+mod tests;

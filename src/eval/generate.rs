@@ -66,7 +66,8 @@ pub fn generate(
     }
     let ids = &ids[ids.len().saturating_sub(model.config.n_positions)..];
     let mut sampler = Sampler::new(options.temperature, options.top_k, options.top_p, options.seed);
-    let mut stream = TextStream::new(tokenizer);
+    let ends = tokenizer.end_ids();
+    let mut stream = TextStream::after(tokenizer, if prompt.is_empty() { &[] } else { ids });
     let mut text = String::new();
     let mut emit = |piece: String| {
         text.push_str(&piece);
@@ -78,7 +79,7 @@ pub fn generate(
         crate::interrupt::check()?;
         let token = sampler.sample(&logits(model, tokenizer, &hidden)?)?;
         tokens += 1;
-        if token == tokenizer.eot() {
+        if ends.contains(&token) {
             stop = Stop::EndOfText;
             break;
         }
@@ -113,8 +114,11 @@ struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), from: 0, done: 0 }
+    /// A stream of what follows `before`. Its last ids are decoded with what comes: some tokenizers
+    /// take away the space of a first word.
+    fn after(tokenizer: &'a Tokenizer, before: &[u32]) -> Self {
+        let ids = before[before.len().saturating_sub(MOST_PENDING)..].to_vec();
+        Self { tokenizer, from: 0, done: ids.len(), ids }
     }
 
     fn push(&mut self, id: u32) -> Result<String> {
@@ -197,7 +201,7 @@ mod tests {
             ids.len() > TEXT.chars().count() + 10,
             "characters must span tokens for this test to mean anything"
         );
-        let mut stream = TextStream::new(&tokenizer);
+        let mut stream = TextStream::after(&tokenizer, &[]);
         let mut all = String::new();
         for id in ids {
             let piece = stream.push(id).unwrap();
@@ -211,7 +215,7 @@ mod tests {
     fn bytes_that_are_no_text_come_out_as_replacements_and_do_not_hold_back_the_rest() {
         let tokenizer = tokenizer();
         let letter = tokenizer.encode("a").unwrap()[0];
-        let mut stream = TextStream::new(&tokenizer);
+        let mut stream = TextStream::after(&tokenizer, &[]);
         // A byte that is no character by itself.
         let lone = (0..256).find(|&id| tokenizer.decode(&[id]).unwrap() == "\u{FFFD}").unwrap();
         let mut pieces: Vec<String> = (0..20).map(|_| stream.push(lone).unwrap()).collect();

@@ -6,7 +6,9 @@ use crate::model::{Gpt2, ParamSet};
 use crate::progress::Progress;
 use crate::store::checkpoint;
 use crate::store::names::{Kind, ModelFolder, ModelRef};
-use crate::store::weights::{SaveOptions, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model};
+use crate::store::weights::{
+    SaveOptions, SpecialIds, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model, state_length,
+};
 use candle_core::Device;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -61,11 +63,20 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
         ));
     }
     let options = SaveOptions {
-        eot: end_of_text(&from.dir)?,
+        ids: SpecialIds::read(&from.dir)?,
         tokenizer: tokenizer.then_some(from.dir.as_path()),
     };
     let folder = AtomicDir::create(out)?;
     save_model(folder.path(), &config, &params, &options)?;
+    if tokenizer {
+        // Written anew, so that every reader takes it alike; what we cannot read is kept as it is.
+        match from.tokenizer() {
+            Ok(Some(tokenizer)) => tokenizer.save(folder.path())?,
+            Ok(None) => {}
+            Err(e) => progress.note(&format!("warning: the tokenizer is copied as it is: {e}")),
+        }
+        state_length(folder.path(), config.n_positions)?;
+    }
     let mark = folder.path().join(MARK_FILE);
     write_atomic(&mark, |w| {
         let text = json!({"format": FORMAT, "version": 1, "parameters": config.parameters()});
@@ -87,14 +98,6 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
         tokenizer,
         bytes,
     })
-}
-
-/// The id that the source's config says, so that nothing is lost on the way.
-fn end_of_text(dir: &Path) -> Result<Option<u32>> {
-    let path = dir.join("config.json");
-    let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-    let config: Value = serde_json::from_slice(&bytes).unwrap_or_default(); // load_model has read it before
-    Ok(config["eos_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
 }
 
 /// Replacing a folder deletes what is in it, so it must hold nothing but an earlier export.
@@ -170,7 +173,7 @@ mod tests {
         let dir = root.join("run");
         let model = Gpt2::scratch(Gpt2Config::new(40, 8, 12, 2, 3), 1, &Device::Cpu).unwrap();
         fs::create_dir_all(dir.join("model")).unwrap();
-        let options = SaveOptions { eot: Some(39), tokenizer: None };
+        let options = SaveOptions { ids: SpecialIds::end_of_text(39), tokenizer: None };
         save_model(&dir.join("model"), &model.config, &model.params, &options).unwrap();
         if tokenizer {
             fs::write(dir.join("model/tokenizer.json"), "{}").unwrap();
@@ -189,7 +192,7 @@ mod tests {
         assert_eq!(report.bytes, folder_bytes(&out).unwrap());
         let (config, params) = load_model(&out, &Device::Cpu).unwrap();
         assert!(config == model.config && same_bits(&params, &model.params).unwrap());
-        assert_eq!(end_of_text(&out).unwrap(), Some(39));
+        assert_eq!(SpecialIds::read(&out).unwrap(), SpecialIds::end_of_text(39));
         let before = fs::read(out.join(WEIGHTS_FILE)).unwrap();
         assert_eq!(export(&source, &out, &Silent).unwrap(), report);
         assert_eq!(fs::read(out.join(WEIGHTS_FILE)).unwrap(), before);

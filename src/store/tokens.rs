@@ -32,26 +32,33 @@ pub fn open_tokens_by(
     progress: &dyn Progress,
 ) -> Result<Arc<TokenFile>> {
     let tokens = if data.is_dir() {
-        DataDir::open(data)?.valid.ok_or_else(|| {
+        let folder = DataDir::open(data)?;
+        let shared = tokenizer.as_ref().ok().and_then(|own| own.shares_with(&folder.tokenizer));
+        let tokens = folder.valid.ok_or_else(|| {
             Error::usage(format!(
                 "{}: the folder has no validation split; name a text file or a token file (such as its train.bin) \
                  instead, or prepare it again with --valid or --valid-fraction",
                 data.display()
             ))
-        })?
+        })?;
+        if let Some(shared) = shared {
+            tokens.check_vocab(shared as usize)?;
+            return Ok(tokens);
+        }
+        tokens
     } else if data.extension().is_some_and(|e| e == "bin") {
         Arc::new(TokenFile::open(data)?)
     } else {
         return Ok(Arc::new(tokenise(data, tokenizer?, progress)?));
     };
-    let (found, own) = (tokens.header().tokenizer_hash, tokenizer.map(Tokenizer::hash));
-    if let Some(own) = own.ok().filter(|own| *own != found) {
+    let found = tokens.header().tokenizer_hash;
+    if let Some(own) = tokenizer.ok().filter(|own| !own.reads(&found)) {
         let short = |hash: &Hash| hex(&hash[..6]);
         return Err(Error::data(format!(
             "{}: made by tokenizer {}, but the model's is {}; prepare the data with the model's tokenizer",
             tokens.path().display(),
             short(&found),
-            short(&own)
+            short(&own.hash())
         )));
     }
     Ok(tokens)

@@ -17,7 +17,7 @@ use crate::files::{AtomicDir, check_space, write_atomic};
 use crate::progress::{Progress, Silent};
 use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
-use crate::store::weights::{SaveOptions, save_model};
+use crate::store::weights::{SaveOptions, SpecialIds, save_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ pub struct Run {
 /// What stays the same over a run.
 struct RunConfig {
     tokenizer: PathBuf,
-    eot: u32,
+    ids: SpecialIds,
     inputs: checkpoint::Inputs,
 }
 
@@ -92,7 +92,7 @@ impl Prepared {
         resume: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let Session { plan, train, valid, tokenizer, eot, student, teacher, device, inputs } =
+        let Session { plan, train, valid, tokenizer, ids, student, teacher, device, inputs } =
             session;
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
         let saved = if resume {
@@ -108,7 +108,7 @@ impl Prepared {
         }
         let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
         let trainer = Trainer::new(plan, student, teacher)?;
-        Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, eot, inputs } })
+        Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, ids, inputs } })
     }
 }
 
@@ -369,7 +369,7 @@ impl Run {
     }
 
     fn save_options(&self) -> SaveOptions<'_> {
-        SaveOptions { eot: Some(self.config.eot), tokenizer: Some(&self.config.tokenizer) }
+        SaveOptions { ids: self.config.ids.clone(), tokenizer: Some(&self.config.tokenizer) }
     }
 }
 

@@ -4,7 +4,6 @@
 use crate::config::{DeviceSpec, Plan};
 use crate::cost::{self, MemoryByPart, check_fit, settle};
 use crate::data::prepare::{DataDir, TOKENIZER, TRAIN};
-use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::files::hex;
@@ -16,6 +15,7 @@ use crate::store::checkpoint::Inputs;
 use crate::store::hub::What;
 use crate::store::names::{ModelRef, locate};
 use crate::store::student::Start;
+use crate::store::weights::SpecialIds;
 use crate::store::{Kind, ModelFolder, Where, shape, shape_of};
 use crate::teacher::Teacher;
 use candle_core::Device;
@@ -36,8 +36,8 @@ pub struct Session {
     pub valid: Option<Arc<TokenFile>>,
     /// Folder of the tokenizer that made them.
     pub tokenizer: PathBuf,
-    /// Id of its end-of-text token.
-    pub eot: u32,
+    /// Ids of special tokens that the student is stored with.
+    pub ids: SpecialIds,
     /// The student before its first step.
     pub student: Gpt2,
     /// The teacher, if the plan has one.
@@ -100,9 +100,7 @@ impl Survey {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
         let teacher = asked(&plan)
-            .map(|name| {
-                find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data.tokenizer, at)
-            })
+            .map(|name| find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data, at))
             .transpose()?;
         let teacher_shape = teacher.as_ref().map(ModelFolder::checked_config).transpose()?;
         let start = Start::of(&plan)?;
@@ -110,9 +108,7 @@ impl Survey {
         let vocabulary = data.tokenizer.vocab_size() as usize;
         let student =
             start.shape(&plan, teacher_shape.as_ref(), Some(vocabulary), |name, meant| {
-                stored
-                    .insert(find_fitting(name, meant.clone(), &data.tokenizer, at)?)
-                    .checked_config()
+                stored.insert(find_fitting(name, meant.clone(), &data, at)?).checked_config()
             })?;
         let shapes = Shapes::new(&plan, student, teacher_shape)?;
         for tokens in data.files() {
@@ -131,13 +127,29 @@ impl Survey {
         let teacher = self.teacher.as_ref().map(|folder| folder.load(&self.device)).transpose()?;
         let inputs = Inputs {
             data_hash: hex(&self.data.train.header().content_hash),
-            tokenizer_hash: hex(&self.data.tokenizer.hash()),
+            // By the data's word: what made it may have been an earlier version.
+            tokenizer_hash: hex(&self.data.train.header().tokenizer_hash),
             teacher_hash: self.teacher_hash()?,
             teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
             student_revision: self.stored.as_ref().and_then(ModelFolder::revision),
         };
         let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
             self;
+        let mut ids = SpecialIds::of(&data.tokenizer);
+        if let Some(own) =
+            stored.as_ref().map(|folder| SpecialIds::read(&folder.dir)).transpose()?
+            && !own.eos.is_empty()
+        {
+            // What came is kept, and the mark that these documents end with ends texts, too.
+            let eos = own.eos.iter().copied().chain(ids.eos.into_iter());
+            let eos = eos.fold(Vec::new(), |mut all, id| {
+                if !all.contains(&id) {
+                    all.push(id);
+                }
+                all
+            });
+            ids = SpecialIds { eos, ..own };
+        }
         let load = || {
             stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device)
         };
@@ -148,7 +160,7 @@ impl Survey {
             train: data.train,
             valid: data.valid,
             tokenizer: dir.join(TOKENIZER),
-            eot: data.tokenizer.eot(),
+            ids,
             student,
             device,
             inputs,
@@ -254,21 +266,18 @@ pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
 
 /// The folder of a stored model that fits the data: one that brings a tokenizer must have been
 /// trained on tokens of the data's.
-fn find_fitting(
-    name: &str,
-    meant: ModelRef,
-    tokenizer: &Tokenizer,
-    at: Where<'_>,
-) -> Result<ModelFolder> {
+fn find_fitting(name: &str, meant: ModelRef, data: &DataDir, at: Where<'_>) -> Result<ModelFolder> {
     let folder = locate(meant, name, None, What::Model, at)?;
     if let Some(own) = folder.tokenizer()? {
-        let (own, data) = (own.hash(), tokenizer.hash());
-        if own != data {
+        let Some(shared) = own.shares_with(&data.tokenizer) else {
             return Err(Error::data(format!(
                 "{name}: its tokenizer is {}, but the data was made by {}; prepare the data with --tokenizer {name}",
-                hex(&own[..6]),
-                hex(&data[..6])
+                hex(&own.hash()[..6]),
+                hex(&data.tokenizer.hash()[..6])
             )));
+        };
+        for tokens in data.files() {
+            tokens.check_vocab(shared as usize).map_err(|e| e.context(name))?;
         }
     }
     Ok(folder)

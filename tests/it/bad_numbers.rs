@@ -7,7 +7,7 @@ use candle_core::Device;
 use eslm_kd::data::tokens::TokenFile;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::store::checkpoint::{self, list, verify};
-use eslm_kd::store::weights::{SaveOptions, save_model};
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, save_model};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -41,7 +41,7 @@ fn save_teacher_that_fails_at(token: u32, to: &Path) {
         v.chunks_mut(16).for_each(|row| (row[0], row[1]) = (f32::MAX / 2.0, -f32::MAX / 2.0))
     });
     let folder = tiny::world().join("tokenizer");
-    let options = SaveOptions { eot: None, tokenizer: Some(&folder) };
+    let options = SaveOptions { ids: SpecialIds::default(), tokenizer: Some(&folder) };
     save_model(to, &model.config, &model.params, &options).unwrap();
 }
 

@@ -171,7 +171,7 @@ fn resuming_needs_the_moments() {
     let at = place.path("cold/checkpoints/step-00000010");
     let manifest = at.join("manifest.json");
     let mut said: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    for name in ["adam_m.safetensors", "adam_v.safetensors"] {
+    for name in ["adam_m.moments", "adam_v.moments"] {
         let mut bytes = fs::read(at.join(name)).unwrap();
         let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         bytes[header..].fill(0);

@@ -7,7 +7,7 @@ use crate::support::place::without_settings;
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::model::{Gpt2, Gpt2Config};
-use eslm_kd::store::weights::{SaveOptions, save_model};
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, save_model};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -264,7 +264,7 @@ fn a_run_records_the_commits_of_its_models() {
         let model =
             Gpt2::scratch(Gpt2Config::new(tiny::VOCAB, 16, 16, 1, 2), seed, &Device::Cpu).unwrap();
         fs::create_dir_all(&dir).unwrap();
-        let options = SaveOptions { eot: None, tokenizer: Some(&tokenizer) };
+        let options = SaveOptions { ids: SpecialIds::default(), tokenizer: Some(&tokenizer) };
         save_model(&dir, &model.config, &model.params, &options).unwrap();
         let id = format!("org/{name}");
         let commit = home.server.add_folder(&id, &dir).unwrap();

@@ -6,7 +6,7 @@ use eslm_kd::data::tokenizer::Tokenizer;
 use eslm_kd::data::train_tokenizer::TrainOptions;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::progress::Silent;
-use eslm_kd::store::weights::{SaveOptions, save_model};
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, save_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,7 +31,7 @@ impl World {
         tokenizer.save(&model).unwrap();
         let config = Gpt2Config { initializer_range: 0.2, ..Gpt2Config::new(300, 32, 24, 2, 3) };
         let gpt2 = Gpt2::scratch(config, 1, &Device::Cpu).unwrap();
-        let options = SaveOptions { eot: Some(tokenizer.eot()), tokenizer: None };
+        let options = SaveOptions { ids: SpecialIds::of(&tokenizer), tokenizer: None };
         save_model(&model, &gpt2.config, &gpt2.params, &options).unwrap();
         Self { root }
     }

@@ -16,7 +16,9 @@ use std::path::Path;
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 const FORMAT: &str = "eslm-kd checkpoint";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Earlier ones that are read, too.
+const EARLIEST: u32 = 1;
 /// A manifest lists a dozen files.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -120,11 +122,11 @@ impl Manifest {
                 &format!("manifest.json says format {:?}, expected {FORMAT:?}", manifest.format),
             ));
         }
-        if manifest.version != VERSION {
+        if !(EARLIEST..=VERSION).contains(&manifest.version) {
             // Of kind usage, not data: another layout is no damage, and nobody should fall back
             // behind it.
             return Err(Error::usage(format!(
-                "checkpoint {}: layout version {}, but this program reads version {VERSION}; use the program that \
+                "checkpoint {}: layout version {}, but this program reads versions {EARLIEST} to {VERSION}; use the program that \
                  wrote it",
                 dir.display(),
                 manifest.version

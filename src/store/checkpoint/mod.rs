@@ -5,7 +5,7 @@
 //! | file | what |
 //! |---|---|
 //! | `model.safetensors`, `config.json`, tokenizer files | the student, a Hugging Face folder that others can load |
-//! | `adam_m.safetensors`, `adam_v.safetensors` | AdamW's moments, f32, names of the layout |
+//! | `adam_m.moments`, `adam_v.moments` | AdamW's moments, safetensors of f32, names of the layout |
 //! | `state.json` | steps, tokens, cursor, FLOPs, seconds, best validation, selector state, the plan |
 //! | `manifest.json` | size and SHA-256 of each file, hashes of data, tokenizer and teacher, version of this layout |
 //!
@@ -54,14 +54,29 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const FIRST_MOMENT: &str = "adam_m.safetensors";
-const SECOND_MOMENT: &str = "adam_v.safetensors";
+/// In the format of safetensors, not under its name: tools that load every `*.safetensors` of a
+/// folder would take them for weights.
+const FIRST_MOMENT: &str = "adam_m.moments";
+const SECOND_MOMENT: &str = "adam_v.moments";
+/// Their names in checkpoints of layout version 1.
+const FIRST_MOMENT_1: &str = "adam_m.safetensors";
+const SECOND_MOMENT_1: &str = "adam_v.safetensors";
 const STATE_FILE: &str = "state.json";
 /// Far above any plan and selector state.
 const MOST_STATE_BYTES: u64 = 64 << 20;
+
 /// What no checkpoint can do without.
-const REQUIRED: [&str; 5] =
-    ["model.safetensors", "config.json", FIRST_MOMENT, SECOND_MOMENT, STATE_FILE];
+fn required(manifest: &Manifest) -> [&'static str; 5] {
+    let [m, v] = moment_files(manifest);
+    ["model.safetensors", "config.json", m, v, STATE_FILE]
+}
+
+fn moment_files(manifest: &Manifest) -> [&'static str; 2] {
+    match manifest.version {
+        1 => [FIRST_MOMENT_1, SECOND_MOMENT_1],
+        _ => [FIRST_MOMENT, SECOND_MOMENT],
+    }
+}
 
 /// A run between two optimizer steps.
 #[derive(Debug, Clone)]
@@ -252,7 +267,7 @@ fn of_another_version(path: &Path, e: &serde_json::Error) -> Error {
 /// damaged file.
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
-    manifest.verify(path, &REQUIRED)?;
+    manifest.verify(path, &required(&manifest))?;
     Ok(manifest)
 }
 
@@ -333,6 +348,7 @@ fn read(
             params.layout().entries().len()
         )));
     }
+    let [first, second] = moment_files(manifest);
     let moments = |name| {
         let file = path.join(name);
         let moments = load_params(&file, expected.layout, device)?;
@@ -344,8 +360,8 @@ fn read(
         params,
         optimizer: adamw::State {
             step: saved.optimizer_step,
-            m: moments(FIRST_MOMENT)?,
-            v: moments(SECOND_MOMENT)?,
+            m: moments(first)?,
+            v: moments(second)?,
         },
         counters: saved.counters,
         selector: saved.selector,

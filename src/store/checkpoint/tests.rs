@@ -186,6 +186,36 @@ fn any_damage_is_named() {
 }
 
 #[test]
+fn a_checkpoint_of_layout_version_1_is_read() {
+    let (_folder, run) = run_with(&[1]);
+    let path = latest(run.dir()).unwrap().unwrap();
+    let want = load_with(&path, |_| ()).unwrap();
+    let file = path.join(MANIFEST_FILE);
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    manifest["version"] = json!(1);
+    for (new, old) in [(FIRST_MOMENT, FIRST_MOMENT_1), (SECOND_MOMENT, SECOND_MOMENT_1)] {
+        fs::rename(path.join(new), path.join(old)).unwrap();
+        let sum = manifest["files"].as_object_mut().unwrap().remove(new).unwrap();
+        manifest["files"][old] = sum;
+    }
+    fs::write(&file, manifest.to_string()).unwrap();
+    let found = load_with(&path, |_| ()).unwrap();
+    let bits = |set: &ParamSet| -> Vec<Vec<f32>> {
+        set.tensors().iter().map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    };
+    assert_eq!(bits(&found.optimizer.m), bits(&want.optimizer.m));
+    assert_eq!(bits(&found.optimizer.v), bits(&want.optimizer.v));
+    // A tool that loads every safetensors file of a new folder finds the model alone.
+    let (_folder, run) = run_with(&[1]);
+    let files = fs::read_dir(latest(run.dir()).unwrap().unwrap()).unwrap();
+    let names = files.map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(
+        names.filter(|n| n.ends_with(".safetensors")).collect::<Vec<_>>(),
+        ["model.safetensors"]
+    );
+}
+
+#[test]
 fn a_manifest_cannot_lie() {
     let (_folder, run) = run_with(&[1]);
     let path = latest(run.dir()).unwrap().unwrap();
@@ -197,8 +227,8 @@ fn a_manifest_cannot_lie() {
         fs::write(&file, changed.to_string()).unwrap();
         load_with(&path, |_| ()).unwrap_err()
     };
-    let error = refused(&|m| m["version"] = json!(2));
-    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("version 2"), "{error}");
+    let error = refused(&|m| m["version"] = json!(3));
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("version 3"), "{error}");
     assert!(refused(&|m| m["format"] = json!("other")).to_string().contains("format"));
     assert!(refused(&|m| m["files"] = json!({})).to_string().contains("does not list"));
     let outside = refused(&|m| m["files"]["../state.json"] = m["files"]["state.json"].clone());

@@ -113,6 +113,8 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
                 "{id} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
             )));
         }
+        // They say which class reads it, and where texts end.
+        files.extend(["config.json", "generation_config.json"].into_iter().filter(|f| has(f)));
         return Ok(files.into_iter().map(str::to_string).collect());
     }
     if !has("config.json") {

@@ -10,7 +10,7 @@ mod save;
 
 pub use config_json::{parse_config, read_config};
 pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
-pub use save::{SaveOptions, TOKENIZER_FILES, save_model, save_params};
+pub use save::{SaveOptions, SpecialIds, TOKENIZER_FILES, save_model, save_params, state_length};
 
 use crate::error::{Error, Result};
 use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};

@@ -4,7 +4,9 @@
 //! The safetensors crate's own writer creates files of mode 0600, which other users cannot read;
 //! the format is a header and the raw values, so it is written here.
 
+use super::files::read_json_bytes;
 use super::with_values;
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{read_bounded, write_atomic};
 use crate::model::{Gpt2Config, ParamSet};
@@ -18,20 +20,77 @@ use std::path::Path;
 const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// The files that make up a Hugging Face tokenizer; a folder has some of them.
-pub const TOKENIZER_FILES: [&str; 6] = [
+pub const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
 ];
 
+/// Ids of special tokens, as `config.json` and `generation_config.json` state them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// Beginning of a text.
+    pub bos: Option<u32>,
+    /// Ends of a text; of several, any ends generation.
+    pub eos: Vec<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+}
+
+impl SpecialIds {
+    /// One token that begins and ends texts, as GPT-2's.
+    pub fn end_of_text(id: u32) -> Self {
+        Self { bos: Some(id), eos: vec![id], pad: None }
+    }
+
+    /// What a tokenizer declares; where it declares no beginning, the end-of-text token is it.
+    pub fn of(tokenizer: &Tokenizer) -> Self {
+        let eot = tokenizer.eot();
+        let bos = tokenizer.role("bos_token").or(Some(eot));
+        Self { bos, eos: vec![eot], pad: tokenizer.role("pad_token") }
+    }
+
+    /// What the two files of a model folder state: of ends what counts for generation, else what
+    /// `config.json` says.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut stated = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            let path = dir.join(name);
+            if path.is_file() {
+                let parsed = crate::json::parse(&read_json_bytes(&path)?);
+                stated.push(parsed.map_err(|e| Error::data(format!("{}: {e}", path.display())))?);
+            }
+        }
+        let ids = |key: &str| -> Vec<u32> {
+            let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+            let of = |config: &Value| match &config[key] {
+                Value::Array(list) => list.iter().filter_map(id).collect(),
+                one => id(one).into_iter().collect::<Vec<u32>>(),
+            };
+            stated.iter().map(of).find(|ids| !ids.is_empty()).unwrap_or_default()
+        };
+        let one = |key: &str| ids(key).first().copied();
+        Ok(Self { bos: one("bos_token_id"), eos: ids("eos_token_id"), pad: one("pad_token_id") })
+    }
+
+    fn eos_json(&self) -> Value {
+        match self.eos.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        }
+    }
+}
+
 /// What goes into a model folder beside the weights.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct SaveOptions<'a> {
-    /// Id of the end-of-text token, written as bos and eos; GPT-2's own is 50256.
-    pub eot: Option<u32>,
+    /// Ids of special tokens.
+    pub ids: SpecialIds,
     /// A folder whose tokenizer files are copied.
     pub tokenizer: Option<&'a Path>,
 }
@@ -45,8 +104,8 @@ pub fn save_model(
     params: &ParamSet,
     options: &SaveOptions,
 ) -> Result<()> {
-    write_json(&dir.join("config.json"), &config_json(config, options.eot))?;
-    write_json(&dir.join("generation_config.json"), &generation_json(options.eot))?;
+    write_json(&dir.join("config.json"), &config_json(config, &options.ids))?;
+    write_json(&dir.join("generation_config.json"), &generation_json(config, &options.ids))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_tensors(&dir.join(super::WEIGHTS_FILE), params, "transformer.", &metadata)?;
     let Some(tokenizer) = options.tokenizer else { return Ok(()) };
@@ -66,6 +125,21 @@ pub fn save_model(
             "{}: expected a tokenizer's files (tokenizer.json, or vocab.json and merges.txt), found none",
             tokenizer.display()
         )));
+    }
+    state_length(dir, config.n_positions)
+}
+
+/// Says in a folder's `tokenizer_config.json`, if it has one, how many tokens the model beside it
+/// reads.
+pub fn state_length(dir: &Path, positions: usize) -> Result<()> {
+    let path = dir.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    // What is no JSON is kept as it came: it is not ours to judge here.
+    if let Ok(Value::Object(mut config)) = crate::json::parse(&read_json_bytes(&path)?) {
+        config.insert("model_max_length".into(), positions.into());
+        write_json(&path, &Value::Object(config))?;
     }
     Ok(())
 }
@@ -142,14 +216,14 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
 }
 
-fn config_json(config: &Gpt2Config, eot: Option<u32>) -> Value {
+fn config_json(config: &Gpt2Config, ids: &SpecialIds) -> Value {
     json!({
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],
         "attn_pdrop": 0.0,
-        "bos_token_id": eot,
+        "bos_token_id": ids.bos,
         "embd_pdrop": 0.0,
-        "eos_token_id": eot,
+        "eos_token_id": ids.eos_json(),
         "initializer_range": config.initializer_range,
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "model_type": "gpt2",
@@ -159,6 +233,7 @@ fn config_json(config: &Gpt2Config, eot: Option<u32>) -> Value {
         "n_inner": config.n_inner,
         "n_layer": config.n_layer,
         "n_positions": config.n_positions,
+        "pad_token_id": ids.pad,
         "reorder_and_upcast_attn": false,
         "resid_pdrop": 0.0,
         "scale_attn_by_inverse_layer_idx": false,
@@ -170,6 +245,14 @@ fn config_json(config: &Gpt2Config, eot: Option<u32>) -> Value {
     })
 }
 
-fn generation_json(eot: Option<u32>) -> Value {
-    json!({"_from_model_config": true, "bos_token_id": eot, "eos_token_id": eot})
+/// `max_length`: without it `pipeline("text-generation")` asks for more tokens than a short model
+/// has positions.
+fn generation_json(config: &Gpt2Config, ids: &SpecialIds) -> Value {
+    json!({
+        "_from_model_config": true,
+        "bos_token_id": ids.bos,
+        "eos_token_id": ids.eos_json(),
+        "max_length": config.n_positions,
+        "pad_token_id": ids.pad,
+    })
 }

@@ -81,8 +81,13 @@ fn what_is_saved_is_loaded_bit_for_bit() {
         params(&Gpt2Config { n_inner: Some(12), ..small() }, false),
     );
     let dir = tempfile::tempdir().unwrap();
-    save_model(dir.path(), &config, &params, &SaveOptions { eot: Some(10), tokenizer: None })
-        .unwrap();
+    save_model(
+        dir.path(),
+        &config,
+        &params,
+        &SaveOptions { ids: SpecialIds::end_of_text(10), tokenizer: None },
+    )
+    .unwrap();
     let (read_config, read) = load_model(dir.path(), &Device::Cpu).unwrap();
     assert_eq!(read_config, config);
     assert_eq!(bits(&read), bits(&params));
@@ -124,7 +129,7 @@ fn files_obey_the_umask_and_tokenizer_files_are_copied() {
         fs::write(&path, name).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
-    let options = SaveOptions { eot: None, tokenizer: Some(tokenizer.path()) };
+    let options = SaveOptions { ids: SpecialIds::default(), tokenizer: Some(tokenizer.path()) };
     save_model(dir.path(), &small(), &params(&small(), false), &options).unwrap();
     for name in ["config.json", "generation_config.json", WEIGHTS_FILE, "vocab.json", "merges.txt"]
     {

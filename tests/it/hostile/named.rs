@@ -33,7 +33,7 @@ fn numbers_that_are_not_finite_are_reported_with_their_tensor() {
     }
 
     for (first, second, file) in
-        [(f32::NAN, 0.0, "adam_m.safetensors"), (0.0, f32::INFINITY, "adam_v.safetensors")]
+        [(f32::NAN, 0.0, "adam_m.moments"), (0.0, f32::INFINITY, "adam_v.moments")]
     {
         let run = place.path().join(file);
         let checkpoint = checkpoint_of(&run, first, second);

@@ -14,7 +14,7 @@ use eslm_kd::progress::Silent;
 use eslm_kd::store::Where;
 use eslm_kd::store::checkpoint;
 use eslm_kd::store::hub::HubOptions;
-use eslm_kd::store::weights::{SaveOptions, load_model, save_model};
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, load_model, save_model};
 use eslm_kd::train::events::{Event, EventSink, Summary};
 use eslm_kd::train::run::Run;
 use eslm_kd::train::session::Session;
@@ -153,7 +153,7 @@ fn stored(place: &TempDir) -> (Gpt2, String) {
     let model = Gpt2::scratch(config, 5, &Device::Cpu).unwrap();
     let folder = place.path().join("model");
     std::fs::create_dir_all(&folder).unwrap();
-    let options = SaveOptions { eot: None, tokenizer: None };
+    let options = SaveOptions { ids: SpecialIds::default(), tokenizer: None };
     save_model(&folder, &model.config, &model.params, &options).unwrap();
     (model, folder.display().to_string())
 }

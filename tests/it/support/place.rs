@@ -4,7 +4,7 @@ use super::tiny;
 use candle_core::Device;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::store::checkpoint;
-use eslm_kd::store::weights::{SaveOptions, save_model};
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, save_model};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -149,7 +149,8 @@ pub fn save_random(to: &Path, vocab: usize, positions: usize, tokenizer: bool) {
     let model =
         Gpt2::scratch(Gpt2Config::new(vocab, positions, 16, 1, 2), 9, &Device::Cpu).unwrap();
     let folder = tiny::world().join("tokenizer");
-    let options = SaveOptions { eot: None, tokenizer: tokenizer.then_some(&folder) };
+    let options =
+        SaveOptions { ids: SpecialIds::default(), tokenizer: tokenizer.then_some(&folder) };
     save_model(to, &model.config, &model.params, &options).unwrap();
 }
 
@@ -181,8 +182,8 @@ pub fn numbers(run: &Path) -> [Vec<u8>; 4] {
     [
         read(&run.join("model/model.safetensors")),
         read(&last.join("model.safetensors")),
-        read(&last.join("adam_m.safetensors")),
-        read(&last.join("adam_v.safetensors")),
+        read(&last.join("adam_m.moments")),
+        read(&last.join("adam_v.moments")),
     ]
 }
 

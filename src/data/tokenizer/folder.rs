@@ -1,0 +1,267 @@
+//! A tokenizer's folder, read whole, as transformers 5 reads it: the tokenizer itself, and which of
+//! its tokens are special. It lies in up to seven files, some of which say the same.
+
+use super::{gpt2_json, in_crates_form, read};
+use crate::data::tokens::END_OF_TEXT;
+use crate::error::{Error, Result};
+use crate::json;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use tokenizers::AddedToken;
+
+/// Classes whose pair of `vocab.json` and `merges.txt` means GPT-2's scheme
+/// (the last is a word for any).
+const GPT2_SCHEME: [&str; 6] =
+    ["GPT2", "Roberta", "Bart", "Longformer", "LED", "PreTrainedTokenizer"];
+/// Attributes of transformers that name one special token each, in its order.
+pub(super) const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Where further special tokens are listed; the second is transformers 5's name.
+pub(super) const EXTRA: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+
+/// What a folder says about its tokenizer, beside the tokenizer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Declared {
+    /// `tokenizer_config.json`, as it came, with the special tokens of `special_tokens_map.json`.
+    pub config: Map<String, Value>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<String>,
+    /// Ids of the end marks that the model's `generation_config.json` or `config.json` states.
+    pub end_ids: Vec<u32>,
+}
+
+impl Declared {
+    /// The special token of a role (`eos_token`), if one is declared.
+    pub fn role(&self, role: &str) -> Option<String> {
+        token(self.config.get(role)?).map(|t| t.content)
+    }
+
+    /// Every special token that is declared, by role first.
+    fn special(&self) -> Vec<AddedToken> {
+        let others = self.config.iter().filter(|(key, value)| {
+            // Roles of one model alone: `image_token`.
+            key.ends_with("_token") && !ROLES.contains(&key.as_str()) && !value.is_boolean()
+        });
+        let named = ROLES.iter().filter_map(|role| self.config.get(*role));
+        let listed = EXTRA.iter().filter_map(|key| self.config.get(*key)).flat_map(|v| match v {
+            Value::Array(list) => list.iter().collect(),
+            Value::Object(by_name) => by_name.values().collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        named.chain(others.map(|(_, value)| value)).chain(listed).filter_map(token).collect()
+    }
+}
+
+/// A special token as configs write it: its text, or an object with its flags.
+fn token(value: &Value) -> Option<AddedToken> {
+    let content = value.as_str().or_else(|| value["content"].as_str())?;
+    let flag = |name: &str| value[name].as_bool().unwrap_or(false);
+    let token = AddedToken::from(content, true)
+        .lstrip(flag("lstrip"))
+        .rstrip(flag("rstrip"))
+        .single_word(flag("single_word"))
+        .normalized(flag("normalized"));
+    (!content.is_empty()).then_some(token)
+}
+
+/// What lies in a folder.
+pub(super) struct Found {
+    pub inner: tokenizers::Tokenizer,
+    /// The tokenizer without what the other files say: what earlier versions read.
+    pub bare: Value,
+    pub declared: Declared,
+}
+
+/// Reads `folder`.
+pub(super) fn load(folder: &Path) -> Result<Found> {
+    let mut declared = read_declared(folder)?;
+    let class = class(folder, &declared)?;
+    let gpt2 = class.as_deref().is_some_and(|name| name.starts_with("GPT2Tokenizer"));
+    if gpt2 {
+        for role in ["bos_token", "eos_token", "unk_token"] {
+            declared.config.entry(role).or_insert_with(|| END_OF_TEXT.into());
+        }
+    }
+    let file = folder.join("tokenizer.json");
+    let (mut json, place, mut added) = if file.is_file() {
+        let json = in_crates_form(&read(&file)?).map_err(|e| e.context(file.display()))?;
+        (json, file, Vec::new())
+    } else {
+        let (json, added) = from_pair(folder, class.as_deref(), &mut declared)?;
+        (json, folder.join("vocab.json"), added)
+    };
+    let bare = json.clone();
+    let spaced = &mut json["pre_tokenizer"];
+    if gpt2 && spaced["type"] == "ByteLevel" {
+        // The class makes its own pre-tokenizer; the file's does not count.
+        spaced["add_prefix_space"] =
+            json!(declared.config.get("add_prefix_space").is_some_and(|v| *v == json!(true)));
+    }
+    added.extend(written_out(&declared));
+    added.extend(declared.special());
+    let inner = with_added(&json, added).map_err(|e| e.context(place.display()))?;
+    Ok(Found { inner, bare, declared })
+}
+
+/// The tokenizer of `json` with further added tokens; one that is there stays as it is.
+fn with_added(json: &Value, added: Vec<AddedToken>) -> Result<tokenizers::Tokenizer> {
+    let failed = |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer: {e}"));
+    let mut inner = super::parse(json.to_string().as_bytes())?;
+    let known: Vec<String> = json["added_tokens"]
+        .as_array()
+        .map(|tokens| tokens.iter().filter_map(|t| t["content"].as_str()).map(String::from))
+        .map(Iterator::collect)
+        .unwrap_or_default();
+    let mut new: Vec<AddedToken> = Vec::new();
+    for token in added {
+        if !known.contains(&token.content) && new.iter().all(|t| t.content != token.content) {
+            new.push(token);
+        }
+    }
+    inner.add_tokens(new).map_err(|e| failed(&e))?;
+    Ok(inner)
+}
+
+/// `tokenizer_config.json` and what older folders say in `special_tokens_map.json`, which
+/// transformers reads only where the former does not list its added tokens.
+fn read_declared(folder: &Path) -> Result<Declared> {
+    let mut config = object(folder, "tokenizer_config.json")?.unwrap_or_default();
+    if !config.contains_key("added_tokens_decoder") {
+        let map = object(folder, "special_tokens_map.json")?.unwrap_or_default();
+        config.extend(map.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    config.retain(|_, value| !value.is_null());
+    let template = folder.join("chat_template.jinja");
+    let chat_template = match template.is_file() {
+        true => Some(String::from_utf8_lossy(&read(&template)?).into_owned()),
+        false => None,
+    };
+    Ok(Declared { config, chat_template, end_ids: end_ids(folder)? })
+}
+
+/// The ids at which generation ends: `eos_token_id`, a number or a list, of
+/// `generation_config.json`, else of `config.json`.
+fn end_ids(folder: &Path) -> Result<Vec<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let config = object(folder, name)?.unwrap_or_default();
+        let ids: Vec<u32> = match config.get("eos_token_id") {
+            Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        };
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| id.try_into().ok())
+}
+
+/// The class that transformers would take: the tokenizer's own word, else that of the model.
+fn class(folder: &Path, declared: &Declared) -> Result<Option<String>> {
+    let text = |config: &Map<String, Value>, key: &str| {
+        config.get(key).and_then(Value::as_str).map(String::from)
+    };
+    if let Some(class) = text(&declared.config, "tokenizer_class") {
+        return Ok(Some(class));
+    }
+    let config = object(folder, "config.json")?.unwrap_or_default();
+    Ok(text(&config, "tokenizer_class").or_else(|| match text(&config, "model_type")?.as_str() {
+        "gpt2" => Some("GPT2Tokenizer".into()),
+        other => Some(format!("that of model_type {other}")),
+    }))
+}
+
+/// The JSON object in a file, None if there is no such file.
+fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
+    let path = folder.join(name);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    match json::parse(&read(&path)?) {
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(_) => Err(Error::data(format!("{}: expected a JSON object", path.display()))),
+        Err(e) => Err(Error::data(format!("{}: not valid JSON: {e}", path.display()))),
+    }
+}
+
+/// The added tokens that `tokenizer_config.json` writes out with their ids, in the order of ids.
+fn written_out(declared: &Declared) -> Vec<AddedToken> {
+    let Some(Value::Object(by_id)) = declared.config.get("added_tokens_decoder") else {
+        return Vec::new();
+    };
+    let mut tokens: Vec<(u32, AddedToken)> = by_id
+        .iter()
+        .filter_map(|(id, t)| Some((id.parse().ok()?, token(t)?.special(t["special"] == true))))
+        .collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    tokens.into_iter().map(|(_, token)| token).collect()
+}
+
+/// GPT-2's pair `vocab.json` + `merges.txt`, with `added_tokens.json`.
+fn from_pair(
+    folder: &Path,
+    class: Option<&str>,
+    declared: &mut Declared,
+) -> Result<(Value, Vec<AddedToken>)> {
+    let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    if !(vocab.is_file() && merges.is_file()) {
+        return Err(Error::data(format!(
+            "{}: expected tokenizer.json, or vocab.json and merges.txt; found neither",
+            folder.display()
+        )));
+    }
+    if let Some(class) = class.filter(|c| !GPT2_SCHEME.iter().any(|known| c.starts_with(known))) {
+        return Err(Error::data(format!(
+            "{}: vocab.json and merges.txt of {class} are not GPT-2's scheme; expected tokenizer.json beside them. \
+             Python writes it: `AutoTokenizer.from_pretrained({:?}).save_pretrained({:?})`",
+            folder.display(),
+            folder.display().to_string(),
+            folder.display().to_string()
+        )));
+    }
+    let tokens = object(folder, "vocab.json")?.unwrap_or_default();
+    // Where nothing else is declared, GPT-2's own mark is meant.
+    let own = !declared.config.contains_key("eos_token");
+    if own && tokens.contains_key(END_OF_TEXT) {
+        declared.config.insert("eos_token".into(), END_OF_TEXT.into());
+    }
+    let pairs = read_merges(&merges)?;
+    let special: Vec<String> = declared.special().into_iter().map(|t| t.content).collect();
+    let mut added: Vec<(u32, AddedToken)> = object(folder, "added_tokens.json")?
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|(text, at)| {
+            let is_special = special.contains(text);
+            Some((id(at)?, AddedToken::from(text.as_str(), is_special).normalized(!is_special)))
+        })
+        .collect();
+    added.sort_by_key(|(id, _)| *id);
+    let mut json = gpt2_json(&Value::Object(tokens), &json!(pairs), None);
+    json = in_crates_form(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))?;
+    Ok((json, added.into_iter().map(|(_, token)| token).collect()))
+}
+
+fn read_merges(path: &Path) -> Result<Vec<[String; 2]>> {
+    let bad = |what: String| Error::data(format!("{}: {what}", path.display()));
+    let text = String::from_utf8(read(path)?).map_err(|e| bad(format!("not UTF-8: {e}")))?;
+    let mut pairs = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.is_empty() || (number == 0 && line.starts_with("#version")) {
+            continue;
+        }
+        match line.split_once(' ') {
+            Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
+                pairs.push([a.to_string(), b.to_string()]);
+            }
+            _ => {
+                let line = format!("line {}: expected two tokens, found {line:?}", number + 1);
+                return Err(bad(line));
+            }
+        }
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,101 @@
+//! Which files are the same tokenizer: those that give every text the same ids.
+
+use crate::data::tokens::Hash;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Trailing tokens that another copy of a tokenizer may lack.
+const MOST_TRAILING: usize = 64;
+
+/// SHA-256 over what decides ids: model, pre-tokenizer, normalizer and added tokens. Layout,
+/// decoder and post-processor do not enter, nor what has no effect (`plain`).
+pub(super) fn hash(json: &Value) -> Hash {
+    hash_as_it_stands(&plain(json))
+}
+
+/// The same of what a file says word for word, as earlier versions did.
+pub(super) fn hash_as_it_stands(json: &Value) -> Hash {
+    Sha256::digest(members(json).to_string().as_bytes()).into()
+}
+
+/// Hashes of the tokenizer without its last added tokens, one by one: of copies made before these
+/// (a padding token, mostly) were added. The end-of-text token `eot` and what lies inside the
+/// model's vocabulary stay.
+pub(super) fn without_trailing(json: &Value, eot: u32) -> impl Iterator<Item = (u32, Hash)> {
+    let mut json = plain(json);
+    std::iter::from_fn(move || {
+        let vocabulary = match &json["model"]["vocab"] {
+            Value::Object(map) => map.len(),
+            Value::Array(list) => list.len(),
+            _ => return None,
+        } as u64;
+        let added = json["added_tokens"].as_array_mut()?;
+        let id = added.last()?["id"].as_u64()?;
+        if id < vocabulary || id == u64::from(eot) {
+            return None;
+        }
+        added.pop();
+        Some((id as u32, hash_as_it_stands(&json)))
+    })
+    .take(MOST_TRAILING)
+}
+
+/// The tokenizer in the form that older files mostly have, without differences that change no id:
+/// whether an added token is special, whether it is normalized where nothing normalizes, sequences
+/// of one, the order of added tokens.
+fn plain(json: &Value) -> Value {
+    let mut json = json.clone();
+    for part in ["normalizer", "pre_tokenizer"] {
+        let inner = unwrapped(json[part].take());
+        json[part] = inner;
+    }
+    let normalizes = !json["normalizer"].is_null();
+    if let Some(added) = json["added_tokens"].as_array_mut() {
+        added.sort_by_key(|token| token["id"].as_u64());
+        for token in added {
+            token["special"] = json!(true);
+            if !normalizes {
+                token["normalized"] = json!(false);
+            }
+        }
+    }
+    json
+}
+
+/// A step by itself where it is the only one of its sequence; null for a sequence of none.
+fn unwrapped(mut step: Value) -> Value {
+    while step["type"] == "Sequence" {
+        let list = ["normalizers", "pretokenizers"].into_iter().find_map(|k| step[k].as_array());
+        match list.map(Vec::as_slice) {
+            Some([]) => return Value::Null,
+            Some([one]) => step = one.clone(),
+            _ => break,
+        }
+    }
+    step
+}
+
+/// The members that decide ids, without those at their defaults: older files spell defaults out or
+/// leave them away.
+fn members(json: &Value) -> Value {
+    let thin = |v: &Value| match v {
+        Value::Object(map) => {
+            let silent = |v: &Value| v.is_null() || v == &json!(false) || v == &json!("");
+            Value::Object(
+                map.iter()
+                    .filter(|(_, v)| !silent(v))
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect(),
+            )
+        }
+        other => other.clone(),
+    };
+    let mut pre_tokenizer = thin(&json["pre_tokenizer"]);
+    if let (true, Some(map)) = (pre_tokenizer["type"] == "ByteLevel", pre_tokenizer.as_object_mut())
+    {
+        map.remove("trim_offsets"); // moves offsets, not ids
+    }
+    let added: Vec<Value> =
+        json["added_tokens"].as_array().map(|a| a.iter().map(thin).collect()).unwrap_or_default();
+    json!([added, thin(&json["normalizer"]), pre_tokenizer, thin(&json["model"])])
+}
