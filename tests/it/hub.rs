@@ -149,7 +149,7 @@ fn offline_names_the_command_that_would_fetch() {
     // The tokenizer alone is not the model.
     fetch_model(ID, None, What::TokenizerOnly, &bench.options, &Silent).unwrap();
     fetch_model(ID, None, What::TokenizerOnly, &offline, &Silent).unwrap();
-    assert!(message(None).contains("config.json is not in the cache"));
+    assert!(message(None).contains("model.safetensors is not in the cache"));
     assert!(bench.server.seen().iter().all(|r| !r.path.contains("model.safetensors")));
 }
 

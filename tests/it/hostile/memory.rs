@@ -64,7 +64,11 @@ fn models_and_data_that_claim_to_be_huge() {
     let data = tiny::data().display().to_string();
     // The vocabulary of 11 is refused only after everything was loaded, so this shows that the
     // space suffices.
-    refused(&place, &["eval", "m", "--data", &data], &["320 tokens", "model only 11"]);
+    refused(
+        &place,
+        &["eval", "m", "--data", &data],
+        &["token 0 is id 46, and the model has only 11"],
+    );
 
     let config = fs::read(at("m/config.json")).unwrap();
     for (key, value) in
