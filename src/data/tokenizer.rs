@@ -13,7 +13,7 @@ use crate::data::tokens::{END_OF_TEXT, Hash, TokenOrigin};
 use crate::error::{Error, Result};
 use crate::files::read_bounded;
 use crate::guard::guarded;
-use folder::Declared;
+use folder::{Declared, Found};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -45,57 +45,43 @@ impl Tokenizer {
     /// The end of a document is the declared `eos_token`; where none is declared, the model's
     /// `eos_token_id`; where there is none either, the first special token that is a usual end mark.
     pub fn load(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            let folder::Found { inner, bare, declared } = folder::load(path)?;
-            return Self::new(inner, &bare, declared).map_err(|e| e.context(path.display()));
-        }
-        Self::from_json(&read(path)?).map_err(|e| e.context(path.display()))
+        let found = match path.is_dir() {
+            true => folder::load(path)?,
+            false => Found::in_json(&read(path)?).map_err(|e| e.context(path.display()))?,
+        };
+        Self::new(found).map_err(|e| e.context(path.display()))
     }
 
     /// Parses the bytes of a `tokenizer.json`.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let json = in_crates_form(bytes)?;
-        Self::new(parse(json.to_string().as_bytes())?, &json, Declared::default())
+        Self::new(Found::in_json(bytes)?)
     }
 
-    /// Of a tokenizer, of what its `tokenizer.json` alone says, and of what is declared beside.
-    fn new(inner: tokenizers::Tokenizer, bare: &Value, declared: Declared) -> Result<Self> {
-        let json = to_json(&inner)?;
+    fn new(found: Found) -> Result<Self> {
+        let Found { inner, json, earlier, declared } = found;
         let vocab = inner.get_vocab(true);
         let largest =
             vocab.values().copied().max().ok_or_else(|| Error::data("the vocabulary is empty"))?;
         let vocab_size =
             largest.checked_add(1).ok_or_else(|| Error::data("a token id is 4294967295"))?;
         let eot = end_of_text(&inner, &json, &declared)?;
-        Ok(Self {
-            hash: identity::hash(&json),
-            earlier: identity::hash_as_it_stands(bare),
-            inner,
-            json,
-            vocab_size,
-            eot,
-            declared,
-        })
+        Ok(Self { hash: identity::hash(&json), earlier, inner, json, vocab_size, eot, declared })
     }
 
     /// As [`Tokenizer::load`], with `token` at the end of documents, whatever is declared.
     pub fn load_ending_with(path: &Path, token: &str) -> Result<Self> {
-        let folder::Found { inner, bare, mut declared } = match path.is_dir() {
+        let mut found = match path.is_dir() {
             true => folder::load(path)?,
-            false => {
-                let bare = in_crates_form(&read(path)?).map_err(|e| e.context(path.display()))?;
-                let inner = parse(bare.to_string().as_bytes())?;
-                folder::Found { inner, bare, declared: Declared::default() }
-            }
+            false => Found::in_json(&read(path)?).map_err(|e| e.context(path.display()))?,
         };
-        if inner.token_to_id(token).is_none() {
+        if found.inner.token_to_id(token).is_none() {
             return Err(Error::usage(format!(
                 "{}: the tokenizer has no token {token:?} to end documents with; name one of its tokens",
                 path.display()
             )));
         }
-        declared.config.insert("eos_token".into(), token.into());
-        Self::new(inner, &bare, declared).map_err(|e| e.context(path.display()))
+        found.declared.config.insert("eos_token".into(), token.into());
+        Self::new(found).map_err(|e| e.context(path.display()))
     }
 
     /// The token that ends documents.
@@ -229,34 +215,6 @@ impl Tokenizer {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     read_bounded(path, MOST_FILE_BYTES)
-}
-
-/// A tokenizer as the crate reads it, without what would make data depend on chance or length:
-/// dropout of merges, truncation, padding.
-fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let failed =
-        |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer.json: {e}"));
-    let parsed =
-        guarded("not a valid tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
-    let mut inner = parsed.map_err(|e| failed(&e))?;
-    inner.with_truncation(None).map_err(|e| failed(&e))?;
-    inner.with_padding(None);
-    Ok(inner)
-}
-
-fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
-    let failed = |e: &dyn std::fmt::Display| Error::data(format!("tokenizer: {e}"));
-    let json = inner.to_string(false).map_err(|e| failed(&e))?;
-    let mut json: Value = serde_json::from_str(&json).map_err(|e| failed(&e))?;
-    if let Some(dropout) = json["model"].get_mut("dropout") {
-        *dropout = Value::Null;
-    }
-    Ok(json)
-}
-
-/// A `tokenizer.json` in the crate's own order and defaults.
-fn in_crates_form(bytes: &[u8]) -> Result<Value> {
-    to_json(&parse(bytes)?)
 }
 
 /// The id that ends documents. A token that merely looks like an end mark is none: some

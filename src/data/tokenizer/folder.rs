@@ -1,9 +1,10 @@
 //! A tokenizer's folder, read whole, as transformers 5 reads it: the tokenizer itself, and which of
 //! its tokens are special. It lies in up to seven files, some of which say the same.
 
-use super::{gpt2_json, in_crates_form, read};
-use crate::data::tokens::END_OF_TEXT;
+use super::{gpt2_json, identity, read};
+use crate::data::tokens::{END_OF_TEXT, Hash};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use crate::json;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -64,12 +65,67 @@ fn token(value: &Value) -> Option<AddedToken> {
     (!content.is_empty()).then_some(token)
 }
 
-/// What lies in a folder.
+/// A tokenizer and what is said of it.
 pub(super) struct Found {
     pub inner: tokenizers::Tokenizer,
-    /// The tokenizer without what the other files say: what earlier versions read.
-    pub bare: Value,
+    /// The tokenizer as JSON, in the `tokenizers` crate's own order and defaults.
+    pub json: Value,
+    /// The hash that earlier versions gave it, which read the file of the tokenizer alone.
+    pub earlier: Hash,
     pub declared: Declared,
+}
+
+impl Found {
+    /// A `tokenizer.json` by itself, without what would make data depend on chance or length:
+    /// dropout of merges, truncation, padding.
+    pub fn in_json(bytes: &[u8]) -> Result<Self> {
+        let mut inner = parse(bytes)?;
+        let mut json = to_json(&inner)?;
+        let earlier = identity::hash_as_it_stands(&json);
+        if !json["model"]["dropout"].is_null() {
+            json["model"]["dropout"] = Value::Null;
+            inner = parse(json.to_string().as_bytes())?;
+        }
+        Ok(Self { inner, json, earlier, declared: Declared::default() })
+    }
+
+    /// Adds tokens; one that is there stays as it is.
+    fn add(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
+        let there = self.json["added_tokens"].as_array().into_iter().flatten();
+        let mut known: Vec<String> =
+            there.filter_map(|t| t["content"].as_str()).map(String::from).collect();
+        let mut new = Vec::new();
+        for token in tokens {
+            if !known.contains(&token.content) {
+                known.push(token.content.clone());
+                new.push(token);
+            }
+        }
+        if !new.is_empty() {
+            let failed = |e| Error::data(format!("its added tokens do not fit: {e}"));
+            self.inner.add_tokens(new).map_err(failed)?;
+            self.json = to_json(&self.inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// A tokenizer as the crate reads it, without truncation and padding.
+fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let failed =
+        |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer.json: {e}"));
+    let parsed =
+        guarded("not a valid tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
+    let mut inner = parsed.map_err(|e| failed(&e))?;
+    inner.with_truncation(None).map_err(|e| failed(&e))?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
+fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
+    let failed = |e: &dyn std::fmt::Display| Error::data(format!("tokenizer: {e}"));
+    let json = inner.to_string(false).map_err(|e| failed(&e))?;
+    serde_json::from_str(&json).map_err(|e| failed(&e))
 }
 
 /// Reads `folder`.
@@ -83,43 +139,23 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
         }
     }
     let file = folder.join("tokenizer.json");
-    let (mut json, place, mut added) = if file.is_file() {
-        let json = in_crates_form(&read(&file)?).map_err(|e| e.context(file.display()))?;
-        (json, file, Vec::new())
+    let (mut found, mut added) = if file.is_file() {
+        let found = Found::in_json(&read(&file)?).map_err(|e| e.context(file.display()))?;
+        (found, Vec::new())
     } else {
-        let (json, added) = from_pair(folder, class.as_deref(), &mut declared)?;
-        (json, folder.join("vocab.json"), added)
+        from_pair(folder, class.as_deref(), &mut declared)?
     };
-    let bare = json.clone();
-    let spaced = &mut json["pre_tokenizer"];
-    if gpt2 && spaced["type"] == "ByteLevel" {
+    let space = json!(declared.config.get("add_prefix_space").is_some_and(|v| *v == json!(true)));
+    let first = &mut found.json["pre_tokenizer"];
+    if gpt2 && first["type"] == "ByteLevel" && first["add_prefix_space"] != space {
         // The class makes its own pre-tokenizer; the file's does not count.
-        spaced["add_prefix_space"] =
-            json!(declared.config.get("add_prefix_space").is_some_and(|v| *v == json!(true)));
+        first["add_prefix_space"] = space;
+        found.inner = parse(found.json.to_string().as_bytes())?;
     }
     added.extend(written_out(&declared));
     added.extend(declared.special());
-    let inner = with_added(&json, added).map_err(|e| e.context(place.display()))?;
-    Ok(Found { inner, bare, declared })
-}
-
-/// The tokenizer of `json` with further added tokens; one that is there stays as it is.
-fn with_added(json: &Value, added: Vec<AddedToken>) -> Result<tokenizers::Tokenizer> {
-    let failed = |e: &dyn std::fmt::Display| Error::data(format!("not a valid tokenizer: {e}"));
-    let mut inner = super::parse(json.to_string().as_bytes())?;
-    let known: Vec<String> = json["added_tokens"]
-        .as_array()
-        .map(|tokens| tokens.iter().filter_map(|t| t["content"].as_str()).map(String::from))
-        .map(Iterator::collect)
-        .unwrap_or_default();
-    let mut new: Vec<AddedToken> = Vec::new();
-    for token in added {
-        if !known.contains(&token.content) && new.iter().all(|t| t.content != token.content) {
-            new.push(token);
-        }
-    }
-    inner.add_tokens(new).map_err(|e| failed(&e))?;
-    Ok(inner)
+    found.add(added).map_err(|e| e.context(folder.display()))?;
+    Ok(Found { declared, ..found })
 }
 
 /// `tokenizer_config.json` and what older folders say in `special_tokens_map.json`, which
@@ -206,7 +242,7 @@ fn from_pair(
     folder: &Path,
     class: Option<&str>,
     declared: &mut Declared,
-) -> Result<(Value, Vec<AddedToken>)> {
+) -> Result<(Found, Vec<AddedToken>)> {
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !(vocab.is_file() && merges.is_file()) {
         return Err(Error::data(format!(
@@ -240,9 +276,12 @@ fn from_pair(
         })
         .collect();
     added.sort_by_key(|(id, _)| *id);
-    let mut json = gpt2_json(&Value::Object(tokens), &json!(pairs), None);
-    json = in_crates_form(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))?;
-    Ok((json, added.into_iter().map(|(_, token)| token).collect()))
+    // As earlier versions read it, with the one added token that they knew.
+    let eot = tokens.get(END_OF_TEXT).and_then(Value::as_u64);
+    let json = gpt2_json(&Value::Object(tokens), &json!(pairs), eot);
+    let found =
+        Found::in_json(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))?;
+    Ok((found, added.into_iter().map(|(_, token)| token).collect()))
 }
 
 fn read_merges(path: &Path) -> Result<Vec<[String; 2]>> {

@@ -10,32 +10,42 @@ const MOST_TRAILING: usize = 64;
 /// SHA-256 over what decides ids: model, pre-tokenizer, normalizer and added tokens. Layout,
 /// decoder and post-processor do not enter, nor what has no effect (`plain`).
 pub(super) fn hash(json: &Value) -> Hash {
-    hash_as_it_stands(&plain(json))
+    hash_of(&members(&plain(json)), &model(json))
 }
 
 /// The same of what a file says word for word, as earlier versions did.
 pub(super) fn hash_as_it_stands(json: &Value) -> Hash {
-    Sha256::digest(members(json).to_string().as_bytes()).into()
+    hash_of(&members(json), &model(json))
+}
+
+/// Of the three small members and the model as text: `[added, normalizer, pre-tokenizer, model]`.
+fn hash_of(members: &[Value; 3], model: &str) -> Hash {
+    let [added, normalizer, pre_tokenizer] = members;
+    let mut hasher = Sha256::new();
+    hasher.update(format!("[{added},{normalizer},{pre_tokenizer},"));
+    hasher.update(model);
+    hasher.update("]");
+    hasher.finalize().into()
 }
 
 /// Hashes of the tokenizer without its last added tokens, one by one: of copies made before these
 /// (a padding token, mostly) were added. The end-of-text token `eot` and what lies inside the
 /// model's vocabulary stay.
 pub(super) fn without_trailing(json: &Value, eot: u32) -> impl Iterator<Item = (u32, Hash)> {
-    let mut json = plain(json);
+    let vocabulary = match &json["model"]["vocab"] {
+        Value::Object(map) => map.len(),
+        Value::Array(list) => list.len(),
+        _ => usize::MAX,
+    } as u64;
+    let (mut small, model) = (plain(json), model(json));
     std::iter::from_fn(move || {
-        let vocabulary = match &json["model"]["vocab"] {
-            Value::Object(map) => map.len(),
-            Value::Array(list) => list.len(),
-            _ => return None,
-        } as u64;
-        let added = json["added_tokens"].as_array_mut()?;
+        let added = small["added_tokens"].as_array_mut()?;
         let id = added.last()?["id"].as_u64()?;
         if id < vocabulary || id == u64::from(eot) {
             return None;
         }
         added.pop();
-        Some((id as u32, hash_as_it_stands(&json)))
+        Some((id as u32, hash_of(&members(&small), &model)))
     })
     .take(MOST_TRAILING)
 }
@@ -44,7 +54,10 @@ pub(super) fn without_trailing(json: &Value, eot: u32) -> impl Iterator<Item = (
 /// whether an added token is special, whether it is normalized where nothing normalizes, sequences
 /// of one, the order of added tokens.
 fn plain(json: &Value) -> Value {
-    let mut json = json.clone();
+    // The model is large and stays as it is.
+    let parts =
+        ["added_tokens", "normalizer", "pre_tokenizer"].map(|p| (p.into(), json[p].clone()));
+    let mut json = Value::Object(parts.into_iter().collect());
     for part in ["normalizer", "pre_tokenizer"] {
         let inner = unwrapped(json[part].take());
         json[part] = inner;
@@ -75,21 +88,8 @@ fn unwrapped(mut step: Value) -> Value {
     step
 }
 
-/// The members that decide ids, without those at their defaults: older files spell defaults out or
-/// leave them away.
-fn members(json: &Value) -> Value {
-    let thin = |v: &Value| match v {
-        Value::Object(map) => {
-            let silent = |v: &Value| v.is_null() || v == &json!(false) || v == &json!("");
-            Value::Object(
-                map.iter()
-                    .filter(|(_, v)| !silent(v))
-                    .map(|(k, v)| (k.clone(), v.clone()))
-                    .collect(),
-            )
-        }
-        other => other.clone(),
-    };
+/// The small members that decide ids.
+fn members(json: &Value) -> [Value; 3] {
     let mut pre_tokenizer = thin(&json["pre_tokenizer"]);
     if let (true, Some(map)) = (pre_tokenizer["type"] == "ByteLevel", pre_tokenizer.as_object_mut())
     {
@@ -97,5 +97,22 @@ fn members(json: &Value) -> Value {
     }
     let added: Vec<Value> =
         json["added_tokens"].as_array().map(|a| a.iter().map(thin).collect()).unwrap_or_default();
-    json!([added, thin(&json["normalizer"]), pre_tokenizer, thin(&json["model"])])
+    [added.into(), thin(&json["normalizer"]), pre_tokenizer]
+}
+
+/// The model as text.
+fn model(json: &Value) -> String {
+    thin(&json["model"]).to_string()
+}
+
+/// Without what is at its default: older files spell defaults out or leave them away.
+fn thin(value: &Value) -> Value {
+    let silent = |v: &Value| v.is_null() || v == &json!(false) || v == &json!("");
+    match value {
+        Value::Object(map) => {
+            let said = map.iter().filter(|(_, v)| !silent(v));
+            Value::Object(said.map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        other => other.clone(),
+    }
 }
