@@ -95,29 +95,33 @@ pub fn export(
     if options.vocab == Vocab::Exact {
         model = cut_vocab(model, &from)?;
     }
-    let tokenizer = from.has_tokenizer();
-    if !tokenizer {
-        progress.note(&format!(
-            "{}: no tokenizer beside the model, so none is exported",
-            from.dir.display()
-        ));
-    }
     let bytes = match options.format {
-        Format::HuggingFace => write_folder(&from, &model, out)?,
+        Format::HuggingFace => write_folder(&from, &model, out, progress)?,
         Format::Gguf(of) => write_gguf(&from, &model, of, out, progress)?,
     };
     Ok(ExportReport {
         out: out.to_path_buf(),
-        origin: from.origin,
         parameters: model.config.parameters(),
-        tokenizer,
+        tokenizer: from.has_tokenizer(),
+        origin: from.origin,
         bytes,
     })
 }
 
 /// Writes and checks a Hugging Face folder; its bytes.
-fn write_folder(from: &ModelFolder, model: &Gpt2, out: &Path) -> Result<u64> {
+fn write_folder(
+    from: &ModelFolder,
+    model: &Gpt2,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<u64> {
     let Gpt2 { config, params, .. } = model;
+    if !from.has_tokenizer() {
+        progress.note(&format!(
+            "{}: no tokenizer beside the model, so none is exported",
+            from.dir.display()
+        ));
+    }
     let options = SaveOptions {
         eot: end_of_text(&from.dir)?,
         tokenizer: from.has_tokenizer().then_some(from.dir.as_path()),
@@ -150,23 +154,28 @@ fn write_gguf(
     progress: &dyn Progress,
 ) -> Result<u64> {
     let rows = model.config.vocab_size;
-    let tokenizer = from.tokenizer()?;
-    if let Some(tokenizer) = &tokenizer {
-        let padding = rows - tokens_within(tokenizer, &model.config, from)?;
-        if padding > 0 {
-            progress.note(&format!(
-                "{}: {padding} of {rows} rows of the embedding have no token; the file names them [PADn], and \
-                 `--vocab exact` leaves them out",
-                from.dir.display()
-            ));
-        }
+    let Some(tokenizer) = from.tokenizer()? else {
+        return Err(Error::usage(format!(
+            "{}: no tokenizer beside the model; a GGUF file holds one, and llama.cpp ends where it is missing. Put \
+             tokenizer.json beside the model, or write a Hugging Face folder (--format hf)",
+            from.dir.display()
+        )));
+    };
+    let padding = rows - tokens_within(&tokenizer, &model.config, from)?;
+    if padding > 0 {
+        progress.note(&format!(
+            "{}: {padding} of {rows} rows of the embedding have no token; the file names them [PADn], and \
+             `--vocab exact` leaves them out",
+            from.dir.display()
+        ));
     }
     // A config may name an id that this model does not have.
     let stated = end_of_text(&from.dir)?.filter(|&id| (id as usize) < rows);
     let contents = gguf::Contents {
         config: &model.config,
         params: &model.params,
-        tokenizer: tokenizer.as_ref().map(|t| (t, stated.unwrap_or_else(|| t.eot()))),
+        tokenizer: &tokenizer,
+        end: stated.unwrap_or_else(|| tokenizer.eot()),
         of,
     };
     let written = gguf::write(out, &contents).map_err(|e| e.context(from.dir.display()))?;

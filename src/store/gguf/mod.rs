@@ -34,8 +34,9 @@ const AT_ONCE: usize = 1 << 16;
 pub(super) struct Contents<'a> {
     pub(super) config: &'a Gpt2Config,
     pub(super) params: &'a ParamSet,
-    /// With the id that ends a text.
-    pub(super) tokenizer: Option<(&'a Tokenizer, u32)>,
+    pub(super) tokenizer: &'a Tokenizer,
+    /// The id that ends a text.
+    pub(super) end: u32,
     pub(super) of: GgufType,
 }
 
@@ -100,10 +101,7 @@ fn metadata(contents: &Contents, path: &Path) -> Result<Vec<(String, Value)>> {
     ]
     .map(|(key, value)| (key.to_string(), value))
     .into();
-    metadata.extend(match contents.tokenizer {
-        Some((tokenizer, end)) => vocab::metadata(tokenizer, config.vocab_size, end)?,
-        None => vocab::none(config.vocab_size),
-    });
+    metadata.extend(vocab::metadata(contents.tokenizer, config.vocab_size, contents.end)?);
     Ok(metadata)
 }
 

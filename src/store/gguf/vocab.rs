@@ -62,14 +62,6 @@ pub(super) fn metadata(
     Ok(keys.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect())
 }
 
-/// The keys of a model without a tokenizer: llama.cpp then takes and gives ids only.
-pub(super) fn none(rows: usize) -> Vec<(String, Value)> {
-    vec![
-        ("tokenizer.ggml.model".into(), Value::Text("no_vocab".into())),
-        ("gpt2.vocab_size".into(), Value::U32(rows as u32)),
-    ]
-}
-
 /// An added token that looks like a control token is one, whatever its file says
 /// (`does_token_look_special`).
 fn token_type(text: &str, kind: TokenKind) -> i32 {
