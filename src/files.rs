@@ -60,6 +60,12 @@ impl AtomicFile {
         self.writer().seek(to).map(|_| ()).map_err(|e| Error::io("write", &self.temporary, e))
     }
 
+    /// Lets `check` read what was written so far, under its temporary name.
+    pub fn check(&mut self, check: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.writer().flush().map_err(|e| Error::io("write", &self.temporary, e))?;
+        check(&self.temporary)
+    }
+
     /// Flushes, syncs and gives the file its name.
     pub fn commit(mut self) -> Result<()> {
         let failed = |e| Error::io("write", &self.target, e);

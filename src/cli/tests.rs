@@ -97,7 +97,10 @@ fn the_flags_of_the_other_verbs_are_these() {
             "--max-tokens",
         ]
     );
-    assert_eq!(surface::<export::ExportArgs>(), ["[RUN|CHECKPOINT]", "--out"]);
+    assert_eq!(
+        surface::<export::ExportArgs>(),
+        ["[RUN|CHECKPOINT]", "--out", "--format", "--type", "--vocab"]
+    );
     assert_eq!(surface::<doc::DocArgs>(), ["[WHAT]"]);
     assert_eq!(surface::<cache::CacheLsArgs>(), ["[REPO]"]);
     assert_eq!(surface::<cache::CacheVerifyArgs>(), ["[REPO]", "--remove"]);

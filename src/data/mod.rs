@@ -2,6 +2,7 @@
 
 #[doc(hidden)]
 pub mod bpe;
+pub(crate) mod byte_pairs;
 #[doc(hidden)]
 pub mod encoder;
 pub mod loader;

@@ -193,6 +193,11 @@ impl Tokenizer {
             && added.is_some_and(|tokens| tokens.iter().all(plain))
     }
 
+    /// The tokenizer as JSON, with every default spelt out.
+    pub(crate) fn json(&self) -> &Value {
+        &self.json
+    }
+
     /// The text of the added token, if there is exactly one.
     pub(crate) fn only_added_token(&self) -> Option<String> {
         match self.json["added_tokens"].as_array()?.as_slice() {

@@ -1,10 +1,12 @@
-//! A model as a Hugging Face folder of its own.
+//! A model as a Hugging Face folder of its own, or as a GGUF file.
 
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
-use crate::model::{Gpt2, ParamSet};
+use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::progress::Progress;
 use crate::store::checkpoint;
+use crate::store::gguf::{self, GgufType};
 use crate::store::names::{Kind, ModelFolder, ModelRef};
 use crate::store::weights::{
     SaveOptions, SpecialIds, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model, state_length,
@@ -21,26 +23,60 @@ const FORMAT: &str = "eslm-kd export";
 /// Beside the mark and the tokenizer, what an export consists of.
 const MODEL_FILES: [&str; 3] = ["config.json", "generation_config.json", WEIGHTS_FILE];
 
+/// What an export is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// A Hugging Face folder, in f32.
+    #[default]
+    HuggingFace,
+    /// One GGUF file with matrices of this type.
+    Gguf(GgufType),
+}
+
+/// How many rows the embedding has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Vocab {
+    /// All that the model has.
+    #[default]
+    Model,
+    /// One for each of the tokenizer's tokens, none for padding.
+    Exact,
+}
+
+/// How to export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExportOptions {
+    /// What is written.
+    pub format: Format,
+    /// How many rows the embedding has in it.
+    pub vocab: Vocab,
+}
+
 /// What was exported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExportReport {
-    /// The folder written.
+    /// The folder or file written.
     pub out: PathBuf,
     /// What it was made of.
     pub origin: String,
     /// Number of parameters, the tied head counted once.
     pub parameters: usize,
-    /// Whether a tokenizer lies beside the model.
+    /// Whether a tokenizer lies beside the model, or in the file.
     pub tokenizer: bool,
     /// Bytes of all files.
     pub bytes: u64,
 }
 
 /// Writes the model of a run (its final model, or else its newest checkpoint), a checkpoint or a
-/// model folder as a Hugging Face folder, and checks that what was written loads and has the same
-/// bits. The folder appears whole or not at all; an earlier export at `out` is replaced, anything
-/// else is refused.
-pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<ExportReport> {
+/// model folder as a Hugging Face folder or a GGUF file, and checks that what was written is read
+/// back with the same bits. It appears whole or not at all; an earlier export at `out` is replaced,
+/// anything else is refused.
+pub fn export(
+    source: &Path,
+    out: &Path,
+    options: &ExportOptions,
+    progress: &dyn Progress,
+) -> Result<ExportReport> {
     let ModelRef::Folder { dir, origin, .. } =
         ModelRef::parse(&source.to_string_lossy(), Kind::Any)?
     else {
@@ -50,13 +86,39 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
         )));
     };
     let from = ModelFolder { dir, origin, commit: None };
-    check_replaceable(out)?;
+    match options.format {
+        Format::HuggingFace => check_replaceable(out)?,
+        Format::Gguf(_) => check_replaceable_file(out)?,
+    }
     if from.dir.join(checkpoint::MANIFEST_FILE).is_file() {
         checkpoint::verify(&from.dir)?;
     }
-    let Gpt2 { config, params, .. } = from.load(&Device::Cpu)?;
-    let tokenizer = from.has_tokenizer();
-    if !tokenizer {
+    let mut model = from.load(&Device::Cpu)?;
+    if options.vocab == Vocab::Exact {
+        model = cut_vocab(model, &from)?;
+    }
+    let bytes = match options.format {
+        Format::HuggingFace => write_folder(&from, &model, out, progress)?,
+        Format::Gguf(of) => write_gguf(&from, &model, of, out, progress)?,
+    };
+    Ok(ExportReport {
+        out: out.to_path_buf(),
+        parameters: model.config.parameters(),
+        tokenizer: from.has_tokenizer(),
+        origin: from.origin,
+        bytes,
+    })
+}
+
+/// Writes and checks a Hugging Face folder; its bytes.
+fn write_folder(
+    from: &ModelFolder,
+    model: &Gpt2,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let Gpt2 { config, params, .. } = model;
+    if !from.has_tokenizer() {
         progress.note(&format!(
             "{}: no tokenizer beside the model, so none is exported",
             from.dir.display()
@@ -64,18 +126,18 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
     }
     let options = SaveOptions {
         ids: SpecialIds::read(&from.dir)?,
-        tokenizer: tokenizer.then_some(from.dir.as_path()),
+        tokenizer: from.has_tokenizer().then_some(from.dir.as_path()),
     };
     let folder = AtomicDir::create(out)?;
-    save_model(folder.path(), &config, &params, &options)?;
-    if tokenizer {
-        // Written anew, so that every reader takes it alike; what we cannot read is kept as it is.
-        match from.tokenizer() {
-            Ok(Some(tokenizer)) => tokenizer.save(folder.path())?,
-            Ok(None) => {}
-            Err(e) => progress.note(&format!("warning: the tokenizer is copied as it is: {e}")),
+    save_model(folder.path(), config, params, &options)?;
+    // Written anew, so that every reader takes it alike; what we cannot read is kept as it is.
+    match from.tokenizer() {
+        Ok(Some(tokenizer)) => {
+            tokenizer.save(folder.path())?;
+            state_length(folder.path(), config.n_positions)?;
         }
-        state_length(folder.path(), config.n_positions)?;
+        Ok(None) => {}
+        Err(e) => progress.note(&format!("warning: the tokenizer is copied as it is: {e}")),
     }
     let mark = folder.path().join(MARK_FILE);
     write_atomic(&mark, |w| {
@@ -83,7 +145,7 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
         writeln!(w, "{text:#}").map_err(|e| Error::io("write", &mark, e))
     })?;
     let (again, stored) = load_model(folder.path(), &Device::Cpu)?;
-    if again != config || !same_bits(&stored, &params)? {
+    if again != *config || !same_bits(&stored, params)? {
         return Err(Error::internal(format!(
             "{}: what was written differs from the model",
             folder.path().display()
@@ -91,13 +153,109 @@ pub fn export(source: &Path, out: &Path, progress: &dyn Progress) -> Result<Expo
     }
     let bytes = folder_bytes(folder.path())?;
     folder.commit()?;
-    Ok(ExportReport {
-        out: out.to_path_buf(),
-        origin: from.origin,
-        parameters: config.parameters(),
-        tokenizer,
-        bytes,
-    })
+    Ok(bytes)
+}
+
+/// Writes and checks a GGUF file; its bytes.
+fn write_gguf(
+    from: &ModelFolder,
+    model: &Gpt2,
+    of: GgufType,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let rows = model.config.vocab_size;
+    let Some(tokenizer) = from.tokenizer()? else {
+        return Err(Error::usage(format!(
+            "{}: no tokenizer beside the model; a GGUF file holds one, and llama.cpp ends where it is missing. Put \
+             tokenizer.json beside the model, or write a Hugging Face folder (--format hf)",
+            from.dir.display()
+        )));
+    };
+    let padding = rows - tokens_within(&tokenizer, &model.config, from)?;
+    if padding > 0 {
+        progress.note(&format!(
+            "{}: {padding} of {rows} rows of the embedding have no token; the file names them [PADn], and \
+             `--vocab exact` leaves them out",
+            from.dir.display()
+        ));
+    }
+    // A config may name an id that this model does not have.
+    let ends = SpecialIds::read(&from.dir)?.eos;
+    let stated = ends.into_iter().find(|&id| (id as usize) < rows);
+    let contents = gguf::Contents {
+        config: &model.config,
+        params: &model.params,
+        tokenizer: &tokenizer,
+        end: stated.unwrap_or_else(|| tokenizer.eot()),
+        of,
+    };
+    let written = gguf::write(out, &contents).map_err(|e| e.context(from.dir.display()))?;
+    if written.unblocked > 0 {
+        progress.note(&format!(
+            "{}: {} matrices have rows that are no multiple of 32, which q8_0 needs; they are f16, as in llama.cpp",
+            out.display(),
+            written.unblocked
+        ));
+    }
+    Ok(written.bytes)
+}
+
+/// How many tokens the tokenizer has; the model has a row for each.
+fn tokens_within(tokenizer: &Tokenizer, config: &Gpt2Config, from: &ModelFolder) -> Result<usize> {
+    let (tokens, rows) = (tokenizer.vocab_size() as usize, config.vocab_size);
+    if tokens > rows {
+        return Err(Error::data(format!(
+            "{}: its tokenizer has {tokens} tokens, its model only {rows}; they do not belong together",
+            from.dir.display()
+        )));
+    }
+    Ok(tokens)
+}
+
+/// The model without the rows of the embedding that stand for no token.
+fn cut_vocab(model: Gpt2, from: &ModelFolder) -> Result<Gpt2> {
+    let Some(tokenizer) = from.tokenizer()? else {
+        return Err(Error::usage(format!(
+            "{}: --vocab exact needs a tokenizer beside the model, which says how many tokens there are; found none. \
+             Leave --vocab out to keep all {} rows",
+            from.dir.display(),
+            model.config.vocab_size
+        )));
+    };
+    let tokens = tokens_within(&tokenizer, &model.config, from)?;
+    if let Some(id) = SpecialIds::read(&from.dir)?.eos.into_iter().find(|&id| id as usize >= tokens)
+    {
+        return Err(Error::data(format!(
+            "{}: config.json says eos_token_id = {id}, but the tokenizer has {tokens} tokens, so --vocab exact would \
+             cut its row; correct the config, or leave --vocab out",
+            from.dir.display()
+        )));
+    }
+    let config = Gpt2Config { vocab_size: tokens, ..model.config };
+    let embedding = model.params.wte().narrow(0, 0, tokens)?.contiguous()?;
+    let tensors = model.params.named().map(|(name, tensor)| {
+        if name == "wte.weight" { embedding.clone() } else { tensor.clone() }
+    });
+    let params = ParamSet::new(Layout::new(&config), tensors.collect());
+    Ok(Gpt2::new(config, params))
+}
+
+/// A file is replaced only if an earlier export wrote it.
+fn check_replaceable_file(out: &Path) -> Result<()> {
+    let refuse = |what: &str| {
+        let out = out.display();
+        Err(Error::usage(format!(
+            "{out} exists and {what}; name a new file with --out, or remove it yourself"
+        )))
+    };
+    if out.is_dir() {
+        return refuse("is a folder, and --format gguf writes one file");
+    }
+    if out.exists() && !gguf::is_export(out)? {
+        return refuse("is no GGUF file of an earlier export");
+    }
+    Ok(())
 }
 
 /// Replacing a folder deletes what is in it, so it must hold nothing but an earlier export.
@@ -187,28 +345,34 @@ mod tests {
         let (source, model) = run(root.path(), true);
         let out = root.path().join("out");
         fs::create_dir(&out).unwrap();
-        let report = export(&source, &out, &Silent).unwrap();
+        let report = export(&source, &out, &ExportOptions::default(), &Silent).unwrap();
         assert_eq!((report.parameters, report.tokenizer), (model.config.parameters(), true));
         assert_eq!(report.bytes, folder_bytes(&out).unwrap());
         let (config, params) = load_model(&out, &Device::Cpu).unwrap();
         assert!(config == model.config && same_bits(&params, &model.params).unwrap());
         assert_eq!(SpecialIds::read(&out).unwrap(), SpecialIds::end_of_text(39));
         let before = fs::read(out.join(WEIGHTS_FILE)).unwrap();
-        assert_eq!(export(&source, &out, &Silent).unwrap(), report);
+        assert_eq!(export(&source, &out, &ExportOptions::default(), &Silent).unwrap(), report);
         assert_eq!(fs::read(out.join(WEIGHTS_FILE)).unwrap(), before);
 
         fs::write(out.join("README.md"), "mine").unwrap();
-        let message = export(&source, &out, &Silent).unwrap_err().to_string();
+        let message =
+            export(&source, &out, &ExportOptions::default(), &Silent).unwrap_err().to_string();
         assert!(message.contains("README.md"), "{message}");
         fs::remove_file(out.join("README.md")).unwrap();
         fs::remove_file(out.join(MARK_FILE)).unwrap();
-        assert!(export(&source, &out, &Silent).unwrap_err().to_string().contains(MARK_FILE));
         assert!(
-            export(&source, &source.join("model"), &Silent).is_err(),
+            export(&source, &out, &ExportOptions::default(), &Silent)
+                .unwrap_err()
+                .to_string()
+                .contains(MARK_FILE)
+        );
+        assert!(
+            export(&source, &source.join("model"), &ExportOptions::default(), &Silent).is_err(),
             "a run is not replaced by its export"
         );
         assert!(
-            export(&source, &out.join("config.json"), &Silent)
+            export(&source, &out.join("config.json"), &ExportOptions::default(), &Silent)
                 .unwrap_err()
                 .to_string()
                 .contains("not a folder")
@@ -223,7 +387,7 @@ mod tests {
         let (source, _) = run(root.path(), false);
         let out = root.path().join("out");
         assert!(
-            export(Path::new("gpt2"), &out, &Silent)
+            export(Path::new("gpt2"), &out, &ExportOptions::default(), &Silent)
                 .unwrap_err()
                 .to_string()
                 .contains("no folder gpt2")
@@ -231,10 +395,15 @@ mod tests {
         let weights = source.join("model").join(WEIGHTS_FILE);
         let bytes = fs::read(&weights).unwrap();
         fs::write(&weights, &bytes[..bytes.len() - 4]).unwrap();
-        assert!(export(&source, &out, &Silent).is_err());
+        assert!(export(&source, &out, &ExportOptions::default(), &Silent).is_err());
         fs::write(&weights, bytes).unwrap();
-        assert!(!export(&source, &out, &Silent).unwrap().tokenizer);
+        assert!(!export(&source, &out, &ExportOptions::default(), &Silent).unwrap().tokenizer);
         fs::write(source.join("model/manifest.json"), "{}").unwrap();
-        assert!(export(&source, &out, &Silent).unwrap_err().to_string().contains("manifest.json"));
+        assert!(
+            export(&source, &out, &ExportOptions::default(), &Silent)
+                .unwrap_err()
+                .to_string()
+                .contains("manifest.json")
+        );
     }
 }

@@ -6,6 +6,7 @@
 #[doc(hidden)]
 pub mod checkpoint;
 pub mod export;
+pub mod gguf;
 pub mod hub;
 #[doc(hidden)]
 pub mod names;

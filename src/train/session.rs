@@ -141,14 +141,9 @@ impl Survey {
             && !own.eos.is_empty()
         {
             // What came is kept, and the mark that these documents end with ends texts, too.
-            let eos = own.eos.iter().copied().chain(ids.eos.into_iter());
-            let eos = eos.fold(Vec::new(), |mut all, id| {
-                if !all.contains(&id) {
-                    all.push(id);
-                }
-                all
-            });
-            ids = SpecialIds { eos, ..own };
+            let here = std::mem::replace(&mut ids, own).eos;
+            let new: Vec<u32> = here.into_iter().filter(|id| !ids.eos.contains(id)).collect();
+            ids.eos.extend(new);
         }
         let load = || {
             stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device)

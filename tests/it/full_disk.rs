@@ -106,6 +106,21 @@ fn export_leaves_the_model_that_was_there() {
 }
 
 #[test]
+fn export_leaves_the_gguf_file_that_was_there() {
+    let place = Place::new();
+    save_random(&place.path("old"), tiny::VOCAB, 16, true);
+    save_random(&place.path("new"), tiny::VOCAB, 16, true);
+    let args = |model, of, out| ["export", model, "--format", "gguf", "--type", of, "--out", out];
+    fs::create_dir(place.path("seed")).unwrap();
+    assert_eq!(place.run(&args("old", "f16", "seed/model.gguf")).0, 0);
+    let args_of_new = args("new", "f32", "mount/model.gguf");
+    let Some(failures) = leaves_what_was_there(&place, &args_of_new) else { return };
+    assert!(failures >= 1, "{failures}");
+    assert_eq!(place.run(&args("new", "f32", "whole/model.gguf")).0, 0);
+    assert_same(&contents(&place.path("copied")), &contents(&place.path("whole")));
+}
+
+#[test]
 fn compare_leaves_its_finished_runs_and_goes_on() {
     let place = Place::new();
     let data = data();

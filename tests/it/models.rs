@@ -88,6 +88,12 @@ fn eval_prints_four_numbers_and_an_export_has_the_same() {
     assert_eq!(world.json(&["eval", "out", "--data", "text.txt"]), found);
     let (code, stdout, _) = world.run(&["eval", "./out", "--data", "text.txt"]);
     assert!(code == 0 && stdout.contains("perplexity"), "{stdout}");
+    let gguf = ["export", "run", "--format", "gguf", "--type", "q8_0", "--out"];
+    let exported = world.json(&[&gguf[..], &["out.gguf"]].concat());
+    let bytes = std::fs::read(world.path("out.gguf")).unwrap();
+    assert!(bytes.starts_with(b"GGUF") && exported["bytes"] == bytes.len());
+    world.refused(&[&gguf[..], &["out"]].concat(), 2, "is a folder");
+    world.refused(&["export", "run", "--type", "f16", "--out", "new"], 2, "--format gguf");
     std::fs::write(world.path("out/notes.txt"), "mine").unwrap();
     world.refused(&["export", "run", "--out", "out"], 2, "notes.txt");
     assert_eq!(std::fs::read_to_string(world.path("out/notes.txt")).unwrap(), "mine");

@@ -258,7 +258,7 @@ fn to_f32(name: &str, view: &TensorView) -> Result<Tensor> {
 }
 
 /// Runs `f` on the values of a contiguous f32 tensor of the CPU without copying them.
-fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+pub(super) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let range = layout.contiguous_offsets();

@@ -1,0 +1,215 @@
+//! GPT-2's byte-level scheme written out, for programs that encode by a list of tokens and merges
+//! and know nothing else of a `tokenizer.json`.
+//!
+//! Such a program gives the same ids only if nothing beside the list decides them, so a tokenizer
+//! with anything else is refused by name.
+
+use crate::data::bpe;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// What a token is to a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Made by merges.
+    Ordinary,
+    /// Found in the text as it stands before anything is merged, and no text to a reader.
+    Special,
+    /// Found likewise, but text.
+    Added,
+}
+
+/// Tokens by id (None where no token has the id) and merges in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BytePairs {
+    /// Spelling and kind; ordinary tokens in GPT-2's spelling of bytes.
+    pub tokens: Vec<Option<(String, TokenKind)>>,
+    /// `left right`; none is there twice, since the `tokenizers` crate keeps one of such.
+    pub merges: Vec<String>,
+}
+
+impl BytePairs {
+    /// The lists of a tokenizer, or what it has that they cannot say.
+    pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
+        let json = tokenizer.json();
+        if !tokenizer.splits_safely() {
+            return Err(beyond(format!(
+                "its normalizer is {}, its model {}, its pre-tokenizer {}, or an added token takes the white space around it",
+                kind(&json["normalizer"]),
+                kind(&json["model"]),
+                kind(&json["pre_tokenizer"]),
+            )));
+        }
+        let model = &json["model"];
+        for key in [
+            "dropout",
+            "ignore_merges",
+            "byte_fallback",
+            "continuing_subword_prefix",
+            "end_of_word_suffix",
+        ] {
+            let value = &model[key];
+            let silent = value.is_null() || [json!(false), json!(""), json!(0.0)].contains(value);
+            if !silent {
+                return Err(beyond(format!("its model has {key} = {value}")));
+            }
+        }
+        let merges = merges(model)?;
+        let tokens = tokens(json, tokenizer.vocab_size() as usize)?;
+        Ok(Self { tokens, merges })
+    }
+}
+
+fn beyond(what: String) -> Error {
+    Error::data(format!(
+        "the tokenizer is not of GPT-2's scheme alone (byte-level pairs and its pattern): {what}; a list of tokens and \
+         merges would give other ids"
+    ))
+}
+
+/// What the file calls a part of the pipeline.
+fn kind(part: &Value) -> String {
+    part["type"].as_str().map_or_else(|| "none".into(), String::from)
+}
+
+fn merges(model: &Value) -> Result<Vec<String>> {
+    let mut merges = Vec::new();
+    for pair in model["merges"].as_array().into_iter().flatten() {
+        let [a, b] = [&pair[0], &pair[1]].map(|v| v.as_str().unwrap_or_default());
+        if [a, b].iter().any(|side| side.is_empty() || side.contains(' ')) {
+            return Err(beyond(format!("its merge of {a:?} and {b:?} has a space or nothing")));
+        }
+        merges.push(format!("{a} {b}"));
+    }
+    Ok(merges)
+}
+
+fn tokens(json: &Value, count: usize) -> Result<Vec<Option<(String, TokenKind)>>> {
+    let mut tokens: Vec<Option<(String, TokenKind)>> = vec![None; count];
+    let vocab = json["model"]["vocab"].as_object();
+    if let Some(byte) = bpe::byte_spelling()
+        .iter()
+        .find(|c| vocab.is_none_or(|v| !v.contains_key(c.to_string().as_str())))
+    {
+        return Err(beyond(format!("it has no token for the byte that is spelt {byte:?}")));
+    }
+    let ordinary = vocab.into_iter().flatten().map(|(t, id)| (t.as_str(), id, TokenKind::Ordinary));
+    let added: Vec<(&str, &Value, TokenKind)> = json["added_tokens"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|t| {
+            let kind =
+                if t["special"] == json!(true) { TokenKind::Special } else { TokenKind::Added };
+            (t["content"].as_str().unwrap_or_default(), &t["id"], kind)
+        })
+        .collect();
+    check_overlaps(&added)?;
+    let mut ids = HashMap::new();
+    for (text, id, kind) in ordinary.chain(added) {
+        let at = id.as_u64().and_then(|id| usize::try_from(id).ok());
+        let slot = at.and_then(|at| tokens.get_mut(at));
+        let slot = slot.ok_or_else(|| beyond(format!("the id of {text:?} is {id}")))?;
+        if slot.as_ref().is_some_and(|(there, _)| there != text) {
+            return Err(beyond(format!("{text:?} and another token share the id {id}")));
+        }
+        if *ids.entry(text).or_insert(at) != at {
+            return Err(beyond(format!("{text:?} has two ids")));
+        }
+        *slot = Some((text.to_string(), kind));
+    }
+    Ok(tokens)
+}
+
+/// Added tokens are found from left to right here, the longest first elsewhere; that is the same
+/// unless one can begin inside another and end behind it.
+fn check_overlaps(added: &[(&str, &Value, TokenKind)]) -> Result<()> {
+    for (a, ..) in added {
+        for (b, ..) in added.iter().filter(|(b, ..)| b != a) {
+            let inside = (1..a.len()).filter(|&at| a.is_char_boundary(at));
+            let shared =
+                inside.map(|at| &a[at..]).find(|end| end.len() < b.len() && b.starts_with(end));
+            if let Some(shared) = shared {
+                return Err(beyond(format!(
+                    "its added token {a:?} ends with {shared:?}, with which {b:?} begins"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::train_tokenizer::tests::trained;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_trained_tokenizer_is_bytes_merges_and_one_special_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tokenizer, report) = trained(folder.path(), 300);
+        let BytePairs { tokens, merges } = BytePairs::of(&tokenizer).unwrap();
+        assert_eq!((tokens.len(), merges.len() as u64), (300, report.merges));
+        assert_eq!(tokens[299], Some(("<|endoftext|>".into(), TokenKind::Special)));
+        let spelling = bpe::byte_spelling();
+        let bytes: HashSet<String> = spelling.iter().map(char::to_string).collect();
+        let first: Vec<String> = tokens[..256].iter().flatten().map(|(t, _)| t.clone()).collect();
+        assert_eq!((first.len(), first.into_iter().collect::<HashSet<_>>()), (256, bytes));
+        for (merge, token) in merges.iter().zip(&tokens[256..]) {
+            assert_eq!(token, &Some((merge.replace(' ', ""), TokenKind::Ordinary)));
+        }
+    }
+
+    #[test]
+    fn what_the_lists_cannot_say_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tokenizer, _) = trained(folder.path(), 300);
+        let with = |change: &dyn Fn(&mut Value)| {
+            let mut json = tokenizer.json().clone();
+            change(&mut json);
+            BytePairs::of(&Tokenizer::from_json(json.to_string().as_bytes()).unwrap())
+        };
+        let refused = |change: &dyn Fn(&mut Value), word: &str| {
+            let message = with(change).unwrap_err().to_string();
+            assert!(message.contains(word), "{word}: {message}");
+        };
+        let token = |id: u32, content: &str, special: bool| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": special})
+        };
+        let add = |json: &mut Value, token: Value| {
+            json["added_tokens"].as_array_mut().unwrap().push(token)
+        };
+        refused(&|j| j["normalizer"] = json!({"type": "NFC"}), "normalizer is NFC");
+        refused(&|j| j["pre_tokenizer"]["add_prefix_space"] = json!(true), "ByteLevel");
+        refused(&|j| j["pre_tokenizer"] = json!({"type": "Whitespace"}), "Whitespace");
+        refused(&|j| j["model"]["ignore_merges"] = json!(true), "ignore_merges = true");
+        refused(&|j| j["model"]["dropout"] = json!(0.1), "dropout = 0.1");
+        let drop_byte = |j: &mut Value| {
+            // A byte that no merge of this tokenizer uses.
+            j["model"]["vocab"].as_object_mut().unwrap().remove("ÿ");
+        };
+        refused(&drop_byte, "no token for the byte");
+        let overlapping = |j: &mut Value| {
+            add(j, token(300, "<ab>", true));
+            add(j, token(301, "b><", true));
+        };
+        refused(&overlapping, "\"b>\"");
+        // Tokens that contain or repeat each other are found alike, and text is told from control.
+        let fine = with(&|j| {
+            add(j, token(300, "<ab>", false));
+            add(j, token(301, "<ab>c", true));
+        });
+        let tokens = fine.unwrap().tokens;
+        assert_eq!(
+            tokens[300..],
+            [
+                Some(("<ab>".to_string(), TokenKind::Added)),
+                Some(("<ab>c".to_string(), TokenKind::Special)),
+            ]
+        );
+    }
+}
