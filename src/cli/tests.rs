@@ -114,6 +114,26 @@ fn the_flags_of_the_other_verbs_are_these() {
 }
 
 #[test]
+fn the_flags_of_the_verbs_that_read_text_are_these() {
+    assert_eq!(
+        surface::<prepare::PrepareArgs>(),
+        [
+            "--input",
+            "--tokenizer",
+            "--out",
+            "--text-field",
+            "--valid",
+            "--valid-fraction",
+            "--skip-bad",
+        ]
+    );
+    assert_eq!(
+        surface::<tokenizer::TokenizerTrainArgs>(),
+        ["--input", "--vocab-size", "--out", "--text-field", "--min-frequency", "--skip-bad"]
+    );
+}
+
+#[test]
 fn clap_finds_the_command_line_consistent_and_every_verb_has_examples() {
     let command = Cli::command();
     command.clone().debug_assert();

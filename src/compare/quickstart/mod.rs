@@ -179,6 +179,7 @@ fn data_folder(cache: &Path, progress: &dyn Progress) -> Result<PathBuf> {
         out: data.clone(),
         text_field: "text".into(),
         validation: Validation::Files(vec![at("valid.jsonl")]),
+        skip_bad: false,
     };
     prepare(&options, progress)?;
     Ok(data)

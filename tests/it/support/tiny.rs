@@ -38,6 +38,7 @@ fn made() -> TempDir {
         out: at("data"),
         text_field: "text".into(),
         validation: Validation::Files(vec![at("valid.jsonl")]),
+        skip_bad: false,
     };
     prepare(&options, &Silent).unwrap();
     root
