@@ -63,7 +63,14 @@ fn the_flags_of_the_other_verbs_are_these() {
     );
     assert_eq!(
         surface::<eval::EvalArgs>(),
-        ["[MODEL]", "--device ESLM_KD_DEVICE", "--data ESLM_KD_DATA", "--context", "--stride"]
+        [
+            "[MODEL]",
+            "--device ESLM_KD_DEVICE",
+            "--data ESLM_KD_DATA",
+            "--context",
+            "--stride",
+            "--bos"
+        ]
     );
     assert_eq!(
         surface::<generate::GenerateArgs>(),
