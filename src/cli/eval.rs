@@ -7,6 +7,7 @@ use crate::report::text;
 use crate::store::open_tokens;
 use clap::value_parser;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Measure a model: mean NLL, perplexity, bits per byte, tokens
 #[derive(Debug, Clone, clap::Args)]
@@ -24,6 +25,10 @@ pub struct EvalArgs {
     /// at more cost; without it, the context
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub stride: Option<u32>,
+    /// Put end-of-text in front, so that the first token is predicted, too, as
+    /// lm-evaluation-harness does
+    #[arg(long)]
+    pub bos: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -35,7 +40,10 @@ Examples:
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
     let model = args.model.open(ui)?;
-    let tokens = open_tokens(&args.data, &model, ui)?;
+    let mut tokens = open_tokens(&args.data, &model, ui)?;
+    if args.bos {
+        tokens = Arc::new(tokens.behind_end_of_text()?);
+    }
     let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);
     let mut options = EvalOptions::new(asked);
     options.stride = args.stride.map_or(asked, |s| s as usize);

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 ///
 /// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
 /// with the tokenizer's end-of-text token. In text files `<|endoftext|>` separates documents; a
-/// file without it is one document.
+/// file without it is one document. Inside a row it is one end-of-text token, and has no bytes.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   eslm-kd prepare --input books.jsonl.gz --valid held-out.jsonl.gz --tokenizer gpt2 --out data/books
@@ -41,6 +41,10 @@ pub struct PrepareArgs {
     /// Share of the input documents to set aside for validation.
     #[arg(long, value_name = "F")]
     pub valid_fraction: Option<f64>,
+    /// Leave out rows of JSON lines and Parquet without a readable text, and count them, instead of
+    /// stopping at the first.
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 /// Runs the verb.
@@ -67,6 +71,7 @@ fn prepared(
         text_field: args.text_field.clone(),
         validation,
         end_token: args.end_token.clone(),
+        skip_bad: args.skip_bad,
     };
     prepare(&options, progress)
 }
@@ -84,8 +89,9 @@ fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
         }
     }
     let out = args.out.display();
+    let skipped: String = report.skipped.iter().map(|s| format!("\n{s}")).collect();
     format!(
-        "{table}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first"
+        "{table}{skipped}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first"
     )
 }
 

@@ -63,7 +63,14 @@ fn the_flags_of_the_other_verbs_are_these() {
     );
     assert_eq!(
         surface::<eval::EvalArgs>(),
-        ["[MODEL]", "--device ESLM_KD_DEVICE", "--data ESLM_KD_DATA", "--context", "--stride"]
+        [
+            "[MODEL]",
+            "--device ESLM_KD_DEVICE",
+            "--data ESLM_KD_DATA",
+            "--context",
+            "--stride",
+            "--bos"
+        ]
     );
     assert_eq!(
         surface::<generate::GenerateArgs>(),
@@ -113,6 +120,26 @@ fn the_flags_of_the_other_verbs_are_these() {
             "-v --verbose ESLM_KD_VERBOSE",
             "--offline ESLM_KD_OFFLINE",
         ]
+    );
+}
+
+#[test]
+fn the_flags_of_the_verbs_that_read_text_are_these() {
+    assert_eq!(
+        surface::<prepare::PrepareArgs>(),
+        [
+            "--input",
+            "--tokenizer",
+            "--out",
+            "--text-field",
+            "--valid",
+            "--valid-fraction",
+            "--skip-bad",
+        ]
+    );
+    assert_eq!(
+        surface::<tokenizer::TokenizerTrainArgs>(),
+        ["--input", "--vocab-size", "--out", "--text-field", "--min-frequency", "--skip-bad"]
     );
 }
 

@@ -49,6 +49,10 @@ pub struct TokenizerTrainArgs {
     /// Occurrences that a pair of tokens needs to become one.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub min_frequency: u64,
+    /// Leave out rows of JSON lines and Parquet without a readable text, and count them, instead of
+    /// stopping at the first.
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 /// Runs the verb.
@@ -58,7 +62,8 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
     let (tokens, text) = (count(report.vocab_size.into()), bytes(report.bytes));
     ui.result(&report, || {
         let out = args.out.display();
-        format!("tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {out} --out data/mine")
+        let skipped: String = report.skipped.iter().map(|s| format!("{s}\n")).collect();
+        format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {out} --out data/mine")
     })
 }
 
@@ -78,6 +83,7 @@ pub fn trained(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainRep
         vocab_size: args.vocab_size,
         min_frequency: args.min_frequency,
         text_field: args.text_field.clone(),
+        skip_bad: args.skip_bad,
     };
     let (tokenizer, report) = Tokenizer::train(&args.input, &options, progress)?;
     let folder = AtomicDir::create(&args.out)?;

@@ -2,7 +2,7 @@
 //! nothing.
 
 use crate::data::encoder::Encoder;
-use crate::data::source::{self, Piece, ReadOptions, Source};
+use crate::data::source::{self, Piece, ReadOptions, Skipped, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
@@ -40,6 +40,15 @@ pub enum Validation {
     Fraction(f64),
 }
 
+impl Validation {
+    fn fraction(&self) -> Option<f64> {
+        match self {
+            Self::Fraction(f) => Some(*f),
+            _ => None,
+        }
+    }
+}
+
 /// What to prepare.
 #[derive(Debug, Clone)]
 pub struct PrepareOptions {
@@ -55,6 +64,9 @@ pub struct PrepareOptions {
     pub validation: Validation,
     /// The token that ends documents; without it, the tokenizer's own.
     pub end_token: Option<String>,
+    /// Whether rows of JSON lines and Parquet without a readable text are left out and counted; else
+    /// the first is an error.
+    pub skip_bad: bool,
 }
 
 /// One token file in figures.
@@ -64,7 +76,7 @@ pub struct SplitReport {
     pub documents: u64,
     /// Tokens, one end-of-text per document included.
     pub tokens: u64,
-    /// UTF-8 bytes of text.
+    /// UTF-8 bytes of text, without those of end marks.
     pub bytes: u64,
     /// SHA-256 of the tokens.
     pub content_hash: String,
@@ -106,14 +118,14 @@ pub struct PrepareReport {
     pub train: SplitReport,
     /// The validation tokens.
     pub valid: Option<SplitReport>,
+    /// Inputs with rows that were left out, validation files last.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes
 /// written depend on the inputs and the tokenizer alone.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
-    if let Validation::Fraction(f) = options.validation
-        && !(f > 0.0 && f < 1.0)
-    {
+    if let Some(f) = options.validation.fraction().filter(|f| !(*f > 0.0 && *f < 1.0)) {
         return Err(Error::usage(format!(
             "valid-fraction must lie between 0 and 1, both excluded; found {f}"
         )));
@@ -128,8 +140,11 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         Validation::Files(paths) => Source::open_all(paths)?,
         _ => Vec::new(),
     };
-    let reading =
-        ReadOptions { text_field: options.text_field.clone(), split: tokenizer.splits_safely() };
+    let reading = ReadOptions {
+        text_field: options.text_field.clone(),
+        split: tokenizer.splits_safely(),
+        skip_bad: options.skip_bad,
+    };
 
     let folder = AtomicDir::create(&options.out)?;
     tokenizer.save(&folder.path().join(TOKENIZER))?;
@@ -140,34 +155,36 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
     };
     let encoder = Encoder::new(&tokenizer)?;
     let (mut number, split) = (0u64, Rng::new(SPLIT_SEED, Stream::Split));
-    source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
-        encode_batch(&encoder, &batch.pieces, |piece, tokens| {
-            let writer = match (&options.validation, &mut valid) {
-                (Validation::Fraction(f), Some(valid))
-                    if f64::from(split.uniform(0, number)) < *f =>
-                {
-                    valid
-                }
-                _ => &mut train,
-            };
-            number += u64::from(piece.ends_document);
-            append(writer, piece, tokens, tokenizer.eot())
-        })
-    })?;
+    let mut skipped =
+        source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
+            encode_batch(&encoder, &batch.pieces, |piece, tokens| {
+                let writer = match (&options.validation, &mut valid) {
+                    (Validation::Fraction(f), Some(valid))
+                        if f64::from(split.uniform(0, number)) < *f =>
+                    {
+                        valid
+                    }
+                    _ => &mut train,
+                };
+                number += u64::from(piece.ends_document);
+                append(writer, piece, tokens, &tokenizer)
+            })
+        })?;
     if let (Validation::Files(_), Some(valid)) = (&options.validation, &mut valid) {
-        source::for_each_batch(
+        let more = source::for_each_batch(
             &valid_sources,
             &reading,
             "Tokenising validation",
             progress,
             |batch| {
                 encode_batch(&encoder, &batch.pieces, |piece, tokens| {
-                    append(valid, piece, tokens, tokenizer.eot())
+                    append(valid, piece, tokens, &tokenizer)
                 })
             },
         )?;
+        skipped.extend(more);
     }
-    check_not_empty(&options.validation, number, &train, valid.as_ref())?;
+    check_not_empty(&options.validation, number, &train, valid.as_ref(), &skipped)?;
 
     let names = |sources: &[Source]| sources.iter().map(Source::name).collect();
     let report = PrepareReport {
@@ -175,17 +192,14 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         version: 1,
         inputs: names(&sources),
         valid_inputs: names(&valid_sources),
-        valid_fraction: if let Validation::Fraction(f) = options.validation {
-            Some(f)
-        } else {
-            None
-        },
+        valid_fraction: options.validation.fraction(),
         tokenizer_hash: hex(&tokenizer.hash()),
         vocab_size: tokenizer.vocab_size(),
         eot: tokenizer.eot(),
         end_token: tokenizer.end_token(),
         train: SplitReport::new(&train.finish()?),
         valid: valid.map(TokenWriter::finish).transpose()?.as_ref().map(SplitReport::new),
+        skipped,
     };
     report.write(&folder.path().join(MANIFEST))?;
     folder.commit()?;
@@ -213,11 +227,16 @@ fn encode_batch(
     pieces.iter().zip(&encoded).try_for_each(|(piece, tokens)| take(piece, tokens))
 }
 
-fn append(writer: &mut TokenWriter, piece: &Piece, tokens: &[u32], eot: u32) -> Result<()> {
+fn append(
+    writer: &mut TokenWriter,
+    piece: &Piece,
+    tokens: &[u32],
+    tokenizer: &Tokenizer,
+) -> Result<()> {
     writer.push(tokens)?;
-    writer.add_source_bytes(piece.text.len() as u64);
+    writer.add_source_bytes(tokenizer.source_bytes(&piece.text, tokens));
     if piece.ends_document {
-        writer.push(&[eot])?;
+        writer.push(&[tokenizer.eot()])?;
         writer.end_document();
     }
     Ok(())
@@ -228,9 +247,10 @@ fn check_not_empty(
     documents: u64,
     train: &TokenWriter,
     valid: Option<&TokenWriter>,
+    skipped: &[Skipped],
 ) -> Result<()> {
     if documents == 0 {
-        return Err(Error::data("no text found in the inputs: every document is empty"));
+        return Err(source::no_text("the inputs", skipped));
     }
     let empty = if train.tokens() == 0 {
         "training"
@@ -244,7 +264,7 @@ fn check_not_empty(
             "valid-fraction {f} of {documents} documents leaves none for {empty} (documents are never cut); \
              change the fraction, name files with --valid, or separate documents in text files with <|endoftext|>"
         )),
-        _ => Error::data(format!("no text found in the {empty} files: every document is empty")),
+        _ => source::no_text(&format!("the {empty} files"), skipped),
     })
 }
 
@@ -377,6 +397,7 @@ mod tests {
                 text_field: "text".into(),
                 validation,
                 end_token: None,
+                skip_bad: false,
             }
         }
     }
@@ -464,6 +485,56 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(setup.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.iter().all(|n| !n.to_string_lossy().ends_with(".tmp")), "{left:?}");
+    }
+
+    #[test]
+    fn an_end_mark_inside_a_row_has_no_bytes() {
+        let setup = Setup::new();
+        let (first, second) = ("The lamp.", "\n The sea: höher.");
+        let row = |text: &str| serde_json::json!({ "text": text }).to_string() + "\n";
+        let marked = format!("{first}<|endoftext|>{second}");
+        fs::write(setup.path("a.txt"), &marked).unwrap();
+        fs::write(setup.path("b.jsonl"), row(first) + &row(second)).unwrap();
+        fs::write(setup.path("c.jsonl"), row(&marked)).unwrap();
+        // Long enough to be cut, and with marks at both ends of a row.
+        let long = "<|endoftext|>".to_string() + &"the lamp ".repeat(20_000) + "<|endoftext|>";
+        fs::write(setup.path("d.jsonl"), row(&long)).unwrap();
+        let train =
+            |input| prepare(&setup.options(input, "z", Validation::None), &Silent).unwrap().train;
+        let [a, b, c] = ["a.txt", "b.jsonl", "c.jsonl"].map(train);
+        assert_eq!(a, b);
+        assert_eq!((&c.content_hash, c.tokens, c.bytes), (&a.content_hash, a.tokens, a.bytes));
+        assert_eq!((a.documents, c.documents), (2, 1), "a row is a document");
+        assert_eq!(a.bytes as usize, first.len() + second.len());
+        assert_eq!(train("d.jsonl").bytes, 9 * 20_000);
+    }
+
+    #[test]
+    fn skipped_rows_are_in_the_manifest() {
+        let setup = Setup::new();
+        fs::write(setup.path("bad.jsonl"), "{\"text\":\"one\"}\n{}\n{\"text\":1}\n").unwrap();
+        fs::write(setup.path("none.jsonl"), "{}\n").unwrap();
+        let own = Validation::Files(vec![setup.path("bad.jsonl")]);
+        let options =
+            |input| PrepareOptions { skip_bad: true, ..setup.options(input, "a", own.clone()) };
+        let report = prepare(&options("in.jsonl"), &Silent).unwrap();
+        let bytes = fs::read(setup.path("a/manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(manifest, serde_json::to_value(&report).unwrap());
+        let skipped = &manifest["skipped"];
+        assert_eq!(skipped.as_array().map(Vec::len), Some(1), "{skipped}");
+        assert_eq!((&skipped[0]["input"], &skipped[0]["rows"]), (&"bad.jsonl".into(), &2.into()));
+        assert_eq!(skipped[0]["first"], 2);
+        assert!(skipped[0]["why"].as_str().unwrap().contains("no field \"text\""));
+        let message = prepare(&options("none.jsonl"), &Silent).unwrap_err().to_string();
+        assert!(message.contains("no text") && message.contains("none.jsonl: 1 row"), "{message}");
+        let train = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+        let inputs = [setup.path("in.jsonl"), setup.path("bad.jsonl")];
+        let message = Tokenizer::train(&inputs, &train, &Silent).unwrap_err().to_string();
+        assert!(message.contains("bad.jsonl:2: ") && message.contains("--skip-bad"), "{message}");
+        let train = TrainOptions { skip_bad: true, ..train };
+        let (_, learned) = Tokenizer::train(&inputs, &train, &Silent).unwrap();
+        assert_eq!(learned.skipped, report.skipped);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Documents of nothing but white space are left out. Long documents arrive in pieces, cut where no
 //! token of GPT-2's scheme can cross.
 
+mod packed;
 mod parquet;
 mod parquet_pages;
 mod pieces;
@@ -16,6 +17,9 @@ pub use pieces::split_point;
 use crate::data::bpe::check_words;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::report::text::count;
+use packed::Compression;
+use serde::Serialize;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -45,13 +49,6 @@ pub enum Format {
     Parquet,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
 /// An input file whose kind is known.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -72,13 +69,8 @@ impl Source {
         if meta.is_dir() {
             return bad("is a folder; name the files in it".into());
         }
-        let mut magic = Vec::new();
-        (&mut file).take(4).read_to_end(&mut magic).map_err(|e| Error::io("read", path, e))?;
-        let compression = match magic[..] {
-            [0x1F, 0x8B, ..] => Compression::Gzip,
-            [0x28, 0xB5, 0x2F, 0xFD] => Compression::Zstd,
-            _ => Compression::None,
-        };
+        let (compression, magic) =
+            Compression::of(&mut file).map_err(|e| Error::io("read", path, e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let (stem, named) = match name.rsplit_once('.') {
             Some((stem, "gz" | "gzip")) => (stem, Some(Compression::Gzip)),
@@ -86,9 +78,14 @@ impl Source {
             _ => (name.as_str(), None),
         };
         if let Some(named) = named.filter(|n| *n != compression) {
-            return bad(format!(
-                "its name says {named:?}, but its first bytes are {magic:02x?}: damaged or misnamed"
-            ));
+            return bad(match compression {
+                Compression::None => format!(
+                    "its name says {named:?}, but its first bytes are {magic:02x?}: damaged or misnamed"
+                ),
+                found => format!(
+                    "its name says {named:?}, but its first bytes are those of {found:?}: rename it"
+                ),
+            });
         }
         let format = match stem.rsplit_once('.').map(|(_, extension)| extension) {
             Some("txt" | "text" | "md") => Format::Text,
@@ -129,28 +126,11 @@ impl Source {
             1 << 18,
             Counting { inner: file, consumed: Arc::clone(consumed) },
         );
-        Ok(match self.compression {
-            Compression::None => Box::new(file),
-            Compression::Gzip => Box::new(BufReader::with_capacity(
-                1 << 18,
-                flate2::bufread::MultiGzDecoder::new(file),
-            )),
-            Compression::Zstd => {
-                let decoder = zstd::Decoder::with_buffer(file).map_err(|e| self.unreadable(&e))?;
-                Box::new(BufReader::with_capacity(1 << 18, decoder))
-            }
-        })
+        self.compression.unpack(file).map_err(|e| self.unreadable(&e))
     }
 
-    /// The message for a failed read: with compression, mostly a damaged stream.
     fn unreadable(&self, e: &std::io::Error) -> Error {
-        let path = self.path.display();
-        match self.compression {
-            Compression::None => Error::data(format!("cannot read {path}: {e}")),
-            kind => {
-                Error::data(format!("{path}: the {kind:?} stream is truncated or damaged ({e})"))
-            }
-        }
+        self.compression.failure(&self.path, e)
     }
 
     fn reader(
@@ -165,13 +145,12 @@ impl Source {
             }
             Format::JsonLines => {
                 let input = self.decompressed(consumed)?;
-                let lines =
-                    records::LineReader::new(self.clone(), input, options.text_field.clone());
-                Box::new(pieces::Cut::new(lines, limit))
+                let lines = records::LineReader::new(self, input, options);
+                Box::new(pieces::Cut::new(lines, self, limit, options.skip_bad))
             }
             Format::Parquet => {
                 let rows = parquet::RowReader::open(self, &options.text_field, consumed)?;
-                Box::new(pieces::Cut::new(rows, limit))
+                Box::new(pieces::Cut::new(rows, self, limit, options.skip_bad))
             }
         })
     }
@@ -197,6 +176,37 @@ pub struct ReadOptions {
     pub text_field: String,
     /// Whether long documents may arrive in pieces cut at [`split_point`].
     pub split: bool,
+    /// Whether rows of JSON lines and Parquet without a readable text are left out and counted; else
+    /// the first is an error.
+    pub skip_bad: bool,
+}
+
+/// The rows of an input that were left out since they have no readable text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Name of the file, without its folder.
+    pub input: String,
+    /// How many.
+    pub rows: u64,
+    /// Number of the first: its line in JSON lines, its row in Parquet; both count from 1.
+    pub first: u64,
+    /// What is wrong with the first.
+    pub why: String,
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { input, rows, first, why } = self;
+        let (rows, noun) = (count(*rows), if *rows == 1 { "row" } else { "rows" });
+        write!(f, "{input}: {rows} {noun} skipped; the first is {first}: {why}")
+    }
+}
+
+/// The error for inputs without a document.
+pub(super) fn no_text(place: &str, skipped: &[Skipped]) -> Error {
+    let why = if skipped.is_empty() { "is empty" } else { "is empty or was skipped" };
+    let skipped: String = skipped.iter().map(|s| format!("; {s}")).collect();
+    Error::data(format!("no text found in {place}: every document {why}{skipped}"))
 }
 
 /// A document or a part of one.
@@ -223,26 +233,33 @@ trait Documents: Send {
 
     /// Where the last piece came from, for messages.
     fn place(&self) -> String;
+
+    /// The rows left out, after the last piece.
+    fn skipped(&mut self) -> Option<Skipped> {
+        None
+    }
 }
 
 /// Reads all sources in order on a thread of its own, a batch ahead, and hands batches of about 4
-/// MB to `handle`. Starts and finishes a phase `label` of `progress`, in bytes on disk.
+/// MB to `handle`. Starts and finishes a phase `label` of `progress`, in bytes on disk. Says which
+/// inputs had rows that were left out.
 pub fn for_each_batch(
     sources: &[Source],
     options: &ReadOptions,
     label: &str,
     progress: &dyn Progress,
     mut handle: impl FnMut(PieceBatch) -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<Skipped>> {
     let total = sources.iter().map(Source::size).sum();
     progress.start(label, Some(total), "bytes");
     let (sender, receiver) = sync_channel::<Result<PieceBatch>>(1);
     let done = std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let outcome = read_batches(sources, options, |batch| sender.send(Ok(batch)).is_ok());
-            if let Err(e) = outcome {
+            outcome.unwrap_or_else(|e| {
                 let _ = sender.send(Err(e)); // the receiver is gone only when it has an error of its own
-            }
+                Vec::new()
+            })
         });
         let mut run = || {
             for batch in &receiver {
@@ -256,8 +273,8 @@ pub fn for_each_batch(
         };
         let outcome = run();
         drop(receiver); // lets a reader that is ahead stop
-        reader.join().map_err(|_| Error::internal("the reading thread panicked"))?;
-        outcome
+        let skipped = reader.join().map_err(|_| Error::internal("the reading thread panicked"))?;
+        outcome.map(|()| skipped)
     });
     progress.finish();
     done
@@ -268,9 +285,10 @@ fn read_batches(
     sources: &[Source],
     options: &ReadOptions,
     mut send: impl FnMut(PieceBatch) -> bool,
-) -> Result<()> {
+) -> Result<Vec<Skipped>> {
     let consumed = Arc::new(AtomicU64::new(0));
     let (mut batch, mut bytes, mut reported) = (PieceBatch::default(), 0, 0);
+    let mut skipped = Vec::new();
     for source in sources {
         let mut reader = source.reader(options, &consumed)?;
         while let Some(piece) = reader.next_piece()? {
@@ -285,14 +303,15 @@ fn read_batches(
                 batch.consumed = now - std::mem::replace(&mut reported, now);
                 bytes = 0;
                 if !send(std::mem::take(&mut batch)) {
-                    return Ok(());
+                    return Ok(skipped);
                 }
             }
         }
+        skipped.extend(reader.skipped());
     }
     batch.consumed = consumed.load(Ordering::Relaxed).saturating_sub(reported);
     send(batch);
-    Ok(())
+    Ok(skipped)
 }
 
 #[cfg(test)]

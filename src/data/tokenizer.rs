@@ -171,6 +171,14 @@ impl Tokenizer {
         self.hash
     }
 
+    /// UTF-8 bytes of a text that became `ids`. A literal end mark is a token without bytes, as it is
+    /// where it separates documents.
+    pub fn source_bytes(&self, text: &str, ids: &[u32]) -> u64 {
+        let marks = ids.iter().filter(|id| **id == self.eot).count();
+        let mark = self.inner.id_to_token(self.eot).map_or(0, |mark| mark.len());
+        text.len().saturating_sub(marks * mark) as u64
+    }
+
     /// What a token file records about its tokenizer.
     pub fn origin(&self) -> TokenOrigin {
         TokenOrigin { vocab_size: self.vocab_size, eot: self.eot, tokenizer_hash: self.hash }

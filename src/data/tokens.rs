@@ -346,6 +346,18 @@ impl TokenFile {
         Ok(Self { path: PathBuf::from("(memory)"), header, payload: Payload::Owned(bytes) })
     }
 
+    /// A copy in memory that begins with end-of-text, so that the first token has something before
+    /// it.
+    pub fn behind_end_of_text(&self) -> Result<Self> {
+        self.check_unchanged()?;
+        let mut header = TokenHeader { tokens: self.len() + 1, ..self.header.clone() };
+        let mut bytes = vec![0; HEADER_BYTES];
+        encode_tokens(&[header.eot], &header, &mut bytes)?;
+        bytes.extend_from_slice(self.payload());
+        header.content_hash = Sha256::digest(&bytes[HEADER_BYTES..]).into();
+        Ok(Self { path: self.path.clone(), header, payload: Payload::Owned(bytes) })
+    }
+
     /// The header.
     pub fn header(&self) -> &TokenHeader {
         &self.header
@@ -518,6 +530,9 @@ mod tests {
                 (&header, tokens[3..9].to_vec())
             );
             memory.verify().unwrap();
+            let behind = file.behind_end_of_text().unwrap();
+            assert_eq!(behind.to_vec(0..1002).unwrap(), [&[vocab - 1], &tokens[..]].concat());
+            assert_eq!((behind.header().source_bytes, behind.verify().is_ok()), (99, true));
         }
     }
 

@@ -1,7 +1,7 @@
 //! A tokenizer learned from text: words counted, byte pairs merged.
 
 use crate::data::bpe::{self, WordCounts};
-use crate::data::source::{self, ReadOptions, Source};
+use crate::data::source::{self, ReadOptions, Skipped, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
@@ -19,11 +19,13 @@ pub struct TrainOptions {
     pub min_frequency: u64,
     /// Field of JSON lines, column of Parquet.
     pub text_field: String,
+    /// Whether rows without a readable text are left out and counted; else the first is an error.
+    pub skip_bad: bool,
 }
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { vocab_size: 8192, min_frequency: 2, text_field: "text".into() }
+        Self { vocab_size: 8192, min_frequency: 2, text_field: "text".into(), skip_bad: false }
     }
 }
 
@@ -36,12 +38,14 @@ pub struct TrainReport {
     pub merges: u64,
     /// Documents read.
     pub documents: u64,
-    /// Bytes of text read.
+    /// Bytes of text read, without those of end marks.
     pub bytes: u64,
     /// Distinct words counted.
     pub words: u64,
     /// [`Tokenizer::hash`] in hexadecimal.
     pub hash: String,
+    /// Inputs with rows that were left out.
+    pub skipped: Vec<Skipped>,
 }
 
 impl Tokenizer {
@@ -59,20 +63,24 @@ impl Tokenizer {
             )));
         }
         let sources = Source::open_all(inputs)?;
-        let read_options = ReadOptions { text_field: options.text_field.clone(), split: true };
+        let (text_field, skip_bad) = (options.text_field.clone(), options.skip_bad);
+        let read_options = ReadOptions { text_field, split: true, skip_bad };
         let mut counts = WordCounts::default();
         let mut report = TrainReport::default();
-        source::for_each_batch(&sources, &read_options, "Counting words", progress, |batch| {
-            let texts = batch.pieces.into_iter().map(|piece| {
-                report.bytes += piece.text.len() as u64;
-                report.documents += u64::from(piece.ends_document);
-                piece.text
-            });
-            counts.add(&texts.collect::<Vec<_>>(), END_OF_TEXT)
-        })?;
+        let skipped =
+            source::for_each_batch(&sources, &read_options, "Counting words", progress, |batch| {
+                let texts = batch.pieces.into_iter().map(|piece| {
+                    let marks = piece.text.matches(END_OF_TEXT).count() * END_OF_TEXT.len();
+                    report.bytes += (piece.text.len() - marks) as u64;
+                    report.documents += u64::from(piece.ends_document);
+                    piece.text
+                });
+                counts.add(&texts.collect::<Vec<_>>(), END_OF_TEXT)
+            })?;
         if counts.is_empty() {
-            return Err(Error::data("no text found in the inputs: a tokenizer needs some"));
+            return Err(source::no_text("the inputs", &skipped));
         }
+        report.skipped = skipped;
         report.words = counts.len() as u64;
         let bpe = bpe::train(counts, options.vocab_size - 1, options.min_frequency, progress)?;
         report.merges = bpe.merges.len() as u64;

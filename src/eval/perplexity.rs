@@ -40,7 +40,7 @@ impl EvalOptions {
 /// What an evaluation found; `eval --json` prints exactly these.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Predictions made: every token but the first, each once, unless `rows_limit` ended it before.
+    /// Predictions made: every token of the file but its first, each once, unless `rows_limit` ended it before.
     pub tokens: u64,
     /// Mean negative log-likelihood of a token, in nats.
     pub nll: f64,
@@ -205,6 +205,22 @@ mod tests {
             );
             assert_eq!(got.perplexity, got.nll.exp());
             let bits = got.nll * (f64::from(n) - 1.0) / 2f64.ln() / (4.0 * f64::from(n));
+            assert!((got.bits_per_byte.unwrap() - bits).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn behind_end_of_text_every_token_is_predicted() {
+        let (model, file) = (model(), tokens(50));
+        let behind = Arc::new(file.behind_end_of_text().unwrap());
+        let ids = behind.to_vec(0..51).unwrap();
+        assert_eq!(ids[0], file.header().eot);
+        for (context, stride) in [(16, 16), (16, 5)] {
+            let got = evaluate(&model, &behind, options(context, stride, 0, 3), &Silent).unwrap();
+            assert_eq!(got.tokens, 50);
+            assert!((got.nll - slowly(&model, &ids, context, stride)).abs() < 1e-5);
+            // The bytes are those of the text.
+            let bits = got.nll * 50.0 / 2f64.ln() / 200.0;
             assert!((got.bits_per_byte.unwrap() - bits).abs() < 1e-12);
         }
     }

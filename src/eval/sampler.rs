@@ -4,8 +4,8 @@
 //! * temperature: `z / T`; 0 takes the likeliest token, of equals the lowest id.
 //! * top-k: every token whose logit is at least the k-th largest, so that equals stay together.
 //! * top-p (Holtzman et al. 2020, arXiv 1904.09751): of what is left, renormalised, the fewest
-//!   likeliest tokens whose probabilities reach p, and at least one. Of equals at the border the
-//!   lower ids stay.
+//!   likeliest tokens whose probabilities reach p, and at least one; p = 1 leaves all. Of equals at
+//!   the border the lower ids stay (with transformers any may: PyTorch's sort does not promise which).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng::{Rng, Stream};
@@ -71,7 +71,7 @@ impl Sampler {
         let weight = |z: f32| ((f64::from(z) - largest) / self.temperature.max(COLDEST)).exp();
         let mut kept: Vec<(u32, f64)> = ranked.into_iter().map(|(id, z)| (id, weight(z))).collect();
         normalise(&mut kept);
-        if let Some(p) = self.top_p {
+        if let Some(p) = self.top_p.filter(|p| *p < 1.0) {
             let mut sum = 0.0;
             let reached = kept.iter().position(|(_, share)| {
                 sum += share;
@@ -94,6 +94,7 @@ mod tests {
     use super::*;
     use candle_core::{Device, Tensor};
     use candle_transformers::generation::{LogitsProcessor, Sampling};
+    use serde_json::Value;
     use std::collections::BTreeSet;
 
     /// Normal logits, all different.
@@ -151,6 +152,47 @@ mod tests {
         let kept = Sampler::new(1.0, Some(3), Some(0.7), 0).kept(&z);
         assert_eq!(ids(&kept), [0, 1]);
         assert!((kept[0].1 - 4.0 / 7.0).abs() < 1e-6, "{kept:?}");
+    }
+
+    /// The whole chain against transformers' warpers (`tests/reference/make_sampler_golden.py`).
+    #[test]
+    fn candidates_and_probabilities_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampler.json");
+        let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let floats = |list: &Value| -> Vec<f64> {
+            list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+        };
+        let cases = golden["cases"].as_array().unwrap();
+        assert!(cases.len() > 90, "{} cases", cases.len());
+        for case in cases {
+            let (row, setting) = (case["row"].as_u64().unwrap() as usize, &case["setting"]);
+            let z: Vec<f32> = floats(&golden["logits"][row]).iter().map(|z| *z as f32).collect();
+            let [temperature, k, p] = [0, 1, 2].map(|i| setting[i].as_f64());
+            let sampler = Sampler::new(temperature.unwrap(), k.map(|k| k as usize), p, 0);
+            let mut kept = sampler.kept(&z);
+            kept.sort_by_key(|k| k.0);
+            let want: Vec<u32> = floats(&case["ids"]).iter().map(|id| *id as u32).collect();
+            let mut shares = floats(&case["shares"]);
+            if case["among_equals"] == true {
+                // As many, the lowest of the equals among them.
+                let least = want.iter().map(|id| z[*id as usize]).fold(f32::MAX, f32::min);
+                let all: Vec<u32> = (0..).zip(&z).filter(|p| *p.1 >= least).map(|p| p.0).collect();
+                let mut likeliest = all.clone();
+                likeliest.sort_by(|a, b| z[*b as usize].total_cmp(&z[*a as usize]));
+                likeliest.truncate(want.len());
+                likeliest.sort();
+                assert!(all.len() > want.len(), "row {row}, {setting}");
+                assert_eq!(ids(&kept), likeliest, "row {row}, {setting}");
+                kept.sort_by(|a, b| a.1.total_cmp(&b.1));
+                shares.sort_by(f64::total_cmp);
+            } else {
+                assert_eq!(ids(&kept), want, "row {row}, {setting}");
+            }
+            for ((id, share), want) in kept.iter().zip(shares) {
+                let far = (share - want).abs() / want;
+                assert!(far < 1e-6, "row {row}, {setting}, token {id}: {share}, not {want}");
+            }
+        }
     }
 
     #[test]

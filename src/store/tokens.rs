@@ -66,7 +66,8 @@ pub fn open_tokens_by(
 
 fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Result<TokenFile> {
     let sources = Source::open_all(&[path.to_path_buf()])?;
-    let reading = ReadOptions { text_field: "text".into(), split: tokenizer.splits_safely() };
+    let split = tokenizer.splits_safely();
+    let reading = ReadOptions { text_field: "text".into(), split, skip_bad: false };
     let (mut tokens, mut documents, mut bytes) = (Vec::new(), 0, 0);
     let mut between = false;
     source::for_each_batch(&sources, &reading, "tokenise", progress, |batch| {
@@ -76,8 +77,8 @@ fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Resu
             if between {
                 tokens.push(tokenizer.eot());
             }
+            bytes += tokenizer.source_bytes(&piece.text, &ids);
             tokens.extend(ids);
-            bytes += piece.text.len() as u64;
             documents += u64::from(piece.ends_document);
             between = piece.ends_document;
         }
@@ -115,6 +116,10 @@ mod tests {
         assert_eq!(read("two.txt"), (want.clone(), bytes));
         let lines = [first, second].map(|t| serde_json::json!({ "text": t }).to_string());
         std::fs::write(path("two.jsonl"), lines.join("\n")).unwrap();
-        assert_eq!(read("two.jsonl"), (want, bytes));
+        assert_eq!(read("two.jsonl"), (want.clone(), bytes));
+        // A mark inside a row is the same token, and has no bytes either.
+        let row = serde_json::json!({ "text": format!("{first}<|endoftext|>{second}") });
+        std::fs::write(path("one.jsonl"), row.to_string()).unwrap();
+        assert_eq!(read("one.jsonl"), (want, bytes));
     }
 }

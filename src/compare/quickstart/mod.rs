@@ -180,6 +180,7 @@ fn data_folder(cache: &Path, progress: &dyn Progress) -> Result<PathBuf> {
         text_field: "text".into(),
         validation: Validation::Files(vec![at("valid.jsonl")]),
         end_token: None,
+        skip_bad: false,
     };
     prepare(&options, progress)?;
     Ok(data)

@@ -1,7 +1,7 @@
 //! Parquet: one string column, a row at a time.
 
 use super::parquet_pages::Pages;
-use super::pieces::WholeDocuments;
+use super::pieces::{Row, Rows};
 use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
@@ -154,14 +154,14 @@ impl RowReader {
     }
 }
 
-impl WholeDocuments for RowReader {
-    fn next_document(&mut self) -> Result<Option<String>> {
+impl Rows for RowReader {
+    fn next_row(&mut self) -> Result<Option<Row>> {
         loop {
             if let Some(value) = self.ready.next() {
-                let text = text_of(value.as_ref()).map(|text| Some(text.to_string()));
-                return text.map_err(|what| {
-                    Error::data(format!("{}: column {:?} {what}", self.place(), self.field))
-                });
+                return Ok(Some(match text_of(value.as_ref()) {
+                    Ok(text) => Row::Text(text.to_string()),
+                    Err(what) => Row::Bad(format!("column {:?} {what}", self.field)),
+                }));
             }
             let place = self.source.path.display().to_string();
             let batch = guarded(&place, || self.batch())?.map_err(|e| {
@@ -175,8 +175,12 @@ impl WholeDocuments for RowReader {
         }
     }
 
+    fn number(&self) -> u64 {
+        self.rows_read - self.ready.len() as u64
+    }
+
     fn place(&self) -> String {
-        format!("{}: row {}", self.source.path.display(), self.rows_read - self.ready.len() as u64)
+        format!("{}: row {}", self.source.path.display(), self.number())
     }
 }
 

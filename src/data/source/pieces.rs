@@ -1,6 +1,7 @@
 //! Text files as documents, and long documents as pieces.
 
-use super::{Documents, MOST_DOCUMENT_BYTES, Piece, Source};
+use super::{Documents, MOST_DOCUMENT_BYTES, Piece, Skipped, Source};
+use crate::data::bpe::check_words;
 use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
@@ -153,32 +154,73 @@ impl Documents for TextReader {
     }
 }
 
-/// Documents that are in memory whole.
-pub trait WholeDocuments: Send {
-    /// The next one, or None at the end.
-    fn next_document(&mut self) -> Result<Option<String>>;
+/// What a row of a table holds.
+pub enum Row {
+    /// Its text.
+    Text(String),
+    /// Why it has none.
+    Bad(String),
+}
+
+/// Documents that are rows, in memory whole.
+pub trait Rows: Send {
+    /// The next one, or None at the end. Errs where nothing can be read any more.
+    fn next_row(&mut self) -> Result<Option<Row>>;
+
+    /// Its number, from 1.
+    fn number(&self) -> u64;
 
     /// Where the last one came from, for messages.
     fn place(&self) -> String;
 }
 
-/// Cuts long documents.
-pub struct Cut<D> {
-    inner: D,
+/// Cuts long documents; refuses rows without a text, or leaves them out.
+pub struct Cut<R> {
+    inner: R,
+    source: Source,
     limit: Option<usize>,
+    skip_bad: bool,
+    skipped: Option<Skipped>,
     waiting: VecDeque<Piece>,
 }
 
-impl<D: WholeDocuments> Cut<D> {
-    pub fn new(inner: D, limit: Option<usize>) -> Self {
-        Self { inner, limit, waiting: VecDeque::new() }
+impl<R: Rows> Cut<R> {
+    pub fn new(inner: R, source: &Source, limit: Option<usize>, skip_bad: bool) -> Self {
+        let (source, waiting) = (source.clone(), VecDeque::new());
+        Self { inner, source, limit, skip_bad, skipped: None, waiting }
+    }
+
+    /// The next text that can be read.
+    fn next_text(&mut self) -> Result<Option<String>> {
+        loop {
+            let why = match self.inner.next_row()? {
+                None => return Ok(None),
+                Some(Row::Bad(why)) => why,
+                Some(Row::Text(text)) if self.skip_bad && self.limit.is_some() => {
+                    match check_words(&text) {
+                        Ok(()) => return Ok(Some(text)),
+                        Err(e) => e.to_string(),
+                    }
+                }
+                Some(Row::Text(text)) => return Ok(Some(text)),
+            };
+            if !self.skip_bad {
+                return Err(Error::data(format!(
+                    "{}: {why}; correct it, or leave such rows out with --skip-bad (of prepare and tokenizer train)",
+                    self.inner.place()
+                )));
+            }
+            let first = self.inner.number();
+            let input = self.source.name();
+            self.skipped.get_or_insert(Skipped { input, rows: 0, first, why }).rows += 1;
+        }
     }
 }
 
-impl<D: WholeDocuments> Documents for Cut<D> {
+impl<R: Rows> Documents for Cut<R> {
     fn next_piece(&mut self) -> Result<Option<Piece>> {
         while self.waiting.is_empty() {
-            let Some(text) = self.inner.next_document()? else { return Ok(None) };
+            let Some(text) = self.next_text()? else { return Ok(None) };
             if text.trim().is_empty() {
                 continue;
             }
@@ -199,5 +241,9 @@ impl<D: WholeDocuments> Documents for Cut<D> {
 
     fn place(&self) -> String {
         self.inner.place()
+    }
+
+    fn skipped(&mut self) -> Option<Skipped> {
+        self.skipped.take()
     }
 }

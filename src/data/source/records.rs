@@ -1,10 +1,12 @@
 //! JSON lines: one object per line, of which one field is the document.
 
-use super::pieces::WholeDocuments;
-use super::{MOST_DOCUMENT_BYTES, Source};
-use crate::error::{Error, Result};
+use super::pieces::{Row, Rows};
+use super::{MOST_DOCUMENT_BYTES, ReadOptions, Source};
+use crate::error::Result;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use std::fmt;
 use std::io::{BufRead, Read};
 
@@ -12,42 +14,62 @@ pub struct LineReader {
     source: Source,
     input: Box<dyn BufRead + Send>,
     field: String,
+    skip_bad: bool,
     line: Vec<u8>,
     number: u64,
     offset: u64,
 }
 
 impl LineReader {
-    pub fn new(source: Source, input: Box<dyn BufRead + Send>, field: String) -> Self {
-        Self { source, input, field, line: Vec::new(), number: 0, offset: 0 }
+    pub fn new(source: &Source, input: Box<dyn BufRead + Send>, options: &ReadOptions) -> Self {
+        let (source, field, skip_bad) =
+            (source.clone(), options.text_field.clone(), options.skip_bad);
+        Self { source, input, field, skip_bad, line: Vec::new(), number: 0, offset: 0 }
     }
 
-    fn parse(&self) -> Result<Option<String>> {
-        let text = std::str::from_utf8(&self.line).map_err(|e| {
-            let at = self.offset + e.valid_up_to() as u64;
-            Error::data(format!(
-                "{}: not UTF-8 at byte {at} of the file; convert it to UTF-8",
-                self.place()
-            ))
-        })?;
+    /// What the line holds; None if it is blank.
+    fn parse(&self) -> Option<Row> {
+        let text = match std::str::from_utf8(&self.line) {
+            Ok(text) => text,
+            Err(e) => {
+                let at = self.offset + e.valid_up_to() as u64;
+                return Some(Row::Bad(format!("not UTF-8 at byte {at} of the file")));
+            }
+        };
         let text =
             if self.number == 1 { text.strip_prefix('\u{FEFF}').unwrap_or(text) } else { text };
         if text.trim().is_empty() {
-            return Ok(None);
+            return None;
         }
-        let mut json = serde_json::Deserializer::from_str(text);
-        let found =
-            json.deserialize_map(Field(&self.field)).and_then(|found| json.end().map(|()| found));
-        found.map(Some).map_err(|e| {
-            let what = e.to_string();
-            let what = what.split(" at line ").next().unwrap_or(&what);
-            Error::data(format!("{}: {what} (column {})", self.place(), e.column()))
-        })
+        let found = text_of(text, &self.field).or_else(|e| {
+            without_constants(text).map_or(Err(e), |text| text_of(&text, &self.field))
+        });
+        Some(found.map_or_else(
+            |e| {
+                let what = e.to_string();
+                let what = what.split(" at line ").next().unwrap_or(&what);
+                Row::Bad(format!("{what} (column {})", e.column()))
+            },
+            Row::Text,
+        ))
+    }
+
+    /// Goes past the end of a line that is too long to be held.
+    fn pass_over(&mut self) -> Result<()> {
+        while self.line.last() != Some(&b'\n') {
+            self.offset += self.line.len() as u64;
+            self.line.clear();
+            let more = (&mut self.input).take(1 << 16).read_until(b'\n', &mut self.line);
+            if more.map_err(|e| self.source.unreadable(&e))? == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
-impl WholeDocuments for LineReader {
-    fn next_document(&mut self) -> Result<Option<String>> {
+impl Rows for LineReader {
+    fn next_row(&mut self) -> Result<Option<Row>> {
         loop {
             self.offset += self.line.len() as u64;
             self.line.clear();
@@ -59,20 +81,64 @@ impl WholeDocuments for LineReader {
             }
             self.number += 1;
             if self.line.len() > MOST_DOCUMENT_BYTES {
-                return Err(Error::data(format!(
-                    "{}: the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line",
-                    self.place()
-                )));
+                if self.skip_bad {
+                    self.pass_over()?;
+                }
+                return Ok(Some(Row::Bad(format!(
+                    "the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line"
+                ))));
             }
-            if let Some(text) = self.parse()? {
-                return Ok(Some(text));
+            if let Some(row) = self.parse() {
+                return Ok(Some(row));
             }
         }
+    }
+
+    fn number(&self) -> u64 {
+        self.number
     }
 
     fn place(&self) -> String {
         format!("{}:{}", self.source.path.display(), self.number)
     }
+}
+
+fn text_of(line: &str, field: &str) -> serde_json::Result<String> {
+    let mut json = serde_json::Deserializer::from_str(line);
+    let text = json.deserialize_map(Field(field))?;
+    json.end().map(|()| text)
+}
+
+/// A line with zeros for the numbers that Python's json writes and reads and JSON does not have, in
+/// as many bytes; None if there are none.
+fn without_constants(line: &str) -> Option<String> {
+    let mut bytes = line.as_bytes().to_vec();
+    let (mut at, mut quoted, mut found) = (0, false, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if quoted => at += 1,
+            b'"' => quoted = !quoted,
+            b':' | b',' | b'[' if !quoted => {
+                let space = bytes[at + 1..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+                let start = at + 1 + space;
+                let constant = ["NaN", "Infinity", "-Infinity"].iter().find(|name| {
+                    let rest = bytes[start..].strip_prefix(name.as_bytes());
+                    rest.is_some_and(|rest| {
+                        rest.first().is_none_or(|b| !b.is_ascii_alphanumeric() && *b != b'.')
+                    })
+                });
+                if let Some(name) = constant {
+                    bytes[start..start + name.len()].fill(b' ');
+                    bytes[start] = b'0';
+                    (at, found) = (start, true);
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    // Only ASCII was replaced, by ASCII.
+    found.then(|| String::from_utf8(bytes).ok()).flatten()
 }
 
 /// Takes one string field out of an object without building the others.
@@ -87,8 +153,8 @@ impl<'de> Visitor<'de> for Field<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<String, A::Error> {
         let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == self.0 {
+        while let Some(named) = map.next_key_seed(Named(self.0))? {
+            if named {
                 found = Some(map.next_value::<Found>()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -104,6 +170,30 @@ impl<'de> Visitor<'de> for Field<'_> {
                 self.0
             ))),
         }
+    }
+}
+
+/// Whether a key is the field's. As bytes: a key may hold half a surrogate pair, which is no text
+/// and none of ours.
+struct Named<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Named<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, key: D) -> std::result::Result<bool, D::Error> {
+        key.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Named<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> std::result::Result<bool, E> {
+        Ok(key == self.0.as_bytes())
     }
 }
 

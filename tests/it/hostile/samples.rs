@@ -223,7 +223,7 @@ pub fn read_documents(path: &Path) -> Result<u64> {
     let mut documents = 0;
     for split in [true, false] {
         documents = 0;
-        let options = ReadOptions { text_field: "text".into(), split };
+        let options = ReadOptions { text_field: "text".into(), split, skip_bad: false };
         for_each_batch(&[Source::open(path)?], &options, "", &Silent, |batch| {
             documents += batch.pieces.iter().filter(|p| p.ends_document).count() as u64;
             Ok(())

@@ -39,6 +39,7 @@ fn made() -> TempDir {
         text_field: "text".into(),
         validation: Validation::Files(vec![at("valid.jsonl")]),
         end_token: None,
+        skip_bad: false,
     };
     prepare(&options, &Silent).unwrap();
     root

@@ -415,7 +415,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stories.jsonl");
         write(&path, 1, 5..40, &Silent).unwrap();
-        let options = ReadOptions { text_field: "text".into(), split: true };
+        let options = ReadOptions { text_field: "text".into(), split: true, skip_bad: false };
         let mut read = Vec::new();
         for_each_batch(&Source::open_all(&[path]).unwrap(), &options, "", &Silent, |batch| {
             read.extend(batch.pieces.into_iter().map(|p| p.text));
