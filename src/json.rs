@@ -8,27 +8,37 @@ pub fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
     match serde_json::from_slice(bytes) {
         Ok(value) => Ok(value),
         // What is wrong with a file is said of the file as it is.
-        Err(e) => without_specials(bytes).map_or(Err(e), |plain| serde_json::from_slice(&plain)),
+        Err(e) => {
+            without_constants(bytes, "null").map_or(Err(e), |plain| serde_json::from_slice(&plain))
+        }
     }
 }
 
-/// The same text with null for numbers that JSON does not know; None if there are none.
-fn without_specials(bytes: &[u8]) -> Option<Vec<u8>> {
-    const SPECIALS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
-    let (mut out, mut found) = (Vec::with_capacity(bytes.len()), false);
-    let (mut at, mut in_string) = (0, false);
-    while let Some(&byte) = bytes.get(at) {
-        let special = SPECIALS.iter().find(|s| !in_string && bytes[at..].starts_with(s));
-        if let Some(special) = special {
-            out.extend_from_slice(b"null");
-            (at, found) = (at + special.len(), true);
+/// The same text with `by` for the numbers that Python's json writes and reads and JSON does not
+/// have, in as many bytes at least; None if there are none.
+pub fn without_constants(text: &[u8], by: &str) -> Option<Vec<u8>> {
+    let (mut out, mut at, mut quoted, mut found) = (Vec::new(), 0, false, false);
+    while let Some(&byte) = text.get(at) {
+        // An escaped character inside a string ends nothing.
+        let taken = if quoted && byte == b'\\' { 2 } else { 1 };
+        out.extend(text[at..].iter().take(taken));
+        at += taken;
+        quoted ^= byte == b'"';
+        if quoted || !matches!(byte, b':' | b',' | b'[') {
             continue;
         }
-        // An escaped character inside a string ends nothing.
-        let length = if in_string && byte == b'\\' { 2 } else { 1 };
-        in_string ^= byte == b'"';
-        out.extend(bytes[at..].iter().take(length));
-        at += length;
+        let space = text[at..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+        let constant = ["NaN", "Infinity", "-Infinity"].into_iter().find(|name| {
+            let rest = text[at + space..].strip_prefix(name.as_bytes());
+            rest.is_some_and(|rest| {
+                rest.first().is_none_or(|b| !b.is_ascii_alphanumeric() && *b != b'.')
+            })
+        });
+        if let Some(name) = constant {
+            let width = space + name.len();
+            out.extend(format!("{by:<width$}").bytes());
+            (at, found) = (at + width, true);
+        }
     }
     found.then_some(out)
 }

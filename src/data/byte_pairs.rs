@@ -43,13 +43,9 @@ impl BytePairs {
             )));
         }
         let model = &json["model"];
-        for key in [
-            "dropout",
-            "ignore_merges",
-            "byte_fallback",
-            "continuing_subword_prefix",
-            "end_of_word_suffix",
-        ] {
+        for key in
+            ["ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"]
+        {
             let value = &model[key];
             let silent = value.is_null() || [json!(false), json!(""), json!(0.0)].contains(value);
             if !silent {
@@ -187,7 +183,6 @@ mod tests {
         refused(&|j| j["pre_tokenizer"]["add_prefix_space"] = json!(true), "ByteLevel");
         refused(&|j| j["pre_tokenizer"] = json!({"type": "Whitespace"}), "Whitespace");
         refused(&|j| j["model"]["ignore_merges"] = json!(true), "ignore_merges = true");
-        refused(&|j| j["model"]["dropout"] = json!(0.1), "dropout = 0.1");
         let drop_byte = |j: &mut Value| {
             // A byte that no merge of this tokenizer uses.
             j["model"]["vocab"].as_object_mut().unwrap().remove("ÿ");

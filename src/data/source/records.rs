@@ -3,6 +3,7 @@
 use super::pieces::{Row, Rows};
 use super::{MOST_DOCUMENT_BYTES, ReadOptions, Source};
 use crate::error::Result;
+use crate::json;
 use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -42,7 +43,10 @@ impl LineReader {
             return None;
         }
         let found = text_of(text, &self.field).or_else(|e| {
-            without_constants(text).map_or(Err(e), |text| text_of(&text, &self.field))
+            // ASCII for ASCII, as long: columns stay.
+            let plain = json::without_constants(text.as_bytes(), "0");
+            let plain = plain.and_then(|bytes| String::from_utf8(bytes).ok());
+            plain.map_or(Err(e), |plain| text_of(&plain, &self.field))
         });
         Some(found.map_or_else(
             |e| {
@@ -107,38 +111,6 @@ fn text_of(line: &str, field: &str) -> serde_json::Result<String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let text = json.deserialize_map(Field(field))?;
     json.end().map(|()| text)
-}
-
-/// A line with zeros for the numbers that Python's json writes and reads and JSON does not have, in
-/// as many bytes; None if there are none.
-fn without_constants(line: &str) -> Option<String> {
-    let mut bytes = line.as_bytes().to_vec();
-    let (mut at, mut quoted, mut found) = (0, false, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if quoted => at += 1,
-            b'"' => quoted = !quoted,
-            b':' | b',' | b'[' if !quoted => {
-                let space = bytes[at + 1..].iter().take_while(|b| b.is_ascii_whitespace()).count();
-                let start = at + 1 + space;
-                let constant = ["NaN", "Infinity", "-Infinity"].iter().find(|name| {
-                    let rest = bytes[start..].strip_prefix(name.as_bytes());
-                    rest.is_some_and(|rest| {
-                        rest.first().is_none_or(|b| !b.is_ascii_alphanumeric() && *b != b'.')
-                    })
-                });
-                if let Some(name) = constant {
-                    bytes[start..start + name.len()].fill(b' ');
-                    bytes[start] = b'0';
-                    (at, found) = (start, true);
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    // Only ASCII was replaced, by ASCII.
-    found.then(|| String::from_utf8(bytes).ok()).flatten()
 }
 
 /// Takes one string field out of an object without building the others.
