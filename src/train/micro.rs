@@ -54,15 +54,15 @@ struct HeadGradient {
 
 impl Trainer {
     /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run,
-    /// and its sums.
+    /// to those of the step, and returns its sums.
     pub(super) fn micro_batch(
         &self,
         work: &StepWork<'_>,
         batch: &Batch,
         first_sequence: u64,
         own: Option<&mut OwnScore>,
-        sums: &mut Sums,
-    ) -> Result<()> {
+    ) -> Result<Sums> {
+        let mut sums = Sums::default();
         let mut clock = Clock::start(self);
         let numbers = ScoreContext::new(self.plan.seed, first_sequence);
         let Begun { partial, probe, left } =
@@ -92,9 +92,9 @@ impl Trainer {
         clock.lap(&mut sums.phases.teacher);
         let logits = self.student.logits(hidden);
         let head = if work.route.one_pass {
-            Some(self.one_pass(&micro, &logits, signal.as_ref(), sums, &mut clock)?)
+            Some(self.one_pass(&micro, &logits, signal.as_ref(), &mut sums, &mut clock)?)
         } else {
-            self.two_passes(&micro, own, logits, signal, sums, &mut clock)?
+            self.two_passes(&micro, own, logits, signal, &mut sums, &mut clock)?
         };
 
         let mut done = Work {
@@ -106,16 +106,16 @@ impl Trainer {
         };
         if let Some(HeadGradient { rows, d_hidden, found, .. }) = head {
             if !rows.is_empty() {
-                done.drawn = self.trunk(&micro, tape, &rows, &d_hidden, sums)?;
+                done.drawn = self.trunk(&micro, tape, &rows, &d_hidden, &mut sums)?;
             }
             if let Some((found, decision)) = found {
-                micro.take_in(found, decision, sums)?;
+                micro.take_in(found, decision, &mut sums)?;
             }
         }
         let teacher = self.teacher.as_ref().map(|t| &t.model().config);
         sums.flops += cost::flops(&self.student.config, teacher, &self.plan, work.route, done);
         clock.lap(&mut sums.phases.backward);
-        Ok(())
+        Ok(sums)
     }
 
     /// Cross-entropy and divergence of the step.
@@ -295,15 +295,14 @@ impl Trainer {
     ) -> Result<Option<HeadGradient>> {
         let objective = micro.objective;
         let before = chosen.rows.rows.len();
-        let mut loss_of_all = None;
+        let mut sampled = false;
         if let Some(drawn) = self.draw_at_head(micro, &chosen) {
             // The loss is that of all rows; only its gradient is a sample.
-            let loss = head::loss_of(&chosen.stats, &chosen.rows.weights, objective);
+            sums.loss += head::loss_of(&chosen.stats, &chosen.rows.weights, objective);
             if drawn.indices.is_empty() {
-                sums.loss += loss;
                 return Ok(None);
             }
-            loss_of_all = Some(loss);
+            sampled = true;
             chosen = chosen.only(&drawn)?;
         }
         let ChosenRows { rows: Rows { rows, weights }, targets, stats, logits, signal } = chosen;
@@ -329,7 +328,7 @@ impl Trainer {
             },
             self.grads.wte(),
         )?;
-        sums.loss += loss_of_all.unwrap_or(loss.sum);
+        sums.loss += if sampled { 0.0 } else { loss.sum };
         clock.lap(&mut sums.phases.head);
         Ok(Some(HeadGradient { rows, d_hidden: loss.d_hidden, before, found: None }))
     }

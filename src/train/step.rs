@@ -138,7 +138,7 @@ impl Trainer {
             // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
             crate::interrupt::check()?;
             let micro = batch.slice(first..batch.sequences.min(first + micro_rows));
-            self.micro_batch(&work, &micro, cursor + first as u64, own.as_deref_mut(), &mut sums)?;
+            sums += self.micro_batch(&work, &micro, cursor + first as u64, own.as_deref_mut())?;
         }
         let denominator = selection.denominator(sums.kept, sums.valid);
         Ok(StepReport { settings, denominator, sums, ..StepReport::default() })

@@ -232,3 +232,20 @@ fn a_teacher_whose_lambda_is_0_in_a_step_does_nothing_there() {
         }
     }
 }
+
+/// A function of the caller's that says what a score of ours says trains as that score does; the
+/// opposite keeps other rows.
+#[test]
+fn an_own_score_takes_the_place_of_the_plans() {
+    let trained = |settings: &[&str], sign: Option<f32>| {
+        let mut trainer = trainer(&[&["select.alpha=0.5"], settings].concat());
+        if let Some(sign) = sign {
+            trainer.score_with(move |stats| stats.iter().map(|s| sign * s.student.nll).collect());
+        }
+        let reports: Vec<StepReport> = (0..3).map(|s| step(&mut trainer, s)).collect();
+        (bits(&trainer.student.params), reports[2].sums.kept_nll.to_bits())
+    };
+    let loss = trained(&["select.score=loss"], None);
+    assert_eq!(trained(&["select.score=random"], Some(1.0)), loss);
+    assert_ne!(trained(&["select.score=random"], Some(-1.0)), loss);
+}
