@@ -3,8 +3,8 @@
 
     check_readers.py ESLM_KD MODEL_DIR TEXT
 
-Ours (`prepare` and `eval`) beside transformers, ctranslate2 (float32) and onnxruntime (exported by torch.onnx), as far as
-they are installed. The text is cut to one window of the model. ctranslate2 refuses padded vocabularies: export with
+Ours (`prepare` and `eval`) beside transformers, ctranslate2 (float32), mlx-lm (`pip install mlx[cpu]` on Linux) and
+onnxruntime (exported by torch.onnx), as far as they are installed. The text is cut to one window of the model. ctranslate2 refuses padded vocabularies: export with
 `--vocab exact`. Exit code 1 if ids differ, or an NLL by more than 1e-4.
 """
 
@@ -56,6 +56,16 @@ def ctranslate2_(folder, tokenizer, ids, work):
     return f"ctranslate2 {ctranslate2.__version__}", -float(np.mean(scores))
 
 
+def mlx(folder, ids):
+    from importlib.metadata import version
+
+    import mlx.core as mx
+    import mlx_lm
+
+    logits = np.array(mlx_lm.load(folder)[0](mx.array([ids]))[0].astype(mx.float32))
+    return f"mlx-lm {version('mlx-lm')}", nll_of(logits[:-1], ids)
+
+
 def main():
     program, folder, text = sys.argv[1:]
     text = Path(text).read_text()
@@ -73,7 +83,7 @@ def main():
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, :-1]
     rows = [(f"transformers {transformers.__version__}", nll_of(logits, ids))]
-    for read in [lambda: onnx(model, ids, work), lambda: ctranslate2_(folder, tokenizer, ids, work)]:
+    for read in [lambda: onnx(model, ids, work), lambda: ctranslate2_(folder, tokenizer, ids, work), lambda: mlx(folder, ids)]:
         try:
             rows.append(read())
         except Exception as e:

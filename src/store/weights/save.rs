@@ -107,7 +107,9 @@ pub fn save_model(
     write_json(&dir.join("config.json"), &config_json(config, &options.ids))?;
     write_json(&dir.join("generation_config.json"), &generation_json(config, &options.ids))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    write_tensors(&dir.join(super::WEIGHTS_FILE), params, "transformer.", &metadata)?;
+    // Bare names, as in openai-community/gpt2: transformers reads them with and without a prefix,
+    // mlx-lm without alone.
+    save_params(&dir.join(super::WEIGHTS_FILE), params, &metadata)?;
     let Some(tokenizer) = options.tokenizer else { return Ok(()) };
     let mut copied = 0;
     for name in TOKENIZER_FILES {
@@ -151,19 +153,9 @@ pub fn save_params(
     params: &ParamSet,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    write_tensors(path, params, "", metadata)
-}
-
-fn write_tensors(
-    path: &Path,
-    params: &ParamSet,
-    prefix: &str,
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
     // Sorted by name, as the format's reference implementation does for tensors of one dtype.
-    let mut tensors: Vec<(String, &Tensor)> =
-        params.named().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut tensors: Vec<(&str, &Tensor)> = params.named().collect();
+    tensors.sort_by(|a, b| a.0.cmp(b.0));
 
     let mut header = Map::new();
     if !metadata.is_empty() {
@@ -180,7 +172,7 @@ fn write_tensors(
         let start = end;
         end += 4 * tensor.elem_count();
         header.insert(
-            name.clone(),
+            name.to_string(),
             json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}),
         );
     }

@@ -95,7 +95,7 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     let bytes = fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
-    assert!(header.tensors().contains_key("transformer.h.1.mlp.c_proj.bias"));
+    assert!(header.tensors().contains_key("h.1.mlp.c_proj.bias"));
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.path().join("config.json")).unwrap()).unwrap();
     assert_eq!(
