@@ -180,14 +180,11 @@ fn write_gguf(
             from.dir.display()
         ));
     }
-    // A config may name an id that this model does not have.
-    let ends = SpecialIds::read(&from.dir)?.eos;
-    let stated = ends.into_iter().find(|&id| (id as usize) < rows);
     let contents = gguf::Contents {
         config: &model.config,
         params: &model.params,
         tokenizer: &tokenizer,
-        end: stated.unwrap_or_else(|| tokenizer.eot()),
+        ids: SpecialIds::read(&from.dir)?,
         of,
     };
     let written = gguf::write(out, &contents).map_err(|e| e.context(from.dir.display()))?;
@@ -224,10 +221,12 @@ fn cut_vocab(model: Gpt2, from: &ModelFolder) -> Result<Gpt2> {
         )));
     };
     let tokens = tokens_within(&tokenizer, &model.config, from)?;
-    if let Some(id) = SpecialIds::read(&from.dir)?.eos.into_iter().find(|&id| id as usize >= tokens)
-    {
+    let SpecialIds { bos, eos, pad } = SpecialIds::read(&from.dir)?;
+    let stated = bos.map(|id| ("bos", id)).into_iter().chain(eos.into_iter().map(|id| ("eos", id)));
+    let mut stated = stated.chain(pad.map(|id| ("pad", id)));
+    if let Some((role, id)) = stated.find(|(_, id)| *id as usize >= tokens) {
         return Err(Error::data(format!(
-            "{}: config.json says eos_token_id = {id}, but the tokenizer has {tokens} tokens, so --vocab exact would \
+            "{}: its config says {role}_token_id = {id}, but the tokenizer has {tokens} tokens, so --vocab exact would \
              cut its row; correct the config, or leave --vocab out",
             from.dir.display()
         )));

@@ -15,6 +15,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, name_of};
 use crate::model::{Gpt2Config, ParamKind, ParamSet, ParamSpec};
+use crate::store::weights::SpecialIds;
 use crate::store::weights::with_values;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
@@ -35,8 +36,8 @@ pub(super) struct Contents<'a> {
     pub(super) config: &'a Gpt2Config,
     pub(super) params: &'a ParamSet,
     pub(super) tokenizer: &'a Tokenizer,
-    /// The id that ends a text.
-    pub(super) end: u32,
+    /// Ids of special tokens.
+    pub(super) ids: SpecialIds,
     pub(super) of: GgufType,
 }
 
@@ -101,7 +102,7 @@ fn metadata(contents: &Contents, path: &Path) -> Result<Vec<(String, Value)>> {
     ]
     .map(|(key, value)| (key.to_string(), value))
     .into();
-    metadata.extend(vocab::metadata(contents.tokenizer, config.vocab_size, contents.end)?);
+    metadata.extend(vocab::metadata(contents.tokenizer, config.vocab_size, &contents.ids)?);
     Ok(metadata)
 }
 

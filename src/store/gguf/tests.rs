@@ -26,7 +26,8 @@ fn run(root: &Path) -> (PathBuf, Gpt2Config, ParamSet) {
     let params = ParamSet::new(layout.clone(), tensors.collect());
     let dir = root.join("run");
     fs::create_dir_all(dir.join("model")).unwrap();
-    let options = SaveOptions { ids: SpecialIds::end_of_text(TOKENS as u32 - 1), tokenizer: None };
+    let ids = SpecialIds { bos: Some(5), eos: vec![TOKENS as u32 - 1, 9], pad: Some(7) };
+    let options = SaveOptions { ids, tokenizer: None };
     save_model(&dir.join("model"), &config, &params, &options).unwrap();
     trained(root, TOKENS).0.save(&dir.join("model")).unwrap();
     (dir, config, params)
@@ -133,8 +134,9 @@ fn the_metadata_is_what_llama_cpp_asks_for() {
         ("gpt2.embedding_length", 32),
         ("gpt2.feed_forward_length", 48),
         ("gpt2.attention.head_count", 4),
-        ("tokenizer.ggml.bos_token_id", 299),
+        ("tokenizer.ggml.bos_token_id", 5),
         ("tokenizer.ggml.eos_token_id", 299),
+        ("tokenizer.ggml.padding_token_id", 7),
         ("tokenizer.ggml.unknown_token_id", 299),
     ] {
         assert_eq!(number(key), want, "{key}");
@@ -202,9 +204,11 @@ fn exactly_the_tokens_have_rows_if_asked() {
     }
 
     // Nobody says how many, or a needed row would go.
-    let config = source.join("model/config.json");
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("\"eos_token_id\": 299", "\"eos_token_id\": 306")).unwrap();
+    for name in ["model/config.json", "model/generation_config.json"] {
+        let config = source.join(name);
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("299,\n", "306,\n")).unwrap();
+    }
     let message = export(&source, &folder, &exact(of), &Silent).unwrap_err().to_string();
     assert!(message.contains("is a folder"), "{message}");
     let message = export(&source, &file, &exact(of), &Silent).unwrap_err().to_string();

@@ -9,6 +9,7 @@ use super::container::Value;
 use crate::data::byte_pairs::{BytePairs, TokenKind};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::store::weights::SpecialIds;
 use std::collections::HashSet;
 
 // `llama_token_type` (llama.h).
@@ -17,12 +18,12 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
-/// The keys of a tokenizer with as many tokens as the embedding has rows; `end` is the id that ends
-/// a text.
+/// The keys of a tokenizer with as many tokens as the embedding has rows; `ids` are what the model
+/// states.
 pub(super) fn metadata(
     tokenizer: &Tokenizer,
     rows: usize,
-    end: u32,
+    ids: &SpecialIds,
 ) -> Result<Vec<(String, Value)>> {
     let BytePairs { tokens, merges } = BytePairs::of(tokenizer)
         .map_err(|e| e.context("GGUF (--format hf takes any tokenizer along)"))?;
@@ -47,18 +48,24 @@ pub(super) fn metadata(
         texts.push(text);
         types.push(of);
     }
-    let keys = [
+    // A config may name an id that this model does not have.
+    let within = |id: &u32| (*id as usize) < rows;
+    let end = ids.eos.iter().copied().find(within).unwrap_or_else(|| tokenizer.eot());
+    let mut keys = vec![
         ("model", Value::Text("gpt2".into())),
         ("pre", Value::Text("gpt-2".into())),
         ("tokens", Value::Texts(texts)),
         ("token_type", Value::Numbers(types)),
         ("merges", Value::Texts(merges)),
-        ("bos_token_id", Value::U32(end)),
+        ("bos_token_id", Value::U32(ids.bos.filter(within).unwrap_or(end))),
         ("eos_token_id", Value::U32(end)),
-        ("unknown_token_id", Value::U32(end)),
+        ("unknown_token_id", Value::U32(tokenizer.role("unk_token").filter(within).unwrap_or(end))),
         ("add_bos_token", Value::Bool(false)),
         ("add_space_prefix", Value::Bool(false)),
     ];
+    if let Some(pad) = ids.pad.filter(within) {
+        keys.push(("padding_token_id", Value::U32(pad)));
+    }
     Ok(keys.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect())
 }
 
