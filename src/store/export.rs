@@ -221,7 +221,7 @@ fn cut_vocab(model: Gpt2, from: &ModelFolder) -> Result<Gpt2> {
         )));
     };
     let tokens = tokens_within(&tokenizer, &model.config, from)?;
-    let SpecialIds { bos, eos, pad } = SpecialIds::read(&from.dir)?;
+    let SpecialIds { bos, eos, pad, .. } = SpecialIds::read(&from.dir)?;
     let stated = bos.map(|id| ("bos", id)).into_iter().chain(eos.into_iter().map(|id| ("eos", id)));
     let mut stated = stated.chain(pad.map(|id| ("pad", id)));
     if let Some((role, id)) = stated.find(|(_, id)| *id as usize >= tokens) {

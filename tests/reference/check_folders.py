@@ -44,7 +44,10 @@ def check(program, folder, work):
     if ours != want:
         at = next((i for i, (a, b) in enumerate(zip(ours, want)) if a != b), min(len(ours), len(want)))
         return f"DIFFERS from the folder at {at}: {ours[at:at + 5]}, transformers {want[at:at + 5]}"
-    written = AutoTokenizer.from_pretrained(work / "data/tokenizer")
+    try:
+        written = AutoTokenizer.from_pretrained(work / "data/tokenizer")
+    except Exception as e:
+        return f"WRITTEN FOLDER cannot be read: {type(e).__name__}: {e}"
     again = written.encode(text, add_special_tokens=False) + [written.eos_token_id]
     if again != want:
         at = next((i for i, (a, b) in enumerate(zip(again, want)) if a != b), min(len(again), len(want)))

@@ -17,6 +17,18 @@ const GPT2_SCHEME: [&str; 6] =
 /// Attributes of transformers that name one special token each, in its order.
 pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// What GPT-2's class and Roberta's take where nothing is declared.
+const GPT2_ROLES: [(&str, &str); 3] =
+    [("bos_token", END_OF_TEXT), ("eos_token", END_OF_TEXT), ("unk_token", END_OF_TEXT)];
+const ROBERTA_ROLES: [(&str, &str); 7] = [
+    ("bos_token", "<s>"),
+    ("eos_token", "</s>"),
+    ("unk_token", "<unk>"),
+    ("sep_token", "</s>"),
+    ("pad_token", "<pad>"),
+    ("cls_token", "<s>"),
+    ("mask_token", "<mask>"),
+];
 /// Where further special tokens are listed; the second is transformers 5's name.
 pub(super) const EXTRA: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
@@ -89,13 +101,15 @@ impl Found {
         Ok(Self { inner, json, earlier, declared: Declared::default() })
     }
 
-    /// Adds tokens; one that is there stays as it is.
-    fn add(&mut self, tokens: Vec<AddedToken>) -> Result<()> {
+    /// Adds tokens: those that are `written` out with their flags, which count, and `others`, of
+    /// which one that is there stays as it is.
+    fn add(&mut self, written: Vec<AddedToken>, others: Vec<AddedToken>) -> Result<()> {
         let there = self.json["added_tokens"].as_array().into_iter().flatten();
         let mut known: Vec<String> =
             there.filter_map(|t| t["content"].as_str()).map(String::from).collect();
-        let mut new = Vec::new();
-        for token in tokens {
+        known.extend(written.iter().map(|t| t.content.clone()));
+        let mut new = written;
+        for token in others {
             if !known.contains(&token.content) {
                 known.push(token.content.clone());
                 new.push(token);
@@ -132,16 +146,31 @@ fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
 pub(super) fn load(folder: &Path) -> Result<Found> {
     let mut declared = read_declared(folder)?;
     let class = class(folder, &declared)?;
-    let gpt2 = class.as_deref().is_some_and(|name| name.starts_with("GPT2Tokenizer"));
-    if gpt2 {
-        for role in ["bos_token", "eos_token", "unk_token"] {
-            declared.config.entry(role).or_insert_with(|| END_OF_TEXT.into());
-        }
+    let is =
+        |names: &[&str]| class.as_deref().is_some_and(|c| names.iter().any(|n| c.starts_with(n)));
+    let gpt2 = is(&["GPT2Tokenizer"]);
+    let own_roles = if gpt2 || is(&["CodeGenTokenizer", "GPTNeoXTokenizer"]) {
+        &GPT2_ROLES[..]
+    } else if is(&["Roberta", "Bart", "Longformer", "LED"]) {
+        &ROBERTA_ROLES[..]
+    } else {
+        &[]
+    };
+    for (role, token) in own_roles {
+        // A mask takes the space before it.
+        let flags = json!({"content": token, "lstrip": *role == "mask_token"});
+        declared.config.entry(*role).or_insert(flags);
+    }
+    if declared.config.get("split_special_tokens") == Some(&json!(true)) {
+        return Err(Error::data(format!(
+            "{}: tokenizer_config.json says split_special_tokens = true, by which special tokens in a text are spelt out; \
+             that is not supported: set it to false",
+            folder.display()
+        )));
     }
     let file = folder.join("tokenizer.json");
-    let (mut found, mut added) = if file.is_file() {
-        let found = Found::in_json(&read(&file)?).map_err(|e| e.context(file.display()))?;
-        (found, Vec::new())
+    let mut found = if file.is_file() {
+        Found::in_json(&read(&file)?).map_err(|e| e.context(file.display()))?
     } else {
         from_pair(folder, class.as_deref(), &mut declared)?
     };
@@ -152,9 +181,13 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
         first["add_prefix_space"] = space;
         found.inner = parse(found.json.to_string().as_bytes())?;
     }
-    added.extend(written_out(&declared));
-    added.extend(declared.special());
-    found.add(added).map_err(|e| e.context(folder.display()))?;
+    let written = written_out(&declared);
+    let mut others = match written {
+        None => beside(folder, &declared)?,
+        Some(_) => Vec::new(),
+    };
+    others.extend(declared.special());
+    found.add(written.unwrap_or_default(), others).map_err(|e| e.context(folder.display()))?;
     Ok(Found { declared, ..found })
 }
 
@@ -168,11 +201,32 @@ fn read_declared(folder: &Path) -> Result<Declared> {
     }
     config.retain(|_, value| !value.is_null());
     let template = folder.join("chat_template.jinja");
-    let chat_template = match template.is_file() {
+    let mut chat_template = match template.is_file() {
         true => Some(String::from_utf8_lossy(&read(&template)?).into_owned()),
         false => None,
     };
+    // Several become the list that both versions read in tokenizer_config.json: one place, one form.
+    let mut named = named_templates(&folder.join("additional_chat_templates"))?;
+    if !named.is_empty() {
+        if let Some(text) = chat_template.take() {
+            named.insert(0, json!({"name": "default", "template": text}));
+        }
+        config.insert("chat_template".into(), named.into());
+    }
     Ok(Declared { config, chat_template, end_ids: end_ids(folder)? })
+}
+
+/// The templates of a folder of them, by the names of their files.
+fn named_templates(folder: &Path) -> Result<Vec<Value>> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "jinja"));
+    files.sort();
+    let template = |path: &std::path::PathBuf| {
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        Ok(json!({"name": path.file_stem().map(|n| n.to_string_lossy()), "template": text}))
+    };
+    files.iter().map(template).collect()
 }
 
 /// The ids at which generation ends: `eos_token_id`, a number or a list, of
@@ -225,24 +279,33 @@ fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
 }
 
 /// The added tokens that `tokenizer_config.json` writes out with their ids, in the order of ids.
-fn written_out(declared: &Declared) -> Vec<AddedToken> {
-    let Some(Value::Object(by_id)) = declared.config.get("added_tokens_decoder") else {
-        return Vec::new();
-    };
+fn written_out(declared: &Declared) -> Option<Vec<AddedToken>> {
+    let by_id = declared.config.get("added_tokens_decoder")?.as_object()?;
     let mut tokens: Vec<(u32, AddedToken)> = by_id
         .iter()
         .filter_map(|(id, t)| Some((id.parse().ok()?, token(t)?.special(t["special"] == true))))
         .collect();
     tokens.sort_by_key(|(id, _)| *id);
-    tokens.into_iter().map(|(_, token)| token).collect()
+    Some(tokens.into_iter().map(|(_, token)| token).collect())
 }
 
-/// GPT-2's pair `vocab.json` + `merges.txt`, with `added_tokens.json`.
-fn from_pair(
-    folder: &Path,
-    class: Option<&str>,
-    declared: &mut Declared,
-) -> Result<(Found, Vec<AddedToken>)> {
+/// The tokens of `added_tokens.json`, which counts where no other file writes them out.
+fn beside(folder: &Path, declared: &Declared) -> Result<Vec<AddedToken>> {
+    let special: Vec<String> = declared.special().into_iter().map(|t| t.content).collect();
+    let mut added: Vec<(u32, AddedToken)> = object(folder, "added_tokens.json")?
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|(text, at)| {
+            let is_special = special.contains(text);
+            Some((id(at)?, AddedToken::from(text.as_str(), is_special).normalized(!is_special)))
+        })
+        .collect();
+    added.sort_by_key(|(id, _)| *id);
+    Ok(added.into_iter().map(|(_, token)| token).collect())
+}
+
+/// GPT-2's pair `vocab.json` + `merges.txt`.
+fn from_pair(folder: &Path, class: Option<&str>, declared: &mut Declared) -> Result<Found> {
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !(vocab.is_file() && merges.is_file()) {
         return Err(Error::data(format!(
@@ -266,22 +329,10 @@ fn from_pair(
         declared.config.insert("eos_token".into(), END_OF_TEXT.into());
     }
     let pairs = read_merges(&merges)?;
-    let special: Vec<String> = declared.special().into_iter().map(|t| t.content).collect();
-    let mut added: Vec<(u32, AddedToken)> = object(folder, "added_tokens.json")?
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|(text, at)| {
-            let is_special = special.contains(text);
-            Some((id(at)?, AddedToken::from(text.as_str(), is_special).normalized(!is_special)))
-        })
-        .collect();
-    added.sort_by_key(|(id, _)| *id);
     // As earlier versions read it, with the one added token that they knew.
     let eot = tokens.get(END_OF_TEXT).and_then(Value::as_u64);
     let json = gpt2_json(&Value::Object(tokens), &json!(pairs), eot);
-    let found =
-        Found::in_json(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))?;
-    Ok((found, added.into_iter().map(|(_, token)| token).collect()))
+    Found::in_json(json.to_string().as_bytes()).map_err(|e| e.context(vocab.display()))
 }
 
 fn read_merges(path: &Path) -> Result<Vec<[String; 2]>> {

@@ -29,8 +29,8 @@ fn hash_of(members: &[Value; 3], model: &str) -> Hash {
 }
 
 /// Hashes of the tokenizer without its last added tokens, one by one: of copies made before these
-/// (a padding token, mostly) were added. The end-of-text token `eot` and what lies inside the
-/// model's vocabulary stay.
+/// (a padding token, mostly) were added. The end-of-text token `eot`, what lies inside the model's
+/// vocabulary and tokens that are not special, so words of a text, stay.
 pub(super) fn without_trailing(json: &Value, eot: u32) -> impl Iterator<Item = (u32, Hash)> {
     let vocabulary = match &json["model"]["vocab"] {
         Value::Object(map) => map.len(),
@@ -38,10 +38,13 @@ pub(super) fn without_trailing(json: &Value, eot: u32) -> impl Iterator<Item = (
         _ => usize::MAX,
     } as u64;
     let (mut small, model) = (plain(json), model(json));
+    let added = json["added_tokens"].as_array().into_iter().flatten();
+    let special: Vec<u64> =
+        added.filter(|t| t["special"] == json!(true)).filter_map(|t| t["id"].as_u64()).collect();
     std::iter::from_fn(move || {
         let added = small["added_tokens"].as_array_mut()?;
         let id = added.last()?["id"].as_u64()?;
-        if id < vocabulary || id == u64::from(eot) {
+        if id < vocabulary || id == u64::from(eot) || !special.contains(&id) {
             return None;
         }
         added.pop();
@@ -62,7 +65,8 @@ fn plain(json: &Value) -> Value {
         let inner = unwrapped(json[part].take());
         json[part] = inner;
     }
-    let normalizes = !json["normalizer"].is_null();
+    // Tokens that are not normalized are looked for first, so where two overlap it matters, too.
+    let normalizes = !json["normalizer"].is_null() || overlap(&json["added_tokens"]);
     if let Some(added) = json["added_tokens"].as_array_mut() {
         added.sort_by_key(|token| token["id"].as_u64());
         for token in added {
@@ -73,6 +77,21 @@ fn plain(json: &Value) -> Value {
         }
     }
     json
+}
+
+/// Whether a text may hold two added tokens that share a character; said of many without a look.
+fn overlap(added: &Value) -> bool {
+    const MANY: usize = 200;
+    let texts: Vec<&str> =
+        added.as_array().into_iter().flatten().filter_map(|t| t["content"].as_str()).collect();
+    let meet = |a: &str, b: &str| {
+        a.contains(b) || a.char_indices().skip(1).any(|(at, _)| b.starts_with(&a[at..]))
+    };
+    texts.len() > MANY
+        || texts
+            .iter()
+            .enumerate()
+            .any(|(i, a)| texts.iter().enumerate().any(|(j, b)| i != j && meet(a, b)))
 }
 
 /// A step by itself where it is the only one of its sequence; null for a sequence of none.

@@ -75,10 +75,16 @@ impl Tokenizer {
             names.insert("unk_token".into(), eot.clone().into());
         }
         names.insert("eos_token".into(), eot.into());
-        for list in super::folder::EXTRA {
-            if let Some(tokens) = self.declared.config.get(list) {
-                names.insert(list.into(), tokens.clone());
+        // One list under the name that both versions read; transformers 4 fails at the other's.
+        let lists = super::folder::EXTRA.iter().filter_map(|key| self.declared.config.get(*key));
+        let mut listed: Vec<Value> = Vec::new();
+        for token in lists.filter_map(Value::as_array).flatten() {
+            if !listed.contains(token) {
+                listed.push(token.clone());
             }
+        }
+        if !listed.is_empty() {
+            names.insert(super::folder::EXTRA[0].into(), listed.into());
         }
         names
     }
@@ -92,6 +98,9 @@ impl Tokenizer {
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         // transformers 4 sets it in the pre-tokenizer, whatever tokenizer.json says.
         config.remove("add_prefix_space");
+        if config.get(super::folder::EXTRA[1]).is_some_and(|v| !v.is_object()) {
+            config.remove(super::folder::EXTRA[1]);
+        }
         if let Some(space) = self.json["pre_tokenizer"].get("add_prefix_space") {
             config.insert("add_prefix_space".into(), space.clone());
         }

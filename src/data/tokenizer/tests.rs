@@ -316,3 +316,85 @@ fn what_came_is_written_again() {
     fs::remove_file(out.path().join("tokenizer.json")).unwrap();
     assert_eq!(Tokenizer::load(out.path()).unwrap().encode("a<|u|>").unwrap(), [1, 9]);
 }
+
+#[test]
+fn flags_that_are_written_out_count_and_one_list_says_what_else_is_added() {
+    let [vocab, merges] = pair();
+    let decoder = |lstrip: bool| {
+        json!({"0": {"content": "<|endoftext|>", "special": true},
+            "9": {"content": "lamp", "lstrip": lstrip, "special": false}})
+    };
+    let beside = ("added_tokens.json", json!({"lamp": 9, "other": 10}));
+    let ids = |config: Value, with: &[(&str, Value)]| {
+        let files = [with, &[("tokenizer_config.json", config), beside.clone()]].concat();
+        load(&files).encode("a lamp").unwrap()
+    };
+    let as_pair = [vocab, merges];
+    let file = [("tokenizer.json", whole(|_| ()))];
+    for with in [&as_pair[..], &file[..]] {
+        // The space goes with the token, or stays.
+        assert_eq!(ids(json!({"added_tokens_decoder": decoder(true)}), with), [1, 9]);
+        assert_eq!(ids(json!({"added_tokens_decoder": decoder(false)}), with), [1, 3, 9]);
+        assert_eq!(ids(json!({}), with), [1, 3, 9], "added_tokens.json alone");
+    }
+    let split = [
+        ("tokenizer.json", whole(|_| ())),
+        ("tokenizer_config.json", json!({"split_special_tokens": true})),
+    ];
+    let message = Tokenizer::load(folder(&split).path()).unwrap_err().to_string();
+    assert!(message.contains("split_special_tokens"), "{message}");
+    let roberta = ("tokenizer_config.json", json!({"tokenizer_class": "RobertaTokenizer"}));
+    let tokenizer = load(&[as_pair[0].clone(), as_pair[1].clone(), roberta]);
+    assert_eq!(tokenizer.end_token(), "</s>");
+    assert_eq!(tokenizer.role("mask_token"), Some(13));
+}
+
+#[test]
+fn where_added_tokens_overlap_their_flags_count_and_words_do_not_come_and_go() {
+    let with = |normalized: bool, special: bool, words: [&str; 2]| {
+        let json = whole(|json| {
+            for (id, word) in (9..).zip(words) {
+                let mut token = added(id, word, special);
+                token["normalized"] = json!(normalized && id == 10);
+                json["added_tokens"].as_array_mut().unwrap().push(token);
+            }
+        });
+        Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+    };
+    assert_eq!(
+        with(true, false, ["lamp", "key"]).hash(),
+        with(false, false, ["lamp", "key"]).hash()
+    );
+    for words in [["lamp", "lamp's"], ["lamp", "amps"]] {
+        assert_ne!(with(true, false, words).hash(), with(false, false, words).hash(), "{words:?}");
+    }
+    let base = Tokenizer::from_json(whole(|_| ()).to_string().as_bytes()).unwrap();
+    assert!(with(false, true, ["[P]", "[Q]"]).reads(&base.hash()));
+    assert!(!with(false, false, ["lamp", "key"]).reads(&base.hash()), "a word, which texts have");
+}
+
+#[test]
+fn templates_and_lists_are_written_where_both_versions_of_transformers_read_them() {
+    let config = json!({"extra_special_tokens": ["<|u|>"], "additional_special_tokens": ["<|v|>"]});
+    let source = folder(&[
+        ("tokenizer.json", whole(|_| ())),
+        ("tokenizer_config.json", config),
+        ("chat_template.jinja", "d".into()),
+    ]);
+    fs::create_dir(source.path().join("additional_chat_templates")).unwrap();
+    fs::write(source.path().join("additional_chat_templates/tool.jinja"), "t").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    Tokenizer::load(source.path()).unwrap().save(out.path()).unwrap();
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let said: Value =
+            serde_json::from_slice(&fs::read(out.path().join(name)).unwrap()).unwrap();
+        assert_eq!(said["extra_special_tokens"], Value::Null, "{name}");
+        assert_eq!(said["additional_special_tokens"], json!(["<|v|>", "<|u|>"]), "{name}");
+        if name == "tokenizer_config.json" {
+            let want =
+                json!([{"name": "default", "template": "d"}, {"name": "tool", "template": "t"}]);
+            assert_eq!(said["chat_template"], want);
+        }
+    }
+    assert!(!out.path().join("chat_template.jinja").exists());
+}

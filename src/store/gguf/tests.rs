@@ -26,7 +26,8 @@ fn run(root: &Path) -> (PathBuf, Gpt2Config, ParamSet) {
     let params = ParamSet::new(layout.clone(), tensors.collect());
     let dir = root.join("run");
     fs::create_dir_all(dir.join("model")).unwrap();
-    let ids = SpecialIds { bos: Some(5), eos: vec![TOKENS as u32 - 1, 9], pad: Some(7) };
+    let eos = vec![TOKENS as u32 - 1, 9];
+    let ids = SpecialIds { bos: Some(5), eos, pad: Some(7), ..Default::default() };
     let options = SaveOptions { ids, tokenizer: None };
     save_model(&dir.join("model"), &config, &params, &options).unwrap();
     trained(root, TOKENS).0.save(&dir.join("model")).unwrap();

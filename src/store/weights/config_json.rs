@@ -57,6 +57,12 @@ pub fn parse_config(json: &[u8]) -> Result<Gpt2Config> {
     Ok(config)
 }
 
+/// Whether a `config.json` says that the head is a matrix of its own.
+pub(super) fn says_untied(path: &Path) -> Result<bool> {
+    let config = json::parse(&read_json_bytes(path)?).unwrap_or_default();
+    Ok(config["tie_word_embeddings"] == Value::Bool(false))
+}
+
 /// The keys of a `config.json`.
 struct Keys(Map<String, Value>);
 
@@ -94,19 +100,20 @@ impl Keys {
             let names = TANH_GELU.map(|name| format!("\"{name}\"")).join(" or ");
             return expect("activation_function", &names, &format!("{found:?}"));
         }
-        // `reorder_and_upcast_attn` is the same function in f32.
+        // `reorder_and_upcast_attn` is the same function in f32; whether a head that is said to be
+        // its own is the embedding all the same shows in the weights.
         for (key, wanted) in [
             ("scale_attn_weights", true),
             ("scale_attn_by_inverse_layer_idx", false),
             ("add_cross_attention", false),
-            ("tie_word_embeddings", true),
         ] {
             if let Some(found) = self.get::<bool>(key)?.filter(|found| *found != wanted) {
                 return expect(key, &wanted.to_string(), &found);
             }
         }
         for key in ["quantization_config", "pruned_heads"] {
-            let empty = |v: &Value| v.is_null() || v.as_object().is_some_and(Map::is_empty);
+            let none = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
+            let empty = |v: &Value| none(v) || v.as_object().is_some_and(|o| o.values().all(none));
             if let Some(found) = self.0.get(key).filter(|v| !empty(v)) {
                 return expect(key, "absent", found);
             }

@@ -8,6 +8,7 @@ mod config_json;
 mod files;
 mod save;
 
+use config_json::says_untied;
 pub use config_json::{parse_config, read_config};
 pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 pub use save::{SaveOptions, SpecialIds, TOKENIZER_FILES, save_model, save_params, state_length};
@@ -31,6 +32,7 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
     let stored = Stored::of(&files, true)?;
+    stored.check_head(dir)?;
     let params = stored.read(&config, dir, device)?;
     if let Some(head) = stored.head {
         check_tied(&to_f32("lm_head.weight", &head)?, params.wte(), dir)?;
@@ -43,7 +45,9 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
 pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
-    Stored::of(&files, true)?.layout(&config, dir)?;
+    let stored = Stored::of(&files, true)?;
+    stored.check_head(dir)?;
+    stored.layout(&config, dir)?;
     Ok(config)
 }
 
@@ -116,6 +120,17 @@ impl<'a> Stored<'a> {
                     stored.unused.push(name);
                     continue;
                 }
+                // A shard may hold a tensor that the index takes from another.
+                let held = stored.tensors.contains_key(&name)
+                    || (name == "lm_head.weight" && stored.head.is_some());
+                let listed = files.listed(&name).filter(|_| held);
+                if listed.is_some_and(|shard| path.file_name().is_none_or(|file| file != shard)) {
+                    continue;
+                }
+                if listed.is_some() {
+                    stored.tensors.remove(&name);
+                    stored.head.take_if(|_| name == "lm_head.weight");
+                }
                 let twice = if hugging_face && name == "lm_head.weight" {
                     stored.head.replace(view).is_some()
                 } else {
@@ -136,6 +151,19 @@ impl<'a> Stored<'a> {
             stored.tensors.insert("wte.weight".into(), head);
         }
         Ok(stored)
+    }
+
+    /// Errs where the config says that the head is not the embedding and none is stored; one that is
+    /// stored is compared.
+    fn check_head(&self, dir: &Path) -> Result<()> {
+        if self.head.is_some() || !says_untied(&dir.join("config.json"))? {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "{}: config.json says tie_word_embeddings = false, and no lm_head.weight is stored beside wte.weight; expected \
+             true, or a head with the embedding's values: other heads are not supported",
+            dir.display()
+        )))
     }
 
     /// The layout of `config`, which the stored tensors have.

@@ -39,19 +39,31 @@ pub struct SpecialIds {
     pub eos: Vec<u32>,
     /// Padding.
     pub pad: Option<u32>,
+    /// What else `generation_config.json` says: how its authors sample.
+    pub generation: Map<String, Value>,
 }
+
+/// What we write into `generation_config.json` ourselves.
+const GENERATION: [&str; 6] = [
+    "_from_model_config",
+    "bos_token_id",
+    "eos_token_id",
+    "max_length",
+    "pad_token_id",
+    "transformers_version",
+];
 
 impl SpecialIds {
     /// One token that begins and ends texts, as GPT-2's.
     pub fn end_of_text(id: u32) -> Self {
-        Self { bos: Some(id), eos: vec![id], pad: None }
+        Self { bos: Some(id), eos: vec![id], ..Self::default() }
     }
 
     /// What a tokenizer declares; where it declares no beginning, the end-of-text token is it.
     pub fn of(tokenizer: &Tokenizer) -> Self {
         let eot = tokenizer.eot();
         let bos = tokenizer.role("bos_token").or(Some(eot));
-        Self { bos, eos: vec![eot], pad: tokenizer.role("pad_token") }
+        Self { bos, eos: vec![eot], pad: tokenizer.role("pad_token"), ..Self::default() }
     }
 
     /// What the two files of a model folder state: of ends what counts for generation, else what
@@ -74,7 +86,16 @@ impl SpecialIds {
             stated.iter().map(of).find(|ids| !ids.is_empty()).unwrap_or_default()
         };
         let one = |key: &str| ids(key).first().copied();
-        Ok(Self { bos: one("bos_token_id"), eos: ids("eos_token_id"), pad: one("pad_token_id") })
+        let (bos, eos, pad) = (one("bos_token_id"), ids("eos_token_id"), one("pad_token_id"));
+        let mut generation = Map::new();
+        if let (true, Some(Value::Object(said))) =
+            (dir.join("generation_config.json").is_file(), stated.into_iter().next())
+        {
+            generation.extend(
+                said.into_iter().filter(|(k, v)| !v.is_null() && !GENERATION.contains(&k.as_str())),
+            );
+        }
+        Ok(Self { bos, eos, pad, generation })
     }
 
     fn eos_json(&self) -> Value {
@@ -240,11 +261,14 @@ fn config_json(config: &Gpt2Config, ids: &SpecialIds) -> Value {
 /// `max_length`: without it `pipeline("text-generation")` asks for more tokens than a short model
 /// has positions.
 fn generation_json(config: &Gpt2Config, ids: &SpecialIds) -> Value {
-    json!({
-        "_from_model_config": true,
+    let own = json!({
+        "_from_model_config": ids.generation.is_empty(),
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos_json(),
         "max_length": config.n_positions,
         "pad_token_id": ids.pad,
-    })
+    });
+    let mut all = ids.generation.clone();
+    all.extend(own.as_object().cloned().unwrap_or_default());
+    Value::Object(all)
 }

@@ -237,6 +237,14 @@ fn a_stored_head_must_be_the_embedding() {
         bits(&set),
         "under the head's name alone"
     );
+    // A head that is said to be its own, and is not.
+    let untied = folder(&config, &tensors);
+    let path = untied.path().join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen('{', r#"{"tie_word_embeddings":false,"#, 1)).unwrap();
+    assert_eq!(bits(&load_model(untied.path(), &Device::Cpu).unwrap().1), bits(&set));
+    write(&untied.path().join(WEIGHTS_FILE), &alone);
+    assert!(refused(untied.path()).contains("tie_word_embeddings = false"));
     tensors.last_mut().unwrap().3[5] ^= 1;
     let message = refused(folder(&config, &tensors).path());
     assert!(message.contains("untied heads are not supported"), "{message}");
@@ -271,6 +279,13 @@ fn shards_load_and_their_index_is_checked() {
     }
     index(&loose);
     assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
+    // Held twice, and the index says which.
+    let mut other = tensors[0].clone();
+    other.3[5] ^= 1;
+    write(&dir.path().join(names[1]), &[&tensors[9..], &[other][..]].concat());
+    index(&map);
+    assert_eq!(bits(&load_model(dir.path(), &Device::Cpu).unwrap().1), bits(&set));
+    write(&dir.path().join(names[1]), &halves[1]);
     write(&dir.path().join(names[0]), &tensors[1..9].to_vec());
     index(&map);
     let message = refused(dir.path());
@@ -398,7 +413,6 @@ fn configs_of_other_models_are_refused() {
         (r#"{"model_type":"gpt2","layer_norm_epsilon":NaN,"n_head":5}"#, "n_head = 5"),
         (r#"{"model_type":"gpt2","num_attention_heads":"2"}"#, "num_attention_heads"),
         (r#"{"model_type":"gpt2","add_cross_attention":true}"#, "add_cross_attention"),
-        (r#"{"model_type":"gpt2","tie_word_embeddings":false}"#, "tie_word_embeddings"),
         (r#"{"model_type":"gpt2","n_head":7}"#, "n_head = 7"),
         (r#"{"model_type":"gpt2","n_embd":-1}"#, "config.json"),
         (r#"{"model_type":"gpt2","n_layer":1e99}"#, "config.json"),
