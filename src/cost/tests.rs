@@ -152,6 +152,33 @@ fn a_run_is_the_sum_of_its_steps() {
 }
 
 #[test]
+fn a_step_whose_lambda_is_0_costs_what_a_run_without_distillation_does() {
+    let teacher = Gpt2Config::new(50257, 1024, 1024, 24, 16);
+    let of = |objective: &str| {
+        let text = format!(
+            "steps = 6\nteacher = 't'\n[select]\nscore = 'entropy'\nalpha = 0.5\nburn_in = 0\nramp = 0\n[objective]\n{objective}"
+        );
+        flops_of_run(&gpt2(), Some(&teacher), &settle(&gpt2(), &plan(&text)))
+    };
+    let (always, never) = (of("lambda = 0.5"), of("lambda = 0.0"));
+    assert!(always > 1.5 * never);
+    for ends in ["lambda = 0.5\nlambda_end = 0.0", "lambda = 0.0\nlambda_end = 0.5"] {
+        let want = always - (always - never) / 6.0;
+        assert!((of(ends) - want).abs() <= 1e-12 * want, "{ends}");
+    }
+}
+
+#[test]
+fn a_mixture_gives_gradient_to_its_share_of_the_dropped_rows() {
+    let rows = |weight: f64, alpha: f64| {
+        let text = "[data]\nrows = 4\ncontext = 10\n[select]\nrest_rate = 0.3\n";
+        gradient_rows(&plan(&format!("{text}cvar_weight = {weight}\n")), alpha.into())
+    };
+    assert_eq!((rows(1.0, 0.5), rows(0.5, 0.5)), (20, 26));
+    assert_eq!((rows(1.0, 0.0), rows(0.5, 0.0)), (40, 40));
+}
+
+#[test]
 fn kept_rows_round_up_per_pool() {
     let p = plan("[data]\nrows = 3\ncontext = 10\n[machine]\nmicro_rows = 1\n");
     assert_eq!([0.0, 0.1, 0.15, 0.99].map(|a| kept_rows(&p, a)), [30, 27, 27, 3]);
@@ -251,4 +278,14 @@ fn shapes_that_do_not_fit_are_named() {
     assert!(
         check_fit(&gpt2(), None, &huge).unwrap_err().to_string().contains("data.rows = 1073741824")
     );
+    // Attention's work counts: 1.24e8 parameters, 1,024 positions, 1.7e7 tokens, or a quarter.
+    let step = |rows: usize| check_fit(&gpt2(), None, &plan(&format!("[data]\nrows = {rows}\n")));
+    assert!(step(16_384).is_err() && step(4_096).is_ok());
+    let exit = |layer: usize| {
+        let text =
+            format!("[select]\nalpha_seq = 0.5\nexit_layer = {layer}\n[machine]\nmicro_rows = 4\n");
+        check_fit(&gpt2(), None, &plan(&text))
+    };
+    assert!(exit(11).is_ok());
+    assert!(exit(12).unwrap_err().to_string().contains("leaves no block to save"));
 }

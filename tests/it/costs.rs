@@ -89,6 +89,23 @@ fn the_forecast_of_plan_is_what_a_step_reports() {
 }
 
 #[test]
+fn an_early_exit_costs_what_was_forecast() {
+    let student = model(16, 2, 1).config;
+    let of = |settings: &[&str]| {
+        let mut trainer = trainer(&[settings, &["machine.micro_rows=2"]].concat());
+        let forecast = flops_per_step(&student, None, &trainer.plan, trainer.plan.level_at(0));
+        (step(&mut trainer, 0).sums.flops, forecast)
+    };
+    let exit = ["select.alpha_seq=0.5", "select.probe_stride=4"];
+    for score in ["entropy", "random"] {
+        let score = format!("select.score={score}");
+        let (all, half) = (of(&[&score]), of(&[&exit[..], &[score.as_str()]].concat()));
+        assert_eq!((all.0, half.0), (all.1, half.1));
+        assert!(half.0.student_backward < 0.6 * all.0.student_backward);
+    }
+}
+
+#[test]
 fn an_approximate_backward_costs_what_was_forecast() {
     let student = model(16, 2, 1).config;
     let both = |settings: &[&str]| {
