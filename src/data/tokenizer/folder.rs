@@ -17,7 +17,7 @@ const GPT2_SCHEME: [&str; 6] =
 /// Attributes of transformers that name one special token each, in its order.
 pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// What GPT-2's class and Roberta's take where nothing is declared.
+/// What GPT-2's class and Roberta's take where nothing is declared and the token is there.
 const GPT2_ROLES: [(&str, &str); 3] =
     [("bos_token", END_OF_TEXT), ("eos_token", END_OF_TEXT), ("unk_token", END_OF_TEXT)];
 const ROBERTA_ROLES: [(&str, &str); 7] = [
@@ -149,18 +149,6 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
     let is =
         |names: &[&str]| class.as_deref().is_some_and(|c| names.iter().any(|n| c.starts_with(n)));
     let gpt2 = is(&["GPT2Tokenizer"]);
-    let own_roles = if gpt2 || is(&["CodeGenTokenizer", "GPTNeoXTokenizer"]) {
-        &GPT2_ROLES[..]
-    } else if is(&["Roberta", "Bart", "Longformer", "LED"]) {
-        &ROBERTA_ROLES[..]
-    } else {
-        &[]
-    };
-    for (role, token) in own_roles {
-        // A mask takes the space before it.
-        let flags = json!({"content": token, "lstrip": *role == "mask_token"});
-        declared.config.entry(*role).or_insert(flags);
-    }
     if declared.config.get("split_special_tokens") == Some(&json!(true)) {
         return Err(Error::data(format!(
             "{}: tokenizer_config.json says split_special_tokens = true, by which special tokens in a text are spelt out; \
@@ -172,7 +160,7 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
     let mut found = if file.is_file() {
         Found::in_json(&read(&file)?).map_err(|e| e.context(file.display()))?
     } else {
-        from_pair(folder, class.as_deref(), &mut declared)?
+        from_pair(folder, class.as_deref())?
     };
     let space = json!(declared.config.get("add_prefix_space").is_some_and(|v| *v == json!(true)));
     let first = &mut found.json["pre_tokenizer"];
@@ -186,6 +174,22 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
         None => beside(folder, &declared)?,
         Some(_) => Vec::new(),
     };
+    let own_roles = if gpt2 || is(&["CodeGenTokenizer", "GPTNeoXTokenizer"]) {
+        &GPT2_ROLES[..]
+    } else if is(&["Roberta", "Bart", "Longformer", "LED"]) {
+        &ROBERTA_ROLES[..]
+    } else {
+        &[]
+    };
+    for (role, token) in own_roles {
+        // A class's word for a token that nobody has is no declaration.
+        let added = written.iter().flatten().chain(&others).any(|t| t.content == *token);
+        if added || found.inner.token_to_id(token).is_some() {
+            // A mask takes the space before it.
+            let flags = json!({"content": token, "lstrip": *role == "mask_token"});
+            declared.config.entry(*role).or_insert(flags);
+        }
+    }
     others.extend(declared.special());
     found.add(written.unwrap_or_default(), others).map_err(|e| e.context(folder.display()))?;
     Ok(Found { declared, ..found })
@@ -305,7 +309,7 @@ fn beside(folder: &Path, declared: &Declared) -> Result<Vec<AddedToken>> {
 }
 
 /// GPT-2's pair `vocab.json` + `merges.txt`.
-fn from_pair(folder: &Path, class: Option<&str>, declared: &mut Declared) -> Result<Found> {
+fn from_pair(folder: &Path, class: Option<&str>) -> Result<Found> {
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if !(vocab.is_file() && merges.is_file()) {
         return Err(Error::data(format!(
@@ -323,11 +327,6 @@ fn from_pair(folder: &Path, class: Option<&str>, declared: &mut Declared) -> Res
         )));
     }
     let tokens = object(folder, "vocab.json")?.unwrap_or_default();
-    // Where nothing else is declared, GPT-2's own mark is meant.
-    let own = !declared.config.contains_key("eos_token");
-    if own && tokens.contains_key(END_OF_TEXT) {
-        declared.config.insert("eos_token".into(), END_OF_TEXT.into());
-    }
     let pairs = read_merges(&merges)?;
     // As earlier versions read it, with the one added token that they knew.
     let eot = tokens.get(END_OF_TEXT).and_then(Value::as_u64);

@@ -181,6 +181,14 @@ fn documents_end_with_what_is_declared_and_by_guess_only_where_nothing_is() {
         Some(0),
         "GPT-2's class declares its own"
     );
+    // A class's word for a token that is not there declares nothing.
+    let other = whole(|json| {
+        json["model"]["vocab"].as_object_mut().unwrap().remove(END_OF_TEXT);
+        json["model"]["vocab"]["x"] = json!(0);
+        json["added_tokens"] = json!([added(9, "[END]", true)]);
+    });
+    let model = ("config.json", json!({"model_type": "gpt2", "eos_token_id": 9}));
+    assert_eq!(end(other, &[model]), Some(9));
     assert_eq!(
         end(plain(), &[("config.json", json!({"model_type": "x", "eos_token_id": [9, 0]}))]),
         Some(9)
@@ -344,9 +352,10 @@ fn flags_that_are_written_out_count_and_one_list_says_what_else_is_added() {
     let message = Tokenizer::load(folder(&split).path()).unwrap_err().to_string();
     assert!(message.contains("split_special_tokens"), "{message}");
     let roberta = ("tokenizer_config.json", json!({"tokenizer_class": "RobertaTokenizer"}));
-    let tokenizer = load(&[as_pair[0].clone(), as_pair[1].clone(), roberta]);
-    assert_eq!(tokenizer.end_token(), "</s>");
-    assert_eq!(tokenizer.role("mask_token"), Some(13));
+    let own = ("added_tokens.json", json!({"</s>": 9, "<mask>": 10}));
+    let tokenizer = load(&[as_pair[0].clone(), as_pair[1].clone(), roberta, own]);
+    assert_eq!((tokenizer.end_token(), tokenizer.role("pad_token")), ("</s>".into(), None));
+    assert_eq!(tokenizer.encode("a</s>").unwrap(), [1, 9]);
 }
 
 #[test]
