@@ -582,3 +582,9 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
         .is_err()
     );
 }
+
+#[test]
+fn rounding_below_zero_is_no_divergence_and_a_nan_stays_one() {
+    assert_eq!([-1e-9, 0.0, 0.25].map(cpu::not_negative), [0.0, 0.0, 0.25]);
+    assert!(cpu::not_negative(f64::NAN).is_nan());
+}
