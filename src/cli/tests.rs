@@ -132,6 +132,7 @@ fn the_flags_of_the_verbs_that_read_text_are_these() {
             "--tokenizer",
             "--out",
             "--text-field",
+            "--end-token",
             "--valid",
             "--valid-fraction",
             "--skip-bad",
