@@ -101,6 +101,24 @@ impl Found {
         Ok(Self { inner, json, earlier, declared: Declared::default() })
     }
 
+    /// Says in the post-processor, which programs that feed a model obey and data do not, that a text
+    /// begins with `bos`: GPT2Tokenizer is told so by its config alone.
+    fn begin_with(&mut self, bos: Option<String>) -> Result<()> {
+        let Some((id, bos)) = bos.and_then(|bos| Some((self.inner.token_to_id(&bos)?, bos))) else {
+            return Ok(());
+        };
+        let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
+        let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+        self.json["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [special, text("A")],
+            "pair": [special, text("A"), special, text("B")],
+            "special_tokens": {bos.as_str(): {"id": bos, "ids": [id], "tokens": [bos]}},
+        });
+        self.inner = parse(self.json.to_string().as_bytes())?;
+        Ok(())
+    }
+
     /// Adds tokens: those that are `written` out with their flags, which count, and `others`, of
     /// which one that is there stays as it is.
     fn add(&mut self, written: Vec<AddedToken>, others: Vec<AddedToken>) -> Result<()> {
@@ -192,6 +210,9 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
     }
     others.extend(declared.special());
     found.add(written.unwrap_or_default(), others).map_err(|e| e.context(folder.display()))?;
+    if gpt2 && declared.config.get("add_bos_token") == Some(&json!(true)) {
+        found.begin_with(declared.role("bos_token"))?;
+    }
     Ok(Found { declared, ..found })
 }
 

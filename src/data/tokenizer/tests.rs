@@ -407,3 +407,16 @@ fn templates_and_lists_are_written_where_both_versions_of_transformers_read_them
     }
     assert!(!out.path().join("chat_template.jinja").exists());
 }
+
+#[test]
+fn a_text_that_begins_with_bos_by_config_does_so_in_what_is_written_and_not_in_data() {
+    let [vocab, merges] = pair();
+    let config = json!({"tokenizer_class": "GPT2Tokenizer", "add_bos_token": true});
+    let tokenizer = load(&[vocab, merges, ("tokenizer_config.json", config)]);
+    assert_eq!(tokenizer.encode("ab").unwrap(), [4]);
+    let out = tempfile::tempdir().unwrap();
+    tokenizer.save(out.path()).unwrap();
+    let written = tokenizers::Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();
+    assert_eq!(written.encode("ab", true).unwrap().get_ids(), [0, 4]);
+    assert_eq!(Tokenizer::load(out.path()).unwrap().hash(), tokenizer.hash());
+}
