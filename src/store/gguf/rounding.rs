@@ -102,7 +102,6 @@ impl GgufType {
 
 /// `quantize_row_q8_0_ref` of ggml-quants.c: the scale is the largest modulus / 127, the numbers
 /// are multiplied by its reciprocal before it is rounded to f16, and halves go away from zero.
-/// (candle's own rounds halves to even on ARM.)
 fn q8_0(block: &[f32]) -> (f16, [i8; BLOCK]) {
     let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let scale = largest / 127.0;
