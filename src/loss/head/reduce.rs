@@ -263,3 +263,18 @@ multiversion! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_that_rounding_leaves_over_are_of_the_last_entry() {
+        // Four equal entries, and a sum that is said to be a little larger than theirs.
+        let scale = Scale { max: 0.0, log_sum: 4.001f32.ln(), inverse_tau: 1.0 };
+        let mut draws = Draws::new(scale, 4, |i| [0.1, 0.9, 0.99999, 0.99999][i as usize]);
+        draws.add(&[0.0; 4], 0);
+        let drawn: Vec<(u32, u32)> = draws.finish().iter().map(|d| (d.id, d.count)).collect();
+        assert_eq!(drawn, [(0, 1), (3, 3)]);
+    }
+}
