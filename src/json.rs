@@ -14,6 +14,15 @@ pub fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
     }
 }
 
+/// The token ids that a config states under a key: a number or a list.
+pub fn ids(value: &Value) -> Vec<u32> {
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(list) => list.iter().filter_map(id).collect(),
+        one => id(one).into_iter().collect(),
+    }
+}
+
 /// The same text with `by` for the numbers that Python's json writes and reads and JSON does not
 /// have, in as many bytes at least; None if there are none.
 pub fn without_constants(text: &[u8], by: &str) -> Option<Vec<u8>> {

@@ -45,11 +45,7 @@ impl Tokenizer {
     /// The end of a document is the declared `eos_token`; where none is declared, the model's
     /// `eos_token_id`; where there is none either, the first special token that is a usual end mark.
     pub fn load(path: &Path) -> Result<Self> {
-        let found = match path.is_dir() {
-            true => folder::load(path)?,
-            false => Found::in_json(&read(path)?).map_err(|e| e.context(path.display()))?,
-        };
-        Self::new(found).map_err(|e| e.context(path.display()))
+        Self::new(Found::at(path)?).map_err(|e| e.context(path.display()))
     }
 
     /// Parses the bytes of a `tokenizer.json`.
@@ -70,10 +66,7 @@ impl Tokenizer {
 
     /// As [`Tokenizer::load`], with `token` at the end of documents, whatever is declared.
     pub fn load_ending_with(path: &Path, token: &str) -> Result<Self> {
-        let mut found = match path.is_dir() {
-            true => folder::load(path)?,
-            false => Found::in_json(&read(path)?).map_err(|e| e.context(path.display()))?,
-        };
+        let mut found = Found::at(path)?;
         if found.inner.token_to_id(token).is_none() {
             return Err(Error::usage(format!(
                 "{}: the tokenizer has no token {token:?} to end documents with; name one of its tokens",

@@ -88,6 +88,14 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// What lies at `path`: a folder, or a `tokenizer.json` by itself.
+    pub fn at(path: &Path) -> Result<Self> {
+        match path.is_dir() {
+            true => load(path),
+            false => Self::in_json(&read(path)?).map_err(|e| e.context(path.display())),
+        }
+    }
+
     /// A `tokenizer.json` by itself, without what would make data depend on chance or length:
     /// dropout of merges, truncation, padding.
     pub fn in_json(bytes: &[u8]) -> Result<Self> {
@@ -161,7 +169,7 @@ fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
 }
 
 /// Reads `folder`.
-pub(super) fn load(folder: &Path) -> Result<Found> {
+fn load(folder: &Path) -> Result<Found> {
     let mut declared = read_declared(folder)?;
     let class = class(folder, &declared)?;
     let is =
@@ -259,20 +267,12 @@ fn named_templates(folder: &Path) -> Result<Vec<Value>> {
 fn end_ids(folder: &Path) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
         let config = object(folder, name)?.unwrap_or_default();
-        let ids: Vec<u32> = match config.get("eos_token_id") {
-            Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-            Some(one) => id(one).into_iter().collect(),
-            None => Vec::new(),
-        };
+        let ids = config.get("eos_token_id").map(json::ids).unwrap_or_default();
         if !ids.is_empty() {
             return Ok(ids);
         }
     }
     Ok(Vec::new())
-}
-
-fn id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| id.try_into().ok())
 }
 
 /// The class that transformers would take: the tokenizer's own word, else that of the model.
@@ -322,7 +322,10 @@ fn beside(folder: &Path, declared: &Declared) -> Result<Vec<AddedToken>> {
         .iter()
         .filter_map(|(text, at)| {
             let is_special = special.contains(text);
-            Some((id(at)?, AddedToken::from(text.as_str(), is_special).normalized(!is_special)))
+            Some((
+                *json::ids(at).first()?,
+                AddedToken::from(text.as_str(), is_special).normalized(!is_special),
+            ))
         })
         .collect();
     added.sort_by_key(|(id, _)| *id);

@@ -78,12 +78,11 @@ impl SpecialIds {
             }
         }
         let ids = |key: &str| -> Vec<u32> {
-            let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-            let of = |config: &Value| match &config[key] {
-                Value::Array(list) => list.iter().filter_map(id).collect(),
-                one => id(one).into_iter().collect::<Vec<u32>>(),
-            };
-            stated.iter().map(of).find(|ids| !ids.is_empty()).unwrap_or_default()
+            stated
+                .iter()
+                .map(|config: &Value| crate::json::ids(&config[key]))
+                .find(|ids| !ids.is_empty())
+                .unwrap_or_default()
         };
         let one = |key: &str| ids(key).first().copied();
         let (bos, eos, pad) = (one("bos_token_id"), ids("eos_token_id"), one("pad_token_id"));
