@@ -25,7 +25,8 @@ pub enum ErrorKind {
     Hub,
     /// A loss, gradient or score stopped being finite; nothing was stepped with it.
     NonFinite,
-    /// SIGINT (130) or SIGTERM (143) asked the process to stop; state was saved first.
+    /// A signal asked the process to stop (exit status 128 + signal: 130 for SIGINT, 143 for SIGTERM);
+    /// state was saved first.
     Interrupted(i32),
     /// The operating system refused a read or a write.
     Io,

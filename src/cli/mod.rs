@@ -54,7 +54,8 @@ Examples:
   eslm-kd plan quickstart                                             what a run would cost; trains nothing
 
 Every verb has examples of its own: eslm-kd VERB --help.
-Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system, 130/143 stopped.";
+Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system,
+128 + N stopped by signal N.";
 
 /// Options that every verb takes, before or after it.
 #[derive(Debug, Clone, Default, Args)]

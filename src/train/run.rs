@@ -230,7 +230,7 @@ impl Run {
             if step == plan.steps {
                 return Ok(());
             }
-            if step > 0 && due(plan.checkpoint.every, step) {
+            if step > 0 && due(plan.checkpoint.every, step) || crate::interrupt::save_is_asked() {
                 self.save(sink)?;
             }
             crate::interrupt::check()?;

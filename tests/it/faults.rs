@@ -6,6 +6,7 @@
 use crate::support::place::on_file_system;
 use crate::support::place::{
     Place, copy_data, copy_folder, data, everything, numbers, pretrain, save_random, timeless,
+    without_settings,
 };
 use crate::support::tiny;
 use eslm_kd::store::checkpoint::{self, list, verify};
@@ -394,4 +395,54 @@ fn the_quickstarts_teacher_stops_and_goes_on() {
         .collect();
     assert_eq!(steps[..3], [0, 10, 20]);
     assert!(verify(&checkpoint::latest(&teacher).unwrap().unwrap()).unwrap().step >= 20);
+}
+
+fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill").args([name, &child.id().to_string()]).status();
+    assert!(done.unwrap().success());
+}
+
+#[test]
+fn the_signals_of_terminals_and_schedulers_save() {
+    let place = Place::new();
+    let data = data();
+    let never = ["--steps", "100000", "--set", "eval.every=0", "--set", "checkpoint.every=0"];
+    let args = |out| pretrain(&data, &[&never[..], &["--out", out]].concat());
+    for (name, out, code) in [("-HUP", "hup", 129), ("-USR2", "usr2", 140)] {
+        let run = place.path(out);
+        let metrics = run.join("metrics.jsonl");
+        let (found, stderr) = stopped(spawn(&place, &args(out)), name, || lines(&metrics) > 3);
+        assert_eq!(found, Some(code), "{stderr}");
+        assert!(stderr.contains("continue with --resume"), "{stderr}");
+        assert!(verify(&checkpoint::latest(&run).unwrap().unwrap()).unwrap().step >= 3);
+    }
+
+    // SIGUSR1 saves as often as it comes, and the run goes on. A SIGHUP that is ignored, as under
+    // nohup, does nothing.
+    let program = place.command(&args("on"));
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+    command.arg(program.get_program()).args(program.get_args()).current_dir(place.path(""));
+    without_settings(&mut command);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (run, started) = (place.path("on"), Instant::now());
+    for wanted in 1..=2 {
+        let before = lines(&run.join("metrics.jsonl"));
+        while lines(&run.join("metrics.jsonl")) < before + 3 {
+            assert!(child.try_wait().unwrap().is_none() && started.elapsed().as_secs() < 60);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        signal(&child, "-HUP");
+        signal(&child, "-USR1");
+        while list(&run).unwrap().len() < wanted {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended");
+            assert!(started.elapsed().as_secs() < 60, "nothing was saved");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    signal(&child, "-TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
+    for (_, path) in list(&run).unwrap() {
+        verify(&path).unwrap();
+    }
 }
