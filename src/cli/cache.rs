@@ -131,7 +131,7 @@ pub fn pruned(args: &CachePruneArgs, options: &HubOptions) -> Result<Pruned> {
 fn repo_id(name: Option<&str>) -> Result<Option<String>> {
     let Some(name) = name else { return Ok(None) };
     match ModelRef::named(name, Kind::Any)? {
-        ModelRef::Hub { id } => Ok(Some(id)),
+        ModelRef::Hub { id, .. } => Ok(Some(id)),
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, .. }) => Ok(Some(repo.clone())),
             _ => Err(Error::usage(format!(

@@ -4,6 +4,7 @@
 
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
 use crate::error::Result;
+use crate::store::places::find_again;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use std::path::PathBuf;
@@ -136,7 +137,11 @@ impl ConfigArgs {
             Some(place) => Some(RunFile::find(place)?),
             None => fallback,
         };
-        load(file.as_ref(), &self.overrides()?)
+        let mut resolved = load(file.as_ref(), &self.overrides()?)?;
+        if let Some(file) = &file {
+            find_again(&mut resolved, file)?;
+        }
+        Ok(resolved)
     }
 }
 

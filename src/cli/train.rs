@@ -40,7 +40,11 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         false => checkpoint::check_free(&out)?, // before a teacher is fetched
     }
     let hub = HubOptions::from_env(ui.offline())?;
-    let session = Session::open(plan, Where { hub: &hub, progress: ui })?;
+    let at = Where { hub: &hub, progress: ui };
+    let session = match args.resume {
+        true => Session::resume(plan, &out, at)?,
+        false => Session::open(plan, at)?,
+    };
     let summary = train(session, &out, args.resume, ui)?;
     let report = RunReport {
         model: out.join(MODEL_FOLDER),

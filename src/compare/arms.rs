@@ -9,6 +9,7 @@ use crate::config::{
     Method, Origin, Overrides, Plan, ProbeScore, RunFile, Score, Written, keys, resolve,
 };
 use crate::error::{Error, Result};
+use crate::store::places::find_again;
 use std::path::Path;
 
 /// The value of `teacher` that takes a run file's teacher away.
@@ -176,7 +177,9 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         Some(("objective", _)) => bare.teacher.is_some(),
         _ => true,
     };
-    Ok(resolve(&written(&fits)?)?.plan)
+    let mut resolved = resolve(&written(&fits)?)?;
+    find_again(&mut resolved, &file)?;
+    Ok(resolved.plan)
 }
 
 /// The run file's name and the arm's own values, without sections and without folders:

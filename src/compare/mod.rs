@@ -70,14 +70,15 @@ struct Probe {
     /// The plan with its machine half decided, as written otherwise, and what it trains.
     shapes: Shapes,
     teacher_hash: Option<String>,
+    student_hash: Option<String>,
     device: Device,
 }
 
 impl Probe {
     fn new(arm: &Arm, around: Where<'_>) -> Result<Self> {
         let found = Session::survey(&arm.plan, around).and_then(|survey| {
-            let teacher_hash = survey.teacher_hash()?;
-            Ok(Self { shapes: survey.shapes, teacher_hash, device: survey.device })
+            let (teacher_hash, student_hash) = (survey.teacher_hash()?, survey.student_hash()?);
+            Ok(Self { shapes: survey.shapes, teacher_hash, student_hash, device: survey.device })
         });
         found.map_err(|e| e.context(format!("arm \"{}\"", arm.label)))
     }
@@ -236,6 +237,7 @@ fn agree(
             spec: arm.spec.clone(),
             config: arm.plan.to_toml()?,
             teacher_hash: probe.teacher_hash.clone(),
+            student_hash: probe.student_hash.clone(),
             parameters: probe.shapes.student.parameters() as u64,
             steps: None,
             seconds_per_step: None,
@@ -249,7 +251,18 @@ fn agree(
             *old = now;
             continue;
         }
-        let differences = arm.plan.mathematics_differences(&old.arm()?.plan.mathematics());
+        // Models are compared by their weights where these are known; names may change.
+        let same = |key, was: &Option<String>, is: &Option<String>| {
+            (was.is_some() && is.is_some()).then_some(key)
+        };
+        let known: Vec<&str> = [
+            same("teacher", &old.teacher_hash, &now.teacher_hash),
+            same("student", &old.student_hash, &now.student_hash),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let differences = arm.plan.differences_beside(&old.arm()?.plan.mathematics(), &known);
         if !differences.is_empty() {
             return Err(Error::usage(format!(
                 "arm \"{}\": the comparison in {} has another arm of that name ({}); give this one another label, or \
@@ -261,6 +274,9 @@ fn agree(
         }
         if old.teacher_hash != now.teacher_hash {
             return refuse(format!("arm \"{}\" had a teacher with other weights there", arm.label));
+        }
+        if known.contains(&"student") && old.student_hash != now.student_hash {
+            return refuse(format!("arm \"{}\" began with other weights there", arm.label));
         }
         *old = ArmState { steps: old.steps, seconds_per_step: old.seconds_per_step, ..now };
     }

@@ -25,11 +25,13 @@ pub fn is_finished(run: &Path) -> bool {
     run.join(MODEL_FOLDER).is_dir()
 }
 
-/// Errs if `run` is finished and was another one than `plan` (settled) says.
+/// Errs if `run` is finished and was another one than `plan` (settled) says; whether its models are
+/// the same, the comparison's state knows.
 pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
     let file = RunFile::find(&run.to_string_lossy())?;
     let stored = load(Some(&file), &Overrides::default())?.plan;
-    let differences = plan.mathematics_differences(&stored.mathematics());
+    let models = ["teacher", "student"];
+    let differences = plan.differences_beside(&stored.mathematics(), &models);
     if differences.is_empty() {
         return Ok(());
     }
@@ -56,7 +58,7 @@ pub fn finish(
 /// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its
 /// checkpoints go, unless they are to be kept.
 pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -> Result<()> {
-    finish(run, || Session::open(plan, around), around.progress)?;
+    finish(run, || Session::resume(plan, run, around), around.progress)?;
     let checkpoints = run.join(CHECKPOINTS);
     if !keep_checkpoints && checkpoints.is_dir() {
         std::fs::remove_dir_all(&checkpoints).map_err(|e| Error::io("remove", &checkpoints, e))?;

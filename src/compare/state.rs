@@ -64,6 +64,9 @@ pub struct ArmState {
     pub config: String,
     /// Hash of its teacher's weights.
     pub teacher_hash: Option<String>,
+    /// Hash of the weights that its student begins with, if a stored model gives them.
+    #[serde(default)]
+    pub student_hash: Option<String>,
     /// Parameters of its student.
     pub parameters: u64,
     /// Steps under the budget; None until the baseline's seconds are known.

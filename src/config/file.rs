@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files::read_bounded;
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
@@ -105,6 +105,13 @@ impl RunFile {
             did_you_mean(place, names.iter().copied()),
             super::choice::list(&names),
         )))
+    }
+
+    /// The folder of a file on disk, as an absolute path.
+    pub fn folder(&self) -> Option<PathBuf> {
+        let path = Path::new(&self.name);
+        let absolute = path.is_file().then(|| std::path::absolute(path).ok()).flatten()?;
+        absolute.parent().map(Path::to_path_buf)
     }
 
     /// The built-in run file of that name.

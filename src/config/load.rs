@@ -8,6 +8,7 @@ use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use serde::Deserialize;
+use std::path::Path;
 use toml::Value;
 
 /// Far above any machine's cores, far below what makes the system fail.
@@ -20,7 +21,8 @@ pub struct Resolved {
     pub plan: Plan,
     /// Every key in the order of [`KEYS`]; `None` is an absent key.
     pub values: Vec<ResolvedValue>,
-    old_names: Vec<String>,
+    /// Old names of keys, folders found elsewhere.
+    reading: Vec<String>,
 }
 
 /// One key's value and origin.
@@ -62,7 +64,7 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
         values.push(ResolvedValue { key, value, origin });
     }
     let mut resolved =
-        Resolved { plan: build(&values)?, values, old_names: written.old_names().to_vec() };
+        Resolved { plan: build(&values)?, values, reading: written.old_names().to_vec() };
     if resolved.plan.method == Method::Clm {
         resolved.without_selection()?;
     }
@@ -94,10 +96,24 @@ impl Resolved {
         self.values.iter().find(|v| v.key.name == name)
     }
 
-    /// Things that are allowed but probably not what was meant.
+    /// Takes the folder `place` for what a key names: data, teacher or student.
+    pub(crate) fn found_at(&mut self, name: &str, place: &Path, note: String) {
+        let text = place.to_string_lossy().into_owned();
+        if let Some(value) = self.values.iter_mut().find(|v| v.key.name == name) {
+            value.value = Some(Value::String(text.clone()));
+        }
+        match name {
+            "data.dir" => self.plan.data.dir = Some(text),
+            "teacher" => self.plan.teacher = Some(text),
+            _ => self.plan.student = text,
+        }
+        self.reading.push(note);
+    }
+
+    /// Things that are allowed but probably not what was meant, and how the file was read.
     pub fn notes(&self) -> Vec<String> {
         let plan = &self.plan;
-        let mut notes = self.old_names.clone();
+        let mut notes = self.reading.clone();
         let mut note = |text: String| notes.push(text);
         if plan.schedule.warmup >= plan.steps {
             note(format!(

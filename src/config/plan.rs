@@ -161,6 +161,11 @@ impl Plan {
     /// What differs between a stored [`Plan::mathematics`] and this plan's: one line per key, empty
     /// if nothing does.
     pub fn mathematics_differences(&self, stored: &Value) -> Vec<String> {
+        self.differences_beside(stored, &[])
+    }
+
+    /// The same beside the keys `known`, whose values are known to mean the same.
+    pub fn differences_beside(&self, stored: &Value, known: &[&str]) -> Vec<String> {
         let (mut was, mut is) = (Vec::new(), Vec::new());
         flatten("", stored, &mut was);
         flatten("", &self.mathematics(), &mut is);
@@ -169,7 +174,7 @@ impl Plan {
         };
         let mut keys: Vec<&String> = is.iter().chain(&was).map(|(k, _)| k).collect();
         let mut seen = std::collections::HashSet::new();
-        keys.retain(|k| seen.insert(k.as_str()));
+        keys.retain(|k| !known.contains(&k.as_str()) && seen.insert(k.as_str()));
         let show = |v: Option<Value>| v.map_or_else(|| "absent".to_string(), |v| v.to_string());
         keys.into_iter()
             .filter_map(|k| {

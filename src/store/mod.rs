@@ -11,6 +11,8 @@ pub mod hub;
 #[doc(hidden)]
 pub mod names;
 mod open;
+#[doc(hidden)]
+pub mod places;
 pub mod preset;
 pub mod student;
 mod tokens;

@@ -9,6 +9,8 @@
 //! 2. **A preset**: a name from `teachers/` or `students/`.
 //! 3. **A Hub id**: `org/name`.
 //!
+//! A preset of the Hub and a Hub id may go on with `@REVISION`: a branch, a tag or a commit.
+//!
 //! A path that exists always wins, so that what is on disk cannot be shadowed by a name: a folder
 //! `gpt2` in the working directory hides the preset, and `openai-community/gpt2` still names the
 //! Hub's. Text that looks like a path (it starts with `.`, `/` or `~`, or has more than one slash)
@@ -65,8 +67,8 @@ pub enum ModelRef {
     /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a
     /// shape.
     Preset(&'static Preset),
-    /// A repository of the Hub.
-    Hub { id: String },
+    /// A repository of the Hub, and the branch, tag or commit that was named with it.
+    Hub { id: String, revision: Option<String> },
 }
 
 impl ModelRef {
@@ -85,18 +87,42 @@ impl ModelRef {
 
     /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
     pub fn named(text: &str, kind: Kind) -> Result<Self> {
-        let by_name = match kind {
-            Kind::Teacher => preset::teacher(text),
-            Kind::Student => preset::student(text).or_else(|| preset::teacher(text)),
-            Kind::Any => preset::teacher(text).or_else(|| preset::student(text)),
+        let (name, revision) = match text.split_once('@') {
+            Some((name, revision)) => (name, Some(revision.to_string())),
+            None => (text, None),
         };
-        if let Some(preset) = by_name {
-            return Ok(Self::Preset(preset));
+        let by_name = match kind {
+            Kind::Teacher => preset::teacher(name),
+            Kind::Student => preset::student(name).or_else(|| preset::teacher(name)),
+            Kind::Any => preset::teacher(name).or_else(|| preset::student(name)),
+        };
+        match (by_name, by_name.and_then(|preset| preset.source.as_ref())) {
+            (Some(preset), _) if revision.is_none() => Ok(Self::Preset(preset)),
+            (Some(_), Some(Provider::Hub { repo, .. })) => {
+                Ok(Self::Hub { id: repo.clone(), revision })
+            }
+            (Some(_), _) => Err(Error::usage(format!(
+                "{text}: the preset {name} is not on the Hub and has no revisions; write {name}"
+            ))),
+            (None, _) if !looks_like_path(name) && name.contains('/') && valid_repo_id(name) => {
+                Ok(Self::Hub { id: name.to_string(), revision })
+            }
+            _ => Err(neither(text, kind)),
         }
-        if !looks_like_path(text) && text.contains('/') && valid_repo_id(text) {
-            return Ok(Self::Hub { id: text.to_string() });
-        }
-        Err(neither(text, kind))
+    }
+
+    /// The same model at the commit that a run recorded of it ([`ModelFolder::revision`]), unless
+    /// a revision was named.
+    pub(crate) fn as_recorded(self, revision: Option<&str>) -> Self {
+        let Some((id, commit)) = revision.and_then(|r| r.split_once('@')) else { return self };
+        let same = match &self {
+            Self::Hub { id: named, revision: None } => named == id,
+            Self::Preset(preset) => {
+                matches!(&preset.source, Some(Provider::Hub { repo, .. }) if repo == id)
+            }
+            _ => false,
+        };
+        if same { Self::Hub { id: id.into(), revision: Some(commit.into()) } } else { self }
     }
 }
 
@@ -216,8 +242,12 @@ fn place(
             ))),
         },
         // A mistyped path looks like a Hub id: say how it was read.
-        ModelRef::Hub { id } => hub(&id, revision)
-            .map_err(|e: Error| e.context(format!("{id} (no folder here, so taken for a Hub id)"))),
+        ModelRef::Hub { id, revision: own } => {
+            let revision = one_revision(name, own.as_deref(), revision)?;
+            hub(&id, revision).map_err(|e: Error| {
+                e.context(format!("{id} (no folder here, so taken for a Hub id)"))
+            })
+        }
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r))),
             Some(Provider::Generated {}) => Err(Error::usage(format!(
@@ -261,7 +291,9 @@ pub fn resolve_tokenizer(
     }
     let (id, revision) = match ModelRef::parse(text, Kind::Any)? {
         ModelRef::Folder { dir, .. } => return Ok(dir),
-        ModelRef::Hub { id } => (id, revision.map(str::to_string)),
+        ModelRef::Hub { id, revision: own } => {
+            (id, one_revision(text, own.as_deref(), revision)?.map(str::to_string))
+        }
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, revision: r }) => {
                 (repo.clone(), Some(revision.unwrap_or(r).to_string()))
@@ -275,6 +307,20 @@ pub fn resolve_tokenizer(
         },
     };
     Ok(fetch_model(&id, revision.as_deref(), What::TokenizerOnly, options, progress)?.dir)
+}
+
+/// The revision of NAME@REVISION, or that of `--revision`.
+fn one_revision<'a>(
+    name: &str,
+    own: Option<&'a str>,
+    flag: Option<&'a str>,
+) -> Result<Option<&'a str>> {
+    match (own, flag) {
+        (Some(own), Some(flag)) if own != flag => {
+            Err(Error::usage(format!("{name} names a revision, and --revision {flag} another")))
+        }
+        (own, flag) => Ok(own.or(flag)),
+    }
 }
 
 /// Whether a folder holds a tokenizer's files.
@@ -407,8 +453,32 @@ mod tests {
             matches!(ModelRef::parse("gpt2", Kind::Student), Ok(ModelRef::Preset(p)) if p.role == Role::Teacher)
         );
         assert!(
-            matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id }) if id == "me/x")
+            matches!(ModelRef::parse("me/x", Kind::Any), Ok(ModelRef::Hub { id, revision: None }) if id == "me/x")
         );
+        let pinned = |text: &str| match ModelRef::parse(text, Kind::Teacher) {
+            Ok(ModelRef::Hub { id, revision: Some(revision) }) => (id, revision),
+            other => panic!("{other:?}"),
+        };
+        for (text, id, revision) in [
+            ("me/x@v1", "me/x", "v1"),
+            ("me/x@refs/pr/3", "me/x", "refs/pr/3"),
+            ("gpt2@main", "openai-community/gpt2", "main"),
+        ] {
+            assert_eq!(pinned(text), (id.to_string(), revision.to_string()));
+        }
+        assert!(refused("tiny@v1", Kind::Student).contains("no revisions"));
+        // What a run recorded of a model is what it gets again, unless it is asked for another.
+        let again = |text: &str| {
+            let meant = ModelRef::parse(text, Kind::Any).unwrap();
+            match meant.as_recorded(Some("openai-community/gpt2@c1")) {
+                ModelRef::Hub { revision: Some(revision), .. } => revision,
+                other => format!("{other:?}"),
+            }
+        };
+        assert_eq!(again("gpt2"), "c1");
+        assert_eq!(again("openai-community/gpt2"), "c1");
+        assert_eq!(again("gpt2@c2"), "c2");
+        assert!(again("me/x").contains("None") && again("gpt2-medium").contains("Preset"));
         let message = refused("gpt2-meduim", Kind::Teacher);
         assert!(
             message.contains("Did you mean gpt2-medium?") && message.contains("distilgpt2"),

@@ -137,6 +137,11 @@ pub fn teacher(name: &str) -> Option<&'static Preset> {
     all().iter().find(|p| p.role == Role::Teacher && p.name == name)
 }
 
+/// Whether a student of that name is a preset's, not a stored model's.
+pub fn is_student(name: &str) -> bool {
+    student(name).or_else(|| teacher(name)).is_some()
+}
+
 /// The student of that name.
 pub fn student(name: &str) -> Option<&'static Preset> {
     all().iter().find(|p| p.role == Role::Student && p.name == name)

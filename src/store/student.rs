@@ -7,6 +7,7 @@ use crate::model::{Gpt2, Gpt2Config};
 use crate::store::names::{Kind, ModelRef};
 use crate::store::preset::{Init, Preset, Provider};
 use candle_core::Device;
+use std::path::Path;
 
 /// The way that a plan's student takes; decided by [`Start::of`] alone, for runs and for forecasts
 /// of them.
@@ -25,7 +26,28 @@ impl Start {
     /// Errs where the plan says `[shape]` or `layers` and the start reads none: nothing that is
     /// asked for is ignored.
     pub fn of(plan: &Plan) -> Result<Self> {
-        let meant = ModelRef::parse(&plan.student, Kind::Student)?;
+        Self::with(plan, ModelRef::parse(&plan.student, Kind::Student)?)
+    }
+
+    /// As [`Start::of`] for a run whose checkpoint is `checkpoint`: a student that began as a
+    /// stored model has its shape and its weights there, whatever has become of that model.
+    pub fn of_begun(plan: &Plan, checkpoint: &Path) -> Result<Self> {
+        let own = ModelRef::Folder {
+            dir: checkpoint.to_path_buf(),
+            origin: format!("checkpoint {}", checkpoint.display()),
+            unfinished: false,
+        };
+        let meant = match ModelRef::parse(&plan.student, Kind::Student) {
+            Ok(preset @ ModelRef::Preset(_)) => preset,
+            _ => own.clone(),
+        };
+        Ok(match Self::with(plan, meant)? {
+            Self::Stored(name, _) => Self::Stored(name, own),
+            other => other,
+        })
+    }
+
+    fn with(plan: &Plan, meant: ModelRef) -> Result<Self> {
         let preset = if let ModelRef::Preset(preset) = meant { Some(preset) } else { None };
         let word = plan.init.unwrap_or(match preset.map(|p| &p.init) {
             Some(None | Some(Init::Scratch {})) => Word::Scratch,
@@ -202,7 +224,7 @@ mod tests {
             matches!(start(&["student=gpt2", "init=checkpoint"]), Ok(Start::Stored(name, _)) if name == "gpt2")
         );
         assert!(
-            matches!(start(&["student=org/x"]), Ok(Start::Stored(_, ModelRef::Hub { id })) if id == "org/x")
+            matches!(start(&["student=org/x"]), Ok(Start::Stored(_, ModelRef::Hub { id, .. })) if id == "org/x")
         );
         assert_eq!(
             start(&["student=tiny", "teacher=t", "init=teacher-layers", "layers=[1]"]).unwrap(),

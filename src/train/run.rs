@@ -92,14 +92,25 @@ impl Prepared {
         resume: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let Session { plan, train, valid, tokenizer, ids, student, teacher, device, inputs } =
+        let Session { mut plan, train, valid, tokenizer, ids, student, teacher, device, .. } =
             session;
+        let (inputs, begun) = (session.inputs, session.begun);
         let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
         let saved = if resume {
             checkpoint::load_latest_good(lock, &expected, &device, progress)?
         } else {
             None
         };
+        if let Some(saved) = &saved {
+            // It is the same student under another name; nobody looks for it any more.
+            plan.student.clone_from(&saved.plan.student);
+        }
+        if begun && saved.is_none() {
+            return Err(Error::usage(format!(
+                "{}: the checkpoint that was there is gone; restore it, or start a new run folder",
+                lock.dir().display()
+            )));
+        }
         // A run whose first checkpoint cannot be written would lose all it did; one that may fill
         // the disk later is told.
         check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;

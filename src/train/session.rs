@@ -7,18 +7,18 @@ use crate::data::prepare::{DataDir, TOKENIZER, TRAIN};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::files::hex;
-use crate::model::{Gpt2, Gpt2Config};
+use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
-use crate::store::checkpoint::Inputs;
+use crate::store::checkpoint::{self, Inputs, Known};
 use crate::store::hub::What;
 use crate::store::names::{ModelRef, locate};
 use crate::store::student::Start;
 use crate::store::weights::SpecialIds;
 use crate::store::{Kind, ModelFolder, Where, shape, shape_of};
 use crate::teacher::Teacher;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +46,8 @@ pub struct Session {
     pub device: Device,
     /// What is read, by hash.
     pub inputs: Inputs,
+    /// Whether the student is a shape alone, whose weights the run's checkpoint has.
+    pub(super) begun: bool,
 }
 
 /// The shapes that a plan comes to, and the plan settled for them.
@@ -90,20 +92,39 @@ pub struct Survey {
     teacher: Option<ModelFolder>,
     start: Start,
     stored: Option<ModelFolder>,
+    /// The student's hash and revision, if the run has begun.
+    begun: Option<(Option<String>, Option<String>)>,
 }
 
 impl Survey {
-    /// Of the plan on the opened data folder `dir`; models are downloaded if need be.
-    fn new(plan: &Plan, dir: &Path, data: DataDir, device: Device, at: Where<'_>) -> Result<Self> {
+    /// Of the plan on the opened data folder `dir`; models are downloaded if need be. A run of
+    /// which something is `known` takes its teacher at the commit that it had, and its student as
+    /// it has become.
+    fn new(
+        plan: &Plan,
+        (dir, data): (&Path, DataDir),
+        device: Device,
+        known: Option<&Known>,
+        at: Where<'_>,
+    ) -> Result<Self> {
         let mut plan = plan.clone();
         if let (DeviceSpec::Auto, true) = (plan.machine.device, device.is_cuda()) {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
         let teacher = asked(&plan)
-            .map(|name| find_fitting(name, ModelRef::parse(name, Kind::Teacher)?, &data, at))
+            .map(|name| {
+                let meant = ModelRef::parse(name, Kind::Teacher)?;
+                let recorded = known.and_then(|known| known.inputs.teacher_revision.as_deref());
+                find_fitting(name, meant.as_recorded(recorded), &data, at)
+            })
             .transpose()?;
         let teacher_shape = teacher.as_ref().map(ModelFolder::checked_config).transpose()?;
-        let start = Start::of(&plan)?;
+        // A student under another name is looked at: it must be the one that the run began with.
+        let begun = known.filter(|k| (&k.plan.student, k.plan.init) == (&plan.student, plan.init));
+        let start = match begun {
+            Some(known) => Start::of_begun(&plan, &known.dir)?,
+            None => Start::of(&plan)?,
+        };
         let mut stored = None;
         let vocabulary = data.tokenizer.vocab_size() as usize;
         let student =
@@ -114,12 +135,22 @@ impl Survey {
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }
-        Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored })
+        let begun =
+            begun.map(|k| (k.inputs.student_hash.clone(), k.inputs.student_revision.clone()));
+        Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored, begun })
     }
 
     /// SHA-256 of the teacher's weights; reads them once.
     pub fn teacher_hash(&self) -> Result<Option<String>> {
         self.teacher.as_ref().map(ModelFolder::hash).transpose()
+    }
+
+    /// SHA-256 of the weights that the student begins with, if a stored model gives them.
+    pub fn student_hash(&self) -> Result<Option<String>> {
+        match &self.begun {
+            Some((hash, _)) => Ok(hash.clone()),
+            None => self.stored.as_ref().map(ModelFolder::hash).transpose(),
+        }
     }
 
     /// Reads the weights.
@@ -131,8 +162,13 @@ impl Survey {
             tokenizer_hash: hex(&self.data.train.header().tokenizer_hash),
             teacher_hash: self.teacher_hash()?,
             teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
-            student_revision: self.stored.as_ref().and_then(ModelFolder::revision),
+            student_hash: self.student_hash()?,
+            student_revision: match &self.begun {
+                Some((_, revision)) => revision.clone(),
+                None => self.stored.as_ref().and_then(ModelFolder::revision),
+            },
         };
+        let begun = self.begun.is_some() && self.stored.is_some();
         let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
             self;
         let mut ids = SpecialIds::of(&data.tokenizer);
@@ -145,8 +181,14 @@ impl Survey {
             let new: Vec<u32> = here.into_iter().filter(|id| !ids.eos.contains(id)).collect();
             ids.eos.extend(new);
         }
-        let load = || {
-            stored.ok_or_else(|| Error::internal("the student was not looked for"))?.load(&device)
+        let shape = student.clone();
+        let load = || match stored {
+            Some(_) if begun => {
+                let zeros = ParamSet::zeros(&Layout::new(&shape), DType::F32, &device)?;
+                Ok(Gpt2::new(shape, zeros))
+            }
+            Some(stored) => stored.load(&device),
+            None => Err(Error::internal("the student was not looked for")),
         };
         let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
         Ok(Session {
@@ -159,6 +201,7 @@ impl Survey {
             student,
             device,
             inputs,
+            begun,
         })
     }
 }
@@ -183,7 +226,7 @@ impl Session {
     /// weights.
     pub fn survey(plan: &Plan, at: Where<'_>) -> Result<Survey> {
         let (dir, device) = (data_dir(plan)?, checked_device(plan)?);
-        Survey::new(plan, dir, DataDir::open(dir)?, device, at)
+        Survey::new(plan, (dir, DataDir::open(dir)?), device, None, at)
     }
 
     /// Opens the plan's data folder, loads or fetches its teacher, and makes its student.
@@ -191,14 +234,24 @@ impl Session {
         Self::with_data(plan, data_dir(plan)?, at)
     }
 
+    /// As [`Session::open`], for the run folder `run`: if it holds a checkpoint, its teacher comes
+    /// at the commit that it had, and its student's weights are the checkpoint's.
+    pub fn resume(plan: &Plan, run: &Path, at: Where<'_>) -> Result<Self> {
+        Self::on(plan, data_dir(plan)?, checkpoint::known(run)?.as_ref(), at)
+    }
+
     /// As [`Session::open`], on the given data folder.
     pub fn with_data(plan: &Plan, dir: &Path, at: Where<'_>) -> Result<Self> {
+        Self::on(plan, dir, None, at)
+    }
+
+    fn on(plan: &Plan, dir: &Path, known: Option<&Known>, at: Where<'_>) -> Result<Self> {
         let device = checked_device(plan)?;
         let data = DataDir::open(dir)?;
         // Once for the whole run: a flipped bit below the vocabulary's size would pass every later
         // check.
         verify(&data, at.progress)?;
-        Survey::new(plan, dir, data, device, at)?.open()
+        Survey::new(plan, (dir, data), device, known, at)?.open()
     }
 }
 

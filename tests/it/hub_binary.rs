@@ -277,13 +277,53 @@ fn a_run_records_the_commits_of_its_models() {
         &["--set", "data.context=16", "--set", "data.rows=8", "--out", "run"],
     ]
     .concat();
-    home.json(&[&args[..], &["--steps", "2"]].concat());
+    let rhythm = ["--steps", "4", "--set", "checkpoint.every=2"];
+    home.json(&[&args[..], &rhythm].concat());
     let manifest = |step: u64| -> Value {
         let path = home.dir.path().join(format!("run/checkpoints/step-{step:08}/manifest.json"));
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     };
     assert_eq!(manifest(2)["teacher_revision"], teacher);
     assert_eq!(manifest(2)["student_revision"], student);
+
+    // The branches move, and the run goes on with what it had, also after an attempt that was
+    // refused.
+    let run = home.dir.path().join("run");
+    let whole = fs::read(run.join("model").join(WEIGHTS)).unwrap();
+    let (new_teacher, _) = (folder("teacher", 3), folder("student", 4));
+    let again = |more: &[&str]| {
+        let _ = fs::remove_dir_all(run.join("checkpoints/step-00000004"));
+        let _ = fs::remove_dir_all(run.join("model"));
+        home.run(&[&["distill", "--resume", "--out", "run"], more].concat())
+    };
+    for (more, code, part) in [
+        (&[][..], 0, ""),
+        (&["--teacher", &new_teacher], 2, "teacher's weights (SHA-256)"),
+        (&["--student", "org/student@main"], 2, "student's first weights (SHA-256)"),
+        (&["--teacher", "org/teacher", "--student", "org/student"], 0, ""),
+        (&["--teacher", "org/teacher@main"], 2, "teacher's weights (SHA-256)"),
+        (&["--offline"], 0, ""),
+        (&["--teacher", &teacher, "--student", &student, "--offline"], 0, ""),
+    ] {
+        let (found, _, stderr) = again(more);
+        assert!(found == code && stderr.contains(part), "{more:?}: {found} {stderr}");
+        if code == 0 {
+            assert_eq!(fs::read(run.join("model").join(WEIGHTS)).unwrap(), whole, "{more:?}");
+        }
+    }
+    assert_eq!(manifest(4)["teacher_revision"], teacher);
+    assert_eq!(manifest(4)["student_revision"], student);
+    // Any model may be named with its revision.
+    let commit = teacher.split_once('@').unwrap().1;
+    let found = home.json(&["download", &teacher, "--offline"]);
+    assert_eq!(found["commit"], commit);
+    let (code, _, stderr) = home.run(&["download", &teacher, "--revision", "main"]);
+    assert!(code == 2 && stderr.contains("names a revision"), "{stderr}");
+    let text = home.dir.path().join("text.txt");
+    fs::write(&text, "Anna put a pear in the basket.").unwrap();
+    let nll =
+        |model: &str| home.json(&["eval", model, "--data", text.to_str().unwrap()])["nll"].clone();
+    assert_ne!(nll(&teacher), nll("org/teacher"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
 mod models;
+mod moved;
 mod parity;
 mod run;
 mod sampled;

@@ -42,6 +42,10 @@ pub struct Manifest {
     /// `org/name@commit` of a teacher from the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_revision: Option<String>,
+    /// SHA-256 of the weights that a student began with, if a stored model gave them; None in
+    /// checkpoints from before it was noted, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_hash: Option<String>,
     /// `org/name@commit` of the Hub's model that the student started as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_revision: Option<String>,
@@ -66,6 +70,7 @@ impl Manifest {
             tokenizer_hash: self.tokenizer_hash.clone(),
             teacher_hash: self.teacher_hash.clone(),
             teacher_revision: self.teacher_revision.clone(),
+            student_hash: self.student_hash.clone(),
             student_revision: self.student_revision.clone(),
         }
     }
@@ -92,6 +97,7 @@ impl Manifest {
             tokenizer_hash: inputs.tokenizer_hash.clone(),
             teacher_hash: inputs.teacher_hash.clone(),
             teacher_revision: inputs.teacher_revision.clone(),
+            student_hash: inputs.student_hash.clone(),
             student_revision: inputs.student_revision.clone(),
             files: sums.into_iter().collect::<Result<_>>()?,
         };

@@ -45,8 +45,9 @@ use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::adamw;
 use crate::progress::Progress;
+use crate::store::preset;
 use crate::store::weights::{
-    SaveOptions, check_finite, load_model, load_params, save_model, save_params,
+    SaveOptions, check_finite, load_model, load_params, read_config, save_model, save_params,
 };
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -176,8 +177,33 @@ pub struct Inputs {
     /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether
     /// it is the same.
     pub teacher_revision: Option<String>,
-    /// The same of the Hub's model that the student started as.
+    /// Hash of the weights that the student began with, if a stored model gave them.
+    pub student_hash: Option<String>,
+    /// `org/name@commit` of the Hub's model that it started as.
     pub student_revision: Option<String>,
+}
+
+/// What a checkpoint says of its run, read before anything large is.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// The checkpoint.
+    pub dir: PathBuf,
+    /// What the run reads.
+    pub inputs: Inputs,
+    /// The run as resolved.
+    pub plan: Plan,
+}
+
+/// That of the newest checkpoint of `run` that says it; None without one. What is damaged comes to
+/// light when it is loaded.
+pub fn known(run: &Path) -> Result<Option<Known>> {
+    let read = |dir: PathBuf| {
+        let inputs = Manifest::read(&dir).ok()?.inputs();
+        read_config(&dir.join("config.json")).ok()?;
+        let plan = serde_json::from_value(read_state(&dir).ok()?.plan).ok()?;
+        Some(Known { dir, inputs, plan })
+    };
+    Ok(list(run)?.into_iter().rev().find_map(|(_, dir)| read(dir)))
 }
 
 /// `state.json`.
@@ -283,17 +309,27 @@ pub struct Expected<'a> {
 }
 
 impl Expected<'_> {
-    /// Refuses a checkpoint of another run and shows what differs.
+    /// Refuses a checkpoint of another run and shows what differs. Models are the same if their
+    /// weights are; names count where a hash is not known: of a model that no run asks, of a
+    /// student that starts from no stored weights, in checkpoints of earlier versions.
     fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
-        let mut differences = self.plan.mathematics_differences(&plan.mathematics());
         let (before, now) = (manifest.inputs(), self.inputs);
-        // A checkpoint may not know its teacher's hash, and a run without a teacher differs in its
-        // plan.
         let teachers = before.teacher_hash.as_ref().zip(now.teacher_hash.as_ref());
+        let students = before.student_hash.as_ref().zip(now.student_hash.as_ref());
+        let mut known = Vec::new();
+        if teachers.is_some() || !(plan.uses_teacher() || self.plan.uses_teacher()) {
+            known.push("teacher");
+        }
+        // An earlier version noted no hash of a stored student; its shape is compared later.
+        if students.is_some() || now.student_hash.is_some() && !preset::is_student(&plan.student) {
+            known.push("student");
+        }
+        let mut differences = self.plan.differences_beside(&plan.mathematics(), &known);
         let pairs = [
             Some(("training tokens (SHA-256)", (&before.data_hash, &now.data_hash))),
             Some(("tokenizer (SHA-256)", (&before.tokenizer_hash, &now.tokenizer_hash))),
             teachers.map(|hashes| ("teacher's weights (SHA-256)", hashes)),
+            students.map(|hashes| ("student's first weights (SHA-256)", hashes)),
         ];
         for (what, (was, is)) in pairs.into_iter().flatten() {
             if was != is {

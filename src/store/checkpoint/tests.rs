@@ -70,6 +70,7 @@ fn state(step: u64) -> TrainState {
             tokenizer_hash: "t1".into(),
             teacher_hash: Some("w1".into()),
             teacher_revision: Some("org/teacher@c1".into()),
+            student_hash: None,
             student_revision: None,
         },
     }
@@ -335,6 +336,11 @@ fn another_run_is_refused_with_the_difference() {
     );
     let text = refused(|s| s.inputs.teacher_hash = Some("w2".into()));
     assert!(text.contains("teacher's weights (SHA-256): w1 before, w2 now"), "{text}");
+    let text = refused(|s| {
+        s.plan.student = "./stored".into();
+        s.inputs.student_hash = Some("w3".into());
+    });
+    assert!(text.contains("student: "), "it began as a preset: {text}");
     assert!(refused(|s| s.config = Gpt2Config::new(11, 8, 8, 1, 2)).contains("another shape"));
     // The machine half is free.
     load_with(&path, |s| {
