@@ -1,7 +1,6 @@
 //! The `eslm-kd` command: parse, listen for signals, run, and turn an error into a message and an
 //! exit status.
 
-use clap::Parser;
 use eslm_kd::cli::{Cli, Printer};
 use eslm_kd::{allocator, guard, interrupt};
 use std::process::ExitCode;
@@ -9,7 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     guard::quiet_guarded_panics();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let ui = Printer::new(&cli.globals);
     match interrupt::install().and_then(|()| cli.verb.run(&ui)) {
         Ok(()) => ExitCode::SUCCESS,

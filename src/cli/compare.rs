@@ -1,6 +1,7 @@
 //! `compare`: methods x seeds on the same data, trained, evaluated and reported.
 
 use super::Printer;
+use super::number::whole;
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
 use crate::compare::page;
@@ -11,7 +12,6 @@ use crate::report::text::{Table, count, flops, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
-use clap::value_parser;
 use std::path::PathBuf;
 
 /// Compare methods: train several arms on the same data and seeds, test the differences, write a
@@ -31,7 +31,7 @@ pub struct CompareArgs {
     #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR")]
     pub data: Option<String>,
     /// Train every arm with the seeds 1 to N
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u64).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u64>(1..=1000))]
     pub seeds: u64,
     /// Folder of the comparison; one that exists is continued
     #[arg(long, value_name = "DIR")]

@@ -1,11 +1,11 @@
 //! `eval`: mean loss, perplexity and bits per byte of a model on text.
 
+use super::number::whole;
 use super::{ModelArgs, Printer};
 use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::report::text;
 use crate::store::open_tokens;
-use clap::value_parser;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ pub struct EvalArgs {
     #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR|FILE")]
     pub data: PathBuf,
     /// Tokens per window; without it, all positions of the model
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub context: Option<u32>,
     /// Tokens by which windows advance; fewer than the context gives every token more left context,
     /// at more cost; without it, the context
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub stride: Option<u32>,
     /// Put end-of-text in front, so that the first token is predicted, too, as
     /// lm-evaluation-harness does

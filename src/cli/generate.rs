@@ -1,9 +1,11 @@
 //! `generate`: text from a model.
 
+use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::eval::generate::{GenerateOptions, generate};
-use clap::value_parser;
+use crate::report::text::visible;
 use serde_json::json;
+use std::io::IsTerminal;
 use std::time::Instant;
 
 /// Continue a prompt
@@ -19,7 +21,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample among the K likeliest tokens
-    #[arg(long, value_name = "K", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "K", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub top_k: Option<u32>,
     /// Sample among the likeliest tokens that together have probability P
     #[arg(long, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
@@ -30,11 +32,12 @@ pub struct GenerateArgs {
         env = "ESLM_KD_SEED",
         hide_env_values = true,
         value_name = "N",
+        value_parser = whole::<u64>(0..=i64::MAX),
         default_value_t = 42
     )]
     pub seed: u64,
     /// Tokens to add at most
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub max_tokens: u32,
 }
 
@@ -45,14 +48,14 @@ Examples:
   eslm-kd generate runs/first --prompt 'She said' --top-k 40 --top-p 0.9 --seed 7 --max-tokens 50";
 
 fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(t) if t.is_finite() && t >= 0.0 => Ok(t),
+    match finite(text) {
+        Ok(t) if t >= 0.0 => Ok(t),
         _ => Err("expected a finite number of at least 0".into()),
     }
 }
 
 fn top_p(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
+    match finite(text) {
         Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
         _ => Err("expected a number in (0, 1]".into()),
     }
@@ -71,11 +74,16 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     };
     let started = Instant::now();
     let stream = !ui.json();
+    let terminal = std::io::stdout().is_terminal();
+    let show = |text: &str| match terminal {
+        true => ui.stdout(&visible(text)),
+        false => ui.stdout(text),
+    };
     if stream {
-        ui.stdout(&args.prompt)?;
+        show(&args.prompt)?;
     }
     let done = generate(&opened.model, opened.tokenizer()?, &args.prompt, &options, |piece| {
-        if stream { ui.stdout(piece) } else { Ok(()) }
+        if stream { show(piece) } else { Ok(()) }
     });
     if stream {
         // Also after an error or a signal: what follows starts on a line of its own.

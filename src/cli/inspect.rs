@@ -1,5 +1,6 @@
 //! `inspect`: what selection makes of a text.
 
+use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
 use crate::error::{Error, Result};
@@ -7,7 +8,6 @@ use crate::files::write_atomic;
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::report::text;
 use crate::teacher::Teacher;
-use clap::value_parser;
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -34,10 +34,10 @@ pub struct InspectArgs {
     #[arg(long, value_name = "SCORE")]
     pub score: Option<Score>,
     /// Confidence levels
-    #[arg(long, value_name = "ALPHA,...", value_delimiter = ',', default_values_t = [0.1, 0.3, 0.5, 0.8])]
+    #[arg(long, value_name = "ALPHA,...", value_delimiter = ',', value_parser = finite, default_values_t = [0.1, 0.3, 0.5, 0.8])]
     pub alpha: Vec<f64>,
     /// The level whose kept tokens are marked
-    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    #[arg(long, value_name = "ALPHA", value_parser = finite, default_value_t = 0.5)]
     pub mark: f64,
     /// Who shares a threshold: sequence, a window's tokens; micro-batch, all of them
     #[arg(long, default_value = "sequence", value_name = "POOL")]
@@ -46,13 +46,13 @@ pub struct InspectArgs {
     #[arg(long, default_value = "high", value_name = "TAIL")]
     pub tail: Tail,
     /// Temperature of the divergences
-    #[arg(long, default_value_t = 1.0, value_name = "TAU")]
-    pub temperature: f32,
+    #[arg(long, value_parser = finite, default_value_t = 1.0, value_name = "TAU")]
+    pub temperature: f64,
     /// Tokens per window; without it, all positions of the model
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub context: Option<u32>,
     /// Tokens of the text to look at
-    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = value_parser!(u32).range(2..=200_000))]
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = whole::<u32>(2..=200_000))]
     pub max_tokens: u32,
 }
 
@@ -130,7 +130,7 @@ fn options(args: &InspectArgs) -> Result<Options> {
     }
     alphas.sort_by(f64::total_cmp);
     alphas.dedup();
-    if !(args.temperature >= 1e-3 && args.temperature.is_finite()) {
+    if args.temperature < 1e-3 {
         return Err(Error::usage(format!(
             "--temperature: expected at least 0.001, found {}",
             args.temperature
@@ -142,7 +142,7 @@ fn options(args: &InspectArgs) -> Result<Options> {
         } else {
             Score::Entropy
         }),
-        temperature: args.temperature,
+        temperature: args.temperature as f32,
         alphas,
         mark: args.mark,
         pool: args.pool,
@@ -154,12 +154,12 @@ fn options(args: &InspectArgs) -> Result<Options> {
 
 /// The text with its kept tokens: bold where a terminal can, else in brackets.
 fn marked(found: &Inspection) -> String {
-    let bold = std::io::stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let terminal = std::io::stdout().is_terminal();
+    let bold = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let (open, close) = if bold { ("\x1b[1;4m", "\x1b[0m") } else { ("[", "]") };
     let mut out = String::new();
     for token in &found.tokens {
-        let shown = token.text.replace('\x1b', "\\x1B");
+        let shown = if terminal { text::visible(&token.text) } else { token.text.as_str().into() };
         match token.figures {
             Some(f) if f.kept => out += &format!("{open}{shown}{close}"),
             _ => out += &shown,

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, thin; results on stdout, everything else on stderr.
 
+mod arguments;
 pub mod cache;
 pub mod compare;
 pub mod distill;
@@ -11,6 +12,7 @@ pub mod generate;
 pub mod inspect;
 mod knobs;
 mod model;
+mod number;
 pub mod plan;
 pub mod prepare;
 pub mod pretrain;

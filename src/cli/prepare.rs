@@ -1,6 +1,7 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
 use super::Printer;
+use super::number::finite;
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
 use crate::error::Result;
 use crate::progress::Progress;
@@ -39,7 +40,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "valid_fraction")]
     pub valid: Vec<PathBuf>,
     /// Share of the input documents to set aside for validation.
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", value_parser = finite)]
     pub valid_fraction: Option<f64>,
     /// Leave out rows of JSON lines and Parquet without a readable text, and count them, instead of
     /// stopping at the first.

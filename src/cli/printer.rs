@@ -115,6 +115,7 @@ impl Printer {
 
     /// One line on stderr, above the bar if there is one. A closed stderr is not worth an end.
     fn speak(&self, phase: Option<&Phase>, line: &str) {
+        let line = text::visible(line); // names of files, and what servers say
         match phase.and_then(|p| p.bar.as_ref()) {
             Some(bar) => bar.suspend(|| drop(writeln!(std::io::stderr(), "{line}"))),
             None => drop(writeln!(std::io::stderr(), "{line}")),

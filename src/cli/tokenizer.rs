@@ -1,6 +1,7 @@
 //! `eslm-kd tokenizer train`: a byte-level byte-pair encoding from text.
 
 use super::Printer;
+use super::number::whole;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::{TrainOptions, TrainReport};
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ pub struct TokenizerTrainArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
     /// Tokens to learn, the 256 bytes and <|endoftext|> included.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(0..=i64::MAX))]
     pub vocab_size: usize,
     /// New folder to write.
     #[arg(long, value_name = "DIR")]
@@ -47,7 +48,7 @@ pub struct TokenizerTrainArgs {
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
     /// Occurrences that a pair of tokens needs to become one.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=i64::MAX), default_value_t = 2)]
     pub min_frequency: u64,
     /// Leave out rows of JSON lines and Parquet without a readable text, and count them, instead of
     /// stopping at the first.

@@ -2,6 +2,7 @@
 //! are in `config/table.rs`.
 
 use super::choice::{DeviceSpec, list};
+use super::number;
 use super::plan::Plan;
 pub use super::table::KEYS;
 use toml::Value;
@@ -185,6 +186,16 @@ impl Kind {
                 Some(Value::String(quoted)) => Value::String(quoted),
                 _ => as_text(),
             },
+            // What TOML does not read may be a number all the same.
+            Self::Count { .. } | Self::CountOrAuto => {
+                let toml = parse(text).filter(Value::is_integer);
+                let people = || number::whole(text).map(Value::Integer);
+                toml.or_else(people).or_else(|| parse(text)).unwrap_or_else(as_text)
+            }
+            Self::Number(_) | Self::NumberOrAuto(_) => {
+                let people = || number::finite(text).map(Value::Float);
+                parse(text).or_else(people).unwrap_or_else(as_text)
+            }
             Self::Counts if !text.trim_start().starts_with('[') => {
                 parse(&format!("[{text}]")).unwrap_or_else(as_text)
             }

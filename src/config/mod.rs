@@ -6,6 +6,7 @@ mod choice;
 mod file;
 pub mod keys;
 mod load;
+pub(crate) mod number;
 mod plan;
 mod reference;
 mod table;

@@ -1,5 +1,7 @@
 //! Numbers and tables for people.
 
+use std::borrow::Cow;
+
 /// `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -118,6 +120,23 @@ fn is_number(text: &str) -> bool {
             }))
 }
 
+/// Text of a model or a server for a terminal: what would steer it (escape sequences, a return to
+/// the line's begin) is shown as a sign instead. Line breaks and tabs stay.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let sign = |c: char| match u32::from(c) {
+        _ if !steers(c) => c,
+        // Unicode has pictures of the old control characters.
+        code @ 0..0x20 => char::from_u32(0x2400 + code).unwrap_or(char::REPLACEMENT_CHARACTER),
+        0x7f => '\u{2421}',
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    Cow::Owned(text.chars().map(sign).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,5 +173,11 @@ mod tests {
              a student      12     512 B    -\n\
              x\n"
         );
+    }
+
+    #[test]
+    fn nothing_steers_a_terminal() {
+        assert_eq!(visible("a\tb\nc é"), "a\tb\nc é");
+        assert_eq!(visible("\x1b]0;title\x07\r\x7f\u{9b}31m"), "␛]0;title␇␍␡\u{fffd}31m");
     }
 }

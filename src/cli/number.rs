@@ -1,0 +1,23 @@
+//! Numbers of flags that are no keys of a run file, read as those of keys are.
+
+use crate::config::number;
+use std::ops::RangeInclusive;
+
+/// A parser of whole numbers in a range.
+pub(super) fn whole<T: TryFrom<i64>>(
+    range: RangeInclusive<i64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let found =
+            number::whole(text).filter(|n| range.contains(n)).and_then(|n| T::try_from(n).ok());
+        found.ok_or_else(|| match *range.end() {
+            i64::MAX => format!("expected a whole number of at least {}", range.start()),
+            most => format!("expected a whole number between {} and {most}", range.start()),
+        })
+    }
+}
+
+/// A finite number; what its range is, the verb says.
+pub(super) fn finite(text: &str) -> Result<f64, String> {
+    number::finite(text).ok_or_else(|| "expected a finite number".to_string())
+}
