@@ -39,7 +39,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         true => check_resumable(&out, ui)?,
         false => checkpoint::check_free(&out)?, // before a teacher is fetched
     }
-    let hub = HubOptions::from_env(ui.offline())?;
+    let hub = HubOptions::from_env(ui.offline());
     let session = Session::open(plan, Where { hub: &hub, progress: ui })?;
     let summary = train(session, &out, args.resume, ui)?;
     let report = RunReport {
