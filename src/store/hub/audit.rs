@@ -314,7 +314,7 @@ impl Repo {
         etag: &Etag,
         links: impl Iterator<Item = &'a Path>,
     ) -> Result<bool> {
-        let Claim::Held(_lock) = self.cache.try_lock(etag)? else { return Ok(false) };
+        let Claim::Held(_lock) = self.cache.try_lock(etag) else { return Ok(false) };
         let blob = self.cache.blob(etag);
         // Another process may have replaced it before the lock was ours.
         if blob.exists() && etag.matches(&blob)? {
@@ -376,7 +376,7 @@ impl Repo {
         }
         let bytes = length(path);
         if !done.dry_run {
-            let Claim::Held(_lock) = self.cache.try_lock(&etag)? else {
+            let Claim::Held(_lock) = self.cache.try_lock(&etag) else {
                 let reason = "another process is downloading it";
                 done.left.push(Left { path: path.to_path_buf(), reason });
                 return Ok(());

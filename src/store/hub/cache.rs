@@ -15,7 +15,7 @@
 
 use super::names::{Etag, What, is_commit};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{children, write_atomic};
 use crate::progress::Progress;
 use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use std::fs::{self, File};
@@ -138,8 +138,12 @@ impl RepoCache {
     }
 
     /// The same lock without waiting.
-    pub(super) fn try_lock(&self, etag: &Etag) -> Result<Claim> {
-        Ok(claim(self.open_lock(etag.as_str())?))
+    pub(super) fn try_lock(&self, etag: &Etag) -> Claim {
+        self.claim(etag.as_str())
+    }
+
+    fn claim(&self, name: &str) -> Claim {
+        self.open_lock(name).map_or(Claim::Held(None), claim)
     }
 
     /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it
@@ -157,15 +161,10 @@ impl RepoCache {
     /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's,
     /// downloads into it.
     pub(super) fn claim_repo(&self) -> Result<Claim> {
-        let Claim::Held(ours) = claim(self.open_lock(REPO_LOCK)?) else { return Ok(Claim::Busy) };
-        let failed = |e| Error::io("list", &self.locks, e);
-        let own = format!("{REPO_LOCK}.lock");
-        for entry in fs::read_dir(&self.locks).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name() == *own {
-                continue;
-            }
-            if let Ok(file) = File::options().append(true).open(entry.path())
+        let Claim::Held(ours) = self.claim(REPO_LOCK) else { return Ok(Claim::Busy) };
+        let own = self.locks.join(format!("{REPO_LOCK}.lock"));
+        for path in children(&self.locks)?.into_iter().filter(|path| *path != own) {
+            if let Ok(file) = File::options().append(true).open(path)
                 && matches!(claim(file), Claim::Busy)
             {
                 return Ok(Claim::Busy);
@@ -279,7 +278,7 @@ pub(super) fn is_settled(path: &Path) -> bool {
 /// The outcome of asking for a lock without waiting.
 #[derive(Debug)]
 pub(super) enum Claim {
-    /// Ours until dropped; None where locks do nothing.
+    /// Ours until dropped; None where locks do nothing, or none can be made.
     Held(Option<File>),
     /// Another process has it.
     Busy,

@@ -389,4 +389,29 @@ mod tests {
         assert!(!same("https://hub.test/a", "https://cdn.hub.test/a"));
         assert!(!same("http://hub.test:8/a", "http://hub.test:9/a"));
     }
+
+    #[test]
+    fn the_token_is_for_the_hub_and_for_the_endpoint() {
+        let is_hub = |endpoint: &str, uri: &str| {
+            let options = HubOptions::new(endpoint, std::path::Path::new("/c"));
+            Connections::new(&options, false).unwrap().is_hub(&uri.parse().unwrap())
+        };
+        for hub in ["https://huggingface.co/a", "https://HF.co:443/a", "http://m.test:8/x"] {
+            assert!(is_hub("http://m.test:8", hub), "{hub}");
+        }
+        for other in [
+            "http://huggingface.co/a",
+            "https://huggingface.co:8443/a",
+            "https://huggingface.co.evil.test/a",
+            "https://cdn.huggingface.co/a",
+            "http://m.test:9/x",
+            "https://m.test/x",
+        ] {
+            assert!(!is_hub("http://m.test:8", other), "{other}");
+        }
+        // A mirror may insist on https.
+        assert!(is_hub("http://m.test", "https://m.test/x"));
+        assert!(!is_hub("https://m.test", "http://m.test/x"));
+        assert!(!is_hub("http://m.test", "https://m.test:8443/x"));
+    }
 }

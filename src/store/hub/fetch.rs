@@ -52,7 +52,7 @@ pub fn fetch_model(
         held.as_ref().is_ok_and(|h| what != What::Model || !cache.may_lack_tokenizer(&h.commit));
     match held {
         Ok(held) if whole && is_commit(revision) => Ok(held),
-        // Nothing is lost by asking once: what the Hub does not say now, the cache does.
+        // What the Hub does not say at once, the cache does.
         Ok(held) => match online(&cache, (id, revision), what, options, whole, progress) {
             Err(Failure::Passing(error, _) | Failure::Barred(error)) => {
                 progress.note(&format!("{error}; using the cached commit {}", held.commit));
