@@ -32,7 +32,7 @@ fn train(data: &str, out: &Path) -> Result<()> {
         .score(Score::Entropy)
         .alpha(0.3);
     let plan = plan.set("checkpoint.every", 25).build()?;
-    let hub = HubOptions::from_env(false)?;
+    let hub = HubOptions::from_env(false);
     let session = Session::open(&plan, Where { hub: &hub, progress: &Silent })?;
     let mut run = Run::open(session, out, false, &Silent)?;
     let metrics = Jsonl::create(&out.join("metrics.jsonl"))?;

@@ -217,8 +217,16 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("sync folder", folder, e))
+/// Some file systems (SMB, FAT through FUSE) cannot sync a folder, and say so; nothing is lost that
+/// they could keep.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    match File::open(folder).and_then(|f| f.sync_all()) {
+        Err(e) if !matches!(e.kind(), InvalidInput | Unsupported) => {
+            Err(Error::io("sync folder", folder, e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `.NAME.PID-N.tmp`: hidden, in the same folder (renames must not cross file systems), unique in

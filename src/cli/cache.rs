@@ -85,7 +85,7 @@ pub struct CacheList {
 
 /// Runs the verb.
 pub fn run(args: &CacheArgs, ui: &Printer) -> Result<()> {
-    let options = HubOptions::from_env(ui.offline())?;
+    let options = HubOptions::from_env(ui.offline());
     match &args.command {
         CacheCommand::Ls(args) => {
             let listed = listed(args, &options)?;
@@ -105,9 +105,9 @@ pub fn run(args: &CacheArgs, ui: &Printer) -> Result<()> {
 
 /// `cache ls` without its printing.
 pub fn listed(args: &CacheLsArgs, options: &HubOptions) -> Result<CacheList> {
-    let repos = list(&options.cache, repo_id(args.repo.as_deref())?.as_deref())?;
+    let repos = list(options.cache()?, repo_id(args.repo.as_deref())?.as_deref())?;
     Ok(CacheList {
-        cache: options.cache.clone(),
+        cache: options.cache()?.to_path_buf(),
         bytes: repos.iter().map(|r| r.bytes + r.partial_bytes).sum(),
         repos,
     })
@@ -119,12 +119,12 @@ pub fn verified(
     options: &HubOptions,
     progress: &dyn Progress,
 ) -> Result<Verified> {
-    verify(&options.cache, repo_id(args.repo.as_deref())?.as_deref(), args.remove, progress)
+    verify(options.cache()?, repo_id(args.repo.as_deref())?.as_deref(), args.remove, progress)
 }
 
 /// `cache prune` without its printing.
 pub fn pruned(args: &CachePruneArgs, options: &HubOptions) -> Result<Pruned> {
-    prune(&options.cache, repo_id(args.repo.as_deref())?.as_deref(), args.dry_run)
+    prune(options.cache()?, repo_id(args.repo.as_deref())?.as_deref(), args.dry_run)
 }
 
 /// The Hub id of a name; here a name is never a path.

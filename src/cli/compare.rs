@@ -67,7 +67,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     if !args.report_only {
         let asked = args.resolve()?;
         use_everywhere(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
-        let hub = HubOptions::from_env(ui.offline())?;
+        let hub = HubOptions::from_env(ui.offline());
         compare(&asked, Where { hub: &hub, progress: ui })?;
     }
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;

@@ -4,7 +4,7 @@ use super::Printer;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::report::text::bytes;
-use crate::store::hub::{HubOptions, What, snapshot_files};
+use crate::store::hub::{HubOptions, What, lacking_tokenizer, snapshot_files};
 use crate::store::names::{Kind, ModelRef, Where, locate};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub struct DownloadedFile {
 
 /// Runs the verb.
 pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
-    let report = fetched(args, &HubOptions::from_env(ui.offline())?, ui)?;
+    let report = fetched(args, &HubOptions::from_env(ui.offline()), ui)?;
     ui.result(&report, || {
         let (size, files) = (bytes(report.bytes), report.files.len());
         format!(
@@ -75,6 +75,9 @@ pub fn fetched(
         What::Model,
         Where { hub: options, progress },
     )?;
+    if let Some(lacks) = lacking_tokenizer(&source.dir).filter(|_| options.offline) {
+        return Err(lacks);
+    }
     let files: Vec<DownloadedFile> = snapshot_files(&source.dir)?
         .into_iter()
         .map(|(name, bytes)| DownloadedFile { name, bytes })

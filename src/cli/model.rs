@@ -33,7 +33,7 @@ impl ModelArgs {
 
     /// Another model, beside it.
     pub fn open_also(&self, name: &str, ui: &Printer) -> Result<OpenModel> {
-        let hub = HubOptions::from_env(ui.offline())?;
+        let hub = HubOptions::from_env(ui.offline());
         open(name, Kind::Any, &device(self.device)?, Where { hub: &hub, progress: ui })
     }
 }

@@ -31,7 +31,7 @@ Examples:
 /// Prints the plan.
 pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let resolved = args.config.resolve(None)?;
-    let hub = HubOptions::from_env(ui.offline())?;
+    let hub = HubOptions::from_env(ui.offline());
     let report = Report::new(resolved, Where { hub: &hub, progress: ui })?;
     ui.result(&report.json(), || report.text(ui.verbose()))
 }

@@ -50,7 +50,7 @@ pub struct PrepareArgs {
 
 /// Runs the verb.
 pub fn run(args: &PrepareArgs, ui: &Printer) -> Result<()> {
-    let hub = HubOptions::from_env(ui.offline())?;
+    let hub = HubOptions::from_env(ui.offline());
     let report = prepared(args, &hub, ui)?;
     ui.result(&report, || human(args, &report))
 }
@@ -143,7 +143,7 @@ mod tests {
             let Cli::Prepare(args) = Cli::try_parse_from([&common, more].concat()).unwrap() else {
                 panic!("verb")
             };
-            prepared(&args, &HubOptions::from_env(true)?, &Silent)
+            prepared(&args, &HubOptions::from_env(true), &Silent)
         };
         assert_eq!(prepared(&[]).unwrap().train.documents, 4);
         assert_eq!(prepared(&["--valid", &at("a.txt")]).unwrap().valid.unwrap().documents, 2);
@@ -154,7 +154,7 @@ mod tests {
             )
             .is_err()
         );
-        let offline = HubOptions::from_env(true).unwrap();
+        let offline = HubOptions::from_env(true);
         assert!(resolve_tokenizer(&at("nothing"), None, &offline, &Silent).is_err());
         // A tokenizer is not overwritten by accident.
         assert!(tokenizer::trained(&args, &Silent).unwrap_err().to_string().contains("exists"));

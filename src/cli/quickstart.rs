@@ -15,7 +15,7 @@ use crate::train::threads::use_everywhere;
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_everywhere(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
-    let hub = HubOptions::from_env(ui.offline())?;
+    let hub = HubOptions::from_env(ui.offline());
     let around = Where { hub: &hub, progress: ui };
     let done = quickstart(plan, &out, args.resume, &cache_folder()?, around)?;
     ui.result(&done, || human(&done))

@@ -39,7 +39,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         true => check_resumable(&out, ui)?,
         false => checkpoint::check_free(&out)?, // before a teacher is fetched
     }
-    let hub = HubOptions::from_env(ui.offline())?;
+    let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
     let session = match args.resume {
         true => Session::resume(plan, &out, at)?,

@@ -22,7 +22,7 @@ use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
-use crate::store::hub::{HubOptions, What, fetch_model};
+use crate::store::hub::{HubOptions, What, fetch_model, lacking_tokenizer};
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors, weights_hash};
 use candle_core::Device;
@@ -283,10 +283,12 @@ pub fn resolve_tokenizer(
         let dir = if has_tokenizer(path) { path.to_path_buf() } else { model_folder(path)?.0 };
         return match has_tokenizer(&dir) {
             true => Ok(dir),
-            false => Err(Error::data(format!(
-                "{}: expected a tokenizer (tokenizer.json, or vocab.json and merges.txt), found none",
-                dir.display()
-            ))),
+            false => Err(lacking_tokenizer(&dir).unwrap_or_else(|| {
+                Error::data(format!(
+                    "{}: expected a tokenizer (tokenizer.json, or vocab.json and merges.txt), found none",
+                    dir.display()
+                ))
+            })),
         };
     }
     let (id, revision) = match ModelRef::parse(text, Kind::Any)? {

@@ -4,7 +4,7 @@
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
-use crate::store::hub::What;
+use crate::store::hub::{What, lacking_tokenizer};
 use crate::store::names::{Kind, ModelFolder, ModelRef, Where, find, locate};
 use candle_core::Device;
 
@@ -23,10 +23,13 @@ impl OpenModel {
     /// The tokenizer, or an error that says where it should be.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            Error::data(format!(
-                "{}: the model has no tokenizer beside it; expected tokenizer.json, or vocab.json and merges.txt",
-                self.folder.dir.display()
-            ))
+            let dir = &self.folder.dir;
+            lacking_tokenizer(dir).unwrap_or_else(|| {
+                Error::data(format!(
+                    "{}: the model has no tokenizer beside it; expected tokenizer.json, or vocab.json and merges.txt",
+                    dir.display()
+                ))
+            })
         })
     }
 }

@@ -17,19 +17,19 @@ use std::time::{Duration, Instant};
 const WEIGHTS: &str = "model.safetensors";
 
 /// A server and a home for the cache.
-struct Home {
-    server: HubServer,
-    dir: tempfile::TempDir,
+pub struct Home {
+    pub server: HubServer,
+    pub dir: tempfile::TempDir,
 }
 
 impl Home {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let server = HubServer::start(0).unwrap();
         server.add_repo(ID, &model_files());
         Self { server, dir: tempfile::tempdir().unwrap() }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
         without_settings(&mut command);
         command.env("HF_ENDPOINT", &self.server.endpoint).env("HF_HOME", self.dir.path());
@@ -39,17 +39,17 @@ impl Home {
     }
 
     /// Exit status, stdout, stderr.
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
         ended(self.command(args).output().unwrap())
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
         assert_eq!((code, stdout.lines().count()), (0, 1), "{args:?}: {stdout}{stderr}");
         serde_json::from_str(&stdout).unwrap()
     }
 
-    fn repo(&self) -> PathBuf {
+    pub fn repo(&self) -> PathBuf {
         self.dir.path().join("hub/models--org--tiny")
     }
 
@@ -60,7 +60,7 @@ impl Home {
     }
 }
 
-fn ended(output: Output) -> (i32, String, String) {
+pub fn ended(output: Output) -> (i32, String, String) {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }

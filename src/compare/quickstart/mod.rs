@@ -17,6 +17,7 @@ use crate::files::AtomicDir;
 use crate::progress::Progress;
 use crate::store::Where;
 use crate::store::checkpoint::check_free;
+use crate::store::hub::paths::{cache_base, expanded, set};
 use crate::store::weights::read_config;
 use crate::train::run::MODEL_FOLDER;
 use crate::train::session::Session;
@@ -100,10 +101,10 @@ pub fn quickstart(
 /// Where the quickstart keeps what the next one can use: `ESLM_KD_CACHE`, or `eslm-kd` in the
 /// user's cache folder.
 pub fn cache_folder() -> Result<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = var("ESLM_KD_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|c| c.join("eslm-kd")))
-        .or_else(|| var("HOME").map(|h| h.join(".cache/eslm-kd")));
+    let var = |name: &str| std::env::var(name).ok();
+    let base = set("ESLM_KD_CACHE", var)
+        .map(|text| expanded(&text, &var))
+        .or_else(|| cache_base(&var).map(|cache| cache.join("eslm-kd")));
     let base = base.ok_or_else(|| {
         Error::usage("no place for the quickstart's cache: set ESLM_KD_CACHE to a folder")
     })?;

@@ -22,11 +22,12 @@ pub struct Listed {
     pub id: String,
     /// Its snapshots.
     pub snapshots: Vec<ListedSnapshot>,
-    /// Sum of the blobs' lengths.
+    /// Sum of the blobs' lengths, and of the files that snapshots hold themselves where there are no
+    /// links.
     pub bytes: u64,
     /// Sum of what unfinished downloads left.
     pub partial_bytes: u64,
-    /// When a blob was last read or written, in seconds since 1970; None without blobs.
+    /// When one of these files was last read or written, in seconds since 1970; None without any.
     pub last_used: Option<u64>,
 }
 
@@ -227,7 +228,9 @@ impl Repo {
     }
 
     fn listed(&self) -> Result<Listed> {
-        let (blobs, refs) = (self.blobs()?, self.refs()?);
+        let (mut holding, refs, snapshots) = (self.blobs()?, self.refs()?, self.snapshots()?);
+        let unlinked = snapshots.iter().flat_map(|s| &s.files).filter(|f| f.blob.is_none());
+        holding.extend(unlinked.map(|f| f.path.clone()));
         let listed = |s: Snapshot| ListedSnapshot {
             refs: refs
                 .iter()
@@ -240,15 +243,15 @@ impl Repo {
         };
         Ok(Listed {
             id: self.id.clone(),
-            snapshots: self.snapshots()?.into_iter().map(listed).collect(),
-            bytes: blobs.iter().map(|b| length(b)).sum(),
+            snapshots: snapshots.into_iter().map(listed).collect(),
+            bytes: holding.iter().map(|b| length(b)).sum(),
             partial_bytes: self
                 .blob_files()?
                 .iter()
                 .filter(|p| is_partial(p))
                 .map(|p| length(p))
                 .sum(),
-            last_used: blobs.iter().filter_map(|b| used(b)).max(),
+            last_used: holding.iter().filter_map(|b| used(b)).max(),
         })
     }
 
@@ -311,7 +314,7 @@ impl Repo {
         etag: &Etag,
         links: impl Iterator<Item = &'a Path>,
     ) -> Result<bool> {
-        let Claim::Held(_lock) = self.cache.try_lock(etag)? else { return Ok(false) };
+        let Claim::Held(_lock) = self.cache.try_lock(etag) else { return Ok(false) };
         let blob = self.cache.blob(etag);
         // Another process may have replaced it before the lock was ours.
         if blob.exists() && etag.matches(&blob)? {
@@ -373,7 +376,7 @@ impl Repo {
         }
         let bytes = length(path);
         if !done.dry_run {
-            let Claim::Held(_lock) = self.cache.try_lock(&etag)? else {
+            let Claim::Held(_lock) = self.cache.try_lock(&etag) else {
                 let reason = "another process is downloading it";
                 done.left.push(Left { path: path.to_path_buf(), reason });
                 return Ok(());

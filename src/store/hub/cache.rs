@@ -5,13 +5,17 @@
 //!   blobs/<etag>                     the bytes; the name is their SHA-256 (large files) or git blob hash (small ones)
 //!   snapshots/<commit>/config.json   -> ../../blobs/<etag>
 //!   refs/main                        the commit that `main` meant when last asked
+//!   .no_exist/<commit>/vocab.json    empty: the repository has no such file
 //! .locks/models--org--name/<etag>.lock
 //! .locks/models--org--name/eslm-kd.lock       ours alone: shared by downloads, exclusive for `cache prune`
 //! ```
+//!
+//! On a file system without symbolic links the snapshot holds the file itself, as with Python. A
+//! cache that may only be read is good for all that lies in it.
 
 use super::names::{Etag, What, is_commit};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{children, write_atomic};
 use crate::progress::Progress;
 use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, shard_names};
 use std::fs::{self, File};
@@ -41,9 +45,9 @@ impl RepoCache {
         Some(text.trim().to_string()).filter(|c| is_commit(c))
     }
 
-    /// Remembers the commit of a branch or tag; hashes need no remembering.
+    /// Remembers the commit of a branch or tag, if it is not known; hashes need no remembering.
     pub fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
-        if is_commit(revision) {
+        if self.commit_of(revision).is_some_and(|known| known.eq_ignore_ascii_case(commit)) {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
@@ -62,25 +66,69 @@ impl RepoCache {
         self.folder.join("blobs").join(etag.as_str())
     }
 
-    /// Makes `snapshots/<commit>/<file>` point at the blob.
-    pub fn link(&self, commit: &str, file: &str, etag: &Etag) -> Result<()> {
+    /// Makes `snapshots/<commit>/<file>` point at the blob. Where nothing can point, the file itself
+    /// goes there: a `new` blob is moved, one that was there before is copied.
+    pub fn link(&self, commit: &str, file: &str, etag: &Etag, new: bool) -> Result<()> {
         let folder = self.snapshot(commit);
         fs::create_dir_all(&folder).map_err(|e| Error::io("create folder", &folder, e))?;
-        let (pointer, temporary) =
-            (folder.join(file), folder.join(format!(".{file}.{}.tmp", unique())));
+        let (pointer, blob) = (folder.join(file), self.blob(etag));
+        let temporary = folder.join(format!(".{file}.{}.tmp", unique()));
         #[cfg(unix)]
-        let made =
+        let linked =
             std::os::unix::fs::symlink(Path::new("../../blobs").join(etag.as_str()), &temporary);
         #[cfg(not(unix))]
-        let made = fs::copy(self.blob(etag), &temporary);
-        made.map_err(|e| Error::io("create", &temporary, e))?;
-        fs::rename(&temporary, &pointer).map_err(|e| Error::io("create", &pointer, e))
+        let linked: std::io::Result<()> = Err(std::io::ErrorKind::Unsupported.into());
+        let made = match linked {
+            Ok(()) => Ok(()),
+            Err(_) if new => fs::rename(&blob, &temporary),
+            Err(_) => fs::copy(&blob, &temporary)
+                .and_then(|_| File::options().append(true).open(&temporary)?.sync_all()),
+        };
+        made.and_then(|()| fs::rename(&temporary, &pointer)).map_err(|e| {
+            let _ = fs::remove_file(&temporary);
+            Error::io("create", &pointer, e)
+        })
+    }
+
+    /// Remembers that a commit has no such file, as Python's library does. That this could not be
+    /// noted costs a question next time.
+    pub(super) fn note_absent(&self, commit: &str, file: &str) {
+        let mark = self.folder.join(".no_exist").join(commit).join(file);
+        if let (false, Some(folder)) = (mark.exists(), mark.parent()) {
+            let _ = fs::create_dir_all(folder).and_then(|()| File::create(&mark));
+        }
+    }
+
+    fn is_absent(&self, commit: &str, file: &str) -> bool {
+        self.folder.join(".no_exist").join(commit).join(file).exists()
+    }
+
+    /// Errs unless files of a commit can be written, before any is fetched.
+    pub(super) fn check_writable(&self, commit: &str) -> Result<()> {
+        for folder in [self.folder.join("blobs"), self.snapshot(commit)] {
+            let probe = folder.join(format!(".{}.tmp", unique()));
+            let made = fs::create_dir_all(&folder)
+                .and_then(|()| File::create(&probe))
+                .and_then(|_| fs::remove_file(&probe));
+            made.map_err(|e| {
+                Error::new(
+                    crate::ErrorKind::Io,
+                    format!(
+                        "cannot write to {}, and not all that is asked for lies there: {e}. Name a cache of your own \
+                         with HF_HOME or HF_HUB_CACHE; --offline uses what is in this one",
+                        folder.display()
+                    ),
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// Waits for the lock that Python's library takes too. Where locks do nothing (some network
-    /// file systems) the unique names of partial files still keep two processes apart.
+    /// file systems), or another user's cannot be opened, the unique names of partial files still
+    /// keep two processes apart.
     pub fn lock(&self, etag: &Etag, progress: &dyn Progress) -> Result<Option<File>> {
-        let file = self.open_lock(etag.as_str())?;
+        let Ok(file) = self.open_lock(etag.as_str()) else { return Ok(None) };
         wait(
             file,
             File::try_lock,
@@ -90,8 +138,12 @@ impl RepoCache {
     }
 
     /// The same lock without waiting.
-    pub(super) fn try_lock(&self, etag: &Etag) -> Result<Claim> {
-        Ok(claim(self.open_lock(etag.as_str())?))
+    pub(super) fn try_lock(&self, etag: &Etag) -> Claim {
+        self.claim(etag.as_str())
+    }
+
+    fn claim(&self, name: &str) -> Claim {
+        self.open_lock(name).map_or(Claim::Held(None), claim)
     }
 
     /// Keeps `cache prune` away from the repository until dropped: a snapshot has no ref before it
@@ -109,15 +161,10 @@ impl RepoCache {
     /// Takes the repository for `cache prune`; busy if any process, of ours or of Python's,
     /// downloads into it.
     pub(super) fn claim_repo(&self) -> Result<Claim> {
-        let Claim::Held(ours) = claim(self.open_lock(REPO_LOCK)?) else { return Ok(Claim::Busy) };
-        let failed = |e| Error::io("list", &self.locks, e);
-        let own = format!("{REPO_LOCK}.lock");
-        for entry in fs::read_dir(&self.locks).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name() == *own {
-                continue;
-            }
-            if let Ok(file) = File::options().append(true).open(entry.path())
+        let Claim::Held(ours) = self.claim(REPO_LOCK) else { return Ok(Claim::Busy) };
+        let own = self.locks.join(format!("{REPO_LOCK}.lock"));
+        for path in children(&self.locks)?.into_iter().filter(|path| *path != own) {
+            if let Ok(file) = File::options().append(true).open(path)
                 && matches!(claim(file), Claim::Busy)
             {
                 return Ok(Claim::Busy);
@@ -180,15 +227,21 @@ impl RepoCache {
         self.folder.join("blobs").join(format!("{}{PARTIAL}", etag.as_str()))
     }
 
-    /// The first file that a snapshot lacks for the given use; None when it is complete.
+    /// Whether a snapshot has no tokenizer, though the repository may have one: who loads a model
+    /// alone with Python's libraries never asks for it.
+    pub(super) fn may_lack_tokenizer(&self, commit: &str) -> bool {
+        let dir = self.snapshot(commit);
+        let absent = |file: &str| self.is_absent(commit, file);
+        !holds_tokenizer(|name| dir.join(name).exists())
+            && !(absent("tokenizer.json") && (absent("vocab.json") || absent("merges.txt")))
+    }
+
+    /// The first file that a snapshot lacks for the given use; None when it can be used.
     pub fn lacks(&self, commit: &str, what: What) -> Option<String> {
         let dir = self.snapshot(commit);
         let has = |name: &str| dir.join(name).exists();
         match what {
-            What::TokenizerOnly => {
-                let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
-                (!whole).then(|| "tokenizer.json".to_string())
-            }
+            What::TokenizerOnly => (!holds_tokenizer(has)).then(|| "tokenizer.json".to_string()),
             What::Model | What::ConfigOnly if !has("config.json") => Some("config.json".into()),
             What::ConfigOnly => None,
             What::Model if has(WEIGHTS_FILE) => None,
@@ -199,6 +252,11 @@ impl RepoCache {
             },
         }
     }
+}
+
+/// Whether a tokenizer is among the files.
+pub(super) fn holds_tokenizer(has: impl Fn(&str) -> bool) -> bool {
+    has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
 }
 
 /// Own suffix: Python's library has `<etag>....incomplete` files of its own.
@@ -220,7 +278,7 @@ pub(super) fn is_settled(path: &Path) -> bool {
 /// The outcome of asking for a lock without waiting.
 #[derive(Debug)]
 pub(super) enum Claim {
-    /// Ours until dropped; None where locks do nothing.
+    /// Ours until dropped; None where locks do nothing, or none can be made.
     Held(Option<File>),
     /// Another process has it.
     Busy,

@@ -1,6 +1,6 @@
 //! What is asked of a Hub: what a repository holds, one file's hash and length, its bytes.
 
-use super::exchange::{Answer, Ask, Connections, same_origin};
+use super::exchange::{Answer, Ask, Connections, HOPS, same_origin};
 use super::names::{Etag, is_commit};
 use super::options::HubOptions;
 use super::retry::{Attempt, Failure, retry};
@@ -31,7 +31,9 @@ const SEGMENT: &AsciiSet = &CONTROLS
 
 /// A connection to one endpoint.
 pub(super) struct Client {
-    pub options: HubOptions,
+    options: HubOptions,
+    /// A copy in the cache may stand in for what a question would tell, so none is repeated.
+    hasty: bool,
     api: Api,
     connections: Connections,
 }
@@ -51,15 +53,16 @@ pub(super) struct Remote {
 }
 
 impl Client {
-    pub fn new(options: &HubOptions) -> Result<Self> {
+    pub fn new(options: &HubOptions, hasty: bool) -> Result<Self> {
+        let connections = Connections::new(options, hasty)?;
         // hf-hub's own cache looks for a token and for a home, and ends the process where there is
         // none; ours is given.
-        let api = ApiBuilder::from_cache(Cache::new(options.cache.clone()))
+        let api = ApiBuilder::from_cache(Cache::new(options.cache()?.to_path_buf()))
             .with_endpoint(options.endpoint.clone())
             .with_token(None)
             .build()
             .map_err(|e| Error::internal(format!("cannot set up the Hub's API: {e}")))?;
-        Ok(Self { options: options.clone(), api, connections: Connections::new(options)? })
+        Ok(Self { options: options.clone(), hasty, api, connections })
     }
 
     /// The commit and the files of a revision.
@@ -105,12 +108,16 @@ impl Client {
         })
     }
 
-    /// The hash and length of a file. Redirects within the endpoint are followed; the redirect to
-    /// the CDN is not, because only the Hub's own answer carries the hash.
+    /// The hash and length of a file. Redirects that stay with the Hub are followed, as far as the
+    /// answer has no hash yet; the redirect to the CDN is not, because only the Hub knows the hash.
     pub fn head(&self, id: &str, commit: &str, file: &str) -> Attempt<Remote> {
         let mut uri = self.file_uri(id, commit, file)?;
         let (mut linked, mut plain, mut size, mut at) = (None, None, None, None);
-        for _ in 0..5 {
+        let mut elsewhere = None;
+        for hop in 0.. {
+            if hop > HOPS {
+                return Err(self.connections.in_a_circle());
+            }
             let answer =
                 self.connections.once(&Ask { method: Method::HEAD, uri: uri.clone(), start: 0 })?;
             let status = answer.status;
@@ -127,8 +134,14 @@ impl Client {
             size = length.and_then(|v| v.parse::<u64>().ok()).or(size);
             at = get("x-repo-commit").map(str::to_string).or(at);
             match answer.location() {
-                Some(next) if same_origin(&next, &uri) && linked.is_none() => uri = next,
-                _ => break,
+                _ if linked.is_some() => break,
+                Some(next) if same_origin(&next, &uri) || self.connections.is_hub(&next) => {
+                    uri = next;
+                }
+                other => {
+                    elsewhere = other;
+                    break;
+                }
             }
         }
         if at.as_ref().is_some_and(|at| !at.eq_ignore_ascii_case(commit)) {
@@ -138,6 +151,16 @@ impl Client {
             .into());
         }
         let Some(header) = linked.or(plain) else {
+            if let Some(next) = elsewhere {
+                let port = next.port_u16().map_or(String::new(), |port| format!(":{port}"));
+                return Err(Failure::barred(format!(
+                    "{id}: {} sends us for {file} to {}://{}{port}, which is neither it nor the Hub and whose word on the \
+                     file's hash is not taken. Set HF_ENDPOINT to a server that answers itself",
+                    self.options.endpoint,
+                    next.scheme_str().unwrap_or_default(),
+                    next.host().unwrap_or_default(),
+                )));
+            }
             return Err(Failure::passing(format!(
                 "{id}: {} answers for {file} without an ETag; a proxy or a login page may stand between us and the Hub",
                 self.options.endpoint
@@ -170,11 +193,13 @@ impl Client {
     }
 
     /// Attempts until one succeeds, by the options' patience.
-    pub fn retry<T>(
-        &self,
-        attempt: impl FnMut() -> Attempt<T>,
-    ) -> std::result::Result<T, (Error, bool)> {
-        retry(&self.options, attempt)
+    pub fn retry<T>(&self, attempt: impl FnMut() -> Attempt<T>) -> Attempt<T> {
+        retry(&self.options, self.options.retries, attempt)
+    }
+
+    /// The same of a question, which is asked once where the cache has an answer.
+    pub fn ask<T>(&self, attempt: impl FnMut() -> Attempt<T>) -> Attempt<T> {
+        retry(&self.options, if self.hasty { 0 } else { self.options.retries }, attempt)
     }
 
     fn file_uri(&self, id: &str, commit: &str, file: &str) -> Result<Uri> {
@@ -198,19 +223,29 @@ impl Client {
         };
         let page = format!("{}/{id}", self.options.endpoint);
         let status = answer.status;
+        // The server's own words are often the better ones.
+        let said =
+            answer.header("x-error-message").map(|m| m.chars().take(300).collect::<String>());
+        let said = said.map_or(String::new(), |m| format!(". The server says: {m:?}"));
+        let code = answer.header("x-error-code");
         let text = match status.as_u16() {
+            // Whom it knows, the Hub answers 404 for what is not there.
+            401 if self.options.token.is_some() && code != Some("RepoNotFound") => format!(
+                "{id}: the token in use is invalid or expired. A public model needs none: unset HF_TOKEN or remove the \
+                 token file; for a private one log in again{said}"
+            ),
             // The Hub answers 401 for repositories that do not exist, so as not to tell which
             // private ones do.
             401 => format!(
-                "{id}: not found, or private ({token}). Check the name; for a private repository log in or set HF_TOKEN"
+                "{id}: not found, or private ({token}). Check the name; for a private repository log in or set HF_TOKEN{said}"
             ),
-            403 if answer.header("x-error-code") == Some("GatedRepo") => {
+            403 if code == Some("GatedRepo") => {
                 format!(
-                    "{id}: its owner grants access on request ({token}). Ask for it at {page}, then set HF_TOKEN"
+                    "{id}: its owner grants access on request ({token}). Ask for it at {page}, then set HF_TOKEN{said}"
                 )
             }
             403 => format!(
-                "{id}: access refused ({token}). See {page}; set HF_TOKEN to a token that may read it"
+                "{id}: access refused ({token}). See {page}; set HF_TOKEN to a token that may read it{said}"
             ),
             404 => format!(
                 "{id}: {absent} at {}. Check the name and the revision",
@@ -222,8 +257,12 @@ impl Client {
                     after,
                 );
             }
-            _ => format!("{id}: the server answered {status}"),
+            _ => format!("{id}: the server answered {status}{said}"),
         };
-        Failure::Final(Error::hub(text))
+        match status.as_u16() {
+            // It is about us, not about the model.
+            401 | 403 => Failure::barred(text),
+            _ => Failure::Final(Error::hub(text)),
+        }
     }
 }

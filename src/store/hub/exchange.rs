@@ -1,14 +1,16 @@
 //! One HTTP exchange, on a thread of its own: ureq blocks, and a wait must hear a stop signal
 //! within a tick. A thread that nobody waits for any more ends with its own time-outs.
 
-use super::options::HubOptions;
+use super::options::{HUB, HubOptions};
 use super::proxy::{AbsoluteForm, Proxies, ToProxy};
 use super::retry::{Attempt, Failure, TICK};
+use super::roots::roots;
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use ureq::config::Config;
 use ureq::http::header::{AUTHORIZATION, LOCATION, PROXY_AUTHORIZATION, RANGE};
@@ -19,11 +21,13 @@ use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
 
 /// Longest time for the headers of an answer.
 const ANSWER: Duration = Duration::from_secs(60);
+/// The same where a copy in the cache may stand in for the answer.
+const HASTY_ANSWER: Duration = Duration::from_secs(10);
 /// Bytes read at once, and how many such reads may lie ready before the reader waits.
 const BLOCK: usize = 256 << 10;
 const READY: usize = 4;
 /// Redirects followed.
-const HOPS: usize = 10;
+pub(super) const HOPS: usize = 10;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -59,17 +63,23 @@ impl Answer {
     }
 }
 
-/// The connections that a run of requests shares.
+/// The connections that a run of requests shares. Each is made when it is first needed: plain http
+/// needs no certificates, and a host without a proxy no proxy.
 pub(super) struct Connections {
     options: HubOptions,
     endpoint: Uri,
+    /// Longest time for the headers of an answer.
+    answer: Duration,
     proxies: Proxies,
-    direct: Agent,
-    http: Option<Through>,
-    https: Option<Through>,
+    roots: OnceLock<std::result::Result<RootCerts, String>>,
+    made: Mutex<Vec<(Way, Through)>>,
 }
 
-/// How to ask through a proxy.
+/// What decides how a host is asked: whether by https, and through which proxy.
+type Way = (bool, Option<String>);
+
+/// How to ask a host.
+#[derive(Clone)]
 struct Through {
     agent: Agent,
     /// What a proxy that reads plain requests wants to be shown; for a tunnel, ureq sees to it.
@@ -77,33 +87,39 @@ struct Through {
 }
 
 impl Connections {
-    pub fn new(options: &HubOptions) -> Result<Self> {
-        let endpoint = options.endpoint.parse().map_err(|_| options.bad_endpoint())?;
-        let proxies = Proxies::from_vars(|name| std::env::var(name).ok());
-        let roots = roots();
+    /// `hasty` waits less long for an answer.
+    pub fn new(options: &HubOptions, hasty: bool) -> Result<Self> {
         Ok(Self {
-            direct: config(options, &roots, None).new_agent(),
-            http: proxies.http().map(|proxy| Through::plain(options, &roots, proxy)).transpose()?,
-            https: proxies
-                .https()
-                .map(|proxy| Through::tunnel(options, &roots, proxy))
-                .transpose()?,
+            endpoint: options.address()?,
+            answer: if hasty { HASTY_ANSWER } else { ANSWER },
+            proxies: Proxies::from_vars(|name| std::env::var(name).ok()),
+            roots: OnceLock::new(),
+            made: Mutex::new(Vec::new()),
             options: options.clone(),
-            endpoint,
-            proxies,
         })
+    }
+
+    /// Whether the token is for this address: the endpoint, or the Hub that a mirror sends us to
+    /// (Python's rule), or the endpoint by https.
+    pub fn is_hub(&self, uri: &Uri) -> bool {
+        let default_port = |u: &Uri| matches!(u.port_u16(), None | Some(80 | 443));
+        let secured = self.endpoint.scheme_str() == Some("http")
+            && uri.scheme_str() == Some("https")
+            && default_port(&self.endpoint)
+            && default_port(uri)
+            && self.endpoint.host() == uri.host();
+        let hubs = [HUB, "https://hf.co"].map(Uri::from_static);
+        secured || same_origin(uri, &self.endpoint) || hubs.iter().any(|hub| same_origin(uri, hub))
     }
 
     /// Asks once. Redirects are answers.
     pub fn once(&self, ask: &Ask) -> Attempt<Answer> {
-        let (agent, credentials) = self.agent(&ask.uri);
+        let Through { agent, credentials } = self.through(&ask.uri)?;
         let mut request = Request::builder().method(&ask.method).uri(&ask.uri);
         if ask.start > 0 {
             request = request.header(RANGE, format!("bytes={}-", ask.start));
         }
-        if let Some(token) =
-            self.options.token.as_ref().filter(|_| same_origin(&ask.uri, &self.endpoint))
-        {
+        if let Some(token) = self.options.token.as_ref().filter(|_| self.is_hub(&ask.uri)) {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         if let Some(credentials) = credentials {
@@ -111,7 +127,6 @@ impl Connections {
         }
         let request =
             request.body(()).map_err(|e| Error::hub(format!("cannot ask for {}: {e}", ask.uri)))?;
-        let agent = agent.clone();
         let (tell, told) = sync_channel(1);
         let (send, blocks) = sync_channel(READY);
         let read = move || {
@@ -147,13 +162,13 @@ impl Connections {
             .spawn(read)
             .map_err(|e| Error::internal(format!("cannot start a thread for a download: {e}")))?;
         let (status, headers) = self
-            .wait(&told, ANSWER)??
+            .wait(&told, self.answer)??
             .ok_or_else(|| Error::internal("the thread of a download ended without an answer"))?
             .map_err(|e| self.unreachable(&ask.uri, &e))?;
         Ok(Answer { status, headers, uri: ask.uri.clone(), blocks })
     }
 
-    /// Asks, and goes where the answer sends us. The token stays with the endpoint.
+    /// Asks, and goes where the answer sends us. The token stays with the Hub.
     pub fn follow(&self, ask: &Ask) -> Attempt<Answer> {
         let mut ask = ask.clone();
         for _ in 0..HOPS {
@@ -163,7 +178,15 @@ impl Connections {
                 None => return Ok(answer),
             }
         }
-        Err(Failure::passing(format!("{}: more than {HOPS} redirects", self.options.endpoint)))
+        Err(self.in_a_circle())
+    }
+
+    /// Nobody sends us so often with good reason.
+    pub fn in_a_circle(&self) -> Failure {
+        Failure::barred(format!(
+            "{}: more than {HOPS} redirects; check HF_ENDPOINT",
+            self.options.endpoint
+        ))
     }
 
     /// The next bytes of an answer; None at the end.
@@ -207,59 +230,88 @@ impl Connections {
         }
     }
 
-    fn agent(&self, uri: &Uri) -> (&Agent, Option<&str>) {
-        if self.proxies.exempts(uri) {
-            return (&self.direct, None);
+    fn through(&self, uri: &Uri) -> Attempt<Through> {
+        let secure = uri.scheme_str() == Some("https");
+        let proxy = if secure { self.proxies.https() } else { self.proxies.http() };
+        let way = (secure, proxy.filter(|_| !self.proxies.exempts(uri)).map(str::to_string));
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, through)) = made.iter().find(|(known, _)| *known == way) {
+            return Ok(through.clone());
         }
-        let through = if uri.scheme_str() == Some("https") { &self.https } else { &self.http };
-        through.as_ref().map_or((&self.direct, None), |t| (&t.agent, t.credentials.as_deref()))
+        let through = match &way.1 {
+            Some(named) => self.proxied(secure, named)?,
+            None => Through { agent: self.config(secure, None)?.new_agent(), credentials: None },
+        };
+        made.push((way, through.clone()));
+        Ok(through)
+    }
+
+    /// A proxy reads plain http itself, unless it is none that speaks it; all else goes through a
+    /// tunnel, which ureq opens.
+    fn proxied(&self, secure: bool, named: &str) -> Attempt<Through> {
+        let proxy = parsed(named)?;
+        let credentials = proxy.username().map(|user| {
+            let pair = format!("{user}:{}", proxy.password().unwrap_or_default());
+            format!("Basic {}", BASE64_STANDARD.encode(pair))
+        });
+        if secure || proxy.protocol() != ProxyProtocol::Http {
+            let secure = secure || proxy.protocol() == ProxyProtocol::Https;
+            let agent = self.config(secure, Some(proxy))?.new_agent();
+            return Ok(Through { agent, credentials: None });
+        }
+        let connector = ().chain(TcpConnector::default()).chain(AbsoluteForm);
+        let resolver = ToProxy(proxy.uri().clone());
+        let agent = Agent::with_parts(self.config(false, None)?, connector, resolver);
+        Ok(Through { agent, credentials })
+    }
+
+    fn config(&self, secure: bool, proxy: Option<Proxy>) -> Attempt<Config> {
+        let tls = TlsConfig::builder();
+        let tls = match secure {
+            true => {
+                let roots = self.roots.get_or_init(roots).clone().map_err(Failure::barred)?;
+                tls.root_certs(roots)
+            }
+            false => tls,
+        };
+        let options = &self.options;
+        Ok(Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("eslm-kd/", env!("CARGO_PKG_VERSION")))
+            // A compressed body would have another length and another hash.
+            .accept_encoding("identity")
+            .proxy(proxy)
+            .tls_config(tls.build())
+            .timeout_resolve(Some(options.connect_timeout))
+            .timeout_connect(Some(options.connect_timeout))
+            .timeout_per_read(Some(options.idle_timeout))
+            .timeout_per_write(Some(options.idle_timeout))
+            .build())
     }
 
     /// The connection failed, or broke.
     fn unreachable(&self, uri: &Uri, e: &ureq::Error) -> Failure {
-        let what = match e {
-            ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
-                format!("no connection within {:?}", self.options.connect_timeout)
-            }
-            ureq::Error::Timeout(_) => format!("no byte within {:?}", self.options.idle_timeout),
-            ureq::Error::Io(e) if e.to_string().contains("certificate") => untrusted(e),
-            ureq::Error::Rustls(e) => untrusted(e),
-            ureq::Error::Io(e) => e.to_string(),
-            other => other.to_string(),
-        };
         let place = match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(authority)) if !same_origin(uri, &self.endpoint) => {
                 format!("{scheme}://{authority}")
             }
             _ => self.options.endpoint.clone(),
         };
+        let what = match e {
+            ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
+                format!("no connection within {:?}", self.options.connect_timeout)
+            }
+            ureq::Error::Timeout(_) => format!("no byte within {:?}", self.options.idle_timeout),
+            ureq::Error::Io(e) if e.to_string().contains("certificate") => {
+                return untrusted(&place, e);
+            }
+            ureq::Error::Rustls(e) => return untrusted(&place, e),
+            ureq::Error::Io(e) => e.to_string(),
+            other => other.to_string(),
+        };
         Failure::passing(format!("cannot reach {place}: {what}"))
-    }
-}
-
-impl Through {
-    /// For https: a tunnel, which ureq opens.
-    fn tunnel(options: &HubOptions, roots: &RootCerts, proxy: &str) -> Result<Self> {
-        let proxy = parsed(proxy)?;
-        Ok(Self { agent: config(options, roots, Some(proxy)).new_agent(), credentials: None })
-    }
-
-    /// For http: the proxy reads the request itself, unless it is none that speaks plain HTTP.
-    fn plain(options: &HubOptions, roots: &RootCerts, named: &str) -> Result<Self> {
-        let proxy = parsed(named)?;
-        if proxy.protocol() != ProxyProtocol::Http {
-            return Self::tunnel(options, roots, named);
-        }
-        let credentials = proxy.username().map(|user| {
-            let pair = format!("{user}:{}", proxy.password().unwrap_or_default());
-            format!("Basic {}", BASE64_STANDARD.encode(pair))
-        });
-        let connector = ().chain(TcpConnector::default()).chain(AbsoluteForm);
-        let resolver = ToProxy(proxy.uri().clone());
-        Ok(Self {
-            agent: Agent::with_parts(config(options, roots, None), connector, resolver),
-            credentials,
-        })
     }
 }
 
@@ -273,42 +325,12 @@ fn parsed(proxy: &str) -> Result<Proxy> {
     })
 }
 
-fn config(options: &HubOptions, roots: &RootCerts, proxy: Option<Proxy>) -> Config {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("eslm-kd/", env!("CARGO_PKG_VERSION")))
-        // A compressed body would have another length and another hash.
-        .accept_encoding("identity")
-        .proxy(proxy)
-        .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
-        .timeout_resolve(Some(options.connect_timeout))
-        .timeout_connect(Some(options.connect_timeout))
-        .timeout_per_read(Some(options.idle_timeout))
-        .timeout_per_write(Some(options.idle_timeout))
-        .build()
-}
-
-/// The system's certificates, which know a company's own, or those of SSL_CERT_FILE and
-/// SSL_CERT_DIR; where there are none at all (slim containers), Mozilla's, which the program
-/// carries as Python's client does.
-fn roots() -> RootCerts {
-    #[cfg(all(unix, not(target_vendor = "apple")))]
-    if ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().all(|name| std::env::var_os(name).is_none())
-        && rustls_native_certs::load_native_certs().certs.is_empty()
-    {
-        return RootCerts::WebPki;
-    }
-    RootCerts::PlatformVerifier
-}
-
-/// A connection that a certificate was wanting for.
-fn untrusted(e: &dyn std::fmt::Display) -> String {
-    format!(
-        "no trusted connection: {e}. Trusted certificates are the system's (in Debian, the package \
-         ca-certificates) or those of SSL_CERT_FILE"
-    )
+/// A connection that a certificate was wanting for; the next would be wanting it, too.
+fn untrusted(place: &str, e: &dyn std::fmt::Display) -> Failure {
+    Failure::barred(format!(
+        "cannot reach {place}: no trusted connection: {e}. Trusted certificates are the system's (in \
+         Debian, the package ca-certificates) or those of SSL_CERT_FILE"
+    ))
 }
 
 /// Scheme, host and port are the same.
@@ -366,5 +388,30 @@ mod tests {
         assert!(!same("https://hub.test/a", "http://hub.test/a"));
         assert!(!same("https://hub.test/a", "https://cdn.hub.test/a"));
         assert!(!same("http://hub.test:8/a", "http://hub.test:9/a"));
+    }
+
+    #[test]
+    fn the_token_is_for_the_hub_and_for_the_endpoint() {
+        let is_hub = |endpoint: &str, uri: &str| {
+            let options = HubOptions::new(endpoint, std::path::Path::new("/c"));
+            Connections::new(&options, false).unwrap().is_hub(&uri.parse().unwrap())
+        };
+        for hub in ["https://huggingface.co/a", "https://HF.co:443/a", "http://m.test:8/x"] {
+            assert!(is_hub("http://m.test:8", hub), "{hub}");
+        }
+        for other in [
+            "http://huggingface.co/a",
+            "https://huggingface.co:8443/a",
+            "https://huggingface.co.evil.test/a",
+            "https://cdn.huggingface.co/a",
+            "http://m.test:9/x",
+            "https://m.test/x",
+        ] {
+            assert!(!is_hub("http://m.test:8", other), "{other}");
+        }
+        // A mirror may insist on https.
+        assert!(is_hub("http://m.test", "https://m.test/x"));
+        assert!(!is_hub("https://m.test", "http://m.test/x"));
+        assert!(!is_hub("http://m.test", "https://m.test:8443/x"));
     }
 }

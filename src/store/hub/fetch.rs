@@ -1,11 +1,12 @@
 //! A model, or only its tokenizer or config, as a folder: from the cache, or from the Hub into the
 //! cache.
 
-use super::cache::RepoCache;
+use super::cache::{RepoCache, holds_tokenizer};
 use super::client::{Client, Info, Remote};
 use super::names::{What, is_commit, valid_repo_id, valid_revision};
 use super::options::HubOptions;
-use super::transfer::{Job, bring, is_cached};
+use super::retry::{Attempt, Failure};
+use super::transfer::{Job, bring, link_cached};
 use crate::error::{Error, Result};
 use crate::files::check_space;
 use crate::progress::Progress;
@@ -23,7 +24,7 @@ pub struct Fetched {
 
 /// Brings a model repository (`org/name`) into the cache and returns its snapshot folder. Only
 /// safetensors, JSON and the tokenizer's text files are fetched, never pickles. Offline, or when
-/// the Hub cannot be reached, the cache alone must do.
+/// the Hub cannot be reached or is busy, the cache alone must do.
 pub fn fetch_model(
     id: &str,
     revision: Option<&str>,
@@ -42,32 +43,48 @@ pub fn fetch_model(
             "{revision:?} is not a revision; expected a branch, a tag or a commit hash"
         )));
     }
-    let cache = RepoCache::new(&options.cache, id);
+    let cache = RepoCache::new(options.cache()?, id);
+    let held = cached(&cache, revision, what);
     if options.offline {
-        return cached(&cache, revision, what)
-            .map_err(|lacks| not_cached(id, revision, &lacks, options));
+        return held.map_err(|lacks| not_cached(id, revision, &lacks, options.cache()));
     }
-    if is_commit(revision)
-        && let Ok(fetched) = cached(&cache, revision, what)
-    {
-        return Ok(fetched);
-    }
-    let client = Client::new(options)?;
-    let info = match client.retry(|| client.info(id, revision)) {
-        Ok(info) => info,
-        Err((error, passing)) => match cached(&cache, revision, what) {
-            Ok(fetched) if passing => {
-                progress.note(&format!("{error}; using the cached commit {}", fetched.commit));
-                return Ok(fetched);
+    let whole =
+        held.as_ref().is_ok_and(|h| what != What::Model || !cache.may_lack_tokenizer(&h.commit));
+    match held {
+        Ok(held) if whole && is_commit(revision) => Ok(held),
+        // What the Hub does not say at once, the cache does.
+        Ok(held) => match online(&cache, (id, revision), what, options, whole, progress) {
+            Err(Failure::Passing(error, _) | Failure::Barred(error)) => {
+                progress.note(&format!("{error}; using the cached commit {}", held.commit));
+                Ok(held)
             }
-            _ => return Err(error),
+            Err(Failure::Final(error)) => Err(error),
+            Ok(fetched) => Ok(fetched),
         },
-    };
+        Err(_) => match online(&cache, (id, revision), what, options, false, progress) {
+            Err(Failure::Passing(e, _) | Failure::Barred(e) | Failure::Final(e)) => Err(e),
+            Ok(fetched) => Ok(fetched),
+        },
+    }
+}
+
+/// Asks the Hub for a revision of `(id, revision)`, and brings what the cache lacks of it; `hasty`
+/// asks once.
+fn online(
+    cache: &RepoCache,
+    (id, revision): (&str, &str),
+    what: What,
+    options: &HubOptions,
+    hasty: bool,
+    progress: &dyn Progress,
+) -> Attempt<Fetched> {
+    let client = Client::new(options, hasty)?;
+    let info = client.ask(|| client.info(id, revision))?;
     let dir = cache.snapshot(&info.commit);
     let files = wanted(id, &info, what)?;
     let _lock = cache.announce(progress)?;
-    let all = Brought { client: &client, cache: &cache, id, commit: &info.commit, progress };
-    all.bring(&files)?;
+    let all = Brought { client: &client, cache, id, commit: &info.commit, progress };
+    let mut fetched = all.bring(&files)?;
     if files.iter().any(|f| f == INDEX_FILE) {
         // The names come from outside: shard_names takes plain file names only, so none can leave
         // the folder.
@@ -76,15 +93,25 @@ pub fn fetch_model(
         if let Some(absent) = shards.iter().find(|s| !info.files.contains(s)) {
             return Err(Error::hub(format!(
                 "{id}: {INDEX_FILE} names {absent}, which the repository does not have"
-            )));
+            ))
+            .into());
         }
-        all.bring(&shards)?;
+        fetched |= all.bring(&shards)?;
     }
-    cache.set_commit(revision, &info.commit)?;
-    Ok(Fetched { dir, commit: info.commit })
+    let has = |name: &str| info.files.iter().any(|f| f == name);
+    if what == What::Model && !holds_tokenizer(has) {
+        for file in ["tokenizer.json", "vocab.json", "merges.txt"].into_iter().filter(|f| !has(f)) {
+            cache.note_absent(&info.commit, file);
+        }
+    }
+    match cache.set_commit(revision, &info.commit) {
+        Err(e) if fetched => Err(e.into()),
+        // Of a cache that cannot be written, what lies there is as good without the note.
+        _ => Ok(Fetched { dir, commit: info.commit }),
+    }
 }
 
-/// A complete snapshot, or the name of what is lacking.
+/// A snapshot that can be used, or the name of what is lacking.
 fn cached(cache: &RepoCache, revision: &str, what: What) -> std::result::Result<Fetched, String> {
     let commit = cache.commit_of(revision).ok_or_else(|| format!("revision {revision}"))?;
     match cache.lacks(&commit, what) {
@@ -93,12 +120,27 @@ fn cached(cache: &RepoCache, revision: &str, what: What) -> std::result::Result<
     }
 }
 
-fn not_cached(id: &str, revision: &str, lacks: &str, options: &HubOptions) -> Error {
+/// The error of a model without a tokenizer whose folder lies in the cache, where the Hub may have
+/// one: who loads a model alone with Python's libraries never asks for it.
+pub(crate) fn lacking_tokenizer(dir: &Path) -> Option<Error> {
+    let dir = std::fs::canonicalize(dir).ok()?;
+    let (commit, snapshots) = (dir.file_name()?.to_str()?, dir.parent()?);
+    let (repo, root) = (snapshots.parent()?, snapshots.parent()?.parent()?);
+    let id = repo.file_name()?.to_str()?.strip_prefix("models--")?.replace("--", "/");
+    if !snapshots.ends_with("snapshots") || !is_commit(commit) || !valid_repo_id(&id) {
+        return None;
+    }
+    let cache = RepoCache::new(root, &id);
+    let main = cache.commit_of("main").is_some_and(|c| c == commit);
+    let revision = if main { "main" } else { commit };
+    cache.may_lack_tokenizer(commit).then(|| not_cached(&id, revision, "its tokenizer", Ok(root)))
+}
+
+fn not_cached(id: &str, revision: &str, lacks: &str, cache: Result<&Path>) -> Error {
     let suffix = if revision == "main" { String::new() } else { format!(" --revision {revision}") };
+    let place = cache.map_or(String::new(), |cache| format!(" {}", cache.display()));
     Error::hub(format!(
-        "{id}: offline, and {lacks} is not in the cache {}. Fetch it once with a connection: \
-         `eslm-kd download {id}{suffix}`",
-        options.cache.display()
+        "{id}: {lacks} is not in the cache{place}. Fetch it once with a connection: `eslm-kd download {id}{suffix}`"
     ))
 }
 
@@ -107,8 +149,7 @@ fn wanted(id: &str, info: &Info, what: What) -> Result<Vec<String>> {
     let has = |name: &str| info.files.iter().any(|f| f == name);
     let mut files: Vec<&str> = TOKENIZER_FILES.into_iter().filter(|f| has(f)).collect();
     if what == What::TokenizerOnly {
-        let whole = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
-        if !whole {
+        if !holds_tokenizer(has) {
             return Err(Error::hub(format!(
                 "{id} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
             )));
@@ -153,56 +194,37 @@ struct Brought<'a> {
 }
 
 impl Brought<'_> {
-    /// Brings files of the commit into the cache and links them into the snapshot.
-    fn bring(&self, files: &[String]) -> Result<()> {
+    /// Brings files of the commit into the cache and links them into the snapshot; whether any had
+    /// to be fetched.
+    fn bring(&self, files: &[String]) -> Attempt<bool> {
         let mut missing: Vec<(&str, Remote)> = Vec::new();
         for file in files {
-            let remote = self
-                .client
-                .retry(|| self.client.head(self.id, self.commit, file))
-                .map_err(|(e, _)| e)?;
-            if !self.link_cached(file, &remote)? {
+            let remote = self.client.ask(|| self.client.head(self.id, self.commit, file))?;
+            if !link_cached(self.cache, &self.job(file, &remote), self.progress)? {
                 missing.push((file, remote));
             }
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let remotes = || missing.iter().map(|(_, remote)| remote);
+        self.cache.check_writable(self.commit)?;
         check_space(
-            &self.client.options.cache,
+            self.cache.folder(),
             still_to_fetch(self.cache, remotes()),
             &format!("{}: it", self.id),
         )?;
         let total = sum(remotes().map(|r| r.size.unwrap_or(0)));
         self.progress.start(&format!("download {}", self.id), Some(total), "bytes");
         let done = missing.iter().try_for_each(|(file, remote)| {
-            let job = Job { id: self.id, commit: self.commit, file, remote };
-            bring(self.client, self.cache, &job, self.progress, || {
-                self.cache.link(self.commit, file, &remote.etag)
-            })
+            bring(self.client, self.cache, &self.job(file, remote), self.progress)
         });
         self.progress.finish();
-        done
+        done.map(|()| true)
     }
 
-    /// Sees to the link of a file whose blob is there; false if the blob is not.
-    fn link_cached(&self, file: &str, remote: &Remote) -> Result<bool> {
-        if !is_cached(self.cache, remote)? {
-            return Ok(false);
-        }
-        // Files already linked to their blob are left alone: a read-only cache is usable.
-        let pointer = self.cache.snapshot(self.commit).join(file);
-        let blob = self.cache.blob(&remote.etag);
-        let same = std::fs::canonicalize(&pointer).ok();
-        if same.is_some() && same == std::fs::canonicalize(&blob).ok() {
-            return Ok(true);
-        }
-        let _lock = self.cache.lock(&remote.etag, self.progress)?;
-        if !blob.exists() {
-            return Ok(false); // removed before the lock was ours: nothing linked to it yet
-        }
-        self.cache.link(self.commit, file, &remote.etag).map(|()| true)
+    fn job<'a>(&'a self, file: &'a str, remote: &'a Remote) -> Job<'a> {
+        Job { id: self.id, commit: self.commit, file, remote }
     }
 }
 

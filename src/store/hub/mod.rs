@@ -22,10 +22,13 @@ mod exchange;
 mod fetch;
 pub mod names;
 mod options;
+pub(crate) mod paths;
 mod proxy;
 mod retry;
+mod roots;
 mod transfer;
 
+pub(crate) use fetch::lacking_tokenizer;
 pub use fetch::{Fetched, fetch_model, snapshot_files};
 pub use names::What;
 pub use options::HubOptions;

@@ -6,6 +6,7 @@
 //! https, ALL_PROXY for both, lower case first; an entry of NO_PROXY covers its subdomains; plain
 //! http is sent to the proxy with the whole address in its first line (RFC 9112, 3.2.2).
 
+use super::paths::set;
 use std::fmt;
 use std::net::IpAddr;
 use ureq::config::Config;
@@ -25,12 +26,11 @@ impl Proxies {
     /// Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY in either case.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let either = |name: &str| {
-            let set =
-                |name: &str| var(name).map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-            set(&name.to_lowercase()).or_else(|| set(name))
+            let found = set(&name.to_lowercase(), &var).or_else(|| set(name, &var));
+            found.map(|value| value.trim().to_string())
         };
         // Under CGI, HTTP_PROXY is a header of the request (httpoxy).
-        let http = either("HTTP_PROXY").filter(|_| var("REQUEST_METHOD").is_none());
+        let http = either("HTTP_PROXY").filter(|_| set("REQUEST_METHOD", &var).is_none());
         let named = |proxy: Option<String>| {
             let proxy = proxy.or_else(|| either("ALL_PROXY"))?;
             Some(if proxy.contains("://") { proxy } else { format!("http://{proxy}") })

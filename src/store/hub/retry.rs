@@ -11,6 +11,8 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 pub(super) enum Failure {
     /// Another attempt would end the same way.
     Final(Error),
+    /// The same, but it says nothing of the model: a copy that is cached may stand in.
+    Barred(Error),
     /// Worth another attempt, after at least this long if the server said so.
     Passing(Error, Option<Duration>),
 }
@@ -18,6 +20,10 @@ pub(super) enum Failure {
 impl Failure {
     pub fn passing(message: impl Into<String>) -> Self {
         Self::Passing(Error::hub(message), None)
+    }
+
+    pub fn barred(message: impl Into<String>) -> Self {
+        Self::Barred(Error::hub(message))
     }
 }
 
@@ -29,24 +35,26 @@ impl From<Error> for Failure {
 
 pub(super) type Attempt<T> = std::result::Result<T, Failure>;
 
-/// Runs attempts until one succeeds, fails for good, or the retries are used up. A wait polls the
-/// stop signal. The flag of an error says whether it was passing: the Hub may be there another
-/// time.
+/// Runs attempts until one succeeds, fails for good, or `retries` more are used up. A wait polls
+/// the stop signal.
 pub(super) fn retry<T>(
     options: &HubOptions,
+    retries: u32,
     mut attempt: impl FnMut() -> Attempt<T>,
-) -> std::result::Result<T, (Error, bool)> {
+) -> Attempt<T> {
     for n in 0.. {
         let (error, after) = match attempt() {
-            Ok(value) => return Ok(value),
-            Err(Failure::Final(error)) => return Err((error, false)),
             Err(Failure::Passing(error, after)) => (error, after),
+            ended => return ended,
         };
-        if n >= options.retries {
+        if n >= retries {
             let again = if n > 0 { format!(" ({} attempts)", n + 1) } else { String::new() };
-            return Err((Error::new(error.kind(), format!("{error}{again}")), true));
+            return Err(Failure::Passing(
+                Error::new(error.kind(), format!("{error}{again}")),
+                after,
+            ));
         }
-        pause(options, n, after).map_err(|e| (e, false))?;
+        pause(options, n, after)?;
     }
     unreachable!("the loop returns")
 }

@@ -5,6 +5,7 @@ use super::client::{Client, Remote};
 use super::names::Etag;
 use super::retry::{Attempt, Failure};
 use crate::error::{Error, Result};
+use crate::files::sync_folder;
 use crate::progress::Progress;
 use std::fs::{self, File};
 use std::io::Write;
@@ -26,18 +27,43 @@ pub(super) struct Job<'a> {
     pub remote: &'a Remote,
 }
 
-/// Whether the blob is there and is what it should be, as far as can be told without reading
+/// Where a file lies already.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Lies {
+    /// In its snapshot: a link to its blob, or, where there are no links, the file itself.
+    InPlace,
+    /// As a blob that nothing points at yet.
+    AsBlob,
+    Nowhere,
+}
+
+/// Looks for a file in the cache. A read-only cache is left as it is.
+pub(super) fn find(cache: &RepoCache, job: &Job) -> Result<Lies> {
+    let pointer = cache.snapshot(job.commit).join(job.file);
+    let blob = cache.blob(&job.remote.etag);
+    let is_file = fs::symlink_metadata(&pointer).is_ok_and(|m| m.is_file());
+    if is_file && is_good(&pointer, job.remote)? {
+        return Ok(Lies::InPlace);
+    }
+    if !is_good(&blob, job.remote)? {
+        return Ok(Lies::Nowhere);
+    }
+    let real = fs::canonicalize(&pointer).ok();
+    let linked = real.is_some() && real == fs::canonicalize(&blob).ok();
+    Ok(if linked { Lies::InPlace } else { Lies::AsBlob })
+}
+
+/// Whether a file is there and is what it should be, as far as can be told without reading
 /// gigabytes.
-pub(super) fn is_cached(cache: &RepoCache, remote: &Remote) -> Result<bool> {
-    let blob = cache.blob(&remote.etag);
-    let Ok(metadata) = fs::metadata(&blob) else { return Ok(false) };
+fn is_good(path: &Path, remote: &Remote) -> Result<bool> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(false) };
     if remote.size.is_some_and(|s| s != metadata.len()) {
         return Ok(false);
     }
-    Ok(metadata.len() > ALWAYS_HASHED || remote.etag.matches(&blob)?)
+    Ok(metadata.len() > ALWAYS_HASHED || remote.etag.matches(path)?)
 }
 
-/// Brings one blob into the cache and has it linked. Whatever fails, no file takes the blob's name
+/// Brings one blob into the cache and links it. Whatever fails, no file takes the blob's name
 /// unless its length and hash are the ones that the Hub announced. The lock is held until the link
 /// stands: `cache prune` removes blobs that have none.
 pub(super) fn bring(
@@ -45,26 +71,50 @@ pub(super) fn bring(
     cache: &RepoCache,
     job: &Job,
     progress: &dyn Progress,
-    link: impl Fn() -> Result<()>,
-) -> Result<()> {
+) -> Attempt<()> {
     let etag = &job.remote.etag;
     let _lock = cache.lock(etag, progress)?;
-    if is_cached(cache, job.remote)? {
+    let lies = find(cache, job)?;
+    if lies != Lies::Nowhere {
+        // Another process was faster.
         progress.advance(job.remote.size.unwrap_or(0));
-        return link();
+        return point(cache, job, &lies).map_err(Failure::from);
     }
     let partial = cache.claim_partial(etag)?;
-    let done = fill(client, &partial, job, progress).and_then(|()| keep(cache, etag, &partial));
+    let done = fill(client, &partial, job, progress)
+        .and_then(|()| keep(cache, etag, &partial).map_err(Failure::from));
     if done.is_err() {
         cache.release_partial(etag, &partial);
     }
-    done.and_then(|()| link())
+    done.and_then(|()| cache.link(job.commit, job.file, etag, true).map_err(Failure::from))
+}
+
+/// Sees to it that the snapshot has the file, if it lies in the cache; false if it does not.
+pub(super) fn link_cached(cache: &RepoCache, job: &Job, progress: &dyn Progress) -> Result<bool> {
+    match find(cache, job)? {
+        Lies::InPlace => Ok(true),
+        Lies::Nowhere => Ok(false),
+        Lies::AsBlob => {
+            cache.check_writable(job.commit)?;
+            let _lock = cache.lock(&job.remote.etag, progress)?;
+            // Removed before the lock was ours, as nothing linked to it yet?
+            let lies = find(cache, job)?;
+            point(cache, job, &lies).map(|()| lies != Lies::Nowhere)
+        }
+    }
+}
+
+fn point(cache: &RepoCache, job: &Job, lies: &Lies) -> Result<()> {
+    match lies {
+        Lies::AsBlob => cache.link(job.commit, job.file, &job.remote.etag, false),
+        Lies::InPlace | Lies::Nowhere => Ok(()),
+    }
 }
 
 /// Downloads and verifies, with retries. Retries start anew once a megabyte has come through, so
 /// that a long file on a poor line ends; a file that arrives whole but wrong is tried once more
 /// from its first byte.
-fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> Result<()> {
+fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> Attempt<()> {
     let (mut wrong, mut shown) = (0, 0);
     loop {
         // An empty file is a file too.
@@ -74,15 +124,9 @@ fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> 
             .open(partial)
             .map_err(|e| Error::io("create", partial, e))?;
         let before = length(partial);
-        let ended = client
-            .retry(|| receive(client, partial, job, &mut shown, progress))
-            .map_err(|(e, _)| e);
-        match ended {
-            Err(e) if e.kind() == crate::ErrorKind::Hub && length(partial) > before + (1 << 20) => {
-                continue;
-            }
-            Err(e) => return Err(e),
-            Ok(()) => {}
+        match client.retry(|| receive(client, partial, job, &mut shown, progress)) {
+            Err(Failure::Passing(..)) if length(partial) > before + (1 << 20) => continue,
+            ended => ended?,
         }
         let bytes = length(partial);
         let same_length = job.remote.size.is_none_or(|s| s == bytes);
@@ -99,7 +143,8 @@ fn fill(client: &Client, partial: &Path, job: &Job, progress: &dyn Progress) -> 
                 job.file,
                 job.remote.etag.as_str(),
                 job.remote.size.map_or("unknown".into(), |s| s.to_string()),
-            )));
+            ))
+            .into());
         }
     }
 }
@@ -189,8 +234,7 @@ fn receive(
 fn keep(cache: &RepoCache, etag: &Etag, partial: &Path) -> Result<()> {
     let blob = cache.blob(etag);
     fs::rename(partial, &blob).map_err(|e| Error::io("rename to", &blob, e))?;
-    let folder = blob.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("sync folder", folder, e))
+    sync_folder(blob.parent().unwrap_or(Path::new(".")))
 }
 
 fn length(path: &Path) -> u64 {

@@ -177,6 +177,11 @@ impl HubServer {
         self.state.faults.lock().unwrap().push(Fault { on, file: file.to_string(), kind, times });
     }
 
+    /// Says that the large files lie at another address.
+    pub fn cdn_at(&self, address: &str) {
+        *self.state.cdn.lock().unwrap() = address.to_string();
+    }
+
     /// Waits for a request for the bytes of a file; the requests stay to be seen.
     pub fn wait_for_body(&self, file: &str) {
         let asked = |r: &Seen| r.cdn && r.method == "GET" && r.path.contains(file);
