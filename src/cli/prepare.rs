@@ -1,7 +1,7 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
 use super::Printer;
-use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
+use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::report::text::{Table, bytes, count};
@@ -64,6 +64,7 @@ fn prepared(
         None if args.valid.is_empty() => Validation::None,
         None => Validation::Files(args.valid.clone()),
     };
+    check_out(&args.out)?; // before a tokenizer is fetched
     let options = PrepareOptions {
         inputs: args.input.clone(),
         tokenizer: resolve_tokenizer(&args.tokenizer, None, hub, progress)?,

@@ -2,7 +2,7 @@
 
 use crate::config::CheckpointPlan;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{children, name_of};
+use crate::files::{children, create_folder, is_bystander, name_of};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl RunLock {
     /// but for its name gets it.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
         let fresh = !run_dir.exists();
-        fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
+        create_folder(run_dir)?;
         let path = run_dir.join(LOCK_FILE);
         let failed = |e| Error::io("lock", &path, e);
         let mut file = File::options()
@@ -149,7 +149,7 @@ pub fn check_free(run_dir: &Path) -> Result<()> {
     if found.iter().any(|name| name == "config.toml") || latest(run_dir)?.is_some() {
         return refuse("already holds a run; add --resume to continue it, or choose another");
     }
-    match found.iter().find(|name| *name != LOCK_FILE) {
+    match found.iter().find(|name| !is_bystander(name)) {
         Some(name) => refuse(&format!(
             "is not empty (it holds {name}), and a run takes a folder of its own; choose another"
         )),
