@@ -170,7 +170,7 @@ pub fn check_real(path: &Path, head: &[u8]) -> Result<()> {
     let begins = |with: &str| {
         head.get(..with.len()).is_some_and(|found| found.eq_ignore_ascii_case(with.as_bytes()))
     };
-    if begins("<!doctype html") || begins("<html") {
+    if begins("<!doctype html") || begins("<html>") || begins("<html ") {
         return Err(Error::data(format!(
             "{} is an HTML page, not the file itself: a web site's page was saved in its place; download it again (from \
              the Hub, by a link with /resolve/)",
@@ -205,4 +205,51 @@ pub fn check_no_pointer(path: &Path, head: &[u8]) -> Result<()> {
 /// Without a byte-order mark and white space in front.
 fn begin(head: &[u8]) -> &[u8] {
     head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pointers_and_pages_are_told_from_files() {
+        let word = |head: &[u8]| check_real(Path::new("x"), head).map_err(|e| e.to_string());
+        for (head, part) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+            ("version https://hawser.github.com/spec/v1\r\next-0-foo sha256:0\r\n", "git lfs pull"),
+            ("\u{FEFF}version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            ("/annex/objects/SHA256E-s3--0.txt\n", "git annex get"),
+            ("../../.git/annex/objects/x/y/k/k", "git annex get"),
+            (".git/annex/objects/x/y/k/k", "git annex get"),
+            ("<!DOCTYPE html><html>", "HTML"),
+            (" \n<HTML lang=\"en\">", "HTML"),
+        ] {
+            assert!(word(head.as_bytes()).unwrap_err().contains(part), "{head}");
+        }
+        let long =
+            "version https://git-lfs.github.com/spec/v1 is how a pointer begins. ".repeat(20);
+        for head in ["", "{}", "version 1", "../readme", "a .git/annex/objects/ b", "<html5>"] {
+            word(head.as_bytes()).unwrap();
+        }
+        assert!(word(long.as_bytes()).is_ok(), "a text about pointers is longer than one");
+        check_no_pointer(Path::new("x"), b"<html>").unwrap();
+    }
+
+    #[test]
+    fn equal_files_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let long = vec![7; 1 << 20];
+        let mut other = long.clone();
+        *other.last_mut().unwrap() = 8;
+        for (name, bytes) in [("a", &long), ("b", &long), ("c", &other), ("d", &vec![])] {
+            fs::write(at(name), bytes).unwrap();
+        }
+        assert!(same_bytes(&at("a"), &at("b")).unwrap() && same_bytes(&at("d"), &at("d")).unwrap());
+        assert!(
+            !same_bytes(&at("a"), &at("c")).unwrap() && !same_bytes(&at("a"), &at("d")).unwrap()
+        );
+        assert!(same_file(&at("a"), &root.path().join(".").join("a")));
+        assert!(!same_file(&at("a"), &at("b")) && !same_file(&at("x"), &at("x")));
+    }
 }

@@ -115,8 +115,7 @@ impl<'a> OutDir<'a> {
         self.temporary.path()
     }
 
-    /// Gives what was written its place. What an earlier run of the verb wrote there goes; where
-    /// that fails, it comes back.
+    /// Gives what was written its place; what an earlier run of the verb wrote there goes.
     pub fn commit(self) -> Result<()> {
         sync_folder(self.temporary.path())?;
         if !self.fills {
@@ -126,14 +125,20 @@ impl<'a> OutDir<'a> {
         // Again: something may have come since.
         self.contents.check(&self.target, &self.out)?;
         let old = claim(&self.out, &self.target)?;
+        self.replace(old.path())
+    }
+
+    /// Puts what was written in the place of what stands there, which goes to `old`; where that
+    /// fails, it comes back.
+    fn replace(&self, old: &Path) -> Result<()> {
         let mut moved = Vec::new();
-        if let Err(e) = self.fill(old.path(), &mut moved) {
+        let done = self.fill(old, &mut moved).and_then(|()| sync_folder(&self.target));
+        if done.is_err() {
             for (from, to) in moved.iter().rev() {
                 let _ = fs::rename(to, from);
             }
-            return Err(e);
         }
-        sync_folder(&self.target)
+        done
     }
 
     /// Moves what stands there to `old` and what was written into its place; notes each move.
@@ -257,4 +262,147 @@ fn is_mount_point(path: &Path) -> bool {
 #[cfg(not(target_os = "linux"))]
 fn is_mount_point(_: &Path) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTENTS: Contents = Contents {
+        verb: "test",
+        names: &["all.bin", "mark.json", "more"],
+        mark: Some(("mark.json", "of a test")),
+        last: "all.bin",
+    };
+
+    fn write(folder: &Path, text: &str) {
+        fs::write(folder.join("all.bin"), text).unwrap();
+        fs::write(
+            folder.join("mark.json"),
+            format!("{{\"format\":\"of a test\",\"is\":\"{text}\"}}"),
+        )
+        .unwrap();
+        fs::create_dir(folder.join("more")).unwrap();
+        fs::write(folder.join("more/a"), text).unwrap();
+    }
+
+    /// Names and texts.
+    fn held(folder: &Path) -> Vec<(String, String)> {
+        let text = |p: &Path| fs::read_to_string(p).or_else(|_| fs::read_to_string(p.join("a")));
+        let found = children(folder).unwrap();
+        found.iter().map(|p| (name_of(p), text(p).unwrap_or_default())).collect()
+    }
+
+    #[test]
+    fn a_folder_that_exists_is_filled_and_replaced_and_keeps_what_is_not_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("out");
+        fs::create_dir_all(out.join("lost+found")).unwrap();
+        fs::write(out.join(".gitkeep"), "").unwrap();
+        for text in ["one", "two"] {
+            let dir = OutDir::create(&out, CONTENTS).unwrap();
+            assert_eq!(dir.path().parent(), Some(&*out));
+            write(dir.path(), text);
+            dir.commit().unwrap();
+            let names: Vec<_> = held(&out).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, [".gitkeep", "all.bin", "lost+found", "mark.json", "more"]);
+            assert_eq!(fs::read_to_string(out.join("all.bin")).unwrap(), text);
+            assert_eq!(fs::read_to_string(out.join("more/a")).unwrap(), text);
+            assert!(fs::read_to_string(out.join("mark.json")).unwrap().contains(text));
+        }
+        let before = held(&out);
+        let dir = OutDir::create(&out, CONTENTS).unwrap();
+        write(dir.path(), "three");
+        drop(dir);
+        assert_eq!(held(&out), before);
+    }
+
+    #[test]
+    fn where_replacing_fails_half_way_all_is_as_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "old");
+        let before = held(root.path());
+        // What is in the way stops the first, the second or the third of the moves.
+        for name in CONTENTS.in_order() {
+            let aside = tempfile::tempdir_in(root.path().parent().unwrap()).unwrap();
+            fs::create_dir_all(aside.path().join(name).join("in the way")).unwrap();
+            let dir = OutDir::create(root.path(), CONTENTS).unwrap();
+            write(dir.path(), "new");
+            assert!(dir.replace(aside.path()).is_err(), "{name}");
+            assert_eq!(held(dir.path()).len(), 3);
+            drop(dir);
+            assert_eq!(held(root.path()), before, "{name}");
+        }
+        // A name that the verb is not known to write is a mistake of ours, seen before any move.
+        let dir = OutDir::create(root.path(), CONTENTS).unwrap();
+        write(dir.path(), "new");
+        fs::write(dir.path().join("other"), "").unwrap();
+        assert!(dir.commit().unwrap_err().to_string().contains("other"));
+        assert_eq!(held(root.path()), before);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("out");
+        fs::create_dir(&out).unwrap();
+        for left in [out.join(".eslm-kd.1-0.tmp"), root.path().join(".new.1-0.tmp")] {
+            fs::create_dir(&left).unwrap();
+            fs::write(left.join("all.bin"), "left").unwrap();
+        }
+        let living = OutDir::create(&out, CONTENTS).unwrap();
+        assert_eq!(children(&out).unwrap(), [living.path()]);
+        let other = OutDir::create(&out, CONTENTS).unwrap();
+        assert_ne!(living.path(), other.path());
+        assert!(living.path().is_dir());
+        let new = root.path().join("new");
+        OutDir::check(&new, CONTENTS).unwrap();
+        assert_eq!(children(root.path()).unwrap(), [&*out]);
+        // A folder that was filled half when its process was killed can be filled again.
+        drop((living, other));
+        write(&out, "half");
+        fs::remove_file(out.join("all.bin")).unwrap();
+        let dir = OutDir::create(&out, CONTENTS).unwrap();
+        write(dir.path(), "whole");
+        dir.commit().unwrap();
+        assert_eq!(fs::read_to_string(out.join("all.bin")).unwrap(), "whole");
+    }
+
+    #[test]
+    fn folders_above_a_claim_go_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = OutDir::create(&root.path().join("a/b/c"), CONTENTS).unwrap();
+        write(dir.path(), "one");
+        drop(dir);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        let dir = OutDir::create(&root.path().join("a/b/c"), CONTENTS).unwrap();
+        write(dir.path(), "one");
+        dir.commit().unwrap();
+        assert!(root.path().join("a/b/c/all.bin").is_file());
+        assert_eq!(fs::read_dir(root.path().join("a/b")).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_lead_to_what_is_written() {
+        use std::os::unix::fs::symlink;
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("disk")).unwrap();
+        symlink("disk/new", at("second")).unwrap();
+        symlink("second", at("first")).unwrap();
+        assert_eq!(folder_behind(&at("first/")).unwrap(), at("disk/new"));
+        super::super::write_atomic(&at("first"), |w| {
+            w.write_all(b"x").map_err(|e| Error::data(e.to_string()))
+        })
+        .unwrap();
+        assert!(at("first").is_symlink() && at("second").is_symlink());
+        assert_eq!(fs::read(at("disk/new")).unwrap(), b"x");
+        symlink("nowhere/new", at("far")).unwrap();
+        let message = folder_behind(&at("far")).unwrap_err().to_string();
+        assert!(message.contains("nowhere") && message.contains("mount or make it"), "{message}");
+        symlink("round", at("round")).unwrap();
+        assert!(folder_behind(&at("round")).is_err() && file_behind(&at("round")).is_err());
+        assert!(folder_behind(&at("missing/..")).is_err());
+    }
 }
