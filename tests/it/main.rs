@@ -13,12 +13,14 @@ mod hub;
 mod hub_binary;
 mod hub_store;
 mod hub_waits;
+mod inputs; // pipes, and what merely stands in the place of a file
 mod inspect;
 mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
 mod models;
 mod parity;
+mod places; // where results go
 mod run;
 mod sampled;
 mod selection;
