@@ -1,4 +1,5 @@
-//! Files and folders that appear whole or not at all, and how their digests are written.
+//! Files and folders: those that are written appear whole or not at all, where the user named them
+//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`).
 
 mod atomic;
 mod input;

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 ///
 /// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
 /// with the tokenizer's end-of-text token. In text files `<|endoftext|>` separates documents; a
-/// file without it is one document. Inside a row it is one end-of-text token, and has no bytes.
+/// file without it is one document. Inside a row it is one end-of-text token, and has no bytes. A
+/// pipe such as /dev/stdin is read once, and its first bytes say what it is.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   eslm-kd prepare --input books.jsonl.gz --valid held-out.jsonl.gz --tokenizer gpt2 --out data/books

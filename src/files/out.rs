@@ -174,7 +174,11 @@ impl<'a> OutDir<'a> {
 fn claim(out: &Path, target: &Path) -> Result<Temporary> {
     let at = if target.is_dir() { target.join("eslm-kd") } else { target.to_path_buf() };
     sweep(&at);
-    Temporary::beside(&at).map_err(|e| {
+    beside(out, &at)
+}
+
+fn beside(out: &Path, at: &Path) -> Result<Temporary> {
+    Temporary::beside(at).map_err(|e| {
         Error::new(
             e.kind(),
             format!("{}: {e}; name a place that can be written to with --out", out.display()),
@@ -195,7 +199,8 @@ pub fn create_folder(out: &Path) -> Result<()> {
 
 /// Errs unless a file of that name can be written; changes nothing.
 pub fn check_file(out: &Path) -> Result<()> {
-    super::AtomicFile::create(out).map(drop)
+    let target = file_behind(out)?;
+    beside(out, &target).map(drop)
 }
 
 /// Where a folder of that name is, or would be made.

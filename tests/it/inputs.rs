@@ -177,7 +177,9 @@ fn pipe(path: &Path, bytes: Vec<u8>) -> JoinHandle<()> {
         // In small parts, as they may come.
         let mut file = File::options().write(true).open(path).unwrap();
         for part in bytes.chunks(700) {
-            file.write_all(part).unwrap();
+            if file.write_all(part).is_err() {
+                break; // whoever refused it has gone
+            }
             std::thread::yield_now();
         }
     })
@@ -235,7 +237,7 @@ fn a_pipe_is_read_once_and_whole() {
         let writer = pipe(&place.path(name), bytes);
         let args = ["prepare", "--input", name, "--tokenizer", &tokenizer, "--out", "e"];
         place.refused(&args, 3, &[name, part]);
-        let _ = writer.join(); // which may have written to nobody
+        writer.join().unwrap();
     }
     // The other verbs.
     save_random(&place.path("model"), tiny::VOCAB, 16, true);
@@ -251,6 +253,12 @@ fn a_pipe_is_read_once_and_whole() {
     };
     let writer = pipe(&place.path("p"), lines);
     assert_eq!(learn("p", "t1"), learn("plain.jsonl", "t2"));
+    writer.join().unwrap();
+    let writer =
+        pipe(&place.path("run"), b"steps = 7\nstudent = 'tiny'\n[data]\ncontext = 16\n".to_vec());
+    let plan = place.json(&["plan", "run"]);
+    let said = plan["values"].as_array().unwrap().iter().find(|v| v["key"] == "steps").unwrap();
+    assert_eq!(said["value"], 7);
     writer.join().unwrap();
     // Twice is once too often, by whatever names.
     symlink("p", place.path("q")).unwrap();

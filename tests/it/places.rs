@@ -243,3 +243,28 @@ fn a_file_is_written_behind_its_link_and_never_over_a_pipe() {
     }
     assert_eq!(names(&place.path("disk")), ["model.gguf", "page.html"]);
 }
+
+#[test]
+fn a_file_that_is_mounted_by_itself_is_refused_before_the_work() {
+    let place = Place::new();
+    fs::write(place.path("page.html"), "mine").unwrap();
+    fs::create_dir(place.path("out")).unwrap();
+    fs::write(place.path("out/page.html"), "").unwrap();
+    let wrapped = |script: &str| {
+        let mut command = Command::new("unshare");
+        without_settings(&mut command);
+        command.args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_eslm-kd")]);
+        command.current_dir(place.path("")).stdin(Stdio::null()).output()
+    };
+    let mount = "mount --bind page.html out/page.html";
+    if !wrapped(mount).is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: this machine does not let a test mount a file");
+        return;
+    }
+    let script = format!("{mount}; \"$0\" inspect none --text no.txt --out out/page.html");
+    let done = wrapped(&script).unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("mounted by itself") && !stderr.contains("no.txt"), "{stderr}");
+    assert_eq!(fs::read_to_string(place.path("page.html")).unwrap(), "mine");
+}

@@ -71,8 +71,9 @@ impl RunLock {
     /// Gives up before anything was written: a folder that was made for this lock goes with it.
     pub(crate) fn abandon(self) {
         if self.fresh && names(&self.dir).is_ok_and(|names| names == [LOCK_FILE]) {
-            let _ =
-                fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
+            // A link stays, and the folder behind it goes.
+            let _ = fs::remove_file(self.dir.join(LOCK_FILE))
+                .and_then(|()| fs::remove_dir(fs::canonicalize(&self.dir)?));
         }
     }
 
