@@ -1,160 +1,35 @@
-//! Files and folders that appear whole or not at all, and how their digests are written.
+//! Files and folders: those that are written appear whole or not at all, where the user named them
+//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`).
+
+mod atomic;
+mod input;
+mod out;
+
+pub use atomic::{AtomicDir, AtomicFile, write_atomic};
+pub use input::{
+    HEAD_BYTES, Input, check_no_pointer, check_real, is_named, same_bytes, same_file, unread,
+};
+pub use out::{Contents, OutDir, check_file, check_folder, create_folder, is_bystander};
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The whole of a file that has no reason to be longer than `most` bytes; a longer one is refused
-/// before it can fill the memory.
+/// before it can fill the memory, and so is what only stands in the place of a file.
 pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    if file.metadata().map_err(|e| Error::io("read", path, e))?.is_dir() {
-        return Err(Error::data(format!("{}: expected a file, found a folder", path.display())));
-    }
+    let file = Input::open(path)?;
     let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| unread(path, e))?;
     if bytes.len() as u64 > most {
         return Err(Error::data(format!(
             "{}: longer than {most} bytes, which no such file is; it is damaged or of another kind",
             path.display()
         )));
     }
+    check_real(path, &bytes)?;
     Ok(bytes)
-}
-
-/// Writes `path` through a temporary file in the same folder: synced, renamed, folder synced. On
-/// any error the temporary file is removed and what stood at `path` before is untouched.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let mut file = AtomicFile::create(path)?;
-    write(&mut file)?;
-    file.commit()
-}
-
-/// A file that takes its name only on [`AtomicFile::commit`]; dropped before that, it vanishes.
-#[derive(Debug)]
-pub struct AtomicFile {
-    target: PathBuf,
-    temporary: PathBuf,
-    writer: Option<BufWriter<File>>,
-}
-
-impl AtomicFile {
-    /// Opens a temporary file beside `path`, creating the folder if need be.
-    pub fn create(path: &Path) -> Result<Self> {
-        let parent = parent_of(path);
-        fs::create_dir_all(parent).map_err(|e| Error::io("create folder", parent, e))?;
-        let temporary = temporary_beside(path);
-        // Plain creation rather than a private temporary file: the result obeys the umask.
-        let file = File::create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
-        Ok(Self {
-            target: path.to_path_buf(),
-            temporary,
-            writer: Some(BufWriter::with_capacity(1 << 20, file)),
-        })
-    }
-
-    /// Goes to an absolute position, for headers that are known only at the end.
-    pub fn seek(&mut self, position: u64) -> Result<()> {
-        let to = SeekFrom::Start(position);
-        self.writer().seek(to).map(|_| ()).map_err(|e| Error::io("write", &self.temporary, e))
-    }
-
-    /// Lets `check` read what was written so far, under its temporary name.
-    pub fn check(&mut self, check: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        self.writer().flush().map_err(|e| Error::io("write", &self.temporary, e))?;
-        check(&self.temporary)
-    }
-
-    /// Flushes, syncs and gives the file its name.
-    pub fn commit(mut self) -> Result<()> {
-        let failed = |e| Error::io("write", &self.target, e);
-        let Some(writer) = self.writer.take() else { return Ok(()) };
-        let done = writer
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)
-            .and_then(|f| f.sync_all());
-        let done = done.and_then(|()| fs::rename(&self.temporary, &self.target));
-        if let Err(e) = done {
-            let _ = fs::remove_file(&self.temporary);
-            return Err(failed(e));
-        }
-        sync_folder(parent_of(&self.target))
-    }
-
-    fn writer(&mut self) -> &mut BufWriter<File> {
-        self.writer.as_mut().expect("present until commit")
-    }
-}
-
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.writer().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.writer().flush()
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if self.writer.take().is_some() {
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// A folder that takes its name only on [`AtomicDir::commit`]; dropped before that, it vanishes
-/// with its contents.
-#[derive(Debug)]
-pub struct AtomicDir {
-    target: PathBuf,
-    temporary: PathBuf,
-    committed: bool,
-}
-
-impl AtomicDir {
-    /// Makes a temporary folder beside `path`.
-    pub fn create(path: &Path) -> Result<Self> {
-        let temporary = temporary_beside(path);
-        fs::create_dir_all(&temporary).map_err(|e| Error::io("create folder", &temporary, e))?;
-        Ok(Self { target: path.to_path_buf(), temporary, committed: false })
-    }
-
-    /// Where to write until the commit.
-    pub fn path(&self) -> &Path {
-        &self.temporary
-    }
-
-    /// Renames the folder to its name, replacing a folder of that name if there is one.
-    pub fn commit(mut self) -> Result<()> {
-        sync_folder(&self.temporary)?;
-        let old = temporary_beside(&self.target);
-        let replaced = self.target.exists();
-        if replaced {
-            fs::rename(&self.target, &old).map_err(|e| Error::io("replace", &self.target, e))?;
-        }
-        if let Err(e) = fs::rename(&self.temporary, &self.target) {
-            if replaced {
-                let _ = fs::rename(&old, &self.target);
-            }
-            return Err(Error::io("rename to", &self.target, e));
-        }
-        self.committed = true;
-        if replaced {
-            fs::remove_dir_all(&old).map_err(|e| Error::io("remove", &old, e))?;
-        }
-        sync_folder(parent_of(&self.target))
-    }
-}
-
-impl Drop for AtomicDir {
-    fn drop(&mut self) {
-        if !self.committed {
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
-    }
 }
 
 /// What a folder holds, sorted; nothing if it is not there.
@@ -227,16 +102,6 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// `.NAME.PID-N.tmp`: hidden, in the same folder (renames must not cross file systems), unique in
-/// this process.
-fn temporary_beside(path: &Path) -> PathBuf {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    parent_of(path).join(format!(".{name}.{}-{n}.tmp", std::process::id()))
 }
 
 #[cfg(test)]

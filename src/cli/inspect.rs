@@ -4,11 +4,10 @@ use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::report::text;
 use crate::teacher::Teacher;
-use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
@@ -70,9 +69,13 @@ const MOST_TEXT_BYTES: u64 = 4 << 20;
 pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
     let options = options(args)?;
     let file = &args.text;
-    let mut text = Vec::new();
-    let read = File::open(file).and_then(|f| f.take(MOST_TEXT_BYTES + 1).read_to_end(&mut text));
-    read.map_err(|e| Error::io("read", file, e))?;
+    if let Some(out) = &args.out {
+        check_file(out)?;
+    }
+    let (mut text, input) = (Vec::new(), Input::open(file)?);
+    let read = input.take(MOST_TEXT_BYTES + 1).read_to_end(&mut text);
+    read.map_err(|e| unread(file, e))?;
+    check_no_pointer(file, &text)?;
     if text.len() as u64 > MOST_TEXT_BYTES {
         return Err(Error::data(format!(
             "{}: longer than {MOST_TEXT_BYTES} bytes, of which only the first tokens would be shown; give a part of it",

@@ -2,7 +2,7 @@
 
 use super::Printer;
 use super::number::finite;
-use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, prepare};
+use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::report::text::{Table, bytes, count};
@@ -14,7 +14,8 @@ use std::path::PathBuf;
 ///
 /// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
 /// with the tokenizer's end-of-text token. In text files `<|endoftext|>` separates documents; a
-/// file without it is one document. Inside a row it is one end-of-text token, and has no bytes.
+/// file without it is one document. Inside a row it is one end-of-text token, and has no bytes. A
+/// pipe such as /dev/stdin is read once, and its first bytes say what it is.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   eslm-kd prepare --input books.jsonl.gz --valid held-out.jsonl.gz --tokenizer gpt2 --out data/books
@@ -65,6 +66,7 @@ fn prepared(
         None if args.valid.is_empty() => Validation::None,
         None => Validation::Files(args.valid.clone()),
     };
+    check_out(&args.out)?; // before a tokenizer is fetched
     let options = PrepareOptions {
         inputs: args.input.clone(),
         tokenizer: resolve_tokenizer(&args.tokenizer, None, hub, progress)?,

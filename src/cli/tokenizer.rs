@@ -2,10 +2,10 @@
 
 use super::Printer;
 use super::number::whole;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{TOKENIZER_FILES, Tokenizer};
 use crate::data::train_tokenizer::{TrainOptions, TrainReport};
-use crate::error::{Error, Result};
-use crate::files::AtomicDir;
+use crate::error::Result;
+use crate::files::{Contents, OutDir};
 use crate::progress::Progress;
 use crate::report::text::{bytes, count};
 use std::path::PathBuf;
@@ -72,14 +72,9 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
 pub fn trained(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainReport> {
     let TokenizerCommand::Train(args) = &args.command;
     // A folder of that name may hold a model or another tokenizer: never replace it.
-    let taken =
-        args.out.exists() && !args.out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-    if taken {
-        let out = args.out.display();
-        return Err(Error::usage(format!(
-            "{out} exists; name a new folder with --out, or remove it yourself"
-        )));
-    }
+    let (names, last) = (&TOKENIZER_FILES, TOKENIZER_FILES[0]);
+    let contents = Contents { verb: "tokenizer", names, mark: None, last };
+    let folder = OutDir::create(&args.out, contents)?;
     let options = TrainOptions {
         vocab_size: args.vocab_size,
         min_frequency: args.min_frequency,
@@ -87,7 +82,6 @@ pub fn trained(args: &TokenizerArgs, progress: &dyn Progress) -> Result<TrainRep
         skip_bad: args.skip_bad,
     };
     let (tokenizer, report) = Tokenizer::train(&args.input, &options, progress)?;
-    let folder = AtomicDir::create(&args.out)?;
     tokenizer.save(folder.path())?;
     folder.commit()?;
     Ok(report)

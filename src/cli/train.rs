@@ -3,6 +3,7 @@
 use super::{Printer, RunArgs};
 use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
+use crate::files::check_folder;
 use crate::progress::Progress;
 use crate::report::text::{Table, count, flops, seconds};
 use crate::store::Where;
@@ -37,8 +38,9 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let out = out_folder(verb, args)?;
     match args.resume {
         true => check_resumable(&out, ui)?,
-        false => checkpoint::check_free(&out)?, // before a teacher is fetched
+        false => checkpoint::check_free(&out)?,
     }
+    check_folder(&out)?; // before a teacher is fetched
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
     let session = match args.resume {

@@ -31,7 +31,7 @@ use crate::config::Plan;
 use crate::data::prepare::DataDir;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::hex;
+use crate::files::{check_folder, children, create_folder, hex, is_bystander, name_of};
 use crate::store::Where;
 use crate::store::open_tokens_by;
 use crate::train::session::{Session, Shapes, verify};
@@ -106,6 +106,7 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     if known.is_none() {
         check_free(out)?;
     }
+    check_folder(out)?; // before data are read
     if asked.budget == Budget::Flops {
         asked.arms.iter().try_for_each(check_forecast)?;
     }
@@ -119,6 +120,7 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     for (arm, probe) in asked.arms.iter().zip(&probes) {
         check_runs(&state, arm, probe, asked)?;
     }
+    create_folder(out)?;
     state.write(out)?;
 
     // The baseline first: with a budget of seconds, the others' steps follow from it.
@@ -159,9 +161,7 @@ fn check_forecast(arm: &Arm) -> Result<()> {
 
 /// Errs unless `out` is new or empty.
 fn check_free(out: &Path) -> Result<()> {
-    let taken = out.exists()
-        && std::fs::read_dir(out).map_err(|e| Error::io("read", out, e))?.next().is_some();
-    if taken {
+    if children(out)?.iter().any(|path| !is_bystander(&name_of(path))) {
         return Err(Error::usage(format!(
             "--out {}: the folder is not empty and holds no comparison ({}); choose another",
             out.display(),

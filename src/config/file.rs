@@ -4,7 +4,7 @@
 use super::choice::{did_you_mean, nearest};
 use super::keys::{self, KEYS, Key};
 use crate::error::{Error, Result};
-use crate::files::read_bounded;
+use crate::files::{is_named, read_bounded};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ impl RunFile {
     pub fn find(place: &str) -> Result<Self> {
         let path = Path::new(place);
         let path = if path.is_dir() { path.join("config.toml") } else { path.to_path_buf() };
-        if path.is_file() {
+        if path.exists() || is_named(&path) {
             let text = String::from_utf8(read_bounded(&path, MOST_BYTES)?).map_err(|e| {
                 let at = e.utf8_error().valid_up_to();
                 Error::usage(format!(

@@ -6,11 +6,10 @@ use crate::data::source::{self, Piece, ReadOptions, Skipped, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, hex, read_bounded, write_atomic};
+use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,10 +19,14 @@ const VALID: &str = "valid.bin";
 /// Folder of the tokenizer inside a data folder.
 pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";
-/// It holds the names of the inputs.
-const MOST_MANIFEST_BYTES: u64 = 64 << 20;
 /// First field of the manifest.
 const FORMAT: &str = "eslm-kd data";
+const CONTENTS: Contents = Contents {
+    verb: "prepare",
+    names: &[TRAIN, VALID, TOKENIZER, MANIFEST],
+    mark: Some((MANIFEST, FORMAT)),
+    last: TRAIN,
+};
 /// The split is a property of the data, not of a run: its seed never changes.
 const SPLIT_SEED: u64 = 0;
 
@@ -98,7 +101,7 @@ impl SplitReport {
 pub struct PrepareReport {
     /// Always `eslm-kd data`.
     pub format: &'static str,
-    /// Version of the folder's layout.
+    /// Version of the folder's contents.
     pub version: u32,
     /// Names of the input files, without folders.
     pub inputs: Vec<String>,
@@ -130,23 +133,18 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
             "valid-fraction must lie between 0 and 1, both excluded; found {f}"
         )));
     }
-    check_replaceable(&options.out)?;
+    let folder = OutDir::create(&options.out, CONTENTS)?;
     let tokenizer = match &options.end_token {
         None => Tokenizer::load(&options.tokenizer)?,
         Some(token) => Tokenizer::load_ending_with(&options.tokenizer, token)?,
     };
-    let sources = Source::open_all(&options.inputs)?;
-    let valid_sources = match &options.validation {
-        Validation::Files(paths) => Source::open_all(paths)?,
-        _ => Vec::new(),
-    };
+    let (sources, valid_sources) = open_inputs(options, progress)?;
     let reading = ReadOptions {
         text_field: options.text_field.clone(),
         split: tokenizer.splits_safely(),
         skip_bad: options.skip_bad,
     };
 
-    let folder = AtomicDir::create(&options.out)?;
     tokenizer.save(&folder.path().join(TOKENIZER))?;
     let mut train = TokenWriter::create(&folder.path().join(TRAIN), tokenizer.origin())?;
     let mut valid = match options.validation {
@@ -204,6 +202,45 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
     report.write(&folder.path().join(MANIFEST))?;
     folder.commit()?;
     Ok(report)
+}
+
+/// Errs where [`prepare`] could not write its folder, before anything is fetched for it.
+pub fn check_out(out: &Path) -> Result<()> {
+    OutDir::check(out, CONTENTS)
+}
+
+/// The inputs and the validation files. What is in both is said: a loss on it says nothing of
+/// other text.
+fn open_inputs(
+    options: &PrepareOptions,
+    progress: &dyn Progress,
+) -> Result<(Vec<Source>, Vec<Source>)> {
+    let valid = match &options.validation {
+        Validation::Files(paths) => {
+            if paths.is_empty() {
+                return Err(Error::usage("no validation files given"));
+            }
+            &paths[..]
+        }
+        _ => &[],
+    };
+    let mut sources = Source::open_all(&[&options.inputs, valid].concat())?;
+    let valid = sources.split_off(options.inputs.len());
+    for held_out in &valid {
+        for input in &sources {
+            let (a, b) = (input.path(), held_out.path());
+            if same_file(a, b) || same_bytes(a, b)? {
+                progress.note(&format!(
+                    "warning: {} is validated on and trained on ({} is the same text), so its loss says nothing of other \
+                     text; name a file that is no input, or use --valid-fraction",
+                    held_out.path().display(),
+                    input.path().display()
+                ));
+                break;
+            }
+        }
+    }
+    Ok((sources, valid))
 }
 
 impl PrepareReport {
@@ -268,39 +305,6 @@ fn check_not_empty(
     })
 }
 
-/// Replacing a folder deletes what is in it, so it must hold nothing that `prepare` did not write.
-fn check_replaceable(out: &Path) -> Result<()> {
-    let refuse = |what: &str| {
-        let out = out.display();
-        Err(Error::usage(format!(
-            "{out} exists and {what}; name a new folder with --out, or remove it yourself"
-        )))
-    };
-    if !out.exists() {
-        return Ok(());
-    }
-    if !out.is_dir() {
-        return refuse("is not a folder");
-    }
-    let mut entries = fs::read_dir(out).map_err(|e| Error::io("read folder", out, e))?.peekable();
-    if entries.peek().is_none() {
-        return Ok(());
-    }
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io("read folder", out, e))?.file_name();
-        if ![TRAIN, VALID, TOKENIZER, MANIFEST].iter().any(|known| name == *known) {
-            return refuse(&format!("holds {}, which no earlier prepare wrote", name.display()));
-        }
-    }
-    let manifest = read_bounded(&out.join(MANIFEST), MOST_MANIFEST_BYTES)
-        .ok()
-        .and_then(|b| serde_json::from_slice(&b).ok());
-    match manifest.unwrap_or(serde_json::Value::Null)["format"] == FORMAT {
-        true => Ok(()),
-        false => refuse("has no manifest.json of an earlier prepare"),
-    }
-}
-
 /// A prepared folder, open for training.
 #[derive(Debug, Clone)]
 pub struct DataDir {
@@ -353,6 +357,7 @@ mod tests {
     use super::*;
     use crate::data::train_tokenizer::TrainOptions;
     use crate::progress::Silent;
+    use std::fs;
 
     struct Setup {
         folder: tempfile::TempDir,

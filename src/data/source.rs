@@ -11,14 +11,16 @@ mod parquet;
 mod parquet_pages;
 mod pieces;
 mod records;
+mod stream;
 
 pub use pieces::split_point;
 
 use crate::data::bpe::check_words;
 use crate::error::{Error, Result};
+use crate::files::{HEAD_BYTES, Input, check_no_pointer, check_real, same_file, unread};
 use crate::progress::Progress;
 use crate::report::text::count;
-use packed::Compression;
+use packed::{Compression, read_up_to};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use stream::Stream;
 
 /// Bytes of text that a piece should not exceed much.
 const PIECE_BYTES: usize = 64 << 10;
@@ -49,6 +52,16 @@ pub enum Format {
     Parquet,
 }
 
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::JsonLines => "JSON lines",
+            Self::Parquet => "Parquet",
+        }
+    }
+}
+
 /// An input file whose kind is known.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -56,26 +69,36 @@ pub struct Source {
     format: Format,
     compression: Compression,
     size: u64,
+    /// What comes through a pipe.
+    stream: Option<Stream>,
+    /// Whether its first bytes told the format, and not its name.
+    told: bool,
 }
 
 impl Source {
     /// Looks at a file's name and first bytes. The format follows the name (`.txt .text .md`,
     /// `.jsonl .ndjson .json`, `.parquet`, each with `.gz` or `.zst` behind); compression follows
-    /// the first bytes, which must fit the name.
+    /// the first bytes, which must fit the name. A pipe is read once, and needs no name: its first
+    /// bytes say what it is.
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |what: String| Err(Error::data(format!("{}: {what}", path.display())));
-        let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
-        if meta.is_dir() {
+        if path.is_dir() {
             return bad("is a folder; name the files in it".into());
         }
-        let (compression, magic) =
-            Compression::of(&mut file).map_err(|e| Error::io("read", path, e))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let (stem, named) = match name.rsplit_once('.') {
-            Some((stem, "gz" | "gzip")) => (stem, Some(Compression::Gzip)),
-            Some((stem, "zst" | "zstd")) => (stem, Some(Compression::Zstd)),
-            _ => (name.as_str(), None),
+        let mut input = Input::open(path)?;
+        let failed = |e| unread(path, e);
+        let head = read_up_to(&mut input, HEAD_BYTES as u64).map_err(failed)?;
+        let (format, named) = by_name(path);
+        match (format, named) {
+            // Text may well be a web page.
+            (None | Some(Format::Text), None) => check_no_pointer(path, &head)?,
+            _ => check_real(path, &head)?,
+        }
+        let (magic, size) = (&head[..head.len().min(4)], input.metadata().len());
+        let once = input.is_stream() || (format.is_none() && stream::is_of_process(path));
+        let compression = match once {
+            true => Compression::of_stream(magic),
+            false => Compression::of(input.rewound().map_err(failed)?).map_err(failed)?,
         };
         if let Some(named) = named.filter(|n| *n != compression) {
             return bad(match compression {
@@ -87,25 +110,39 @@ impl Source {
                 ),
             });
         }
-        let format = match stem.rsplit_once('.').map(|(_, extension)| extension) {
-            Some("txt" | "text" | "md") => Format::Text,
-            Some("jsonl" | "ndjson" | "json") => Format::JsonLines,
-            Some("parquet") => Format::Parquet,
-            _ => return bad(
+        let path = path.to_path_buf();
+        if once {
+            let stream = Stream::new(head, input, compression);
+            let stream = stream.map_err(|e| compression.failure(&path, &e))?;
+            let told = format.is_none();
+            let format = format.unwrap_or(stream.format());
+            return Ok(Self { path, format, compression, size: 0, stream: Some(stream), told });
+        }
+        let Some(format) = format else {
+            return bad(
                 "unknown kind of file: expected .txt, .jsonl or .parquet, also with .gz or .zst"
                     .into(),
-            ),
+            );
         };
-        if magic == *b"PAR1" && format != Format::Parquet {
+        if magic == b"PAR1" && format != Format::Parquet {
             return bad("is a Parquet file; give it the extension .parquet".into());
         }
-        Ok(Self { path: path.to_path_buf(), format, compression, size: meta.len() })
+        Ok(Self { path, format, compression, size, stream: None, told: false })
     }
 
     /// Looks at all, so that a typing error in the last name shows before the first file is read.
     pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
         if paths.is_empty() {
             return Err(Error::usage("no input files given"));
+        }
+        for (n, path) in paths.iter().enumerate() {
+            let is_pipe = path.exists() && !path.is_file() && !path.is_dir();
+            if is_pipe && paths[..n].iter().any(|other| same_file(path, other)) {
+                let place = path.display();
+                return Err(Error::usage(format!(
+                    "{place}: a pipe can be read only once, and it is named twice; write it to a file first"
+                )));
+            }
         }
         paths.iter().map(|path| Self::open(path)).collect()
     }
@@ -115,17 +152,26 @@ impl Source {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Bytes on disk.
-    pub fn size(&self) -> u64 {
-        self.size
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes on disk, None for what comes through a pipe.
+    pub fn size(&self) -> Option<u64> {
+        self.stream.is_none().then_some(self.size)
     }
 
     fn decompressed(&self, consumed: &Arc<AtomicU64>) -> Result<Box<dyn BufRead + Send>> {
-        let file = File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
-        let file = BufReader::with_capacity(
-            1 << 18,
-            Counting { inner: file, consumed: Arc::clone(consumed) },
-        );
+        let consumed = Arc::clone(consumed);
+        if let Some(stream) = &self.stream {
+            let inner = stream.take().ok_or_else(|| {
+                Error::internal(format!("{}: a pipe was to be read twice", self.path.display()))
+            })?;
+            return Ok(Box::new(BufReader::with_capacity(1 << 18, Counting { inner, consumed })));
+        }
+        let inner = File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))?;
+        let file = BufReader::with_capacity(1 << 18, Counting { inner, consumed });
         self.compression.unpack(file).map_err(|e| self.unreadable(&e))
     }
 
@@ -156,12 +202,29 @@ impl Source {
     }
 }
 
-struct Counting {
-    inner: File,
+/// What a name says.
+fn by_name(path: &Path) -> (Option<Format>, Option<Compression>) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let (stem, named) = match name.rsplit_once('.') {
+        Some((stem, "gz" | "gzip")) => (stem, Some(Compression::Gzip)),
+        Some((stem, "zst" | "zstd")) => (stem, Some(Compression::Zstd)),
+        _ => (name.as_str(), None),
+    };
+    let format = match stem.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("txt" | "text" | "md") => Some(Format::Text),
+        Some("jsonl" | "ndjson" | "json") => Some(Format::JsonLines),
+        Some("parquet") => Some(Format::Parquet),
+        _ => None,
+    };
+    (format, named)
+}
+
+struct Counting<R> {
+    inner: R,
     consumed: Arc<AtomicU64>,
 }
 
-impl Read for Counting {
+impl<R: Read> Read for Counting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.consumed.fetch_add(n as u64, Ordering::Relaxed);
@@ -250,8 +313,11 @@ pub fn for_each_batch(
     progress: &dyn Progress,
     mut handle: impl FnMut(PieceBatch) -> Result<()>,
 ) -> Result<Vec<Skipped>> {
-    let total = sources.iter().map(Source::size).sum();
-    progress.start(label, Some(total), "bytes");
+    for source in sources.iter().filter(|source| source.told) {
+        let (place, format) = (source.path.display(), source.format.name());
+        progress.note(&format!("{place}: read as {format}, by its first bytes"));
+    }
+    progress.start(label, sources.iter().map(Source::size).sum(), "bytes");
     let (sender, receiver) = sync_channel::<Result<PieceBatch>>(1);
     let done = std::thread::scope(|scope| {
         let reader = scope.spawn(move || {

@@ -8,6 +8,8 @@ mod folder;
 mod identity;
 mod save;
 
+pub use save::TOKENIZER_FILES;
+
 use crate::data::bpe::{self, Bpe};
 use crate::data::tokens::{END_OF_TEXT, Hash, TokenOrigin};
 use crate::error::{Error, Result};

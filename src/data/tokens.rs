@@ -17,7 +17,7 @@
 //! | 224..256 | SHA-256 of bytes 0..224 |
 
 use crate::error::{Error, Result};
-use crate::files::{AtomicFile, hex};
+use crate::files::{AtomicFile, Input, check_real, hex};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -292,19 +292,20 @@ pub struct TokenFile {
 impl TokenFile {
     /// Opens and checks everything but the content hash (for that: [`TokenFile::verify`]).
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
-        if !meta.is_file() {
+        let input = Input::open(path)?;
+        if input.is_stream() {
             return Err(Error::data(format!(
-                "{}: expected a token file, found a folder or device",
+                "{}: expected a token file, found a pipe or a device",
                 path.display()
             )));
         }
+        let (meta, mut file) = (input.metadata().clone(), input.into_file());
         let mut start = Vec::with_capacity(HEADER_BYTES);
         (&mut file)
             .take(HEADER_BYTES as u64)
             .read_to_end(&mut start)
             .map_err(|e| Error::io("read", path, e))?;
+        check_real(path, &start)?;
         let header = TokenHeader::decode(&start, path)?;
         // u128: a count near 2^64 must not wrap into a plausible length.
         let expected =

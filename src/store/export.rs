@@ -2,7 +2,7 @@
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::files::{Contents, OutDir, check_file, write_atomic};
 use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::progress::Progress;
 use crate::store::checkpoint;
@@ -13,7 +13,7 @@ use crate::store::weights::{
 };
 use candle_core::Device;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -86,10 +86,11 @@ pub fn export(
         )));
     };
     let from = ModelFolder { dir, origin, commit: None };
-    match options.format {
-        Format::HuggingFace => check_replaceable(out)?,
-        Format::Gguf(_) => check_replaceable_file(out)?,
-    }
+    let names = folder_names();
+    let folder = match options.format {
+        Format::HuggingFace => Some(OutDir::create(out, contents(&names))?),
+        Format::Gguf(_) => check_replaceable_file(out).map(|()| None)?,
+    };
     if from.dir.join(checkpoint::MANIFEST_FILE).is_file() {
         checkpoint::verify(&from.dir)?;
     }
@@ -97,9 +98,10 @@ pub fn export(
     if options.vocab == Vocab::Exact {
         model = cut_vocab(model, &from)?;
     }
-    let bytes = match options.format {
-        Format::HuggingFace => write_folder(&from, &model, out, progress)?,
-        Format::Gguf(of) => write_gguf(&from, &model, of, out, progress)?,
+    let bytes = match (folder, options.format) {
+        (Some(folder), _) => write_folder(&from, &model, folder, progress)?,
+        (None, Format::Gguf(of)) => write_gguf(&from, &model, of, out, progress)?,
+        (None, Format::HuggingFace) => return Err(Error::internal("no folder was claimed")),
     };
     Ok(ExportReport {
         out: out.to_path_buf(),
@@ -114,7 +116,7 @@ pub fn export(
 fn write_folder(
     from: &ModelFolder,
     model: &Gpt2,
-    out: &Path,
+    folder: OutDir,
     progress: &dyn Progress,
 ) -> Result<u64> {
     let Gpt2 { config, params, .. } = model;
@@ -128,7 +130,6 @@ fn write_folder(
         ids: SpecialIds::read(&from.dir)?,
         tokenizer: from.has_tokenizer().then_some(from.dir.as_path()),
     };
-    let folder = AtomicDir::create(out)?;
     save_model(folder.path(), config, params, &options)?;
     // Written anew, so that every reader takes it alike; what we cannot read is kept as it is.
     match from.tokenizer() {
@@ -251,52 +252,20 @@ fn check_replaceable_file(out: &Path) -> Result<()> {
     if out.is_dir() {
         return refuse("is a folder, and --format gguf writes one file");
     }
+    check_file(out)?;
     if out.exists() && !gguf::is_export(out)? {
         return refuse("is no GGUF file of an earlier export");
     }
     Ok(())
 }
 
-/// Replacing a folder deletes what is in it, so it must hold nothing but an earlier export.
-fn check_replaceable(out: &Path) -> Result<()> {
-    let refuse = |what: String| {
-        let out = out.display();
-        Err(Error::usage(format!(
-            "{out} exists and {what}; name a new folder with --out, or remove it yourself"
-        )))
-    };
-    if !out.exists() {
-        return Ok(());
-    }
-    if !out.is_dir() {
-        return refuse("is not a folder".into());
-    }
-    let failed = |e| Error::io("list", out, e);
-    let entries =
-        fs::read_dir(out).map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
-    if entries.is_empty() {
-        return Ok(());
-    }
-    for entry in &entries {
-        let name = entry.file_name();
-        if ![MARK_FILE]
-            .iter()
-            .chain(&MODEL_FILES)
-            .chain(&TOKENIZER_FILES)
-            .any(|known| name == **known)
-        {
-            return refuse(format!("holds {}, which no earlier export wrote", name.display()));
-        }
-    }
-    let mark: Value = read_bounded(&out.join(MARK_FILE), 1 << 16)
-        .ok()
-        .and_then(|b| serde_json::from_slice(&b).ok())
-        .unwrap_or_default();
-    if mark["format"] == FORMAT {
-        Ok(())
-    } else {
-        refuse(format!("has no {MARK_FILE} of an earlier export"))
-    }
+/// Everything that an exported folder may hold.
+fn folder_names() -> Vec<&'static str> {
+    [MARK_FILE].iter().chain(&MODEL_FILES).chain(&TOKENIZER_FILES).copied().collect()
+}
+
+fn contents<'a>(names: &'a [&'a str]) -> Contents<'a> {
+    Contents { verb: "export", names, mark: Some((MARK_FILE, FORMAT)), last: MODEL_FILES[0] }
 }
 
 fn same_bits(a: &ParamSet, b: &ParamSet) -> Result<bool> {

@@ -15,6 +15,7 @@ mod hub_binary;
 mod hub_places;
 mod hub_store;
 mod hub_waits;
+mod inputs; // pipes, and what merely stands in the place of a file
 mod inspect;
 mod keys; // every key of a run file does what its line says
 mod laws;
@@ -22,6 +23,7 @@ mod layers;
 mod models;
 mod moved;
 mod parity;
+mod places; // where results go
 mod run;
 mod sampled;
 mod selection;

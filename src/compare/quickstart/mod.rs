@@ -13,7 +13,7 @@ use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::AtomicDir;
+use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::Progress;
 use crate::store::Where;
 use crate::store::checkpoint::check_free;
@@ -83,6 +83,7 @@ pub fn quickstart(
     if !resume {
         check_free(out)?;
     }
+    check_folder(out)?; // before a teacher is trained
     let models = compared(plan, out, cache, around).map_err(|e| match e.kind() {
         // A run inside names its own folder; what continues the whole is the verb.
         ErrorKind::Interrupted(_) => Error::new(
@@ -125,6 +126,7 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
     };
     run("teacher", ", pretrained once and kept", &teacher_plan(plan)?, &teacher)?;
     let mut models = vec![trained("teacher", &teacher)?];
+    create_folder(out)?;
     for (name, model, plan) in students(plan, &teacher.join(MODEL_FOLDER)) {
         let folder = out.join(name);
         run(model, "", &plan, &folder)?;

@@ -21,9 +21,9 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What the first bytes of a file say, and these bytes. Zstandard's data may come behind
+    /// What the first bytes of a file say. Zstandard's data may come behind
     /// skippable frames; pzstd writes one before every frame.
-    pub fn of(file: &mut File) -> io::Result<(Self, Vec<u8>)> {
+    pub fn of(file: &mut File) -> io::Result<Self> {
         let mut input = BufReader::new(file);
         let first = read_up_to(&mut input, 4)?;
         let mut magic = first.clone();
@@ -32,16 +32,13 @@ impl Compression {
             input.seek_relative(number(&length) as i64)?;
             magic = read_up_to(&mut input, 4)?;
             if magic.is_empty() {
-                return Ok((Self::Zstd, first)); // nothing is packed in it
+                return Ok(Self::Zstd); // nothing is packed in it
             }
         }
-        let kind = match magic[..] {
-            [0x1F, 0x8B, ..] if magic == first => Self::Gzip,
-            // 0x28 since version 0.8; zstd reads what 0.5 to 0.7 wrote, too.
-            [0x25..=0x28, 0xB5, 0x2F, 0xFD] => Self::Zstd,
-            _ => Self::None,
-        };
-        Ok((kind, first))
+        Ok(match Self::by_magic(&magic) {
+            Self::Gzip if magic != first => Self::None,
+            kind => kind,
+        })
     }
 
     /// Reads `input`, which is packed so.
@@ -60,8 +57,25 @@ impl Compression {
         })
     }
 
+    /// What the first bytes of a pipe say, which cannot be read twice.
+    pub fn of_stream(magic: &[u8]) -> Self {
+        if is_skippable(magic) { Self::Zstd } else { Self::by_magic(magic) }
+    }
+
+    fn by_magic(magic: &[u8]) -> Self {
+        match magic {
+            [0x1F, 0x8B, ..] => Self::Gzip,
+            // 0x28 since version 0.8; zstd reads what 0.5 to 0.7 wrote, too.
+            [0x25..=0x28, 0xB5, 0x2F, 0xFD] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
     /// The message for a failed read: with compression, mostly a damaged stream.
     pub fn failure(self, path: &Path, e: &io::Error) -> Error {
+        if let Err(stopped) = crate::interrupt::check() {
+            return stopped; // which is how a wait for a pipe may end
+        }
         let place = path.display();
         if self == Self::None {
             return Error::data(format!("cannot read {place}: {e}"));
@@ -71,7 +85,9 @@ impl Compression {
         }
         // The numbers of these errors do not come through the crate; their texts do.
         let text = e.to_string();
-        let window = || File::open(path).and_then(|file| largest_window(&mut BufReader::new(file)));
+        let file =
+            || if path.is_file() { File::open(path) } else { Err(ErrorKind::NotFound.into()) };
+        let window = || file().and_then(|file| largest_window(&mut BufReader::new(file)));
         let largest = 1 << WINDOW_LOG;
         Error::data(match (text.as_str(), window().unwrap_or(0)) {
             ("Frame requires too much memory for decoding", window) => format!(
@@ -98,7 +114,7 @@ impl Compression {
 }
 
 /// Fewer bytes at the end.
-fn read_up_to(input: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_up_to(input: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     input.take(bytes).read_to_end(&mut out)?;
     Ok(out)

@@ -50,9 +50,10 @@ struct Column {
 impl RowReader {
     pub fn open(source: &Source, field: &str, consumed: &Arc<AtomicU64>) -> Result<Self> {
         let place = source.path.display();
-        // Parquet starts reading at its end, so a compressed one has to be unpacked first.
-        let unpacked =
-            (source.compression != Compression::None).then(|| Unpacked::new(source)).transpose()?;
+        // Parquet starts reading at its end, so a compressed one has to be unpacked first, and one
+        // from a pipe laid down.
+        let in_place = source.compression == Compression::None && source.stream.is_none();
+        let unpacked = (!in_place).then(|| Unpacked::new(source)).transpose()?;
         let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let failed = |e: &dyn std::fmt::Display| {

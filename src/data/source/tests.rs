@@ -111,7 +111,7 @@ impl Folder {
             pieces.extend(batch.pieces);
             Ok(())
         })?;
-        assert_eq!(consumed, source.size(), "progress adds up to the file's size");
+        assert_eq!(Some(consumed), source.size(), "progress adds up to the file's size");
         Ok((pieces, skipped))
     }
 

@@ -4,6 +4,7 @@
 use super::{gpt2_json, identity, read};
 use crate::data::tokens::{END_OF_TEXT, Hash};
 use crate::error::{Error, Result};
+use crate::files::is_named;
 use crate::guard::guarded;
 use crate::json;
 use serde_json::{Map, Value, json};
@@ -183,7 +184,7 @@ fn load(folder: &Path) -> Result<Found> {
         )));
     }
     let file = folder.join("tokenizer.json");
-    let mut found = if file.is_file() {
+    let mut found = if is_named(&file) {
         Found::in_json(&read(&file)?).map_err(|e| e.context(file.display()))?
     } else {
         from_pair(folder, class.as_deref())?
@@ -234,7 +235,7 @@ fn read_declared(folder: &Path) -> Result<Declared> {
     }
     config.retain(|_, value| !value.is_null());
     let template = folder.join("chat_template.jinja");
-    let mut chat_template = match template.is_file() {
+    let mut chat_template = match is_named(&template) {
         true => Some(String::from_utf8_lossy(&read(&template)?).into_owned()),
         false => None,
     };
@@ -293,7 +294,7 @@ fn class(folder: &Path, declared: &Declared) -> Result<Option<String>> {
 /// The JSON object in a file, None if there is no such file.
 fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
     let path = folder.join(name);
-    if !path.is_file() {
+    if !is_named(&path) {
         return Ok(None);
     }
     match json::parse(&read(&path)?) {
@@ -335,7 +336,7 @@ fn beside(folder: &Path, declared: &Declared) -> Result<Vec<AddedToken>> {
 /// GPT-2's pair `vocab.json` + `merges.txt`.
 fn from_pair(folder: &Path, class: Option<&str>) -> Result<Found> {
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-    if !(vocab.is_file() && merges.is_file()) {
+    if !(is_named(&vocab) && is_named(&merges)) {
         return Err(Error::data(format!(
             "{}: expected tokenizer.json, or vocab.json and merges.txt; found neither",
             folder.display()

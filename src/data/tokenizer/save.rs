@@ -19,6 +19,17 @@ const OF_ITS_PLACE: [&str; 9] = [
     "vocab_file",
 ];
 
+/// Everything that [`Tokenizer::save`] may write, what a reader asks for first of all.
+pub const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+];
+
 impl Tokenizer {
     /// Writes Hugging Face's files into `folder`, each atomically: `tokenizer.json`,
     /// `tokenizer_config.json` and `special_tokens_map.json` with what the source declared, its

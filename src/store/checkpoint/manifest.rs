@@ -3,7 +3,7 @@
 
 use super::Inputs;
 use crate::error::{Error, Result};
-use crate::files::read_bounded;
+use crate::files::{HEAD_BYTES, read_bounded};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -171,6 +171,10 @@ fn verify_file(dir: &Path, name: &str, expected: &FileSum) -> Result<()> {
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     if size != expected.size {
+        if size < HEAD_BYTES as u64 {
+            // Says so where it is a pointer to the file.
+            read_bounded(&path, size).map_err(|e| damaged(dir, &e.to_string()))?;
+        }
         return Err(damaged(
             dir,
             &format!("{name} is damaged: expected {} bytes, found {size}", expected.size),

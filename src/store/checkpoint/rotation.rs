@@ -2,7 +2,7 @@
 
 use crate::config::CheckpointPlan;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{children, name_of};
+use crate::files::{children, create_folder, is_bystander, name_of};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl RunLock {
     /// but for its name gets it.
     pub fn acquire(run_dir: &Path) -> Result<Self> {
         let fresh = !run_dir.exists();
-        fs::create_dir_all(run_dir).map_err(|e| Error::io("create folder", run_dir, e))?;
+        create_folder(run_dir)?;
         let path = run_dir.join(LOCK_FILE);
         let failed = |e| Error::io("lock", &path, e);
         let mut file = File::options()
@@ -71,8 +71,9 @@ impl RunLock {
     /// Gives up before anything was written: a folder that was made for this lock goes with it.
     pub(crate) fn abandon(self) {
         if self.fresh && names(&self.dir).is_ok_and(|names| names == [LOCK_FILE]) {
-            let _ =
-                fs::remove_file(self.dir.join(LOCK_FILE)).and_then(|()| fs::remove_dir(&self.dir));
+            // A link stays, and the folder behind it goes.
+            let _ = fs::remove_file(self.dir.join(LOCK_FILE))
+                .and_then(|()| fs::remove_dir(fs::canonicalize(&self.dir)?));
         }
     }
 
@@ -149,7 +150,7 @@ pub fn check_free(run_dir: &Path) -> Result<()> {
     if found.iter().any(|name| name == "config.toml") || latest(run_dir)?.is_some() {
         return refuse("already holds a run; add --resume to continue it, or choose another");
     }
-    match found.iter().find(|name| *name != LOCK_FILE) {
+    match found.iter().find(|name| !is_bystander(name)) {
         Some(name) => refuse(&format!(
             "is not empty (it holds {name}), and a run takes a folder of its own; choose another"
         )),

@@ -1,13 +1,13 @@
 //! The safetensors files of a model folder, memory-mapped.
 
 use crate::error::{Error, Result};
+use crate::files::{Input, check_real, is_named};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// All tensors in one file.
@@ -28,13 +28,14 @@ pub(super) struct TensorFiles {
 impl TensorFiles {
     /// One file.
     pub fn open_one(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        if !file.metadata().map_err(|e| Error::io("read", path, e))?.is_file() {
+        let input = Input::open(path)?;
+        if input.is_stream() {
             return Err(Error::data(format!(
-                "{}: expected a safetensors file, found a folder or device",
+                "{}: expected a safetensors file, found a pipe or a device",
                 path.display()
             )));
         }
+        let file = input.into_file();
         // SAFETY: the mapping is read-only and lives no longer than the load. A file that another
         // process truncates meanwhile is outside what a program can guard against; the files we
         // write are renamed into place.
@@ -45,18 +46,18 @@ impl TensorFiles {
     /// `model.safetensors`, or the shards that the index names.
     pub fn open_model(dir: &Path) -> Result<Self> {
         let single = dir.join(WEIGHTS_FILE);
-        if single.exists() {
+        if is_named(&single) {
             return Self::open_one(&single);
         }
         let index = dir.join(INDEX_FILE);
-        if !index.exists() {
+        if !is_named(&index) {
             return Err(no_weights(dir));
         }
         let map = read_index(&index)?;
         let mut files = Vec::new();
         for name in unique(&map) {
             let path = dir.join(&name);
-            if !path.exists() {
+            if !is_named(&path) {
                 return Err(Error::data(format!(
                     "{}: shard {name} is named by {INDEX_FILE} but is not in the folder; fetch the model again",
                     dir.display()
@@ -127,12 +128,7 @@ pub(super) fn own_name(full: &str) -> &str {
 }
 
 fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<'a>)>> {
-    if map.starts_with(b"version https://git-lfs") {
-        return Err(Error::data(format!(
-            "{} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder",
-            path.display()
-        )));
-    }
+    check_real(path, map)?;
     if is_pickle(map) {
         return Err(Error::data(format!(
             "{}: is a pickle under the name of a safetensors file. {}",

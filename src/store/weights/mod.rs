@@ -8,10 +8,11 @@ mod config_json;
 mod files;
 mod save;
 
+pub use crate::data::tokenizer::TOKENIZER_FILES;
 use config_json::says_untied;
 pub use config_json::{parse_config, read_config};
 pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
-pub use save::{SaveOptions, SpecialIds, TOKENIZER_FILES, save_model, save_params, state_length};
+pub use save::{SaveOptions, SpecialIds, save_model, save_params, state_length};
 
 use crate::error::{Error, Result};
 use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};

@@ -6,9 +6,9 @@
 
 use super::files::read_json_bytes;
 use super::with_values;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{TOKENIZER_FILES, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files::{read_bounded, write_atomic};
+use crate::files::{is_named, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, ParamSet};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
@@ -18,17 +18,6 @@ use std::path::Path;
 
 /// As much as is read of a tokenizer anywhere.
 const MOST_TOKENIZER_BYTES: u64 = 256 << 20;
-
-/// The files that make up a Hugging Face tokenizer; a folder has some of them.
-pub const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
 
 /// Ids of special tokens, as `config.json` and `generation_config.json` state them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,7 +61,7 @@ impl SpecialIds {
         let mut stated = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             let path = dir.join(name);
-            if path.is_file() {
+            if is_named(&path) {
                 let parsed = crate::json::parse(&read_json_bytes(&path)?);
                 stated.push(parsed.map_err(|e| Error::data(format!("{}: {e}", path.display())))?);
             }
@@ -134,7 +123,7 @@ pub fn save_model(
     let mut copied = 0;
     for name in TOKENIZER_FILES {
         let from = tokenizer.join(name);
-        if from.exists() {
+        if is_named(&from) {
             // Bytes rather than fs::copy, which would copy a cache's private mode too.
             let bytes = read_bounded(&from, MOST_TOKENIZER_BYTES)?;
             let to = dir.join(name);

@@ -10,4 +10,4 @@ mod formats;
 mod memory;
 mod mutate;
 mod named;
-mod samples;
+pub mod samples;
