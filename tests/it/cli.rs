@@ -1,5 +1,7 @@
 //! The built binary: streams, exit statuses, environment.
 
+use crate::support::place::save_random;
+use crate::support::tiny;
 use std::process::{Command, Output, Stdio};
 
 /// The binary with a clean environment.
@@ -122,4 +124,85 @@ fn a_closed_pipe_is_no_error() {
     drop(child.stdout.take());
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!((status.code(), String::from_utf8(stderr).unwrap().as_str()), (Some(0), ""));
+}
+
+/// A model with random weights; it lives as long as the folder.
+fn model() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    save_random(folder.path(), tiny::VOCAB, 16, true);
+    let name = folder.path().display().to_string();
+    (folder, name)
+}
+
+#[test]
+fn values_begin_with_a_dash_and_numbers_are_written_as_people_do() {
+    let (_folder, model) = model();
+    let generate = ["generate", &model, "--max-tokens", "2", "--temperature", "0", "--json"];
+    for prompt in ["- one", "-5 degrees", "--- a title"] {
+        let (code, stdout, stderr) =
+            run(&mut eslm_kd(&[&generate[..], &["--prompt", prompt]].concat()));
+        assert_eq!(code, 0, "{stderr}");
+        let found: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(found["prompt"], *prompt);
+    }
+    // A flag stays a flag.
+    let (code, _, stderr) = run(&mut eslm_kd(&["generate", &model, "--prompt", "--json"]));
+    assert!(code == 2 && stderr.contains("--prompt"), "{stderr}");
+
+    for (args, key, value) in [
+        (&["--lr", ".001"][..], "optim.lr", 1e-3),
+        (&["--set", "optim.lr=5.e-4"], "optim.lr", 5e-4),
+        (&["--steps", "1_000"], "steps", 1000.0),
+        (&["--steps", "1e3"], "steps", 1000.0),
+        (&["--seed", "007"], "seed", 7.0),
+    ] {
+        let plan = [&["plan", "pretrain-14m", "--json"], args].concat();
+        let (code, stdout, stderr) = run(&mut eslm_kd(&plan));
+        assert_eq!(code, 0, "{args:?}: {stderr}");
+        let found: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let values = found["values"].as_array().unwrap();
+        let found = values.iter().find(|v| v["key"] == key).unwrap()["value"].as_f64();
+        assert_eq!(found, Some(value), "{args:?}");
+    }
+    let (code, _, stderr) = run(eslm_kd(&["plan", "pretrain-14m"])
+        .env("ESLM_KD_ALPHA", ".5")
+        .env("ESLM_KD_LR", "1__0"));
+    assert!(code == 2 && stderr.contains("ESLM_KD_LR"), "{stderr}");
+    for (flag, text) in [("--temperature", ".5"), ("--seed", "1_000"), ("--top-k", "1e1")] {
+        let (code, _, stderr) = run(&mut eslm_kd(&[&generate[..4], &[flag, text]].concat()));
+        assert_eq!(code, 0, "{flag} {text}: {stderr}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_no_variable() {
+    let (_folder, model) = model();
+    let mut command = eslm_kd(&["generate", &model, "--max-tokens", "1"]);
+    for name in
+        ["ESLM_KD_SEED", "ESLM_KD_DEVICE", "ESLM_KD_JSON", "ESLM_KD_QUIET", "ESLM_KD_OFFLINE"]
+    {
+        command.env(name, "");
+    }
+    let (code, _, stderr) = run(&mut command);
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
+fn text_does_not_steer_a_terminal() {
+    let (_folder, model) = model();
+    let prompt = "a\u{1b}]0;title\u{7}\rb\u{9b}31mc";
+    let args = ["generate", &model, "--max-tokens", "1", "--temperature", "0", "--prompt", prompt];
+    let (code, stdout, stderr) = run(&mut eslm_kd(&args));
+    assert!(code == 0 && stdout.starts_with(prompt), "a pipe gets the text as it is: {stderr}");
+    // `script` runs a command on a terminal of its own.
+    let mut terminal = Command::new("script");
+    let quoted: Vec<String> = args.iter().map(|a| format!("'{a}'")).collect();
+    let whole = format!("{} {} --quiet", env!("CARGO_BIN_EXE_eslm-kd"), quoted.join(" "));
+    terminal.args(["-qec", &whole, "/dev/null"]).stdin(Stdio::null());
+    let Ok(Output { stdout, .. }) = terminal.output() else {
+        eprintln!("skipped: there is no program `script` here");
+        return;
+    };
+    let shown = String::from_utf8(stdout).unwrap();
+    assert!(shown.contains("a␛]0;title␇␍b\u{fffd}31mc"), "{shown:?}");
 }
