@@ -113,7 +113,7 @@ impl ModelRef {
 
     /// The same model at the commit that a run recorded of it ([`ModelFolder::revision`]), unless
     /// a revision was named.
-    pub(crate) fn as_recorded(self, revision: Option<&str>) -> Self {
+    pub(crate) fn at_recorded(self, revision: Option<&str>) -> Self {
         let Some((id, commit)) = revision.and_then(|r| r.split_once('@')) else { return self };
         let same = match &self {
             Self::Hub { id: named, revision: None } => named == id,
@@ -472,7 +472,7 @@ mod tests {
         // What a run recorded of a model is what it gets again, unless it is asked for another.
         let again = |text: &str| {
             let meant = ModelRef::parse(text, Kind::Any).unwrap();
-            match meant.as_recorded(Some("openai-community/gpt2@c1")) {
+            match meant.at_recorded(Some("openai-community/gpt2@c1")) {
                 ModelRef::Hub { revision: Some(revision), .. } => revision,
                 other => format!("{other:?}"),
             }

@@ -115,7 +115,7 @@ impl Survey {
             .map(|name| {
                 let meant = ModelRef::parse(name, Kind::Teacher)?;
                 let recorded = known.and_then(|known| known.inputs.teacher_revision.as_deref());
-                find_fitting(name, meant.as_recorded(recorded), &data, at)
+                find_fitting(name, meant.at_recorded(recorded), &data, at)
             })
             .transpose()?;
         let teacher_shape = teacher.as_ref().map(ModelFolder::checked_config).transpose()?;
