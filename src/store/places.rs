@@ -11,7 +11,7 @@ use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::Result;
 use crate::files::hex;
-use crate::store::checkpoint::{self, Known};
+use crate::store::checkpoint::{Known, known, list};
 use crate::store::names::{Kind, ModelRef};
 use crate::store::weights::weights_hash;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// file; each replacement is a note of `resolved`.
 pub fn find_again(resolved: &mut Resolved, file: &RunFile) -> Result<()> {
     let Some(home) = file.folder() else { return Ok(()) };
-    let known = checkpoint::known(&home)?;
+    let known = known(&home)?;
     let known = known.as_ref();
     find(resolved, &home, "data.dir", known, |place, known| {
         let Ok(tokens) = TokenFile::open(&place.join(TRAIN)) else { return false };
@@ -60,12 +60,15 @@ fn find(
     };
     let here = Path::new(text);
     let names_a_preset = matches!(ModelRef::named(text, Kind::Any), Ok(ModelRef::Preset(_)));
-    if !here.exists() && key != "data.dir" && names_a_preset {
+    if !is_there(here) && key != "data.dir" && names_a_preset {
         return;
     }
     let mut places = around(home, here, known.is_some());
-    if here.exists() {
-        // What the name means from here is another thing only if it has other content.
+    if is_there(here) {
+        // What the name means from here is another thing only if it has other content, which is not
+        // looked at where all names lead to the same folder.
+        let real = here.canonicalize().ok();
+        places.retain(|place| place.canonicalize().ok() != real);
         if known.is_none() || places.is_empty() {
             return;
         }
@@ -92,12 +95,19 @@ fn around(home: &Path, named: &Path, moved: bool) -> Vec<PathBuf> {
     for skipped in 0..skips {
         let tail: PathBuf = parts[skipped..].iter().collect();
         for place in home.ancestors().map(|folder| folder.join(&tail)) {
-            if place.exists() && !found.contains(&place) {
+            if is_there(&place) && !found.contains(&place) {
                 found.push(place);
             }
         }
     }
     found
+}
+
+/// Whether a path means something; `RUN/best` and `RUN/last` are derived.
+fn is_there(path: &Path) -> bool {
+    let derived = path.ends_with("best") || path.ends_with("last");
+    path.exists()
+        || derived && path.parent().is_some_and(|run| list(run).is_ok_and(|l| !l.is_empty()))
 }
 
 #[cfg(test)]
