@@ -252,16 +252,14 @@ fn agree(
             continue;
         }
         // Models are compared by their weights where these are known; names may change.
-        let same = |key, was: &Option<String>, is: &Option<String>| {
-            (was.is_some() && is.is_some()).then_some(key)
-        };
-        let known: Vec<&str> = [
-            same("teacher", &old.teacher_hash, &now.teacher_hash),
-            same("student", &old.student_hash, &now.student_hash),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let models = [
+            ("teacher", &old.teacher_hash, &now.teacher_hash),
+            ("student", &old.student_hash, &now.student_hash),
+        ];
+        let known: Vec<&str> = models
+            .into_iter()
+            .filter_map(|(key, was, is)| (was.is_some() && is.is_some()).then_some(key))
+            .collect();
         let differences = arm.plan.differences_beside(&old.arm()?.plan.mathematics(), &known);
         if !differences.is_empty() {
             return Err(Error::usage(format!(

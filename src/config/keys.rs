@@ -186,11 +186,10 @@ impl Kind {
                 Some(Value::String(quoted)) => Value::String(quoted),
                 _ => as_text(),
             },
-            // What TOML does not read may be a number all the same.
+            // Some of what people write as numbers is none in TOML, and the other way round.
             Self::Count { .. } | Self::CountOrAuto => {
-                let toml = parse(text).filter(Value::is_integer);
-                let people = || number::whole(text).map(Value::Integer);
-                toml.or_else(people).or_else(|| parse(text)).unwrap_or_else(as_text)
+                let people = number::whole(text).map(Value::Integer);
+                people.or_else(|| parse(text)).unwrap_or_else(as_text)
             }
             Self::Number(_) | Self::NumberOrAuto(_) => {
                 let people = || number::finite(text).map(Value::Float);

@@ -22,7 +22,7 @@ use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
-use crate::store::hub::{HubOptions, What, fetch_model, lacking_tokenizer};
+use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors, weights_hash};
 use candle_core::Device;
@@ -93,7 +93,7 @@ impl ModelRef {
         };
         let by_name = match kind {
             Kind::Teacher => preset::teacher(name),
-            Kind::Student => preset::student(name).or_else(|| preset::teacher(name)),
+            Kind::Student => preset::for_student(name),
             Kind::Any => preset::teacher(name).or_else(|| preset::student(name)),
         };
         match (by_name, by_name.and_then(|preset| preset.source.as_ref())) {
@@ -327,8 +327,7 @@ fn one_revision<'a>(
 
 /// Whether a folder holds a tokenizer's files.
 pub fn has_tokenizer(dir: &Path) -> bool {
-    dir.join("tokenizer.json").exists()
-        || (dir.join("vocab.json").exists() && dir.join("merges.txt").exists())
+    holds_tokenizer(|name| dir.join(name).exists())
 }
 
 /// `RUN/best` and `RUN/last`: a checkpoint of a run by what its state says, verified before it is

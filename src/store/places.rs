@@ -11,7 +11,7 @@ use crate::data::prepare::TRAIN;
 use crate::data::tokens::TokenFile;
 use crate::error::Result;
 use crate::files::hex;
-use crate::store::checkpoint::{Known, known, list};
+use crate::store::checkpoint::{known, list};
 use crate::store::names::{Kind, ModelRef};
 use crate::store::weights::weights_hash;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,13 @@ pub fn find_again(resolved: &mut Resolved, file: &RunFile) -> Result<()> {
     let Some(home) = file.folder() else { return Ok(()) };
     let known = known(&home)?;
     let known = known.as_ref();
-    find(resolved, &home, "data.dir", known, |place, known| {
+    let begun = known.is_some();
+    find(resolved, &home, "data.dir", begun, |place| {
         let Ok(tokens) = TokenFile::open(&place.join(TRAIN)) else { return false };
         known.is_none_or(|k| hex(&tokens.header().content_hash) == k.inputs.data_hash)
     });
     let model = |kind| {
-        move |place: &Path, known: Option<&Known>| {
+        move |place: &Path| {
             let meant = place.to_str().map(|text| ModelRef::parse(text, kind));
             let Some(Ok(ModelRef::Folder { dir, .. })) = meant else { return false };
             let hash = known.and_then(|k| k.inputs.teacher_hash.as_ref());
@@ -37,20 +38,21 @@ pub fn find_again(resolved: &mut Resolved, file: &RunFile) -> Result<()> {
     // What came from the Hub is no folder, and a student of which there is a checkpoint has its
     // weights there.
     if known.is_none_or(|known| known.inputs.teacher_revision.is_none()) {
-        find(resolved, &home, "teacher", known, model(Kind::Teacher));
+        find(resolved, &home, "teacher", begun, model(Kind::Teacher));
     }
-    if known.is_none() {
-        find(resolved, &home, "student", None, model(Kind::Student));
+    if !begun {
+        find(resolved, &home, "student", begun, model(Kind::Student));
     }
     Ok(())
 }
 
+/// Puts what `key` names in order; `begun` if `fits` knows the content.
 fn find(
     resolved: &mut Resolved,
     home: &Path,
     key: &'static str,
-    known: Option<&Known>,
-    fits: impl Fn(&Path, Option<&Known>) -> bool,
+    begun: bool,
+    fits: impl Fn(&Path) -> bool,
 ) {
     let Some(value) = resolved.value(key) else { return };
     let (Some(text), Origin::File { .. }) =
@@ -63,18 +65,18 @@ fn find(
     if !is_there(here) && key != "data.dir" && names_a_preset {
         return;
     }
-    let mut places = around(home, here, known.is_some());
+    let mut places = around(home, here, begun);
     if is_there(here) {
         // What the name means from here is another thing only if it has other content, which is not
         // looked at where all names lead to the same folder.
         let real = here.canonicalize().ok();
         places.retain(|place| place.canonicalize().ok() != real);
-        if known.is_none() || places.is_empty() {
+        if !begun || places.is_empty() {
             return;
         }
         places.insert(0, here.to_path_buf());
     }
-    let Some(found) = places.into_iter().find(|place| fits(place, known)) else { return };
+    let Some(found) = places.into_iter().find(|place| fits(place)) else { return };
     if found != here {
         let note = format!("{}: {key} = {text:?} is found at {}", value.origin, found.display());
         resolved.found_at(key, &found, note);

@@ -137,9 +137,9 @@ pub fn teacher(name: &str) -> Option<&'static Preset> {
     all().iter().find(|p| p.role == Role::Teacher && p.name == name)
 }
 
-/// Whether a student of that name is a preset's, not a stored model's.
-pub fn is_student(name: &str) -> bool {
-    student(name).or_else(|| teacher(name)).is_some()
+/// What a student of that name may be: a student, or a teacher, whose name is a shape, too.
+pub fn for_student(name: &str) -> Option<&'static Preset> {
+    student(name).or_else(|| teacher(name))
 }
 
 /// The student of that name.

@@ -92,8 +92,8 @@ pub struct Survey {
     teacher: Option<ModelFolder>,
     start: Start,
     stored: Option<ModelFolder>,
-    /// The student's hash and revision, if the run has begun.
-    begun: Option<(Option<String>, Option<String>)>,
+    /// What the run read before, if it has begun.
+    begun: Option<Inputs>,
 }
 
 impl Survey {
@@ -135,8 +135,7 @@ impl Survey {
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }
-        let begun =
-            begun.map(|k| (k.inputs.student_hash.clone(), k.inputs.student_revision.clone()));
+        let begun = begun.map(|known| known.inputs.clone());
         Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored, begun })
     }
 
@@ -148,7 +147,7 @@ impl Survey {
     /// SHA-256 of the weights that the student begins with, if a stored model gives them.
     pub fn student_hash(&self) -> Result<Option<String>> {
         match &self.begun {
-            Some((hash, _)) => Ok(hash.clone()),
+            Some(before) => Ok(before.student_hash.clone()),
             None => self.stored.as_ref().map(ModelFolder::hash).transpose(),
         }
     }
@@ -164,7 +163,7 @@ impl Survey {
             teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
             student_hash: self.student_hash()?,
             student_revision: match &self.begun {
-                Some((_, revision)) => revision.clone(),
+                Some(before) => before.student_revision.clone(),
                 None => self.stored.as_ref().and_then(ModelFolder::revision),
             },
         };

@@ -321,7 +321,9 @@ impl Expected<'_> {
             known.push("teacher");
         }
         // An earlier version noted no hash of a stored student; its shape is compared later.
-        if students.is_some() || now.student_hash.is_some() && !preset::is_student(&plan.student) {
+        if students.is_some()
+            || now.student_hash.is_some() && preset::for_student(&plan.student).is_none()
+        {
             known.push("student");
         }
         let mut differences = self.plan.differences_beside(&plan.mathematics(), &known);

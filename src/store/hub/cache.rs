@@ -255,7 +255,7 @@ impl RepoCache {
 }
 
 /// Whether a tokenizer is among the files.
-pub(super) fn holds_tokenizer(has: impl Fn(&str) -> bool) -> bool {
+pub(crate) fn holds_tokenizer(has: impl Fn(&str) -> bool) -> bool {
     has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
 }
 

@@ -50,21 +50,18 @@ pub fn fetch_model(
     }
     let whole =
         held.as_ref().is_ok_and(|h| what != What::Model || !cache.may_lack_tokenizer(&h.commit));
-    match held {
-        Ok(held) if whole && is_commit(revision) => Ok(held),
-        // What the Hub does not say at once, the cache does.
-        Ok(held) => match online(&cache, (id, revision), what, options, whole, progress) {
-            Err(Failure::Passing(error, _) | Failure::Barred(error)) => {
-                progress.note(&format!("{error}; using the cached commit {}", held.commit));
-                Ok(held)
-            }
-            Err(Failure::Final(error)) => Err(error),
-            Ok(fetched) => Ok(fetched),
-        },
-        Err(_) => match online(&cache, (id, revision), what, options, false, progress) {
-            Err(Failure::Passing(e, _) | Failure::Barred(e) | Failure::Final(e)) => Err(e),
-            Ok(fetched) => Ok(fetched),
-        },
+    let held = match held {
+        Ok(held) if whole && is_commit(revision) => return Ok(held),
+        held => held.ok(),
+    };
+    match (online(&cache, (id, revision), what, options, whole, progress), held) {
+        (Ok(fetched), _) => Ok(fetched),
+        // What the Hub does not say, the cache does.
+        (Err(Failure::Passing(error, _) | Failure::Barred(error)), Some(held)) => {
+            progress.note(&format!("{error}; using the cached commit {}", held.commit));
+            Ok(held)
+        }
+        (Err(Failure::Passing(e, _) | Failure::Barred(e) | Failure::Final(e)), _) => Err(e),
     }
 }
 

@@ -28,6 +28,7 @@ mod retry;
 mod roots;
 mod transfer;
 
+pub(crate) use cache::holds_tokenizer;
 pub(crate) use fetch::lacking_tokenizer;
 pub use fetch::{Fetched, fetch_model, snapshot_files};
 pub use names::What;
