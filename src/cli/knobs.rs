@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::store::places::find_again;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A key of the run file that is a flag, too.
 #[derive(Debug)]
@@ -133,13 +133,18 @@ impl ConfigArgs {
 
     /// The run: CONFIG, or else `fallback`, or else defaults alone, under the overrides.
     pub fn resolve(&self, fallback: Option<RunFile>) -> Result<Resolved> {
+        self.resolve_for(fallback, None)
+    }
+
+    /// The same for the run folder that is `resumed`.
+    fn resolve_for(&self, fallback: Option<RunFile>, resumed: Option<&Path>) -> Result<Resolved> {
         let file = match &self.config {
             Some(place) => Some(RunFile::find(place)?),
             None => fallback,
         };
         let mut resolved = load(file.as_ref(), &self.overrides()?)?;
         if let Some(file) = &file {
-            find_again(&mut resolved, file)?;
+            find_again(&mut resolved, file, resumed)?;
         }
         Ok(resolved)
     }
@@ -173,6 +178,7 @@ impl RunArgs {
             }
             _ => None,
         };
-        self.config.resolve(own.or(fallback))
+        let resumed = self.out.as_deref().filter(|_| self.resume);
+        self.config.resolve_for(own.or(fallback), resumed)
     }
 }

@@ -5,7 +5,7 @@ use super::number::finite;
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::report::text::{Table, bytes, count};
+use crate::report::text::{Table, bytes, count, quoted};
 use crate::store::hub::HubOptions;
 use crate::store::names::resolve_tokenizer;
 use std::path::PathBuf;
@@ -91,10 +91,10 @@ fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
             ]);
         }
     }
-    let out = args.out.display();
+    let (out, quoted) = (args.out.display(), quoted(&args.out));
     let skipped: String = report.skipped.iter().map(|s| format!("\n{s}")).collect();
     format!(
-        "{table}{skipped}\ndata folder: {out}\nnext: eslm-kd pretrain --data {out} --student gpt2-30m --out runs/first"
+        "{table}{skipped}\ndata folder: {out}\nnext: eslm-kd pretrain --data {quoted} --student gpt2-30m --out runs/first"
     )
 }
 

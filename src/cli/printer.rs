@@ -67,7 +67,9 @@ impl Printer {
             serde_json::to_string(value)
                 .map_err(|e| Error::internal(format!("cannot write the result as JSON: {e}")))?
         } else {
-            human()
+            let text = human();
+            // Names of files could steer a terminal.
+            if std::io::stdout().is_terminal() { text::visible(&text).into_owned() } else { text }
         };
         if !out.ends_with('\n') {
             out.push('\n');

@@ -6,7 +6,7 @@ use super::{Printer, RunArgs};
 use crate::compare::quickstart::{Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
 use crate::error::Result;
-use crate::report::text::{Table, count, flops, seconds};
+use crate::report::text::{Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -42,6 +42,6 @@ fn human(done: &Quickstart) -> String {
             format!("{:.3}", model.perplexity),
         ]);
     }
-    let (run, model) = (done.run.display(), done.model.display());
+    let (run, model) = (done.run.display(), quoted(&done.model));
     format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"")
 }

@@ -7,7 +7,7 @@ use crate::data::train_tokenizer::{TrainOptions, TrainReport};
 use crate::error::Result;
 use crate::files::{Contents, OutDir};
 use crate::progress::Progress;
-use crate::report::text::{bytes, count};
+use crate::report::text::{bytes, count, quoted};
 use std::path::PathBuf;
 
 /// Train a tokenizer
@@ -62,9 +62,9 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
     let TokenizerCommand::Train(args) = &args.command;
     let (tokens, text) = (count(report.vocab_size.into()), bytes(report.bytes));
     ui.result(&report, || {
-        let out = args.out.display();
+        let (out, quoted) = (args.out.display(), quoted(&args.out));
         let skipped: String = report.skipped.iter().map(|s| format!("{s}\n")).collect();
-        format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {out} --out data/mine")
+        format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {quoted} --out data/mine")
     })
 }
 

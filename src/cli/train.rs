@@ -5,7 +5,7 @@ use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{Table, count, flops, seconds};
+use crate::report::text::{Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
@@ -91,7 +91,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
         number(report.val_loss, 4),
         number(report.perplexity, 2),
     ]);
-    let (run, model) = (report.run.display(), report.model.display());
+    let (run, model) = (report.run.display(), quoted(&report.model));
     format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
 }
 

@@ -178,7 +178,7 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         _ => true,
     };
     let mut resolved = resolve(&written(&fits)?)?;
-    find_again(&mut resolved, &file)?;
+    find_again(&mut resolved, &file, None)?;
     Ok(resolved.plan)
 }
 

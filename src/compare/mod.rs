@@ -33,6 +33,7 @@ use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{check_folder, children, create_folder, hex, is_bystander, name_of};
 use crate::store::Where;
+use crate::store::checkpoint::Models;
 use crate::store::open_tokens_by;
 use crate::train::session::{Session, Shapes, verify};
 use arms::Arm;
@@ -69,16 +70,15 @@ pub struct Comparison {
 struct Probe {
     /// The plan with its machine half decided, as written otherwise, and what it trains.
     shapes: Shapes,
-    teacher_hash: Option<String>,
-    student_hash: Option<String>,
+    models: Models,
     device: Device,
 }
 
 impl Probe {
     fn new(arm: &Arm, around: Where<'_>) -> Result<Self> {
         let found = Session::survey(&arm.plan, around).and_then(|survey| {
-            let (teacher_hash, student_hash) = (survey.teacher_hash()?, survey.student_hash()?);
-            Ok(Self { shapes: survey.shapes, teacher_hash, student_hash, device: survey.device })
+            let models = survey.models()?;
+            Ok(Self { shapes: survey.shapes, models, device: survey.device })
         });
         found.map_err(|e| e.context(format!("arm \"{}\"", arm.label)))
     }
@@ -236,8 +236,7 @@ fn agree(
             label: arm.label.clone(),
             spec: arm.spec.clone(),
             config: arm.plan.to_toml()?,
-            teacher_hash: probe.teacher_hash.clone(),
-            student_hash: probe.student_hash.clone(),
+            models: probe.models.clone(),
             parameters: probe.shapes.student.parameters() as u64,
             steps: None,
             seconds_per_step: None,
@@ -251,16 +250,20 @@ fn agree(
             *old = now;
             continue;
         }
-        // Models are compared by their weights where these are known; names may change.
+        // Models are compared by their content where that is known; names may change.
         let models = [
-            ("teacher", &old.teacher_hash, &now.teacher_hash),
-            ("student", &old.student_hash, &now.student_hash),
+            ("teacher", old.models.teacher(), now.models.teacher()),
+            ("student", old.models.student(), now.models.student()),
         ];
         let known: Vec<&str> = models
-            .into_iter()
-            .filter_map(|(key, was, is)| (was.is_some() && is.is_some()).then_some(key))
+            .iter()
+            .filter_map(|(key, was, is)| (was.is_some() && is.is_some()).then_some(*key))
             .collect();
-        let differences = arm.plan.differences_beside(&old.arm()?.plan.mathematics(), &known);
+        let mut differences = arm.plan.differences_beside(&old.arm()?.plan.mathematics(), &known);
+        for (key, was, is) in models {
+            let (Some(was), Some(is)) = (was, is) else { continue };
+            differences.extend(is.differences(&was).iter().map(|found| format!("{key}'s {found}")));
+        }
         if !differences.is_empty() {
             return Err(Error::usage(format!(
                 "arm \"{}\": the comparison in {} has another arm of that name ({}); give this one another label, or \
@@ -269,12 +272,6 @@ fn agree(
                 asked.out.display(),
                 differences.join("; ")
             )));
-        }
-        if old.teacher_hash != now.teacher_hash {
-            return refuse(format!("arm \"{}\" had a teacher with other weights there", arm.label));
-        }
-        if known.contains(&"student") && old.student_hash != now.student_hash {
-            return refuse(format!("arm \"{}\" began with other weights there", arm.label));
         }
         *old = ArmState { steps: old.steps, seconds_per_step: old.seconds_per_step, ..now };
     }

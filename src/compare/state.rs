@@ -6,6 +6,7 @@ use super::budget::Budget;
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
 use crate::files::{read_bounded, write_atomic};
+use crate::store::checkpoint::Models;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -62,11 +63,9 @@ pub struct ArmState {
     /// Its run file, resolved, before the budget changed its steps. TOML, which keeps every bit of
     /// a number.
     pub config: String,
-    /// Hash of its teacher's weights.
-    pub teacher_hash: Option<String>,
-    /// Hash of the weights that its student begins with, if a stored model gives them.
-    #[serde(default)]
-    pub student_hash: Option<String>,
+    /// The stored models that it reads.
+    #[serde(flatten)]
+    pub models: Models,
     /// Parameters of its student.
     pub parameters: u64,
     /// Steps under the budget; None until the baseline's seconds are known.

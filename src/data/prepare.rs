@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 /// Training tokens of a data folder.
 pub const TRAIN: &str = "train.bin";
-const VALID: &str = "valid.bin";
+/// The validation tokens' name in a data folder.
+pub const VALID: &str = "valid.bin";
 /// Folder of the tokenizer inside a data folder.
 pub const TOKENIZER: &str = "tokenizer";
 const MANIFEST: &str = "manifest.json";

@@ -1,9 +1,10 @@
 //! Where results go: a folder or a file that a user named.
 //!
 //! Links are followed, also one that leads to nothing yet. A folder that is missing is written
-//! beside its place and renamed; one that exists is filled from a hidden folder inside it, since a
-//! mount point, the working folder and what a link leads to cannot be replaced. What cannot work
-//! is said when the folder is claimed, before the work begins.
+//! beside its place and renamed; an ordinary one with an earlier result changes places with the new
+//! one in a single step. Any other is filled from a hidden folder inside it, since a mount point,
+//! the working folder and what a link leads to cannot be replaced. What cannot work is said when
+//! the folder is claimed, before the work begins.
 
 use super::atomic::{Temporary, sweep};
 use super::{children, name_of, parent_of, read_bounded, sync_folder};
@@ -87,9 +88,19 @@ pub struct OutDir<'a> {
     out: PathBuf,
     /// Where it is once links are followed.
     target: PathBuf,
-    /// Whether it exists, and is filled.
-    fills: bool,
+    place: Place,
     temporary: Temporary,
+}
+
+/// How the result gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing is there yet.
+    Missing,
+    /// The folder changes places with the new one: at no time is there less than a whole result.
+    Exchanged,
+    /// The folder stays, and its contents are moved in.
+    Filled,
 }
 
 impl<'a> OutDir<'a> {
@@ -97,12 +108,22 @@ impl<'a> OutDir<'a> {
     /// process left of an earlier attempt is removed.
     pub fn create(out: &Path, contents: Contents<'a>) -> Result<Self> {
         let target = folder_behind(out)?;
-        let fills = target.is_dir();
-        if fills {
-            contents.check(&target, out)?;
+        let claimed = |place, temporary| {
+            Ok(Self { contents, out: out.to_path_buf(), target: target.clone(), place, temporary })
+        };
+        if !target.is_dir() {
+            return claimed(Place::Missing, claim(out, &target)?);
         }
-        let temporary = claim(out, &target)?;
-        Ok(Self { contents, out: out.to_path_buf(), target, fills, temporary })
+        contents.check(&target, out)?;
+        if is_ordinary(out) {
+            sweep(&target);
+            if let Ok(beside) = Temporary::beside(&target)
+                && looks_alike(&target, beside.path())
+            {
+                return claimed(Place::Exchanged, beside);
+            }
+        }
+        claimed(Place::Filled, claim(out, &target)?)
     }
 
     /// Errs where [`OutDir::create`] would, and changes nothing.
@@ -118,12 +139,20 @@ impl<'a> OutDir<'a> {
     /// Gives what was written its place; what an earlier run of the verb wrote there goes.
     pub fn commit(self) -> Result<()> {
         sync_folder(self.temporary.path())?;
-        if !self.fills {
+        if self.place == Place::Missing {
             self.temporary.rename(&self.target)?;
             return sync_folder(parent_of(&self.target));
         }
+        let names = self.contents.names;
+        let written = children(self.temporary.path())?;
+        if let Some(other) = written.iter().find(|path| !names.contains(&&*name_of(path))) {
+            return Err(Error::internal(format!("{}: no known name", other.display())));
+        }
         // Again: something may have come since.
         self.contents.check(&self.target, &self.out)?;
+        if self.place == Place::Exchanged && exchange(self.temporary.path(), &self.target).is_ok() {
+            return sync_folder(parent_of(&self.target)); // what was there goes with the temporary
+        }
         let old = claim(&self.out, &self.target)?;
         self.replace(old.path())
     }
@@ -144,9 +173,6 @@ impl<'a> OutDir<'a> {
     /// Moves what stands there to `old` and what was written into its place; notes each move.
     fn fill(&self, old: &Path, moved: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
         let (new, names) = (self.temporary.path(), self.contents.in_order());
-        if let Some(other) = children(new)?.iter().find(|p| !names.contains(&&*name_of(p))) {
-            return Err(Error::internal(format!("{}: no known name", other.display())));
-        }
         let stands = |path: &Path| fs::symlink_metadata(path).is_ok();
         for name in names.iter().rev().filter(|name| stands(&self.target.join(name))) {
             let (from, to) = (self.target.join(name), old.join(name));
@@ -257,6 +283,42 @@ fn behind_links(out: &Path) -> Result<PathBuf> {
     Err(Error::usage(format!("{}: links that lead to links without end", out.display())))
 }
 
+/// Whether a folder holds something, is nobody's working folder here, and lies where it is named.
+fn is_ordinary(out: &Path) -> bool {
+    let is_link = fs::symlink_metadata(out).is_ok_and(|meta| meta.is_symlink());
+    let Ok(real) = out.canonicalize() else { return false };
+    let holds_work = std::env::current_dir().is_ok_and(|here| here.starts_with(&real));
+    let found: Vec<String> =
+        children(out).unwrap_or_default().iter().map(|path| name_of(path)).collect();
+    let ours_alone = !found.is_empty() && !found.iter().any(|name| is_bystander(name));
+    !is_link && out.file_name().is_some() && !holds_work && !is_mount_point(out) && ours_alone
+}
+
+/// Whether a folder has the owner and the rights that a new one gets.
+#[cfg(unix)]
+fn looks_alike(folder: &Path, new: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path| fs::metadata(path).map(|meta| (meta.uid(), meta.gid(), meta.mode())).ok();
+    of(folder).is_some() && of(folder) == of(new)
+}
+
+#[cfg(not(unix))]
+fn looks_alike(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// Lets two folders change their names; errs where the system or the file system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> rustix::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
 #[cfg(target_os = "linux")]
 fn is_mount_point(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
@@ -320,6 +382,35 @@ mod tests {
         write(dir.path(), "three");
         drop(dir);
         assert_eq!(held(&out), before);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_ordinary_folder_changes_places_with_the_new_one() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("out");
+        for text in ["one", "two", "three"] {
+            let dir = OutDir::create(&out, CONTENTS).unwrap();
+            assert_eq!(dir.path().parent(), Some(root.path()), "beside it");
+            write(dir.path(), text);
+            if text == "three" {
+                // Where the two cannot change places, the folder is filled.
+                OutDir { place: Place::Filled, ..dir }.commit().unwrap();
+            } else {
+                dir.commit().unwrap();
+            }
+            assert_eq!(held(&out)[0], ("all.bin".into(), text.into()));
+            assert_eq!((held(&out).len(), children(root.path()).unwrap().len()), (3, 1));
+        }
+        // Rights that a user gave it stay.
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&out, fs::Permissions::from_mode(0o750)).unwrap();
+        let dir = OutDir::create(&out, CONTENTS).unwrap();
+        assert_eq!((dir.place, dir.path().parent()), (Place::Filled, Some(&*out)));
+        write(dir.path(), "four");
+        dir.commit().unwrap();
+        assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o750);
+        assert_eq!(held(&out)[0], ("all.bin".into(), "four".into()));
     }
 
     #[test]

@@ -76,6 +76,12 @@ impl Gpt2Config {
         self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
     }
 
+    /// What changes what the model computes and shows in no tensor's shape.
+    pub fn function(&self) -> String {
+        let Self { n_head, layer_norm_epsilon, .. } = self;
+        format!("n_head = {n_head}, layer_norm_epsilon = {layer_norm_epsilon}")
+    }
+
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.n_embd / self.n_head

@@ -1,6 +1,7 @@
 //! Numbers and tables for people.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 /// `1,234,567`.
 pub fn count(n: u64) -> String {
@@ -120,6 +121,13 @@ fn is_number(text: &str) -> bool {
             }))
 }
 
+/// A path as a shell takes it, for commands to paste.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    // A name that no shell can be given is shown as it is.
+    shlex::try_quote(&text).map_or_else(|_| text.clone(), Cow::into_owned)
+}
+
 /// Text of a model or a server for a terminal: what would steer it (escape sequences, a return to
 /// the line's begin) is shown as a sign instead. Line breaks and tabs stay.
 pub fn visible(text: &str) -> Cow<'_, str> {
@@ -140,6 +148,13 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_asks_for_it() {
+        assert_eq!(quoted(Path::new("runs/first-1")), "runs/first-1");
+        assert_eq!(quoted(Path::new("my run")), "'my run'");
+        assert_eq!(quoted(Path::new("it's;rm")), "\"it's;rm\"");
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

@@ -9,6 +9,8 @@ pub mod export;
 pub mod gguf;
 pub mod hub;
 #[doc(hidden)]
+pub mod identity;
+#[doc(hidden)]
 pub mod names;
 mod open;
 #[doc(hidden)]

@@ -23,8 +23,9 @@ use crate::progress::Progress;
 use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
+use crate::store::identity::Identity;
 use crate::store::preset::{self, Preset, Provider, Role};
-use crate::store::weights::{check_model, load_model, read_config, unused_tensors, weights_hash};
+use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
@@ -168,9 +169,9 @@ impl ModelFolder {
         check_model(&self.dir)
     }
 
-    /// SHA-256 of the weights ([`weights_hash`]).
-    pub fn hash(&self) -> Result<String> {
-        weights_hash(&self.dir)
+    /// What it is known by; reads the weights.
+    pub fn identity(&self) -> Result<Identity> {
+        Identity::of(&self.dir)
     }
 
     /// The model with its weights on `device`.

@@ -4,83 +4,143 @@
 //! A name that the file writes means, in this order, what it means from the working directory, from
 //! the file's own folder, and from each folder above. Of a run with a checkpoint the one counts
 //! whose content is the checkpoint's, so that a name is a hint; then an absolute path is tried by
-//! its last parts, too.
+//! its last parts, too. Where a checkpoint of an earlier version does not know the content, a name
+//! that could mean several things is asked for.
 
 use crate::config::{Origin, Resolved, RunFile};
-use crate::data::prepare::TRAIN;
+use crate::data::prepare::{TRAIN, VALID};
 use crate::data::tokens::TokenFile;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::hex;
 use crate::store::checkpoint::{known, list};
+use crate::store::identity::Identity;
 use crate::store::names::{Kind, ModelRef};
-use crate::store::weights::weights_hash;
 use std::path::{Path, PathBuf};
 
 /// Replaces what `file` names and the working directory does not have by what is found around the
-/// file; each replacement is a note of `resolved`.
-pub fn find_again(resolved: &mut Resolved, file: &RunFile) -> Result<()> {
+/// file; each replacement is a note of `resolved`. The content that counts is that of the run
+/// folder which is `resumed`, or else of the run that the file describes.
+pub fn find_again(resolved: &mut Resolved, file: &RunFile, resumed: Option<&Path>) -> Result<()> {
     let Some(home) = file.folder() else { return Ok(()) };
-    let known = known(&home)?;
-    let known = known.as_ref();
-    let begun = known.is_some();
-    find(resolved, &home, "data.dir", begun, |place| {
-        let Ok(tokens) = TokenFile::open(&place.join(TRAIN)) else { return false };
-        known.is_none_or(|k| hex(&tokens.header().content_hash) == k.inputs.data_hash)
-    });
-    let model = |kind| {
-        move |place: &Path| {
-            let meant = place.to_str().map(|text| ModelRef::parse(text, kind));
-            let Some(Ok(ModelRef::Folder { dir, .. })) = meant else { return false };
-            let hash = known.and_then(|k| k.inputs.teacher_hash.as_ref());
-            hash.is_none_or(|hash| weights_hash(&dir).is_ok_and(|found| found == *hash))
-        }
+    let known = known(resumed.unwrap_or(&home))?;
+    let homes: Vec<&Path> = std::iter::once(&*home).chain(resumed).collect();
+    let Some(known) = known else {
+        return ["data.dir", "teacher", "student"]
+            .into_iter()
+            .try_for_each(|key| find(resolved, &homes, key, &Content::New));
     };
-    // What came from the Hub is no folder, and a student of which there is a checkpoint has its
-    // weights there.
-    if known.is_none_or(|known| known.inputs.teacher_revision.is_none()) {
-        find(resolved, &home, "teacher", begun, model(Kind::Teacher));
+    let (data, models) = (&known.inputs, &known.inputs.models);
+    let data = Content::Data(&data.data_hash, data.valid_hash.as_ref());
+    find(resolved, &homes, "data.dir", &data)?;
+    let model = |noted: Option<Identity>| noted.map_or(Content::NotNoted, Content::Model);
+    // What came from the Hub is no folder.
+    if models.teacher_revision.is_none() {
+        find(resolved, &homes, "teacher", &model(models.teacher()))?;
     }
-    if !begun {
-        find(resolved, &home, "student", begun, model(Kind::Student));
+    // A run that goes on has its student in its checkpoint.
+    let has_student = resumed.is_some() && known.plan.student == resolved.plan.student;
+    if models.student_revision.is_none() && !has_student {
+        find(resolved, &homes, "student", &model(models.student()))?;
     }
     Ok(())
 }
 
-/// Puts what `key` names in order; `begun` if `fits` knows the content.
+/// What is known of what a name stands for.
+enum Content<'a> {
+    /// There is no run yet.
+    New,
+    /// There is one, of an earlier version, which did not note it.
+    NotNoted,
+    /// Training and validation tokens.
+    Data(&'a str, Option<&'a String>),
+    Model(Identity),
+}
+
+impl Content<'_> {
+    fn is_in(&self, place: &Path, kind: Kind) -> bool {
+        match self {
+            Self::New | Self::NotNoted => true,
+            Self::Data(train, valid) => {
+                let is = |name, hash: &str| {
+                    let tokens = TokenFile::open(&place.join(name));
+                    tokens.is_ok_and(|found| hex(&found.header().content_hash) == hash)
+                };
+                is(TRAIN, train) && valid.is_none_or(|valid| is(VALID, valid))
+            }
+            Self::Model(identity) => model_in(place, kind).is_some_and(|dir| identity.is_in(&dir)),
+        }
+    }
+}
+
+/// The model's folder that a path stands for.
+fn model_in(place: &Path, kind: Kind) -> Option<PathBuf> {
+    match ModelRef::parse(place.to_str()?, kind) {
+        Ok(ModelRef::Folder { dir, .. }) => Some(dir),
+        _ => None,
+    }
+}
+
+/// Puts what `key` names in order, seen from `homes`.
 fn find(
     resolved: &mut Resolved,
-    home: &Path,
+    homes: &[&Path],
     key: &'static str,
-    begun: bool,
-    fits: impl Fn(&Path) -> bool,
-) {
-    let Some(value) = resolved.value(key) else { return };
+    content: &Content,
+) -> Result<()> {
+    let Some(value) = resolved.value(key) else { return Ok(()) };
     let (Some(text), Origin::File { .. }) =
         (value.value.as_ref().and_then(|v| v.as_str()), &value.origin)
     else {
-        return;
+        return Ok(());
     };
     let here = Path::new(text);
+    let kind = if key == "student" { Kind::Student } else { Kind::Teacher };
     let names_a_preset = matches!(ModelRef::named(text, Kind::Any), Ok(ModelRef::Preset(_)));
     if !is_there(here) && key != "data.dir" && names_a_preset {
-        return;
+        return Ok(());
     }
-    let mut places = around(home, here, begun);
+    let is_known = matches!(content, Content::Data(..) | Content::Model(_));
+    let mut places: Vec<PathBuf> = Vec::new();
+    for place in homes.iter().flat_map(|home| around(home, here, is_known)) {
+        let is_one = key == "data.dir" && place.join(TRAIN).is_file()
+            || key != "data.dir" && model_in(&place, kind).is_some();
+        if is_one && !places.contains(&place) {
+            places.push(place);
+        }
+    }
     if is_there(here) {
         // What the name means from here is another thing only if it has other content, which is not
         // looked at where all names lead to the same folder.
         let real = here.canonicalize().ok();
         places.retain(|place| place.canonicalize().ok() != real);
-        if !begun || places.is_empty() {
-            return;
+        if matches!(content, Content::New) || places.is_empty() {
+            return Ok(());
         }
         places.insert(0, here.to_path_buf());
     }
-    let Some(found) = places.into_iter().find(|place| fits(place)) else { return };
+    if let (Content::NotNoted, [first, others @ ..]) = (content, &*places)
+        && !others.is_empty()
+        && let Some(identity) = model_in(first, kind).and_then(|dir| Identity::of(&dir).ok())
+        && let Some(other) = others
+            .iter()
+            .find(|other| model_in(other, kind).is_some_and(|dir| !identity.is_in(&dir)))
+    {
+        return Err(Error::usage(format!(
+            "{}: {key} = {text:?} is {} or {}, which differ, and the checkpoints there, of an earlier version, do not say \
+             which it was; name it with --{key}",
+            value.origin,
+            first.display(),
+            other.display()
+        )));
+    }
+    let Some(found) = places.into_iter().find(|place| content.is_in(place, kind)) else {
+        return Ok(());
+    };
     if found != here {
         let note = format!("{}: {key} = {text:?} is found at {}", value.origin, found.display());
         resolved.found_at(key, &found, note);
     }
+    Ok(())
 }
 
 /// Where `named` may lie, seen from `home` and the folders above; what exists, nearest first. An

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
 use crate::progress::{Progress, Silent};
+use crate::report::text::quoted;
 use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, SpecialIds, save_model};
@@ -95,7 +96,7 @@ impl Prepared {
         let Session { mut plan, train, valid, tokenizer, ids, student, teacher, device, .. } =
             session;
         let (inputs, begun) = (session.inputs, session.begun);
-        let expected = Expected { plan: &plan, layout: student.params.layout(), inputs: &inputs };
+        let expected = Expected { plan: &plan, config: &student.config, inputs: &inputs };
         let saved = if resume {
             checkpoint::load_latest_good(lock, &expected, &device, progress)?
         } else {
@@ -195,7 +196,7 @@ impl Run {
                     "step {} of {steps} is saved in {}; continue with --resume --out {}",
                     self.counters.step,
                     path.display(),
-                    self.lock.dir().display()
+                    quoted(self.lock.dir())
                 )))
             }
             Err(e) if e.kind() == ErrorKind::NonFinite => Err(self.not_finite(&e)),
@@ -220,7 +221,7 @@ impl Run {
             }
             OnNonfinite::Stop => format!(
                 "to pass over such batches, continue with --resume --set optim.on_nonfinite=skip --out {}",
-                self.lock.dir().display()
+                quoted(self.lock.dir())
             ),
         };
         Error::new(e.kind(), format!("{e}; {saved}; {next}"))

@@ -11,7 +11,7 @@ use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::Progress;
-use crate::store::checkpoint::{self, Inputs, Known};
+use crate::store::checkpoint::{self, Inputs, Known, Models};
 use crate::store::hub::What;
 use crate::store::names::{ModelRef, locate};
 use crate::store::student::Start;
@@ -92,8 +92,8 @@ pub struct Survey {
     teacher: Option<ModelFolder>,
     start: Start,
     stored: Option<ModelFolder>,
-    /// What the run read before, if it has begun.
-    begun: Option<Inputs>,
+    /// The models that the run read before, if it has begun.
+    begun: Option<Models>,
 }
 
 impl Survey {
@@ -114,7 +114,8 @@ impl Survey {
         let teacher = asked(&plan)
             .map(|name| {
                 let meant = ModelRef::parse(name, Kind::Teacher)?;
-                let recorded = known.and_then(|known| known.inputs.teacher_revision.as_deref());
+                let recorded =
+                    known.and_then(|known| known.inputs.models.teacher_revision.as_deref());
                 find_fitting(name, meant.at_recorded(recorded), &data, at)
             })
             .transpose()?;
@@ -135,21 +136,32 @@ impl Survey {
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }
-        let begun = begun.map(|known| known.inputs.clone());
+        let begun = begun.map(|known| known.inputs.models.clone());
         Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored, begun })
     }
 
-    /// SHA-256 of the teacher's weights; reads them once.
-    pub fn teacher_hash(&self) -> Result<Option<String>> {
-        self.teacher.as_ref().map(ModelFolder::hash).transpose()
-    }
-
-    /// SHA-256 of the weights that the student begins with, if a stored model gives them.
-    pub fn student_hash(&self) -> Result<Option<String>> {
-        match &self.begun {
-            Some(before) => Ok(before.student_hash.clone()),
-            None => self.stored.as_ref().map(ModelFolder::hash).transpose(),
-        }
+    /// The stored models that it reads, by their content; reads their weights once.
+    pub fn models(&self) -> Result<Models> {
+        let noted = |folder: &Option<ModelFolder>| -> Result<_> {
+            let found = folder.as_ref().map(ModelFolder::identity).transpose()?;
+            let (weights, function) = found.map(|i| (i.weights, i.function)).unzip();
+            Ok((weights, function.flatten(), folder.as_ref().and_then(ModelFolder::revision)))
+        };
+        let (teacher_hash, teacher_function, teacher_revision) = noted(&self.teacher)?;
+        let (student_hash, student_function, student_revision) = match &self.begun {
+            Some(Models { student_hash, student_function, student_revision, .. }) => {
+                (student_hash.clone(), student_function.clone(), student_revision.clone())
+            }
+            None => noted(&self.stored)?,
+        };
+        Ok(Models {
+            teacher_hash,
+            teacher_function,
+            teacher_revision,
+            student_hash,
+            student_function,
+            student_revision,
+        })
     }
 
     /// Reads the weights.
@@ -157,15 +169,10 @@ impl Survey {
         let teacher = self.teacher.as_ref().map(|folder| folder.load(&self.device)).transpose()?;
         let inputs = Inputs {
             data_hash: hex(&self.data.train.header().content_hash),
+            valid_hash: self.data.valid.as_ref().map(|valid| hex(&valid.header().content_hash)),
             // By the data's word: what made it may have been an earlier version.
             tokenizer_hash: hex(&self.data.train.header().tokenizer_hash),
-            teacher_hash: self.teacher_hash()?,
-            teacher_revision: self.teacher.as_ref().and_then(ModelFolder::revision),
-            student_hash: self.student_hash()?,
-            student_revision: match &self.begun {
-                Some(before) => before.student_revision.clone(),
-                None => self.stored.as_ref().and_then(ModelFolder::revision),
-            },
+            models: self.models()?,
         };
         let begun = self.begun.is_some() && self.stored.is_some();
         let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =

@@ -3,6 +3,7 @@
 
 use crate::support::place::{Place, copy_data, copy_folder, save_random};
 use crate::support::tiny;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
@@ -54,7 +55,7 @@ fn a_run_goes_on_from_another_folder_and_after_a_move() {
             assert_eq!(cut(Path::new(&run)), whole, "{args:?}");
         }
         // What the folders are called from elsewhere is other content: the run's own is found.
-        save_random(&place.path("models/teacher"), tiny::VOCAB, 16, false);
+        save_random(&place.path("models/teacher"), tiny::VOCAB, 32, true);
         // The project moves, and its student is no longer needed.
         let moved = format!("{root}-moved");
         fs::rename(place.path(root), place.path(&moved)).unwrap();
@@ -90,4 +91,89 @@ fn what_is_not_the_runs_is_refused_whatever_it_is_called() {
     place.refused(&nowhere, 3, &["nowhere"]);
     let (code, _, stderr) = place.run(&["distill", "--resume", "--out", &run, "--data", "same"]);
     assert_eq!(code, 0, "a copy of the data: {stderr}");
+}
+
+fn changed_json(file: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    change(value.as_object_mut().unwrap());
+    fs::write(file, value.to_string()).unwrap();
+}
+
+#[test]
+fn what_changes_a_models_function_or_a_validation_loss_is_the_runs_too() {
+    let place = Place::new();
+    project(&place, "p", false);
+    let run = place.path("p/runs/r").display().to_string();
+    let resume = ["distill", "--resume", "--out", &run];
+    for (copy, part) in [("heads", "n_head"), ("epsilon", "layer_norm_epsilon")] {
+        copy_folder(&place.path("p/models/teacher"), &place.path(copy));
+        changed_json(&place.path(copy).join("config.json"), |config| {
+            let value = if part == "n_head" { json!(1) } else { json!(1e-6) };
+            assert_ne!(config.insert(part.into(), value.clone()), Some(value));
+        });
+        let args = [&resume[..], &["--teacher", copy]].concat();
+        place.refused(&args, 2, &["belongs to another run", "teacher's config.json", part]);
+    }
+    copy_data(&place.path("other"));
+    fs::copy(place.path("other/train.bin"), place.path("other/valid.bin")).unwrap();
+    let args = [&resume[..], &["--data", "other"]].concat();
+    place.refused(&args, 2, &["validation tokens (SHA-256)"]);
+    fs::remove_file(place.path("other/valid.bin")).unwrap();
+    place.refused(&args, 2, &["validation tokens (SHA-256)", "none now"]);
+    // Among folders of one name, too, validation tokens tell which is the run's.
+    fs::create_dir(place.path("data")).unwrap();
+    fs::rename(place.path("other"), place.path("data/d")).unwrap();
+    let (code, _, stderr) = place.run(&resume);
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
+fn a_checkpoint_that_does_not_know_its_teacher_asks_which_of_two_it_was() {
+    let place = Place::new();
+    let whole = project(&place, "p", false);
+    let run = place.path("p/runs/r");
+    let out = run.display().to_string();
+    let resume = ["distill", "--resume", "--out", &out];
+    changed_json(&run.join("checkpoints/step-00000002/manifest.json"), |manifest| {
+        for field in ["teacher_hash", "teacher_function", "student_hash", "student_function"] {
+            manifest.remove(field).unwrap();
+        }
+    });
+    copy_folder(&place.path("p/models/teacher"), &place.path("models/teacher"));
+    let (code, _, stderr) = place.run(&resume);
+    assert_eq!(code, 0, "a copy is the same: {stderr}");
+    assert_eq!(cut(&run), whole);
+    fs::remove_dir_all(place.path("models")).unwrap();
+    save_random(&place.path("models/teacher"), tiny::VOCAB, 32, true);
+    place.refused(&resume, 2, &["teacher = \"models/teacher\"", "which differ", "--teacher"]);
+    assert!(!run.join("model").exists());
+    let teacher = place.path("p/models/teacher").display().to_string();
+    let (code, _, stderr) = place.run(&[&resume[..], &["--teacher", &teacher]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(cut(&run), whole);
+}
+
+#[test]
+fn a_new_run_like_an_earlier_one_reads_what_that_one_read() {
+    let place = Place::new();
+    project(&place, "p", false);
+    let read = |run: &str| {
+        let checkpoints = place.path(run).join("checkpoints");
+        let newest = fs::read_dir(checkpoints).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(newest.join("manifest.json")).unwrap()).unwrap();
+        ["data_hash", "valid_hash", "teacher_hash", "student_hash"]
+            .map(|field| manifest[field].as_str().unwrap().to_string())
+    };
+    for decoys in [false, true] {
+        if decoys {
+            save_random(&place.path("models/teacher"), tiny::VOCAB, 32, true);
+            save_random(&place.path("student"), tiny::VOCAB, 32, true);
+        }
+        let out = if decoys { "second" } else { "first" };
+        let args = ["distill", "p/runs/r/config.toml", "--steps", "1", "--out", out];
+        let (code, _, stderr) = place.run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(read(out), read("p/runs/r"));
+    }
 }

@@ -15,6 +15,7 @@ use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::Progress;
+use crate::report::text::quoted;
 use crate::store::Where;
 use crate::store::checkpoint::check_free;
 use crate::store::hub::paths::{cache_base, expanded, set};
@@ -90,7 +91,7 @@ pub fn quickstart(
             e.kind(),
             format!(
                 "stopped, and all state saved; continue with: eslm-kd distill --resume --out {}",
-                out.display()
+                quoted(out)
             ),
         ),
         _ => e,

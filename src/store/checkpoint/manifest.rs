@@ -31,24 +31,9 @@ pub struct Manifest {
     pub version: u32,
     /// Optimizer steps done.
     pub step: u64,
-    /// Content hash of the training tokens.
-    pub data_hash: String,
-    /// Hash of the tokenizer that made them.
-    pub tokenizer_hash: String,
-    /// SHA-256 of the teacher's weights; None without a teacher, and in checkpoints from before it
-    /// was noted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub teacher_hash: Option<String>,
-    /// `org/name@commit` of a teacher from the Hub.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub teacher_revision: Option<String>,
-    /// SHA-256 of the weights that a student began with, if a stored model gave them; None in
-    /// checkpoints from before it was noted, too.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub student_hash: Option<String>,
-    /// `org/name@commit` of the Hub's model that the student started as.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub student_revision: Option<String>,
+    /// What the run reads.
+    #[serde(flatten)]
+    pub inputs: Inputs,
     /// Every file but this one, by name.
     pub files: BTreeMap<String, FileSum>,
 }
@@ -63,18 +48,6 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    /// What the run read.
-    pub(super) fn inputs(&self) -> Inputs {
-        Inputs {
-            data_hash: self.data_hash.clone(),
-            tokenizer_hash: self.tokenizer_hash.clone(),
-            teacher_hash: self.teacher_hash.clone(),
-            teacher_revision: self.teacher_revision.clone(),
-            student_hash: self.student_hash.clone(),
-            student_revision: self.student_revision.clone(),
-        }
-    }
-
     /// Describes the files that `dir` holds now, and writes the description beside them.
     pub(super) fn write(dir: &Path, step: u64, inputs: &Inputs) -> Result<()> {
         let mut names = Vec::new();
@@ -93,12 +66,7 @@ impl Manifest {
             format: FORMAT.into(),
             version: VERSION,
             step,
-            data_hash: inputs.data_hash.clone(),
-            tokenizer_hash: inputs.tokenizer_hash.clone(),
-            teacher_hash: inputs.teacher_hash.clone(),
-            teacher_revision: inputs.teacher_revision.clone(),
-            student_hash: inputs.student_hash.clone(),
-            student_revision: inputs.student_revision.clone(),
+            inputs: inputs.clone(),
             files: sums.into_iter().collect::<Result<_>>()?,
         };
         let text =

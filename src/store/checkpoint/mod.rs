@@ -45,6 +45,7 @@ use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::adamw;
 use crate::progress::Progress;
+use crate::store::identity::Identity;
 use crate::store::preset;
 use crate::store::weights::{
     SaveOptions, check_finite, load_model, load_params, read_config, save_model, save_params,
@@ -165,22 +166,56 @@ impl Counters {
     }
 }
 
-/// Hashes of what a run reads, in hexadecimal: a run goes on with the same bytes or not at all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What a run reads, by hashes in hexadecimal: a run goes on with the same bytes or not at all. As
+/// it stands in the manifest; what is None was not there, or not noted by the version that wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     /// Content hash of the training tokens.
     pub data_hash: String,
+    /// That of the validation tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_hash: Option<String>,
     /// Hash of the tokenizer that made them.
     pub tokenizer_hash: String,
-    /// Hash of the teacher's weights ([`crate::store::weights::weights_hash`]), if the run has one.
+    /// Stored models.
+    #[serde(flatten)]
+    pub models: Models,
+}
+
+/// The stored models that a run reads, by their content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Models {
+    /// The teacher's weights ([`Identity::weights`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_hash: Option<String>,
+    /// The constants of its function ([`Identity::function`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_function: Option<String>,
     /// `org/name@commit` of a teacher from the Hub; recorded, not compared: the hash says whether
     /// it is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_revision: Option<String>,
-    /// Hash of the weights that the student began with, if a stored model gave them.
+    /// The weights that the student began with, if a stored model gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_hash: Option<String>,
+    /// The constants of the function that they were of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_function: Option<String>,
     /// `org/name@commit` of the Hub's model that it started as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_revision: Option<String>,
+}
+
+impl Models {
+    /// The teacher, as far as it was noted.
+    pub fn teacher(&self) -> Option<Identity> {
+        Identity::noted(self.teacher_hash.as_ref(), self.teacher_function.as_ref())
+    }
+
+    /// The stored model that the student began as, as far as it was noted.
+    pub fn student(&self) -> Option<Identity> {
+        Identity::noted(self.student_hash.as_ref(), self.student_function.as_ref())
+    }
 }
 
 /// What a checkpoint says of its run, read before anything large is.
@@ -198,7 +233,7 @@ pub struct Known {
 /// light when it is loaded.
 pub fn known(run: &Path) -> Result<Option<Known>> {
     let read = |dir: PathBuf| {
-        let inputs = Manifest::read(&dir).ok()?.inputs();
+        let inputs = Manifest::read(&dir).ok()?.inputs;
         read_config(&dir.join("config.json")).ok()?;
         let plan = serde_json::from_value(read_state(&dir).ok()?.plan).ok()?;
         Some(Known { dir, inputs, plan })
@@ -302,41 +337,52 @@ pub fn verify(path: &Path) -> Result<Manifest> {
 pub struct Expected<'a> {
     /// The run as it is now; its mathematics must be the checkpoint's, its machine may differ.
     pub plan: &'a Plan,
-    /// Parameters of the student.
-    pub layout: &'a Layout,
+    /// The student.
+    pub config: &'a Gpt2Config,
     /// What it reads.
     pub inputs: &'a Inputs,
 }
 
 impl Expected<'_> {
     /// Refuses a checkpoint of another run and shows what differs. Models are the same if their
-    /// weights are; names count where a hash is not known: of a model that no run asks, of a
-    /// student that starts from no stored weights, in checkpoints of earlier versions.
+    /// content is; names count where that is not known: of a model that no run asks, of a student
+    /// that starts from no stored weights, in checkpoints of earlier versions.
     fn check(&self, path: &Path, manifest: &Manifest, plan: &Plan) -> Result<()> {
-        let (before, now) = (manifest.inputs(), self.inputs);
-        let teachers = before.teacher_hash.as_ref().zip(now.teacher_hash.as_ref());
-        let students = before.student_hash.as_ref().zip(now.student_hash.as_ref());
+        let (before, now) = (&manifest.inputs, self.inputs);
+        let teachers = before.models.teacher().zip(now.models.teacher());
+        let students = before.models.student().zip(now.models.student());
         let mut known = Vec::new();
-        if teachers.is_some() || !(plan.uses_teacher() || self.plan.uses_teacher()) {
+        if teachers.is_some()
+            || !(plan.uses_teacher() || self.plan.uses_teacher())
+            || plan.teacher.as_ref().zip(self.plan.teacher.as_ref()).is_some_and(may_be_same)
+        {
             known.push("teacher");
         }
         // An earlier version noted no hash of a stored student; its shape is compared later.
         if students.is_some()
-            || now.student_hash.is_some() && preset::for_student(&plan.student).is_none()
+            || now.models.student_hash.is_some() && preset::for_student(&plan.student).is_none()
         {
             known.push("student");
         }
         let mut differences = self.plan.differences_beside(&plan.mathematics(), &known);
-        let pairs = [
-            Some(("training tokens (SHA-256)", (&before.data_hash, &now.data_hash))),
-            Some(("tokenizer (SHA-256)", (&before.tokenizer_hash, &now.tokenizer_hash))),
-            teachers.map(|hashes| ("teacher's weights (SHA-256)", hashes)),
-            students.map(|hashes| ("student's first weights (SHA-256)", hashes)),
-        ];
-        for (what, (was, is)) in pairs.into_iter().flatten() {
+        let none = "none".to_string();
+        let valid = before.valid_hash.as_ref();
+        for (what, was, is) in [
+            ("training tokens (SHA-256)", &before.data_hash, &now.data_hash),
+            (
+                "validation tokens (SHA-256)",
+                valid.unwrap_or(&none),
+                valid.and(now.valid_hash.as_ref()).unwrap_or(&none),
+            ),
+            ("tokenizer (SHA-256)", &before.tokenizer_hash, &now.tokenizer_hash),
+        ] {
             if was != is {
                 differences.push(format!("{what}: {was} before, {is} now"));
             }
+        }
+        for (what, models) in [("teacher's", teachers), ("student's first", students)] {
+            let Some((was, is)) = models else { continue };
+            differences.extend(is.differences(&was).iter().map(|found| format!("{what} {found}")));
         }
         if differences.is_empty() {
             return Ok(());
@@ -348,6 +394,11 @@ impl Expected<'_> {
             differences.join("; ")
         )))
     }
+}
+
+/// Whether two names may mean one folder, seen from two places: one ends as the other.
+fn may_be_same((one, other): (&String, &String)) -> bool {
+    Path::new(one).ends_with(other) || Path::new(other).ends_with(one)
 }
 
 /// Reads the checkpoint `path` onto `device`: verifies every file first, then that it belongs to
@@ -378,18 +429,23 @@ fn read(
         .and_then(|()| saved.counters.check(&plan, saved.optimizer_step))
         .map_err(|what| impossible(path, &what))?;
     let (config, params) = load_model(path, device)?;
-    if params.layout() != expected.layout {
+    let same_function = config.function() == expected.config.function();
+    let layout = Layout::new(expected.config);
+    if params.layout() != &layout || !same_function {
+        let shown = |config: &Gpt2Config| {
+            format!("{} parameters, {}", config.parameters(), config.function())
+        };
         return Err(Error::usage(format!(
-            "{}: the student there has another shape ({} parameters in {} tensors) than this run's",
+            "{}: the student there has another shape ({}) than this run's ({})",
             path.display(),
-            config.parameters(),
-            params.layout().entries().len()
+            shown(&config),
+            shown(expected.config)
         )));
     }
     let [first, second] = moment_files(manifest);
     let moments = |name| {
         let file = path.join(name);
-        let moments = load_params(&file, expected.layout, device)?;
+        let moments = load_params(&file, &layout, device)?;
         check_finite(&moments, &file).map(|()| moments)
     };
     Ok(TrainState {
@@ -403,7 +459,7 @@ fn read(
         },
         counters: saved.counters,
         selector: saved.selector,
-        inputs: manifest.inputs(),
+        inputs: manifest.inputs.clone(),
     })
 }
 

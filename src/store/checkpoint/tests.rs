@@ -67,11 +67,14 @@ fn state(step: u64) -> TrainState {
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
         inputs: Inputs {
             data_hash: "d1".into(),
+            valid_hash: Some("v1".into()),
             tokenizer_hash: "t1".into(),
-            teacher_hash: Some("w1".into()),
-            teacher_revision: Some("org/teacher@c1".into()),
-            student_hash: None,
-            student_revision: None,
+            models: Models {
+                teacher_hash: Some("w1".into()),
+                teacher_function: Some("f1".into()),
+                teacher_revision: Some("org/teacher@c1".into()),
+                ..Models::default()
+            },
         },
     }
 }
@@ -97,16 +100,18 @@ fn steps_of(run: &RunLock) -> Vec<u64> {
 fn load_with(path: &Path, change: impl FnOnce(&mut TrainState)) -> Result<TrainState> {
     let mut now = state(0);
     change(&mut now);
-    let layout = Layout::new(&now.config);
-    load(path, &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs }, &Device::Cpu)
+    load(
+        path,
+        &Expected { plan: &now.plan, config: &now.config, inputs: &now.inputs },
+        &Device::Cpu,
+    )
 }
 
 fn resume(run: &RunLock, progress: &dyn Progress) -> Result<Option<TrainState>> {
     let now = state(0);
-    let layout = Layout::new(&now.config);
     load_latest_good(
         run,
-        &Expected { plan: &now.plan, layout: &layout, inputs: &now.inputs },
+        &Expected { plan: &now.plan, config: &now.config, inputs: &now.inputs },
         &Device::Cpu,
         progress,
     )
@@ -245,7 +250,7 @@ fn rewrite_state(path: &Path, state: &Value) {
     fs::write(path.join(STATE_FILE), state.to_string()).unwrap();
     let files = Manifest::read(path).unwrap();
     fs::remove_file(path.join(MANIFEST_FILE)).unwrap();
-    Manifest::write(path, files.step, &files.inputs()).unwrap();
+    Manifest::write(path, files.step, &files.inputs).unwrap();
 }
 
 #[test]
@@ -334,14 +339,23 @@ fn another_run_is_refused_with_the_difference() {
         refused(|s| s.inputs.tokenizer_hash = "t2".into())
             .contains("tokenizer (SHA-256): t1 before, t2 now")
     );
-    let text = refused(|s| s.inputs.teacher_hash = Some("w2".into()));
+    let text = refused(|s| s.inputs.models.teacher_hash = Some("w2".into()));
     assert!(text.contains("teacher's weights (SHA-256): w1 before, w2 now"), "{text}");
+    let text = refused(|s| s.inputs.models.teacher_function = Some("f2".into()));
+    assert!(text.contains("teacher's config.json: f1 before, f2 now"), "{text}");
+    for (now, shown) in [(Some("v2".to_string()), "v2"), (None, "none")] {
+        let error = load_with(&path, |s| s.inputs.valid_hash = now).unwrap_err().to_string();
+        let says = format!("validation tokens (SHA-256): v1 before, {shown} now");
+        assert!(error.contains(&says), "{error}");
+    }
     let text = refused(|s| {
         s.plan.student = "./stored".into();
-        s.inputs.student_hash = Some("w3".into());
+        s.inputs.models.student_hash = Some("w3".into());
     });
     assert!(text.contains("student: "), "it began as a preset: {text}");
     assert!(refused(|s| s.config = Gpt2Config::new(11, 8, 8, 1, 2)).contains("another shape"));
+    let text = refused(|s| s.config.layer_norm_epsilon = 1e-6);
+    assert!(text.contains("layer_norm_epsilon = 0.000001"), "{text}");
     // The machine half is free.
     load_with(&path, |s| {
         s.plan.machine.threads = 3;
@@ -359,13 +373,23 @@ fn a_checkpoint_from_before_teachers_were_noted_still_loads() {
     let fields = manifest.as_object_mut().unwrap();
     assert_eq!(fields.remove("teacher_hash"), Some(json!("w1")));
     assert_eq!(fields.remove("teacher_revision"), Some(json!("org/teacher@c1")));
+    assert_eq!(fields.remove("teacher_function"), Some(json!("f1")));
+    assert_eq!(fields.remove("valid_hash"), Some(json!("v1")));
     assert!(
         !fields.contains_key("student_revision"),
         "nothing is said of a student that is not of the Hub"
     );
     fs::write(&file, manifest.to_string()).unwrap();
-    let found = load_with(&path, |s| s.inputs.teacher_hash = Some("w2".into())).unwrap();
-    assert_eq!((found.inputs.teacher_hash, found.inputs.teacher_revision), (None, None));
+    let found = load_with(&path, |s| {
+        s.inputs.models.teacher_hash = Some("w2".into());
+        s.inputs.models.teacher_function = Some("f2".into());
+        s.inputs.valid_hash = Some("v2".into());
+    });
+    let found = found.unwrap();
+    assert_eq!(
+        (found.inputs.models.teacher_hash, found.inputs.models.teacher_revision),
+        (None, None)
+    );
 }
 
 #[test]
@@ -373,10 +397,10 @@ fn the_same_weights_at_another_revision_are_the_same_run() {
     let (_folder, run) = run_with(&[1]);
     let path = latest(run.dir()).unwrap().unwrap();
     let found = load_with(&path, |s| {
-        s.inputs.teacher_revision = Some("org/teacher@c2".into());
-        s.inputs.student_revision = Some("org/student@c3".into());
+        s.inputs.models.teacher_revision = Some("org/teacher@c2".into());
+        s.inputs.models.student_revision = Some("org/student@c3".into());
     });
-    assert_eq!(found.unwrap().inputs.teacher_revision.as_deref(), Some("org/teacher@c1"));
+    assert_eq!(found.unwrap().inputs.models.teacher_revision.as_deref(), Some("org/teacher@c1"));
 }
 
 #[test]

@@ -144,10 +144,10 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
 
 /// Loads a checkpoint of [`checkpoint_of`] as a run that resumes.
 pub fn load_checkpoint(path: &Path) -> Result<TrainState> {
-    let (plan, layout, inputs) = (plan(), Layout::new(&shape()), inputs());
+    let (plan, config, inputs) = (plan(), shape(), inputs());
     checkpoint::load(
         path,
-        &Expected { plan: &plan, layout: &layout, inputs: &inputs },
+        &Expected { plan: &plan, config: &config, inputs: &inputs },
         &Device::Cpu,
     )
 }
