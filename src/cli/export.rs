@@ -12,8 +12,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExportArgs {
-    /// Run folder (its newest state) or checkpoint
-    #[arg(value_name = "RUN|CHECKPOINT")]
+    /// Run folder (its newest state), checkpoint or model folder
+    #[arg(value_name = "RUN|FOLDER")]
     pub source: PathBuf,
     /// Folder or, with --format gguf, file to write
     #[arg(long, value_name = "PATH")]

@@ -106,7 +106,7 @@ fn the_flags_of_the_other_verbs_are_these() {
     );
     assert_eq!(
         surface::<export::ExportArgs>(),
-        ["[RUN|CHECKPOINT]", "--out", "--format", "--type", "--vocab"]
+        ["[RUN|FOLDER]", "--out", "--format", "--type", "--vocab"]
     );
     assert_eq!(surface::<doc::DocArgs>(), ["[WHAT]"]);
     assert_eq!(surface::<cache::CacheLsArgs>(), ["[REPO]"]);

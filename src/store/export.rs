@@ -81,7 +81,8 @@ pub fn export(
         ModelRef::parse(&source.to_string_lossy(), Kind::Any)?
     else {
         return Err(Error::usage(format!(
-            "there is no folder {}; export takes a run folder or a checkpoint",
+            "there is no folder {}; export takes a run folder, a checkpoint or a model folder (`eslm-kd download` makes one of \
+             a model of the Hub)",
             source.display()
         )));
     };
