@@ -4,7 +4,9 @@
 
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
 use crate::error::Result;
+use crate::store::context::fit_context;
 use crate::store::places::find_again;
+use crate::train::threads::aside;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use std::path::{Path, PathBuf};
@@ -143,10 +145,13 @@ impl ConfigArgs {
             None => fallback,
         };
         let mut resolved = load(file.as_ref(), &self.overrides()?)?;
-        if let Some(file) = &file {
-            find_again(&mut resolved, file, resumed)?;
-        }
-        Ok(resolved)
+        aside(move || {
+            if let Some(file) = &file {
+                find_again(&mut resolved, file, resumed)?;
+            }
+            fit_context(&mut resolved)?;
+            Ok(resolved)
+        })
     }
 }
 

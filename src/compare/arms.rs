@@ -9,7 +9,9 @@ use crate::config::{
     Method, Origin, Overrides, Plan, ProbeScore, RunFile, Score, Written, keys, resolve,
 };
 use crate::error::{Error, Result};
+use crate::store::context::fit_context;
 use crate::store::places::find_again;
+use crate::train::threads::aside;
 use std::path::Path;
 
 /// The value of `teacher` that takes a run file's teacher away.
@@ -178,8 +180,11 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         _ => true,
     };
     let mut resolved = resolve(&written(&fits)?)?;
-    find_again(&mut resolved, &file, None)?;
-    Ok(resolved.plan)
+    aside(move || {
+        find_again(&mut resolved, &file, None)?;
+        fit_context(&mut resolved)?;
+        Ok(resolved.plan)
+    })
 }
 
 /// The run file's name and the arm's own values, without sections and without folders:

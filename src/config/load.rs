@@ -110,6 +110,30 @@ impl Resolved {
         self.reading.push(note);
     }
 
+    /// Another default than the table's, with the reason; what follows from it follows anew.
+    pub(crate) fn fall_back(&mut self, name: &str, default: Value, why: String) -> Result<()> {
+        let Some(at) = self.values.iter().position(|v| v.key.name == name) else { return Ok(()) };
+        self.values[at].value = Some(default);
+        self.values[at].origin = Origin::Rule(why);
+        for later in at + 1..self.values.len() {
+            let ResolvedValue { key, origin, .. } = &self.values[later];
+            let Fallback::Rule(why, rule) = &key.default else { continue };
+            if *origin == Origin::Rule((*why).to_string()) {
+                let get = |name: &str| {
+                    self.values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone())
+                };
+                self.values[later].value = Some(rule(&get));
+            }
+        }
+        self.plan = build(&self.values)?;
+        self.check()
+    }
+
+    /// Adds a line to [`Resolved::notes`].
+    pub(crate) fn note(&mut self, note: String) {
+        self.reading.push(note);
+    }
+
     /// Things that are allowed but probably not what was meant, and how the file was read.
     pub fn notes(&self) -> Vec<String> {
         let plan = &self.plan;

@@ -47,6 +47,8 @@ const HALF_WITH_TEACHER: Fallback = Rule("0.5 with a teacher, else 0", |get| {
 });
 const CONTEXT: Fallback =
     Rule("data.context", |get| get("data.context").unwrap_or(Value::Integer(1)));
+const MODELS_HOLD: Fallback =
+    Rule("what student and teacher hold, at most 1024", |_| Value::Integer(1024));
 const SAME_DTYPE: Fallback = Rule("machine.dtype", |get| {
     get("machine.dtype").unwrap_or_else(|| Value::String("f32".into()))
 });
@@ -266,7 +268,7 @@ keys! {
         /// Folder written by `prepare`; only the quickstart runs without one.
         dir: Option<String> = Absent, counts Never; // a place: the content is known by the token files' own hashes
         /// Tokens per sequence.
-        context: usize = 1024, in POSITIVE_COUNT;
+        context: usize = MODELS_HOLD, in POSITIVE_COUNT;
         /// Sequences per optimizer step.
         rows: usize = 32, in POSITIVE_COUNT;
     }

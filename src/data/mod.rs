@@ -9,6 +9,7 @@ pub mod loader;
 pub mod prepare;
 #[doc(hidden)]
 pub mod source;
+pub(crate) mod split;
 pub mod tokenizer;
 pub mod tokens;
 pub mod train_tokenizer;

@@ -3,11 +3,13 @@
 
 use crate::data::encoder::Encoder;
 use crate::data::source::{self, Piece, ReadOptions, Skipped, Source};
+use crate::data::split::End;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
 use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
+use crate::report::text::percent;
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -40,7 +42,8 @@ pub enum Validation {
     /// From files of their own.
     Files(Vec<PathBuf>),
     /// Each document of the inputs with this probability, in (0, 1); decided by its number in the
-    /// input.
+    /// input. Where that leaves no document on one side, this share at the end of the text, from a
+    /// document's begin or, if none is near, from a line's.
     Fraction(f64),
 }
 
@@ -184,6 +187,16 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         skipped.extend(more);
     }
     check_not_empty(&options.validation, number, &train, valid.as_ref(), &skipped)?;
+    let parts = match (&options.validation, valid) {
+        (Validation::Fraction(f), Some(valid)) if train.tokens() == 0 || valid.tokens() == 0 => {
+            let (writer, empty) = if train.tokens() > 0 { (train, valid) } else { (valid, train) };
+            drop(empty);
+            let whole = Whole { writer, number };
+            let (train, valid) = whole.split(*f, folder.path(), &tokenizer, progress)?;
+            (train, Some(valid))
+        }
+        (_, valid) => (train.finish()?, valid.map(TokenWriter::finish).transpose()?),
+    };
 
     let names = |sources: &[Source]| sources.iter().map(Source::name).collect();
     let report = PrepareReport {
@@ -196,8 +209,8 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         vocab_size: tokenizer.vocab_size(),
         eot: tokenizer.eot(),
         end_token: tokenizer.end_token(),
-        train: SplitReport::new(&train.finish()?),
-        valid: valid.map(TokenWriter::finish).transpose()?.as_ref().map(SplitReport::new),
+        train: SplitReport::new(&parts.0),
+        valid: parts.1.as_ref().map(SplitReport::new),
         skipped,
     };
     report.write(&folder.path().join(MANIFEST))?;
@@ -281,29 +294,54 @@ fn append(
 }
 
 fn check_not_empty(
-    v: &Validation,
+    validation: &Validation,
     documents: u64,
     train: &TokenWriter,
     valid: Option<&TokenWriter>,
     skipped: &[Skipped],
 ) -> Result<()> {
-    if documents == 0 {
+    let held_out = valid.map_or(0, TokenWriter::tokens);
+    if documents == 0 || train.tokens() + held_out < 2 {
         return Err(source::no_text("the inputs", skipped));
     }
-    let empty = if train.tokens() == 0 {
-        "training"
-    } else if valid.is_some_and(|w| w.tokens() == 0) {
-        "validation"
-    } else {
-        return Ok(());
-    };
-    Err(match v {
-        Validation::Fraction(f) => Error::usage(format!(
-            "valid-fraction {f} of {documents} documents leaves none for {empty} (documents are never cut); \
-             change the fraction, name files with --valid, or separate documents in text files with <|endoftext|>"
-        )),
-        _ => source::no_text(&format!("the {empty} files"), skipped),
-    })
+    if held_out == 0 && matches!(validation, Validation::Files(_)) {
+        return Err(source::no_text("the validation files", skipped));
+    }
+    Ok(())
+}
+
+/// All documents in one file, of which a part is to be held out.
+struct Whole {
+    writer: TokenWriter,
+    number: u64,
+}
+
+impl Whole {
+    /// Training and validation tokens in `folder`, and a note that says how they were parted.
+    fn split(
+        self,
+        fraction: f64,
+        folder: &Path,
+        tokenizer: &Tokenizer,
+        progress: &dyn Progress,
+    ) -> Result<(TokenHeader, TokenHeader)> {
+        let written = self.writer.path().to_path_buf();
+        self.writer.finish()?;
+        let whole = folder.join("whole.bin");
+        std::fs::rename(&written, &whole).map_err(|e| Error::io("rename", &written, e))?;
+        let tokens = TokenFile::open(&whole)?;
+        let end = End::of(&tokens, fraction, tokenizer)?;
+        let share = percent((tokens.len() - end.at) as f64 / tokens.len() as f64);
+        let from = if end.cuts { "inside a document" } else { "at a document's begin" };
+        progress.note(&format!(
+            "too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
+            self.number
+        ));
+        let parts = end.write(&tokens, (&folder.join(TRAIN), &folder.join(VALID)), tokenizer)?;
+        drop(tokens);
+        std::fs::remove_file(&whole).map_err(|e| Error::io("remove", &whole, e))?;
+        Ok(parts)
+    }
 }
 
 /// A prepared folder, open for training.
@@ -363,6 +401,24 @@ mod tests {
     struct Setup {
         folder: tempfile::TempDir,
         documents: Vec<String>,
+    }
+
+    #[derive(Default)]
+    struct Notes(std::sync::Mutex<Vec<String>>);
+
+    impl Progress for Notes {
+        fn start(&self, _: &str, _: Option<u64>, _: &str) {}
+        fn advance(&self, _: u64) {}
+        fn finish(&self) {}
+        fn note(&self, text: &str) {
+            self.0.lock().unwrap().push(text.into());
+        }
+    }
+
+    impl Notes {
+        fn lines(&self) -> Vec<String> {
+            self.0.lock().unwrap().clone()
+        }
     }
 
     impl Setup {
@@ -466,6 +522,55 @@ mod tests {
     }
 
     #[test]
+    fn a_fraction_of_few_documents_is_the_end_of_the_text() {
+        let setup = Setup::new();
+        let line = |i: usize| format!("The {i} lamps stood by the sea.\n");
+        let chapter = |n: usize| (n * 40..n * 40 + 40).map(line).collect::<String>() + "\n";
+        let novel = |n: usize| (n * 5..n * 5 + 5).map(chapter).collect::<String>();
+        let write = |name: &str, novels: usize| {
+            let rows = (0..novels).map(|n| serde_json::json!({"text": novel(n)}).to_string());
+            fs::write(setup.path(name), rows.collect::<Vec<_>>().join("\n")).unwrap();
+        };
+        write("one.jsonl", 1);
+        write("three.jsonl", 3);
+        fs::write(setup.path("short.txt"), "No line ends here, and no paragraph.").unwrap();
+        for (input, novels, fraction, cuts) in [
+            ("one.jsonl", 1, 0.1, true),
+            ("one.jsonl", 1, 0.99, true),
+            ("three.jsonl", 3, 0.02, true),
+            ("three.jsonl", 3, 0.3, false),
+            ("short.txt", 1, 0.3, true),
+        ] {
+            // Whichever side all documents were drawn for, the split is the same.
+            let options = setup.options(input, "a", Validation::Fraction(fraction));
+            let notes = Notes::default();
+            let report = prepare(&options, &notes).unwrap();
+            let (train, valid) = (&report.train, report.valid.as_ref().unwrap());
+            if novels == 3 && train.documents + valid.documents == 3 && notes.lines().is_empty() {
+                continue; // drawn
+            }
+            assert!(notes.lines()[0].contains("the last"), "{:?}", notes.lines());
+            assert_eq!(train.documents + valid.documents, novels + u64::from(cuts), "{input}");
+            let share = valid.tokens as f64 / (valid.tokens + train.tokens) as f64;
+            assert!((0.5..1.6).contains(&(share / fraction)), "{input}, {fraction}: {share}");
+            let data = DataDir::open(&setup.path("a")).unwrap();
+            let text = |f: &TokenFile| {
+                f.verify().unwrap();
+                data.tokenizer.decode(&f.to_vec(0..f.len()).unwrap()).unwrap()
+            };
+            let (head, tail) = (text(&data.train), text(data.valid.as_ref().unwrap()));
+            let head = if cuts { head.strip_suffix("<|endoftext|>").unwrap() } else { &head };
+            let whole = prepare(&setup.options(input, "b", Validation::None), &Silent).unwrap();
+            let all = DataDir::open(&setup.path("b")).unwrap();
+            assert_eq!(head.to_string() + &tail, text(&all.train));
+            assert_eq!(train.bytes + valid.bytes, whole.train.bytes);
+            if input != "short.txt" {
+                assert!(head.ends_with(if cuts { "\n" } else { "<|endoftext|>" }), "{input}");
+            }
+        }
+    }
+
+    #[test]
     fn validation_files_and_empty_splits() {
         let setup = Setup::new();
         fs::write(setup.path("v.txt"), "Own words.").unwrap();
@@ -478,8 +583,6 @@ mod tests {
             assert!(!setup.path("z").exists());
             failed.unwrap_err().to_string()
         };
-        assert!(error("v.txt", Validation::Fraction(0.01)).contains("none for validation"));
-        assert!(error("v.txt", Validation::Fraction(0.99999)).contains("none for training"));
         assert!(error("v.txt", Validation::Fraction(1.0)).contains("between 0 and 1"));
         assert!(error("v.txt", Validation::Fraction(f64::NAN)).contains("between 0 and 1"));
         assert!(error("blank.txt", Validation::None).contains("no text"));

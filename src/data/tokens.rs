@@ -229,6 +229,11 @@ impl TokenWriter {
         self.header.source_bytes += bytes;
     }
 
+    /// The file that it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Tokens written so far.
     pub fn tokens(&self) -> u64 {
         self.header.tokens

@@ -35,6 +35,9 @@ impl AtomicFile {
         // Plain creation rather than a private temporary file: the result obeys the umask.
         let (temporary, file) = unused(&target, |at| File::create_new(at))
             .map_err(|e| Error::io("create a file in", parent, e).context(path.display()))?;
+        // As long as it is written, so that another can tell what a killed process left; some file
+        // systems have no locks, and then it stays.
+        let _ = file.try_lock();
         Ok(Self { target, temporary, writer: Some(BufWriter::with_capacity(1 << 20, file)) })
     }
 
@@ -211,7 +214,7 @@ fn lock(folder: &Path) -> Option<Option<File>> {
     }
 }
 
-/// Removes the temporary folders beside `target` whose processes were killed.
+/// Removes the temporary files and folders beside `target` whose processes were killed.
 pub(super) fn sweep(target: &Path) {
     let prefix = format!(".{}.", shown_name(target));
     for path in children(parent_of(target)).unwrap_or_default() {
@@ -220,9 +223,10 @@ pub(super) fn sweep(target: &Path) {
         let numbers = middle.and_then(|m| m.split_once('-'));
         let is_ours = numbers
             .is_some_and(|(process, n)| process.parse::<u32>().is_ok() && n.parse::<u64>().is_ok());
-        let is_folder = fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir());
-        if is_ours && is_folder && matches!(lock(&path), Some(Some(_))) {
-            let _ = fs::remove_dir_all(&path);
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let ours = is_ours && (meta.is_dir() || meta.is_file());
+        if ours && matches!(lock(&path), Some(Some(_))) {
+            let _ = if meta.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 }

@@ -108,22 +108,25 @@ impl<'a> OutDir<'a> {
     /// process left of an earlier attempt is removed.
     pub fn create(out: &Path, contents: Contents<'a>) -> Result<Self> {
         let target = folder_behind(out)?;
-        let claimed = |place, temporary| {
-            Ok(Self { contents, out: out.to_path_buf(), target: target.clone(), place, temporary })
+        let claimed = |target, place, temporary| {
+            Ok(Self { contents, out: out.to_path_buf(), target, place, temporary })
         };
         if !target.is_dir() {
-            return claimed(Place::Missing, claim(out, &target)?);
+            let temporary = claim(out, &target)?;
+            return claimed(target, Place::Missing, temporary);
         }
         contents.check(&target, out)?;
-        if is_ordinary(out) {
-            sweep(&target);
-            if let Ok(beside) = Temporary::beside(&target)
-                && looks_alike(&target, beside.path())
-            {
-                return claimed(Place::Exchanged, beside);
-            }
+        // Where it is, if it is reached by a link.
+        let real = target.canonicalize().map_err(|e| Error::io("write to", out, e))?;
+        sweep(&real);
+        if is_ordinary(&real)
+            && let Ok(beside) = Temporary::beside(&real)
+            && takes_after(beside.path(), &real)
+        {
+            return claimed(real, Place::Exchanged, beside);
         }
-        claimed(Place::Filled, claim(out, &target)?)
+        let temporary = claim(out, &target)?;
+        claimed(target, Place::Filled, temporary)
     }
 
     /// Errs where [`OutDir::create`] would, and changes nothing.
@@ -226,6 +229,7 @@ pub fn create_folder(out: &Path) -> Result<()> {
 /// Errs unless a file of that name can be written; changes nothing.
 pub fn check_file(out: &Path) -> Result<()> {
     let target = file_behind(out)?;
+    sweep(&target);
     beside(out, &target).map(drop)
 }
 
@@ -283,27 +287,28 @@ fn behind_links(out: &Path) -> Result<PathBuf> {
     Err(Error::usage(format!("{}: links that lead to links without end", out.display())))
 }
 
-/// Whether a folder holds something, is nobody's working folder here, and lies where it is named.
-fn is_ordinary(out: &Path) -> bool {
-    let is_link = fs::symlink_metadata(out).is_ok_and(|meta| meta.is_symlink());
-    let Ok(real) = out.canonicalize() else { return false };
-    let holds_work = std::env::current_dir().is_ok_and(|here| here.starts_with(&real));
+/// Whether a folder holds something of ours alone, is no mount point and not where this process
+/// works.
+fn is_ordinary(real: &Path) -> bool {
+    let holds_work = std::env::current_dir().is_ok_and(|here| here.starts_with(real));
     let found: Vec<String> =
-        children(out).unwrap_or_default().iter().map(|path| name_of(path)).collect();
+        children(real).unwrap_or_default().iter().map(|path| name_of(path)).collect();
     let ours_alone = !found.is_empty() && !found.iter().any(|name| is_bystander(name));
-    !is_link && out.file_name().is_some() && !holds_work && !is_mount_point(out) && ours_alone
+    real.file_name().is_some() && !holds_work && !is_mount_point(real) && ours_alone
 }
 
-/// Whether a folder has the owner and the rights that a new one gets.
+/// Gives a new folder the rights of `folder`; whether it then has its owner and rights.
 #[cfg(unix)]
-fn looks_alike(folder: &Path, new: &Path) -> bool {
+fn takes_after(new: &Path, folder: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
+    let rights = fs::metadata(folder).map(|meta| meta.permissions());
+    let taken = rights.and_then(|rights| fs::set_permissions(new, rights));
     let of = |path| fs::metadata(path).map(|meta| (meta.uid(), meta.gid(), meta.mode())).ok();
-    of(folder).is_some() && of(folder) == of(new)
+    taken.is_ok() && of(folder).is_some() && of(folder) == of(new)
 }
 
 #[cfg(not(unix))]
-fn looks_alike(_: &Path, _: &Path) -> bool {
+fn takes_after(_: &Path, _: &Path) -> bool {
     false
 }
 
@@ -406,7 +411,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&out, fs::Permissions::from_mode(0o750)).unwrap();
         let dir = OutDir::create(&out, CONTENTS).unwrap();
-        assert_eq!((dir.place, dir.path().parent()), (Place::Filled, Some(&*out)));
+        assert_eq!(dir.place, Place::Exchanged);
         write(dir.path(), "four");
         dir.commit().unwrap();
         assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o750);
@@ -442,6 +447,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let out = root.path().join("out");
         fs::create_dir(&out).unwrap();
+        let left_file = root.path().join(".file.1-0.tmp");
+        fs::write(&left_file, "left").unwrap();
+        check_file(&root.path().join("file")).unwrap();
+        assert!(!left_file.exists());
         for left in [out.join(".eslm-kd.1-0.tmp"), root.path().join(".new.1-0.tmp")] {
             fs::create_dir(&left).unwrap();
             fs::write(left.join("all.bin"), "left").unwrap();

@@ -123,7 +123,10 @@ fn is_number(text: &str) -> bool {
 
 /// A path as a shell takes it, for commands to paste.
 pub fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
+    let mut text = path.display().to_string();
+    if text.starts_with('-') {
+        text.insert_str(0, "./"); // else it is a flag
+    }
     // A name that no shell can be given is shown as it is.
     shlex::try_quote(&text).map_or_else(|_| text.clone(), Cow::into_owned)
 }
@@ -153,6 +156,7 @@ mod tests {
     fn paths_are_quoted_where_a_shell_asks_for_it() {
         assert_eq!(quoted(Path::new("runs/first-1")), "runs/first-1");
         assert_eq!(quoted(Path::new("my run")), "'my run'");
+        assert_eq!(quoted(Path::new("-r")), "./-r");
         assert_eq!(quoted(Path::new("it's;rm")), "\"it's;rm\"");
     }
 

@@ -5,6 +5,8 @@
 
 #[doc(hidden)]
 pub mod checkpoint;
+#[doc(hidden)]
+pub mod context;
 pub mod export;
 pub mod gguf;
 pub mod hub;
@@ -12,6 +14,7 @@ pub mod hub;
 pub mod identity;
 #[doc(hidden)]
 pub mod names;
+mod near;
 mod open;
 #[doc(hidden)]
 pub mod places;

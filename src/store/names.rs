@@ -14,7 +14,7 @@
 //! A path that exists always wins, so that what is on disk cannot be shadowed by a name: a folder
 //! `gpt2` in the working directory hides the preset, and `openai-community/gpt2` still names the
 //! Hub's. Text that looks like a path (it starts with `.`, `/` or `~`, or has more than one slash)
-//! is never taken for a Hub id.
+//! is never taken for a Hub id, nor is `a/b` where a folder `a` is here; `a/b@main` always is one.
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -24,6 +24,7 @@ use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
+use crate::store::near;
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
 use candle_core::Device;
@@ -105,6 +106,14 @@ impl ModelRef {
             (Some(_), _) => Err(Error::usage(format!(
                 "{text}: the preset {name} is not on the Hub and has no revisions; write {name}"
             ))),
+            (None, _) if revision.is_none() && near::is_of_this_machine(name) => {
+                let hub = match valid_repo_id(name) && !looks_like_path(name) {
+                    true => format!(" (if the Hub's is meant, write {name}@main)"),
+                    false => String::new(),
+                };
+                let missing = near::no_such_path(text);
+                Err(Error::new(missing.kind(), format!("{missing}{hub}")))
+            }
             (None, _) if !looks_like_path(name) && name.contains('/') && valid_repo_id(name) => {
                 Ok(Self::Hub { id: name.to_string(), revision })
             }
@@ -386,7 +395,7 @@ fn looks_like_path(text: &str) -> bool {
 
 fn neither(text: &str, kind: Kind) -> Error {
     if looks_like_path(text) {
-        return Error::usage(format!("there is no folder {text}"));
+        return near::no_such_path(text);
     }
     let near =
         preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
@@ -488,12 +497,18 @@ mod tests {
         );
         assert!(refused("gpt2-30m", Kind::Teacher).contains("neither"));
         for path in ["./me/x", "/me/x", "~/x", "a/b/c", "me/"] {
-            assert!(refused(path, Kind::Any).contains("no folder"), "{path}");
+            assert!(refused(path, Kind::Any).contains("there is no"), "{path}");
         }
         // Tests run in the package's folder, where `src` is a path, and no model.
         assert!(refused("src", Kind::Any).contains("src exists but is no model"));
         assert!(ModelRef::named("src", Kind::Any).unwrap_err().to_string().contains("neither"));
-        assert!(refused("../nowhere", Kind::Any).contains("no folder"));
+        assert!(refused("../nowhere", Kind::Any).contains("there is no"));
+        // A name whose parent folder is here is a path, unless it names a revision.
+        let missing = ModelRef::parse("src/storr", Kind::Any).unwrap_err();
+        let said = "there is no src/storr; did you mean src/store? (if the Hub's is meant, write src/storr@main)";
+        assert_eq!((missing.exit_code(), missing.to_string().as_str()), (3, said));
+        assert!(matches!(ModelRef::parse("src/storr@main", Kind::Any), Ok(ModelRef::Hub { .. })));
+        assert!(refused("runs/first", Kind::Student).contains("there is no runs/first"));
     }
 
     #[test]

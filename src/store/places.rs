@@ -22,25 +22,34 @@ use std::path::{Path, PathBuf};
 /// folder which is `resumed`, or else of the run that the file describes.
 pub fn find_again(resolved: &mut Resolved, file: &RunFile, resumed: Option<&Path>) -> Result<()> {
     let Some(home) = file.folder() else { return Ok(()) };
-    let known = known(resumed.unwrap_or(&home))?;
-    let homes: Vec<&Path> = std::iter::once(&*home).chain(resumed).collect();
+    // A folder or a file named by a link stands where it leads to, too.
+    let of_file = Path::new(&file.name).canonicalize().ok();
+    let mut homes = vec![home];
+    homes.extend(of_file.as_deref().and_then(Path::parent).map(Path::to_path_buf));
+    let known = match resumed {
+        Some(run) => known(run)?,
+        None => homes.iter().map(|home| known(home)).find_map(Result::transpose).transpose()?,
+    };
+    homes.extend(resumed.map(Path::to_path_buf));
+    homes.extend(resumed.and_then(|run| run.canonicalize().ok()));
     let Some(known) = known else {
         return ["data.dir", "teacher", "student"]
             .into_iter()
-            .try_for_each(|key| find(resolved, &homes, key, &Content::New));
+            .try_for_each(|key| find(resolved, &homes, key, &Content::New, false));
     };
     let (data, models) = (&known.inputs, &known.inputs.models);
     let data = Content::Data(&data.data_hash, data.valid_hash.as_ref());
-    find(resolved, &homes, "data.dir", &data)?;
+    let is_resumed = resumed.is_some();
+    find(resolved, &homes, "data.dir", &data, is_resumed)?;
     let model = |noted: Option<Identity>| noted.map_or(Content::NotNoted, Content::Model);
-    // What came from the Hub is no folder.
-    if models.teacher_revision.is_none() {
-        find(resolved, &homes, "teacher", &model(models.teacher()))?;
+    // What came from the Hub is no folder, and what is not asked is noted nowhere.
+    if models.teacher_revision.is_none() && resolved.plan.uses_teacher() {
+        find(resolved, &homes, "teacher", &model(models.teacher()), is_resumed)?;
     }
     // A run that goes on has its student in its checkpoint.
     let has_student = resumed.is_some() && known.plan.student == resolved.plan.student;
     if models.student_revision.is_none() && !has_student {
-        find(resolved, &homes, "student", &model(models.student()))?;
+        find(resolved, &homes, "student", &model(models.student()), is_resumed)?;
     }
     Ok(())
 }
@@ -60,16 +69,38 @@ impl Content<'_> {
     fn is_in(&self, place: &Path, kind: Kind) -> bool {
         match self {
             Self::New | Self::NotNoted => true,
-            Self::Data(train, valid) => {
-                let is = |name, hash: &str| {
-                    let tokens = TokenFile::open(&place.join(name));
-                    tokens.is_ok_and(|found| hex(&found.header().content_hash) == hash)
-                };
-                is(TRAIN, train) && valid.is_none_or(|valid| is(VALID, valid))
-            }
+            Self::Data(train, valid) => content_of_data(place)
+                .is_some_and(|found| found.0 == *train && valid.is_none_or(|v| found.1 == *v)),
             Self::Model(identity) => model_in(place, kind).is_some_and(|dir| identity.is_in(&dir)),
         }
     }
+
+    /// Whether two places that it is in may differ nonetheless.
+    fn is_partly_noted(&self) -> bool {
+        match self {
+            Self::New => false,
+            Self::NotNoted => true,
+            Self::Data(_, valid) => valid.is_none(),
+            Self::Model(identity) => identity.function.is_none(),
+        }
+    }
+}
+
+/// Hashes of the training and validation tokens in a data folder.
+fn content_of_data(place: &Path) -> Option<(String, String)> {
+    let hash = |name| {
+        TokenFile::open(&place.join(name)).map(|tokens| hex(&tokens.header().content_hash)).ok()
+    };
+    Some((hash(TRAIN)?, hash(VALID).unwrap_or_default()))
+}
+
+/// Whether two places hold the same data, or the same model.
+fn are_same(key: &str, one: &Path, other: &Path, kind: Kind) -> bool {
+    if key == "data.dir" {
+        return content_of_data(one) == content_of_data(other);
+    }
+    let identity = |place| model_in(place, kind).and_then(|dir| Identity::of(&dir).ok());
+    identity(one) == identity(other)
 }
 
 /// The model's folder that a path stands for.
@@ -83,9 +114,10 @@ fn model_in(place: &Path, kind: Kind) -> Option<PathBuf> {
 /// Puts what `key` names in order, seen from `homes`.
 fn find(
     resolved: &mut Resolved,
-    homes: &[&Path],
+    homes: &[PathBuf],
     key: &'static str,
     content: &Content,
+    is_resumed: bool,
 ) -> Result<()> {
     let Some(value) = resolved.value(key) else { return Ok(()) };
     let (Some(text), Origin::File { .. }) =
@@ -95,8 +127,17 @@ fn find(
     };
     let here = Path::new(text);
     let kind = if key == "student" { Kind::Student } else { Kind::Teacher };
-    let names_a_preset = matches!(ModelRef::named(text, Kind::Any), Ok(ModelRef::Preset(_)));
-    if !is_there(here) && key != "data.dir" && names_a_preset {
+    let names_a_preset =
+        key != "data.dir" && matches!(ModelRef::named(text, kind), Ok(ModelRef::Preset(_)));
+    let was_stored = matches!(content, Content::Model(_));
+    if names_a_preset && !was_stored && (!is_there(here) || matches!(content, Content::NotNoted)) {
+        if is_there(here) {
+            let note = format!(
+                "warning: {}: {key} = {text:?} is the folder of that name here; the run there had no stored model",
+                value.origin
+            );
+            resolved.note(note);
+        }
         return Ok(());
     }
     let is_known = matches!(content, Content::Data(..) | Content::Model(_));
@@ -109,36 +150,48 @@ fn find(
         }
     }
     if is_there(here) {
-        // What the name means from here is another thing only if it has other content, which is not
-        // looked at where all names lead to the same folder.
+        // What the name means from here is another thing only if it leads elsewhere.
         let real = here.canonicalize().ok();
         places.retain(|place| place.canonicalize().ok() != real);
-        if matches!(content, Content::New) || places.is_empty() {
+        if matches!(content, Content::New) {
             return Ok(());
         }
         places.insert(0, here.to_path_buf());
     }
-    if let (Content::NotNoted, [first, others @ ..]) = (content, &*places)
-        && !others.is_empty()
-        && let Some(identity) = model_in(first, kind).and_then(|dir| Identity::of(&dir).ok())
-        && let Some(other) = others
-            .iter()
-            .find(|other| model_in(other, kind).is_some_and(|dir| !identity.is_in(&dir)))
-    {
+    // A resumed run compares what it reads again, and says more.
+    if let ([_], true) = (&*places, is_there(here) && is_resumed) {
+        return Ok(());
+    }
+    let mut fitting: Vec<PathBuf> = Vec::new();
+    for place in places {
+        // All of them only where they need to be told apart.
+        if (fitting.is_empty() || content.is_partly_noted()) && content.is_in(&place, kind) {
+            fitting.push(place);
+        }
+    }
+    let Some(found) = fitting.first() else {
+        if is_there(here) {
+            let note = format!(
+                "warning: {}: {key} = {text:?} is not what the run there read, which is not found",
+                value.origin
+            );
+            resolved.note(note);
+        }
+        return Ok(());
+    };
+    if let Some(other) = fitting[1..].iter().find(|other| !are_same(key, found, other, kind)) {
+        let flag = if key == "data.dir" { "data" } else { key };
         return Err(Error::usage(format!(
             "{}: {key} = {text:?} is {} or {}, which differ, and the checkpoints there, of an earlier version, do not say \
-             which it was; name it with --{key}",
+             which it was; name it with --{flag}",
             value.origin,
-            first.display(),
+            found.display(),
             other.display()
         )));
     }
-    let Some(found) = places.into_iter().find(|place| content.is_in(place, kind)) else {
-        return Ok(());
-    };
     if found != here {
         let note = format!("{}: {key} = {text:?} is found at {}", value.origin, found.display());
-        resolved.found_at(key, &found, note);
+        resolved.found_at(key, found, note);
     }
     Ok(())
 }

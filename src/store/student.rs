@@ -30,15 +30,16 @@ impl Start {
     }
 
     /// As [`Start::of`] for a run whose checkpoint is `checkpoint`: a student that began as a
-    /// stored model has its shape and its weights there, whatever has become of that model.
-    pub fn of_begun(plan: &Plan, checkpoint: &Path) -> Result<Self> {
+    /// stored model has its shape and its weights there, whatever has become of that model, or is
+    /// of that name now. `was_stored` if the checkpoint noted such a model.
+    pub fn of_begun(plan: &Plan, checkpoint: &Path, was_stored: bool) -> Result<Self> {
         let own = ModelRef::Folder {
             dir: checkpoint.to_path_buf(),
             origin: format!("checkpoint {}", checkpoint.display()),
             unfinished: false,
         };
-        let meant = match ModelRef::parse(&plan.student, Kind::Student) {
-            Ok(preset @ ModelRef::Preset(_)) => preset,
+        let meant = match ModelRef::named(&plan.student, Kind::Student) {
+            Ok(preset @ ModelRef::Preset(_)) if !was_stored => preset,
             _ => own.clone(),
         };
         Ok(match Self::with(plan, meant)? {

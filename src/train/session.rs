@@ -123,7 +123,10 @@ impl Survey {
         // A student under another name is looked at: it must be the one that the run began with.
         let begun = known.filter(|k| (&k.plan.student, k.plan.init) == (&plan.student, plan.init));
         let start = match begun {
-            Some(known) => Start::of_begun(&plan, &known.dir)?,
+            Some(known) => {
+                let was_stored = known.inputs.models.student_hash.is_some();
+                Start::of_begun(&plan, &known.dir, was_stored)?
+            }
             None => Start::of(&plan)?,
         };
         let mut stored = None;

@@ -37,6 +37,13 @@ pub(crate) fn use_everywhere(threads: usize) -> Result<()> {
     global.map_err(|e| cannot_start(threads, &e))
 }
 
+/// Does `work`, which comes before [`use_everywhere`], on threads of its own: the first parallel
+/// loop elsewhere would decide how many there are.
+pub(crate) fn aside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pool = ThreadPoolBuilder::new().build().map_err(|e| cannot_start(0, &e))?;
+    pool.install(work)
+}
+
 fn cannot_start(threads: usize, e: &rayon::ThreadPoolBuildError) -> Error {
     Error::internal(format!("cannot start {threads} threads: {e}"))
 }
@@ -44,6 +51,12 @@ fn cannot_start(threads: usize, e: &rayon::ThreadPoolBuildError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_done_aside_starts_no_threads_for_all() {
+        let here = aside(|| Ok(rayon::current_thread_index().is_some())).unwrap();
+        assert!(here && rayon::current_thread_index().is_none());
+    }
 
     #[test]
     fn a_run_has_the_threads_it_asks_for_and_stays_in_a_pool_of_that_size() {

@@ -247,7 +247,7 @@ fn the_cache_verb_lists_verifies_and_prunes() {
 
     for (args, code, part) in [
         (&["cache", "ls", "org/none"][..], 3, "`eslm-kd cache ls` lists what is"),
-        (&["cache", "prune", "../x"], 2, "no folder"),
+        (&["cache", "prune", "../x"], 3, "there is no ../x"),
         (&["cache", "verify", "tiny"], 2, "does not come from the Hub"),
     ] {
         let (found, _, stderr) = home.run(args);

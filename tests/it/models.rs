@@ -175,13 +175,15 @@ fn a_plan_finds_models_by_the_rules_of_a_run() {
         assert_eq!(stored["student"]["parameters"], planned["teacher"]["parameters"], "{name}");
     }
     // What `distill` refuses is no plan.
-    for (teacher, part) in
-        [("tiny", "nor a preset"), ("teacher/config.toml", "is a file"), ("./no", "no folder ./no")]
-    {
+    for (teacher, code, part) in [
+        ("tiny", 2, "nor a preset"),
+        ("teacher/config.toml", 2, "is a file"),
+        ("./no", 3, "there is no ./no"),
+    ] {
         for verb in ["plan", "distill"] {
             place.refused(
                 &[verb, "--data", &data, "--teacher", teacher, "--student", "tiny"],
-                2,
+                code,
                 &[part],
             );
         }

@@ -1,7 +1,7 @@
 //! A run goes on wherever its project stands: models and data are known by their content, and
 //! names are hints.
 
-use crate::support::place::{Place, copy_data, copy_folder, save_random};
+use crate::support::place::{Place, copy_data, copy_folder, data, save_random};
 use crate::support::tiny;
 use serde_json::{Value, json};
 use std::fs;
@@ -176,4 +176,48 @@ fn a_new_run_like_an_earlier_one_reads_what_that_one_read() {
         assert_eq!(code, 0, "{stderr}");
         assert_eq!(read(out), read("p/runs/r"));
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_decoys_and_names_of_presets_lead_no_run_astray() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new();
+    let whole = project(&place, "p", false);
+    symlink(place.path("p/runs"), place.path("linked")).unwrap();
+    symlink(place.path("p/runs/r/config.toml"), place.path("linked.toml")).unwrap();
+    save_random(&place.path("models/teacher"), tiny::VOCAB, 32, true);
+    save_random(&place.path("student"), tiny::VOCAB, 32, true);
+    let (code, _, stderr) = place.run(&["distill", "--resume", "--out", "linked/r"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(cut(&place.path("p/runs/r")), whole);
+    for (config, out) in [("linked/r", "one"), ("linked.toml", "two")] {
+        let (code, _, stderr) = place.run(&["distill", config, "--steps", "1", "--out", out]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stderr.contains("student = \"student\" is found at"), "{stderr}");
+    }
+    // Of what is nowhere it is said that another thing of its name is read.
+    fs::remove_dir_all(place.path("p/student")).unwrap();
+    let (code, _, stderr) = place.run(&["distill", "p/runs/r", "--steps", "1", "--out", "three"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("student = \"student\" is not what the run there read"), "{stderr}");
+}
+
+#[test]
+fn a_student_of_a_presets_name_is_the_folder_that_the_run_began_with() {
+    let place = Place::new();
+    let root = place.path("p");
+    save_random(&root.join("tiny"), tiny::VOCAB, 16, true);
+    let data = data();
+    let args = ["pretrain", "--data", &data, "--student", "tiny", "--set", "data.context=16"];
+    let more = ["--set", "data.rows=8", "--steps", "4", "--set", "checkpoint.every=2", "--out"];
+    let args = [&args[..], &more, &["r"]].concat();
+    assert!(place.command(&args).current_dir(&root).status().unwrap().success());
+    let whole = cut(&root.join("r"));
+    let (code, _, stderr) = place.run(&["pretrain", "--resume", "--out", "p/r"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(cut(&root.join("r")), whole);
+    let (code, _, stderr) = place.run(&["pretrain", "p/r", "--steps", "1", "--out", "new"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("student = \"tiny\" is found at"), "{stderr}");
 }

@@ -1,0 +1,77 @@
+//! The context of a run that names none: what its models can hold.
+
+use crate::config::{Origin, Plan, Resolved};
+use crate::error::Result;
+use crate::model::Gpt2Config;
+use crate::store::names::{Kind, ModelRef};
+use crate::store::student::Start;
+use crate::store::weights::read_config;
+
+/// The key.
+const CONTEXT: &str = "data.context";
+
+/// Lowers `data.context` to the positions of student and teacher where nobody wrote it. Models that
+/// would have to be fetched first are not asked: a run of theirs says what is too long.
+pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
+    let plan = &resolved.plan;
+    let is_written =
+        resolved.value(CONTEXT).is_none_or(|value| !matches!(value.origin, Origin::Rule(_)));
+    let fewest = [teacher(plan), student(plan)]
+        .into_iter()
+        .flatten()
+        .filter(|shape| shape.n_positions < plan.data.context)
+        .map(|shape| shape.n_positions)
+        .min();
+    match fewest {
+        Some(positions) if !is_written && positions > 0 => {
+            let why = "what the models hold".to_string();
+            resolved.fall_back(CONTEXT, (positions as i64).into(), why)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn teacher(plan: &Plan) -> Option<Gpt2Config> {
+    let name = plan.teacher.as_deref().filter(|_| plan.uses_teacher())?;
+    stored(&ModelRef::parse(name, Kind::Teacher).ok()?)
+}
+
+fn student(plan: &Plan) -> Option<Gpt2Config> {
+    match Start::of(plan).ok()? {
+        Start::Scratch(preset) => Some(preset.config().overridden(&plan.shape)),
+        Start::TeacherLayers(_) => None, // the teacher's
+        Start::Stored(_, meant) => stored(&meant),
+    }
+}
+
+fn stored(meant: &ModelRef) -> Option<Gpt2Config> {
+    match meant {
+        ModelRef::Folder { dir, .. } => read_config(&dir.join("config.json")).ok(),
+        ModelRef::Preset(preset) => Some(preset.config()),
+        ModelRef::Hub { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+
+    #[test]
+    fn a_context_that_nobody_wrote_is_what_the_models_hold() {
+        let context = |set: &[&str]| {
+            let mut wanted = Overrides::default();
+            set.iter().for_each(|s| wanted.set(s).unwrap());
+            let mut resolved = load(None, &wanted).unwrap();
+            fit_context(&mut resolved).unwrap();
+            (resolved.plan.data.context, resolved.plan.eval.stride)
+        };
+        assert_eq!(context(&["student=gpt2"]), (1024, 1024));
+        assert_eq!(context(&["student=tiny"]), (128, 128));
+        assert_eq!(context(&["student=tiny", "eval.stride=64"]), (128, 64));
+        assert_eq!(context(&["student=tiny", "shape.n_positions=32"]), (32, 32));
+        assert_eq!(context(&["student=gpt2", "teacher=quickstart"]), (128, 128));
+        assert_eq!(context(&["student=tiny", "data.context=1024"]), (1024, 1024), "as written");
+        assert_eq!(context(&["student=org/name"]), (1024, 1024), "not known yet");
+    }
+}

@@ -1,0 +1,73 @@
+//! What to say of a path that is not there.
+
+use crate::error::Error;
+use crate::files::{children, name_of};
+use std::path::Path;
+
+/// Most names that a message lists.
+const MOST_NAMES: usize = 4;
+
+/// Whether a name of the form `a/b` is a path of this machine rather than a Hub id: its parent
+/// folder is here, or it is where runs go.
+pub fn is_of_this_machine(name: &str) -> bool {
+    let parent = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.is_some_and(|parent| parent.is_dir() || parent == Path::new("runs"))
+}
+
+/// That nothing is at `text`, and what is there of a similar name.
+pub fn no_such_path(text: &str) -> Error {
+    let path = Path::new(text);
+    let here = Path::new(".");
+    let parent = |path: &Path| match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => here.to_path_buf(),
+    };
+    // The deepest folder that exists, and what is missing of it.
+    let (mut folder, mut missing) = (parent(path), path.to_path_buf());
+    while !folder.is_dir() && folder != here && folder.parent().is_some() {
+        missing = folder.clone();
+        folder = parent(&folder);
+    }
+    let wanted = name_of(&missing);
+    let mut names: Vec<(f64, String)> = children(&folder)
+        .unwrap_or_default()
+        .iter()
+        .map(|child| name_of(child))
+        .filter(|name| !name.starts_with('.'))
+        .map(|name| (strsim::jaro_winkler(&name, &wanted), name))
+        .collect();
+    names.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    let near = |(score, name): &(f64, String)| (*score > 0.8).then(|| folder.join(name));
+    let says = if let Some(near) = names.first().and_then(near) {
+        let near = near.strip_prefix(here).unwrap_or(&near);
+        format!("; did you mean {}?", near.display())
+    } else if names.is_empty() {
+        format!("; {} is empty", folder.display())
+    } else {
+        let more = if names.len() > MOST_NAMES { ", ..." } else { "" };
+        let shown: Vec<&str> =
+            names.iter().take(MOST_NAMES).map(|(_, name)| name.as_str()).collect();
+        format!("; {} has {}{more}", folder.display(), shown.join(", "))
+    };
+    Error::data(format!("there is no {text}{says}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_path_is_said_with_what_is_near() {
+        let root = tempfile::tempdir().unwrap();
+        let said = |path: &str| {
+            let error = no_such_path(root.path().join(path).to_str().unwrap());
+            assert_eq!(error.exit_code(), 3);
+            error.to_string().replace(&root.path().display().to_string(), "T")
+        };
+        assert_eq!(said("runs/first"), "there is no T/runs/first; T is empty");
+        std::fs::create_dir_all(root.path().join("runs/first")).unwrap();
+        assert_eq!(said("runs/frist"), "there is no T/runs/frist; did you mean T/runs/first?");
+        assert_eq!(said("rnus/first"), "there is no T/rnus/first; did you mean T/runs?");
+        assert_eq!(said("runs/zebra"), "there is no T/runs/zebra; T/runs has first");
+    }
+}
