@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::report::text;
 use crate::store::open_tokens;
+use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ Examples:
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
+    use_everywhere(0)?;
     let model = args.model.open(ui)?;
     let mut tokens = open_tokens(&args.data, &model, ui)?;
     if args.bos {

@@ -3,7 +3,9 @@
 use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::eval::generate::{GenerateOptions, generate};
-use crate::report::text::visible;
+use crate::model::Gpt2;
+use crate::report::text::{self, visible};
+use crate::train::threads::use_everywhere;
 use serde_json::json;
 use std::io::IsTerminal;
 use std::time::Instant;
@@ -61,9 +63,17 @@ fn top_p(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Bytes of weights that every token reads: all but the tables of which one row is looked up.
+fn read_per_token(model: &Gpt2) -> usize {
+    let (config, params) = (&model.config, &model.params);
+    let positions = config.n_positions * config.n_embd;
+    (config.parameters() - positions) * params.wte().dtype().size_in_bytes()
+}
+
 /// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the
 /// end.
 pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
+    use_everywhere(0)?;
     let opened = args.model.open(ui)?;
     let options = GenerateOptions {
         temperature: args.temperature,
@@ -82,7 +92,10 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     if stream {
         show(&args.prompt)?;
     }
+    // The first piece comes after the prompt was read.
+    let mut first = None;
     let done = generate(&opened.model, opened.tokenizer()?, &args.prompt, &options, |piece| {
+        first.get_or_insert_with(Instant::now);
         if stream { show(piece) } else { Ok(()) }
     });
     if stream {
@@ -92,7 +105,15 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     let done = done?;
     let seconds = started.elapsed().as_secs_f64();
     if stream {
-        ui.detail(&format!("{} tokens, {:.1} tokens/s", done.tokens, done.tokens as f64 / seconds));
+        let later = done.tokens.saturating_sub(1) as f64;
+        let rate = first.map_or(0.0, |first| later / first.elapsed().as_secs_f64());
+        let bytes = read_per_token(&opened.model) as f64;
+        ui.detail(&format!(
+            "{} tokens in {}; after the first {rate:.1} tokens/s, {:.1} GB/s of weights read",
+            done.tokens,
+            text::seconds(seconds),
+            rate * bytes / 1e9
+        ));
         return Ok(());
     }
     let report = json!({

@@ -3,8 +3,8 @@
 
 use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::Result;
-use crate::ops::buffer::{SharedMut, read};
-use crate::ops::matmul::{Mat, MatMut, gemm};
+use crate::ops::buffer::{SharedMut, read, read_strided};
+use crate::ops::matmul::{Mat, MatMut, add_dots, add_rows, gemm};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -53,6 +53,25 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
         out: Tensor::from_vec(out, (n, d), &Device::Cpu)?,
         lse: Tensor::from_vec(lse, shape.heads * n, &Device::Cpu)?,
     })
+}
+
+/// One query against `keys` [P, 2 D], whose rows are adjacent elements; a task owns a head.
+pub(super) fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
+    let (p, d, stride) = (keys.dim(0)?, q.dim(1)?, keys.stride()[0]);
+    let dim = d / heads;
+    let (q, keys) = (read_strided(q)?, read_strided(keys)?);
+    let (q, keys): (&[f32], &[f32]) = (&q, &keys);
+    let scale = 1.0 / (dim as f32).sqrt();
+    let mut out = vec![0.0; d];
+    out.par_chunks_mut(dim).enumerate().for_each(|(head, out)| {
+        let at = head * dim;
+        let mut scores = vec![0.0; p];
+        add_dots(&mut scores, &q[at..at + dim], &keys[at..], stride);
+        scores.iter_mut().for_each(|s| *s *= scale);
+        softmax_row(&mut scores, p);
+        add_rows(out, &scores, &keys[d + at..], stride);
+    });
+    Ok(Tensor::from_vec(out, (1, d), &Device::Cpu)?)
 }
 
 pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {

@@ -183,6 +183,9 @@ fn heads_together(x: &Tensor, s: Shape) -> Result<Tensor> {
 /// a key-value cache. `q` is [1, D]; every key is visible.
 pub fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
     let (p, d) = (keys.dim(0)?, q.dim(1)?);
+    if Backend::of(q) == Backend::Cpu {
+        return cpu::step(q, keys, heads);
+    }
     let apart = |x: Tensor, rows: usize| -> Result<Tensor> {
         Ok(x.contiguous()?.reshape((rows, heads, d / heads))?.transpose(0, 1)?.contiguous()?)
     };

@@ -1,6 +1,6 @@
 //! The `gemm` crate on slices and views.
 
-use super::{Mat, MatMut, Precision, bf16};
+use super::{Mat, MatMut, Precision, bf16, vector};
 use crate::error::{Error, Result};
 use crate::ops::buffer::{
     Elements, SharedMut, read, read_strided, read_weight, with_mut, with_mut_strided,
@@ -55,6 +55,12 @@ pub(crate) fn gemm(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, p
 pub(crate) fn multiply(dst: MatMut, add: bool, a: Mat<'_>, b: Mat<'_>, precision: Precision) {
     match (precision, b.data) {
         (Precision::Bf16(chip), _) => bf16::gemm(chip, dst, add, a, b),
+        (_, Elements::F32(_)) if vector::takes(a, b) && dst.col_stride == 1 => {
+            assert!(a.cols == b.rows && dst.rows == 1 && dst.cols == b.cols, "one row's product");
+            // SAFETY: a row of adjacent elements, which is exclusive by its constructors' contract.
+            let dst = unsafe { std::slice::from_raw_parts_mut(dst.data.get(), dst.cols) };
+            vector::times(dst, add, a, b);
+        }
         (_, Elements::F32(_)) => gemm(dst, add, a, b, 1.0, true),
         (_, Elements::Bf16(_)) => widen_and_multiply(dst, add, a, b),
     }

@@ -9,6 +9,7 @@ mod bf16;
 mod cpu;
 pub(super) mod cuda;
 mod mat;
+mod vector;
 
 use super::{Backend, buffer, gpu};
 use crate::config::Dtype;
@@ -18,6 +19,7 @@ use candle_core::{DType, Device, Tensor};
 pub use bf16::Bf16;
 pub(crate) use cpu::{add_to, gemm, multiply, product};
 pub(crate) use mat::{Mat, MatMut};
+pub(crate) use vector::{add_dots, add_rows};
 
 /// What a product of f32 matrices does with its factors. Sums are f32 either way. The reference
 /// path ignores it.
