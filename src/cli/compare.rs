@@ -49,8 +49,12 @@ pub struct CompareArgs {
     /// Keep the checkpoints of finished runs
     #[arg(long)]
     pub keep_checkpoints: bool,
+    /// Evaluate finished runs, and runs between their steps, on the first N tokens of each text;
+    /// without it, all
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(2..=i64::MAX))]
+    pub eval_tokens: Option<u64>,
     /// Train nothing: report on the runs that are finished
-    #[arg(long, conflicts_with_all = ["arms", "set", "also", "keep_checkpoints"])]
+    #[arg(long, conflicts_with_all = ["arms", "set", "also", "keep_checkpoints", "eval_tokens"])]
     pub report_only: bool,
 }
 
@@ -97,14 +101,17 @@ impl CompareArgs {
                 }
             }
         }
+        let bound = self.eval_tokens.map(|tokens| format!("eval.tokens={tokens}"));
+        let set: Vec<String> = bound.into_iter().chain(self.set.iter().cloned()).collect();
         Ok(Comparison {
-            arms: resolve_arms(&self.arms, &self.set, data)?,
+            arms: resolve_arms(&self.arms, &set, data)?,
             seeds: (1..=self.seeds).collect(),
             out: self.out.clone(),
             budget: self.budget,
             also,
             baseline: self.baseline.clone(),
             keep_checkpoints: self.keep_checkpoints,
+            eval_tokens: self.eval_tokens,
         })
     }
 }

@@ -164,9 +164,27 @@ pub struct RunArgs {
     /// Run folder to write: config.toml, metrics.jsonl, checkpoints/, model/
     #[arg(long, value_name = "RUN")]
     pub out: Option<PathBuf>,
-    /// Continue from the newest checkpoint of the run folder
-    #[arg(long)]
-    pub resume: bool,
+    /// Continue from the newest checkpoint of the run folder; `--resume=auto` begins the run where
+    /// there is none, for schedulers that start a job again
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "must",
+        hide_possible_values = true
+    )]
+    pub resume: Option<Resume>,
+}
+
+/// What `--resume` does where no run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// Errs.
+    Must,
+    /// Begins one.
+    Auto,
 }
 
 impl RunArgs {
@@ -175,7 +193,7 @@ impl RunArgs {
     pub fn resolve(&self, fallback: Option<RunFile>) -> Result<Resolved> {
         let own = match &self.out {
             Some(out)
-                if self.resume
+                if self.resume.is_some()
                     && self.config.config.is_none()
                     && out.join("config.toml").is_file() =>
             {
@@ -183,7 +201,7 @@ impl RunArgs {
             }
             _ => None,
         };
-        let resumed = self.out.as_deref().filter(|_| self.resume);
+        let resumed = self.out.as_deref().filter(|_| self.resume.is_some());
         self.config.resolve_for(own.or(fallback), resumed)
     }
 }

@@ -23,7 +23,7 @@ mod tests;
 pub mod tokenizer;
 mod train;
 
-pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, RunArgs};
+pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, Resume, RunArgs};
 pub use model::ModelArgs;
 pub use printer::Printer;
 

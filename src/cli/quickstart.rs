@@ -2,10 +2,10 @@
 //! download.
 
 use super::train::out_folder;
-use super::{Printer, RunArgs};
-use crate::compare::quickstart::{Quickstart, cache_folder, quickstart};
+use super::{Printer, Resume, RunArgs};
+use crate::compare::quickstart::{FIRST, Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::text::{Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
@@ -15,9 +15,18 @@ use crate::train::threads::use_everywhere;
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_everywhere(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
+    let holds_one = out.join(FIRST).is_dir();
+    if args.resume == Some(Resume::Must) && !holds_one {
+        return Err(Error::usage(format!(
+            "nothing to resume in {}: it holds no quickstart; name its folder with --out, or write --resume=auto to begin \
+             one there",
+            out.display()
+        )));
+    }
+    let resume = args.resume.is_some() && holds_one;
     let hub = HubOptions::from_env(ui.offline());
     let around = Where { hub: &hub, progress: ui };
-    let done = quickstart(plan, &out, args.resume, &cache_folder()?, around)?;
+    let done = quickstart(plan, &out, resume, &cache_folder()?, around)?;
     ui.result(&done, || human(&done))
 }
 

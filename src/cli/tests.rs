@@ -58,6 +58,7 @@ fn the_flags_of_the_other_verbs_are_these() {
             "--also",
             "--baseline",
             "--keep-checkpoints",
+            "--eval-tokens",
             "--report-only",
         ]
     );

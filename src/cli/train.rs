@@ -1,6 +1,6 @@
 //! The body that `pretrain` and `distill` share: a plan becomes a run folder.
 
-use super::{Printer, RunArgs};
+use super::{Printer, Resume, RunArgs};
 use crate::config::{Plan, Resolved};
 use crate::error::{Error, Result};
 use crate::files::check_folder;
@@ -36,18 +36,15 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let plan = &resolved.plan;
     use_everywhere(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
-    match args.resume {
-        true => check_resumable(&out, ui)?,
-        false => checkpoint::check_free(&out)?,
-    }
+    let resume = goes_on(&out, args.resume, ui)?;
     check_folder(&out)?; // before a teacher is fetched
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
-    let session = match args.resume {
+    let session = match resume {
         true => Session::resume(plan, &out, at)?,
         false => Session::open(plan, at)?,
     };
-    let summary = train(session, &out, args.resume, ui)?;
+    let summary = train(session, &out, resume, ui)?;
     let report = RunReport {
         model: out.join(MODEL_FOLDER),
         run: out,
@@ -61,21 +58,25 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     ui.result(&report, || human(&report, plan))
 }
 
-/// Errs unless `out` holds a run that can go on: what was asked to continue must not begin in
-/// silence.
-fn check_resumable(out: &Path, ui: &Printer) -> Result<()> {
+/// Whether the run in `out` goes on, or a new one begins. Errs where that is not what was asked for:
+/// what is to continue must not begin in silence, and nothing is written over.
+fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
+    let Some(resume) = resume else { return checkpoint::check_free(out).map(|()| false) };
     if checkpoint::latest(out)?.is_some() {
-        return Ok(());
+        return Ok(true);
     }
     if !out.join(CONFIG_FILE).is_file() {
+        if resume == Resume::Auto {
+            return checkpoint::check_free(out).map(|()| false);
+        }
         return Err(Error::usage(format!(
             "nothing to resume in {}: it holds neither {CONFIG_FILE} nor a checkpoint; name the run folder with --out, or \
-             leave --resume out to begin a new run",
+             write --resume=auto to begin one there",
             out.display()
         )));
     }
     ui.note(&format!("{}: no checkpoint yet: from step 0", out.display()));
-    Ok(())
+    Ok(true)
 }
 
 fn human(report: &RunReport, plan: &Plan) -> String {
@@ -98,7 +99,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
 /// `--out`, or `runs/NAME-N` with the lowest free N.
 pub fn out_folder(name: &str, args: &RunArgs) -> Result<PathBuf> {
     let place = |n: u32| Path::new("runs").join(format!("{name}-{n}"));
-    match (&args.out, args.resume) {
+    match (&args.out, args.resume.is_some()) {
         (Some(out), _) => Ok(out.clone()),
         (None, true) => Err(Error::usage("--resume needs --out RUN: the run folder to continue")),
         (None, false) => Ok((1..).map(place).find(|p| !p.exists()).unwrap_or_else(|| place(0))),

@@ -32,6 +32,7 @@ use crate::data::prepare::DataDir;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{check_folder, children, create_folder, hex, is_bystander, name_of};
+use crate::report::text;
 use crate::store::Where;
 use crate::store::checkpoint::Models;
 use crate::store::open_tokens_by;
@@ -43,6 +44,7 @@ use evaluate::{OtherText, Texts};
 use runs::Metrics;
 use state::{ArmState, DataState, State};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// The page inside the folder of a comparison.
 pub const REPORT_HTML: &str = "report.html";
@@ -64,6 +66,9 @@ pub struct Comparison {
     pub baseline: Option<String>,
     /// Whether finished runs keep their checkpoints.
     pub keep_checkpoints: bool,
+    /// Most tokens of each text that finished runs are evaluated on; None is what the comparison
+    /// had before, or all.
+    pub eval_tokens: Option<u64>,
 }
 
 /// What an arm needs besides its plan, found before anything is trained.
@@ -110,12 +115,15 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     if asked.budget == Budget::Flops {
         asked.arms.iter().try_for_each(check_forecast)?;
     }
-    let (texts, data) = open_data(asked, around)?;
+    let eval_tokens =
+        asked.eval_tokens.or(known.as_ref().map(|known| known.eval_tokens)).unwrap_or(0);
+    let (texts, data) = open_data(asked, eval_tokens, around)?;
     let mut probes = Vec::with_capacity(asked.arms.len());
     for arm in &asked.arms {
         probes.push(Probe::new(arm, around)?);
     }
     let mut state = agree(known, asked, &probes, data)?;
+    state.eval_tokens = eval_tokens;
     let baseline = arms::baseline(&asked.arms, Some(&state.baseline))?;
     for (arm, probe) in asked.arms.iter().zip(&probes) {
         check_runs(&state, arm, probe, asked)?;
@@ -128,6 +136,7 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     order.sort_by_key(|i| *i != baseline);
     let all = asked.seeds.len() * order.len();
     let mut done = 0;
+    let mut ahead = Ahead::new(asked, &probes);
     for &seed in &asked.seeds {
         for &i in &order {
             crate::interrupt::check()?;
@@ -137,14 +146,53 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             let plan = Plan { seed, ..with_steps(&probe.shapes.plan, steps) };
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
+            let left = ahead.left();
             around
                 .progress
-                .note(&format!("run {done} of {all}: {}, seed {seed}{stands}", arm.label));
+                .note(&format!("run {done} of {all}: {}, seed {seed}{stands}{left}", arm.label));
+            let started = Instant::now();
+            let is_new = !runs::is_finished(&folder);
             runs::run(&plan, &folder, asked.keep_checkpoints, around)?;
             texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
+            ahead.one_done(i, is_new.then(|| started.elapsed().as_secs_f64()));
         }
     }
     Ok(())
+}
+
+/// How long the rest takes, by the operations of each arm and the time of those that ran.
+struct Ahead {
+    /// Operations of a run of each arm, by forecast.
+    flops: Vec<f64>,
+    /// Operations of the runs to come, and of those done here.
+    to_come: f64,
+    done: f64,
+    /// Seconds of those done here.
+    seconds: f64,
+}
+
+impl Ahead {
+    fn new(asked: &Comparison, probes: &[Probe]) -> Self {
+        let flops: Vec<f64> = probes.iter().map(|probe| probe.shapes.flops()).collect();
+        let to_come = flops.iter().sum::<f64>() * asked.seeds.len() as f64;
+        Self { flops, to_come, done: 0.0, seconds: 0.0 }
+    }
+
+    /// A run of an arm is over; `seconds` if it was trained now.
+    fn one_done(&mut self, arm: usize, seconds: Option<f64>) {
+        self.to_come -= self.flops[arm];
+        if let Some(seconds) = seconds {
+            self.done += self.flops[arm];
+            self.seconds += seconds;
+        }
+    }
+
+    fn left(&self) -> String {
+        if self.done == 0.0 {
+            return String::new();
+        }
+        format!(", about {} left for all", text::seconds(self.seconds / self.done * self.to_come))
+    }
 }
 
 /// Errs if the arm's FLOPs are known only once it has run.
@@ -172,7 +220,11 @@ fn check_free(out: &Path) -> Result<()> {
 }
 
 /// The data folder that all arms share, and the other texts in its tokens.
-fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)> {
+fn open_data(
+    asked: &Comparison,
+    eval_tokens: u64,
+    around: Where<'_>,
+) -> Result<(Texts, DataState)> {
     let dir = asked.arms.first().and_then(|a| a.plan.data.dir.clone()).ok_or_else(|| {
         Error::usage(
             "the arms name no data: add --data DIR, a folder made by `eslm-kd prepare` with a validation split",
@@ -196,7 +248,7 @@ fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)
                 tokens.len()
             )));
         }
-        also.push(OtherText { name: name.clone(), tokens });
+        also.push(OtherText { name: name.clone(), tokens: tokens.bounded(eval_tokens)? });
     }
     let hash = |file: &TokenFile| hex(&file.header().content_hash);
     let state = DataState {
@@ -204,10 +256,10 @@ fn open_data(asked: &Comparison, around: Where<'_>) -> Result<(Texts, DataState)
         train_hash: hash(&data.train),
         valid_hash: hash(&valid),
         train_tokens: data.train.len(),
-        valid_tokens: valid.len(),
+        valid_tokens: if eval_tokens == 0 { valid.len() } else { valid.len().min(eval_tokens) },
         vocabulary: data.train.header().vocab_size,
     };
-    Ok((Texts::new(&data.train, valid, also)?, state))
+    Ok((Texts::new(&data.train, valid.bounded(eval_tokens)?, also)?, state))
 }
 
 /// The comparison that stands in the folder, extended by what is asked for; errs where the two
@@ -221,16 +273,24 @@ fn agree(
     let refuse = |what: String| {
         Err(Error::usage(format!("--out {}: {what}; choose another --out", asked.out.display())))
     };
+    let was_there = known.is_some();
     let mut state = known.unwrap_or_else(|| State::new(asked.budget, data.clone()));
     let hashes = |d: &DataState| (d.train_hash.clone(), d.valid_hash.clone());
     if hashes(&state.data) != hashes(&data) {
         return refuse(format!("the comparison there read other data ({})", state.data.dir));
     }
+    if let Some(asked) = asked.eval_tokens.filter(|asked| *asked != state.eval_tokens && was_there)
+    {
+        return refuse(format!(
+            "the comparison there has --eval-tokens {}, this one {asked} (0 is all)",
+            state.eval_tokens
+        ));
+    }
     if state.budget != asked.budget {
         let (was, is) = (state.budget.name(), asked.budget.name());
         return refuse(format!("the comparison there has --budget {was}, this one {is}"));
     }
-    state.data.dir = data.dir;
+    state.data = data;
     for (arm, probe) in asked.arms.iter().zip(probes) {
         let now = ArmState {
             label: arm.label.clone(),

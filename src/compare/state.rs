@@ -34,6 +34,9 @@ pub struct State {
     pub arms: Vec<ArmState>,
     /// Names of other text.
     pub also: Vec<String>,
+    /// Most tokens of each text that finished runs are evaluated on; 0 is all.
+    #[serde(default)]
+    pub eval_tokens: u64,
 }
 
 /// Hashes and sizes of the data folder.
@@ -96,6 +99,7 @@ impl State {
             data,
             arms: Vec::new(),
             also: Vec::new(),
+            eval_tokens: 0,
         }
     }
 

@@ -396,6 +396,9 @@ keys! {
         every: u64 = 250;
         /// Sequences per validation; 0 is all.
         rows: usize = 0;
+        /// Tokens at the begin of the validation split that are used; 0 is all.
+        #[serde(default)]
+        tokens: u64 = 0;
         /// Tokens by which consecutive validation windows advance.
         stride: usize = CONTEXT, in POSITIVE_COUNT;
     }

@@ -24,6 +24,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Length of the header in bytes.
@@ -350,6 +351,20 @@ impl TokenFile {
         header.tokens = tokens.len() as u64;
         header.content_hash = Sha256::digest(&bytes[HEADER_BYTES..]).into();
         Ok(Self { path: PathBuf::from("(memory)"), header, payload: Payload::Owned(bytes) })
+    }
+
+    /// A copy in memory of the first `most` tokens. How many bytes of text they were is not known.
+    pub fn first(&self, most: u64) -> Result<Self> {
+        let tokens = self.to_vec(0..most.min(self.len()))?;
+        let TokenHeader { vocab_size, eot, tokenizer_hash, .. } = self.header;
+        let origin = TokenOrigin { vocab_size, eot, tokenizer_hash };
+        let documents = tokens.iter().filter(|id| **id == eot).count() as u64;
+        Ok(Self { path: self.path.clone(), ..Self::from_tokens(&tokens, origin, documents, 0)? })
+    }
+
+    /// The same where it has more, and 0 is all.
+    pub fn bounded(self: Arc<Self>, most: u64) -> Result<Arc<Self>> {
+        if most == 0 || most >= self.len() { Ok(self) } else { self.first(most).map(Arc::new) }
     }
 
     /// A copy in memory that begins with end-of-text, so that the first token has something before

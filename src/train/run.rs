@@ -155,6 +155,9 @@ impl Run {
         })?;
         let mut counters = Counters::default();
         let saved_at = saved.as_ref().map(|saved| saved.counters.step);
+        if saved.is_none() {
+            trainer.state.write_zeros()?;
+        }
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;
@@ -231,6 +234,7 @@ impl Run {
         let plan = self.trainer.plan.clone();
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         let mut window = Window::default();
+        let mut is_first = true;
         loop {
             let step = self.counters.step;
             // Step 0, too: a broken evaluation or a hopeless start shows now, not after an hour.
@@ -273,7 +277,8 @@ impl Run {
             report.sums.phases.data = data_seconds;
             self.counters.pass(&plan, report.sums.tokens, seconds);
             self.counters.flops += report.sums.flops;
-            window.add(&report, seconds);
+            // The first one waits for memory that later ones have.
+            window.add(&report, seconds, std::mem::take(&mut is_first));
             let step = self.counters.step;
             if due(plan.log.every, step) || step == plan.steps {
                 sink.event(&Event::Step(
@@ -401,13 +406,29 @@ struct Window {
     tokens: u64,
     seconds: f64,
     phases: Phases,
+    /// Tokens and seconds of a first step, if it is among them.
+    first: Option<(u64, f64)>,
 }
 
 impl Window {
-    fn add(&mut self, report: &StepReport, seconds: f64) {
+    fn add(&mut self, report: &StepReport, seconds: f64, is_first: bool) {
+        if is_first {
+            self.first = Some((report.sums.tokens, seconds));
+        }
         self.tokens += report.sums.tokens;
         self.seconds += seconds;
         self.phases += report.sums.phases;
+    }
+
+    /// Tokens per second without a first step, unless it is the only one.
+    fn speed(&self) -> f64 {
+        let (tokens, seconds) = match self.first {
+            Some((tokens, seconds)) if self.tokens > tokens => {
+                (self.tokens - tokens, self.seconds - seconds)
+            }
+            _ => (self.tokens, self.seconds),
+        };
+        tokens as f64 / seconds
     }
 
     fn event(self, report: &StepReport, counters: &Counters) -> StepEvent {
@@ -441,7 +462,7 @@ impl Window {
             temperature: settings.temperature,
             lr: settings.lr,
             tokens: counters.tokens,
-            tokens_per_second: self.tokens as f64 / self.seconds,
+            tokens_per_second: self.speed(),
             flops: counters.flops.total(),
             flops_by_part: counters.flops,
             seconds: counters.seconds,

@@ -202,9 +202,9 @@ impl Survey {
         let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
         Ok(Session {
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
-            plan,
             train: data.train,
-            valid: data.valid,
+            valid: data.valid.map(|valid| valid.bounded(plan.eval.tokens)).transpose()?,
+            plan,
             tokenizer: dir.join(TOKENIZER),
             ids,
             student,

@@ -168,6 +168,32 @@ fn equal_seconds_are_measured_and_leave_nothing_behind() {
 }
 
 #[test]
+fn an_evaluation_of_some_tokens_is_that_of_all_runs() {
+    let place = Place::new();
+    let some = ["--seeds", "2", "--out", "some", "--eval-tokens", "100"];
+    let (code, _, stderr) = place.compare(&some);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("run 2 of 4: loss, seed 1, about "), "{stderr}");
+    let (code, _, stderr) = place.compare(&["--seeds", "2", "--out", "all"]);
+    assert_eq!(code, 0, "{stderr}");
+    let evaluation = |out: &str, arm: &str| -> Value {
+        let path = place.path(out).join("runs").join(arm).join("seed-1/evaluation.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    for arm in ["plain", "loss"] {
+        let (some, all) = (evaluation("some", arm), evaluation("all", arm));
+        assert_eq!(some["tokens"], 99);
+        assert!(all["tokens"].as_u64().unwrap() > 99 && some["ce"] != all["ce"]);
+    }
+    // The same without being told again; another number would be another comparison.
+    let (code, stdout, stderr) = place.compare(&["--seeds", "2", "--out", "some", "--json"]);
+    assert_eq!((code, stdout.lines().count()), (0, 1), "{stderr}");
+    assert_eq!(evaluation("some", "plain")["tokens"], 99);
+    let (code, _, stderr) = place.compare(&["--out", "some", "--eval-tokens", "200"]);
+    assert!(code == 2 && stderr.contains("has --eval-tokens 100, this one 200"), "{stderr}");
+}
+
+#[test]
 fn equal_flops_are_kept_and_contradictions_are_refused() {
     let place = Place::new();
     let flops = ["--seeds", "1", "--out", "c", "--budget", "flops", "-q"];

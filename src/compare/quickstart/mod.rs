@@ -35,6 +35,8 @@ const VALID_STORIES: std::ops::Range<u64> = 1_000_000..1_000_300;
 const STORIES_SEED: u64 = 1;
 /// Run folders of the students that learn from the teacher.
 const DENSE: &str = "dense";
+/// The run folder that comes first; by it a quickstart's folder is known.
+pub const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
@@ -156,7 +158,7 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
     plain.objective.lambda = 0.0;
     plain.objective.lambda_end = None;
     let mut students = vec![
-        ("plain", "student, plain pretraining", plain),
+        (FIRST, "student, plain pretraining", plain),
         (DENSE, "student, dense distillation", dense),
         (ESLM, "student, ESLM distillation", eslm),
     ];

@@ -43,8 +43,9 @@ use crate::cost::Flops;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, Layout, ParamSet};
-use crate::optim::adamw;
+use crate::optim::{adamw, schedule};
 use crate::progress::Progress;
+use crate::report::text::quoted;
 use crate::store::identity::Identity;
 use crate::store::preset;
 use crate::store::weights::{
@@ -364,6 +365,10 @@ impl Expected<'_> {
         {
             known.push("student");
         }
+        // More steps are the same run if the steps so far would have been the same.
+        if self.plan.steps >= manifest.step && same_until(plan, self.plan, manifest.step) {
+            known.push("steps");
+        }
         let mut differences = self.plan.differences_beside(&plan.mathematics(), &known);
         let none = "none".to_string();
         let valid = before.valid_hash.as_ref();
@@ -387,6 +392,11 @@ impl Expected<'_> {
         if differences.is_empty() {
             return Ok(());
         }
+        if let ([one], true) = (&*differences, self.plan.steps != plan.steps)
+            && one.starts_with("steps:")
+        {
+            return Err(not_to_be_extended(path, manifest.step, plan, self.plan));
+        }
         Err(Error::usage(format!(
             "{} belongs to another run and cannot be resumed with this one: {}. Restore the old values, or start a new \
              run folder",
@@ -394,6 +404,52 @@ impl Expected<'_> {
             differences.join("; ")
         )))
     }
+}
+
+/// Whether the first `steps` steps of two plans that differ in their number of steps are the same:
+/// rates and weights that fall over a whole run are not.
+fn same_until(was: &Plan, is: &Plan, steps: u64) -> bool {
+    let at = |plan: &Plan, step| {
+        let (objective, all) = (&plan.objective, plan.steps);
+        [
+            schedule::lr(step, &plan.schedule, plan.optim.lr, all),
+            objective.lambda_at(step, all),
+            objective.temperature_at(step, all),
+        ]
+    };
+    (0..steps).all(|step| at(was, step) == at(is, step))
+}
+
+/// What to do where a run cannot have another number of steps.
+fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
+    let run = path.parent().and_then(Path::parent).unwrap_or(path);
+    let earlier = list(run).unwrap_or_default().into_iter().rev().map(|(step, _)| step);
+    let fits = earlier.into_iter().find(|at| *at <= is.steps && same_until(was, is, *at));
+    let why = match is.steps < step {
+        true => format!("it is at step {step} already"),
+        false => format!(
+            "its first {step} steps would have been others: the schedule ({}) falls over the whole run",
+            was.schedule.kind
+        ),
+    };
+    let here = match fits.filter(|at| *at > 0) {
+        Some(at) => format!("remove the checkpoints after step {at} and resume from there, or "),
+        None => String::new(),
+    };
+    let verb = if was.teacher.is_some() { "distill" } else { "pretrain" };
+    let named = |flag: &str, name: Option<&String>| {
+        name.map_or_else(String::new, |name| format!(" --{flag} {}", quoted(Path::new(name))))
+    };
+    Error::usage(format!(
+        "{}: a run of {} steps cannot become one of {}: {why}; {here}begin a new run from its weights: eslm-kd {verb}{}{} \
+         --student {} --steps N --out NEW",
+        path.display(),
+        was.steps,
+        is.steps,
+        named("teacher", was.teacher.as_ref()),
+        named("data", was.data.dir.as_ref()),
+        quoted(run)
+    ))
 }
 
 /// Whether two names may mean one folder, seen from two places: one ends as the other.

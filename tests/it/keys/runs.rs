@@ -39,6 +39,7 @@ pub const KEYS: Proofs = &[
     ("eval.every", Here(rhythms)),
     ("eval.rows", Here(validation)),
     ("eval.stride", Here(validation)),
+    ("eval.tokens", Here(validation)),
     ("checkpoint.every", Here(rhythms)),
     ("checkpoint.keep", Here(rhythms)),
     ("checkpoint.keep_best", There("bad_numbers.rs", "the_best_checkpoint_stays_and_has_a_name")),
@@ -293,4 +294,10 @@ fn validation() {
         }
     }
     assert!(losses[0] != losses[1], "{losses:?}");
+    let (_, heard) = run(&["steps=1", "eval.tokens=40"], &place.path().join("first"));
+    let options = EvalOptions { context: 16, stride: 16, rows_limit: 0, rows_per_batch: 2 };
+    let first = valid.bounded(40).unwrap();
+    assert_eq!(first.len(), 40);
+    let want = evaluate(&session.student, &first, options, &Silent).unwrap().nll;
+    assert_eq!(heard.validations[0], (0, want));
 }
