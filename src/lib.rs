@@ -93,6 +93,7 @@ pub mod interrupt;
 #[doc(hidden)]
 pub mod json;
 pub mod loss;
+mod machine;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;

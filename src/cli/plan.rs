@@ -4,11 +4,14 @@ use super::{ConfigArgs, Printer};
 use crate::config::{Activations, Level, Resolved};
 use crate::cost::{self, Flops, MemoryByPart};
 use crate::error::Result;
+use crate::machine::available_memory;
 use crate::model::Gpt2Config;
 use crate::report::text::{self, Table};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
-use crate::train::session::{Session, Shapes};
+use crate::train::pace::Pace;
+use crate::train::session::{Session, Shapes, device};
+use crate::train::threads::use_everywhere;
 use serde_json::{Value, json};
 
 /// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train
@@ -32,7 +35,9 @@ Examples:
 pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let resolved = args.config.resolve(None)?;
     let hub = HubOptions::from_env(ui.offline());
-    let report = Report::new(resolved, Where { hub: &hub, progress: ui })?;
+    use_everywhere(resolved.plan.machine.threads)?;
+    let mut report = Report::new(resolved, Where { hub: &hub, progress: ui })?;
+    report.measure()?;
     ui.result(&report.json(), || report.text(ui.verbose()))
 }
 
@@ -47,6 +52,8 @@ struct Report {
     selected: Flops,
     run: f64,
     memory: MemoryByPart,
+    /// What a step takes here; None where the models do not fit.
+    pace: Option<Pace>,
 }
 
 impl Report {
@@ -57,7 +64,15 @@ impl Report {
         let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
         let (run, memory) = (shapes.flops(), shapes.memory());
-        Ok(Self { resolved, shapes, level, dense, selected, run, memory })
+        Ok(Self { resolved, shapes, level, dense, selected, run, memory, pace: None })
+    }
+
+    /// Times a step, where the models fit into this machine.
+    fn measure(&mut self) -> Result<()> {
+        let device = device(self.shapes.plan.machine.device)?;
+        let memory = available_memory().filter(|_| device.is_cpu()).unwrap_or(u64::MAX);
+        self.pace = Pace::measure(&self.shapes, &device, memory)?;
+        Ok(())
     }
 
     fn json(&self) -> Value {
@@ -91,6 +106,11 @@ impl Report {
                 "checkpoint": cost::checkpoint_bytes(&self.shapes.student),
                 "total": cost::disk_bytes(&self.shapes.student, plan),
             },
+            "seconds": self.pace.map(|pace| json!({
+                "per_step": pace.seconds_per_step,
+                "total": pace.seconds,
+                "tokens_per_second": pace.tokens_per_second,
+            })),
             "notes": self.resolved.notes(),
         })
     }
@@ -98,6 +118,7 @@ impl Report {
     fn text(&self, meanings: bool) -> String {
         let mut sections =
             vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
+        sections.push(self.time());
         let notes = self.resolved.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
@@ -183,6 +204,21 @@ impl Report {
             table.row([name.to_string(), text::flops(a as u128), text::flops(b as u128)]);
         }
         table.row(["the whole run".to_string(), text::flops(self.run as u128)]);
+        table.to_string()
+    }
+
+    fn time(&self) -> String {
+        let Some(pace) = self.pace else {
+            return "time: not measured, since the models do not fit into the memory that is free\n".into();
+        };
+        let mut table = Table::new(["time here", "takes", "how"]);
+        table.row([
+            "a step".to_string(),
+            text::seconds(pace.seconds_per_step),
+            format!("measured; {} tokens per second", text::count(pace.tokens_per_second as u64)),
+        ]);
+        let how = "without validations and checkpoints".to_string();
+        table.row(["the whole run".to_string(), text::seconds(pace.seconds), how]);
         table.to_string()
     }
 

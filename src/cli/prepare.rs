@@ -1,14 +1,19 @@
 //! `eslm-kd prepare`: raw text to a data folder.
 
-use super::Printer;
 use super::number::finite;
+use super::{ConfigArgs, Printer};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
 use crate::error::Result;
-use crate::progress::Progress;
-use crate::report::text::{Table, bytes, count, quoted};
+use crate::machine::available_memory;
+use crate::progress::{Progress, Silent};
+use crate::report::text::{Table, bytes, count, quoted, seconds};
+use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::names::resolve_tokenizer;
-use std::path::PathBuf;
+use crate::store::preset::{self, Role};
+use crate::train::pace::speed;
+use crate::train::session::Session;
+use std::path::{Path, PathBuf};
 
 /// Tokenise text, JSON lines or Parquet into a data folder.
 ///
@@ -79,6 +84,9 @@ fn prepared(
     prepare(&options, progress)
 }
 
+/// Seconds that a first run may take.
+const A_RUN: f64 = 3600.0;
+
 fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
     let mut table = Table::new(["", "documents", "tokens", "text"]);
     for (name, split) in [("train", Some(&report.train)), ("valid", report.valid.as_ref())] {
@@ -93,9 +101,45 @@ fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
     }
     let (out, quoted) = (args.out.display(), quoted(&args.out));
     let skipped: String = report.skipped.iter().map(|s| format!("\n{s}")).collect();
+    let (student, fits) = match student_for(&args.out) {
+        Some((name, parameters, time)) => {
+            let fits = format!(
+                "\na student for this machine: {name}, {} parameters, roughly {} of training",
+                count(parameters),
+                seconds(time)
+            );
+            (name, fits)
+        }
+        None => ("tiny", String::new()),
+    };
     format!(
-        "{table}{skipped}\ndata folder: {out}\nnext: eslm-kd pretrain --data {quoted} --student gpt2-30m --out runs/first"
+        "{table}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first"
     )
+}
+
+/// The largest student preset that fits into this machine's memory and whose run by default takes
+/// at most [`A_RUN`] here: its name, parameters and seconds. Without one that does, the smallest.
+fn student_for(data: &Path) -> Option<(&'static str, u64, f64)> {
+    let hub = HubOptions::from_env(true);
+    let speed = speed();
+    let mut known: Vec<_> = preset::names(Some(Role::Student))
+        .into_iter()
+        .filter_map(|name| {
+            let config = ConfigArgs {
+                set: vec![format!("student={name}"), format!("data.dir={}", data.display())],
+                ..ConfigArgs::default()
+            };
+            let plan = config.resolve(None).ok()?.plan;
+            let shapes = Session::shapes(&plan, Where { hub: &hub, progress: &Silent }).ok()?;
+            let memory = shapes.memory().total();
+            let time = shapes.flops() / speed;
+            Some((name, shapes.student.parameters() as u64, time, memory))
+        })
+        .collect();
+    known.sort_by_key(|(_, parameters, ..)| *parameters);
+    let free = available_memory().unwrap_or(u64::MAX);
+    let fits = known.iter().rev().find(|(_, _, time, memory)| *time <= A_RUN && *memory <= free);
+    fits.or(known.first()).map(|&(name, parameters, time, _)| (name, parameters, time))
 }
 
 #[cfg(test)]

@@ -1,19 +1,25 @@
 //! The body that `pretrain` and `distill` share: a plan becomes a run folder.
 
 use super::{Printer, Resume, RunArgs};
-use crate::config::{Plan, Resolved};
+use crate::config::{Level, Plan, Resolved};
+use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{Table, count, flops, quoted, seconds};
+use crate::report::text::{self, Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
+use crate::teacher::Teacher;
+use crate::train::pace;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
 use crate::train::session::Session;
 use crate::train::threads::use_everywhere;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+
+/// Seconds.
+const LONG_STEP: f64 = 5.0;
 
 /// What a run prints at its end; one object under `--json`.
 #[derive(Debug, Serialize)]
@@ -44,6 +50,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         true => Session::resume(plan, &out, at)?,
         false => Session::open(plan, at)?,
     };
+    say_what_is_coming(&session, ui);
     let summary = train(session, &out, resume, ui)?;
     let report = RunReport {
         model: out.join(MODEL_FOLDER),
@@ -56,6 +63,27 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         perplexity: summary.val_loss.map(f64::exp),
     };
     ui.result(&report, || human(&report, plan))
+}
+
+/// A step that takes long is announced: until it is over nothing moves.
+fn say_what_is_coming(session: &Session, ui: &Printer) {
+    let Session { plan, student, teacher, .. } = session;
+    let teacher = teacher.as_ref().map(Teacher::config);
+    let flops = cost::flops_per_step(&student.config, teacher, plan, Level::default()).total();
+    // Far below what a machine takes a second for; a GPU's steps are short.
+    if flops < 1e11 || session.device.is_cuda() {
+        return;
+    }
+    let step = flops / pace::speed();
+    if step > LONG_STEP {
+        ui.note(&format!(
+            "a step is {} here, roughly {}: {} steps roughly {}",
+            text::flops(flops as u128),
+            seconds(step),
+            count(plan.steps),
+            seconds(step * plan.steps as f64)
+        ));
+    }
 }
 
 /// Whether the run in `out` goes on, or a new one begins. Errs where that is not what was asked for:

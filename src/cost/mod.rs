@@ -343,7 +343,7 @@ pub fn kept_sequences(plan: &Plan, alpha_seq: f64) -> u64 {
     (plan.data.rows / micro * kept_of(alpha_seq, micro)) as u64
 }
 
-fn micro_rows(plan: &Plan) -> usize {
+pub(crate) fn micro_rows(plan: &Plan) -> usize {
     match plan.machine.micro_rows {
         MicroRows::Rows(n) => n,
         MicroRows::Auto => plan.data.rows,

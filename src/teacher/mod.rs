@@ -19,6 +19,11 @@ pub struct Teacher {
 }
 
 impl Teacher {
+    /// Its shape.
+    pub fn config(&self) -> &Gpt2Config {
+        &self.model.config
+    }
+
     /// Checks that student and data speak the teacher's vocabulary.
     pub fn new(model: Gpt2, student: &Gpt2Config) -> Result<Self> {
         if model.config.vocab_size != student.vocab_size {

@@ -2,6 +2,8 @@
 
 pub mod events;
 mod micro;
+#[doc(hidden)]
+pub mod pace;
 pub mod run;
 pub mod session;
 mod step;

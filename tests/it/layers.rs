@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The floors of the house, the ground first. What stands on one line may not use its neighbours.
 const LAYERS: [&[&str]; 14] = [
     &["error"],
-    &["interrupt", "progress", "guard", "rng", "allocator", "json"],
+    &["interrupt", "progress", "guard", "rng", "allocator", "json", "machine"],
     &["files", "report"],
     &["config", "data"],
     &["ops"],
