@@ -5,7 +5,7 @@ use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
 use crate::error::{Error, Result};
 use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
-use crate::inspect::{Inspection, Options, histogram, inspect, page};
+use crate::inspect::{Inspection, Options, Token, histogram, inspect, page};
 use crate::report::text;
 use crate::teacher::Teacher;
 use std::io::{IsTerminal, Read};
@@ -161,11 +161,14 @@ fn marked(found: &Inspection) -> String {
     let bold = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let (open, close) = if bold { ("\x1b[1;4m", "\x1b[0m") } else { ("[", "]") };
     let mut out = String::new();
-    for token in &found.tokens {
-        let shown = if terminal { text::visible(&token.text) } else { token.text.as_str().into() };
-        match token.figures {
-            Some(f) if f.kept => out += &format!("{open}{shown}{close}"),
-            _ => out += &shown,
+    // Characters that are spread over tokens stay whole, and are kept if one of these is.
+    let is_later = |t: &Token| t.joined.as_ref().is_some_and(|j| j.at > 0);
+    for tokens in found.tokens.chunk_by(|_, next| is_later(next)) {
+        let whole = tokens[0].shown();
+        let shown = if terminal { text::visible(whole) } else { whole.into() };
+        match tokens.iter().any(|t| t.figures.is_some_and(|f| f.kept)) {
+            true => out += &format!("{open}{shown}{close}"),
+            false => out += &shown,
         }
     }
     out

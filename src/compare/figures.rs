@@ -3,39 +3,44 @@
 
 use super::runs::Point;
 use super::summary::{ArmResult, Summary};
-use super::svg::{Chart, Line, MOST_LINES};
+use crate::report::chart::{Chart, Line, MOST_LINES, window};
 
 /// Share of the longest run after which the losses decide what part of the axis is shown.
 const START: f64 = 0.45;
 
-/// Arms that share a chart: all of them, or the baseline with as many others as there is room for.
+/// Arms that share a chart: all of them, or the baseline with as many others as there are colours.
 pub fn groups(summary: &Summary) -> Vec<Vec<usize>> {
-    let others: Vec<usize> =
-        (0..summary.arms.len()).filter(|i| Some(*i) != summary.baseline).collect();
-    let base: Vec<usize> = summary.baseline.into_iter().collect();
-    if others.is_empty() {
-        return vec![base];
+    let others = MOST_LINES - 1;
+    let charts = summary.state.arms.len().div_ceil(others);
+    let group = |g: usize| -> Vec<usize> {
+        let named = (0..summary.arms.len()).filter(|i| Some(*i) != summary.baseline);
+        summary
+            .baseline
+            .into_iter()
+            .chain(named.filter(|i| (summary.style(*i) - 1) / others == g))
+            .collect()
+    };
+    let mut found: Vec<Vec<usize>> = (0..charts).map(group).collect();
+    // A chart of the baseline alone is drawn only where there is no other.
+    let alone = |g: &Vec<usize>| g.iter().all(|i| Some(*i) == summary.baseline);
+    if !found.iter().all(alone) {
+        found.retain(|g| !alone(g));
     }
-    let charts = others.len().div_ceil(MOST_LINES - base.len());
-    let each = others.len().div_ceil(charts);
-    others.chunks(each).map(|part| [base.as_slice(), part].concat()).collect()
-}
-
-/// Style of an arm in a group: 0 is the baseline's alone.
-fn style(summary: &Summary, group: &[usize], place: usize) -> usize {
-    let shift = usize::from(summary.baseline != group.first().copied());
-    (place + shift) % MOST_LINES
+    found.truncate(if found.iter().all(alone) { 1 } else { charts });
+    found
 }
 
 /// A quantity of the x axis.
-struct Axis {
-    name: &'static str,
-    of: fn(&Point) -> f64,
+pub(super) struct Axis {
+    /// What it is.
+    pub(super) name: &'static str,
+    /// Its value at a point.
+    pub(super) of: fn(&Point) -> f64,
     /// Name of a unit and how much of the quantity it is, ascending.
     units: &'static [(&'static str, f64)],
 }
 
-const TOKENS: Axis = Axis {
+pub(super) const TOKENS: Axis = Axis {
     name: "training tokens",
     of: |p| p.tokens,
     units: &[
@@ -59,7 +64,12 @@ const FLOPS: Axis = Axis {
         ("ZFLOP", 1e21),
     ],
 };
-const SECONDS: Axis = Axis {
+pub(super) const STEPS: Axis = Axis {
+    name: "optimizer steps",
+    of: |p| p.step as f64,
+    units: &[("", 1.0), ("thousands", 1e3), ("millions", 1e6)],
+};
+pub(super) const SECONDS: Axis = Axis {
     name: "training time",
     of: |p| p.seconds,
     units: &[("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0)],
@@ -67,7 +77,7 @@ const SECONDS: Axis = Axis {
 
 impl Axis {
     /// The largest unit of which the axis has more than two; and the axis' name with it.
-    fn unit(&self, most: f64) -> (String, f64) {
+    pub(super) fn unit(&self, most: f64) -> (String, f64) {
         let (unit, size) =
             self.units.iter().rev().find(|(_, size)| most > 2.0 * size).unwrap_or(&self.units[0]);
         let name =
@@ -84,10 +94,10 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
         .map(|axis| {
             let most = arms.iter().flat_map(|a| &a.curve).map(axis.of).fold(0.0, f64::max);
             let (x, size) = axis.unit(most);
-            let lines = (arms.iter().enumerate())
-                .map(|(place, arm)| Line {
+            let lines = (group.iter().zip(&arms))
+                .map(|(&i, arm)| Line {
                     name: arm.arm.label.clone(),
-                    style: style(summary, group, place),
+                    style: summary.style(i),
                     points: arm.curve.iter().map(|p| ((axis.of)(p) / size, p.val_loss)).collect(),
                     band: arm.band.clone(),
                 })
@@ -100,27 +110,27 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
                 lines,
                 places: Vec::new(),
                 zero: false,
+                dense: false,
             }
         })
         .collect()
 }
 
 /// The part of y that later points fill: the fall from the first losses would hide every
-/// difference.
+/// difference, and so would an arm far from all others.
 fn focus(arms: &[&ArmResult], axis: &Axis, most: f64) -> (f64, f64) {
-    let mut low = f64::INFINITY;
-    let mut high = f64::NEG_INFINITY;
-    for arm in arms {
-        let late = arm.curve.iter().position(|p| (axis.of)(p) >= START * most).unwrap_or(0);
-        for (low_y, high_y) in arm.band.iter().skip(late) {
-            (low, high) = (low.min(*low_y), high.max(*high_y));
-        }
-    }
+    let late = |arm: &&ArmResult| {
+        let from = arm.curve.iter().position(|p| (axis.of)(p) >= START * most).unwrap_or(0);
+        let band = arm.band.iter().skip(from);
+        band.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    };
+    let (low, high) =
+        window(&arms.iter().filter_map(late).collect::<Vec<_>>()).unwrap_or((0.0, 1.0));
     pad(low, high)
 }
 
 /// Some room above and below; never an empty range.
-fn pad(low: f64, high: f64) -> (f64, f64) {
+pub(super) fn pad(low: f64, high: f64) -> (f64, f64) {
     if !low.is_finite() || !high.is_finite() {
         return (0.0, 1.0);
     }
@@ -151,18 +161,20 @@ pub fn decile_differences(arm: &ArmResult, base: &ArmResult) -> Vec<f64> {
 /// Differences to the baseline by token frequency; None without a baseline or anything beside it.
 pub fn decile_chart(summary: &Summary, group: &[usize]) -> Option<Chart> {
     let base = &summary.arms[summary.baseline?];
-    let lines: Vec<Line> = (group.iter().enumerate())
-        .filter(|(_, i)| Some(**i) != summary.baseline)
-        .map(|(place, &i)| Line {
+    let lines: Vec<Line> = (group.iter())
+        .filter(|i| Some(**i) != summary.baseline)
+        .map(|&i| Line {
             name: summary.arms[i].arm.label.clone(),
-            style: style(summary, group, place),
+            style: summary.style(i),
             points: (1..).map(f64::from).zip(decile_differences(&summary.arms[i], base)).collect(),
             band: Vec::new(),
         })
         .filter(|line| !line.points.is_empty())
         .collect();
-    let ys = || lines.iter().flat_map(|l| &l.points).map(|p| p.1);
-    let range = pad(ys().fold(0.0, f64::min), ys().fold(0.0, f64::max));
+    let extent =
+        |l: &Line| l.points.iter().map(|p| (p.1, p.1)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    let (low, high) = window(&lines.iter().filter_map(extent).collect::<Vec<_>>())?;
+    let range = pad(low.min(0.0), high.max(0.0));
     let places = (1..=lines.first()?.points.len()).map(|g| g.to_string()).collect();
     Some(Chart {
         title: format!("Difference of cross-entropy to {} by token frequency", base.arm.label),
@@ -172,5 +184,6 @@ pub fn decile_chart(summary: &Summary, group: &[usize]) -> Option<Chart> {
         range,
         places,
         zero: true,
+        dense: false,
     })
 }

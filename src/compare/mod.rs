@@ -2,8 +2,8 @@
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of
 //! its own, [`evaluate`] measures it, [`state`] remembers all of that in `compare.json`,
-//! [`summary`] brings the finished runs together with [`stats`], and [`page`] draws the page
-//! ([`figures`], [`svg`]). [`quickstart`] is a comparison of its own kind.
+//! [`summary`] brings the finished runs together with [`stats`], [`verdict`] says which arm to use,
+//! and [`page`] draws the page with its [`figures`]. [`live`] draws runs that may still be training. [`quickstart`] is a comparison of its own kind.
 
 #[doc(hidden)]
 pub mod arms;
@@ -24,8 +24,10 @@ pub mod state;
 pub mod stats;
 #[doc(hidden)]
 pub mod summary;
+#[cfg(test)]
+mod testing;
 #[doc(hidden)]
-pub mod svg;
+pub mod verdict;
 
 use crate::config::Plan;
 use crate::data::prepare::DataDir;

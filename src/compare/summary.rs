@@ -5,6 +5,7 @@ use super::evaluate::Evaluation;
 use super::runs::{self, Metrics, Point};
 use super::state::{self, ArmState, State};
 use super::stats::{Difference, Spread, Test, holm};
+use super::verdict::Verdict;
 use crate::config::keys::KEYS;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -103,15 +104,37 @@ impl Summary {
             )));
         }
         let base = arms.iter().position(|a| a.arm.label == state.baseline);
-        compare(&mut arms, base);
-        let mut all: Vec<&mut Test> = (arms.iter_mut())
-            .flat_map(|a| [a.to_baseline.as_mut(), a.to_control.as_mut()])
-            .filter_map(|d| d.and_then(|d| d.test.as_mut()))
-            .collect();
-        let tests = all.len();
-        holm(&mut all);
+        let tests = compare(&mut arms, base);
         let differing = differing(&arms);
         Ok(Self { out: out.to_path_buf(), state, arms, baseline: base, missing, tests, differing })
+    }
+
+    /// Indices of the arms by loss, the lowest first: by the mean over the seeds that every arm has,
+    /// if there is one, so that a missing run moves no arm.
+    pub fn ranking(&self) -> Vec<usize> {
+        let has = |a: &ArmResult, seed: u64| a.runs.iter().any(|r| r.seed == seed);
+        let common: Vec<u64> = (self.state.seeds.iter().copied())
+            .filter(|seed| self.arms.iter().all(|a| has(a, *seed)))
+            .collect();
+        let loss = |i: usize| {
+            let counts = |seed| common.is_empty() || common.contains(&seed);
+            let of = |r: &RunResult| counts(r.seed).then_some(r.evaluation.ce);
+            self.arms[i].spread(of).map_or(f64::INFINITY, |s| s.mean)
+        };
+        let mut order: Vec<usize> = (0..self.arms.len()).collect();
+        order.sort_by(|a, b| loss(*a).total_cmp(&loss(*b)));
+        order
+    }
+
+    /// How an arm looks in every chart and table of every page of this comparison: 0 is the
+    /// baseline, the others follow as they were named, finished or not.
+    pub fn style(&self, arm: usize) -> usize {
+        let label = &self.arms[arm].arm.label;
+        if *label == self.state.baseline {
+            return 0;
+        }
+        let others = self.state.arms.iter().filter(|a| a.label != self.state.baseline);
+        1 + others.take_while(|a| a.label != *label).count()
     }
 
     /// Writes `report.csv`, one row per run, and `curves.csv`, one row per validation.
@@ -206,6 +229,7 @@ impl Summary {
             "seeds": self.state.seeds,
             "tests": self.tests,
             "missing": self.missing.len(),
+            "verdict": Verdict::of(self),
             "arms": arms,
         })
     }
@@ -238,8 +262,8 @@ fn result(folder: &Path, seed: u64) -> Result<Option<RunResult>> {
     Ok(Some(RunResult { seed, steps, metrics: Metrics::read(folder)?, evaluation }))
 }
 
-/// Fills in everything that needs two arms.
-fn compare(arms: &mut [ArmResult], base: Option<usize>) {
+/// Fills in everything that needs two arms; the number of tests made.
+pub(super) fn compare(arms: &mut [ArmResult], base: Option<usize>) -> usize {
     let last = base.and_then(|b| arms[b].curve.last().copied());
     for i in 0..arms.len() {
         let control = (0..arms.len()).find(|&j| arms[i].arm.has_control(&arms[j].arm));
@@ -250,14 +274,25 @@ fn compare(arms: &mut [ArmResult], base: Option<usize>) {
         (arm.control, arm.to_baseline, arm.to_control, arm.reaches) =
             (control, to_baseline, to_control, reaches);
     }
+    let mut all: Vec<&mut Test> = (arms.iter_mut())
+        .flat_map(|a| [a.to_baseline.as_mut(), a.to_control.as_mut()])
+        .filter_map(|d| d.and_then(|d| d.test.as_mut()))
+        .collect();
+    holm(&mut all);
+    all.len()
 }
 
 impl ArmResult {
     fn new(state: &ArmState, runs: Vec<RunResult>) -> Result<Self> {
+        Ok(Self::with(state.arm()?, state.clone(), runs))
+    }
+
+    /// An arm that is not compared yet.
+    pub(super) fn with(arm: Arm, state: ArmState, runs: Vec<RunResult>) -> Self {
         let (curve, band) = mean_curve(&runs);
-        Ok(Self {
-            arm: state.arm()?,
-            state: state.clone(),
+        Self {
+            arm,
+            state,
             runs,
             control: None,
             to_baseline: None,
@@ -265,7 +300,7 @@ impl ArmResult {
             curve,
             band,
             reaches: None,
-        })
+        }
     }
 
     /// Mean and spread over the runs of what `figure` gives.
@@ -278,7 +313,8 @@ impl ArmResult {
         self.spread(|r| Some(r.evaluation.ce))
     }
 
-    fn difference(&self, other: &Self) -> Option<Difference> {
+    /// Loss less that of `other`, over the seeds that both have.
+    pub fn difference(&self, other: &Self) -> Option<Difference> {
         let pairs = self.runs.iter().filter_map(|r| {
             let twin = other.runs.iter().find(|o| o.seed == r.seed)?;
             Some(r.evaluation.ce - twin.evaluation.ce)

@@ -47,8 +47,35 @@ pub struct Token {
     pub id: u32,
     /// Its text; bytes that are no text by themselves as `\xNN`.
     pub text: String,
+    /// The text that it makes only together with its neighbours, where a character's bytes are
+    /// spread over tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// Figures of its prediction; None for the first token.
     pub figures: Option<Figures>,
+}
+
+/// A token's part in a text that several tokens make together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Joined {
+    /// The whole text of these tokens.
+    pub text: String,
+    /// Place of this token among them, from 0.
+    pub at: usize,
+    /// How many they are.
+    pub of: usize,
+}
+
+impl Token {
+    /// What a reader sees at this token, so that the tokens' texts join to the whole: its text, or
+    /// the joined text at the first of the tokens that make it, and nothing at the others.
+    pub fn shown(&self) -> &str {
+        match &self.joined {
+            None => &self.text,
+            Some(joined) if joined.at == 0 => &joined.text,
+            Some(_) => "",
+        }
+    }
 }
 
 /// Figures of a token's prediction, in nats.
@@ -177,9 +204,11 @@ pub fn inspect(
         teacher_nll: teacher.map(|_| stats[i].teacher.nll),
         kl: teacher.map(|_| stats[i].kl),
     };
-    let tokens = ids.iter().enumerate().map(|(i, &id)| {
-        Ok(Token { id, text: tokenizer.text_of(id)?, figures: i.checked_sub(1).map(figures) })
-    });
+    let mut tokens = Vec::with_capacity(ids.len());
+    for (i, (&id, joined)) in ids.iter().zip(joined(tokenizer, &ids)?).enumerate() {
+        let (text, figures) = (tokenizer.text_of(id)?, i.checked_sub(1).map(figures));
+        tokens.push(Token { id, text, joined, figures });
+    }
     Ok(Inspection {
         model: names.0.into(),
         teacher: names.1.map(Into::into),
@@ -189,8 +218,37 @@ pub fn inspect(
         score_mean: scores[..n].iter().map(|s| f64::from(*s)).sum::<f64>() / n as f64,
         ce: all / n as f64,
         levels,
-        tokens: tokens.collect::<Result<_>>()?,
+        tokens,
     })
+}
+
+/// Tokens that may make one text together: a character has at most four bytes, and each token may
+/// end one and begin the next.
+const MOST_JOINED: usize = 16;
+
+/// Of every token, its part in a text whose characters are spread over tokens.
+fn joined(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<Option<Joined>>> {
+    let is_broken = |text: &String| text.contains(char::REPLACEMENT_CHARACTER);
+    let mut parts: Vec<Option<Joined>> = vec![None; ids.len()];
+    let mut i = 0;
+    while i < ids.len() {
+        let most = MOST_JOINED.min(ids.len() - i);
+        let mut of = 1;
+        let mut text = tokenizer.decode(&ids[i..i + 1])?;
+        while is_broken(&text) && of < most {
+            of += 1;
+            text = tokenizer.decode(&ids[i..i + of])?;
+        }
+        if of == 1 || is_broken(&text) {
+            i += 1; // whole by itself, or bytes that make no text
+            continue;
+        }
+        for at in 0..of {
+            parts[i + at] = Some(Joined { text: text.clone(), at, of });
+        }
+        i += of;
+    }
+    Ok(parts)
 }
 
 /// The text in windows side by side; position i predicts token i + 1, and what the last window
@@ -347,6 +405,25 @@ mod tests {
         for (i, s) in alone.iter().enumerate() {
             assert!((all.tokens[17 + i].figures.unwrap().nll - s.student.nll).abs() < 1e-5);
         }
+    }
+
+    #[test]
+    fn a_character_over_several_tokens_is_whole() {
+        let found = found(Score::Entropy, false);
+        let shown: String = found.tokens.iter().map(Token::shown).collect();
+        assert_eq!(shown, TEXT);
+        let joined: Vec<&Joined> = found.tokens.iter().filter_map(|t| t.joined.as_ref()).collect();
+        let of = |text: &str| {
+            joined.iter().filter(|j| j.text == text).map(|j| (j.at, j.of)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("ï"), [(0, 2), (1, 2)]);
+        assert_eq!(of("✓"), [(0, 3), (1, 3), (2, 3)]);
+        assert_eq!(joined.len(), 5);
+        // A text that ends inside of a character: its bytes are all that can be shown.
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode("✓ ✓").unwrap();
+        let cut = super::joined(&tokenizer, &ids[..ids.len() - 1]).unwrap();
+        assert!(cut[..3].iter().all(Option::is_some) && cut[3..].iter().all(Option::is_none));
     }
 
     #[test]

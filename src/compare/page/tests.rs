@@ -1,0 +1,124 @@
+use super::*;
+use crate::compare::testing::{arm, summary};
+
+/// Plain and four others; "far" did not learn.
+fn five() -> Summary {
+    summary(vec![
+        arm("plain", &[4.50, 4.52, 4.51], 1e9),
+        arm("loss", &[4.40, 4.41, 4.43], 0.8e9),
+        arm("far", &[9.0, 9.4, 9.2], 1e9),
+        arm("random", &[4.60, 4.63, 4.60], 0.8e9),
+        arm("entropy", &[4.45, 4.44, 4.47], 0.8e9),
+    ])
+}
+
+/// Parts of the page from a heading to the next.
+fn parts(page: &str) -> Vec<&str> {
+    page.split("<h2>").collect()
+}
+
+#[test]
+fn every_table_is_sorted_by_result() {
+    let page = page(&five());
+    let wanted = ["loss", "entropy", "plain", "random", "far"];
+    let mut tables = 0;
+    for table in page.split("<tbody>").skip(1) {
+        let body = table.split("</tbody>").next().unwrap();
+        let rows: Vec<&str> = body.split("<tr>").skip(1).collect();
+        let found = rows.iter().map(|row| {
+            let head = row.split("</th>").next().unwrap().split("</svg>").nth(1).unwrap();
+            head.split('<').next().unwrap().trim()
+        });
+        let found: Vec<&str> = found.collect();
+        let wanted: Vec<&str> = wanted.into_iter().filter(|w| found.contains(w)).collect();
+        assert_eq!(found, wanted);
+        assert!(found.len() >= 4);
+        tables += 1;
+    }
+    assert_eq!(tables, 4, "results, differences, arms, deciles");
+}
+
+#[test]
+fn an_arm_has_one_colour_in_every_part() {
+    let s = five();
+    let page = page(&s);
+    for (i, label) in ["plain", "loss", "far", "random", "entropy"].iter().enumerate() {
+        let class = format!("k{i}");
+        assert_eq!(crate::report::chart::colour_class(s.style(i)), class);
+        // Rows of tables, with the picture inside.
+        let rows = page.split("<tr>").map(|row| row.split("</tr>").next().unwrap());
+        for row in rows.filter(|row| row.contains(&format!("</svg>{label}<"))) {
+            for svg in row.split("<svg class=\"").skip(1) {
+                let found = svg.split('"').next().unwrap();
+                assert!(found.ends_with(&class), "{label}: {found}");
+            }
+        }
+        // Legends and numbers of charts.
+        for item in page.split("<li>").filter(|item| item.contains(&format!("</svg>{label}</li>")))
+        {
+            assert!(item.starts_with(&format!("<svg class=\"key {class}\"")), "{item:.90}");
+        }
+        let number =
+            format!("{{&quot;name&quot;:&quot;{label}&quot;,&quot;key&quot;:&quot;{class}&quot;");
+        assert!(page.matches(&number).count() >= 3, "{label}");
+        let any = format!("{{&quot;name&quot;:&quot;{label}&quot;,&quot;key&quot;");
+        assert_eq!(page.matches(&any).count(), page.matches(&number).count());
+    }
+    // It does not move when a run is missing, nor with the results.
+    let mut fewer = five();
+    fewer.arms.remove(1);
+    assert_eq!((fewer.style(1), fewer.style(3)), (2, 4));
+}
+
+#[test]
+fn one_outlier_leaves_room_for_the_others_and_is_marked() {
+    let s = five();
+    let page = page(&s);
+    let results = parts(&page).into_iter().find(|p| p.starts_with("Results")).unwrap();
+    assert!(results.contains("4.400 to 4.630"), "the scale of the strips is that of the others");
+    let far = results.split("<tr>").find(|r| r.contains("</svg>far<")).unwrap();
+    assert!(far.contains("class=\"off full\"") && far.contains("seed 2: 9.4000"), "{far}");
+    let near = results.split("<tr>").find(|r| r.contains("</svg>loss<")).unwrap();
+    assert!(!near.contains("class=\"off"), "{near}");
+    let differences: Vec<_> = s.arms.iter().filter_map(|a| a.to_baseline).collect();
+    let reach = results::reach(&differences);
+    assert!(reach > 0.1 && reach < 0.5, "{reach}");
+    let part = parts(&page).into_iter().find(|p| p.starts_with("Differences")).unwrap();
+    let far = part.split("<tr>").find(|r| r.contains("</svg>far<")).unwrap();
+    assert!(far.contains("class=\"off full\"") && far.contains("+4.6900"), "{far}");
+    // The charts, too: an arrow, and an axis of the others.
+    let charts = parts(&page).into_iter().find(|p| p.starts_with("Validation during")).unwrap();
+    assert!(charts.contains("far ends at 9.2000"), "{charts:.300}");
+    for chart in curves(&s, &groups(&s)[0]) {
+        assert!(chart.range.0 > 4.0 && chart.range.1 < 6.5, "{:?}", chart.range);
+    }
+}
+
+#[test]
+fn the_first_line_is_the_verdict_and_names_are_escaped() {
+    let mut arms = vec![arm("plain", &[4.5, 4.6], 1e9), arm("loss", &[4.4, 4.6], 1e9)];
+    arms[1].arm.label = "<script>x".into();
+    arms[1].state.label = "<script>x".into();
+    let page = page(&summary(arms));
+    let first = page.split("</h1>").nth(1).unwrap();
+    assert!(
+        first.starts_with("<p class=\"first open\">Use &lt;script&gt;x, but not for its loss: "),
+        "{first:.120}"
+    );
+    assert!(!page.contains("<script>x"));
+}
+
+#[test]
+fn more_arms_than_colours_share_no_colour_in_a_chart() {
+    let many = (0..18).map(|i| arm(&format!("a{i}"), &[5.0 - 0.1 * f64::from(i)], 1e9)).collect();
+    let s = summary(many);
+    let groups = groups(&s);
+    assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 4]);
+    for group in groups {
+        let mut colours: Vec<usize> =
+            group.iter().map(|&i| crate::report::chart::colour(s.style(i))).collect();
+        colours.sort_unstable();
+        colours.dedup();
+        assert_eq!(colours.len(), group.len());
+    }
+}
