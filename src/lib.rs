@@ -54,7 +54,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`prelude`] | what most programs need, in one `use` |
-//! | [`compare`], [`inspect`] | methods x seeds: arms, budgets, statistics, report; what selection sees in a text |
+//! | [`compare`], [`inspect`] | methods x seeds: arms, budgets, statistics, pages; what selection sees in a text |
 //! | [`train`] | a step, a run, the session it opens, events |
 //! | [`eval`] | perplexity, generation |
 //! | [`store`] | models by name, presets, the Hugging Face Hub, weights, checkpoints, export |

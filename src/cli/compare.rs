@@ -6,6 +6,7 @@ use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
 use crate::compare::page;
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
+use crate::compare::verdict::Verdict;
 use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
 use crate::report::text::{Table, count, flops, seconds};
@@ -128,7 +129,8 @@ fn human(summary: &Summary) -> String {
         "to baseline",
         "p (Holm)",
     ]);
-    for (i, arm) in summary.arms.iter().enumerate() {
+    for i in summary.ranking() {
+        let arm = &summary.arms[i];
         let mean = |s: Option<crate::compare::stats::Spread>| s.map_or(0.0, |s| s.mean);
         let difference = arm.to_baseline.map(|d| format!("{:+.4}", d.mean));
         let p = arm.to_baseline.and_then(|d| d.test).map(|t| format!("{:.3}", t.p_holm));
@@ -151,7 +153,8 @@ fn human(summary: &Summary) -> String {
     }
     let at = |name: &str| summary.out.join(name).display().to_string();
     let mut text = format!(
-        "{table}\nreport: {}\nruns: {}\ncurves: {}\n",
+        "{}\n\n{table}\nreport: {}\nruns: {}\ncurves: {}\n",
+        Verdict::of(summary).text,
         at(REPORT_HTML),
         at(REPORT_CSV),
         at(CURVES_CSV)

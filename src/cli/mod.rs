@@ -18,6 +18,7 @@ pub mod prepare;
 pub mod pretrain;
 mod printer;
 mod quickstart;
+pub mod report;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -95,6 +96,7 @@ pub enum Verb {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    Report(report::ReportArgs),
     Export(export::ExportArgs),
     #[command(hide = true)]
     Doc(doc::DocArgs),
@@ -115,6 +117,7 @@ impl Verb {
             Self::Eval(args) => eval::run(args, ui),
             Self::Generate(args) => generate::run(args, ui),
             Self::Inspect(args) => inspect::run(args, ui),
+            Self::Report(args) => report::run(args, ui),
             Self::Export(args) => export::run(args, ui),
             Self::Doc(args) => doc::run(args, ui),
         }

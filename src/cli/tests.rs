@@ -109,6 +109,7 @@ fn the_flags_of_the_other_verbs_are_these() {
         surface::<export::ExportArgs>(),
         ["[RUN|FOLDER]", "--out", "--format", "--type", "--vocab"]
     );
+    assert_eq!(surface::<report::ReportArgs>(), ["[RUN]", "--out", "--watch"]);
     assert_eq!(surface::<doc::DocArgs>(), ["[WHAT]"]);
     assert_eq!(surface::<cache::CacheLsArgs>(), ["[REPO]"]);
     assert_eq!(surface::<cache::CacheVerifyArgs>(), ["[REPO]", "--remove"]);

@@ -94,17 +94,17 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
         .map(|axis| {
             let most = arms.iter().flat_map(|a| &a.curve).map(axis.of).fold(0.0, f64::max);
             let (x, size) = axis.unit(most);
-            let lines = (group.iter().zip(&arms))
+            let lines: Vec<Line> = (group.iter().zip(&arms))
                 .map(|(&i, arm)| Line {
                     name: arm.arm.label.clone(),
                     style: summary.style(i),
-                    points: arm.curve.iter().map(|p| ((axis.of)(p) / size, p.val_loss)).collect(),
+                    points: arm.curve.iter().map(|p| ((axis.of)(p) / size, p.loss)).collect(),
                     band: arm.band.clone(),
                 })
                 .collect();
             Chart {
                 title: format!("Validation cross-entropy against {}", axis.name),
-                range: focus(&arms, axis, most),
+                range: focus(&lines, START),
                 x,
                 y: "validation CE (nats per token)".into(),
                 lines,
@@ -116,16 +116,29 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
         .collect()
 }
 
-/// The part of y that later points fill: the fall from the first losses would hide every
-/// difference, and so would an arm far from all others.
-fn focus(arms: &[&ArmResult], axis: &Axis, most: f64) -> (f64, f64) {
-    let late = |arm: &&ArmResult| {
-        let from = arm.curve.iter().position(|p| (axis.of)(p) >= START * most).unwrap_or(0);
-        let band = arm.band.iter().skip(from);
-        band.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+/// The part of y that is filled from the share `start` of x on: the fall from the first losses would
+/// hide every difference, and so would a line far from all others.
+pub(super) fn focus(lines: &[Line], start: f64) -> (f64, f64) {
+    let most = lines.iter().flat_map(|l| &l.points).map(|p| p.0).fold(0.0, f64::max);
+    let extents = |line: &Line| -> Vec<(f64, f64)> {
+        match line.band.len() == line.points.len() {
+            true => line.band.clone(),
+            false => line.points.iter().map(|p| (p.1, p.1)).collect(),
+        }
     };
-    let (low, high) =
-        window(&arms.iter().filter_map(late).collect::<Vec<_>>()).unwrap_or((0.0, 1.0));
+    let ends = |line: &&Line| extents(line).last().copied();
+    // Which lines are far off, their ends say: the same ones on every axis.
+    let shown = window(&lines.iter().filter_map(|l| ends(&l)).collect::<Vec<_>>());
+    let near = |line: &&Line| {
+        let end = ends(line);
+        end.zip(shown).is_some_and(|(end, shown)| end.0 <= shown.1 && end.1 >= shown.0)
+    };
+    let late = |line: &Line| {
+        let from = line.points.iter().position(|p| p.0 >= start * most).unwrap_or(0);
+        extents(line).into_iter().skip(from).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    };
+    let parts: Vec<(f64, f64)> = lines.iter().filter(near).filter_map(late).collect();
+    let (low, high) = window(&parts).unwrap_or((0.0, 1.0));
     pad(low, high)
 }
 

@@ -14,6 +14,8 @@ pub mod evaluate;
 #[doc(hidden)]
 pub mod figures;
 #[doc(hidden)]
+pub mod live;
+#[doc(hidden)]
 pub mod page;
 pub mod quickstart;
 #[doc(hidden)]

@@ -66,7 +66,7 @@ pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -
     Ok(())
 }
 
-/// One validation of a run.
+/// A loss of a run and what it took: a validation, or a logged step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     /// Optimizer steps done.
@@ -77,8 +77,21 @@ pub struct Point {
     pub flops: f64,
     /// Seconds of training.
     pub seconds: f64,
-    /// Mean cross-entropy, over the sequences that `eval.rows` names.
-    pub val_loss: f64,
+    /// Mean cross-entropy: of a validation, over the sequences that `eval.rows` names.
+    pub loss: f64,
+}
+
+impl Point {
+    /// Of a line of metrics, if it has the loss of that name.
+    pub fn of(line: &Value, loss: &str) -> Option<Self> {
+        Some(Self {
+            step: line["step"].as_u64()?,
+            loss: line[loss].as_f64()?,
+            tokens: line["tokens"].as_f64()?,
+            flops: line["flops"].as_f64()?,
+            seconds: line["seconds"].as_f64()?,
+        })
+    }
 }
 
 /// What the metrics of a finished run say.
@@ -98,19 +111,10 @@ impl Metrics {
     /// Reads `metrics.jsonl` of a run folder.
     pub fn read(run: &Path) -> Result<Self> {
         let path = run.join(METRICS_FILE);
-        let point = |l: &Value| {
-            Some(Point {
-                step: l["step"].as_u64()?,
-                val_loss: l["val_loss"].as_f64()?,
-                tokens: l["tokens"].as_f64()?,
-                flops: l["flops"].as_f64()?,
-                seconds: l["seconds"].as_f64()?,
-            })
-        };
         let (mut curve, mut totals) =
             (Vec::new(), [("tokens", None), ("flops", None), ("seconds", None)]);
         each_metric(&path, |line| {
-            curve.extend(point(&line));
+            curve.extend(Point::of(&line, "val_loss"));
             for (key, last) in &mut totals {
                 *last = line[*key].as_f64().or(*last);
             }
@@ -147,7 +151,7 @@ mod tests {
         ];
         std::fs::write(folder.path().join(METRICS_FILE), lines.join("\n")).unwrap();
         let found = Metrics::read(folder.path()).unwrap();
-        let losses: Vec<(u64, f64)> = found.curve.iter().map(|p| (p.step, p.val_loss)).collect();
+        let losses: Vec<(u64, f64)> = found.curve.iter().map(|p| (p.step, p.loss)).collect();
         assert_eq!(losses, [(0, 9.0), (2, 7.5)]);
         assert_eq!((found.tokens, found.flops, found.seconds), (128.0, 20.0, 1.0));
         std::fs::write(folder.path().join(METRICS_FILE), "").unwrap();

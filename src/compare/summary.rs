@@ -183,7 +183,7 @@ impl Summary {
                 for p in &run.metrics.curve {
                     let mut cells =
                         vec![arm.arm.label.clone(), run.seed.to_string(), p.step.to_string()];
-                    cells.extend([p.tokens, p.flops, p.seconds, p.val_loss].map(|x| x.to_string()));
+                    cells.extend([p.tokens, p.flops, p.seconds, p.loss].map(|x| x.to_string()));
                     lines.push(csv_line(&cells));
                 }
             }
@@ -269,7 +269,7 @@ pub(super) fn compare(arms: &mut [ArmResult], base: Option<usize>) -> usize {
         let control = (0..arms.len()).find(|&j| arms[i].arm.has_control(&arms[j].arm));
         let to = |j: usize| (j != i).then(|| arms[i].difference(&arms[j])).flatten();
         let (to_baseline, to_control) = (base.and_then(to), control.and_then(to));
-        let reaches = last.and_then(|last| reach(&arms[i].curve, last.val_loss));
+        let reaches = last.and_then(|last| reach(&arms[i].curve, last.loss));
         let arm = &mut arms[i];
         (arm.control, arm.to_baseline, arm.to_control, arm.reaches) =
             (control, to_baseline, to_control, reaches);
@@ -384,9 +384,9 @@ fn mean_curve(runs: &[RunResult]) -> (Vec<Point>, Vec<(f64, f64)>) {
             tokens: mean(&|p| p.tokens),
             flops: mean(&|p| p.flops),
             seconds: mean(&|p| p.seconds),
-            val_loss: mean(&|p| p.val_loss),
+            loss: mean(&|p| p.loss),
         });
-        let losses = || same.iter().map(|p| p.val_loss);
+        let losses = || same.iter().map(|p| p.loss);
         band.push((
             losses().fold(f64::INFINITY, f64::min),
             losses().fold(f64::NEG_INFINITY, f64::max),
@@ -398,18 +398,18 @@ fn mean_curve(runs: &[RunResult]) -> (Vec<Point>, Vec<(f64, f64)>) {
 /// Where a curve first comes down to `loss`, on the straight line between two validations; None if
 /// it never does.
 fn reach(curve: &[Point], loss: f64) -> Option<Point> {
-    let at = curve.iter().position(|p| p.val_loss <= loss)?;
+    let at = curve.iter().position(|p| p.loss <= loss)?;
     let (Some(before), after) = (at.checked_sub(1).map(|i| curve[i]), curve[at]) else {
         return Some(curve[at]);
     };
-    let share = (before.val_loss - loss) / (before.val_loss - after.val_loss);
+    let share = (before.loss - loss) / (before.loss - after.loss);
     let between = |a: f64, b: f64| a + share * (b - a);
     Some(Point {
         step: between(before.step as f64, after.step as f64).round() as u64,
         tokens: between(before.tokens, after.tokens),
         flops: between(before.flops, after.flops),
         seconds: between(before.seconds, after.seconds),
-        val_loss: loss,
+        loss,
     })
 }
 
@@ -430,13 +430,13 @@ impl std::fmt::Display for Shown {
 mod tests {
     use super::*;
 
-    fn point(step: u64, val_loss: f64) -> Point {
+    fn point(step: u64, loss: f64) -> Point {
         Point {
             step,
             tokens: step as f64 * 8.0,
             flops: step as f64 * 10.0,
             seconds: step as f64,
-            val_loss,
+            loss,
         }
     }
 

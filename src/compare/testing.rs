@@ -27,7 +27,7 @@ pub fn arm(label: &str, losses: &[f64], flops: f64) -> ArmResult {
             tokens: step as f64 * 64.0,
             flops: flops * step as f64 / 100.0,
             seconds: step as f64,
-            val_loss: loss + fall,
+            loss: loss + fall,
         };
         let decile =
             |g: u64| Decile { least: g, most: g + 1, tokens: 10, ce: loss + 1.0 / (g + 1) as f64 };

@@ -136,7 +136,9 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
     }
     let flops =
         |arm: &ArmResult| arm.spread(|r| Some(r.metrics.flops)).map_or(f64::INFINITY, |s| s.mean);
-    let cheapest = even.iter().map(|r| r.arm).min_by(|a, b| flops(a).total_cmp(&flops(b)));
+    // Of those that cost about as little as the cheapest, the one of lowest loss.
+    let least = even.iter().map(|r| flops(r.arm)).fold(f64::INFINITY, f64::min);
+    let cheapest = even.iter().map(|r| r.arm).find(|arm| CHEAPER * flops(arm) <= least);
     let cheaper = cheapest.filter(|arm| flops(arm) < CHEAPER * flops(best));
     let (arm, why) = match cheaper {
         Some(arm) => {

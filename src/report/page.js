@@ -115,7 +115,17 @@
       if (!token) { return; }
       token.classList.add('on');
       var whole = token.dataset.of || token.textContent;
-      element('b', whole.replace(/ /g, '\u00b7'), detail);
+      // A finger has no arrow keys, and some tokens are narrow.
+      [['\u2039', 'token before', -1], ['\u203a', 'next token', 1]].forEach(function (step) {
+        var button = element('button', step[0], detail);
+        button.type = 'button';
+        button.setAttribute('aria-label', step[1]);
+        button.addEventListener('click', function () {
+          var to = step[2] > 0 ? token.nextElementSibling : token.previousElementSibling;
+          if (to) { hold(to); }
+        });
+      });
+      element('b', whole.replace(/ /g, '\u00b7').replace(/\n/g, ''), detail);
       element('span', said(token), detail);
     };
     var hold = function (token) {

@@ -49,6 +49,7 @@ fn a_text_is_scored_shown_and_written() {
         "{out}"
     );
     let html = fs::read_to_string(place.path().join("page.html")).unwrap();
+    crate::compare::check_well_formed(&html);
     assert!(
         html.contains("&lt;") && html.contains("KL(teacher || model)") && html.contains("</html>")
     );

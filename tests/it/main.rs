@@ -25,6 +25,7 @@ mod models;
 mod moved;
 mod parity;
 mod places; // where results go
+mod report;
 mod run;
 mod sampled;
 mod selection;

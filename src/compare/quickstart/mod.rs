@@ -196,7 +196,7 @@ fn data_folder(cache: &Path, progress: &dyn Progress) -> Result<PathBuf> {
 fn trained(model: &'static str, run: &Path) -> Result<Trained> {
     let config = read_config(&run.join(MODEL_FOLDER).join("config.json"))?;
     let Metrics { curve, tokens, flops, seconds } = Metrics::read(run)?;
-    let Some(val_loss) = curve.last().map(|point| point.val_loss) else {
+    let Some(val_loss) = curve.last().map(|point| point.loss) else {
         return Err(Error::data(format!(
             "{}: never validated; remove the folder and start again",
             run.display()

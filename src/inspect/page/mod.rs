@@ -37,7 +37,7 @@ fn head(found: &Inspection) -> Markup {
     let predicted = (found.tokens.len() - 1) as u64;
     html! {
         p {
-            "Score, in nats: " (found.score.meaning())
+            "Score, in nats: " (found.score.meaning().to_string().trim_end_matches('.')) "."
             @if let Some(teacher) = &found.teacher { " Teacher: " (teacher) "." }
             " " (count(predicted)) " predicted tokens, mean score " (fitting(found.score_mean))
             ", mean cross-entropy " (format!("{:.3}", found.ce)) "."

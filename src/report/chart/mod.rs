@@ -13,8 +13,8 @@ use plot::{LARGE, Plot, SMALL};
 use serde_json::{Value, json};
 
 /// Lines that a chart may show before it becomes a tangle. Their colours are safe for colour-blind
-/// eyes (Okabe and Ito 2008; grey in place of their yellow, which is too light on white). The
-/// first, the text's own, is the baseline's.
+/// eyes (Okabe and Ito 2008; grey in place of their yellow, and orange and sky blue darker, for white
+/// paper). The first, the text's own, is the baseline's.
 pub const MOST_LINES: usize = 8;
 /// Lines whose names stand beside the plot.
 const MOST_NAMES: usize = 12;

@@ -1,0 +1,134 @@
+//! `report`: a page of loss curves, also while training goes on.
+
+use super::Printer;
+use crate::compare::live::{Live, Place, RunState, find, page};
+use crate::error::{Error, Result};
+use crate::files::{check_file, write_atomic};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::report::text::{Table, count, quoted, seconds};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Draw a page of the loss curves of runs, also while they train
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ReportArgs {
+    /// Run folders, or folders of runs: a comparison, a quickstart
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Write the page here
+    #[arg(long, value_name = "PAGE.html", default_value = "curves.html")]
+    pub out: PathBuf,
+    /// Write it again whenever a run has written more, until all are finished; an open page loads
+    /// itself again
+    #[arg(long)]
+    pub watch: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd report runs/first --watch                  beside the training; Ctrl-C ends it, and the page stays
+  eslm-kd report runs/first runs/second --out curves.html
+  eslm-kd report compare/first --json | jq '.runs[].val_loss'";
+
+/// Between two looks at the runs; an interrupt is heard ten times as often.
+const LOOK: Duration = Duration::from_secs(1);
+/// Seconds after which an open page loads itself again.
+const REFRESH: u32 = 5;
+
+/// What the verb prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    page: PathBuf,
+    runs: Vec<RunState>,
+}
+
+/// Runs the verb.
+pub fn run(args: &ReportArgs, ui: &Printer) -> Result<()> {
+    check_file(&args.out)?;
+    let found =
+        if args.watch { watch(args, ui)? } else { draw(&find(&args.runs)?, &args.out, false)? };
+    let report = Report { page: args.out.clone(), runs: found.iter().map(Live::state).collect() };
+    ui.result(&report, || human(&report, &found))
+}
+
+/// Reads the runs and writes the page, which loads itself again if it is `watched` and a run is not
+/// finished.
+fn draw(places: &[Place], out: &Path, watched: bool) -> Result<Vec<Live>> {
+    let found = places.iter().map(Place::read).collect::<Result<Vec<_>>>()?;
+    let open = found.iter().any(|run| !run.finished);
+    let text = page(&found, (watched && open).then_some(REFRESH));
+    write_atomic(out, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", out, e)))?;
+    Ok(found)
+}
+
+/// Draws until all runs are finished.
+fn watch(args: &ReportArgs, ui: &Printer) -> Result<Vec<Live>> {
+    let mut seen: Option<Vec<(Place, (bool, u64, Option<SystemTime>))>> = None;
+    loop {
+        // A comparison begins new runs meanwhile.
+        let places = find(&args.runs)?;
+        let now = places.iter().map(|p| (p.clone(), p.fingerprint())).collect();
+        if seen.as_ref() != Some(&now) {
+            let found = draw(&places, &args.out, true)?;
+            if found.iter().all(|run| run.finished) {
+                return Ok(found);
+            }
+            if seen.is_none() {
+                ui.note(&format!(
+                    "{}: written again while {} of {} runs train; Ctrl-C ends that",
+                    args.out.display(),
+                    found.iter().filter(|run| !run.finished).count(),
+                    found.len()
+                ));
+            }
+            seen = Some(now);
+        }
+        for _ in 0..10 {
+            if let Err(stopped) = interrupt::check() {
+                return Err(last_page(args, &stopped));
+            }
+            std::thread::sleep(LOOK / 10);
+        }
+    }
+}
+
+/// The page as it stays: nobody writes it again, so it does not load itself again.
+fn last_page(args: &ReportArgs, stopped: &Error) -> Error {
+    match find(&args.runs).and_then(|places| draw(&places, &args.out, false)) {
+        Ok(_) => Error::new(
+            stopped.kind(),
+            format!("{stopped}; {} shows the runs up to here", quoted(&args.out)),
+        ),
+        Err(e) => e,
+    }
+}
+
+fn human(report: &Report, found: &[Live]) -> String {
+    let mut table = Table::new([
+        "run",
+        "state",
+        "step",
+        "validation loss",
+        "lowest",
+        "training loss",
+        "time",
+        "left",
+    ]);
+    let loss = |x: Option<f64>| x.map_or_else(|| "-".into(), |x| format!("{x:.4}"));
+    for (run, state) in found.iter().zip(&report.runs) {
+        table.row([
+            run.place.name.clone(),
+            if state.finished { "finished" } else { "not finished" }.to_string(),
+            count(state.step),
+            loss(state.val_loss),
+            loss(state.best_val_loss),
+            loss(state.train_loss),
+            seconds(state.seconds),
+            run.left().map_or_else(|| "-".into(), seconds),
+        ]);
+    }
+    format!("{table}\npage: {}", report.page.display())
+}
