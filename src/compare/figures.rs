@@ -97,6 +97,7 @@ pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
             let lines: Vec<Line> = (group.iter().zip(&arms))
                 .map(|(&i, arm)| Line {
                     name: arm.arm.label.clone(),
+                    kind: arm.arm.label.clone(),
                     style: summary.style(i),
                     points: arm.curve.iter().map(|p| ((axis.of)(p) / size, p.loss)).collect(),
                     band: arm.band.clone(),
@@ -178,6 +179,7 @@ pub fn decile_chart(summary: &Summary, group: &[usize]) -> Option<Chart> {
         .filter(|i| Some(**i) != summary.baseline)
         .map(|&i| Line {
             name: summary.arms[i].arm.label.clone(),
+            kind: summary.arms[i].arm.label.clone(),
             style: summary.style(i),
             points: (1..).map(f64::from).zip(decile_differences(&summary.arms[i], base)).collect(),
             band: Vec::new(),

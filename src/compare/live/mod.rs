@@ -26,6 +26,8 @@ pub struct Place {
     pub run: PathBuf,
     /// What people call it.
     pub name: String,
+    /// What it is a run of: an arm of a comparison, or itself.
+    pub arm: String,
     /// How it looks in a chart; runs of one arm of a comparison look alike.
     pub style: usize,
 }
@@ -77,7 +79,7 @@ pub fn find(names: &[PathBuf]) -> Result<Vec<Place>> {
     for name in names {
         let next = found.iter().map(|p| p.style + 1).max().unwrap_or(0);
         let places = match State::read(name)? {
-            _ if is_run(name) => vec![Place { run: name.clone(), name: shown(name), style: next }],
+            _ if is_run(name) => vec![Place::alone(name.clone(), shown(name), next)],
             Some(state) => of_comparison(name, &state, next),
             None => below(name, next)?,
         };
@@ -117,8 +119,8 @@ fn of_comparison(out: &Path, state: &State, first: usize) -> Vec<Place> {
         for &seed in &state.seeds {
             let run = folder(out, &arm.label, seed);
             if is_run(&run) {
-                let name = format!("{} seed {seed}", arm.label);
-                places.push(Place { run, name, style: first + style });
+                let (arm, name) = (arm.label.clone(), format!("{} seed {seed}", arm.label));
+                places.push(Place { run, name, arm, style: first + style });
             }
         }
     }
@@ -130,7 +132,7 @@ fn below(top: &Path, first: usize) -> Result<Vec<Place>> {
     collect(top, DEPTH, &mut runs)?;
     let place = |(i, run): (usize, PathBuf)| {
         let name = run.strip_prefix(top).map_or_else(|_| shown(&run), shown);
-        Place { run, name, style: first + i }
+        Place::alone(run, name, first + i)
     };
     Ok(runs.into_iter().enumerate().map(place).collect())
 }
@@ -147,6 +149,10 @@ fn collect(folder: &Path, depth: usize, runs: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 impl Place {
+    fn alone(run: PathBuf, name: String, style: usize) -> Self {
+        Self { run, arm: name.clone(), name, style }
+    }
+
     /// What changes when the run has written more.
     pub fn fingerprint(&self) -> (bool, u64, Option<SystemTime>) {
         let metrics = std::fs::metadata(self.run.join(METRICS_FILE)).ok();

@@ -116,7 +116,7 @@ fn table(runs: &[Live]) -> Markup {
                 @let state = run.state();
                 tr {
                     th { (key(run.place.style)) (run.place.name) }
-                    td { @if run.finished { "finished, " } (progress(run)) }
+                    td.whole { @if run.finished { "finished, " } (progress(run)) }
                     td.r { (loss(state.val_loss)) }
                     td.r { (loss(state.best_val_loss)) }
                     td.r { (loss(state.train_loss)) @if run.kept_only { " " small { "kept tokens" } } }
@@ -151,6 +151,7 @@ fn chart(
     let lines: Vec<Line> = (runs.iter())
         .map(|run| Line {
             name: run.place.name.clone(),
+            kind: run.place.arm.clone(),
             style: run.place.style,
             points: points(run).iter().map(|p| ((axis.of)(p) / size, p.loss)).collect(),
             band: Vec::new(),

@@ -108,7 +108,7 @@ fn findings(s: &Summary) -> Markup {
 
 fn sentence(s: &Summary, other: &str, of: impl Fn(&ArmResult) -> Option<Difference>) -> Markup {
     let (mut lower, mut higher, mut open) = (Vec::new(), Vec::new(), Vec::new());
-    for arm in &s.arms {
+    for arm in s.ranking().into_iter().map(|i| &s.arms[i]) {
         let Some(difference) = of(arm) else { continue };
         let list = match difference.test {
             Some(t) if t.p_holm < LEVEL && difference.mean < 0.0 => &mut lower,

@@ -27,6 +27,8 @@ const DASHES: [&str; MOST_LINES] =
 pub struct Line {
     /// Its name.
     pub name: String,
+    /// What it is one of; lines of one kind look alike, and the legend names the kind once.
+    pub kind: String,
     /// How it looks: 0 is the baseline's alone, others repeat their colours after seven, with
     /// another marker.
     pub style: usize,
@@ -103,12 +105,18 @@ impl Chart {
     pub fn figure(&self, id: &str) -> Markup {
         let crowded = self.lines.len() > MOST_NAMES;
         let places = json!(self.places).to_string();
+        let mut kinds: Vec<(usize, &str)> = Vec::new();
+        for kind in self.lines.iter().map(|line| (line.style, line.kind.as_str())) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
         html! {
             figure.chart data-lines=(self.numbers()) data-x=(self.x) data-places=(places) {
                 (Plot::new(self, &LARGE, !crowded).svg(&format!("{id}-l")))
                 (Plot::new(self, &SMALL, false).svg(&format!("{id}-s")))
                 ul class={ "legend" @if crowded { " shown" } } {
-                    @for line in &self.lines { li { (key(line.style)) (line.name) } }
+                    @for (style, kind) in kinds { li { (key(style)) (kind) } }
                 }
             }
         }
@@ -133,7 +141,7 @@ mod tests {
 
     fn line(name: &str, style: usize, ys: &[f64]) -> Line {
         let points = (0..).map(f64::from).zip(ys.iter().copied()).collect();
-        Line { name: name.into(), style, points, band: Vec::new() }
+        Line { name: name.into(), kind: name.into(), style, points, band: Vec::new() }
     }
 
     fn chart(lines: Vec<Line>) -> Chart {
@@ -184,6 +192,15 @@ mod tests {
             above.contains("class=\"off full\"") && above.contains("ends at 9.2500"),
             "{above}"
         );
+    }
+
+    #[test]
+    fn a_legend_names_a_kind_once() {
+        let mut lines = vec![line("a seed 1", 0, &[4.0]), line("a seed 2", 0, &[3.0])];
+        lines.iter_mut().for_each(|l| l.kind = "a".into());
+        let text = chart(lines).figure("x").into_string();
+        let legend = text.split("<ul").nth(1).unwrap();
+        assert!(legend.matches("<li>").count() == 1 && legend.contains("</svg>a</li>"), "{legend}");
     }
 
     #[test]
