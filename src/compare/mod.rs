@@ -3,7 +3,8 @@
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of
 //! its own, [`evaluate`] measures it, [`state`] remembers all of that in `compare.json`,
 //! [`summary`] brings the finished runs together with [`stats`], [`verdict`] says which arm to use,
-//! and [`page`] draws the page with its [`figures`]. [`live`] draws runs that may still be training. [`quickstart`] is a comparison of its own kind.
+//! and [`page`] draws the page with its [`figures`]. [`live`] draws runs that may still be training.
+//! [`quickstart`] is a comparison of its own kind.
 
 #[doc(hidden)]
 pub mod arms;

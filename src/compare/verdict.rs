@@ -111,62 +111,59 @@ fn surely(best: &ArmResult, rivals: &[Rival], pairs: usize) -> String {
 /// Some arm is not told apart from the best: the cheapest of them is the one to use.
 fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a ArmResult, String) {
     let even: Vec<&Rival> = rivals.iter().filter(|r| !r.is_beaten()).collect();
-    let beaten = rivals.len() - even.len();
-    let mut names = vec![label(best)];
-    names.extend(even.iter().map(|r| label(r.arm)));
     let seeds = even.iter().filter_map(|r| r.difference.map(|d| d.n)).min().unwrap_or(0);
-    let mut text =
-        format!("{} cannot be told apart with {}", listed(&names), plural(seeds, "seed"));
-    if let [one] = even[..] {
-        text += &match one.difference.and_then(|d| Some((d, d.test?))) {
-            Some((d, t)) => format!(
-                " (difference of validation loss {:+.4}, 95 % interval {:+.4} to {:+.4}, {})",
-                d.mean,
-                t.low,
-                t.high,
-                p(t, pairs)
-            ),
-            None => " (untested: too few equal seeds, or no spread)".into(),
-        };
-    } else {
-        text += &format!(
-            " (each p is at least {LEVEL} after correction for {})",
-            plural(pairs, "pair")
-        );
-    }
     let flops =
         |arm: &ArmResult| arm.spread(|r| Some(r.metrics.flops)).map_or(f64::INFINITY, |s| s.mean);
     // Of those that cost about as little as the cheapest, the one of lowest loss.
-    let least = even.iter().map(|r| flops(r.arm)).fold(f64::INFINITY, f64::min);
-    let cheapest = even.iter().map(|r| r.arm).find(|arm| CHEAPER * flops(arm) <= least);
-    let cheaper = cheapest.filter(|arm| flops(arm) < CHEAPER * flops(best));
-    let (arm, why) = match cheaper {
-        Some(arm) => {
-            let less = 100.0 * (1.0 - flops(arm) / flops(best));
-            (
-                arm,
-                format!(
-                    "{} takes the fewest FLOPs ({less:.0} % less than {})",
-                    label(arm),
-                    label(best)
-                ),
-            )
-        }
-        None => {
-            let dearest = even.iter().map(|r| flops(r.arm)).fold(0.0, f64::max);
-            let cost =
-                if flops(best) < CHEAPER * dearest { "takes the fewest FLOPs and " } else { "" };
-            (best, format!("{} {cost}has the lowest mean", label(best)))
-        }
+    let least = even.iter().map(|r| flops(r.arm)).fold(flops(best), f64::min);
+    let dearest = even.iter().map(|r| flops(r.arm)).fold(flops(best), f64::max);
+    let all = || std::iter::once(best).chain(even.iter().map(|r| r.arm));
+    let arm = all().find(|arm| CHEAPER * flops(arm) <= least).unwrap_or(best);
+    let (name, first) = (label(arm), label(best));
+    let others: Vec<String> = even.iter().map(|r| label(r.arm)).collect();
+    let tested = tested(&even, pairs);
+    let seeds = plural(seeds, "seed");
+    let text = if name == first {
+        let cost = if least < CHEAPER * dearest { " and takes the fewest FLOPs" } else { "" };
+        format!(
+            "Use {name}, but that may be chance: it has the lowest mean validation loss{cost}, yet cannot be told apart from \
+             {} with {seeds}{tested}",
+            listed(&others)
+        )
+    } else {
+        let less = 100.0 * (1.0 - flops(arm) / flops(best));
+        format!(
+            "Use {name} for its cost: {first} and {} cannot be told apart with {seeds}{tested}, and {name} takes the fewest \
+             FLOPs ({less:.0} % less than {first})",
+            listed(&others)
+        )
     };
-    let rest = match beaten {
+    let rest = match rivals.len() - even.len() {
         0 => String::new(),
-        1 => "; the loss of the other arm is higher".into(),
-        n => format!("; the loss of the other {n} arms is higher"),
+        n => format!(
+            "; {} of higher loss than {first}",
+            plural(n, "arm") + if n == 1 { " is" } else { " are" }
+        ),
     };
-    let rest = if beaten > 0 { format!("{rest} than {}'s", label(best)) } else { rest };
-    let name = label(arm);
-    (arm, format!("Use {name}, but not for its loss: {text}; {why}{rest}."))
+    (arm, format!("{text}{rest}."))
+}
+
+/// What was tested without a finding, in brackets.
+fn tested(even: &[&Rival], pairs: usize) -> String {
+    let [one] = even else {
+        let pairs = plural(pairs, "pair");
+        return format!(" (each p is at least {LEVEL} after correction for {pairs} of arms)");
+    };
+    match one.difference.and_then(|d| Some((d, d.test?))) {
+        Some((d, t)) => format!(
+            " (difference {:+.4}, 95 % interval {:+.4} to {:+.4}, {})",
+            d.mean,
+            t.low,
+            t.high,
+            p(t, pairs)
+        ),
+        None => " (untested: too few equal seeds, or no spread)".into(),
+    }
 }
 
 /// No pair has a test.
@@ -177,7 +174,8 @@ fn untested(best: &ArmResult, rivals: &[Rival]) -> String {
     let (name, other) = (label(best), label(next.arm));
     if seeds >= 2 {
         return format!(
-            "Use {name}, which nothing was tested against: the differences of {} have no spread (lower than {other}'s by {by:.4}).",
+            "Use {name}, which nothing was tested against: the differences of {} have no spread (lower than {other}'s by \
+             {by:.4}).",
             plural(seeds, "seed")
         );
     }
@@ -235,26 +233,18 @@ mod tests {
     #[test]
     fn arms_that_cannot_be_told_apart_are_chosen_by_cost() {
         let (a, b) = ([4.00, 4.10, 4.05], [4.02, 4.05, 4.11]);
-        let v = verdict(&[("a", &a, 1e9), ("b", &b, 0.6e9)]);
-        assert_eq!((v.arm.as_str(), v.sure), ("b", false));
-        assert!(
-            v.text.starts_with(
-                "Use b, but not for its loss: a and b cannot be told apart with 3 seeds"
-            ),
-            "{}",
-            v.text
-        );
-        assert!(v.text.ends_with("; b takes the fewest FLOPs (40 % less than a)."), "{}", v.text);
+        let said = |flops: f64, start: &str, end: &str| {
+            let v = verdict(&[("a", &a, 1e9), ("b", &b, flops)]);
+            assert!(!v.sure && v.text.starts_with(start) && v.text.ends_with(end), "{}", v.text);
+            v.arm
+        };
+        let start = "Use b for its cost: a and b cannot be told apart with 3 seeds (difference -0.0100, 95 % interval ";
+        assert_eq!(said(0.6e9, start, ", and b takes the fewest FLOPs (40 % less than a)."), "b");
         // At equal cost the lower mean, without a claim.
-        let v = verdict(&[("a", &a, 1e9), ("b", &b, 0.99e9)]);
-        assert_eq!((v.arm.as_str(), v.sure), ("a", false));
-        assert!(v.text.ends_with("; a has the lowest mean."), "{}", v.text);
-        let v = verdict(&[("a", &a, 1e9), ("b", &b, 2e9)]);
-        assert!(
-            v.text.ends_with("; a takes the fewest FLOPs and has the lowest mean."),
-            "{}",
-            v.text
-        );
+        let start = "Use a, but that may be chance: it has the lowest mean validation loss, yet cannot be told apart from b with";
+        assert_eq!(said(0.99e9, start, ")."), "a");
+        let start = "Use a, but that may be chance: it has the lowest mean validation loss and takes the fewest FLOPs, yet";
+        assert_eq!(said(2e9, start, ")."), "a");
     }
 
     #[test]
@@ -279,8 +269,12 @@ mod tests {
             ("c", &[6.00, 6.10, 6.05, 6.08], 0.1e9),
         ]);
         assert_eq!((v.arm.as_str(), v.sure), ("b", false));
-        assert!(v.text.contains(": a and b cannot be told apart with 4 seeds"), "{}", v.text);
-        assert!(v.text.ends_with("; the loss of the other arm is higher than a's."), "{}", v.text);
+        assert!(
+            v.text.starts_with("Use b for its cost: a and b cannot be told apart with 4 seeds"),
+            "{}",
+            v.text
+        );
+        assert!(v.text.ends_with("; 1 arm is of higher loss than a."), "{}", v.text);
     }
 
     #[test]

@@ -204,11 +204,7 @@ pub fn inspect(
         teacher_nll: teacher.map(|_| stats[i].teacher.nll),
         kl: teacher.map(|_| stats[i].kl),
     };
-    let mut tokens = Vec::with_capacity(ids.len());
-    for (i, (&id, joined)) in ids.iter().zip(joined(tokenizer, &ids)?).enumerate() {
-        let (text, figures) = (tokenizer.text_of(id)?, i.checked_sub(1).map(figures));
-        tokens.push(Token { id, text, joined, figures });
-    }
+    let tokens = tokens(tokenizer, &ids, figures)?;
     Ok(Inspection {
         model: names.0.into(),
         teacher: names.1.map(Into::into),
@@ -220,6 +216,18 @@ pub fn inspect(
         levels,
         tokens,
     })
+}
+
+fn tokens(
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    figures: impl Fn(usize) -> Figures,
+) -> Result<Vec<Token>> {
+    let token = |(i, (&id, joined)): (usize, (&u32, Option<Joined>))| {
+        let text = tokenizer.text_of(id)?;
+        Ok(Token { id, text, joined, figures: i.checked_sub(1).map(&figures) })
+    };
+    ids.iter().zip(joined(tokenizer, ids)?).enumerate().map(token).collect()
 }
 
 /// Tokens that may make one text together: a character has at most four bytes, and each token may

@@ -87,6 +87,7 @@ fn help_has_examples() {
         "plan",
         "eval",
         "generate",
+        "report",
         "export",
     ];
     let (_, top, _) = run(&mut eslm_kd(&["--help"]));

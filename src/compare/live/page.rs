@@ -89,6 +89,7 @@ fn first(runs: &[Live]) -> String {
 fn progress(run: &Live) -> String {
     let state = run.state();
     match (run.last(), state.steps) {
+        _ if run.finished => format!("finished, {}", plural(state.step as usize, "step")),
         (None, _) => "nothing yet".into(),
         (Some(_), Some(steps)) if steps > 0 => {
             let share = percent(state.step as f64 / steps as f64);
@@ -104,10 +105,10 @@ fn table(runs: &[Live]) -> Markup {
         div.wide { table {
             thead { tr {
                 th { "run" }
-                th { "state" }
                 th.r { "validation loss" br; small { "last" } }
                 th.r { "validation loss" br; small { "lowest" } }
                 th.r { "training loss" br; small { "last" } }
+                th { "state" }
                 th.r { "tokens" }
                 th.r { "time" }
                 th.r { "left" }
@@ -116,10 +117,10 @@ fn table(runs: &[Live]) -> Markup {
                 @let state = run.state();
                 tr {
                     th { (key(run.place.style)) (run.place.name) }
-                    td.whole { @if run.finished { "finished, " } (progress(run)) }
                     td.r { (loss(state.val_loss)) }
                     td.r { (loss(state.best_val_loss)) }
                     td.r { (loss(state.train_loss)) @if run.kept_only { " " small { "kept tokens" } } }
+                    td.whole { (progress(run)) }
                     td.r { (count(state.tokens)) }
                     td.r { (seconds(state.seconds)) }
                     td.r { (run.left().map_or_else(|| "–".into(), seconds)) }

@@ -5,6 +5,8 @@ use maud::{Markup, html};
 
 /// Characters of a name that fit beside the plot.
 const NAME_CHARS: usize = 31;
+/// Points of a line that is dashed.
+const MOST_DASHED: usize = 60;
 /// Between the names of two lines.
 const NAME_GAP: f64 = 17.0;
 
@@ -171,13 +173,15 @@ impl<'a> Plot<'a> {
         if n == 0 {
             return html! {};
         }
+        // Dashes of a line that goes up and down at every point cannot be told from gaps.
+        let dashed = !dense && n <= MOST_DASHED;
         // A dozen markers tell a line as well as a hundred.
         let every = n.div_ceil(self.layout.markers).max(1);
         let marked = |i: &usize| !dense && (i % every == 0 || i + 1 == n);
         html! {
             g class=(colour_class(line.style)) {
                 path class={ "line" @if dense { " thin" } } d={ "M" (self.path(line.points.iter().copied())) }
-                    stroke-dasharray=[(!dense).then(|| dashes(line.style))] {}
+                    stroke-dasharray=[dashed.then(|| dashes(line.style))] {}
                 @for i in (0..n).filter(marked) {
                     @let (u, v) = self.at(line.points[i].0, line.points[i].1);
                     @if (-1e5..1e5).contains(&v) {
