@@ -1,7 +1,7 @@
 //! `report`: a page of loss curves, also while training goes on.
 
 use super::Printer;
-use crate::compare::live::{Live, Place, RunState, find, page};
+use crate::compare::live::{Fingerprint, Live, Place, RunState, find, is_closed, page};
 use crate::error::{Error, Result};
 use crate::files::{check_file, write_atomic};
 use crate::interrupt;
@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::report::text::{Table, count, quoted, seconds};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Draw a page of the loss curves of runs, also while they train
 #[derive(Debug, Clone, clap::Args)]
@@ -38,6 +38,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Seconds after which an open page loads itself again.
 const REFRESH: u32 = 5;
 
+/// Looks at a folder of runs that are all finished, before it is taken for granted that no other
+/// begins: the students of a quickstart follow each other.
+const PATIENCE: u32 = 30;
+
 /// What the verb prints.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -54,38 +58,39 @@ pub fn run(args: &ReportArgs, ui: &Printer) -> Result<()> {
     ui.result(&report, || human(&report, &found))
 }
 
-/// Reads the runs and writes the page, which loads itself again if it is `watched` and a run is not
-/// finished.
+/// Reads the runs and writes the page, which loads itself again while it is `watched`.
 fn draw(places: &[Place], out: &Path, watched: bool) -> Result<Vec<Live>> {
     let found = places.iter().map(Place::read).collect::<Result<Vec<_>>>()?;
-    let open = found.iter().any(|run| !run.finished);
-    let text = page(&found, (watched && open).then_some(REFRESH));
+    let text = page(&found, watched.then_some(REFRESH));
     write_atomic(out, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", out, e)))?;
     Ok(found)
 }
 
 /// Draws until all runs are finished.
 fn watch(args: &ReportArgs, ui: &Printer) -> Result<Vec<Live>> {
-    let mut seen: Option<Vec<(Place, (bool, u64, Option<SystemTime>))>> = None;
+    let mut seen: Option<Vec<(Place, Fingerprint)>> = None;
+    let closed = args.runs.iter().all(|name| is_closed(name));
+    let mut idle = 0;
     loop {
-        // A comparison begins new runs meanwhile.
         let places = find(&args.runs)?;
-        let now = places.iter().map(|p| (p.clone(), p.fingerprint())).collect();
-        if seen.as_ref() != Some(&now) {
-            let found = draw(&places, &args.out, true)?;
-            if found.iter().all(|run| run.finished) {
-                return Ok(found);
-            }
-            if seen.is_none() {
-                ui.note(&format!(
-                    "{}: written again while {} of {} runs train; Ctrl-C ends that",
-                    args.out.display(),
-                    found.iter().filter(|run| !run.finished).count(),
-                    found.len()
-                ));
-            }
-            seen = Some(now);
+        let now: Vec<_> = places.iter().map(|p| (p.clone(), p.fingerprint())).collect();
+        let open = now.iter().filter(|(_, (finished, ..))| !finished).count();
+        if open == 0 && (closed || seen.is_none() || idle >= PATIENCE) {
+            return draw(&places, &args.out, false);
         }
+        if seen.is_none() {
+            ui.note(&format!(
+                "{}: written again while {open} of {} runs train; Ctrl-C ends that",
+                args.out.display(),
+                now.len()
+            ));
+        }
+        if seen.as_ref() != Some(&now) {
+            draw(&places, &args.out, true)?;
+            seen = Some(now);
+            idle = 0;
+        }
+        idle += u32::from(open == 0);
         for _ in 0..10 {
             if let Err(stopped) = interrupt::check() {
                 return Err(last_page(args, &stopped));

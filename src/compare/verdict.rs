@@ -120,7 +120,7 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
     let all = || std::iter::once(best).chain(even.iter().map(|r| r.arm));
     let arm = all().find(|arm| CHEAPER * flops(arm) <= least).unwrap_or(best);
     let (name, first) = (label(arm), label(best));
-    let others: Vec<String> = even.iter().map(|r| label(r.arm)).collect();
+    let names: Vec<String> = all().map(label).collect();
     let tested = tested(&even, pairs);
     let seeds = plural(seeds, "seed");
     let text = if name == first {
@@ -128,14 +128,14 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
         format!(
             "Use {name}, but that may be chance: it has the lowest mean validation loss{cost}, yet cannot be told apart from \
              {} with {seeds}{tested}",
-            listed(&others)
+            listed(&names[1..])
         )
     } else {
         let less = 100.0 * (1.0 - flops(arm) / flops(best));
         format!(
-            "Use {name} for its cost: {first} and {} cannot be told apart with {seeds}{tested}, and {name} takes the fewest \
+            "Use {name} for its cost: {} cannot be told apart with {seeds}{tested}, and {name} takes the fewest \
              FLOPs ({less:.0} % less than {first})",
-            listed(&others)
+            listed(&names)
         )
     };
     let rest = match rivals.len() - even.len() {
@@ -275,6 +275,17 @@ mod tests {
             v.text
         );
         assert!(v.text.ends_with("; 1 arm is of higher loss than a."), "{}", v.text);
+    }
+
+    #[test]
+    fn several_even_ones_are_all_named() {
+        let v = verdict(&[
+            ("a", &[4.00, 4.10, 4.05], 1e9),
+            ("b", &[4.02, 4.05, 4.11], 0.5e9),
+            ("c", &[4.03, 4.12, 4.05], 0.501e9),
+        ]);
+        let start = "Use b for its cost: a, b and c cannot be told apart with 3 seeds (each p is at least 0.05 after";
+        assert!(v.text.starts_with(start), "{}", v.text);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod page;
 pub use page::page;
 
 use super::runs::{Point, folder, is_finished, plan_of};
-use super::state::State;
+use super::state::{FILE, State};
 use crate::error::{Error, Result};
 use crate::files::children;
 use crate::train::events::each_metric;
@@ -31,6 +31,9 @@ pub struct Place {
     /// How it looks in a chart; runs of one arm of a comparison look alike.
     pub style: usize,
 }
+
+/// Whether a run is over, and length and time of its metrics.
+pub type Fingerprint = (bool, u64, Option<SystemTime>);
 
 /// What a run has written so far.
 #[derive(Debug, Clone)]
@@ -97,6 +100,11 @@ pub fn find(names: &[PathBuf]) -> Result<Vec<Place>> {
     Ok(found)
 }
 
+/// Whether it is known which runs `name` stands for. In another folder of runs more may begin.
+pub fn is_closed(name: &Path) -> bool {
+    is_run(name) || name.join(FILE).is_file()
+}
+
 fn is_run(folder: &Path) -> bool {
     folder.join(METRICS_FILE).is_file() || folder.join(CONFIG_FILE).is_file()
 }
@@ -105,7 +113,7 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The runs of a comparison that have begun, with the looks of its own page.
+/// The runs of a comparison, begun or not, with the looks of its own page.
 fn of_comparison(out: &Path, state: &State, first: usize) -> Vec<Place> {
     let mut places = Vec::new();
     let mut others = 0;
@@ -118,10 +126,8 @@ fn of_comparison(out: &Path, state: &State, first: usize) -> Vec<Place> {
         };
         for &seed in &state.seeds {
             let run = folder(out, &arm.label, seed);
-            if is_run(&run) {
-                let (arm, name) = (arm.label.clone(), format!("{} seed {seed}", arm.label));
-                places.push(Place { run, name, arm, style: first + style });
-            }
+            let (arm, name) = (arm.label.clone(), format!("{} seed {seed}", arm.label));
+            places.push(Place { run, name, arm, style: first + style });
         }
     }
     places
@@ -154,7 +160,7 @@ impl Place {
     }
 
     /// What changes when the run has written more.
-    pub fn fingerprint(&self) -> (bool, u64, Option<SystemTime>) {
+    pub fn fingerprint(&self) -> Fingerprint {
         let metrics = std::fs::metadata(self.run.join(METRICS_FILE)).ok();
         let size = metrics.as_ref().map_or(0, std::fs::Metadata::len);
         (is_finished(&self.run), size, metrics.and_then(|m| m.modified().ok()))
@@ -263,7 +269,7 @@ mod tests {
             + &validation(4, 4.75);
         let at =
             run(&folder.path().join("a"), &(text.clone() + "{\"step\":6,\"full_loss\":4.2,\"tok"));
-        let place = &find(&[at.clone()]).unwrap()[0];
+        let place = &find(std::slice::from_ref(&at)).unwrap()[0];
         let live = place.read().unwrap();
         let steps: Vec<u64> = live.training.iter().map(|p| p.step).collect();
         assert_eq!((steps, live.validation.len(), live.finished), (vec![2, 4], 2, false));
@@ -343,10 +349,17 @@ mod tests {
             [
                 ("plain seed 1", s.style(0)),
                 ("plain seed 2", s.style(0)),
+                ("loss seed 1", 0),
+                ("loss seed 2", 0),
                 ("random seed 1", s.style(2)),
                 ("random seed 2", s.style(2))
-            ]
+            ],
+            "those that have not begun, too: a watcher waits for them"
         );
+        let live = read(&[folder.path().to_path_buf()]);
+        assert!(live[2].last().is_none() && !live[2].finished && live[4].last().is_some());
+        assert!(is_closed(folder.path()) && is_closed(&live[0].place.run));
+        assert!(!is_closed(&folder.path().join("runs")), "more may begin there");
     }
 
     #[test]

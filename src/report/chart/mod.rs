@@ -178,7 +178,7 @@ mod tests {
             assert!(tag.contains("tabindex=\"0\"") && tag.contains("data-view="), "{tag}");
             let svg = svg.split("</svg>").next().unwrap();
             assert!(svg.contains("class=\"cursor\""));
-            assert_eq!(svg.matches("class=\"line\" d=\"M").count() >= 2, true, "two lines");
+            assert!(svg.matches("class=\"line\" d=\"M").count() >= 2, "two lines");
         }
         assert_eq!(text.matches("<li>").count(), 2);
     }

@@ -177,7 +177,7 @@ impl<'a> Plot<'a> {
         let dashed = !dense && n <= MOST_DASHED;
         // A dozen markers tell a line as well as a hundred.
         let every = n.div_ceil(self.layout.markers).max(1);
-        let marked = |i: &usize| !dense && (i % every == 0 || i + 1 == n);
+        let marked = |i: &usize| !dense && (i.is_multiple_of(every) || i + 1 == n);
         html! {
             g class=(colour_class(line.style)) {
                 path class={ "line" @if dense { " thin" } } d={ "M" (self.path(line.points.iter().copied())) }
