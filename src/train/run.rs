@@ -2,7 +2,8 @@
 //! two steps.
 
 use super::events::{
-    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent,
+    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, TENSORBOARD_FOLDER, Tee,
+    TensorBoard, Terminal, ValEvent,
 };
 use super::session::Session;
 use super::threads::Threads;
@@ -48,8 +49,12 @@ pub fn train(
     } else {
         Jsonl::create(&metrics)?
     };
-    let sinks: Vec<Box<dyn EventSink + '_>> =
+    let mut sinks: Vec<Box<dyn EventSink + '_>> =
         vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
+    if run.trainer.plan.log.tensorboard {
+        let folder = out.join(TENSORBOARD_FOLDER);
+        sinks.push(Box::new(TensorBoard::create(&folder, run.step(), run.validated())?));
+    }
     let done = run.train(&mut Tee(sinks));
     if done.is_err() {
         progress.finish();
