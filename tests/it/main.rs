@@ -26,6 +26,7 @@ mod moved;
 mod parity;
 mod places; // where results go
 mod run;
+mod run_lists;
 mod sampled;
 mod selection;
 mod steps;
