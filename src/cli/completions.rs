@@ -1,6 +1,6 @@
 //! `completions`: what a shell asks to complete the command line.
 
-use super::{Cli, KNOBS, Printer};
+use super::{Cli, KNOBS, NAME, Printer};
 use crate::config::keys;
 use crate::error::Result;
 use clap::builder::PossibleValuesParser;
@@ -31,10 +31,20 @@ pub fn run(args: &CompletionsArgs, ui: &Printer) -> Result<()> {
 
 /// The script of a shell.
 pub(super) fn text(shell: Shell) -> String {
+    let whole = Cli::command();
+    let shown = whole.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned();
+    let mut command = Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(shown.map(with_words));
+    // clap_complete 4.6.11 writes a script for bash that finds no verb of a program with a dash in
+    // its name: made for another name, and said to be ours.
+    const DASHLESS: &str = "eslm_kd";
+    let name = if shell == Shell::Bash { DASHLESS } else { NAME };
     let mut bytes = Vec::new();
-    let name = super::NAME;
-    generate(shell, &mut with_words(Cli::command()), name, &mut bytes);
-    String::from_utf8_lossy(&bytes).into_owned()
+    generate(shell, &mut command, name, &mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    text.replace(&format!(" -o default {DASHLESS}\n"), &format!(" -o default {NAME}\n"))
 }
 
 /// The words that keys take, which the config checks and clap need not know elsewhere.

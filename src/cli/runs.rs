@@ -80,9 +80,8 @@ fn list(rows: &[Row]) -> String {
         lines.extend(i.checked_sub(1).filter(|i| !short(*i)).map(|i| names[i].clone()));
         lines.push(line.to_string());
     }
-    for (name, row) in names.iter().zip(rows) {
-        lines.extend(row.damage.as_ref().map(|damage| format!("{name}: {damage}")));
-    }
+    // The message names the place.
+    lines.extend(rows.iter().filter_map(|row| Some(format!("damaged: {}", row.damage.as_ref()?))));
     if rows.iter().any(|row| row.state == State::CutOff) {
         lines.push("cut off: failed or killed; `eslm-kd runs show RUN` says how to go on".into());
     }

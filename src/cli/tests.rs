@@ -178,6 +178,39 @@ fn every_shell_completes_every_verb_and_the_words_of_keys() {
     }
 }
 
+/// What bash itself completes the last of these words to.
+#[test]
+fn bash_completes_verbs_flags_and_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("eslm-kd");
+    std::fs::write(&script, completions::text(clap_complete::Shell::Bash)).unwrap();
+    const ASK: &str = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+                       f=$(complete -p eslm-kd | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+                       $f eslm-kd \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; \
+                       echo \"${COMPREPLY[*]}\"";
+    let ask = |words: &[&str]| {
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["--norc", "-c", ASK, "bash"]).arg(&script).args(words);
+        let output = bash.output().ok()?;
+        assert!(output.status.success(), "{output:?}");
+        Some(String::from_utf8(output.stdout).unwrap().trim().to_string())
+    };
+    for (words, expected) in [
+        (&["eslm-kd", "p"][..], "prepare pretrain plan"),
+        (&["eslm-kd", "do"], "download doctor"),
+        (&["eslm-kd", "pretrain", "--sc"], "--score"),
+        (&["eslm-kd", "pretrain", "--score", "e"], "entropy entropy-kl excess"),
+        (&["eslm-kd", "cache", "p"], "prune"),
+        (&["eslm-kd", "cache", "prune", "--d"], "--dry-run"),
+        (&["eslm-kd", "runs", "s"], "show"),
+        (&["eslm-kd", "export", "--format", "g"], "gguf"),
+        (&["eslm-kd", "completions", "z"], "zsh"),
+    ] {
+        let Some(found) = ask(words) else { return eprintln!("skipped: no bash here") };
+        assert_eq!(found, expected, "{words:?}");
+    }
+}
+
 #[test]
 fn every_verb_has_a_manual_page_with_its_flags_and_its_examples_as_they_stand() {
     let pages = man::pages().unwrap();
@@ -197,7 +230,7 @@ fn every_verb_has_a_manual_page_with_its_flags_and_its_examples_as_they_stand() 
         }
     }
     assert!(page("eslm-kd-cache-prune.1").contains("dry\\-run"));
-    assert!(!pages.iter().any(|(name, _)| name.contains("doc")), "hidden verbs have none");
+    assert!(!pages.iter().any(|(name, _)| name == "eslm-kd-doc.1"), "hidden verbs have none");
 }
 
 #[test]

@@ -7,9 +7,10 @@ mod next;
 
 pub use find::{defaults, find};
 
-use crate::config::Plan;
+use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
 use crate::store::checkpoint::{Glance, holder, list};
+use crate::store::places::find_again;
 use crate::store::weights::read_config;
 use crate::train::events::{Outline, outline};
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, plan_of};
@@ -213,7 +214,8 @@ pub fn show(run: &Path) -> Result<Shown> {
     let shape = model.iter().flatten().find_map(|dir| read_config(&dir.join("config.json")).ok());
     // Of equal ones the later, as for `RUN/best`.
     let best = metrics.validations.iter().rev().min_by(|a, b| a.1.total_cmp(&b.1));
-    let (next, notes) = next::steps(run, &row, plan.as_ref());
+    let located = plan.as_ref().map(|_| located(run).ok()).unwrap_or_default();
+    let (next, notes) = next::steps(run, &row, located.as_ref().or(plan.as_ref()));
     Ok(Shown {
         process,
         parameters: shape.as_ref().map(|s| s.parameters() as u64),
@@ -230,6 +232,14 @@ pub fn show(run: &Path) -> Result<Shown> {
         plan,
         row,
     })
+}
+
+/// The plan with its data where it is to be found from here, as a run that goes on would find it.
+fn located(run: &Path) -> Result<Plan> {
+    let file = RunFile::find(&run.join(CONFIG_FILE).to_string_lossy())?;
+    let mut resolved = load(Some(&file), &Overrides::default())?;
+    find_again(&mut resolved, &file, None)?;
+    Ok(resolved.plan)
 }
 
 fn glanced(step: u64, path: PathBuf) -> Checkpoint {

@@ -29,5 +29,6 @@ mod run;
 mod run_lists;
 mod sampled;
 mod selection;
+mod sizes;
 mod steps;
 mod support;
