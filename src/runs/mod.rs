@@ -24,7 +24,7 @@ use std::time::SystemTime;
 pub enum State {
     /// A process of this machine holds its folder.
     Running,
-    /// Its model is written, which is the last that a run does.
+    /// Its model is written, which is the last that a run does, and no steps are left.
     Finished,
     /// It ended before, and all that it did is in a checkpoint.
     Stopped,
@@ -105,12 +105,15 @@ fn look(run: &Path) -> Found {
     };
     let checkpoints = list(run).map_err(&mut read).unwrap_or_default();
     let process = holder(run);
-    let finished = run.join(MODEL_FOLDER).is_dir();
+    let saved = checkpoints.last().map(|(step, _)| *step);
+    let step = metrics.step.max(saved.unwrap_or(0));
+    // A run that was made longer has the model of its earlier end.
+    let longer = plan.as_ref().is_some_and(|plan| step > 0 && step < plan.steps);
+    let finished = run.join(MODEL_FOLDER).is_dir() && !longer;
     if process.is_none() && !finished {
         // What a run would go on from.
         checkpoints.last().map(|(_, path)| Glance::of(path).map_err(&mut read));
     }
-    let saved = checkpoints.last().map(|(step, _)| *step);
     let state = if process.is_some() {
         State::Running
     } else if damage.is_some() {
@@ -127,7 +130,7 @@ fn look(run: &Path) -> Found {
         run: run.to_path_buf(),
         state,
         damage,
-        step: metrics.step.max(saved.unwrap_or(0)),
+        step,
         steps: plan.as_ref().map(|plan| plan.steps),
         loss: metrics.last["loss"].as_f64(),
         val_loss: metrics.validations.last().map(|(_, loss)| *loss),

@@ -64,13 +64,16 @@ fn paste(place: &Place, command: &str) {
 fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
     let place = Place::new();
     trained(&place, "runs/done");
-    for name in ["cut", "stopped", "running", "no plan", "cut checkpoint", "sealed"] {
+    for name in ["cut", "stopped", "running", "no plan", "cut checkpoint", "sealed", "longer"] {
         copy_folder(&place.path("runs/done"), &place.path("runs").join(name));
     }
     cut(&place, "runs/cut");
     cut(&place, "runs/cut checkpoint");
     fs::remove_dir_all(place.path("runs/stopped/model")).unwrap();
     fs::remove_dir_all(place.path("runs/running/model")).unwrap();
+    let config = fs::read_to_string(place.path("runs/longer/config.toml")).unwrap();
+    let longer = config.replace("steps = 12\n", "steps = 20\n");
+    fs::write(place.path("runs/longer/config.toml"), longer).unwrap();
     fs::write(place.path("runs/no plan/config.toml"), "steps = \"many\"\n").unwrap();
     fs::write(place.path("runs/cut checkpoint/checkpoints/step-00000008/state.json"), "{").unwrap();
     fs::remove_file(place.path("runs/sealed/metrics.jsonl")).unwrap();
@@ -99,6 +102,7 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
         (&deep, "finished"),
         ("runs/cut", "cut-off"),
         ("runs/stopped", "stopped"),
+        ("runs/longer", "stopped"),
         ("runs/running", "running"),
         ("runs/no plan", "damaged"),
         ("runs/cut checkpoint", "damaged"),
@@ -106,8 +110,8 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
     ] {
         assert_eq!(state(run), expected, "{run}");
     }
-    assert_eq!(rows["runs"].as_array().unwrap().len(), 8, "{rows}");
-    assert_eq!(rows["runs"][7]["run"], "runs/done", "the oldest comes last: {rows}");
+    assert_eq!(rows["runs"].as_array().unwrap().len(), 9, "{rows}");
+    assert_eq!(rows["runs"][8]["run"], "runs/done", "the oldest comes last: {rows}");
     let done = row(&rows, "runs/done");
     let (steps, validations): (Vec<Value>, Vec<Value>) =
         place.metrics("runs/done").into_iter().partition(|line| line["val_loss"].is_null());
@@ -119,7 +123,7 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
     assert!((done["age"].as_f64().unwrap() - 5.0 * 86_400.0).abs() < 3600.0);
 
     // For people: every row, every name whole, what is damaged in a line each.
-    assert!(text.lines().take(10).all(|line| line.chars().count() <= 80), "{text}");
+    assert!(text.lines().take(11).all(|line| line.chars().count() <= 80), "{text}");
     let line = |of: &str| {
         text.lines().find(|l| l.starts_with(of)).unwrap_or_else(|| panic!("{of}\n{text}"))
     };
