@@ -128,7 +128,7 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
         text.lines().find(|l| l.starts_with(of)).unwrap_or_else(|| panic!("{of}\n{text}"))
     };
     assert!(line("runs/done ").contains("finished") && line("runs/done ").ends_with("5 d"));
-    assert!(line("runs/cut ").contains("cut off   12/12"));
+    assert!(line("runs/cut  ").contains("cut off   12/12"));
     assert_eq!(line("runs/compared"), deep);
     let damaged: Vec<&str> = text.lines().filter(|l| l.starts_with("damaged: ")).collect();
     assert_eq!(damaged.len(), 3, "{text}");
