@@ -1,6 +1,7 @@
 //! What the system says of the machine: files of Linux, `sysctl` elsewhere. What it does not say is
 //! None.
 
+use crate::machine::available_memory;
 use serde::Serialize;
 use std::path::Path;
 
@@ -62,7 +63,7 @@ pub(super) fn memory() -> Memory {
     let total = kilobytes("MemTotal").or_else(|| sysctl("hw.memsize")?.parse().ok());
     let group = text("/proc/self/cgroup").unwrap_or_default();
     let limit = limits(&group, text).min().filter(|limit| total.is_none_or(|total| *limit < total));
-    let available = kilobytes("MemAvailable").map(|free| free.min(limit.unwrap_or(u64::MAX)));
+    let available = available_memory().map(|free| free.min(limit.unwrap_or(u64::MAX)));
     Memory { total, available, limit }
 }
 
