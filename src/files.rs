@@ -72,14 +72,14 @@ pub fn check_space(path: &Path, bytes: u64, what: &str) -> Result<()> {
 /// Bytes that this user may still write to the file system of `path`, or of its nearest folder that
 /// exists.
 #[cfg(unix)]
-fn free_space(path: &Path) -> Option<u64> {
+pub(crate) fn free_space(path: &Path) -> Option<u64> {
     let there = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let stat = there.filter(|p| p.exists()).find_map(|p| rustix::fs::statvfs(p).ok())?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(not(unix))]
-fn free_space(_: &Path) -> Option<u64> {
+pub(crate) fn free_space(_: &Path) -> Option<u64> {
     None
 }
 

@@ -82,6 +82,8 @@ pub mod compare;
 pub mod config;
 pub mod cost;
 pub mod data;
+#[doc(hidden)]
+pub mod doctor;
 pub mod error;
 pub mod eval;
 #[doc(hidden)]
@@ -104,6 +106,8 @@ pub mod progress;
 pub mod report;
 #[doc(hidden)]
 pub mod rng;
+#[doc(hidden)]
+pub mod runs;
 pub mod select;
 pub mod store;
 pub mod teacher;

@@ -120,6 +120,7 @@ impl CompareArgs {
 fn human(summary: &Summary) -> String {
     let mut table = Table::new([
         "arm",
+        "parameters",
         "seeds",
         "steps",
         "tokens",
@@ -137,6 +138,7 @@ fn human(summary: &Summary) -> String {
         let dash = || "-".to_string();
         table.row([
             arm.arm.label.clone(),
+            count(arm.state.parameters),
             count(arm.runs.len() as u64),
             count(arm.runs[0].steps),
             count(arm.runs[0].metrics.tokens as u64),

@@ -3,14 +3,17 @@
 mod arguments;
 pub mod cache;
 pub mod compare;
+pub mod completions;
 pub mod distill;
 mod doc;
+pub mod doctor;
 pub mod download;
 pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;
 mod knobs;
+pub mod man;
 mod model;
 mod number;
 pub mod plan;
@@ -19,6 +22,7 @@ pub mod pretrain;
 mod printer;
 mod quickstart;
 pub mod report;
+pub mod runs;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -32,9 +36,12 @@ use crate::error::Result;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 
+/// The program, as a shell knows it.
+const NAME: &str = "eslm-kd";
+
 /// Distils and pretrains GPT-2-family language models on the tokens that matter.
 #[derive(Debug, Parser)]
-#[command(name = "eslm-kd", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = NAME, version, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]
@@ -46,19 +53,24 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  eslm-kd distill                                                     the quickstart: data, teacher and student
+  eslm-kd distill                         the quickstart: data, teacher, student
   eslm-kd tokenizer train --input books.txt --vocab-size 8192 --out tok
-  eslm-kd prepare --input books.txt --valid-fraction 0.01 --tokenizer tok --out data
-  eslm-kd pretrain --data data --student gpt2-30m --out runs/first    --resume goes on after a stop
-  eslm-kd distill --data data --teacher runs/first --student tiny --set data.context=128 --out runs/second
-  eslm-kd eval runs/second --data data                                perplexity, bits per byte
+  eslm-kd prepare --input books.txt --valid-fraction 0.01 --tokenizer tok \\
+      --out data
+  eslm-kd pretrain --data data --student gpt2-30m --out runs/first
+  eslm-kd pretrain --resume --out runs/first           goes on after a stop
+  eslm-kd distill --data data --teacher runs/first --student tiny \\
+      --set data.context=128 --out runs/second
+  eslm-kd runs                            what there is, and how far it is
+  eslm-kd eval runs/second --data data    perplexity, bits per byte
   eslm-kd generate runs/second --prompt \"Once upon\"
-  eslm-kd export runs/second --out my-model                           a Hugging Face folder
-  eslm-kd plan quickstart                                             what a run would cost; trains nothing
+  eslm-kd export runs/second --out my-model            a Hugging Face folder
+  eslm-kd plan quickstart                 what a run would cost; trains nothing
+  eslm-kd doctor                          what is wrong with this machine
 
 Every verb has examples of its own: eslm-kd VERB --help.
-Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system,
-128 + N stopped by signal N.";
+Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers,
+6 file system, 128 + N stopped by signal N.";
 
 /// Options that every verb takes, before or after it.
 #[derive(Debug, Clone, Default, Args)]
@@ -98,6 +110,10 @@ pub enum Verb {
     Inspect(inspect::InspectArgs),
     Report(report::ReportArgs),
     Export(export::ExportArgs),
+    Runs(runs::RunsArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     #[command(hide = true)]
     Doc(doc::DocArgs),
 }
@@ -119,6 +135,10 @@ impl Verb {
             Self::Inspect(args) => inspect::run(args, ui),
             Self::Report(args) => report::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Runs(args) => runs::run(args, ui),
+            Self::Doctor(args) => doctor::run(args, ui),
+            Self::Completions(args) => completions::run(args, ui),
+            Self::Man(args) => man::run(args, ui),
             Self::Doc(args) => doc::run(args, ui),
         }
     }

@@ -9,6 +9,7 @@ use crate::model::Gpt2Config;
 use crate::report::text::{self, Table};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
+use crate::store::sizes::misnamed;
 use crate::train::pace::Pace;
 use crate::train::session::{Session, Shapes, device};
 use crate::train::threads::use_everywhere;
@@ -36,7 +37,8 @@ pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let resolved = args.config.resolve(None)?;
     let hub = HubOptions::from_env(ui.offline());
     use_everywhere(resolved.plan.machine.threads)?;
-    let mut report = Report::new(resolved, Where { hub: &hub, progress: ui })?;
+    let file = args.config.config.as_deref();
+    let mut report = Report::new(resolved, file, Where { hub: &hub, progress: ui })?;
     report.measure()?;
     ui.result(&report.json(), || report.text(ui.verbose()))
 }
@@ -54,17 +56,21 @@ struct Report {
     memory: MemoryByPart,
     /// What a step takes here; None where the models do not fit.
     pace: Option<Pace>,
+    /// What a name says that does not hold here.
+    misnamed: Option<String>,
 }
 
 impl Report {
-    fn new(resolved: Resolved, at: Where<'_>) -> Result<Self> {
+    fn new(resolved: Resolved, file: Option<&str>, at: Where<'_>) -> Result<Self> {
         let shapes = Session::shapes(&resolved.plan, at)?;
         let Shapes { plan, student, teacher } = &shapes;
         let level = plan.level();
         let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
         let (run, memory) = (shapes.flops(), shapes.memory());
-        Ok(Self { resolved, shapes, level, dense, selected, run, memory, pace: None })
+        let misnamed = misnamed(file, &shapes.plan, &shapes.student);
+        let pace = None;
+        Ok(Self { resolved, shapes, level, dense, selected, run, memory, pace, misnamed })
     }
 
     /// Times a step, where the models fit into this machine.
@@ -73,6 +79,10 @@ impl Report {
         let memory = available_memory().filter(|_| device.is_cpu()).unwrap_or(u64::MAX);
         self.pace = Pace::measure(&self.shapes, &device, memory)?;
         Ok(())
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.resolved.notes().into_iter().chain(self.misnamed.clone()).collect()
     }
 
     fn json(&self) -> Value {
@@ -111,7 +121,7 @@ impl Report {
                 "total": pace.seconds,
                 "tokens_per_second": pace.tokens_per_second,
             })),
-            "notes": self.resolved.notes(),
+            "notes": self.notes(),
         })
     }
 
@@ -119,7 +129,7 @@ impl Report {
         let mut sections =
             vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
         sections.push(self.time());
-        let notes = self.resolved.notes();
+        let notes = self.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
         }
@@ -280,7 +290,8 @@ mod tests {
             offline: true,
             ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent"))
         };
-        Report::new(config.resolve(None)?, Where { hub: &hub, progress: &Silent })
+        let file = config.config.as_deref();
+        Report::new(config.resolve(None)?, file, Where { hub: &hub, progress: &Silent })
     }
 
     fn report(set: &[&str]) -> Result<Report> {

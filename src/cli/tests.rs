@@ -110,6 +110,11 @@ fn the_flags_of_the_other_verbs_are_these() {
         ["[RUN|FOLDER]", "--out", "--format", "--type", "--vocab"]
     );
     assert_eq!(surface::<report::ReportArgs>(), ["[RUN]", "--out", "--watch"]);
+    assert_eq!(surface::<runs::RunsArgs>(), ["[FOLDER]"]);
+    assert_eq!(surface::<runs::RunsShowArgs>(), ["[RUN]"]);
+    assert_eq!(surface::<completions::CompletionsArgs>(), ["[SHELL]"]);
+    assert!(surface::<doctor::DoctorArgs>().is_empty());
+    assert_eq!(surface::<man::ManArgs>(), ["--out"]);
     assert_eq!(surface::<doc::DocArgs>(), ["[WHAT]"]);
     assert_eq!(surface::<cache::CacheLsArgs>(), ["[REPO]"]);
     assert_eq!(surface::<cache::CacheVerifyArgs>(), ["[REPO]", "--remove"]);
@@ -155,6 +160,92 @@ fn clap_finds_the_command_line_consistent_and_every_verb_has_examples() {
         assert!(help.contains("Examples:"), "{} has no examples", verb.get_name());
         assert!(verb.get_about().is_some(), "{} does not say what it does", verb.get_name());
     }
+}
+
+#[test]
+fn every_shell_completes_every_verb_and_the_words_of_keys() {
+    for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+        let text = completions::text(*shell);
+        let verbs = Cli::command();
+        for verb in verbs.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            assert!(text.contains(verb.get_name()), "{shell}: {}", verb.get_name());
+        }
+        assert!(text.contains("keep-checkpoints"), "{shell}");
+        // Elvish and PowerShell complete no values.
+        use clap_complete::Shell::{Bash, Fish, Zsh};
+        if matches!(shell, Bash | Fish | Zsh) {
+            assert!(text.contains("entropy-kl"), "{shell}: a score");
+        }
+    }
+}
+
+/// What bash itself completes the last of these words to.
+#[test]
+fn bash_completes_verbs_flags_and_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("eslm-kd");
+    std::fs::write(&script, completions::text(clap_complete::Shell::Bash)).unwrap();
+    const ASK: &str = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+                       f=$(complete -p eslm-kd | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+                       $f eslm-kd \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; \
+                       echo \"${COMPREPLY[*]}\"";
+    let ask = |words: &[&str]| {
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["--norc", "-c", ASK, "bash"]).arg(&script).args(words);
+        let output = bash.output().ok()?;
+        assert!(output.status.success(), "{output:?}");
+        Some(String::from_utf8(output.stdout).unwrap().trim().to_string())
+    };
+    for (words, expected) in [
+        (&["eslm-kd", "p"][..], "prepare pretrain plan"),
+        (&["eslm-kd", "do"], "download doctor"),
+        (&["eslm-kd", "pretrain", "--sc"], "--score"),
+        (&["eslm-kd", "pretrain", "--score", "e"], "entropy entropy-kl excess"),
+        (&["eslm-kd", "cache", "p"], "prune"),
+        (&["eslm-kd", "cache", "prune", "--d"], "--dry-run"),
+        (&["eslm-kd", "runs", "s"], "show"),
+        (&["eslm-kd", "export", "--format", "g"], "gguf"),
+        (&["eslm-kd", "completions", "z"], "zsh"),
+    ] {
+        let Some(found) = ask(words) else { return eprintln!("skipped: no bash here") };
+        assert_eq!(found, expected, "{words:?}");
+    }
+}
+
+#[test]
+fn every_verb_has_a_manual_page_with_its_flags_and_its_examples_as_they_stand() {
+    let pages = man::pages().unwrap();
+    let page = |name: &str| {
+        let found = pages.iter().find(|(file, _)| file == name);
+        found.unwrap_or_else(|| panic!("no {name}")).1.as_str()
+    };
+    assert_eq!(pages[0].0, "eslm-kd.1");
+    for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let text = page(&format!("eslm-kd-{}.1", verb.get_name()));
+        assert!(text.contains(".TH") && text.contains(".SH EXAMPLES\n.nf\n"), "{text}");
+        let examples = verb.get_after_help().unwrap().to_string();
+        let lines = examples.lines().filter(|line| line.starts_with("  eslm-kd "));
+        for line in lines {
+            let line = line.replace('\\', "\\e").replace('-', "\\-");
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+    }
+    assert!(page("eslm-kd-cache-prune.1").contains("dry\\-run"));
+    assert!(!pages.iter().any(|(name, _)| name == "eslm-kd-doc.1"), "hidden verbs have none");
+}
+
+#[test]
+fn the_help_of_every_verb_fits_a_terminal_of_80_columns() {
+    fn check(mut command: clap::Command) {
+        let wide = |line: &str| line.chars().count() > 80 && !line.starts_with("Usage:");
+        // Examples may be longer: a command is not broken.
+        let help = command.clone().after_help("").term_width(80).render_help().to_string();
+        let line = help.lines().find(|line| wide(line));
+        assert_eq!(line, None, "{}", command.get_name());
+        command.build();
+        command.get_subcommands().cloned().for_each(check);
+    }
+    check(Cli::command().max_term_width(80));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::report::text::{self, Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
+use crate::store::sizes::misnamed;
 use crate::teacher::Teacher;
 use crate::train::pace;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
@@ -32,6 +33,7 @@ struct RunReport {
     seconds: f64,
     val_loss: Option<f64>,
     perplexity: Option<f64>,
+    parameters: u64,
 }
 
 /// Trains as `resolved` says and prints the summary.
@@ -50,6 +52,11 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         true => Session::resume(plan, &out, at)?,
         false => Session::open(plan, at)?,
     };
+    let student = &session.student.config;
+    let parameters = student.parameters() as u64;
+    if let Some(note) = misnamed(args.config.config.as_deref(), plan, student) {
+        ui.note(&format!("note: {note}"));
+    }
     say_what_is_coming(&session, ui);
     let summary = train(session, &out, resume, ui)?;
     let report = RunReport {
@@ -61,6 +68,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         seconds: summary.seconds,
         val_loss: summary.val_loss,
         perplexity: summary.val_loss.map(f64::exp),
+        parameters,
     };
     ui.result(&report, || human(&report, plan))
 }
@@ -108,11 +116,21 @@ fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
 }
 
 fn human(report: &RunReport, plan: &Plan) -> String {
-    let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
+    let mut table = Table::new([
+        "",
+        "parameters",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "time",
+        "val loss",
+        "perplexity",
+    ]);
     let number =
         |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
     table.row([
         plan.method.to_string(),
+        count(report.parameters),
         count(report.steps),
         count(report.tokens),
         flops(report.flops as u128),

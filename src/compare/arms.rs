@@ -28,6 +28,13 @@ pub struct Arm {
     pub plan: Plan,
 }
 
+impl Arm {
+    /// Its run file, as it was written.
+    pub fn config(&self) -> &str {
+        Spec::parse(&self.spec).map_or("", |spec| spec.config)
+    }
+}
+
 /// `[LABEL:]CONFIG[+key=value...]`, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 struct Spec<'a> {

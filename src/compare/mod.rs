@@ -41,6 +41,7 @@ use crate::report::text;
 use crate::store::Where;
 use crate::store::checkpoint::Models;
 use crate::store::open_tokens_by;
+use crate::store::sizes::misnamed;
 use crate::train::session::{Session, Shapes, verify};
 use arms::Arm;
 use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
@@ -124,8 +125,15 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
         asked.eval_tokens.or(known.as_ref().map(|known| known.eval_tokens)).unwrap_or(0);
     let (texts, data) = open_data(asked, eval_tokens, around)?;
     let mut probes = Vec::with_capacity(asked.arms.len());
+    let mut noted = Vec::new();
     for arm in &asked.arms {
-        probes.push(Probe::new(arm, around)?);
+        let probe = Probe::new(arm, around)?;
+        let note = misnamed(Some(arm.config()), &arm.plan, &probe.shapes.student);
+        if let Some(note) = note.filter(|note| !noted.contains(note)) {
+            around.progress.note(&format!("note: {note}"));
+            noted.push(note); // of arms that share a run file once
+        }
+        probes.push(probe);
     }
     let mut state = agree(known, asked, &probes, data)?;
     state.eval_tokens = eval_tokens;

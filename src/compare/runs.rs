@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::store::Where;
 use crate::train::events::each_metric;
-use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, train};
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::Session;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -128,12 +128,6 @@ impl Metrics {
         let [tokens, flops, seconds] = totals.map(|(key, last)| last.ok_or_else(|| missing(key)));
         Ok(Self { curve, tokens: tokens?, flops: flops?, seconds: seconds? })
     }
-}
-
-/// The resolved plan of a run folder.
-pub fn plan_of(run: &Path) -> Result<Plan> {
-    let file = RunFile::find(&run.join(CONFIG_FILE).to_string_lossy())?;
-    Ok(load(Some(&file), &Overrides::default())?.plan)
 }
 
 #[cfg(test)]

@@ -205,6 +205,7 @@ impl Summary {
                 json!({
                     "label": a.arm.label,
                     "seeds": a.runs.iter().map(|r| r.seed).collect::<Vec<_>>(),
+                    "parameters": a.state.parameters,
                     "steps": a.runs[0].steps,
                     "tokens": a.runs[0].metrics.tokens,
                     "flops": a.spread(|r| Some(r.metrics.flops)),
@@ -258,7 +259,7 @@ fn result(folder: &Path, seed: u64) -> Result<Option<RunResult>> {
         return Ok(None);
     }
     let Some(evaluation) = Evaluation::read(folder)? else { return Ok(None) };
-    let steps = runs::plan_of(folder)?.steps;
+    let steps = crate::train::run::plan_of(folder)?.steps;
     Ok(Some(RunResult { seed, steps, metrics: Metrics::read(folder)?, evaluation }))
 }
 

@@ -65,6 +65,8 @@ pub enum Kind {
     NumberOrAuto(Range),
     /// A device name.
     Device,
+    /// `true` or `false`.
+    Switch,
 }
 
 /// Largest value of an ordinary count: far above any use, and products of two of them fit in 64
@@ -128,6 +130,7 @@ impl Kind {
             Self::Number(range) => range.expectation(),
             Self::NumberOrAuto(range) => format!("\"auto\" or {}", range.expectation()),
             Self::Device => "\"auto\", \"cpu\", \"cuda\" or \"cuda:INDEX\"".into(),
+            Self::Switch => "true or false".into(),
         }
     }
 
@@ -145,6 +148,7 @@ impl Kind {
                 .replace("a number", "number"),
             Self::NumberOrAuto(range) => format!("`\"auto\"` or {}", range.expectation()),
             Self::Device => "device".into(),
+            Self::Switch => "`true` or `false`".into(),
         }
     }
 
@@ -167,6 +171,7 @@ impl Kind {
                 return range.contains(*n as f64).then_some(Value::Float(*n as f64));
             }
             (Self::Device, Value::String(s)) => s.parse::<DeviceSpec>().is_ok(),
+            (Self::Switch, Value::Boolean(_)) => true,
             _ => false,
         };
         fits.then(|| value.clone())

@@ -101,6 +101,7 @@ key_types! {
     u64: count(0),
     usize: count(0),
     f64: NOT_NEGATIVE,
+    bool: Kind::Switch,
     DeviceSpec: Kind::Device,
     MicroRows: Kind::CountOrAuto,
     Rho: Kind::NumberOrAuto(Range::new((0.0, false), (1.0, true))),
@@ -419,6 +420,9 @@ keys! {
     log: LogPlan, counts Never {
         /// Steps between lines of `metrics.jsonl`.
         every: u64 = 10, in POSITIVE_COUNT;
+        /// Whether the metrics go to `RUN/tensorboard` as well, as event files of TensorBoard.
+        #[serde(default)]
+        tensorboard: bool = false;
     }
 
     /// `[machine]`: how, not what: as a rule the same results up to rounding, with other speed and

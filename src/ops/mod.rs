@@ -15,6 +15,7 @@ pub mod gelu;
 pub mod gpu;
 pub mod layer_norm;
 pub mod matmul;
+pub(crate) mod peak;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;

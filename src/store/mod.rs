@@ -19,6 +19,8 @@ mod open;
 #[doc(hidden)]
 pub mod places;
 pub mod preset;
+#[doc(hidden)]
+pub mod sizes;
 pub mod student;
 mod tokens;
 pub mod weights;

@@ -2,12 +2,13 @@
 //! two steps.
 
 use super::events::{
-    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, Tee, Terminal, ValEvent,
+    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, TENSORBOARD_FOLDER, Tee,
+    TensorBoard, Terminal, ValEvent,
 };
 use super::session::Session;
 use super::threads::Threads;
 use super::{StepReport, Trainer};
-use crate::config::{MicroRows, OnNonfinite};
+use crate::config::{MicroRows, OnNonfinite, Overrides, Plan, RunFile, load};
 use crate::cost::{checkpoint_bytes, disk_bytes};
 use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
@@ -15,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
 use crate::progress::{Progress, Silent};
-use crate::report::text::quoted;
+use crate::report::text::{count, quoted};
 use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, SpecialIds, save_model};
@@ -48,13 +49,23 @@ pub fn train(
     } else {
         Jsonl::create(&metrics)?
     };
-    let sinks: Vec<Box<dyn EventSink + '_>> =
+    let mut sinks: Vec<Box<dyn EventSink + '_>> =
         vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
+    if run.trainer.plan.log.tensorboard {
+        let folder = out.join(TENSORBOARD_FOLDER);
+        sinks.push(Box::new(TensorBoard::create(&folder, run.step(), run.validated())?));
+    }
     let done = run.train(&mut Tee(sinks));
     if done.is_err() {
         progress.finish();
     }
     done
+}
+
+/// The resolved plan of a run folder.
+pub fn plan_of(run: &Path) -> Result<Plan> {
+    let file = RunFile::find(&run.join(CONFIG_FILE).to_string_lossy())?;
+    Ok(load(Some(&file), &Overrides::default())?.plan)
 }
 
 /// A run in its folder, ready to train.
@@ -189,7 +200,12 @@ impl Run {
     /// it was.
     pub fn train(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
         let steps = self.trainer.plan.steps;
-        let label = format!("{} {}", self.trainer.plan.method, self.trainer.plan.student);
+        let label = format!(
+            "{} {} of {} parameters",
+            self.trainer.plan.method,
+            self.trainer.plan.student,
+            count(self.trainer.student.config.parameters() as u64)
+        );
         let (step, seconds) = (self.counters.step, self.counters.seconds);
         sink.event(&Event::RunStarted { label, step, steps, seconds })?;
         match self.steps(sink) {

@@ -74,6 +74,70 @@ fn mistakes_exit_with_2_and_speak_on_stderr() {
 }
 
 #[test]
+fn the_doctor_says_what_is_wrong_and_shows_no_secret() {
+    let home = tempfile::tempdir().unwrap();
+    let doctor = |more: &[(&str, &str)], args: &[&str]| {
+        let mut command = eslm_kd(&[&["doctor"], args].concat());
+        crate::support::place::without_settings(&mut command);
+        command.env("HOME", home.path()).env_remove("XDG_CACHE_HOME").current_dir(home.path());
+        run(command.envs(more.iter().copied()))
+    };
+    let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let (code, stdout, stderr) = doctor(&[("HF_TOKEN", "hf_secret")], &["--json"]);
+    assert_eq!((code, stdout.lines().count(), stderr.as_str()), (0, 1, ""), "{stdout}");
+    let health = read(&stdout);
+    assert!(health["products"]["gflops"].as_f64().unwrap() > 0.0);
+    assert!(health["chip"]["threads"].as_u64().unwrap() >= 1);
+    assert_eq!((&health["hub"]["token"], &health["hub"]["offline"]), (&true.into(), &false.into()));
+    assert_eq!(health["hub"]["cache"]["exists"], false);
+    assert!(health["gpu"]["built"] == cfg!(feature = "cuda") && !stdout.contains("secret"));
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "nothing was written");
+
+    let wrong =
+        [("HF_ENDPOINT", "nowhere"), ("ESLM_KD_CACHE", "/dev/null/x"), ("HF_TOKEN", "hf_s")];
+    let (code, stdout, _) = doctor(&wrong, &["--offline"]);
+    assert_eq!(code, 0, "what hinders some of it prevents nothing: {stdout}");
+    for part in [
+        "warning: HF_ENDPOINT must be an http or https address",
+        "warning: /dev/null/x/quickstart-1 cannot be written to",
+        "set ESLM_KD_CACHE",
+        "nowhere, a token, offline",
+        "GFLOP/s in f32",
+    ] {
+        assert!(stdout.contains(part), "no {part:?} in\n{stdout}");
+    }
+    assert!(!stdout.contains("hf_s"), "{stdout}");
+
+    // A file system of the kernel's takes no results.
+    if std::path::Path::new("/proc/self").is_dir() {
+        let mut command = eslm_kd(&["doctor", "--json"]);
+        let (code, stdout, stderr) = run(command.current_dir("/proc"));
+        let findings = read(&stdout)["findings"].clone();
+        assert!(code == 6 && stderr.starts_with("error: "), "{code} {stderr}");
+        assert_eq!(findings[0]["prevents"], true, "{findings}");
+    }
+}
+
+#[test]
+fn manual_pages_and_completions_are_written() {
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("man");
+    let (code, stdout, _) = run(&mut eslm_kd(&["man", "--out", out.to_str().unwrap(), "--json"]));
+    assert_eq!(code, 0);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    for page in report["pages"].as_array().unwrap() {
+        let text = std::fs::read_to_string(out.join(page.as_str().unwrap())).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}");
+    }
+    let (_, main, _) = run(&mut eslm_kd(&["man"]));
+    assert_eq!(main, std::fs::read_to_string(out.join("eslm-kd.1")).unwrap());
+    let (code, script, _) = run(&mut eslm_kd(&["completions", "bash"]));
+    assert!(code == 0 && script.contains("complete -F"), "{script}");
+    let (code, _, stderr) = run(&mut eslm_kd(&["completions", "csh"]));
+    assert!(code == 2 && stderr.contains("possible values: bash"), "{stderr}");
+}
+
+#[test]
 fn help_has_examples() {
     let verbs = [
         "prepare",
@@ -89,6 +153,10 @@ fn help_has_examples() {
         "generate",
         "report",
         "export",
+        "runs",
+        "doctor",
+        "completions",
+        "man",
     ];
     let (_, top, _) = run(&mut eslm_kd(&["--help"]));
     for args in verbs

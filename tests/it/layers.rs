@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 14] = [
     &["store"],
     &["eval"],
     &["train"],
-    &["compare", "inspect"],
+    &["compare", "inspect", "runs", "doctor"],
     &["cli"],
     &["lib", "main", "prelude", "testing"],
 ];

@@ -27,7 +27,9 @@ mod parity;
 mod places; // where results go
 mod report;
 mod run;
+mod run_lists;
 mod sampled;
 mod selection;
+mod sizes;
 mod steps;
 mod support;

@@ -46,7 +46,17 @@ fn from_text_to_a_distilled_student() {
     let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         keys,
-        ["run", "model", "steps", "tokens", "flops", "seconds", "val_loss", "perplexity"]
+        [
+            "run",
+            "model",
+            "steps",
+            "tokens",
+            "flops",
+            "seconds",
+            "val_loss",
+            "perplexity",
+            "parameters"
+        ]
     );
 
     // What the run folder holds.

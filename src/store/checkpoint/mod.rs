@@ -31,9 +31,11 @@
 //! tensor.
 
 mod exact;
+mod glance;
 mod manifest;
 mod rotation;
 
+pub use glance::{Glance, holder};
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
 pub(crate) use rotation::list_in;
 pub use rotation::{RunLock, best, check_free, latest, list};
@@ -130,6 +132,11 @@ impl Counters {
         self.cursor += plan.data.rows as u64;
         self.tokens += tokens;
         self.seconds += seconds;
+    }
+
+    /// Validation loss of the weights as they are; None if they were not validated.
+    fn validated_now(&self) -> Option<f64> {
+        self.last_validation.filter(|(at, _)| *at == self.step).map(|(_, loss)| loss)
     }
 
     /// Errs with what no run of `plan` can have counted: a state that says so was not written by
@@ -296,8 +303,7 @@ fn write_state(path: &Path, state: &TrainState) -> Result<()> {
 /// Validation loss of the weights in the checkpoint `path`; None if they were not validated, or if
 /// `state.json` cannot be read.
 fn validated(path: &Path) -> Option<f64> {
-    let Counters { step, last_validation, .. } = read_state(path).ok()?.counters;
-    last_validation.filter(|(at, _)| *at == step).map(|(_, loss)| loss)
+    read_state(path).ok()?.counters.validated_now()
 }
 
 /// `state.json` of the checkpoint `path`.

@@ -11,7 +11,7 @@ const FOLDER: &str = "checkpoints";
 const PREFIX: &str = "step-";
 /// In the name of a checkpoint that is being removed.
 const OLD: &str = "old-";
-const LOCK_FILE: &str = ".lock";
+pub(super) const LOCK_FILE: &str = ".lock";
 
 /// The right to write into a run folder: one process at a time. Released when dropped, and by the
 /// system when the process dies, however it dies.

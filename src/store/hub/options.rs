@@ -89,6 +89,11 @@ impl HubOptions {
         })
     }
 
+    /// Errs where endpoint or token are none, as every question to the Hub would.
+    pub fn check(&self) -> Result<()> {
+        self.address().map(drop)
+    }
+
     /// The endpoint as an address, and the token with it, for whoever asks the Hub.
     pub(super) fn address(&self) -> Result<Uri> {
         if self.token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {

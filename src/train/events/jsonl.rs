@@ -76,11 +76,59 @@ pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
     })
 }
 
+/// What `metrics.jsonl` says of how far a run is and how well it goes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outline {
+    /// The last line of a step; null without one.
+    pub last: Value,
+    /// Validations: steps done, loss.
+    pub validations: Vec<(u64, f64)>,
+    /// Steps done by the last line of any kind.
+    pub step: u64,
+}
+
+/// Reads it from a file that another process may be writing. Lines of steps are most of a file, and
+/// but for the last one they are not parsed.
+pub fn outline(path: &Path) -> Result<Outline> {
+    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    let mut found = Outline::default();
+    let mut recent: [Vec<u8>; 2] = Default::default(); // a crash may cut the last one short
+    raw_lines(file, path, |line| {
+        let is_of = |key: &[u8]| line.windows(key.len()).any(|w| w == key);
+        if is_of(b"\"val_loss\"") || is_of(b"\"skipped\"") {
+            let value = value_of(line);
+            let step = value.as_ref().and_then(|v| v["step"].as_u64());
+            found.step = found.step.max(step.unwrap_or(0));
+            let loss = value.as_ref().and_then(|v| v["val_loss"].as_f64());
+            found.validations.extend(step.zip(loss));
+        } else {
+            recent.swap(0, 1);
+            recent[1].clear();
+            recent[1].extend_from_slice(line);
+        }
+        Ok(())
+    })?;
+    found.last = recent.iter().rev().find_map(|line| value_of(line)).unwrap_or(Value::Null);
+    found.step = found.step.max(found.last["step"].as_u64().unwrap_or(0));
+    Ok(found)
+}
+
 fn each_line(
     file: File,
     path: &Path,
     mut take: impl FnMut(Value, &[u8]) -> Result<()>,
 ) -> Result<()> {
+    raw_lines(file, path, |line| match value_of(line) {
+        Some(value) => take(value, line),
+        None => Ok(()),
+    })
+}
+
+fn value_of(line: &[u8]) -> Option<Value> {
+    serde_json::from_slice(line).ok().filter(Value::is_object)
+}
+
+fn raw_lines(file: File, path: &Path, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let failed = |e| Error::io("read", path, e);
     let (mut input, mut line) = (BufReader::new(file), Vec::new());
     loop {
@@ -94,9 +142,7 @@ fn each_line(
             input.skip_until(b'\n').map_err(failed)?;
             continue;
         }
-        if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {
-            take(value, &line)?;
-        }
+        take(&line)?;
     }
 }
 

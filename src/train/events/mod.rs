@@ -6,11 +6,13 @@
 
 mod jsonl;
 mod metrics;
+mod tensorboard;
 mod terminal;
 
 pub use crate::cost::Flops;
-pub use jsonl::{Jsonl, each_metric};
+pub use jsonl::{Jsonl, Outline, each_metric, outline};
 pub use metrics::{Metric, SkipEvent, StepEvent, ValEvent, reference};
+pub use tensorboard::{TENSORBOARD_FOLDER, TensorBoard};
 pub use terminal::Terminal;
 
 use crate::error::Result;

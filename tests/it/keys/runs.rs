@@ -44,6 +44,7 @@ pub const KEYS: Proofs = &[
     ("checkpoint.keep", Here(rhythms)),
     ("checkpoint.keep_best", There("bad_numbers.rs", "the_best_checkpoint_stays_and_has_a_name")),
     ("log.every", Here(rhythms)),
+    ("log.tensorboard", Here(tensorboard)),
 ];
 
 const RUN: &str = r#"
@@ -271,6 +272,49 @@ fn rhythms() {
         (logged, validated, saved, kept),
         (vec![2, 4, 6, 7], vec![0, 3, 6, 7], vec![5, 7], vec![7])
     );
+}
+
+/// With the key a file for each session, each saying from which step on it counts; the metrics and
+/// the weights are as without.
+fn tensorboard() {
+    let place = place();
+    let train = |name: &str, more: &[&str], resume: bool| {
+        let out = place.path().join(name);
+        let settings = [&["steps=4", "log.every=1", "checkpoint.every=2"], more].concat();
+        eslm_kd::train::run::train(open(&settings).unwrap(), &out, resume, &Silent).unwrap();
+        out
+    };
+    let steps = |file: &Path| {
+        let (bytes, mut steps) = (std::fs::read(file).unwrap(), Vec::new());
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            // After the time, a double in its field, the step in one byte after its tag.
+            assert_eq!((rest[12], rest[12 + 9]), (1 << 3 | 1, 2 << 3), "{}", file.display());
+            steps.push(rest[12 + 10]);
+            rest = &rest[12 + length + 4..];
+        }
+        steps
+    };
+    let (with, without) =
+        (train("with", &["log.tensorboard=true"], false), train("without", &[], false));
+    assert!(!without.join("tensorboard").exists());
+    let files = || {
+        let found = std::fs::read_dir(with.join("tensorboard")).unwrap();
+        let mut found: Vec<_> = found.map(|e| e.unwrap().path()).collect();
+        found.sort();
+        found
+    };
+    // Version, start of the session, validation, steps, validation.
+    assert_eq!(steps(&files()[0]), [0, 0, 0, 1, 2, 3, 4, 4]);
+    // As if the process had been killed after step 4 and before its checkpoint.
+    std::fs::remove_dir_all(with.join("checkpoints/step-00000004")).unwrap();
+    std::fs::remove_dir_all(with.join("model")).unwrap();
+    train("with", &["log.tensorboard=true"], true);
+    assert_eq!(files().len(), 2);
+    assert_eq!(steps(&files()[1]), [3, 3, 3, 4, 4]);
+    let weights = |out: &Path| std::fs::read(out.join("model/model.safetensors")).unwrap();
+    assert!(weights(&with) == weights(&without));
 }
 
 fn validation() {

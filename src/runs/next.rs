@@ -1,0 +1,110 @@
+//! The commands that go on with a run, or use what it made.
+
+use super::{Row, State};
+use crate::config::Plan;
+use crate::report::text::quoted;
+use std::path::Path;
+
+/// Commands, and notes.
+pub(super) fn steps(run: &Path, row: &Row, plan: Option<&Plan>) -> (Vec<String>, Vec<String>) {
+    // The run may be the working folder.
+    let whole = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
+    let over = row.state == State::Finished;
+    let comparison = whole.ancestors().skip(1).take(3).find(|d| d.join("compare.json").is_file());
+    let notes = comparison.filter(|_| !over).map(|dir| {
+        format!(
+            "a run of the comparison {}: the `eslm-kd compare` command that began it goes on with all of it",
+            dir.display()
+        )
+    });
+    let next = match (row.state, plan) {
+        (State::Running, _) | (_, None) => Vec::new(),
+        (State::Finished, Some(plan)) => uses(run, plan),
+        (State::Stopped | State::CutOff | State::Damaged, Some(plan)) => {
+            vec![resume(run, &whole, plan)]
+        }
+    };
+    (next, notes.into_iter().collect())
+}
+
+fn uses(run: &Path, plan: &Plan) -> Vec<String> {
+    let run = quoted(run);
+    let eval = plan
+        .data
+        .dir
+        .as_ref()
+        .map(|data| format!("eslm-kd eval {run} --data {}", quoted(Path::new(data))));
+    std::iter::once(format!("eslm-kd generate {run} --prompt \"...\"")).chain(eval).collect()
+}
+
+fn resume(run: &Path, whole: &Path, plan: &Plan) -> String {
+    let verb = if plan.teacher.is_some() { "distill" } else { "pretrain" };
+    let own = format!("eslm-kd {verb} --resume --out {}", quoted(run));
+    if plan.data.dir.is_some() {
+        return own;
+    }
+    // The quickstart's runs name no data; it goes on with all of them, and with its teacher.
+    let Some(above) = whole.parent() else { return own };
+    let is = |name: &str| whole.file_name().is_some_and(|found| found == name);
+    if is("teacher") && above.join("data").is_dir() {
+        "eslm-kd distill".into()
+    } else if ["plain", "dense", "eslm"].into_iter().any(is) && above.join("plain").is_dir() {
+        format!("eslm-kd distill --resume --out {}", quoted(above))
+    } else {
+        format!("{own} --data DIR")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, load};
+    use std::fs;
+
+    fn plan(set: &[&str]) -> Plan {
+        let mut wanted = Overrides::default();
+        set.iter().for_each(|s| wanted.set(s).unwrap());
+        load(None, &wanted).unwrap().plan
+    }
+
+    #[test]
+    fn each_kind_of_run_has_its_command() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for folder in ["q/plain", "q/eslm", "cache/data", "cache/teacher", "c/runs/a b/seed-1"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        fs::write(at("c/compare.json"), "{}").unwrap();
+        let row = |state| Row {
+            run: at(""),
+            state,
+            damage: None,
+            step: 1,
+            steps: None,
+            loss: None,
+            val_loss: None,
+            best_val_loss: None,
+            age: None,
+        };
+        let root = place.path().display().to_string();
+        for (run, state, set, next) in [
+            ("own", State::Stopped, &["data.dir=d"][..], "pretrain --resume --out @/own"),
+            ("own", State::CutOff, &["data.dir=d", "teacher=t"], "distill --resume --out @/own"),
+            ("own", State::CutOff, &[], "pretrain --resume --out @/own --data DIR"),
+            ("q/eslm", State::CutOff, &["teacher=t"], "distill --resume --out @/q"),
+            ("q/plain", State::Stopped, &[], "distill --resume --out @/q"),
+            ("cache/teacher", State::Stopped, &[], "distill"),
+            ("own", State::Finished, &[], "generate @/own --prompt \"...\""),
+        ] {
+            let (found, notes) = steps(&at(run), &row(state), Some(&plan(set)));
+            assert_eq!((found.len(), notes.len()), (1, 0), "{run}: {found:?} {notes:?}");
+            assert_eq!(found[0], format!("eslm-kd {}", next.replace('@', &root)));
+        }
+        let (found, _) = steps(&at("own"), &row(State::Running), Some(&plan(&[])));
+        assert_eq!(found, Vec::<String>::new(), "it is under way");
+        let arm = at("c/runs/a b/seed-1");
+        let (found, notes) = steps(&arm, &row(State::Stopped), Some(&plan(&["data.dir=d"])));
+        assert!(found[0].ends_with("/c/runs/a b/seed-1'"), "{found:?}");
+        assert!(notes[0].contains("a run of the comparison") && notes[0].contains("/c:"));
+    }
+}
