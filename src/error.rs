@@ -39,6 +39,7 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    go_on: Option<String>,
 }
 
 impl Error {
@@ -46,7 +47,7 @@ impl Error {
     /// what to do. It is made one line of a few kilobytes at most: control characters are shown
     /// escaped, and the middle of a longer one is left out.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: presentable(message.into()) }
+        Self { kind, message: presentable(message.into()), go_on: None }
     }
 
     /// Wrong command line or config.
@@ -77,6 +78,18 @@ impl Error {
     /// The kind, for programs.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The command that goes on from where this error ended a run, whole, for a shell.
+    pub fn go_on(&self) -> Option<&str> {
+        self.go_on.as_deref()
+    }
+
+    /// Names that command, in place of one that was named further inside.
+    #[must_use]
+    pub fn going_on_with(mut self, command: impl Into<String>) -> Self {
+        self.go_on = Some(presentable(command.into()));
+        self
     }
 
     /// Puts where it happened in front of the message.

@@ -8,7 +8,7 @@ use crate::compare::page;
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
-use crate::report::text::{Table, count, flops, seconds};
+use crate::report::text::{Screen, Table, amount, count, flops, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -77,7 +77,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;
     page::write(&summary)?;
-    ui.result(&summary.json(), || human(&summary))
+    ui.result(&summary.json(), |screen| human(&summary, screen))
 }
 
 impl CompareArgs {
@@ -116,7 +116,7 @@ impl CompareArgs {
     }
 }
 
-fn human(summary: &Summary) -> String {
+fn human(summary: &Summary, screen: &Screen) -> String {
     let mut table = Table::new([
         "arm",
         "seeds",
@@ -151,13 +151,16 @@ fn human(summary: &Summary) -> String {
     }
     let at = |name: &str| summary.out.join(name).display().to_string();
     let mut text = format!(
-        "{table}\nreport: {}\nruns: {}\ncurves: {}\n",
+        "{}\nreport: {}\nruns: {}\ncurves: {}\n",
+        table.on(screen),
         at(REPORT_HTML),
         at(REPORT_CSV),
         at(CURVES_CSV)
     );
     if !summary.missing.is_empty() {
-        text += &format!("{} runs are not finished and not in it\n", summary.missing.len());
+        let many = summary.missing.len();
+        let are = if many == 1 { "is" } else { "are" };
+        text += &format!("{} {are} not finished and not in it\n", amount(many as u64, "runs"));
     }
     text
 }

@@ -49,7 +49,7 @@ pub struct DownloadedFile {
 /// Runs the verb.
 pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
     let report = fetched(args, &HubOptions::from_env(ui.offline()), ui)?;
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         let (size, files) = (bytes(report.bytes), report.files.len());
         format!(
             "{} at commit {}: {size} in {files} files\n{}",

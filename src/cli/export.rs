@@ -59,7 +59,7 @@ pub fn run(args: &ExportArgs, ui: &Printer) -> Result<()> {
     };
     let options = ExportOptions { format, vocab: args.vocab };
     let report = export(&args.source, &args.out, &options, ui)?;
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         format!(
             "{}: {} parameters, {}, from {}",
             report.out.display(),

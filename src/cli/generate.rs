@@ -7,7 +7,6 @@ use crate::model::Gpt2;
 use crate::report::text::{self, visible};
 use crate::train::threads::use_everywhere;
 use serde_json::json;
-use std::io::IsTerminal;
 use std::time::Instant;
 
 /// Continue a prompt
@@ -84,8 +83,7 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     };
     let started = Instant::now();
     let stream = !ui.json();
-    let terminal = std::io::stdout().is_terminal();
-    let show = |text: &str| match terminal {
+    let show = |text: &str| match ui.screen().width.is_some() {
         true => ui.stdout(&visible(text)),
         false => ui.stdout(text),
     };
@@ -124,5 +122,5 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         "stop": done.stop,
         "seconds": seconds,
     });
-    ui.result(&report, String::new)
+    ui.result(&report, |_| String::new())
 }

@@ -61,7 +61,7 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
     let report = trained(args, ui)?;
     let TokenizerCommand::Train(args) = &args.command;
     let (tokens, text) = (count(report.vocab_size.into()), bytes(report.bytes));
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         let (out, quoted) = (args.out.display(), quoted(&args.out));
         let skipped: String = report.skipped.iter().map(|s| format!("{s}\n")).collect();
         format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {quoted} --out data/mine")

@@ -6,7 +6,7 @@ use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{self, Table, count, flops, quoted, seconds};
+use crate::report::text::{self, Screen, Table, count, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
@@ -62,7 +62,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         val_loss: summary.val_loss,
         perplexity: summary.val_loss.map(f64::exp),
     };
-    ui.result(&report, || human(&report, plan))
+    ui.result(&report, |screen| human(&report, plan, screen))
 }
 
 /// A step that takes long is announced: until it is over nothing moves.
@@ -107,7 +107,7 @@ fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
     Ok(true)
 }
 
-fn human(report: &RunReport, plan: &Plan) -> String {
+fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
     let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
     let number =
         |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
@@ -121,7 +121,10 @@ fn human(report: &RunReport, plan: &Plan) -> String {
         number(report.perplexity, 2),
     ]);
     let (run, model) = (report.run.display(), quoted(&report.model));
-    format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
+    format!(
+        "{}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"",
+        table.on(screen)
+    )
 }
 
 /// `--out`, or `runs/NAME-N` with the lowest free N.

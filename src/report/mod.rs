@@ -1,4 +1,6 @@
-//! For people: the skeleton of a page, and numbers in words.
+//! For people: the skeleton of a page, tables, numbers in words, and what a terminal shows of them.
 
 pub mod page;
+pub mod screen;
+pub mod table;
 pub mod text;
