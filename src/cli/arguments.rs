@@ -1,8 +1,10 @@
 //! What the shell hands over, made ready for clap: empty variables are unset ones, and a value that
 //! is due may begin with a dash.
 
-use super::Cli;
-use crate::report::text::quoted;
+use super::help::laid_out;
+use super::mistakes::of_command_line;
+use super::{Cli, Globals, Printer};
+use crate::report::text::{PLAIN_WIDTH, Screen, quoted};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,18 +12,19 @@ use std::path::Path;
 impl Cli {
     /// The command line of this process; ends it where that is wrong, or asks for help.
     pub fn of_process() -> Self {
-        Self::from(std::env::args_os()).unwrap_or_else(|e| e.exit())
-    }
-
-    /// The same of any arguments, the program's name first.
-    pub fn from(
-        arguments: impl IntoIterator<Item = OsString>,
-    ) -> std::result::Result<Self, clap::Error> {
-        let mut command = without_empty_variables(Self::command());
+        let width = Screen::of_stdout().width.unwrap_or(PLAIN_WIDTH);
+        let mut command = laid_out(without_empty_variables(Self::command()), width);
         command.build();
-        let arguments = joined(&command, arguments);
-        let mut matches = command.try_get_matches_from_mut(arguments)?;
-        Self::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut command))
+        let arguments = joined(&command, std::env::args_os());
+        let found = (command.try_get_matches_from_mut(arguments.clone()))
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
+        found.unwrap_or_else(|e| match of_command_line(&e, &command, &arguments) {
+            Some(error) => {
+                Printer::new(&Globals::default()).error(&error);
+                std::process::exit(error.exit_code())
+            }
+            None => e.exit(),
+        })
     }
 }
 

@@ -9,8 +9,10 @@ pub mod download;
 pub mod eval;
 pub mod export;
 pub mod generate;
+mod help;
 pub mod inspect;
 mod knobs;
+mod mistakes;
 mod model;
 mod number;
 pub mod plan;
@@ -33,7 +35,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Distils and pretrains GPT-2-family language models on the tokens that matter.
 #[derive(Debug, Parser)]
-#[command(name = "eslm-kd", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "eslm-kd", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]
@@ -45,19 +47,19 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  eslm-kd distill                                                     the quickstart: data, teacher and student
+  eslm-kd distill                              the quickstart: no data needed
   eslm-kd tokenizer train --input books.txt --vocab-size 8192 --out tok
   eslm-kd prepare --input books.txt --valid-fraction 0.01 --tokenizer tok --out data
-  eslm-kd pretrain --data data --student gpt2-30m --out runs/first    --resume goes on after a stop
+  eslm-kd pretrain --data data --student gpt2-30m --out runs/first
+  eslm-kd pretrain --resume --out runs/first   goes on after a stop
   eslm-kd distill --data data --teacher runs/first --student tiny --set data.context=128 --out runs/second
-  eslm-kd eval runs/second --data data                                perplexity, bits per byte
+  eslm-kd eval runs/second --data data         perplexity, bits per byte
   eslm-kd generate runs/second --prompt \"Once upon\"
-  eslm-kd export runs/second --out my-model                           a Hugging Face folder
-  eslm-kd plan quickstart                                             what a run would cost; trains nothing
+  eslm-kd export runs/second --out my-model    a Hugging Face folder
+  eslm-kd plan quickstart                      what a run would cost
 
 Every verb has examples of its own: eslm-kd VERB --help.
-Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system,
-128 + N stopped by signal N.";
+Exit status: 0 done, 2 wrong usage, 3 wrong input, 4 Hub, 5 non-finite numbers, 6 file system, 128 + N stopped by signal N.";
 
 /// Options that every verb takes, before or after it.
 #[derive(Debug, Clone, Default, Args)]

@@ -165,17 +165,19 @@ impl Printer {
     fn bar(&self, label: &str, total: Option<u64>, unit: &str, clock: &Clock) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
         let width = self.err.width.unwrap_or(PLAIN_WIDTH);
-        // Of a step counter with its time there are some 40 columns.
-        let label = text::shortened(&text::visible(label), width.saturating_sub(44));
+        // Figures take some forty columns, the label of the rest what it needs.
+        let room = width.saturating_sub(41);
+        let label = text::shortened(&text::visible(label), room.saturating_sub(7));
+        let long = room.saturating_sub(label.chars().count() + 1).clamp(5, 30);
         let (clock, unit) = (clock.clone(), unit.to_string());
         let figures = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let _ = out.write_str(&figures(state.pos(), state.len(), &unit, &clock));
         };
         let template = match total {
-            Some(_) => "{msg} {wide_bar} {figures}",
-            None => "{spinner} {msg} {figures}",
+            Some(_) => format!("{{msg}} {{bar:{long}}} {{figures}}"),
+            None => "{spinner} {msg} {figures}".to_string(),
         };
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.with_key("figures", figures));
         }
         bar.set_message(label);

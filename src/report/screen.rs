@@ -1,6 +1,7 @@
 //! What a stream is: a terminal so many columns wide, which may show colours, or a pipe or file.
 
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 
 /// Columns that text is laid out for where nobody says how many there are.
 pub const PLAIN_WIDTH: usize = 80;
@@ -22,28 +23,26 @@ pub struct Screen {
 impl Screen {
     /// Standard output.
     pub fn of_stdout() -> Self {
-        let stdout = std::io::stdout();
-        Self::of(stdout.is_terminal(), || terminal_size::terminal_size_of(&stdout))
+        Self::of(&std::io::stdout())
     }
 
     /// Standard error.
     pub fn of_stderr() -> Self {
-        let stderr = std::io::stderr();
-        Self::of(stderr.is_terminal(), || terminal_size::terminal_size_of(&stderr))
+        Self::of(&std::io::stderr())
     }
 
-    fn of(
-        terminal: bool,
-        size: impl FnOnce() -> Option<(terminal_size::Width, terminal_size::Height)>,
-    ) -> Self {
-        if !terminal {
+    fn of(stream: &(impl IsTerminal + AsFd)) -> Self {
+        if !stream.is_terminal() {
             return Self::default();
         }
         let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = var("TERM").is_some_and(|term| term == "dumb");
-        let width = size().map_or(PLAIN_WIDTH, |(width, _)| usize::from(width.0));
+        // A terminal that does not know its size has none of either; one with columns and no rows
+        // is made by `stty cols`.
+        let size = rustix::termios::tcgetwinsize(stream).ok();
+        let width = size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
         Self {
-            width: Some(width.max(LEAST_WIDTH)),
+            width: Some(width.unwrap_or(PLAIN_WIDTH).max(LEAST_WIDTH)),
             colours: !dumb && var("NO_COLOR").is_none(),
             redraws: !dumb,
         }

@@ -97,11 +97,19 @@ impl Table {
                 columns[c].width = columns[c].width.saturating_sub(over).max(cells).max(word);
             }
         }
-        while excess(&columns) > 0 {
-            let widest = columns.iter_mut().filter(|c| !c.right).max_by_key(|c| c.width);
-            match widest {
-                Some(column) if column.width > LEAST_COLUMN => column.width -= 1,
-                _ => break,
+        let longest = |c: usize| {
+            let cells = once(&self.header).chain(&self.rows).map(move |row| row[c].as_str());
+            cells.flat_map(|cell| cell.split(' ')).map(UnicodeWidthStr::width).max().unwrap_or(0)
+        };
+        // Between words as long as that is enough, inside them only then.
+        let whole: Vec<usize> = (0..columns.len()).map(|c| longest(c).max(LEAST_COLUMN)).collect();
+        for least in [whole, vec![LEAST_COLUMN; columns.len()]] {
+            while excess(&columns) > 0 {
+                let narrower =
+                    |(c, column): &(usize, &mut Column)| !column.right && column.width > least[*c];
+                let candidates = columns.iter_mut().enumerate().filter(narrower);
+                let Some((_, widest)) = candidates.max_by_key(|(_, c)| c.width) else { break };
+                widest.width -= 1;
             }
         }
         // What stands alone in its line must still fit there.
@@ -231,7 +239,7 @@ mod tests {
                 "12 h 05 min",
                 "3.2345 ± 0.0123",
                 "-0.1234",
-                "0.012",
+                "0.047",
             ]);
         }
         for width in [40, 60, 80, 100] {
@@ -242,7 +250,7 @@ mod tests {
             }
             let letters =
                 |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
-            for part in ["655,360,000", "12 h 05 min", "3.2345 ± 0.0123", "-0.1234", "0.012"] {
+            for part in ["655,360,000", "12 h 05 min", "3.2345 ± 0.0123", "-0.1234", "0.047"] {
                 assert_eq!(plain.matches(part).count(), 4, "{width}: {part} in\n{plain}");
             }
             // The names, put together again from the first column.

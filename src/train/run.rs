@@ -14,6 +14,7 @@ use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
+use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{amount, count, quoted};
 use crate::select::SelectionState;
@@ -201,9 +202,11 @@ impl Run {
         let (step, seconds) = (self.counters.step, self.counters.seconds);
         sink.event(&Event::RunStarted { label, step, steps, seconds })?;
         let ended = match self.steps(sink) {
-            Err(e) if matches!(e.kind(), ErrorKind::Interrupted(_)) => self.stopped(&e, sink),
-            Err(e) if e.kind() == ErrorKind::NonFinite => return Err(self.not_finite(&e)),
-            Err(e) => e,
+            Err(e) => match e.kind() {
+                ErrorKind::Interrupted(signal) => self.stopped(signal, sink),
+                ErrorKind::NonFinite => return Err(self.not_finite(&e)),
+                _ => e,
+            },
             Ok(()) => match self.finish(sink) {
                 Ok(summary) => return Ok(summary),
                 Err(e) => e,
@@ -220,14 +223,18 @@ impl Run {
     }
 
     /// Saves, and says where the run stands.
-    fn stopped(&mut self, signal: &Error, sink: &mut dyn EventSink) -> Error {
+    fn stopped(&mut self, signal: i32, sink: &mut dyn EventSink) -> Error {
         let at = format!(
-            "{signal} at step {} of {}",
+            "{} at step {} of {}",
+            stopped_by(signal),
             count(self.counters.step),
             count(self.trainer.plan.steps)
         );
         match self.save(sink) {
-            Ok(path) => Error::new(signal.kind(), format!("{at}, saved in {}", path.display())),
+            Ok(path) => Error::new(
+                ErrorKind::Interrupted(signal),
+                format!("{at}, saved in {}", path.display()),
+            ),
             Err(e) => e.context(format!("{at}, and what it came to since could not be saved")),
         }
     }

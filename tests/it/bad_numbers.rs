@@ -146,7 +146,8 @@ fn data_that_vanishes_or_changes_is_noticed() {
     let stderr = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(3), "{stderr}");
     assert!(
-        stderr.lines().last().unwrap().contains("train.bin: changed while it was in use"),
+        stderr.contains("\nerror: data/train.bin: changed while it was in use")
+            && stderr.ends_with("\ngo on: eslm-kd pretrain --resume --out cut\n"),
         "{stderr}"
     );
     verify(&checkpoint::latest(&place.path("cut")).unwrap().unwrap()).unwrap();
