@@ -65,7 +65,7 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         table.row([
             text::count(found.tokens),
             format!("{:.4}", found.nll),
-            format!("{:.3}", found.perplexity),
+            text::decimal(found.perplexity, 3),
             found.bits_per_byte.map_or_else(|| "-".into(), |b| format!("{b:.4}")),
         ]);
         table.on(screen)

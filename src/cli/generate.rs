@@ -81,6 +81,7 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         seed: args.seed,
         max_tokens: args.max_tokens as usize,
     };
+    let tokenizer = opened.tokenizer()?; // before anything is shown
     let started = Instant::now();
     let stream = !ui.json();
     let show = |text: &str| match ui.screen().width.is_some() {
@@ -92,7 +93,7 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     }
     // The first piece comes after the prompt was read.
     let mut first = None;
-    let done = generate(&opened.model, opened.tokenizer()?, &args.prompt, &options, |piece| {
+    let done = generate(&opened.model, tokenizer, &args.prompt, &options, |piece| {
         first.get_or_insert_with(Instant::now);
         if stream { show(piece) } else { Ok(()) }
     });

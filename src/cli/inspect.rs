@@ -3,7 +3,7 @@
 use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
 use crate::inspect::{Inspection, Options, histogram, inspect, page};
 use crate::report::table::broken;
@@ -102,8 +102,11 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
         args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
     let options = Options { context, ..options };
     let names = (args.model.model.as_str(), args.teacher.as_deref());
-    let found =
-        inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
+    let found = inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)
+        .map_err(|e| match e.kind() {
+            ErrorKind::Data => e.context(file.display()),
+            _ => e,
+        })?;
     if let Some(out) = &args.out {
         let html = page(&found);
         write_atomic(out, |w| {

@@ -199,7 +199,7 @@ pub(super) fn of_command_line(
             format!("{verb_name} needs {needed}{example}")
         }
         ErrorKind::ArgumentConflict if found(ContextKind::PriorArg) == flag => {
-            format!("{flag}: given twice; once is enough")
+            format!("{short}: expected once, found twice")
         }
         ErrorKind::ArgumentConflict => {
             let other = found(ContextKind::PriorArg);
@@ -278,6 +278,10 @@ impl<'a> Verb<'a> {
         }
         if !near.is_empty() {
             return format!("{start}; did you mean {near}?");
+        }
+        if let Some(inner) = self.command.get_subcommands().find(|c| has(c, name)) {
+            let path = &self.path;
+            return format!("{start}; a verb comes first: `{path} {}`", inner.get_name());
         }
         let owner = self.root.get_subcommands().find(|c| !c.is_hide_set() && has(c, name));
         match owner {

@@ -165,8 +165,13 @@ impl Printer {
     fn bar(&self, label: &str, total: Option<u64>, unit: &str, clock: &Clock) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
         let width = self.err.width.unwrap_or(PLAIN_WIDTH);
-        // Figures take some forty columns, the label of the rest what it needs.
-        let room = width.saturating_sub(41);
+        // The widest figures, and of the rest what the label needs.
+        let most = total.map_or(20, |total| {
+            let numbers = amount(total, unit).len() + text::count(total).len();
+            let numbers = if unit == "bytes" { 17 } else { numbers };
+            numbers + "/, 00 min 00 s left".len()
+        });
+        let room = width.saturating_sub(most + 1);
         let label = text::shortened(&text::visible(label), room.saturating_sub(7));
         let long = room.saturating_sub(label.chars().count() + 1).clamp(5, 30);
         let (clock, unit) = (clock.clone(), unit.to_string());
@@ -314,14 +319,12 @@ impl Progress for Printer {
 impl Phase {
     /// `label: 4,000 documents in 2 min 00 s`.
     fn end(&self) -> String {
-        let here = match self.clock.before {
+        let here = amount(self.done.saturating_sub(self.clock.before), &self.unit);
+        let in_all = match self.clock.before {
             0 => String::new(),
-            before => {
-                format!(", {} of them", amount(self.done.saturating_sub(before), &self.unit))
-            }
+            _ => format!(", {} in all", text::count(self.done)),
         };
-        let (done, took) = (amount(self.done, &self.unit), seconds(self.clock.elapsed()));
-        format!("{}: {done}{here} in {took}", self.label)
+        format!("{}: {here} in {}{in_all}", self.label, seconds(self.clock.elapsed()))
     }
 
     /// `label: 1,000 of 4,000 documents, 25.0 %, 1 min 30 s left`.
@@ -385,7 +388,7 @@ mod tests {
         let mut resumed = phase(Some(100), "steps", 90);
         resumed.clock.before = 80;
         assert_eq!(resumed.line(), "read: 90 of 100 steps, 90.0 %, 30 s left");
-        assert_eq!(resumed.end(), "read: 90 steps, 10 steps of them in 30 s");
+        assert_eq!(resumed.end(), "read: 10 steps in 30 s, 90 in all");
         assert_eq!(
             figures(90, Some(100), "steps", &resumed.clock),
             "90/100 steps, 30 s left",

@@ -7,7 +7,7 @@ use super::{Printer, Resume, RunArgs};
 use crate::compare::quickstart::{FIRST, Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::text::{Screen, Table, count, flops, quoted, seconds};
+use crate::report::text::{Screen, Table, count, decimal, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -63,7 +63,7 @@ fn human(done: &Quickstart, screen: &Screen) -> String {
             flops(model.flops as u128),
             seconds(model.seconds),
             format!("{:.4}", model.val_loss),
-            format!("{:.3}", model.perplexity),
+            decimal(model.perplexity, 3),
         ]);
     }
     let (run, model) = (done.run.display(), quoted(&done.model));

@@ -6,7 +6,7 @@ use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{self, Screen, Table, count, flops, quoted, seconds};
+use crate::report::text::{self, Screen, Table, count, decimal, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
@@ -37,7 +37,7 @@ struct RunReport {
 /// Trains as `resolved` says and prints the summary.
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
     for note in resolved.notes() {
-        ui.note(&note);
+        ui.note(&format!("note: {note}"));
     }
     let plan = &resolved.plan;
     use_everywhere(plan.machine.threads)?;
@@ -109,8 +109,7 @@ fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
 
 fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
     let mut table = Table::new(["", "steps", "tokens", "FLOPs", "time", "val loss", "perplexity"]);
-    let number =
-        |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
+    let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| decimal(x, digits));
     table.row([
         plan.method.to_string(),
         count(report.steps),

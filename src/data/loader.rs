@@ -228,13 +228,13 @@ impl EvalWindows {
     pub fn new(tokens: Arc<TokenFile>, context: usize, stride: usize, rows: usize) -> Result<Self> {
         if stride == 0 || stride > context || rows == 0 {
             return Err(Error::usage(format!(
-                "stride must lie in 1..={context} (the context) and rows be at least 1; found stride {stride}, rows {rows}"
+                "stride: expected 1 to {context}, the context, found {stride}, in batches of {rows} (at least 1)"
             )));
         }
         let Some(predictions) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
             let (path, len) = (tokens.path().display(), tokens.len());
             return Err(Error::data(format!(
-                "{path}: {len} tokens, but an evaluation needs at least 2"
+                "{path}: {len} tokens, and an evaluation needs at least 2; name a longer text"
             )));
         };
         let windows = 1 + predictions.saturating_sub(context as u64).div_ceil(stride as u64);

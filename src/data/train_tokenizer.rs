@@ -59,7 +59,7 @@ impl Tokenizer {
         if options.vocab_size < 257 {
             let found = options.vocab_size;
             return Err(Error::usage(format!(
-                "vocab-size is {found}; 256 bytes and {END_OF_TEXT} need at least 257"
+                "vocab-size: expected at least 257 (the 256 bytes and {END_OF_TEXT}), found {found}"
             )));
         }
         let sources = Source::open_all(inputs)?;

@@ -76,7 +76,7 @@ pub fn evaluate_each(
     let EvalOptions { context, stride, rows_limit, rows_per_batch } = options;
     if context == 0 || context > model.config.n_positions {
         return Err(Error::usage(format!(
-            "context must lie between 1 and the model's {} positions, found {context}",
+            "context: expected 1 to {}, the positions of the model, found {context}",
             model.config.n_positions
         )));
     }
@@ -86,7 +86,7 @@ pub fn evaluate_each(
     let all = windows.predictions();
     // Later windows add one stride each.
     let total = if whole { all } else { context as u64 + (limit - 1) * stride as u64 };
-    progress.start("evaluate", Some(total), "tokens");
+    progress.start("Evaluating", Some(total), "tokens");
     let (mut sum, mut count, mut done) = (0.0, 0u64, 0u64);
     let run = || -> Result<()> {
         for batch in windows {

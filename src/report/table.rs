@@ -112,6 +112,12 @@ impl Table {
                 widest.width -= 1;
             }
         }
+        if excess(&columns) > 0 {
+            // Some must follow below, where there is room for headers as they are.
+            for (column, natural) in columns.iter_mut().zip(self.natural()) {
+                column.width = if column.right { natural.width } else { column.width };
+            }
+        }
         // What stands alone in its line must still fit there.
         columns.iter_mut().for_each(|c| c.width = c.width.min(width));
         columns

@@ -18,6 +18,18 @@ pub fn count(n: u64) -> String {
     groups.join(",")
 }
 
+/// `1,234.50` with that many digits behind the point; `-` where it is none.
+pub fn decimal(x: f64, digits: usize) -> String {
+    if !x.is_finite() {
+        return "-".into();
+    }
+    let text = format!("{:.digits$}", x.abs());
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    // What is too large for groups of digits says enough without.
+    let whole = whole.parse().map_or_else(|_| whole.to_string(), count);
+    format!("{}{whole}{rest}", if x < 0.0 { "-" } else { "" })
+}
+
 /// `1 step`, `1,200 steps`; the unit is given as of many. Bytes become `1.50 KiB`.
 pub fn amount(n: u64, unit: &str) -> String {
     let one = || match unit.strip_suffix("ies") {
@@ -154,6 +166,13 @@ mod tests {
                 .map(|(n, unit)| amount(n, unit)),
             ["1 step", "0 steps", "1 story", "1,200 tokens", "2.00 KiB"]
         );
+    }
+
+    #[test]
+    fn decimals_have_groups_too() {
+        let written = [1843.017, 3.0, -0.5, f64::INFINITY].map(|x| decimal(x, 2));
+        assert_eq!(written, ["1,843.02", "3.00", "-0.50", "-"]);
+        assert!(decimal(1e30, 1).starts_with("1000000"));
     }
 
     #[test]

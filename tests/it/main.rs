@@ -21,6 +21,7 @@ mod inspect;
 mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
+mod mistakes; // what a new user gets wrong, and what is said then
 mod models;
 mod moved;
 mod parity;
@@ -30,3 +31,4 @@ mod sampled;
 mod selection;
 mod steps;
 mod support;
+mod terminal; // what a person sees, by the width of the window

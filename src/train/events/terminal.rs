@@ -3,7 +3,8 @@
 use super::{Event, EventSink, StepEvent, Summary};
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::report::text::{PLAIN_WIDTH, amount, count, flops, percent, seconds};
+use crate::report::text::{PLAIN_WIDTH, amount, count, decimal, flops, percent, seconds};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A progress bar in steps, and a line of figures now and then.
@@ -62,10 +63,10 @@ impl EventSink for Terminal<'_> {
                 }
             }
             Event::Validation(e) => self.progress.note(&format!(
-                "step {}  validation loss {:.4}  perplexity {:.2}",
+                "step {}  validation loss {:.4}  perplexity {}",
                 count(e.step),
                 e.val_loss,
-                e.val_loss.exp()
+                decimal(e.val_loss.exp(), 2)
             )),
             Event::Skipped(e) => self.progress.note(&format!(
                 "warning: {}; batch skipped ({} so far)",
@@ -73,7 +74,11 @@ impl EventSink for Terminal<'_> {
                 count(e.skipped)
             )),
             Event::CheckpointSaved { path, step } => {
-                self.progress.note(&format!("step {}  saved {}", count(*step), path.display()));
+                if shown.started {
+                    self.progress.advance(step.saturating_sub(shown.step));
+                    shown.step = shown.step.max(*step);
+                }
+                self.progress.note(&saved(*step, path, self.progress.width()));
             }
             Event::Note(text) => self.progress.note(text),
             Event::Finished(e) => {
@@ -86,6 +91,18 @@ impl EventSink for Terminal<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The folder as it is, or the end of it where a terminal has no room for more.
+fn saved(step: u64, path: &Path, width: Option<usize>) -> String {
+    let line = |place: &Path| format!("step {}  saved {}", count(step), place.display());
+    let whole = line(path);
+    match (width, path.parent().and_then(Path::file_name), path.file_name()) {
+        (Some(width), Some(folder), Some(name)) if whole.chars().count() > width => {
+            line(&Path::new(folder).join(name))
+        }
+        _ => whole,
     }
 }
 

@@ -48,9 +48,16 @@ impl Place {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.online(args);
+        command.arg("--offline");
+        command
+    }
+
+    /// The binary as a user calls it.
+    pub fn online(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
         without_settings(&mut command);
-        command.args(args).arg("--offline").current_dir(self.root.path()).stdin(Stdio::null());
+        command.args(args).current_dir(self.root.path()).stdin(Stdio::null());
         command
     }
 
