@@ -14,7 +14,6 @@ impl Cli {
     pub fn of_process() -> Self {
         let width = Screen::of_stdout().width.unwrap_or(PLAIN_WIDTH);
         let mut command = laid_out(without_empty_variables(Self::command()), width);
-        command.build();
         let arguments = joined(&command, std::env::args_os());
         let found = (command.try_get_matches_from_mut(arguments.clone()))
             .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));

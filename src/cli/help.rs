@@ -6,21 +6,35 @@ use clap::Command;
 
 /// The widest that help becomes.
 const MOST_COLUMNS: usize = 100;
+const USAGE: &str = "Usage: ";
 /// Spaces between a command and what it is for.
 const BEFORE_COMMENT: usize = 3;
 
 /// The command, its verbs and their examples, for `width` columns.
 pub(super) fn laid_out(command: Command, width: usize) -> Command {
     let width = width.min(MOST_COLUMNS);
-    with_examples(command.term_width(width), width)
+    let mut command = command.term_width(width);
+    command.build();
+    within(command, width)
 }
 
-fn with_examples(command: Command, width: usize) -> Command {
+fn within(command: Command, width: usize) -> Command {
     let command = match command.get_after_help().map(ToString::to_string) {
         Some(help) => command.after_help(fitted(&help, width)),
         None => command,
     };
-    command.mut_subcommands(|verb| with_examples(verb, width))
+    narrow_usage(command, width).mut_subcommands(|verb| within(verb, width))
+}
+
+/// clap breaks every line but that of the usage.
+fn narrow_usage(mut command: Command, width: usize) -> Command {
+    let usage = command.render_usage().to_string();
+    if usage.chars().count() <= width {
+        return command;
+    }
+    let usage = usage.trim_start_matches("Usage: ");
+    let lines = filled(usage, width - USAGE.len(), "", "  ", "");
+    command.override_usage(lines.join(&format!("\n{}", " ".repeat(USAGE.len()))))
 }
 
 /// A command to paste and what it is for.
@@ -85,19 +99,25 @@ fn fitted(help: &str, width: usize) -> String {
 
 /// The lines of a command, to be joined by backslashes; a flag stays with its value.
 fn pasteable(command: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![format!("  {command}")];
-    if lines[0].len() <= width {
-        return lines;
+    if command.len() + 2 <= width {
+        return vec![format!("  {command}")];
     }
-    let mut line = String::from(" ");
-    lines.clear();
+    filled(command, width, "  ", "      ", " \\")
+}
+
+/// Lines of at most `width` columns from the words of a command; `end` is to follow each but the
+/// last.
+fn filled(command: &str, width: usize, first: &str, next: &str, end: &str) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), String::new());
     for word in units(command) {
-        let full = line.len() + 1 + word.len() + " \\".len() > width;
-        if full && !line.trim().is_empty() {
-            lines.push(std::mem::replace(&mut line, "     ".to_string()));
+        if line.is_empty() {
+            line = format!("{first}{word}");
+        } else if line.len() + 1 + word.len() + end.len() > width {
+            lines.push(std::mem::replace(&mut line, format!("{next}{word}")));
+        } else {
+            line.push(' ');
+            line += &word;
         }
-        line.push(' ');
-        line += &word;
     }
     lines.push(line);
     lines

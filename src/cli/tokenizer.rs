@@ -39,7 +39,7 @@ pub struct TokenizerTrainArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
     /// Tokens to learn, the 256 bytes and <|endoftext|> included.
-    #[arg(long, value_name = "N", value_parser = whole::<usize>(0..=i64::MAX))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(257..=i64::MAX))]
     pub vocab_size: usize,
     /// New folder to write.
     #[arg(long, value_name = "DIR")]

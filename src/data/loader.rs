@@ -226,10 +226,13 @@ pub struct EvalWindows {
 impl EvalWindows {
     /// Windows over `tokens`, `rows` per batch (the last batch may have fewer).
     pub fn new(tokens: Arc<TokenFile>, context: usize, stride: usize, rows: usize) -> Result<Self> {
-        if stride == 0 || stride > context || rows == 0 {
+        if stride == 0 || stride > context {
             return Err(Error::usage(format!(
-                "stride: expected 1 to {context}, the context, found {stride}, in batches of {rows} (at least 1)"
+                "stride: expected at least 1 and at most the context, {context}, found {stride}"
             )));
+        }
+        if rows == 0 {
+            return Err(Error::usage("rows of a batch: expected at least 1, found 0"));
         }
         let Some(predictions) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
             let (path, len) = (tokens.path().display(), tokens.len());

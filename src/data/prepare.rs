@@ -373,7 +373,7 @@ impl DataDir {
                     "found a file; make a folder of it: eslm-kd prepare --input {} --tokenizer gpt2 --out data/mine",
                     quoted(folder)
                 ),
-                (_, true) => format!("found a folder without {TRAIN}"),
+                (_, true) => format!("it has no {TRAIN}"),
                 (_, false) => "found nothing of that name".to_string(),
             };
             return Err(Error::data(format!(

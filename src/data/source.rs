@@ -269,7 +269,7 @@ impl std::fmt::Display for Skipped {
 pub(super) fn no_text(place: &str, skipped: &[Skipped]) -> Error {
     let why = if skipped.is_empty() { "is empty" } else { "is empty or was skipped" };
     let skipped: String = skipped.iter().map(|s| format!("; {s}")).collect();
-    Error::data(format!("expected text, found none in {place}: every document {why}{skipped}"))
+    Error::data(format!("no text found in {place}: every document {why}{skipped}"))
 }
 
 /// A document or a part of one.

@@ -76,7 +76,7 @@ pub fn evaluate_each(
     let EvalOptions { context, stride, rows_limit, rows_per_batch } = options;
     if context == 0 || context > model.config.n_positions {
         return Err(Error::usage(format!(
-            "context: expected 1 to {}, the positions of the model, found {context}",
+            "context: expected at least 1 and at most the model's {} positions, found {context}",
             model.config.n_positions
         )));
     }

@@ -143,10 +143,7 @@ pub fn inspect(
     let tokens_of_text = ids.len();
     ids.truncate(options.max_tokens);
     if ids.len() < 2 {
-        return Err(Error::data(format!(
-            "expected a text of at least 2 tokens, found {}",
-            ids.len()
-        )));
+        return Err(Error::data(format!("the text has {} tokens; expected at least 2", ids.len())));
     }
     let batch = windows(&ids, options.context);
     let stats = statistics(model, teacher, &batch, options)?;
