@@ -3,7 +3,7 @@
 use super::Printer;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::report::text::{Screen, Table, bytes, count, seconds};
+use crate::report::text::{Screen, Table, amount, bytes, count, seconds};
 use crate::store::hub::HubOptions;
 use crate::store::hub::audit::{Listed, Pruned, Verified, list, prune, verify};
 use crate::store::names::{Kind, ModelRef};
@@ -188,7 +188,7 @@ fn ago(then: u64) -> String {
 
 fn found_text(found: &Verified) -> String {
     let mut lines =
-        vec![format!("{} in {} files hashed", bytes(found.bytes), count(found.blobs as u64))];
+        vec![format!("{} in {} hashed", bytes(found.bytes), amount(found.blobs as u64, "files"))];
     for damage in &found.damaged {
         let what = if damage.removed { "damaged, removed" } else { "DAMAGED" };
         lines.push(format!("{what}: {} ({})", damage.path.display(), damage.problem));

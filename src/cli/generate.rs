@@ -108,9 +108,10 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         let rate = first.map_or(0.0, |first| later / first.elapsed().as_secs_f64());
         let bytes = read_per_token(&opened.model) as f64;
         ui.detail(&format!(
-            "{} tokens in {}; after the first {rate:.1} tokens/s, {:.1} GB/s of weights read",
-            done.tokens,
+            "{} in {}; after the first {} tok/s, {:.1} GB/s of weights read",
+            text::amount(done.tokens as u64, "tokens"),
             text::seconds(seconds),
+            text::decimal(rate, 1),
             rate * bytes / 1e9
         ));
         return Ok(());

@@ -262,8 +262,8 @@ impl Report {
             "weights and moments".into(),
         );
         let disk = format!(
-            "at the peak: {} checkpoints and the one being written",
-            plan.checkpoint.kept()
+            "at the peak: {} and the one being written",
+            text::amount(plan.checkpoint.kept() as u64, "checkpoints")
         );
         row("disk in all", cost::disk_bytes(&self.shapes.student, plan), disk);
         table

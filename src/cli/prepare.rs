@@ -113,7 +113,7 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
         None => ("tiny", String::new()),
     };
     format!(
-        "{}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first"
+        "{}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
         table.on(screen)
     )
 }

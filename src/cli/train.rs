@@ -77,10 +77,10 @@ fn say_what_is_coming(session: &Session, ui: &Printer) {
     let step = flops / pace::speed();
     if step > LONG_STEP {
         ui.note(&format!(
-            "a step is {} here, roughly {}: {} steps roughly {}",
+            "a step is {} here, roughly {}: {} roughly {}",
             text::flops(flops as u128),
             seconds(step),
-            count(plan.steps),
+            text::amount(plan.steps, "steps"),
             seconds(step * plan.steps as f64)
         ));
     }

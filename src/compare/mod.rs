@@ -241,8 +241,8 @@ fn open_data(
             .map_err(|e| e.context(format!("--also {name}")))?;
         if tokens.len() < 2 {
             return Err(Error::data(format!(
-                "--also {name}: nothing to predict in {} tokens",
-                tokens.len()
+                "--also {name}: nothing to predict in {}; name a longer text",
+                text::amount(tokens.len(), "tokens")
             )));
         }
         also.push(OtherText { name: name.clone(), tokens: tokens.bounded(eval_tokens)? });
@@ -425,7 +425,8 @@ fn steps_of(
     if asked.budget != Budget::Tokens {
         let how = measured.map_or_else(String::new, |s| format!(" at {s:.4} s each"));
         around.progress.note(&format!(
-            "{label}: {steps} steps{how}, for the {} of {}",
+            "{label}: {}{how}, for the {} of {}",
+            text::amount(steps, "steps"),
             asked.budget.name(),
             base.label
         ));

@@ -9,6 +9,7 @@
 
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
+use crate::report::text::{amount, count};
 use crate::rng::{Rng, Stream};
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,10 +109,10 @@ impl Loader {
         let sequences = tokens.len().saturating_sub(1) / context as u64;
         if sequences == 0 {
             return Err(Error::data(format!(
-                "{}: {} tokens, but one sequence of context {context} needs {}; add text or set a smaller context",
+                "{}: {}, but one sequence of context {context} needs {}; add text or set a smaller context",
                 tokens.path().display(),
-                tokens.len(),
-                context as u64 + 1
+                amount(tokens.len(), "tokens"),
+                count(context as u64 + 1)
             )));
         }
         Ok(Self { tokens, context, sequences, rng: Rng::new(seed, Stream::Shuffle) })
@@ -235,9 +236,9 @@ impl EvalWindows {
             return Err(Error::usage("rows of a batch: expected at least 1, found 0"));
         }
         let Some(predictions) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
-            let (path, len) = (tokens.path().display(), tokens.len());
+            let (path, len) = (tokens.path().display(), amount(tokens.len(), "tokens"));
             return Err(Error::data(format!(
-                "{path}: {len} tokens, and an evaluation needs at least 2; name a longer text"
+                "{path}: {len}, and an evaluation needs at least 2; name a longer text"
             )));
         };
         let windows = 1 + predictions.saturating_sub(context as u64).div_ceil(stride as u64);

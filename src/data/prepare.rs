@@ -334,7 +334,7 @@ impl Whole {
         let share = percent((tokens.len() - end.at) as f64 / tokens.len() as f64);
         let from = if end.cuts { "inside a document" } else { "at a document's begin" };
         progress.note(&format!(
-            "too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
+            "note: too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
             self.number
         ));
         let parts = end.write(&tokens, (&folder.join(TRAIN), &folder.join(VALID)), tokenizer)?;

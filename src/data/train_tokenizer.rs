@@ -7,6 +7,7 @@ use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
 use crate::files::hex;
 use crate::progress::Progress;
+use crate::report::text::count;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -88,7 +89,7 @@ impl Tokenizer {
         report.vocab_size = tokenizer.vocab_size();
         report.hash = hex(&tokenizer.hash());
         if (report.vocab_size as usize) < options.vocab_size {
-            let (got, asked) = (report.vocab_size, options.vocab_size);
+            let [got, asked] = [report.vocab_size.into(), options.vocab_size as u64].map(count);
             progress.note(&format!("the text supports only {got} of the {asked} tokens asked for"));
         }
         Ok((tokenizer, report))
