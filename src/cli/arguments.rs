@@ -4,10 +4,9 @@
 use super::help::laid_out;
 use super::mistakes::of_command_line;
 use super::{Cli, Globals, Printer};
-use crate::report::text::{PLAIN_WIDTH, Screen, quoted};
+use crate::report::text::{PLAIN_WIDTH, Screen, shell_word};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
-use std::path::Path;
 
 impl Cli {
     /// The command line of this process; ends it where that is wrong, or asks for help.
@@ -29,7 +28,7 @@ impl Cli {
 
 /// The command of this process, for a shell to run again, with `more` behind its verb.
 pub(super) fn again(more: &[String]) -> String {
-    let arguments = std::env::args_os().skip(1).map(|a| quoted(Path::new(&a)));
+    let arguments = std::env::args_os().skip(1).map(|a| shell_word(&a.to_string_lossy()));
     with_more(&Cli::command(), arguments.collect(), more)
 }
 

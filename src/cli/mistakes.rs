@@ -4,12 +4,11 @@
 use super::help::first_example;
 use crate::config::keys::KEYS;
 use crate::error::Error;
-use crate::report::text::quoted;
+use crate::report::text::shell_word;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::error::Error as _;
 use std::ffi::OsString;
-use std::path::Path;
 
 /// Flags of other programs: the verbs that they are asked of (none: all), the names, what to do.
 const FLAGS: &[(&[&str], &[&str], &str)] = &[
@@ -307,7 +306,7 @@ impl<'a> Verb<'a> {
             Some((_, value)) => Some(value),
             None => behind.next().filter(|value| !value.starts_with('-')),
         };
-        let value = value.map_or(name.to_string(), |value| quoted(Path::new(value)));
+        let value = value.map_or(name.to_string(), |value| shell_word(value));
         format!("{advice}: `{} {value}`", self.path)
     }
 
@@ -322,7 +321,7 @@ impl<'a> Verb<'a> {
             None => format!("{} takes flags only", self.path),
             Some(name) => format!("{} takes one {name} and flags", self.path),
         };
-        let quoted = quoted(Path::new(value));
+        let quoted = shell_word(value);
         let advice = match self.name {
             "generate" => format!("; a text to continue is --prompt {quoted}"),
             "eval" => format!("; what is measured on is --data {quoted}"),

@@ -275,7 +275,7 @@ mod tests {
         let message = |o| evaluate(&model, &file, o, &Silent).unwrap_err().to_string();
         assert!(message(options(17, 17, 0, 1)).contains("16 positions"));
         assert!(message(options(0, 1, 0, 1)).contains("found 0"));
-        assert!(message(options(8, 9, 0, 1)).contains("stride 9"));
+        assert!(message(options(8, 9, 0, 1)).contains("the context, 8, found 9"));
         let origin = TokenOrigin { vocab_size: VOCAB + 1, eot: 0, tokenizer_hash: [0; 32] };
         let of = |ids: &[u32]| Arc::new(TokenFile::from_tokens(ids, origin, 1, 9).unwrap());
         let error =

@@ -106,6 +106,12 @@ pub const HEADING: char = '\u{1}';
 /// Around what is marked in a text, for a terminal that shows it bold and underlined.
 pub const MARKED: [char; 2] = ['\u{2}', '\u{3}'];
 
+/// A word of a command as a shell takes it.
+pub fn shell_word(text: &str) -> String {
+    // What no shell can be given is shown as it is.
+    shlex::try_quote(text).map_or_else(|_| text.to_string(), Cow::into_owned)
+}
+
 /// A path as a shell takes it, for commands to paste.
 pub fn quoted(path: &Path) -> String {
     let mut text = path.display().to_string();

@@ -266,6 +266,7 @@ fn every_long_phase_stops_when_asked() {
     let (code, stderr) = stopped(spawn(&place, &next), "-INT", || lines(&metrics) > before + 2);
     assert_eq!(code, Some(130), "{stderr}");
     assert!(stderr.contains(&format!("resuming from run/checkpoints/{name}")), "{stderr}");
+    let saved = checkpoint::latest(&place.path("run")).unwrap().unwrap();
 
     // A second signal does not wait for anything; what was saved before stands.
     let child = spawn(&place, &[&args[..], &["--resume"]].concat());
@@ -392,7 +393,7 @@ fn the_quickstarts_teacher_stops_and_goes_on() {
     assert_eq!(code, Some(143), "{stderr}");
     let last = stderr.lines().last().unwrap();
     let next = last.strip_prefix("go on: eslm-kd ").unwrap();
-    assert_eq!(next, "distill --resume --out run --offline");
+    assert_eq!(next, "distill --resume=auto --out run --offline");
     assert!(
         stderr.contains("\nstopped by SIGTERM at step ") && !stderr.contains("error"),
         "{stderr}"
