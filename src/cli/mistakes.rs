@@ -306,7 +306,7 @@ impl<'a> Verb<'a> {
             Some((_, value)) => Some(value),
             None => behind.next().filter(|value| !value.starts_with('-')),
         };
-        let value = value.map_or(name.to_string(), |value| shell_word(value));
+        let value = value.map_or(name.to_string(), shell_word);
         format!("{advice}: `{} {value}`", self.path)
     }
 

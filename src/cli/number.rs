@@ -24,7 +24,7 @@ pub(super) fn whole<T: TryFrom<i64>>(
 fn is_larger(text: &str, most: i64) -> bool {
     let whole = text.bytes().all(|b| b.is_ascii_digit() || b == b'_');
     whole
-        && number::finite(text).is_some_and(|x| x > most as f64 || x == most as f64)
+        && number::finite(text).is_some_and(|x| x >= most as f64)
         && number::whole(text).is_none_or(|n| n > most)
 }
 
