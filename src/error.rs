@@ -2,7 +2,7 @@
 //! next.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// Longest message: much of it may be a file's own words, and a file may hold megabytes of them.
 const MOST_BYTES: usize = 4000;
@@ -39,6 +39,7 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    go_on: Option<String>,
 }
 
 impl Error {
@@ -46,7 +47,7 @@ impl Error {
     /// what to do. It is made one line of a few kilobytes at most: control characters are shown
     /// escaped, and the middle of a longer one is left out.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: presentable(message.into()) }
+        Self { kind, message: presentable(message.into()), go_on: None }
     }
 
     /// Wrong command line or config.
@@ -71,12 +72,27 @@ impl Error {
 
     /// An operating-system error while doing `action` ("read", "create", ...) on `path`.
     pub fn io(action: &str, path: &Path, source: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, format!("cannot {action} {}: {source}", path.display()))
+        let text = source.to_string();
+        // The number behind the words tells a person nothing.
+        let why = text.split(" (os error ").next().unwrap_or(&text);
+        Self::new(ErrorKind::Io, format!("cannot {action} {}: {why}", asked_for(path).display()))
     }
 
     /// The kind, for programs.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The command that goes on from where this error ended a run, whole, for a shell.
+    pub fn go_on(&self) -> Option<&str> {
+        self.go_on.as_deref()
+    }
+
+    /// Names that command, in place of one that was named further inside.
+    #[must_use]
+    pub fn going_on_with(mut self, command: impl Into<String>) -> Self {
+        self.go_on = Some(presentable(command.into()));
+        self
     }
 
     /// Puts where it happened in front of the message.
@@ -99,6 +115,22 @@ impl Error {
             ErrorKind::Internal => 1,
         }
     }
+}
+
+/// The path with the names of our temporary files and folders (`.NAME.PID-N.tmp`, see `files`) as
+/// what they become: nobody asked for those.
+fn asked_for(path: &Path) -> PathBuf {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let final_name = |name: &str| {
+        let (name, numbers) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+        let (process, n) = numbers.split_once('-')?;
+        (number(process) && number(n)).then(|| name.to_string())
+    };
+    let component = |c: Component<'_>| match c.as_os_str().to_str().and_then(final_name) {
+        Some(name) => name.into(),
+        None => c.as_os_str().to_os_string(),
+    };
+    path.components().map(component).collect()
 }
 
 /// One line of bounded length that does not command the terminal, whatever file its parts came
@@ -155,6 +187,20 @@ impl From<candle_core::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_of_the_system_names_what_was_asked_for() {
+        let message = |path: &str| {
+            let source = std::io::Error::from_raw_os_error(28);
+            Error::io("write", Path::new(path), source).to_string()
+        };
+        let told = "cannot write run/step-4/adam.moments: No space left on device";
+        assert_eq!(message("run/.step-4.5205-4.tmp/adam.moments"), told);
+        assert_eq!(message("run/step-4/adam.moments"), told);
+        for own in [".hidden", ".a.tmp", ".a.b-c.tmp", "a.1-2.tmp"] {
+            assert_eq!(message(own), told.replace("run/step-4/adam.moments", own));
+        }
+    }
 
     #[test]
     fn a_message_is_one_bounded_line_that_keeps_its_ends() {

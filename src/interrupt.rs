@@ -100,8 +100,13 @@ pub fn check() -> Result<()> {
         0 => Ok(()),
         signal => {
             let signal = signal as i32;
-            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-            Err(Error::new(ErrorKind::Interrupted(signal), format!("stopped by {name}")))
+            Err(Error::new(ErrorKind::Interrupted(signal), stopped_by(signal)))
         }
     }
+}
+
+/// `stopped by SIGINT`.
+pub fn stopped_by(signal: i32) -> String {
+    let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+    format!("stopped by {name}")
 }

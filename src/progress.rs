@@ -8,6 +8,20 @@ pub trait Progress: Sync {
     fn start(&self, label: &str, total: Option<u64>, unit: &str);
     /// `n` more units are done.
     fn advance(&self, n: u64);
+    /// `n` units were done before the phase began here: they count as done, and say nothing of its
+    /// speed.
+    fn resume(&self, n: u64) {
+        self.advance(n);
+    }
+    /// The phase still takes so many seconds, by whoever knows better than its units tell. Returns
+    /// whether this is shown beside the notes, which then need not say it.
+    fn left(&self, _seconds: f64) -> bool {
+        false
+    }
+    /// Columns of the terminal that notes go to; None where they go elsewhere.
+    fn width(&self) -> Option<usize> {
+        None
+    }
     /// The phase is over.
     fn finish(&self);
     /// One line worth keeping on the screen.

@@ -1,26 +1,46 @@
 //! What the shell hands over, made ready for clap: empty variables are unset ones, and a value that
 //! is due may begin with a dash.
 
-use super::Cli;
+use super::help::laid_out;
+use super::mistakes::of_command_line;
+use super::{Cli, Globals, Printer};
+use crate::report::text::{PLAIN_WIDTH, Screen, shell_word};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 
 impl Cli {
     /// The command line of this process; ends it where that is wrong, or asks for help.
     pub fn of_process() -> Self {
-        Self::from(std::env::args_os()).unwrap_or_else(|e| e.exit())
+        let width = Screen::of_stdout().width.unwrap_or(PLAIN_WIDTH);
+        let mut command = laid_out(without_empty_variables(Self::command()), width);
+        let arguments = joined(&command, std::env::args_os());
+        let found = (command.try_get_matches_from_mut(arguments.clone()))
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
+        found.unwrap_or_else(|e| match of_command_line(&e, &command, &arguments) {
+            Some(error) => {
+                Printer::new(&Globals::default()).error(&error);
+                std::process::exit(error.exit_code())
+            }
+            None => e.exit(),
+        })
     }
+}
 
-    /// The same of any arguments, the program's name first.
-    pub fn from(
-        arguments: impl IntoIterator<Item = OsString>,
-    ) -> std::result::Result<Self, clap::Error> {
-        let mut command = without_empty_variables(Self::command());
-        command.build();
-        let arguments = joined(&command, arguments);
-        let mut matches = command.try_get_matches_from_mut(arguments)?;
-        Self::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut command))
+/// The command of this process, for a shell to run again, with `more` behind its verb.
+pub(super) fn again(more: &[String]) -> String {
+    let arguments = std::env::args_os().skip(1).map(|a| shell_word(&a.to_string_lossy()));
+    with_more(&Cli::command(), arguments.collect(), more)
+}
+
+fn with_more(command: &Command, arguments: Vec<String>, more: &[String]) -> String {
+    let mut words = vec!["eslm-kd".to_string()];
+    let mut more = Some(more);
+    for argument in arguments {
+        let verb = command.find_subcommand(&argument).is_some();
+        words.push(argument);
+        words.extend_from_slice(more.take_if(|_| verb).unwrap_or_default());
     }
+    words.join(" ")
 }
 
 /// A variable that is set and empty, as compose files and CI leave it, says nothing.
@@ -94,6 +114,20 @@ mod tests {
         command.build();
         let all = joined(&command, arguments.iter().map(OsString::from));
         all.into_iter().map(|a| a.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_command_is_said_again_with_what_continues_it() {
+        let again = |arguments: &[&str], more: &[&str]| {
+            let owned = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+            with_more(&Cli::command(), owned(arguments), &owned(more))
+        };
+        assert_eq!(
+            again(&["-v", "distill", "--steps", "7"], &["--resume", "--out", "'my run'"]),
+            "eslm-kd -v distill --resume --out 'my run' --steps 7"
+        );
+        assert_eq!(again(&["compare", "a", "compare"], &["-x"]), "eslm-kd compare -x a compare");
+        assert_eq!(again(&["compare", "a:x.toml"], &[]), "eslm-kd compare a:x.toml");
     }
 
     #[test]

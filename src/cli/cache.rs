@@ -3,7 +3,7 @@
 use super::Printer;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::report::text::{Table, bytes, count, seconds};
+use crate::report::text::{Screen, Table, amount, bytes, count, seconds};
 use crate::store::hub::HubOptions;
 use crate::store::hub::audit::{Listed, Pruned, Verified, list, prune, verify};
 use crate::store::names::{Kind, ModelRef};
@@ -89,16 +89,16 @@ pub fn run(args: &CacheArgs, ui: &Printer) -> Result<()> {
     match &args.command {
         CacheCommand::Ls(args) => {
             let listed = listed(args, &options)?;
-            ui.result(&listed, || table(&listed))
+            ui.result(&listed, |screen| table(&listed, screen))
         }
         CacheCommand::Verify(args) => {
             let found = verified(args, &options, ui)?;
-            ui.result(&found, || found_text(&found))?;
+            ui.result(&found, |_| found_text(&found))?;
             complaint(&found).map_or(Ok(()), Err)
         }
         CacheCommand::Prune(args) => {
             let pruned = pruned(args, &options)?;
-            ui.result(&pruned, || pruned_text(&pruned))
+            ui.result(&pruned, |_| pruned_text(&pruned))
         }
     }
 }
@@ -142,7 +142,7 @@ fn repo_id(name: Option<&str>) -> Result<Option<String>> {
     }
 }
 
-fn table(listed: &CacheList) -> String {
+fn table(listed: &CacheList, screen: &Screen) -> String {
     let cache = listed.cache.display();
     if listed.repos.is_empty() {
         return format!("no models in {cache}");
@@ -173,7 +173,7 @@ fn table(listed: &CacheList) -> String {
             ]);
         }
     }
-    format!("{table}{} in {cache}", bytes(listed.bytes))
+    format!("{}{} in {cache}", table.on(screen), bytes(listed.bytes))
 }
 
 /// `3 days ago`.
@@ -188,7 +188,7 @@ fn ago(then: u64) -> String {
 
 fn found_text(found: &Verified) -> String {
     let mut lines =
-        vec![format!("{} in {} files hashed", bytes(found.bytes), count(found.blobs as u64))];
+        vec![format!("{} in {} hashed", bytes(found.bytes), amount(found.blobs as u64, "files"))];
     for damage in &found.damaged {
         let what = if damage.removed { "damaged, removed" } else { "DAMAGED" };
         lines.push(format!("{what}: {} ({})", damage.path.display(), damage.problem));

@@ -9,7 +9,7 @@ use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::verdict::Verdict;
 use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
-use crate::report::text::{Table, count, flops, seconds};
+use crate::report::text::{Screen, Table, amount, count, flops, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -78,7 +78,7 @@ pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;
     page::write(&summary)?;
-    ui.result(&summary.json(), || human(&summary))
+    ui.result(&summary.json(), |screen| human(&summary, screen))
 }
 
 impl CompareArgs {
@@ -117,7 +117,7 @@ impl CompareArgs {
     }
 }
 
-fn human(summary: &Summary) -> String {
+fn human(summary: &Summary, screen: &Screen) -> String {
     let mut table = Table::new([
         "arm",
         "parameters",
@@ -155,14 +155,17 @@ fn human(summary: &Summary) -> String {
     }
     let at = |name: &str| summary.out.join(name).display().to_string();
     let mut text = format!(
-        "{}\n\n{table}\nreport: {}\nruns: {}\ncurves: {}\n",
+        "{}\n\n{}\nreport: {}\nruns: {}\ncurves: {}\n",
         Verdict::of(summary).text,
+        table.on(screen),
         at(REPORT_HTML),
         at(REPORT_CSV),
         at(CURVES_CSV)
     );
     if !summary.missing.is_empty() {
-        text += &format!("{} runs are not finished and not in it\n", summary.missing.len());
+        let many = summary.missing.len();
+        let are = if many == 1 { "is" } else { "are" };
+        text += &format!("{} {are} not finished and not in it\n", amount(many as u64, "runs"));
     }
     text
 }

@@ -49,7 +49,7 @@ pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
     let resolved = args.resolve()?;
     let plan = &resolved.plan;
     if plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none() {
-        resolved.notes().iter().for_each(|note| ui.note(note));
+        resolved.notes().iter().for_each(|note| ui.note(&format!("note: {note}")));
         return quickstart::run(&args.run, plan, ui);
     }
     train::run("distill", &args.run, &resolved, ui)

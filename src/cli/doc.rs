@@ -33,5 +33,5 @@ pub fn run(args: &DocArgs, ui: &Printer) -> Result<()> {
         What::Keys => config::reference(),
         What::Metrics => crate::train::events::reference(),
     };
-    ui.result(&text, || text.trim_end().to_string())
+    ui.result(&text, |_| text.trim_end().to_string())
 }

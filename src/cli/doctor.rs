@@ -26,7 +26,7 @@ pub fn run(_: &DoctorArgs, ui: &Printer) -> Result<()> {
     use_everywhere(0)?; // as runs have them
     let hub = HubOptions::from_env(ui.offline());
     let health = examine(&hub, cache_folder().ok().as_deref());
-    ui.result(&health, || text(&health))?;
+    ui.result(&health, |_| text(&health))?;
     let prevents: Vec<&str> =
         health.findings.iter().filter(|f| f.prevents).map(|f| f.what.as_str()).collect();
     match prevents.is_empty() {

@@ -3,7 +3,7 @@
 use super::Printer;
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::report::text::bytes;
+use crate::report::text::{amount, bytes};
 use crate::store::hub::{HubOptions, What, lacking_tokenizer, snapshot_files};
 use crate::store::names::{Kind, ModelRef, Where, locate};
 use serde::Serialize;
@@ -49,10 +49,10 @@ pub struct DownloadedFile {
 /// Runs the verb.
 pub fn run(args: &DownloadArgs, ui: &Printer) -> Result<()> {
     let report = fetched(args, &HubOptions::from_env(ui.offline()), ui)?;
-    ui.result(&report, || {
-        let (size, files) = (bytes(report.bytes), report.files.len());
+    ui.result(&report, |_| {
+        let (size, files) = (bytes(report.bytes), amount(report.files.len() as u64, "files"));
         format!(
-            "{} at commit {}: {size} in {files} files\n{}",
+            "{} at commit {}: {size} in {files}\n{}",
             report.origin,
             report.commit,
             report.dir.display()

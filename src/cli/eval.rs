@@ -60,14 +60,14 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         text::count(tokens.len())
     ));
     let found = evaluate(&model.model, &tokens, options, ui)?;
-    ui.result(&found, || {
+    ui.result(&found, |screen| {
         let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);
         table.row([
             text::count(found.tokens),
             format!("{:.4}", found.nll),
-            format!("{:.3}", found.perplexity),
+            text::decimal(found.perplexity, 3),
             found.bits_per_byte.map_or_else(|| "-".into(), |b| format!("{b:.4}")),
         ]);
-        table.to_string()
+        table.on(screen)
     })
 }

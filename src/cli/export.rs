@@ -57,9 +57,16 @@ pub fn run(args: &ExportArgs, ui: &Printer) -> Result<()> {
             )));
         }
     };
+    if args.format == Format::Hf && args.out.extension().is_some_and(|e| e == "gguf") {
+        return Err(Error::usage(format!(
+            "--out {}: the name of a GGUF file, and a Hugging Face folder would be written; add --format gguf, or name a \
+             folder",
+            args.out.display()
+        )));
+    }
     let options = ExportOptions { format, vocab: args.vocab };
     let report = export(&args.source, &args.out, &options, ui)?;
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         format!(
             "{}: {} parameters, {}, from {}",
             report.out.display(),

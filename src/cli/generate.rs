@@ -7,7 +7,6 @@ use crate::model::Gpt2;
 use crate::report::text::{self, visible};
 use crate::train::threads::use_everywhere;
 use serde_json::json;
-use std::io::IsTerminal;
 use std::time::Instant;
 
 /// Continue a prompt
@@ -82,10 +81,10 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         seed: args.seed,
         max_tokens: args.max_tokens as usize,
     };
+    let tokenizer = opened.tokenizer()?; // before anything is shown
     let started = Instant::now();
     let stream = !ui.json();
-    let terminal = std::io::stdout().is_terminal();
-    let show = |text: &str| match terminal {
+    let show = |text: &str| match ui.screen().width.is_some() {
         true => ui.stdout(&visible(text)),
         false => ui.stdout(text),
     };
@@ -94,7 +93,7 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
     }
     // The first piece comes after the prompt was read.
     let mut first = None;
-    let done = generate(&opened.model, opened.tokenizer()?, &args.prompt, &options, |piece| {
+    let done = generate(&opened.model, tokenizer, &args.prompt, &options, |piece| {
         first.get_or_insert_with(Instant::now);
         if stream { show(piece) } else { Ok(()) }
     });
@@ -109,9 +108,10 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         let rate = first.map_or(0.0, |first| later / first.elapsed().as_secs_f64());
         let bytes = read_per_token(&opened.model) as f64;
         ui.detail(&format!(
-            "{} tokens in {}; after the first {rate:.1} tokens/s, {:.1} GB/s of weights read",
-            done.tokens,
+            "{} in {}; after the first {} tok/s, {:.1} GB/s of weights read",
+            text::amount(done.tokens as u64, "tokens"),
             text::seconds(seconds),
+            text::decimal(rate, 1),
             rate * bytes / 1e9
         ));
         return Ok(());
@@ -124,5 +124,5 @@ pub fn run(args: &GenerateArgs, ui: &Printer) -> crate::error::Result<()> {
         "stop": done.stop,
         "seconds": seconds,
     });
-    ui.result(&report, String::new)
+    ui.result(&report, |_| String::new())
 }

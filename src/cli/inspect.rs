@@ -3,12 +3,13 @@
 use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
 use crate::inspect::{Inspection, Options, Token, histogram, inspect, page};
-use crate::report::text;
+use crate::report::table::broken;
+use crate::report::text::{self, MARKED, Screen};
 use crate::teacher::Teacher;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::PathBuf;
 
 /// Show what selection makes of a text: scores, thresholds, kept tokens
@@ -101,19 +102,25 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
         args.context.map_or(model.model.config.n_positions.min(positions), |c| c as usize);
     let options = Options { context, ..options };
     let names = (args.model.model.as_str(), args.teacher.as_deref());
-    let found =
-        inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)?;
+    let found = inspect(&model.model, teacher.as_ref(), model.tokenizer()?, &text, names, &options)
+        .map_err(|e| match e.kind() {
+            ErrorKind::Data => e.context(file.display()),
+            _ => e,
+        })?;
     if let Some(out) = &args.out {
         let html = page(&found);
         write_atomic(out, |w| {
             w.write_all(html.as_bytes()).map_err(|e| Error::io("write", out, e))
         })?;
     }
-    ui.result(&found, || {
+    ui.result(&found, |screen| {
         let plain = args.plain || args.out.is_none();
-        let mut human =
-            if plain { marked(&found) + "\n\n" + &bars(&found) + "\n" } else { String::new() };
-        human += &levels(&found);
+        let mut human = if plain {
+            marked(&found, screen) + "\n\n" + &bars(&found, screen) + "\n"
+        } else {
+            String::new()
+        };
+        human += &levels(&found, screen);
         if let Some(out) = &args.out {
             human += &format!("\npage: {}", out.display());
         }
@@ -156,10 +163,9 @@ fn options(args: &InspectArgs) -> Result<Options> {
 }
 
 /// The text with its kept tokens: bold where a terminal can, else in brackets.
-fn marked(found: &Inspection) -> String {
-    let terminal = std::io::stdout().is_terminal();
-    let bold = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let (open, close) = if bold { ("\x1b[1;4m", "\x1b[0m") } else { ("[", "]") };
+fn marked(found: &Inspection, screen: &Screen) -> String {
+    let ([on, off], terminal) = (MARKED, screen.width.is_some());
+    let (open, close) = if screen.colours { (on, off) } else { ('[', ']') };
     let mut out = String::new();
     // Characters that are spread over tokens stay whole, and are kept if one of these is.
     let is_later = |t: &Token| t.joined.as_ref().is_some_and(|j| j.at > 0);
@@ -174,33 +180,43 @@ fn marked(found: &Inspection) -> String {
     out
 }
 
-/// A histogram of the scores, one bin a line, with the levels whose VaR (v) and CVaR (c) lie there.
-fn bars(found: &Inspection) -> String {
+/// Columns in front of a bar.
+const BEFORE_BAR: usize = 16;
+
+/// A histogram of the scores, one bin a line, with the levels whose VaR and CVaR lie there.
+fn bars(found: &Inspection, screen: &Screen) -> String {
     let scores: Vec<f32> = found.tokens.iter().filter_map(|t| t.figures).map(|f| f.score).collect();
     let (low, width, counts) = histogram(&scores, 16);
     let most = counts.iter().copied().max().unwrap_or(1).max(1);
+    // Half of what a terminal has is for the levels.
+    let room = screen.width.map(|columns| columns - BEFORE_BAR);
+    let longest = room.map_or(40, |room| 40.min(room / 2));
     let mut out = format!("{} scores, from each value on:\n", found.score);
     for (i, count) in counts.iter().enumerate() {
         let from = low + i as f64 * width;
         let inside = |value: f64| (((value - low) / width) as usize).min(counts.len() - 1) == i;
-        let mut marks = String::new();
+        let mut marks: Vec<String> = Vec::new();
         for level in &found.levels {
             for (name, value) in [("VaR", level.var), ("CVaR", level.cvar)] {
                 if inside(value) {
-                    marks += &format!("  {name}({})", level.alpha);
+                    marks.push(format!("{name}({})", level.alpha));
                 }
             }
         }
-        out += &format!(
-            "{from:>8.2} {:>6} {}{marks}\n",
-            count,
-            "#".repeat((count * 40).div_ceil(most))
-        );
+        let bar = "#".repeat((count * longest).div_ceil(most));
+        let marks = match room {
+            Some(room) => broken(&marks.join(" "), room - bar.len() - 2)
+                .join(&format!("\n{}", " ".repeat(BEFORE_BAR + bar.len() + 2))),
+            None => marks.join("  "),
+        };
+        let line = format!("{from:>8.2} {:>6} {bar}  {marks}", text::count(*count as u64));
+        out += line.trim_end();
+        out.push('\n');
     }
     out
 }
 
-fn levels(found: &Inspection) -> String {
+fn levels(found: &Inspection, screen: &Screen) -> String {
     let mut table =
         text::Table::new(["alpha", "VaR", "CVaR", "kept", "share", "CE of kept", "CE of dropped"]);
     let n = (found.tokens.len() - 1) as f64;
@@ -216,13 +232,11 @@ fn levels(found: &Inspection) -> String {
         ]);
     }
     let cut = if found.tokens.len() < found.tokens_of_text {
-        format!(
-            "the first {} of {} tokens; --max-tokens shows more\n",
-            found.tokens.len(),
-            found.tokens_of_text
-        )
+        let [shown, all] =
+            [found.tokens.len(), found.tokens_of_text].map(|n| text::count(n as u64));
+        format!("the first {shown} of {all} tokens; --max-tokens shows more\n")
     } else {
         String::new()
     };
-    format!("{table}\n{cut}kept tokens are marked at alpha {}", found.mark)
+    format!("{}\n{cut}kept tokens are marked at alpha {}", table.on(screen), found.mark)
 }

@@ -35,7 +35,7 @@ pub fn run(args: &ManArgs, ui: &Printer) -> Result<()> {
     let pages = pages()?;
     let Some(folder) = &args.out else {
         let main = pages.into_iter().next().map(|(_, text)| text).unwrap_or_default();
-        return ui.result(&main, || main.clone());
+        return ui.result(&main, |_| main.clone());
     };
     create_folder(folder)?;
     let mut report = Report { folder: folder.clone(), pages: Vec::new() };
@@ -46,7 +46,7 @@ pub fn run(args: &ManArgs, ui: &Printer) -> Result<()> {
         })?;
         report.pages.push(name);
     }
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         let first = quoted(&folder.join(&report.pages[0]));
         format!("{} pages in {}\nnext: man -l {first}", report.pages.len(), folder.display())
     })

@@ -11,9 +11,11 @@ pub mod download;
 pub mod eval;
 pub mod export;
 pub mod generate;
+mod help;
 pub mod inspect;
 mod knobs;
 pub mod man;
+mod mistakes;
 mod model;
 mod number;
 pub mod plan;
@@ -32,7 +34,7 @@ pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, Resume, RunArgs};
 pub use model::ModelArgs;
 pub use printer::Printer;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -41,7 +43,7 @@ const NAME: &str = "eslm-kd";
 
 /// Distils and pretrains GPT-2-family language models on the tokens that matter.
 #[derive(Debug, Parser)]
-#[command(name = NAME, version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = NAME, version, after_help = EXAMPLES)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]
@@ -119,8 +121,22 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Does it.
+    /// Does it. An error that ends a run names the command that goes on.
     pub fn run(&self, ui: &Printer) -> Result<()> {
+        self.done(ui).map_err(|e| {
+            let stopped = matches!(e.kind(), ErrorKind::Interrupted(_));
+            let again = match self {
+                // Before the first step: a run that has begun names its own.
+                Self::Pretrain(_) | Self::Distill(_) => stopped && e.go_on().is_none(),
+                // A run inside names itself; what continues the whole is this command.
+                Self::Compare(_) => stopped || e.go_on().is_some(),
+                _ => false,
+            };
+            if again { e.going_on_with(arguments::again(&[])) } else { e }
+        })
+    }
+
+    fn done(&self, ui: &Printer) -> Result<()> {
         match self {
             Self::Prepare(args) => prepare::run(args, ui),
             Self::Tokenizer(args) => tokenizer::run(args, ui),

@@ -11,10 +11,21 @@ pub(super) fn whole<T: TryFrom<i64>>(
         let found =
             number::whole(text).filter(|n| range.contains(n)).and_then(|n| T::try_from(n).ok());
         found.ok_or_else(|| match *range.end() {
-            i64::MAX => format!("expected a whole number of at least {}", range.start()),
+            most if is_larger(text, most) => format!("expected a whole number of at most {most}"),
+            most if most >= i64::from(u32::MAX) => {
+                format!("expected a whole number of at least {}", range.start())
+            }
             most => format!("expected a whole number between {} and {most}", range.start()),
         })
     }
+}
+
+/// Whether a text says a whole number above `most`, perhaps one that no integer holds.
+fn is_larger(text: &str, most: i64) -> bool {
+    let whole = text.bytes().all(|b| b.is_ascii_digit() || b == b'_');
+    whole
+        && number::finite(text).is_some_and(|x| x >= most as f64)
+        && number::whole(text).is_none_or(|n| n > most)
 }
 
 /// A finite number; what its range is, the verb says.

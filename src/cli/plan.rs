@@ -6,7 +6,7 @@ use crate::cost::{self, Flops, MemoryByPart};
 use crate::error::Result;
 use crate::machine::available_memory;
 use crate::model::Gpt2Config;
-use crate::report::text::{self, Table};
+use crate::report::text::{self, Screen, Table};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::sizes::misnamed;
@@ -40,7 +40,7 @@ pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
     let file = args.config.config.as_deref();
     let mut report = Report::new(resolved, file, Where { hub: &hub, progress: ui })?;
     report.measure()?;
-    ui.result(&report.json(), || report.text(ui.verbose()))
+    ui.result(&report.json(), |screen| report.text(ui.verbose(), screen))
 }
 
 /// Everything `plan` says.
@@ -125,10 +125,11 @@ impl Report {
         })
     }
 
-    fn text(&self, meanings: bool) -> String {
-        let mut sections =
-            vec![self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
-        sections.push(self.time());
+    fn text(&self, meanings: bool, screen: &Screen) -> String {
+        let tables =
+            [self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
+        let mut sections = tables.map(|table| table.on(screen)).to_vec();
+        sections.push(self.time(screen));
         let notes = self.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
@@ -136,7 +137,7 @@ impl Report {
         sections.join("\n")
     }
 
-    fn values(&self, meanings: bool) -> String {
+    fn values(&self, meanings: bool) -> Table {
         let mut table =
             Table::new(["key", "value", "origin"].into_iter().chain(meanings.then_some("meaning")));
         for v in &self.resolved.values {
@@ -149,10 +150,10 @@ impl Report {
             let cells = [v.key.name.to_string(), format!("= {value}"), v.origin.to_string()];
             table.row(cells.into_iter().chain(meanings.then(|| v.key.help.to_string())));
         }
-        table.to_string()
+        table
     }
 
-    fn models(&self) -> String {
+    fn models(&self) -> Table {
         let mut table = Table::new([
             "model",
             "name",
@@ -173,10 +174,10 @@ impl Report {
         if let (Some(name), Some(shape)) = (&self.shapes.plan.teacher, &self.shapes.teacher) {
             row("teacher", name, shape);
         }
-        table.to_string()
+        table
     }
 
-    fn tokens(&self) -> String {
+    fn tokens(&self) -> Table {
         let plan = &self.shapes.plan;
         let mut table = Table::new(["tokens", "number", "how"]);
         let rows = format!(
@@ -195,12 +196,12 @@ impl Report {
         table.row([
             "in all".to_string(),
             text::count(plan.tokens()),
-            format!("{} steps", text::count(plan.steps)),
+            text::amount(plan.steps, "steps"),
         ]);
-        table.to_string()
+        table
     }
 
-    fn flops(&self) -> String {
+    fn flops(&self) -> Table {
         let title = if self.shapes.plan.draws_by_variance() {
             "FLOPs per step, at most"
         } else {
@@ -214,10 +215,10 @@ impl Report {
             table.row([name.to_string(), text::flops(a as u128), text::flops(b as u128)]);
         }
         table.row(["the whole run".to_string(), text::flops(self.run as u128)]);
-        table.to_string()
+        table
     }
 
-    fn time(&self) -> String {
+    fn time(&self, screen: &Screen) -> String {
         let Some(pace) = self.pace else {
             return "time: not measured, since the models do not fit into the memory that is free\n".into();
         };
@@ -229,10 +230,10 @@ impl Report {
         ]);
         let how = "without validations and checkpoints".to_string();
         table.row(["the whole run".to_string(), text::seconds(pace.seconds), how]);
-        table.to_string()
+        table.on(screen)
     }
 
-    fn memory(&self) -> String {
+    fn memory(&self) -> Table {
         let plan = &self.shapes.plan;
         let m = &self.memory;
         let mut table = Table::new(["memory and disk", "bytes", "how"]);
@@ -271,11 +272,11 @@ impl Report {
             "weights and moments".into(),
         );
         let disk = format!(
-            "at the peak: {} checkpoints and the one being written",
-            plan.checkpoint.kept()
+            "at the peak: {} and the one being written",
+            text::amount(plan.checkpoint.kept() as u64, "checkpoints")
         );
         row("disk in all", cost::disk_bytes(&self.shapes.student, plan), disk);
-        table.to_string()
+        table
     }
 }
 
@@ -369,7 +370,7 @@ mod tests {
 
     #[test]
     fn the_text_names_every_key_and_says_what_selection_saves() {
-        let text = report(&["select.alpha=0.8"]).unwrap().text(true);
+        let text = report(&["select.alpha=0.8"]).unwrap().text(true, &Screen::default());
         for key in crate::config::keys::KEYS {
             assert!(text.contains(key.name), "{} is missing", key.name);
         }

@@ -6,7 +6,7 @@ use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out,
 use crate::error::Result;
 use crate::machine::available_memory;
 use crate::progress::{Progress, Silent};
-use crate::report::text::{Table, bytes, count, quoted, seconds};
+use crate::report::text::{Screen, Table, bytes, count, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::names::resolve_tokenizer;
@@ -58,7 +58,7 @@ pub struct PrepareArgs {
 pub fn run(args: &PrepareArgs, ui: &Printer) -> Result<()> {
     let hub = HubOptions::from_env(ui.offline());
     let report = prepared(args, &hub, ui)?;
-    ui.result(&report, || human(args, &report))
+    ui.result(&report, |screen| human(args, &report, screen))
 }
 
 fn prepared(
@@ -87,7 +87,7 @@ fn prepared(
 /// Seconds that a first run may take.
 const A_RUN: f64 = 3600.0;
 
-fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
+fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String {
     let mut table = Table::new(["", "documents", "tokens", "text"]);
     for (name, split) in [("train", Some(&report.train)), ("valid", report.valid.as_ref())] {
         if let Some(split) = split {
@@ -113,7 +113,8 @@ fn human(args: &PrepareArgs, report: &PrepareReport) -> String {
         None => ("tiny", String::new()),
     };
     format!(
-        "{table}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first"
+        "{}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
+        table.on(screen)
     )
 }
 

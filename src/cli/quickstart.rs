@@ -1,12 +1,13 @@
 //! `distill` without arguments: everything is generated, trained and compared here, with nothing to
 //! download.
 
+use super::arguments::again;
 use super::train::out_folder;
 use super::{Printer, Resume, RunArgs};
 use crate::compare::quickstart::{FIRST, Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
-use crate::error::{Error, Result};
-use crate::report::text::{Table, count, flops, quoted, seconds};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::text::{Screen, Table, count, decimal, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -26,31 +27,48 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     let resume = args.resume.is_some() && holds_one;
     let hub = HubOptions::from_env(ui.offline());
     let around = Where { hub: &hub, progress: ui };
-    let done = quickstart(plan, &out, resume, &cache_folder()?, around)?;
-    ui.result(&done, || human(&done))
+    let done = quickstart(plan, &out, resume, &cache_folder()?, around).map_err(|e| {
+        // A run inside names its own folder; what continues the whole is this command.
+        let stopped = matches!(e.kind(), ErrorKind::Interrupted(_));
+        if !stopped && e.go_on().is_none() {
+            return e;
+        }
+        let mut more = Vec::new();
+        if args.resume.is_none() {
+            // Before the first student there is nothing that must be there.
+            let auto = if out.join(FIRST).is_dir() { "" } else { "=auto" };
+            more.push(format!("--resume{auto}"));
+        }
+        if args.out.is_none() {
+            more.extend(["--out".to_string(), quoted(&out)]);
+        }
+        e.going_on_with(again(&more))
+    })?;
+    ui.result(&done, |screen| human(&done, screen))
 }
 
-fn human(done: &Quickstart) -> String {
-    let mut table = Table::new([
-        "",
-        "parameters",
-        "tokens",
-        "FLOPs",
-        "time",
-        "validation loss",
-        "validation perplexity",
-    ]);
+fn human(done: &Quickstart, screen: &Screen) -> String {
+    let header = ["model", "parameters", "tokens", "FLOPs", "time", "val loss", "perplexity"];
+    let mut table = Table::new(header);
     for model in &done.models {
         table.row([
-            model.model.to_string(),
+            // Its name in the run folder says enough: `plain`, `dense`, `ESLM`.
+            model
+                .model
+                .trim_start_matches("student, ")
+                .replace(" pretraining", "")
+                .replace(" distillation", ""),
             count(model.parameters),
             count(model.tokens),
             flops(model.flops as u128),
             seconds(model.seconds),
             format!("{:.4}", model.val_loss),
-            format!("{:.3}", model.perplexity),
+            decimal(model.perplexity, 3),
         ]);
     }
     let (run, model) = (done.run.display(), quoted(&done.model));
-    format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"")
+    format!(
+        "{}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
+        table.on(screen)
+    )
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::{check_file, write_atomic};
 use crate::interrupt;
 use crate::progress::Progress;
-use crate::report::text::{Table, count, quoted, seconds};
+use crate::report::text::{Screen, Table, count, quoted, seconds};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub fn run(args: &ReportArgs, ui: &Printer) -> Result<()> {
     let found =
         if args.watch { watch(args, ui)? } else { draw(&find(&args.runs)?, &args.out, false)? };
     let report = Report { page: args.out.clone(), runs: found.iter().map(Live::state).collect() };
-    ui.result(&report, || human(&report, &found))
+    ui.result(&report, |screen| human(&report, &found, screen))
 }
 
 /// Reads the runs and writes the page, which loads itself again while it is `watched`.
@@ -111,7 +111,7 @@ fn last_page(args: &ReportArgs, stopped: &Error) -> Error {
     }
 }
 
-fn human(report: &Report, found: &[Live]) -> String {
+fn human(report: &Report, found: &[Live], screen: &Screen) -> String {
     let mut table = Table::new([
         "run",
         "state",
@@ -135,5 +135,5 @@ fn human(report: &Report, found: &[Live]) -> String {
             run.left().map_or_else(|| "-".into(), seconds),
         ]);
     }
-    format!("{table}\npage: {}", report.page.display())
+    format!("{}\npage: {}", table.on(screen), report.page.display())
 }

@@ -56,11 +56,11 @@ const WIDTH: usize = 80;
 pub fn run(args: &RunsArgs, ui: &Printer) -> Result<()> {
     if let Some(RunsCommand::Show(args)) = &args.command {
         let shown = show(&args.run)?;
-        return ui.result(&shown, || told(&shown));
+        return ui.result(&shown, |_| told(&shown));
     }
     let folders = if args.folders.is_empty() { defaults() } else { args.folders.clone() };
     let found = rows(&folders)?;
-    ui.result(&json!({ "runs": found }), || list(&found))
+    ui.result(&json!({ "runs": found }), |_| list(&found))
 }
 
 fn list(rows: &[Row]) -> String {

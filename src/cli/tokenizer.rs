@@ -39,7 +39,7 @@ pub struct TokenizerTrainArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub input: Vec<PathBuf>,
     /// Tokens to learn, the 256 bytes and <|endoftext|> included.
-    #[arg(long, value_name = "N", value_parser = whole::<usize>(0..=i64::MAX))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(257..=i64::MAX))]
     pub vocab_size: usize,
     /// New folder to write.
     #[arg(long, value_name = "DIR")]
@@ -61,7 +61,7 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
     let report = trained(args, ui)?;
     let TokenizerCommand::Train(args) = &args.command;
     let (tokens, text) = (count(report.vocab_size.into()), bytes(report.bytes));
-    ui.result(&report, || {
+    ui.result(&report, |_| {
         let (out, quoted) = (args.out.display(), quoted(&args.out));
         let skipped: String = report.skipped.iter().map(|s| format!("{s}\n")).collect();
         format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {quoted} --out data/mine")

@@ -6,7 +6,7 @@ use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{self, Table, count, flops, quoted, seconds};
+use crate::report::text::{self, Screen, Table, count, decimal, flops, quoted, seconds};
 use crate::store::Where;
 use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
@@ -39,7 +39,7 @@ struct RunReport {
 /// Trains as `resolved` says and prints the summary.
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
     for note in resolved.notes() {
-        ui.note(&note);
+        ui.note(&format!("note: {note}"));
     }
     let plan = &resolved.plan;
     use_everywhere(plan.machine.threads)?;
@@ -70,7 +70,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         perplexity: summary.val_loss.map(f64::exp),
         parameters,
     };
-    ui.result(&report, || human(&report, plan))
+    ui.result(&report, |screen| human(&report, plan, screen))
 }
 
 /// A step that takes long is announced: until it is over nothing moves.
@@ -85,10 +85,10 @@ fn say_what_is_coming(session: &Session, ui: &Printer) {
     let step = flops / pace::speed();
     if step > LONG_STEP {
         ui.note(&format!(
-            "a step is {} here, roughly {}: {} steps roughly {}",
+            "a step is {} here, roughly {}: {} roughly {}",
             text::flops(flops as u128),
             seconds(step),
-            count(plan.steps),
+            text::amount(plan.steps, "steps"),
             seconds(step * plan.steps as f64)
         ));
     }
@@ -115,7 +115,7 @@ fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
     Ok(true)
 }
 
-fn human(report: &RunReport, plan: &Plan) -> String {
+fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
     let mut table = Table::new([
         "",
         "parameters",
@@ -126,8 +126,7 @@ fn human(report: &RunReport, plan: &Plan) -> String {
         "val loss",
         "perplexity",
     ]);
-    let number =
-        |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| format!("{x:.digits$}"));
+    let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| decimal(x, digits));
     table.row([
         plan.method.to_string(),
         count(report.parameters),
@@ -139,7 +138,10 @@ fn human(report: &RunReport, plan: &Plan) -> String {
         number(report.perplexity, 2),
     ]);
     let (run, model) = (report.run.display(), quoted(&report.model));
-    format!("{table}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"")
+    format!(
+        "{}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"",
+        table.on(screen)
+    )
 }
 
 /// `--out`, or `runs/NAME-N` with the lowest free N.

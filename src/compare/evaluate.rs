@@ -100,9 +100,9 @@ impl Texts {
     pub fn new(train: &TokenFile, valid: Arc<TokenFile>, also: Vec<OtherText>) -> Result<Self> {
         if valid.len() < 2 {
             return Err(Error::data(format!(
-                "{}: nothing to predict in {} tokens",
+                "{}: nothing to predict in {}",
                 valid.path().display(),
-                valid.len()
+                crate::report::text::amount(valid.len(), "tokens")
             )));
         }
         let deciles = Deciles::new(train, &valid)?;

@@ -101,12 +101,10 @@ impl Probe {
 /// On a stop signal the run at hand is saved, and the same call goes on with it.
 pub fn compare(asked: &Comparison, around: Where<'_>) -> Result<()> {
     compare_all(asked, around).map_err(|e| match e.kind() {
-        // A run inside names its own folder; what continues the whole is this verb.
-        ErrorKind::Interrupted(_) => Error::new(
-            e.kind(),
-            "stopped, and all state saved; the same command goes on where it stopped (with --report-only in place of \
-             arms and seeds, `compare` reports on the runs that are finished)",
-        ),
+        ErrorKind::Interrupted(_) => {
+            let also = "`compare --report-only` reports on the runs that are finished";
+            Error::new(e.kind(), format!("{e}; {also}"))
+        }
         _ => e,
     })
 }
@@ -160,12 +158,11 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
             let left = ahead.left();
-            around
-                .progress
-                .note(&format!("run {done} of {all}: {}, seed {seed}{stands}{left}", arm.label));
+            let label = format!("{}, seed {seed}", arm.label);
+            around.progress.note(&format!("run {done} of {all}: {label}{stands}{left}"));
             let started = Instant::now();
             let is_new = !runs::is_finished(&folder);
-            runs::run(&plan, &folder, asked.keep_checkpoints, around)?;
+            runs::run(&plan, &folder, &label, asked.keep_checkpoints, around)?;
             texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
             ahead.one_done(i, is_new.then(|| started.elapsed().as_secs_f64()));
         }
@@ -257,8 +254,8 @@ fn open_data(
             .map_err(|e| e.context(format!("--also {name}")))?;
         if tokens.len() < 2 {
             return Err(Error::data(format!(
-                "--also {name}: nothing to predict in {} tokens",
-                tokens.len()
+                "--also {name}: nothing to predict in {}; name a longer text",
+                text::amount(tokens.len(), "tokens")
             )));
         }
         also.push(OtherText { name: name.clone(), tokens: tokens.bounded(eval_tokens)? });
@@ -391,7 +388,7 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
 fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Where<'_>) -> Result<f64> {
     let pilot = out.join("pilot");
     let folder = pilot.join(arms::folder_name(label));
-    runs::run(plan, &folder, false, around)?;
+    runs::run(plan, &folder, &format!("{label}, measured"), false, around)?;
     let seconds = Metrics::read(&folder)?.seconds;
     std::fs::remove_dir_all(&pilot).map_err(|e| Error::io("remove", &pilot, e))?;
     Ok(seconds / plan.steps as f64)
@@ -441,7 +438,8 @@ fn steps_of(
     if asked.budget != Budget::Tokens {
         let how = measured.map_or_else(String::new, |s| format!(" at {s:.4} s each"));
         around.progress.note(&format!(
-            "{label}: {steps} steps{how}, for the {} of {}",
+            "{label}: {}{how}, for the {} of {}",
+            text::amount(steps, "steps"),
             asked.budget.name(),
             base.label
         ));

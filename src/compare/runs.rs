@@ -55,10 +55,17 @@ pub fn finish(
     Ok(())
 }
 
-/// Trains `plan` in the folder `run`, from its newest checkpoint if it has one. Afterwards its
-/// checkpoints go, unless they are to be kept.
-pub fn run(plan: &Plan, run: &Path, keep_checkpoints: bool, around: Where<'_>) -> Result<()> {
-    finish(run, || Session::resume(plan, run, around), around.progress)?;
+/// Trains `plan` in the folder `run`, from its newest checkpoint if it has one; progress shows it as
+/// `label`. Afterwards its checkpoints go, unless they are to be kept.
+pub fn run(
+    plan: &Plan,
+    run: &Path,
+    label: &str,
+    keep_checkpoints: bool,
+    around: Where<'_>,
+) -> Result<()> {
+    let session = || Ok(Session::resume(plan, run, around)?.called(label));
+    finish(run, session, around.progress)?;
     let checkpoints = run.join(CHECKPOINTS);
     if !keep_checkpoints && checkpoints.is_dir() {
         std::fs::remove_dir_all(&checkpoints).map_err(|e| Error::io("remove", &checkpoints, e))?;

@@ -392,6 +392,11 @@ impl FromStr for DeviceSpec {
             "cuda" => Ok(Self::Cuda(0)),
             other => match other.strip_prefix("cuda:").and_then(|i| i.parse().ok()) {
                 Some(index) => Ok(Self::Cuda(index)),
+                None if matches!(other.to_lowercase().as_str(), "gpu" | "nvidia") => {
+                    Err(Error::usage(format!(
+                        "expected a device: \"auto\", \"cpu\", \"cuda\" or \"cuda:INDEX\"; found \"{other}\"; a GPU is \"cuda\""
+                    )))
+                }
                 None => Err(Error::usage(format!(
                     "expected a device: \"auto\", \"cpu\", \"cuda\" or \"cuda:INDEX\"; found \"{other}\""
                 ))),

@@ -99,10 +99,14 @@ impl RunFile {
             return Ok(found);
         }
         let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
+        if let Some(near) = nearest(place, names.iter().copied()) {
+            return Err(Error::usage(format!(
+                "no run file at {place}, and no built-in one of that name; did you mean \"{near}\"?"
+            )));
+        }
         Err(Error::usage(format!(
-            "no run file at {}{}. Expected a TOML file, a run folder with a config.toml, or one of the built-in names {}",
+            "no run file at {}; expected a TOML file, a run folder with a config.toml, or one of the built-in names {}",
             path.display(),
-            did_you_mean(place, names.iter().copied()),
             super::choice::list(&names),
         )))
     }
@@ -138,12 +142,20 @@ impl Written {
     pub fn put(&mut self, key: &'static Key, value: &Value, origin: Origin) -> Result<()> {
         let Some(accepted) = key.kind.accept(value) else {
             let hint = match value {
+                Value::String(word) if key.name == "machine.device" && word == "gpu" => {
+                    "; a GPU is \"cuda\"".to_string()
+                }
                 Value::String(word) => did_you_mean(word, key.kind.words().iter().copied()),
                 _ => String::new(),
             };
+            // A flag of the key's own name says which it is.
+            let flag = format!("--{}", key.name);
+            let place = match origin.to_string() {
+                text if text == flag => text,
+                text => format!("{text}: {}", key.name),
+            };
             return Err(Error::usage(format!(
-                "{origin}: {}: expected {}, found {}{hint}",
-                key.name,
+                "{place}: expected {}, found {}{hint}",
                 key.kind.expectation(),
                 found(value)
             )));
@@ -321,12 +333,11 @@ fn known(name: &str, is_section: bool, origin: &Origin) -> Result<&'static Key> 
     }
     let sections = keys::sections();
     if is_section {
-        let hint =
-            nearest(name, sections.iter().copied()).map(|s| format!("; did you mean [{s}]?"));
-        return Err(Error::usage(format!(
-            "{origin}: unknown section [{name}]{}",
-            hint.unwrap_or_default()
-        )));
+        let hint = nearest(name, sections.iter().copied()).map_or_else(
+            || format!("; there are [{}]", sections.join("], [")),
+            |s| format!("; did you mean [{s}]?"),
+        );
+        return Err(Error::usage(format!("{origin}: unknown section [{name}]{hint}")));
     }
     let hint = did_you_mean(name, KEYS.iter().map(|k| k.name));
     let hint = match name.split_once('.') {
@@ -344,6 +355,8 @@ fn known(name: &str, is_section: bool, origin: &Origin) -> Result<&'static Key> 
 /// A value and its type, as messages show them.
 fn found(value: &Value) -> String {
     match value {
+        // A number that no integer holds was left a text.
+        Value::String(s) if !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) => s.clone(),
         Value::String(s) => format!("the text \"{s}\""),
         Value::Boolean(b) => format!("{b} (true or false)"),
         Value::Integer(_) | Value::Float(_) => format!("{value}"),

@@ -121,7 +121,9 @@ impl Kind {
         match self {
             Self::Text => "a text that is not empty".into(),
             Self::Choice(words, _) => list(words),
-            Self::Count { least, wide: true } => format!("a whole number of at least {least}"),
+            Self::Count { least, wide: true } => {
+                format!("a whole number between {least} and {}", i64::MAX)
+            }
             Self::Count { least, wide: false } => {
                 format!("a whole number between {least} and {MOST}")
             }

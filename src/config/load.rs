@@ -7,6 +7,7 @@ use super::file::{Origin, Overrides, RunFile, Written};
 use super::keys::{Fallback, KEYS, Key};
 use super::plan::Plan;
 use crate::error::{Error, Result};
+use crate::report::text::amount;
 use serde::Deserialize;
 use std::path::Path;
 use toml::Value;
@@ -153,8 +154,9 @@ impl Resolved {
         }
         if plan.selects() && plan.select.burn_in >= plan.steps {
             note(format!(
-                "select.burn_in = {} covers all {} steps: nothing is ever dropped",
-                plan.select.burn_in, plan.steps
+                "select.burn_in = {} covers the whole run of {}: nothing is ever dropped",
+                plan.select.burn_in,
+                amount(plan.steps, "steps")
             ));
         }
         if plan.micro_rows_matter() && plan.machine.micro_rows == MicroRows::Auto {

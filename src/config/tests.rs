@@ -168,7 +168,7 @@ fn wrong_types_and_ranges_say_expected_found_and_where() {
         ("[select]\nalpha = 'high'\n", ["select.alpha", "[0, 1)", "the text \"high\""]),
         ("steps = 0\n", ["run.toml:1: steps", "between 1 and", "found 0"]),
         ("steps = 1.5\n", ["steps", "a whole number", "found 1.5"]),
-        ("seed = -1\n", ["seed", "at least 0", "found -1"]),
+        ("seed = -1\n", ["seed", "between 0 and", "found -1"]),
         ("[optim]\nlr = 0\n", ["optim.lr", "above 0", "found 0"]),
         ("[optim]\nlr = inf\n", ["optim.lr", "a finite number", "inf"]),
         (

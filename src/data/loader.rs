@@ -9,6 +9,7 @@
 
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
+use crate::report::text::{amount, count};
 use crate::rng::{Rng, Stream};
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,10 +109,10 @@ impl Loader {
         let sequences = tokens.len().saturating_sub(1) / context as u64;
         if sequences == 0 {
             return Err(Error::data(format!(
-                "{}: {} tokens, but one sequence of context {context} needs {}; add text or set a smaller context",
+                "{}: {}, but one sequence of context {context} needs {}; add text or set a smaller context",
                 tokens.path().display(),
-                tokens.len(),
-                context as u64 + 1
+                amount(tokens.len(), "tokens"),
+                count(context as u64 + 1)
             )));
         }
         Ok(Self { tokens, context, sequences, rng: Rng::new(seed, Stream::Shuffle) })
@@ -226,15 +227,18 @@ pub struct EvalWindows {
 impl EvalWindows {
     /// Windows over `tokens`, `rows` per batch (the last batch may have fewer).
     pub fn new(tokens: Arc<TokenFile>, context: usize, stride: usize, rows: usize) -> Result<Self> {
-        if stride == 0 || stride > context || rows == 0 {
+        if stride == 0 || stride > context {
             return Err(Error::usage(format!(
-                "stride must lie in 1..={context} (the context) and rows be at least 1; found stride {stride}, rows {rows}"
+                "stride: expected at least 1 and at most the context, {context}, found {stride}"
             )));
         }
+        if rows == 0 {
+            return Err(Error::usage("rows of a batch: expected at least 1, found 0"));
+        }
         let Some(predictions) = tokens.len().checked_sub(1).filter(|n| *n > 0) else {
-            let (path, len) = (tokens.path().display(), tokens.len());
+            let (path, len) = (tokens.path().display(), amount(tokens.len(), "tokens"));
             return Err(Error::data(format!(
-                "{path}: {len} tokens, but an evaluation needs at least 2"
+                "{path}: {len}, and an evaluation needs at least 2; name a longer text"
             )));
         };
         let windows = 1 + predictions.saturating_sub(context as u64).div_ceil(stride as u64);

@@ -9,7 +9,7 @@ use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
 use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
-use crate::report::text::percent;
+use crate::report::text::{percent, quoted};
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -334,7 +334,7 @@ impl Whole {
         let share = percent((tokens.len() - end.at) as f64 / tokens.len() as f64);
         let from = if end.cuts { "inside a document" } else { "at a document's begin" };
         progress.note(&format!(
-            "too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
+            "note: too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
             self.number
         ));
         let parts = end.write(&tokens, (&folder.join(TRAIN), &folder.join(VALID)), tokenizer)?;
@@ -365,8 +365,19 @@ impl DataDir {
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.join(TRAIN).is_file() {
             let place = folder.display();
+            let found = match (folder.is_file(), folder.exists()) {
+                (true, _) if folder.extension().is_some_and(|e| e == "bin") => {
+                    "found one of its files; name the folder".to_string()
+                }
+                (true, _) => format!(
+                    "found a file; make a folder of it: eslm-kd prepare --input {} --tokenizer gpt2 --out data/mine",
+                    quoted(folder)
+                ),
+                (_, true) => format!("it has no {TRAIN}"),
+                (_, false) => "found nothing of that name".to_string(),
+            };
             return Err(Error::data(format!(
-                "{place}: expected a folder made by `eslm-kd prepare`; it has no {TRAIN}"
+                "{place}: expected a folder made by `eslm-kd prepare`; {found}"
             )));
         }
         let tokenizer = Tokenizer::load(&folder.join(TOKENIZER))?;

@@ -367,6 +367,12 @@ impl TokenFile {
         if most == 0 || most >= self.len() { Ok(self) } else { self.first(most).map(Arc::new) }
     }
 
+    /// The same, with the file that the text came from, for messages.
+    #[must_use]
+    pub fn read_from(self, path: &Path) -> Self {
+        Self { path: path.to_path_buf(), ..self }
+    }
+
     /// A copy in memory that begins with end-of-text, so that the first token has something before
     /// it.
     pub fn behind_end_of_text(&self) -> Result<Self> {

@@ -7,6 +7,7 @@ use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
 use crate::files::hex;
 use crate::progress::Progress;
+use crate::report::text::count;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -59,7 +60,7 @@ impl Tokenizer {
         if options.vocab_size < 257 {
             let found = options.vocab_size;
             return Err(Error::usage(format!(
-                "vocab-size is {found}; 256 bytes and {END_OF_TEXT} need at least 257"
+                "vocab-size: expected at least 257 (the 256 bytes and {END_OF_TEXT}), found {found}"
             )));
         }
         let sources = Source::open_all(inputs)?;
@@ -88,7 +89,7 @@ impl Tokenizer {
         report.vocab_size = tokenizer.vocab_size();
         report.hash = hex(&tokenizer.hash());
         if (report.vocab_size as usize) < options.vocab_size {
-            let (got, asked) = (report.vocab_size, options.vocab_size);
+            let [got, asked] = [report.vocab_size.into(), options.vocab_size as u64].map(count);
             progress.note(&format!("the text supports only {got} of the {asked} tokens asked for"));
         }
         Ok((tokenizer, report))

@@ -76,7 +76,7 @@ pub fn evaluate_each(
     let EvalOptions { context, stride, rows_limit, rows_per_batch } = options;
     if context == 0 || context > model.config.n_positions {
         return Err(Error::usage(format!(
-            "context must lie between 1 and the model's {} positions, found {context}",
+            "context: expected at least 1 and at most the model's {} positions, found {context}",
             model.config.n_positions
         )));
     }
@@ -86,7 +86,7 @@ pub fn evaluate_each(
     let all = windows.predictions();
     // Later windows add one stride each.
     let total = if whole { all } else { context as u64 + (limit - 1) * stride as u64 };
-    progress.start("evaluate", Some(total), "tokens");
+    progress.start("Evaluating", Some(total), "tokens");
     let (mut sum, mut count, mut done) = (0.0, 0u64, 0u64);
     let run = || -> Result<()> {
         for batch in windows {
@@ -275,7 +275,7 @@ mod tests {
         let message = |o| evaluate(&model, &file, o, &Silent).unwrap_err().to_string();
         assert!(message(options(17, 17, 0, 1)).contains("16 positions"));
         assert!(message(options(0, 1, 0, 1)).contains("found 0"));
-        assert!(message(options(8, 9, 0, 1)).contains("stride 9"));
+        assert!(message(options(8, 9, 0, 1)).contains("the context, 8, found 9"));
         let origin = TokenOrigin { vocab_size: VOCAB + 1, eot: 0, tokenizer_hash: [0; 32] };
         let of = |ids: &[u32]| Arc::new(TokenFile::from_tokens(ids, origin, 1, 9).unwrap());
         let error =

@@ -1,4 +1,7 @@
-//! Numbers and tables for people.
+//! Numbers, units and paths for people.
+
+pub use super::screen::{PLAIN_WIDTH, Screen};
+pub use super::table::Table;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -13,6 +16,31 @@ pub fn count(n: u64) -> String {
         .map(|c| std::str::from_utf8(c).unwrap_or_default())
         .collect();
     groups.join(",")
+}
+
+/// `1,234.50` with that many digits behind the point; `-` where it is none.
+pub fn decimal(x: f64, digits: usize) -> String {
+    if !x.is_finite() {
+        return "-".into();
+    }
+    let text = format!("{:.digits$}", x.abs());
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    // What is too large for groups of digits says enough without.
+    let whole = whole.parse().map_or_else(|_| whole.to_string(), count);
+    format!("{}{whole}{rest}", if x < 0.0 { "-" } else { "" })
+}
+
+/// `1 step`, `1,200 steps`; the unit is given as of many. Bytes become `1.50 KiB`.
+pub fn amount(n: u64, unit: &str) -> String {
+    let one = || match unit.strip_suffix("ies") {
+        Some(stem) => format!("{stem}y"),
+        None => unit.strip_suffix('s').unwrap_or(unit).to_string(),
+    };
+    match (n, unit) {
+        (n, "bytes") => bytes(n),
+        (1, _) => format!("1 {}", one()),
+        (n, _) => format!("{} {unit}", count(n)),
+    }
 }
 
 /// `512 B`, `1.50 KiB`, `2.00 GiB`.
@@ -30,8 +58,9 @@ pub fn flops(n: u128) -> String {
 
 /// `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
 pub fn seconds(s: f64) -> String {
+    let s = if s.is_finite() { s.max(0.0) } else { 0.0 };
     let whole = s.round() as u64;
-    if s < 10.0 {
+    if s < 9.95 {
         format!("{s:.1} s")
     } else if whole < 60 {
         format!("{whole} s")
@@ -40,6 +69,18 @@ pub fn seconds(s: f64) -> String {
     } else {
         format!("{} h {:02} min", whole / 3600, whole % 3600 / 60)
     }
+}
+
+/// A text of at most `width` characters: the middle of a longer one is left out.
+pub fn shortened(text: &str, width: usize) -> String {
+    let letters: Vec<char> = text.chars().collect();
+    let Some(kept) = width.checked_sub(1).filter(|_| letters.len() > width) else {
+        return text.to_string();
+    };
+    // The end of a path says more than its begin.
+    let (head, tail) = (kept / 3, kept - kept / 3);
+    let (head, tail) = (&letters[..head], &letters[letters.len() - tail..]);
+    head.iter().chain(&['\u{2026}']).chain(tail).collect()
 }
 
 /// `12.5 %`.
@@ -60,65 +101,15 @@ fn scaled(mut x: f64, base: f64, units: &[&str]) -> String {
     format!("{x:.decimals$} {unit}")
 }
 
-/// Rows of text under a header, aligned: columns that hold only numbers (with a unit, perhaps) to
-/// the right.
-#[derive(Debug, Clone)]
-pub struct Table {
-    header: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
+/// At the begin of a line: it is a heading. The printer makes it bold, or drops the mark.
+pub const HEADING: char = '\u{1}';
+/// Around what is marked in a text, for a terminal that shows it bold and underlined.
+pub const MARKED: [char; 2] = ['\u{2}', '\u{3}'];
 
-impl Table {
-    /// A table with these columns.
-    pub fn new<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
-        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
-    }
-
-    /// Adds a row; missing cells are empty, surplus ones are dropped.
-    pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) -> &mut Self {
-        let mut cells: Vec<String> = cells.into_iter().map(Into::into).collect();
-        cells.resize(self.header.len(), String::new());
-        self.rows.push(cells);
-        self
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = |text: &str| text.chars().count();
-        let columns: Vec<(usize, bool)> = (0..self.header.len())
-            .map(|c| {
-                let cells = || self.rows.iter().map(move |r| r[c].as_str());
-                let widest = cells().map(width).max().unwrap_or(0).max(width(&self.header[c]));
-                let mut filled = cells().filter(|t| !t.is_empty()).peekable();
-                (widest, filled.peek().is_some() && filled.all(is_number))
-            })
-            .collect();
-        for row in std::iter::once(&self.header).chain(&self.rows) {
-            let mut line = String::new();
-            for (cell, (widest, right)) in row.iter().zip(&columns) {
-                let pad = " ".repeat(widest - width(cell));
-                let gap = if line.is_empty() { "" } else { "  " };
-                line += gap;
-                line += &if *right { pad + cell } else { cell.clone() + &pad };
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
-/// Digits with separators, sign, decimal point or exponent, perhaps followed by one unit; or a dash
-/// for "none".
-fn is_number(text: &str) -> bool {
-    let mut words = text.split_whitespace();
-    let first = words.next().unwrap_or_default();
-    let plain: String = first.chars().filter(|c| *c != ',').collect();
-    first == "-"
-        || (plain.parse::<f64>().is_ok()
-            && words.all(|w| {
-                w.chars().next().is_some_and(|c| !c.is_ascii_alphabetic()) || w.len() <= 6
-            }))
+/// A word of a command as a shell takes it.
+pub fn shell_word(text: &str) -> String {
+    // What no shell can be given is shown as it is.
+    shlex::try_quote(text).map_or_else(|_| text.to_string(), Cow::into_owned)
 }
 
 /// A path as a shell takes it, for commands to paste.
@@ -172,26 +163,29 @@ mod tests {
             ["999 FLOP", "1.00 kFLOP", "4.56 PFLOP"]
         );
         assert_eq!(
-            [0.84, 42.4, 59.7, 185.0, 7620.0].map(seconds),
-            ["0.8 s", "42 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
+            [0.84, 9.96, 42.4, 59.7, 185.0, 7620.0, -1.0].map(seconds),
+            ["0.8 s", "10 s", "42 s", "1 min 00 s", "3 min 05 s", "2 h 07 min", "0.0 s"]
         );
         assert_eq!(percent(0.125), "12.5 %");
+        assert_eq!(
+            [(1, "steps"), (0, "steps"), (1, "stories"), (1200, "tokens"), (2048, "bytes")]
+                .map(|(n, unit)| amount(n, unit)),
+            ["1 step", "0 steps", "1 story", "1,200 tokens", "2.00 KiB"]
+        );
     }
 
     #[test]
-    fn numeric_columns_align_to_the_right() {
-        let mut table = Table::new(["model", "tokens", "size", "ppl"]);
-        table
-            .row(["teacher", "1,000", "1.50 GiB", "9.5"])
-            .row(["a student", "12", "512 B", "-"])
-            .row(["x"]);
-        assert_eq!(
-            table.to_string(),
-            "model      tokens      size  ppl\n\
-             teacher     1,000  1.50 GiB  9.5\n\
-             a student      12     512 B    -\n\
-             x\n"
-        );
+    fn decimals_have_groups_too() {
+        let written = [1843.017, 3.0, -0.5, f64::INFINITY].map(|x| decimal(x, 2));
+        assert_eq!(written, ["1,843.02", "3.00", "-0.50", "-"]);
+        assert!(decimal(1e30, 1).starts_with("1000000"));
+    }
+
+    #[test]
+    fn what_is_too_long_loses_its_middle() {
+        assert_eq!(shortened("runs/first", 10), "runs/first");
+        assert_eq!(shortened("data/books/train.bin", 10), "dat\u{2026}in.bin");
+        assert_eq!(shortened("abc", 0), "abc");
     }
 
     #[test]

@@ -289,8 +289,15 @@ pub fn resolve_tokenizer(
             .unwrap_or(Path::new("."))
             .to_path_buf());
     }
+    if path.is_file() {
+        return Err(Error::usage(format!(
+            "{text} is a file; name the tokenizer's folder, or its tokenizer.json"
+        )));
+    }
     if path.is_dir() {
-        let dir = if has_tokenizer(path) { path.to_path_buf() } else { model_folder(path)?.0 };
+        // A folder that is no model may still hold a tokenizer.
+        let dir = if has_tokenizer(path) { None } else { model_folder(path).ok() };
+        let dir = dir.map_or_else(|| path.to_path_buf(), |(dir, ..)| dir);
         return match has_tokenizer(&dir) {
             true => Ok(dir),
             false => Err(lacking_tokenizer(&dir).unwrap_or_else(|| {
@@ -382,6 +389,23 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
         if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
             return Ok((dir, format!("checkpoint at step {step} of {shown}"), of_run));
         }
+    }
+    let has = |name: &str| path.join(name).is_file();
+    if has("config.toml") && (has("metrics.jsonl") || path.join("checkpoints").is_dir()) {
+        return Err(Error::usage(format!(
+            "{shown} is a run that has saved nothing yet; its model is there from its first checkpoint on: every \
+             checkpoint.every steps, or after kill -USR1 of its process"
+        )));
+    }
+    if has("train.bin") {
+        return Err(Error::usage(format!(
+            "{shown} is a data folder, made by `eslm-kd prepare`, and no model; name the folder of a run or a model"
+        )));
+    }
+    if has_tokenizer(path) {
+        return Err(Error::usage(format!(
+            "{shown} holds a tokenizer and no model; name the folder of a run or a model"
+        )));
     }
     Err(Error::usage(format!(
         "{shown} exists but is no model: expected a folder with config.json, or a run folder with model/ or \

@@ -1,6 +1,6 @@
 //! The text that a model is measured on: token files, data folders, raw text.
 
-use crate::data::prepare::DataDir;
+use crate::data::prepare::{DataDir, TRAIN};
 use crate::data::source::{self, ReadOptions, Source};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{Hash, TokenFile};
@@ -31,6 +31,14 @@ pub fn open_tokens_by(
     tokenizer: Result<&Tokenizer>,
     progress: &dyn Progress,
 ) -> Result<Arc<TokenFile>> {
+    let prepared = || data.join(TRAIN).is_file();
+    if data.is_dir() && !prepared() {
+        return Err(Error::data(format!(
+            "{}: expected a folder made by `eslm-kd prepare`, with {TRAIN} in it, or a text, jsonl or parquet file; \
+             found another folder; name a file in it",
+            data.display()
+        )));
+    }
     let tokens = if data.is_dir() {
         let folder = DataDir::open(data)?;
         let shared = tokenizer.as_ref().ok().and_then(|own| own.shares_with(&folder.tokenizer));
@@ -70,7 +78,7 @@ fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Resu
     let reading = ReadOptions { text_field: "text".into(), split, skip_bad: false };
     let (mut tokens, mut documents, mut bytes) = (Vec::new(), 0, 0);
     let mut between = false;
-    source::for_each_batch(&sources, &reading, "tokenise", progress, |batch| {
+    source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
         let encoded: Vec<Vec<u32>> =
             batch.pieces.par_iter().map(|p| tokenizer.encode(&p.text)).collect::<Result<_>>()?;
         for (piece, ids) in batch.pieces.iter().zip(encoded) {
@@ -85,6 +93,7 @@ fn tokenise(path: &Path, tokenizer: &Tokenizer, progress: &dyn Progress) -> Resu
         Ok(())
     })?;
     TokenFile::from_tokens(&tokens, tokenizer.origin(), documents, bytes)
+        .map(|tokens| tokens.read_from(path))
         .map_err(|e| e.context(path.display()))
 }
 

@@ -15,8 +15,9 @@ use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{AtomicDir, check_space, write_atomic};
+use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
-use crate::report::text::{count, quoted};
+use crate::report::text::{amount, count, quoted};
 use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, SpecialIds, save_model};
@@ -83,6 +84,7 @@ pub struct Run {
 
 /// What stays the same over a run.
 struct RunConfig {
+    label: String,
     tokenizer: PathBuf,
     ids: SpecialIds,
     inputs: checkpoint::Inputs,
@@ -104,8 +106,9 @@ impl Prepared {
         resume: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let Session { mut plan, train, valid, tokenizer, ids, student, teacher, device, .. } =
-            session;
+        let Session {
+            mut plan, train, valid, tokenizer, ids, student, teacher, device, label, ..
+        } = session;
         let (inputs, begun) = (session.inputs, session.begun);
         let expected = Expected { plan: &plan, config: &student.config, inputs: &inputs };
         let saved = if resume {
@@ -131,7 +134,13 @@ impl Prepared {
         }
         let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
         let trainer = Trainer::new(plan, student, teacher)?;
-        Ok(Self { trainer, saved, loader, valid, config: RunConfig { tokenizer, ids, inputs } })
+        Ok(Self {
+            trainer,
+            saved,
+            loader,
+            valid,
+            config: RunConfig { label, tokenizer, ids, inputs },
+        })
     }
 }
 
@@ -196,31 +205,48 @@ impl Run {
     }
 
     /// Trains to the end of the plan. On a stop signal the state is saved first, then
-    /// [`ErrorKind::Interrupted`] says how to go on. Any other error leaves the last checkpoint as
-    /// it was.
+    /// [`ErrorKind::Interrupted`] says where. Any other error leaves the last checkpoint as it was.
+    /// Each names the command that goes on ([`Error::go_on`]).
     pub fn train(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
         let steps = self.trainer.plan.steps;
-        let label = format!(
-            "{} {} of {} parameters",
-            self.trainer.plan.method,
-            self.trainer.plan.student,
-            count(self.trainer.student.config.parameters() as u64)
-        );
+        let label = self.config.label.clone();
         let (step, seconds) = (self.counters.step, self.counters.seconds);
         sink.event(&Event::RunStarted { label, step, steps, seconds })?;
-        match self.steps(sink) {
-            Err(e) if matches!(e.kind(), ErrorKind::Interrupted(_)) => {
-                let path = self.save(sink)?;
-                Err(e.context(format!(
-                    "step {} of {steps} is saved in {}; continue with --resume --out {}",
-                    self.counters.step,
-                    path.display(),
-                    quoted(self.lock.dir())
-                )))
-            }
-            Err(e) if e.kind() == ErrorKind::NonFinite => Err(self.not_finite(&e)),
-            Err(e) => Err(e),
-            Ok(()) => self.finish(sink),
+        let ended = match self.steps(sink) {
+            Err(e) => match e.kind() {
+                ErrorKind::Interrupted(signal) => self.stopped(signal, sink),
+                ErrorKind::NonFinite => return Err(self.not_finite(&e)),
+                _ => e,
+            },
+            Ok(()) => match self.finish(sink) {
+                Ok(summary) => return Ok(summary),
+                Err(e) => e,
+            },
+        };
+        Err(ended.going_on_with(self.command("")))
+    }
+
+    /// The command that goes on with the run; `more` stands between verb and folder.
+    fn command(&self, more: &str) -> String {
+        // The folder's own config has the rest.
+        let verb = if self.trainer.plan.teacher.is_some() { "distill" } else { "pretrain" };
+        format!("eslm-kd {verb} --resume{more} --out {}", quoted(self.lock.dir()))
+    }
+
+    /// Saves, and says where the run stands.
+    fn stopped(&mut self, signal: i32, sink: &mut dyn EventSink) -> Error {
+        let at = format!(
+            "{} at step {} of {}",
+            stopped_by(signal),
+            count(self.counters.step),
+            count(self.trainer.plan.steps)
+        );
+        match self.save(sink) {
+            Ok(path) => Error::new(
+                ErrorKind::Interrupted(signal),
+                format!("{at}, saved in {}", path.display()),
+            ),
+            Err(e) => e.context(format!("{at}, and what it came to since could not be saved")),
         }
     }
 
@@ -228,22 +254,27 @@ impl Run {
     fn not_finite(&self, e: &Error) -> Error {
         let saved = match self.saved_at {
             Some(step) => format!(
-                "the checkpoint of step {step} stands in {}",
+                "the checkpoint of step {} stands in {}",
+                count(step),
                 self.lock.place(step).display()
             ),
             None => "no checkpoint was written yet".to_string(),
         };
         let optim = &self.trainer.plan.optim;
-        let next = match optim.on_nonfinite {
-            OnNonfinite::Skip => {
-                format!("{} steps were skipped before (optim.max_skips)", self.counters.skipped)
-            }
-            OnNonfinite::Stop => format!(
-                "to pass over such batches, continue with --resume --set optim.on_nonfinite=skip --out {}",
-                quoted(self.lock.dir())
+        let (next, set) = match optim.on_nonfinite {
+            OnNonfinite::Skip => (
+                format!(
+                    "{} before, which is optim.max_skips; a larger one passes over more, a lower optim.lr may need none",
+                    were_skipped(self.counters.skipped)
+                ),
+                format!(" --set optim.max_skips={}", optim.max_skips.saturating_mul(2)),
+            ),
+            OnNonfinite::Stop => (
+                "optim.on_nonfinite=skip passes over such batches".to_string(),
+                " --set optim.on_nonfinite=skip".to_string(),
             ),
         };
-        Error::new(e.kind(), format!("{e}; {saved}; {next}"))
+        Error::new(e.kind(), format!("{e}; {saved}; {next}")).going_on_with(self.command(&set))
     }
 
     fn steps(&mut self, sink: &mut dyn EventSink) -> Result<()> {
@@ -404,6 +435,11 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { ids: self.config.ids.clone(), tokenizer: Some(&self.config.tokenizer) }
     }
+}
+
+/// `1 step was skipped`, `3 steps were skipped`.
+fn were_skipped(steps: u64) -> String {
+    format!("{} {} skipped", amount(steps, "steps"), if steps == 1 { "was" } else { "were" })
 }
 
 /// What selection remembered; a checkpoint from before it remembered anything holds null.

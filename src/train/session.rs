@@ -28,6 +28,8 @@ const LARGE: u64 = 1 << 28;
 /// Everything a run works with.
 #[derive(Debug)]
 pub struct Session {
+    /// What the run is called where it says how far it is; at first its method and its student.
+    pub label: String,
     /// The plan, settled.
     pub plan: Plan,
     /// Training tokens.
@@ -201,6 +203,7 @@ impl Survey {
         };
         let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
         Ok(Session {
+            label: label(&plan),
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
             train: data.train,
             valid: data.valid.map(|valid| valid.bounded(plan.eval.tokens)).transpose()?,
@@ -254,6 +257,12 @@ impl Session {
         Self::on(plan, dir, None, at)
     }
 
+    /// The same under the name that its progress is shown with.
+    #[must_use]
+    pub fn called(self, label: &str) -> Self {
+        Self { label: label.to_string(), ..self }
+    }
+
     fn on(plan: &Plan, dir: &Path, known: Option<&Known>, at: Where<'_>) -> Result<Self> {
         let device = checked_device(plan)?;
         let data = DataDir::open(dir)?;
@@ -262,6 +271,12 @@ impl Session {
         verify(&data, at.progress)?;
         Survey::new(plan, (dir, data), device, known, at)?.open()
     }
+}
+
+/// `eslm gpt2-30m`; of a path the last name.
+fn label(plan: &Plan) -> String {
+    let student = Path::new(&plan.student).file_name().map(|name| name.to_string_lossy());
+    format!("{} {}", plan.method, student.unwrap_or_default())
 }
 
 /// The teacher's name, if the run asks it anything.

@@ -79,11 +79,13 @@ fn what_is_not_finite_stops_the_run_or_is_skipped() {
     };
     let run = |args: &[String]| place.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let (code, _, stderr) = run(&args("stop", &[]));
-    let last = stderr.lines().last().unwrap();
     assert_eq!(code, 5, "{stderr}");
+    let said: Vec<&str> = stderr.lines().skip_while(|l| !l.starts_with("error: ")).collect();
     for part in ["step ", "sequence ", "position ", "on_nonfinite=skip"] {
-        assert!(last.contains(part), "no {part:?} in {last}");
+        assert!(said[0].contains(part), "no {part:?} in {stderr}");
     }
+    let next = "go on: eslm-kd distill --resume --set optim.on_nonfinite=skip --out stop";
+    assert_eq!(said[1..], [next], "{stderr}");
     assert!(!place.path("stop/model").exists());
 
     // The decision to go on may be taken then; the rest is as if it had been taken at the start.
@@ -100,11 +102,9 @@ fn what_is_not_finite_stops_the_run_or_is_skipped() {
     // As often as allowed, and no more.
     let (code, _, stderr) =
         run(&args("once", &["--set", "optim.on_nonfinite=skip", "--set", "optim.max_skips=1"]));
-    let last = stderr.lines().last().unwrap();
-    assert!(
-        code == 5 && last.contains("1 steps were skipped before (optim.max_skips)"),
-        "{stderr}"
-    );
+    assert!(code == 5 && stderr.contains("1 step was skipped before"), "{stderr}");
+    let next = "go on: eslm-kd distill --resume --set optim.max_skips=2 --out once\n";
+    assert!(stderr.ends_with(next), "{stderr}");
     assert!(skipped("skip") > 1, "the limit was met");
 }
 
@@ -146,7 +146,8 @@ fn data_that_vanishes_or_changes_is_noticed() {
     let stderr = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(3), "{stderr}");
     assert!(
-        stderr.lines().last().unwrap().contains("train.bin: changed while it was in use"),
+        stderr.contains("\nerror: data/train.bin: changed while it was in use")
+            && stderr.ends_with("\ngo on: eslm-kd pretrain --resume --out cut\n"),
         "{stderr}"
     );
     verify(&checkpoint::latest(&place.path("cut")).unwrap().unwrap()).unwrap();

@@ -64,7 +64,7 @@ fn mistakes_exit_with_2_and_speak_on_stderr() {
         (&["plan", "quickstart", "--set", "steps"], "section.key=value"),
         (&["plan", "quickstart", "--alhpa", "0"], "--alpha"),
         (&["plna"], "plan"),
-        (&["plan", "-q", "-v"], "cannot be used with"),
+        (&["plan", "-q", "-v"], "--quiet and --verbose exclude each other"),
     ] {
         let (code, stdout, stderr) = run(&mut eslm_kd(args));
         assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");

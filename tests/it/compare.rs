@@ -129,7 +129,7 @@ fn a_comparison_in_parts_ends_like_one_in_one_piece() {
     let before = written(&place, "parts/runs/plain/seed-1");
     fs::remove_dir_all(place.path("parts/runs/loss/seed-1/model")).unwrap();
     let (code, stdout, _) = place.run(&["--report-only", "--out", "parts"]);
-    assert!(code == 0 && stdout.contains("1 runs are not finished"), "{stdout}");
+    assert!(code == 0 && stdout.contains("1 run is not finished"), "{stdout}");
     let (code, _, stderr) = place.compare(&["--seeds", "2", "--out", "parts", "--also", &also]);
     assert_eq!(code, 0, "{stderr}");
     assert!(stderr.contains("run 1 of 4: plain, seed 1, found"), "{stderr}");

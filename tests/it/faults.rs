@@ -9,6 +9,7 @@ use crate::support::place::{
     without_settings,
 };
 use crate::support::tiny;
+use eslm_kd::report::text::count;
 use eslm_kd::store::checkpoint::{self, list, verify};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -210,9 +211,9 @@ fn every_long_phase_stops_when_asked() {
         move || started.elapsed() >= Duration::from_millis(ms)
     };
     let one_line = |stderr: &str| {
-        let last = stderr.lines().last().unwrap_or_default().to_string();
-        assert!(last.starts_with("error: ") && last.contains("stopped"), "{stderr}");
-        last
+        let said: Vec<&str> = stderr.lines().skip_while(|l| !l.starts_with("stopped by")).collect();
+        assert!((1..=2).contains(&said.len()) && !stderr.contains("error"), "{stderr}");
+        said.join("\n")
     };
 
     // Tokenising, and learning a tokenizer: nothing is left.
@@ -249,13 +250,23 @@ fn every_long_phase_stops_when_asked() {
     let metrics = place.path("run/metrics.jsonl");
     let (code, stderr) = stopped(spawn(&place, &args), "-TERM", || lines(&metrics) > 5);
     assert_eq!(code, Some(143), "{stderr}");
-    let last = one_line(&stderr);
-    assert!(
-        last.contains("is saved in") && last.contains("continue with --resume --out run"),
-        "{stderr}"
-    );
+    let said = one_line(&stderr);
     let saved = checkpoint::latest(&place.path("run")).unwrap().unwrap();
-    assert!(verify(&saved).unwrap().step >= 5);
+    let step = verify(&saved).unwrap().step;
+    assert!(step >= 5);
+    let (at, name) = (count(step), saved.file_name().unwrap().display());
+    let expected = format!(
+        "stopped by SIGTERM at step {at} of 100,000, saved in run/checkpoints/{name}\n\
+         go on: eslm-kd pretrain --resume --out run"
+    );
+    assert_eq!(said, expected);
+    // The command goes on from there, as it stands.
+    let next: Vec<&str> = said.lines().last().unwrap().split(' ').skip(3).collect();
+    let before = lines(&metrics);
+    let (code, stderr) = stopped(spawn(&place, &next), "-INT", || lines(&metrics) > before + 2);
+    assert_eq!(code, Some(130), "{stderr}");
+    assert!(stderr.contains(&format!("resuming from run/checkpoints/{name}")), "{stderr}");
+    let saved = checkpoint::latest(&place.path("run")).unwrap().unwrap();
 
     // A second signal does not wait for anything; what was saved before stands.
     let child = spawn(&place, &[&args[..], &["--resume"]].concat());
@@ -294,7 +305,10 @@ fn every_long_phase_stops_when_asked() {
     let begun = || fs::read_dir(place.path("cmp/runs")).is_ok_and(|mut all| all.next().is_some());
     let (code, stderr) = stopped(spawn(&place, &args), "-INT", begun);
     assert_eq!(code, Some(130), "{stderr}");
-    one_line(&stderr);
+    let said = one_line(&stderr);
+    let command = said.lines().last().unwrap().strip_prefix("go on: eslm-kd ").unwrap();
+    let next: Vec<String> = shlex::split(command).unwrap();
+    assert_eq!(next, [&args[..], &["--offline"]].concat());
     let (code, _, stderr) = place.run(&args);
     assert_eq!(code, 0, "{stderr}");
     assert!(place.path("cmp/report.html").is_file());
@@ -378,13 +392,17 @@ fn the_quickstarts_teacher_stops_and_goes_on() {
         stopped(distill(&["distill", "--out", "run"]), "-TERM", || lines(&metrics) > 1);
     assert_eq!(code, Some(143), "{stderr}");
     let last = stderr.lines().last().unwrap();
-    let (start, next) = last.split_once("continue with: eslm-kd ").unwrap();
-    assert!(start.starts_with("error: stopped, and all state saved"), "{stderr}");
+    let next = last.strip_prefix("go on: eslm-kd ").unwrap();
+    assert_eq!(next, "distill --resume=auto --out run --offline");
+    assert!(
+        stderr.contains("\nstopped by SIGTERM at step ") && !stderr.contains("error"),
+        "{stderr}"
+    );
     let saved = checkpoint::latest(&teacher).unwrap().unwrap();
     let step = verify(&saved).unwrap().step;
     assert!(step >= 10, "{step}");
 
-    let next: Vec<&str> = next.split(' ').collect();
+    let next: Vec<&str> = next.split(' ').filter(|word| *word != "--offline").collect();
     let (code, stderr) = stopped(distill(&next), "-INT", || lines(&metrics) > 2);
     assert_eq!(code, Some(130), "{stderr}");
     assert!(stderr.contains(&format!("resuming from {}", saved.display())), "{stderr}");
@@ -413,7 +431,8 @@ fn the_signals_of_terminals_and_schedulers_save() {
         let metrics = run.join("metrics.jsonl");
         let (found, stderr) = stopped(spawn(&place, &args(out)), name, || lines(&metrics) > 3);
         assert_eq!(found, Some(code), "{stderr}");
-        assert!(stderr.contains("continue with --resume"), "{stderr}");
+        let next = format!("go on: eslm-kd pretrain --resume --out {out}\n");
+        assert!(stderr.ends_with(&next), "{stderr}");
         assert!(verify(&checkpoint::latest(&run).unwrap().unwrap()).unwrap().step >= 3);
     }
 

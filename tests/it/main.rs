@@ -21,6 +21,7 @@ mod inspect;
 mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
+mod mistakes; // what a new user gets wrong, and what is said then
 mod models;
 mod moved;
 mod parity;
@@ -33,3 +34,4 @@ mod selection;
 mod sizes;
 mod steps;
 mod support;
+mod terminal; // what a person sees, by the width of the window

@@ -5,11 +5,12 @@ mod page;
 
 pub use page::page;
 
-use super::runs::{Point, folder, is_finished, plan_of};
+use super::runs::{Point, folder, is_finished};
 use super::state::{FILE, State};
 use crate::error::{Error, Result};
 use crate::files::children;
 use crate::train::events::each_metric;
+use crate::train::run::plan_of;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE};
 use serde::Serialize;
 use std::path::{Path, PathBuf};

@@ -12,10 +12,9 @@ use crate::config::{self, Method, Overrides, Plan, RunFile};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::Progress;
-use crate::report::text::quoted;
 use crate::store::Where;
 use crate::store::checkpoint::check_free;
 use crate::store::hub::paths::{cache_base, expanded, set};
@@ -74,8 +73,8 @@ pub struct Quickstart {
 }
 
 /// Trains and measures what is not there yet. `plan` is that of the last student; `out` must be new
-/// or empty unless `resume`. On a stop signal the run at hand is saved, and the error says what
-/// continues the whole.
+/// or empty unless `resume`. On a stop signal the run at hand is saved; the same call with `resume`
+/// goes on with the whole.
 pub fn quickstart(
     plan: &Plan,
     out: &Path,
@@ -87,17 +86,7 @@ pub fn quickstart(
         check_free(out)?;
     }
     check_folder(out)?; // before a teacher is trained
-    let models = compared(plan, out, cache, around).map_err(|e| match e.kind() {
-        // A run inside names its own folder; what continues the whole is the verb.
-        ErrorKind::Interrupted(_) => Error::new(
-            e.kind(),
-            format!(
-                "stopped, and all state saved; continue with: eslm-kd distill --resume --out {}",
-                quoted(out)
-            ),
-        ),
-        _ => e,
-    })?;
+    let models = compared(plan, out, cache, around)?;
     let last = if plan.selects() { ESLM } else { DENSE };
     Ok(Quickstart { run: out.to_path_buf(), model: out.join(last).join(MODEL_FOLDER), models })
 }
@@ -122,10 +111,11 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
     let run = |model: &str, how: &str, plan: &Plan, folder: &Path| {
         let what = match is_finished(folder) {
             true => format!("{model}: found in {}", folder.display()),
-            false => format!("{model}{how}:"),
+            false => format!("{model}{how}"),
         };
         around.progress.note(&what);
-        finish(folder, || Session::with_data(plan, &data, around), around.progress)
+        let session = || Ok(Session::with_data(plan, &data, around)?.called(model));
+        finish(folder, session, around.progress)
     };
     run("teacher", ", pretrained once and kept", &teacher_plan(plan)?, &teacher)?;
     let mut models = vec![trained("teacher", &teacher)?];

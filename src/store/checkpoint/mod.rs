@@ -47,7 +47,7 @@ use crate::files::{AtomicDir, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::{adamw, schedule};
 use crate::progress::Progress;
-use crate::report::text::quoted;
+use crate::report::text::{amount, count, quoted};
 use crate::store::identity::Identity;
 use crate::store::preset;
 use crate::store::weights::{
@@ -447,11 +447,11 @@ fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
         name.map_or_else(String::new, |name| format!(" --{flag} {}", quoted(Path::new(name))))
     };
     Error::usage(format!(
-        "{}: a run of {} steps cannot become one of {}: {why}; {here}begin a new run from its weights: eslm-kd {verb}{}{} \
+        "{}: a run of {} cannot become one of {}: {why}; {here}begin a new run from its weights: eslm-kd {verb}{}{} \
          --student {} --steps N --out NEW",
         path.display(),
-        was.steps,
-        is.steps,
+        amount(was.steps, "steps"),
+        count(is.steps),
         named("teacher", was.teacher.as_ref()),
         named("data", was.data.dir.as_ref()),
         quoted(run)

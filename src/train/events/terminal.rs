@@ -1,8 +1,10 @@
 //! What a terminal shows of a run: a progress bar in steps, and a line of figures now and then.
 
-use super::{Event, EventSink, StepEvent};
+use super::{Event, EventSink, StepEvent, Summary};
 use crate::error::Result;
 use crate::progress::Progress;
+use crate::report::text::{PLAIN_WIDTH, amount, count, decimal, flops, percent, seconds};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A progress bar in steps, and a line of figures now and then.
@@ -42,76 +44,110 @@ impl EventSink for Terminal<'_> {
                     line: None,
                 };
                 self.progress.start(label, Some(*steps), "steps");
-                self.progress.advance(*step);
+                if *step > 0 {
+                    self.progress.resume(*step);
+                }
             }
             Event::Step(e) => {
                 self.progress.advance(e.step.saturating_sub(shown.step));
                 shown.step = e.step;
+                let left = left(e, shown.steps, shown.origin);
+                let beside = self.progress.left(left);
                 if e.step >= shown.steps
                     || shown.line.is_none_or(|last| last.elapsed() >= self.every)
                 {
                     shown.line = Some(Instant::now());
-                    self.progress.note(&figures(e, shown.steps, shown.origin));
+                    let left = (!beside).then_some(left);
+                    let width = self.progress.width().unwrap_or(PLAIN_WIDTH);
+                    self.progress.note(&figures(e, shown.steps, left, width));
                 }
             }
             Event::Validation(e) => self.progress.note(&format!(
-                "step {}  validation loss {:.4}  perplexity {:.2}",
-                e.step,
+                "step {}  validation loss {:.4}  perplexity {}",
+                count(e.step),
                 e.val_loss,
-                e.val_loss.exp()
+                decimal(e.val_loss.exp(), 2)
             )),
-            Event::Skipped(e) => {
-                self.progress
-                    .note(&format!("warning: {}; batch skipped ({} so far)", e.reason, e.skipped));
-            }
+            Event::Skipped(e) => self.progress.note(&format!(
+                "warning: {}; batch skipped ({} so far)",
+                e.reason,
+                count(e.skipped)
+            )),
             Event::CheckpointSaved { path, step } => {
-                self.progress.note(&format!("step {step}  saved {}", path.display()));
+                if shown.started {
+                    self.progress.advance(step.saturating_sub(shown.step));
+                    shown.step = shown.step.max(*step);
+                }
+                self.progress.note(&saved(*step, path, self.progress.width()));
             }
             Event::Note(text) => self.progress.note(text),
             Event::Finished(e) => {
                 if std::mem::take(&mut shown.started) {
                     self.progress.finish();
                 }
-                let validated = match (e.val_loss, e.best_val_loss) {
-                    (Some(last), Some(best)) => {
-                        format!(": validation loss {last:.4} (best {best:.4})")
-                    }
-                    _ => String::new(),
-                };
-                self.progress.note(&format!(
-                    "{} steps, {} tokens, {:.3e} FLOPs in {}{validated}",
-                    e.step,
-                    e.tokens,
-                    e.flops.total(),
-                    clock(e.seconds),
-                ));
+                for line in finished(e) {
+                    self.progress.note(&line);
+                }
             }
         }
         Ok(())
     }
 }
 
-fn figures(e: &StepEvent, steps: u64, origin: (u64, f64)) -> String {
-    let done = e.step.saturating_sub(origin.0).max(1);
-    let eta = (e.seconds - origin.1) / done as f64 * steps.saturating_sub(e.step) as f64;
-    format!(
-        "step {}/{steps}  loss {:.4}  full {}  kept {:.0}%  lr {:.2e}  {:.0} tok/s  ETA {}",
-        e.step,
-        e.loss,
-        e.full_loss.map_or_else(|| "-".to_string(), |loss| format!("{loss:.4}")),
-        100.0 * e.kept_share,
-        e.lr,
-        e.tokens_per_second,
-        clock(eta)
-    )
+/// The folder as it is, or the end of it where a terminal has no room for more.
+fn saved(step: u64, path: &Path, width: Option<usize>) -> String {
+    let line = |place: &Path| format!("step {}  saved {}", count(step), place.display());
+    let whole = line(path);
+    match (width, path.parent().and_then(Path::file_name), path.file_name()) {
+        (Some(width), Some(folder), Some(name)) if whole.chars().count() > width => {
+            line(&Path::new(folder).join(name))
+        }
+        _ => whole,
+    }
 }
 
-/// 75 s -> "1m15s".
-fn clock(seconds: f64) -> String {
-    let s = if seconds.is_finite() { seconds.max(0.0).round() as u64 } else { 0 };
-    match (s / 3600, s / 60 % 60, s % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m{s:02}s"),
-        (h, m, _) => format!("{h}h{m:02}m"),
+/// What the run came to.
+fn finished(e: &Summary) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{}, {}, {} in {}",
+        amount(e.step, "steps"),
+        amount(e.tokens, "tokens"),
+        flops(e.flops.total() as u128),
+        seconds(e.seconds),
+    )];
+    if let (Some(last), Some(best)) = (e.val_loss, e.best_val_loss) {
+        lines.push(format!("validation loss {last:.4} (best {best:.4})"));
     }
+    lines
+}
+
+/// Seconds of the steps that are not done, by those done in this session.
+fn left(e: &StepEvent, steps: u64, origin: (u64, f64)) -> f64 {
+    let done = e.step.saturating_sub(origin.0).max(1);
+    (e.seconds - origin.1) / done as f64 * steps.saturating_sub(e.step) as f64
+}
+
+/// One line of at most `width` columns: what finds no room stands in `metrics.jsonl`.
+fn figures(e: &StepEvent, steps: u64, left: Option<f64>, width: usize) -> String {
+    let loss = format!("{:.4}", e.loss);
+    let full = e.full_loss.map(|loss| format!("{loss:.4}")).filter(|full| *full != loss);
+    // In the order shown, each with its rank: the highest goes first.
+    let parts = [
+        (0, Some(format!("step {}/{}", count(e.step), count(steps)))),
+        (1, Some(format!("loss {loss}"))),
+        (3, full.map(|full| format!("full {full}"))),
+        (4, (e.kept_share < 1.0).then(|| format!("kept {}", percent(e.kept_share)))),
+        (6, Some(format!("lr {:.2e}", e.lr))),
+        (5, Some(format!("{} tok/s", count(e.tokens_per_second.round() as u64)))),
+        (2, left.map(|left| format!("{} left", seconds(left)))),
+    ];
+    let mut parts: Vec<(u8, String)> =
+        parts.into_iter().filter_map(|(rank, part)| Some((rank, part?))).collect();
+    let columns = |parts: &[(u8, String)]| parts.iter().map(|p| p.1.len() + 2).sum::<usize>() - 2;
+    while parts.len() > 1 && columns(&parts) > width {
+        let most = parts.iter().map(|p| p.0).max();
+        parts.retain(|p| Some(p.0) != most);
+    }
+    let texts: Vec<String> = parts.into_iter().map(|p| p.1).collect();
+    texts.join("  ")
 }

@@ -144,13 +144,64 @@ fn the_terminal_shows_progress_figures_and_time_left() {
     // 10 steps in 10 seconds of this session, 80 to go.
     assert!(
         said[3].contains("step 20/100")
-            && said[3].contains("kept 50%")
-            && said[3].ends_with("ETA 1m20s")
+            && said[3].contains("kept 50.0 %")
+            && said[3].ends_with("1 min 20 s left"),
+        "{}",
+        said[3]
     );
     assert_eq!(said[4..6], ["advance 1", "advance 79"], "step 21 came too soon for a line");
-    assert!(said[6].contains("step 100/100") && said[6].ends_with("ETA 0s"));
+    assert!(said[6].contains("step 100/100") && said[6].ends_with("0.0 s left"));
     assert_eq!(said[7], "finish");
-    assert!(said[8].contains("1m40s"), "{}", said[8]);
+    assert!(said[8].ends_with(" in 1 min 40 s"), "{}", said[8]);
+}
+
+#[test]
+fn a_line_of_figures_fits_the_terminal() {
+    #[derive(Default)]
+    struct Window(Option<usize>, Mutex<Vec<String>>);
+    impl Progress for Window {
+        fn start(&self, _: &str, _: Option<u64>, _: &str) {}
+        fn advance(&self, _: u64) {}
+        fn finish(&self) {}
+        fn note(&self, text: &str) {
+            self.1.lock().unwrap().push(text.into());
+        }
+        fn width(&self) -> Option<usize> {
+            self.0
+        }
+        fn left(&self, _: f64) -> bool {
+            self.0.is_some()
+        }
+    }
+    let figures = |width| {
+        let window = Window(width, Mutex::default());
+        let mut sink = Terminal::new(&window, Duration::ZERO);
+        let label = "x".to_string();
+        let steps = 100_000;
+        sink.event(&Event::RunStarted { label, step: 0, steps, seconds: 0.0 }).unwrap();
+        let step = StepEvent {
+            step: 98_760,
+            loss: 10.5,
+            full_loss: Some(11.25),
+            kept_share: 0.5,
+            lr: 1e-3,
+            tokens_per_second: 123_456.7,
+            seconds: 98_760.0,
+            ..StepEvent::default()
+        };
+        sink.event(&Event::Step(step)).unwrap();
+        window.1.into_inner().unwrap().remove(0)
+    };
+    let whole =
+        "step 98,760/100,000  loss 10.5000  full 11.2500  kept 50.0 %  lr 1.00e-3  123,457 tok/s";
+    assert_eq!(figures(Some(200)), whole, "the bar has the time that is left");
+    for width in [60, 80] {
+        let line = figures(Some(width));
+        assert!(line.len() <= width && line.starts_with("step 98,760/100,000  loss 10.5000"));
+        assert!(line.contains("full 11.2500"), "{line}");
+    }
+    let piped = figures(None);
+    assert!(piped.len() <= 80 && piped.ends_with("20 min 40 s left"), "{piped}");
 }
 
 #[test]

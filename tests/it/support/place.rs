@@ -48,9 +48,16 @@ impl Place {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.online(args);
+        command.arg("--offline");
+        command
+    }
+
+    /// The binary as a user calls it.
+    pub fn online(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eslm-kd"));
         without_settings(&mut command);
-        command.args(args).arg("--offline").current_dir(self.root.path()).stdin(Stdio::null());
+        command.args(args).current_dir(self.root.path()).stdin(Stdio::null());
         command
     }
 
@@ -72,7 +79,9 @@ impl Place {
     pub fn refused(&self, args: &[&str], code: i32, parts: &[&str]) {
         let (found, stdout, stderr) = self.run(&[args, &["--quiet"]].concat());
         assert_eq!((found, stdout.as_str()), (code, ""), "{args:?}: {stderr}");
-        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{args:?}: {stderr}");
+        // Where a run ended, the command that goes on follows.
+        let lines = stderr.lines().filter(|line| !line.starts_with("go on: eslm-kd ")).count();
+        assert!(stderr.starts_with("error: ") && lines == 1, "{args:?}: {stderr}");
         for part in parts {
             assert!(stderr.contains(part), "{args:?}: no {part:?} in {stderr}");
         }
