@@ -60,15 +60,15 @@ fn paste(place: &Place, command: &str) {
     assert!(status.stdout(Stdio::null()).status().unwrap().success(), "{command}");
 }
 
-#[test]
-fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
-    let place = Place::new();
-    trained(&place, "runs/done");
+/// A run in each state, one of them inside a comparison, whose folder is returned; and what is no
+/// run.
+fn runs_of_all_kinds(place: &Place) -> String {
+    trained(place, "runs/done");
     for name in ["cut", "stopped", "running", "no plan", "cut checkpoint", "sealed", "longer"] {
         copy_folder(&place.path("runs/done"), &place.path("runs").join(name));
     }
-    cut(&place, "runs/cut");
-    cut(&place, "runs/cut checkpoint");
+    cut(place, "runs/cut");
+    cut(place, "runs/cut checkpoint");
     fs::remove_dir_all(place.path("runs/stopped/model")).unwrap();
     fs::remove_dir_all(place.path("runs/running/model")).unwrap();
     let config = fs::read_to_string(place.path("runs/longer/config.toml")).unwrap();
@@ -89,7 +89,13 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
         let file = fs::File::open(place.path("runs/done").join(name)).unwrap();
         file.set_modified(old).unwrap();
     }
+    deep
+}
 
+#[test]
+fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
+    let place = Place::new();
+    let deep = runs_of_all_kinds(&place);
     let lock = RunLock::acquire(&place.path("runs/running")).unwrap();
     let before = everything_in(&place.path("runs"));
     let rows = place.json(&["runs"]);
@@ -141,8 +147,12 @@ fn a_list_tells_the_states_of_runs_apart_and_touches_nothing() {
     }
     drop(lock);
     assert_eq!(row(&place.json(&["runs"]), "runs/running")["state"], "stopped");
+}
 
-    // The working folder itself, named folders, nothing, and what is none.
+#[test]
+fn runs_are_found_in_the_working_folder_and_in_named_ones() {
+    let place = Place::new();
+    runs_of_all_kinds(&place);
     let inside = |folder: &str, args: &[&str]| {
         let output =
             place.command(&[args, &["--json"]].concat()).current_dir(place.path(folder)).output();
