@@ -70,25 +70,25 @@ fn draw(places: &[Place], out: &Path, watched: bool) -> Result<Vec<Live>> {
 fn watch(args: &ReportArgs, ui: &Printer) -> Result<Vec<Live>> {
     let mut seen: Option<Vec<(Place, Fingerprint)>> = None;
     let closed = args.runs.iter().all(|name| is_closed(name));
-    let mut idle = 0;
+    let (mut idle, mut open) = (0, 0);
     loop {
         let places = find(&args.runs)?;
         let now: Vec<_> = places.iter().map(|p| (p.clone(), p.fingerprint())).collect();
-        let open = now.iter().filter(|(_, (finished, ..))| !finished).count();
-        if open == 0 && (closed || seen.is_none() || idle >= PATIENCE) {
+        let first = seen.is_none();
+        if seen.as_ref() != Some(&now) {
+            open = draw(&places, &args.out, true)?.iter().filter(|run| !run.finished).count();
+            seen = Some(now);
+            idle = 0;
+        }
+        if open == 0 && (closed || first || idle >= PATIENCE) {
             return draw(&places, &args.out, false);
         }
-        if seen.is_none() {
+        if first {
             ui.note(&format!(
                 "{}: written again while {open} of {} runs train; Ctrl-C ends that",
                 args.out.display(),
-                now.len()
+                places.len()
             ));
-        }
-        if seen.as_ref() != Some(&now) {
-            draw(&places, &args.out, true)?;
-            seen = Some(now);
-            idle = 0;
         }
         idle += u32::from(open == 0);
         for _ in 0..10 {

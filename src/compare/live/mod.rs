@@ -180,11 +180,15 @@ impl Place {
                 validation.extend(Point::of(&line, "val_loss"));
             })?;
         }
+        let steps = plan_of(&self.run).ok().map(|plan| plan.steps);
+        // A run that was made longer has the model of its earlier end.
+        let last = full.iter().chain(&kept).chain(&validation).map(|p: &Point| p.step).max();
+        let longer = last.zip(steps).is_some_and(|(last, steps)| last > 0 && last < steps);
         let kept_only = full.is_empty() && !kept.is_empty();
         Ok(Live {
             place: self.clone(),
-            finished,
-            steps: plan_of(&self.run).ok().map(|plan| plan.steps),
+            finished: finished && !longer,
+            steps,
             training: if kept_only { kept } else { full },
             kept_only,
             validation,
@@ -284,6 +288,8 @@ mod tests {
         assert_ne!(place.fingerprint(), before, "it has grown");
         assert_eq!(place.read().unwrap().state().step, 6);
         fs::create_dir(at.join("model")).unwrap();
+        assert!(!place.read().unwrap().finished, "it was made longer after its end");
+        fs::write(at.join(CONFIG_FILE), "steps = 6\n").unwrap();
         let live = place.read().unwrap();
         assert!(live.finished && live.left().is_none());
     }
