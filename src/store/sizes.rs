@@ -6,6 +6,7 @@ use super::student::Start;
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::model::Gpt2Config;
 use crate::report::text::count;
+use std::path::Path;
 
 /// The vocabulary for which those built-in run files are named and described that bring a shape of
 /// their own.
@@ -35,9 +36,8 @@ fn described(config: Option<&str>, plan: &Plan) -> Option<(String, Gpt2Config)> 
     if matches!(Start::of(plan), Ok(Start::Stored(..)) | Err(_)) {
         return None;
     }
-    // A file of that name comes first.
-    let built_in = |name: &&str| RunFile::find(name).ok() == RunFile::embedded(name);
-    if let Some(name) = config.filter(built_in) {
+    // A file of that name comes first, and is not read again: it may be a pipe.
+    if let Some(name) = config.filter(|name| !Path::new(name).exists()) {
         let own = load(RunFile::embedded(name).as_ref(), &Overrides::default()).ok()?.plan;
         if own.student == plan.student && !own.shape.is_empty() {
             let shape = preset::for_student(&own.student)?.config().overridden(&own.shape);
