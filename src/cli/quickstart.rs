@@ -67,8 +67,9 @@ fn human(done: &Quickstart, screen: &Screen) -> String {
         ]);
     }
     let (run, model) = (done.run.display(), quoted(&done.model));
+    let says = done.findings().join("\n");
     format!(
-        "{}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
+        "{}\n{says}\n\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
         table.on(screen)
     )
 }

@@ -3,7 +3,12 @@
 
 use super::Gpt2Config;
 use crate::error::Result;
+use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+/// Numbers that one task writes: 256 KiB.
+const PAGES: usize = 1 << 16;
 
 /// What a parameter is. Weight decay, initialisation, storage and counts follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -224,6 +229,17 @@ impl ParamSet {
         let zeros = |spec: &ParamSpec| Tensor::zeros(spec.shape.as_slice(), dtype, device);
         let tensors = layout.entries.iter().map(zeros).collect::<candle_core::Result<_>>()?;
         Ok(Self::new(layout.clone(), tensors))
+    }
+
+    /// Writes the zeros of [`ParamSet::zeros`] on the CPU: the system gives memory when it is first
+    /// written, which a first step would wait for.
+    pub(crate) fn write_zeros(&self) -> Result<()> {
+        for tensor in self.tensors.iter().filter(|tensor| Backend::of(tensor) == Backend::Cpu) {
+            buffer::with_mut(tensor, |all| {
+                all.par_chunks_mut(PAGES).for_each(|part| part.fill(0.0));
+            })?;
+        }
+        Ok(())
     }
 
     /// The same parameters with the factors of products ([`ParamKind::is_factor`]) stored in

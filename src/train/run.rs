@@ -175,9 +175,7 @@ impl Run {
         })?;
         let mut counters = Counters::default();
         let saved_at = saved.as_ref().map(|saved| saved.counters.step);
-        if saved.is_none() {
-            trainer.state.write_zeros()?;
-        }
+        trainer.take_memory(saved.is_none())?;
         if let Some(saved) = saved {
             trainer.student.params = saved.params;
             trainer.state = saved.optimizer;

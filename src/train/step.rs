@@ -69,6 +69,16 @@ impl Trainer {
         })
     }
 
+    /// Takes the memory of moments and gradients, so that the first step takes no longer than the
+    /// next. `fresh` if the moments are zeros.
+    pub(crate) fn take_memory(&self, fresh: bool) -> Result<()> {
+        if fresh {
+            self.state.m.write_zeros()?;
+            self.state.v.write_zeros()?;
+        }
+        self.grads.write_zeros()
+    }
+
     /// Ranks tokens by a function of the caller's in place of the plan's score. It is asked once
     /// per micro-batch, with the statistics of its positions in order (the teacher's too, if the
     /// plan has one), and returns a score for each: the largest are kept, or the smallest where the

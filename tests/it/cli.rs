@@ -99,7 +99,7 @@ fn the_doctor_says_what_is_wrong_and_shows_no_secret() {
     assert_eq!(code, 0, "what hinders some of it prevents nothing: {stdout}");
     for part in [
         "warning: HF_ENDPOINT must be an http or https address",
-        "warning: /dev/null/x/quickstart-1 cannot be written to",
+        "warning: /dev/null/x/quickstart-2 cannot be written to",
         "set ESLM_KD_CACHE",
         "nowhere, a token, offline",
         "GFLOP/s in f32",

@@ -375,8 +375,9 @@ fn a_run_that_cannot_save_does_not_begin() {
 fn the_quickstarts_teacher_stops_and_goes_on() {
     let place = Place::new();
     let cache = place.path("cache");
-    copy_data(&cache.join("quickstart-1/data"));
-    let teacher = cache.join("quickstart-1/teacher");
+    copy_data(&cache.join("quickstart-2/data"));
+    copy_data(&cache.join("quickstart-2/teacher-data"));
+    let teacher = cache.join("quickstart-2/teacher");
     let metrics = teacher.join("metrics.jsonl");
     let distill = |args: &[&str]| {
         let mut command = place.command(args);

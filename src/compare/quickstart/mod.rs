@@ -1,46 +1,53 @@
-//! The quickstart: one student trained three ways on generated [`stories`], compared with nothing
-//! to download.
+//! The quickstart: one student trained several ways on a little generated text ([`stories`]), with a
+//! teacher that has read much of it; nothing to download.
 //!
-//! Plain pretraining, dense distillation and distillation on selected tokens, of equal tokens and
-//! seeds, each a run in the folder of the comparison. Data and teacher are made on first use, in a
-//! cache folder that the next one finds.
+//! Plain pretraining, dense distillation, and distillation on tokens drawn at random and on selected
+//! ones, of equal tokens and seeds, each a run in the folder of the comparison. Data and teacher are
+//! made on first use, in a cache folder that the next one finds.
 
 pub mod stories;
+mod whole;
 
 use super::runs::{Metrics, finish, is_finished};
-use crate::config::{self, Method, Overrides, Plan, RunFile};
+use crate::config::{self, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
+use crate::report::text;
 use crate::store::Where;
 use crate::store::checkpoint::check_free;
 use crate::store::hub::paths::{cache_base, expanded, set};
 use crate::store::weights::read_config;
+use crate::train::pace::Pace;
 use crate::train::run::MODEL_FOLDER;
-use crate::train::session::Session;
+use crate::train::session::{Session, device};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use whole::Whole;
 
 /// Name of the generated teacher, as `--teacher` takes it.
 pub const TEACHER: &str = "quickstart";
 /// The run file of the teacher's pretraining.
 const TEACHER_RUN: &str = "quickstart-teacher";
-/// Stories to train on (about 16 MB, over three times what a student reads) and to validate on.
-const STORIES: std::ops::Range<u64> = 0..20_000;
-const VALID_STORIES: std::ops::Range<u64> = 1_000_000..1_000_300;
+/// Stories that the teacher learns from (about 5 MB, over twice what it reads), those that the
+/// students do (35,000 tokens, which they read ten times), and those to validate on.
+const STORIES: std::ops::Range<u64> = 0..6_000;
+const FEW_STORIES: std::ops::Range<u64> = 500_000..500_180;
+const VALID_STORIES: std::ops::Range<u64> = 1_000_000..1_000_120;
 const STORIES_SEED: u64 = 1;
 /// Run folders of the students that learn from the teacher.
 const DENSE: &str = "dense";
+const RANDOM: &str = "random";
 /// The run folder that comes first; by it a quickstart's folder is known.
 pub const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
 /// change.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// One trained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -70,6 +77,39 @@ pub struct Quickstart {
     pub model: PathBuf,
     /// The teacher, then the students in order.
     pub models: Vec<Trained>,
+}
+
+impl Quickstart {
+    /// What the table says, in a sentence for distillation and one for selection.
+    pub fn findings(&self) -> Vec<String> {
+        // The order of `students`.
+        let (plain, dense) = match self.models.as_slice() {
+            [_, plain, dense, ..] => (plain, dense),
+            _ => return Vec::new(),
+        };
+        let than = |a: f64, b: f64| {
+            let word = if a < b { "lower" } else { "higher" };
+            format!("{:.3} {word}", (a - b).abs())
+        };
+        let mut said = vec![format!(
+            "Distillation: from the teacher the student's loss is {} than alone, on the same text.",
+            than(dense.val_loss, plain.val_loss)
+        )];
+        if let [_, _, _, random, eslm] = self.models.as_slice() {
+            let share = 100.0 * (eslm.flops / dense.flops - 1.0);
+            let cost = match share < 0.0 {
+                true => format!("{:.0} % fewer FLOPs", -share),
+                false => format!("{share:.0} % more FLOPs"),
+            };
+            said.push(format!(
+                "Selection: on the tokens that ESLM keeps it is {} than on as many random ones, and {} than on every token, \
+                 for {cost}.",
+                than(eslm.val_loss, random.val_loss),
+                than(eslm.val_loss, dense.val_loss)
+            ));
+        }
+        said
+    }
 }
 
 /// Trains and measures what is not there yet. `plan` is that of the last student; `out` must be new
@@ -104,28 +144,70 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(base.join(format!("quickstart-{CACHE_VERSION}")))
 }
 
+/// One of the runs: name of its folder, what it is, the data that it reads, its plan.
+struct Part<'a> {
+    name: &'static str,
+    model: &'static str,
+    data: &'a Path,
+    folder: PathBuf,
+    plan: Plan,
+}
+
 /// Data, teacher and students, each made or found.
 fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<Vec<Trained>> {
-    let data = data_folder(cache, around.progress)?;
+    let (much, little) = (cache.join("teacher-data"), cache.join("data"));
+    make_data(&much, &little, around.progress)?;
     let teacher = cache.join("teacher");
-    let run = |model: &str, how: &str, plan: &Plan, folder: &Path| {
-        let what = match is_finished(folder) {
-            true => format!("{model}: found in {}", folder.display()),
-            false => format!("{model}{how}"),
-        };
-        around.progress.note(&what);
-        let session = || Ok(Session::with_data(plan, &data, around)?.called(model));
-        finish(folder, session, around.progress)
-    };
-    run("teacher", ", pretrained once and kept", &teacher_plan(plan)?, &teacher)?;
-    let mut models = vec![trained("teacher", &teacher)?];
-    create_folder(out)?;
+    let mut parts = vec![Part {
+        name: TEACHER,
+        model: "teacher",
+        data: &much,
+        folder: teacher.clone(),
+        plan: teacher_plan(plan)?,
+    }];
     for (name, model, plan) in students(plan, &teacher.join(MODEL_FOLDER)) {
-        let folder = out.join(name);
-        run(model, "", &plan, &folder)?;
-        models.push(trained(model, &folder)?);
+        parts.push(Part { name, model, data: &little, folder: out.join(name), plan });
+    }
+    let forecast = parts.iter().map(|part| forecast(part, around)).collect::<Result<Vec<_>>>()?;
+    let all: f64 = forecast.iter().sum();
+    if all > 0.0 {
+        around.progress.note(&format!("about {} in all", text::seconds(all)));
+    }
+    let steps = |part: &Part| part.plan.steps;
+    let done = parts.iter().filter(|part| is_finished(&part.folder)).map(steps).sum();
+    let steps = (parts.iter().map(steps).sum(), done);
+    let whole = Whole::start(around.progress, "quickstart", steps, forecast);
+    let around = Where { progress: &whole, ..around };
+    let mut models = Vec::with_capacity(parts.len());
+    for (i, part) in parts.iter().enumerate() {
+        let Part { name, model, data, folder, plan } = part;
+        if *name == FIRST {
+            create_folder(out)?;
+        }
+        whole.begin(i);
+        around.progress.note(&match (is_finished(folder), *name == TEACHER) {
+            (true, _) => format!("{model}: found in {}", folder.display()),
+            (_, true) => format!("{model}, pretrained once and kept:"),
+            _ => format!("{model}:"),
+        });
+        finish(folder, || Session::with_data(plan, data, around), around.progress)?;
+        models.push(trained(model, folder)?);
     }
     Ok(models)
+}
+
+/// Seconds that a run takes on this machine: a step is timed; 0 if it is there already.
+fn forecast(part: &Part, around: Where<'_>) -> Result<f64> {
+    if is_finished(&part.folder) {
+        return Ok(0.0);
+    }
+    // The teacher is not there yet; its preset has its shape.
+    let teacher = part.plan.teacher.as_ref().map(|_| TEACHER.to_string());
+    let plan = Plan { teacher, ..part.plan.clone() };
+    let shapes = Session::shapes(&plan, around)?;
+    let device = device(shapes.plan.machine.device)?;
+    let pace = Pace::measure(&shapes, &device, u64::MAX)?;
+    Ok(pace.map_or(0.0, |pace| pace.seconds))
 }
 
 /// The teacher's plan, on the machine of the student's.
@@ -136,11 +218,13 @@ fn teacher_plan(student: &Plan) -> Result<Plan> {
     Ok(Plan { machine: student.machine.clone(), ..plan })
 }
 
-/// Plain, dense and, if the plan selects, selected: equal tokens, equal seeds, one difference at a
-/// time.
+/// Plain, dense and, if the plan selects, at random and selected: equal tokens, equal seeds, one
+/// difference at a time.
 fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Plan)> {
     let mut eslm = plan.clone();
     eslm.teacher = Some(teacher.display().to_string());
+    let mut random = eslm.clone();
+    random.select.score = Score::Random;
     let mut dense = eslm.clone();
     dense.method = Method::Clm;
     let mut plain = dense.clone();
@@ -150,36 +234,42 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
     let mut students = vec![
         (FIRST, "student, plain pretraining", plain),
         (DENSE, "student, dense distillation", dense),
+        (RANDOM, "student, random distillation", random),
         (ESLM, "student, ESLM distillation", eslm),
     ];
-    students.truncate(if plan.selects() { 3 } else { 2 });
+    students.truncate(if plan.selects() { 4 } else { 2 });
     students
 }
 
-/// The generated stories, tokenised; made on first use.
-fn data_folder(cache: &Path, progress: &dyn Progress) -> Result<PathBuf> {
-    let data = cache.join("data");
-    if data.join(TRAIN).is_file() {
-        return Ok(data);
+/// The generated stories, tokenised: many in `much`, few in `little`; made on first use.
+fn make_data(much: &Path, little: &Path, progress: &dyn Progress) -> Result<()> {
+    if much.join(TRAIN).is_file() && little.join(TRAIN).is_file() {
+        return Ok(());
     }
-    let scratch = AtomicDir::create(&cache.join("text"))?; // dropped, and so removed, at the end
+    progress.note("stories and their tokenizer, made once and kept");
+    // Dropped, and so removed, at the end.
+    let scratch = AtomicDir::create(&much.with_file_name("text"))?;
     let at = |name: &str| scratch.path().join(name);
-    stories::write(&at("train.jsonl"), STORIES_SEED, STORIES, progress)?;
-    stories::write(&at("valid.jsonl"), STORIES_SEED, VALID_STORIES, progress)?;
+    let sets = [("much", STORIES), ("little", FEW_STORIES), ("valid", VALID_STORIES)];
+    for (name, stories) in sets {
+        stories::write(&at(&format!("{name}.jsonl")), STORIES_SEED, stories, &Silent)?;
+    }
     let options = TrainOptions { vocab_size: VOCABULARY, ..TrainOptions::default() };
-    let (tokenizer, _) = Tokenizer::train(&[at("train.jsonl")], &options, progress)?;
+    let (tokenizer, _) = Tokenizer::train(&[at("much.jsonl")], &options, &Silent)?;
     tokenizer.save(&at("tokenizer"))?;
-    let options = PrepareOptions {
-        inputs: vec![at("train.jsonl")],
-        tokenizer: at("tokenizer"),
-        out: data.clone(),
-        text_field: "text".into(),
-        validation: Validation::Files(vec![at("valid.jsonl")]),
-        end_token: None,
-        skip_bad: false,
-    };
-    prepare(&options, progress)?;
-    Ok(data)
+    for (name, out) in [("much", much), ("little", little)] {
+        let options = PrepareOptions {
+            inputs: vec![at(&format!("{name}.jsonl"))],
+            tokenizer: at("tokenizer"),
+            out: out.to_path_buf(),
+            text_field: "text".into(),
+            validation: Validation::Files(vec![at("valid.jsonl")]),
+            end_token: None,
+            skip_bad: false,
+        };
+        prepare(&options, &Silent)?;
+    }
+    Ok(())
 }
 
 /// What the finished run in `run` came to.
@@ -201,17 +291,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_students_differ_in_one_thing_each() {
+    fn findings_are_those_of_the_table() {
+        let trained = |model, val_loss: f64, flops| Trained {
+            model,
+            parameters: 1,
+            tokens: 1,
+            flops,
+            seconds: 1.0,
+            val_loss,
+            perplexity: val_loss.exp(),
+        };
+        let mut done = Quickstart {
+            run: PathBuf::new(),
+            model: PathBuf::new(),
+            models: vec![
+                trained("teacher", 1.0, 9.0),
+                trained("plain", 1.5, 1.0),
+                trained("dense", 1.25, 2.0),
+                trained("random", 1.375, 1.5),
+                trained("eslm", 1.125, 1.5),
+            ],
+        };
+        let said = done.findings();
+        assert!(said[0].contains("0.250 lower than alone"), "{said:?}");
+        let selection = "0.250 lower than on as many random ones, and 0.125 lower than on every token, for 25 % fewer";
+        assert!(said[1].contains(selection), "{said:?}");
+        done.models[4].val_loss = 1.5;
+        assert!(done.findings()[1].contains("0.125 higher than on as many random ones"));
+        done.models.truncate(3);
+        assert_eq!(done.findings().len(), 1, "nothing was selected");
+    }
+
+    #[test]
+    fn the_students_differ_in_one_thing_each() {
         let file = RunFile::embedded("quickstart").unwrap();
         let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
         let students = students(&plan, Path::new("t"));
-        let [(_, _, plain), (_, _, dense), (_, _, eslm)] = students.as_slice() else {
-            panic!("three students")
+        let [(_, _, plain), (_, _, dense), (_, _, random), (_, _, eslm)] = students.as_slice()
+        else {
+            panic!("four students")
         };
         assert!(!plain.uses_teacher() && dense.uses_teacher() && eslm.uses_teacher());
-        assert!(!plain.selects() && !dense.selects() && eslm.selects());
+        assert!(!plain.selects() && !dense.selects() && eslm.selects() && random.selects());
+        let mut chosen = random.clone();
+        chosen.select.score = eslm.select.score;
+        assert!(random.select.score == Score::Random && chosen == *eslm);
         assert!(
-            [plain, dense]
+            [plain, dense, random]
                 .iter()
                 .all(|p| (p.tokens(), p.seed, &p.optim) == (eslm.tokens(), eslm.seed, &eslm.optim))
         );

@@ -20,10 +20,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Layout, ParamSet};
 use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
-
-/// Numbers that one task writes: 256 KiB.
-const PAGES: usize = 1 << 16;
 
 /// The constants of the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,18 +47,6 @@ pub struct State {
 }
 
 impl State {
-    /// Writes the zeros of fresh moments on the CPU: the system gives memory when it is first
-    /// written, which the first update would wait for.
-    pub(crate) fn write_zeros(&self) -> Result<()> {
-        let tensors = self.m.tensors().iter().chain(self.v.tensors());
-        for tensor in tensors.filter(|tensor| Backend::of(tensor) == Backend::Cpu) {
-            buffer::with_mut(tensor, |all| {
-                all.par_chunks_mut(PAGES).for_each(|part| part.fill(0.0));
-            })?;
-        }
-        Ok(())
-    }
-
     /// No update yet: zero moments on `device`.
     pub fn new(layout: &Layout, device: &Device) -> Result<Self> {
         Ok(Self {
