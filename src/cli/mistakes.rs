@@ -160,7 +160,7 @@ pub(super) fn of_command_line(
         _ => String::new(),
     };
     let flag = found(ContextKind::InvalidArg);
-    let short = flag.split(' ').next().unwrap_or_default();
+    let short = flag.split(' ').next().unwrap_or_default().trim_matches(['<', '>']);
     let value = found(ContextKind::InvalidValue);
     let what = match e.kind() {
         ErrorKind::DisplayHelp

@@ -5,7 +5,7 @@ use super::events::{
     Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, TENSORBOARD_FOLDER, Tee,
     TensorBoard, Terminal, ValEvent,
 };
-use super::session::Session;
+use super::session::{Session, label_of};
 use super::threads::Threads;
 use super::{StepReport, Trainer};
 use crate::config::{MicroRows, OnNonfinite, Overrides, Plan, RunFile, load};
@@ -210,6 +210,8 @@ impl Run {
         let label = self.config.label.clone();
         let (step, seconds) = (self.counters.step, self.counters.seconds);
         sink.event(&Event::RunStarted { label, step, steps, seconds })?;
+        let size = count(self.trainer.student.config.parameters() as u64);
+        sink.event(&Event::Note(format!("{} of {size} parameters", label_of(&self.trainer.plan))))?;
         let ended = match self.steps(sink) {
             Err(e) => match e.kind() {
                 ErrorKind::Interrupted(signal) => self.stopped(signal, sink),

@@ -203,7 +203,7 @@ impl Survey {
         };
         let student = start.student(student, plan.seed, teacher.as_ref(), &device, load)?;
         Ok(Session {
-            label: label(&plan),
+            label: label_of(&plan),
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
             train: data.train,
             valid: data.valid.map(|valid| valid.bounded(plan.eval.tokens)).transpose()?,
@@ -274,7 +274,7 @@ impl Session {
 }
 
 /// `eslm gpt2-30m`; of a path the last name.
-fn label(plan: &Plan) -> String {
+pub(super) fn label_of(plan: &Plan) -> String {
     let student = Path::new(&plan.student).file_name().map(|name| name.to_string_lossy());
     format!("{} {}", plan.method, student.unwrap_or_default())
 }

@@ -34,6 +34,7 @@ fn runs_and_comparisons_show_the_size_at_hand() {
     assert_eq!(code, 0, "{notes}");
     // 320 x 192 + 256 x 192 + 6 (12 x 192^2 + 13 x 192) + 2 x 192
     assert!(text.contains("parameters") && text.contains("2,780,160"), "{text}");
+    assert!(notes.contains("\nclm tiny of 2,780,160 parameters\n"), "{notes}");
     assert_eq!(notes.matches("note: the student has 2,780,160").count(), 1, "{notes}");
     assert_eq!(place.json(&["runs", "show", "run"])["parameters"], 2_780_160);
     let again = [&["pretrain", "clm", "--data", &data, "--out", "again"], &small[..]].concat();

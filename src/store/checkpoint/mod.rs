@@ -543,7 +543,7 @@ pub fn load_latest_good(
                 let state = read(&path, &manifest, expected, device)?;
                 for (path, damage) in damaged {
                     let aside = run.condemn(&path)?;
-                    progress.note(&format!("{damage}; set aside as {}", aside.display()));
+                    progress.note(&format!("warning: {damage}; set aside as {}", aside.display()));
                 }
                 progress.note(&format!("resuming from {}", path.display()));
                 return Ok(Some(state));

@@ -58,7 +58,7 @@ pub fn fetch_model(
         (Ok(fetched), _) => Ok(fetched),
         // What the Hub does not say, the cache does.
         (Err(Failure::Passing(error, _) | Failure::Barred(error)), Some(held)) => {
-            progress.note(&format!("{error}; using the cached commit {}", held.commit));
+            progress.note(&format!("warning: {error}; using the cached commit {}", held.commit));
             Ok(held)
         }
         (Err(Failure::Passing(e, _) | Failure::Barred(e) | Failure::Final(e)), _) => Err(e),
