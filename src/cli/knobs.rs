@@ -3,7 +3,7 @@
 //! file give the same messages.
 
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::context::fit_context;
 use crate::store::places::find_again;
 use crate::train::threads::aside;
@@ -191,6 +191,9 @@ impl RunArgs {
     /// The run: CONFIG; else, with `--resume`, the run folder's own config; else `fallback`; else
     /// defaults.
     pub fn resolve(&self, fallback: Option<RunFile>) -> Result<Resolved> {
+        if self.config.config.as_deref() == Some("auto") && self.resume == Some(Resume::Must) {
+            return Err(Error::usage("write --resume=auto, with an equals sign"));
+        }
         let own = match &self.out {
             Some(out)
                 if self.resume.is_some()

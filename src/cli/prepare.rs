@@ -6,7 +6,7 @@ use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out,
 use crate::error::Result;
 use crate::machine::available_memory;
 use crate::progress::{Progress, Silent};
-use crate::report::text::{Screen, Table, bytes, count, quoted, seconds};
+use crate::report::text::{Screen, Table, bytes, count, quoted};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::names::resolve_tokenizer;
@@ -101,16 +101,21 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
     }
     let (out, quoted) = (args.out.display(), quoted(&args.out));
     let skipped: String = report.skipped.iter().map(|s| format!("\n{s}")).collect();
-    let (student, fits) = match student_for(&args.out) {
+    let (student, fits) = match student_for(&args.out, report.train.tokens) {
         Some((name, parameters, time)) => {
             let fits = format!(
-                "\na student for this machine: {name}, {} parameters, roughly {} of training",
+                "\na student for this machine: {name}, {} parameters, roughly {} min of training",
                 count(parameters),
-                seconds(time)
+                (time / 60.0).ceil()
             );
             (name, fits)
         }
-        None => ("tiny", String::new()),
+        None => {
+            return format!(
+                "{}{skipped}\ndata folder: {out}\ntoo little text to train on",
+                table.on(screen)
+            );
+        }
     };
     format!(
         "{}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
@@ -119,8 +124,9 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
 }
 
 /// The largest student preset that fits into this machine's memory and whose run by default takes
-/// at most [`A_RUN`] here: its name, parameters and seconds. Without one that does, the smallest.
-fn student_for(data: &Path) -> Option<(&'static str, u64, f64)> {
+/// at most [`A_RUN`] here: its name, parameters and seconds. Without one that does, the smallest;
+/// None where `tokens` fill no sequence of any.
+fn student_for(data: &Path, tokens: u64) -> Option<(&'static str, u64, f64)> {
     let hub = HubOptions::from_env(true);
     let speed = speed();
     let mut known: Vec<_> = preset::names(Some(Role::Student))
@@ -131,6 +137,9 @@ fn student_for(data: &Path) -> Option<(&'static str, u64, f64)> {
                 ..ConfigArgs::default()
             };
             let plan = config.resolve(None).ok()?.plan;
+            if tokens <= plan.data.context as u64 {
+                return None;
+            }
             let shapes = Session::shapes(&plan, Where { hub: &hub, progress: &Silent }).ok()?;
             let memory = shapes.memory().total();
             let time = shapes.flops() / speed;

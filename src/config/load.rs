@@ -173,6 +173,22 @@ impl Resolved {
                     .to_string(),
             );
         }
+        let of_file = |name: &str| {
+            self.value(name)
+                .is_some_and(|v| v.value.is_some() && matches!(v.origin, Origin::File { .. }))
+        };
+        if !of_file("student") && !plan.shape.is_empty() {
+            let shape = ["n_layer", "n_head", "n_embd", "n_positions"];
+            let kept: Vec<&str> =
+                shape.into_iter().filter(|key| of_file(&format!("shape.{key}"))).collect();
+            if !kept.is_empty() {
+                note(format!(
+                    "student = \"{}\" has the run file's [shape] ({}), not its own",
+                    plan.student,
+                    kept.join(", ")
+                ));
+            }
+        }
         if plan.teacher.is_some() && !plan.uses_teacher() {
             note(
                 "the teacher is never asked: objective.lambda = 0 and the score does not need it"

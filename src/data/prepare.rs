@@ -9,7 +9,7 @@ use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
 use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
-use crate::report::text::{percent, quoted};
+use crate::report::text::{amount, percent, quoted};
 use crate::rng::{Rng, Stream};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -334,8 +334,8 @@ impl Whole {
         let share = percent((tokens.len() - end.at) as f64 / tokens.len() as f64);
         let from = if end.cuts { "inside a document" } else { "at a document's begin" };
         progress.note(&format!(
-            "note: too few documents ({}) to draw {fraction} of them: the last {share} of the text are validation, parted {from}",
-            self.number
+            "note: drawing {fraction} of {} left none on one side: the last {share} of the tokens are validation, parted {from}",
+            amount(self.number, "documents")
         ));
         let parts = end.write(&tokens, (&folder.join(TRAIN), &folder.join(VALID)), tokenizer)?;
         drop(tokens);

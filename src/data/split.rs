@@ -10,6 +10,8 @@ use std::path::Path;
 const CHUNK: u64 = 1 << 20;
 /// Most tokens before and after the wanted place among which a line's begin is looked for.
 const NEAR: u64 = 1 << 16;
+/// Fewest tokens on either side, where there are as many.
+const LEAST: u64 = 8;
 
 /// Where the held-out end begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,13 +24,16 @@ pub struct End {
 
 impl End {
     /// About the last `fraction` of `tokens`, of which there are at least two: from the document
-    /// that begins nearest, if that makes it at most half as long again or half as short; else from
-    /// the paragraph, line or token nearest.
+    /// that begins nearest, if that makes it at most a quarter longer or shorter; else from the
+    /// paragraph, line or token nearest.
     pub fn of(tokens: &TokenFile, fraction: f64, tokenizer: &Tokenizer) -> Result<Self> {
         let all = tokens.len();
-        let wanted = ((all as f64 * fraction).round() as u64).clamp(1, all - 1);
+        // Some words at least, not the end mark alone.
+        let few = LEAST.min(all / 2).max(1);
+        let wanted = ((all as f64 * fraction).round() as u64).clamp(few, all - few);
         let at = all - wanted;
-        let (least, most) = (at.saturating_sub(wanted / 2).max(1), (at + wanted / 2).min(all - 1));
+        let near = wanted / 4;
+        let (least, most) = (at.saturating_sub(near).max(few), (at + near).min(all - few));
         // The end mark of the last document begins nothing.
         let document = nearest(tokens, at, (least, most), |id, _| Ok(id == tokenizer.eot()))?;
         if let Some(at) = document {

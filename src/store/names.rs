@@ -325,7 +325,8 @@ pub fn resolve_tokenizer(
             }
         },
     };
-    Ok(fetch_model(&id, revision.as_deref(), What::TokenizerOnly, options, progress)?.dir)
+    let fetched = fetch_model(&id, revision.as_deref(), What::TokenizerOnly, options, progress);
+    Ok(fetched.map_err(|e| e.context(format!("{id} (no folder here, so taken for a Hub id)")))?.dir)
 }
 
 /// The revision of NAME@REVISION, or that of `--revision`.

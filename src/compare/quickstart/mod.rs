@@ -8,7 +8,7 @@
 pub mod stories;
 mod whole;
 
-use super::runs::{Metrics, finish, is_finished};
+use super::runs::{Metrics, check_same, finish, is_finished};
 use crate::config::{self, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
@@ -18,7 +18,7 @@ use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::{Progress, Silent};
 use crate::report::text;
 use crate::store::Where;
-use crate::store::checkpoint::check_free;
+use crate::store::checkpoint::{check_free, list};
 use crate::store::hub::paths::{cache_base, expanded, set};
 use crate::store::weights::read_config;
 use crate::train::pace::Pace;
@@ -96,6 +96,10 @@ impl Quickstart {
             than(dense.val_loss, plain.val_loss)
         )];
         if let [_, _, _, random, eslm] = self.models.as_slice() {
+            if eslm.flops == dense.flops {
+                said.push("Selection: no token was dropped in so few steps.".into());
+                return said;
+            }
             let share = 100.0 * (eslm.flops / dense.flops - 1.0);
             let cost = match share < 0.0 {
                 true => format!("{:.0} % fewer FLOPs", -share),
@@ -168,14 +172,21 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
     for (name, model, plan) in students(plan, &teacher.join(MODEL_FOLDER)) {
         parts.push(Part { name, model, data: &little, folder: out.join(name), plan });
     }
-    let forecast = parts.iter().map(|part| forecast(part, around)).collect::<Result<Vec<_>>>()?;
-    let all: f64 = forecast.iter().sum();
-    if all > 0.0 {
-        around.progress.note(&format!("about {} in all", text::seconds(all)));
+    // What stands must be of this plan; the teacher is shared by all.
+    for part in parts.iter().filter(|part| part.name != TEACHER && is_finished(&part.folder)) {
+        check_same(&part.folder, &part.plan)?;
     }
-    let steps = |part: &Part| part.plan.steps;
-    let done = parts.iter().filter(|part| is_finished(&part.folder)).map(steps).sum();
-    let steps = (parts.iter().map(steps).sum(), done);
+    let done = parts.iter().map(steps_done).collect::<Result<Vec<u64>>>()?;
+    let forecast: Vec<f64> = (parts.iter().zip(&done))
+        .map(|(part, done)| forecast(part, *done, around))
+        .collect::<Result<_>>()?;
+    let all: f64 = forecast.iter().sum();
+    let done: u64 = done.iter().sum();
+    if all > 0.0 {
+        let what = if done == 0 { "in all" } else { "left" };
+        around.progress.note(&format!("about {} {what}", text::seconds(all)));
+    }
+    let steps = (parts.iter().map(|part| part.plan.steps).sum(), done);
     let whole = Whole::start(around.progress, "quickstart", steps, forecast);
     let around = Where { progress: &whole, ..around };
     let mut models = Vec::with_capacity(parts.len());
@@ -196,9 +207,17 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
     Ok(models)
 }
 
-/// Seconds that a run takes on this machine: a step is timed; 0 if it is there already.
-fn forecast(part: &Part, around: Where<'_>) -> Result<f64> {
+/// Steps of a run that need not be made again.
+fn steps_done(part: &Part) -> Result<u64> {
     if is_finished(&part.folder) {
+        return Ok(part.plan.steps);
+    }
+    Ok(list(&part.folder)?.last().map_or(0, |(step, _)| *step))
+}
+
+/// Seconds that the rest of a run takes on this machine: a step is timed.
+fn forecast(part: &Part, done: u64, around: Where<'_>) -> Result<f64> {
+    if done >= part.plan.steps {
         return Ok(0.0);
     }
     // The teacher is not there yet; its preset has its shape.
@@ -207,7 +226,7 @@ fn forecast(part: &Part, around: Where<'_>) -> Result<f64> {
     let shapes = Session::shapes(&plan, around)?;
     let device = device(shapes.plan.machine.device)?;
     let pace = Pace::measure(&shapes, &device, u64::MAX)?;
-    Ok(pace.map_or(0.0, |pace| pace.seconds))
+    Ok(pace.map_or(0.0, |pace| pace.seconds_per_step * (part.plan.steps - done) as f64))
 }
 
 /// The teacher's plan, on the machine of the student's.
@@ -318,6 +337,8 @@ mod tests {
         assert!(said[1].contains(selection), "{said:?}");
         done.models[4].val_loss = 1.5;
         assert!(done.findings()[1].contains("0.125 higher than on as many random ones"));
+        done.models[4].flops = 2.0;
+        assert!(done.findings()[1].contains("no token was dropped"));
         done.models.truncate(3);
         assert_eq!(done.findings().len(), 1, "nothing was selected");
     }

@@ -56,11 +56,8 @@ impl Progress for Whole<'_> {
         }
     }
 
-    fn resume(&self, n: u64) {
-        if self.lock().in_steps {
-            self.outer.resume(n);
-        }
-    }
+    /// The bar has begun with the steps of all runs that were done.
+    fn resume(&self, _: u64) {}
 
     fn left(&self, seconds: f64) -> bool {
         let later: f64 = self.forecast[self.lock().run + 1..].iter().sum();

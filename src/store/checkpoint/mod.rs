@@ -434,7 +434,7 @@ fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
     let why = match is.steps < step {
         true => format!("it is at step {step} already"),
         false => format!(
-            "its first {step} steps would have been others: the schedule ({}) falls over the whole run",
+            "the rates of its first {step} steps would have been others (schedule.kind = {})",
             was.schedule.kind
         ),
     };
@@ -443,18 +443,24 @@ fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
         None => String::new(),
     };
     let verb = if was.teacher.is_some() { "distill" } else { "pretrain" };
-    let named = |flag: &str, name: Option<&String>| {
-        name.map_or_else(String::new, |name| format!(" --{flag} {}", quoted(Path::new(name))))
+    // The run as a run file has all of its settings; a shape would contradict stored weights.
+    let again = match (&was.data.dir, was.shape.is_empty() && was.init.is_none()) {
+        (None, _) => "begin a new one in another folder".to_string(),
+        (Some(_), true) => format!(
+            "begin a new run from its weights: eslm-kd {verb} {0} --student {0} --steps N --out NEW",
+            quoted(run)
+        ),
+        (Some(data), false) => format!(
+            "begin a new run from its weights, with its settings: eslm-kd {verb} --data {} --student {} --steps N --out NEW ...",
+            quoted(Path::new(data)),
+            quoted(run)
+        ),
     };
     Error::usage(format!(
-        "{}: a run of {} cannot become one of {}: {why}; {here}begin a new run from its weights: eslm-kd {verb}{}{} \
-         --student {} --steps N --out NEW",
+        "{}: a run of {} cannot become one of {}: {why}; {here}{again}",
         path.display(),
         amount(was.steps, "steps"),
-        count(is.steps),
-        named("teacher", was.teacher.as_ref()),
-        named("data", was.data.dir.as_ref()),
-        quoted(run)
+        count(is.steps)
     ))
 }
 
