@@ -28,15 +28,17 @@ pub fn is_finished(run: &Path) -> bool {
 /// Errs if `run` is finished and was another one than `plan` (settled) says; whether its models are
 /// the same, the comparison's state knows.
 pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
-    let file = RunFile::find(&run.to_string_lossy())?;
-    let stored = load(Some(&file), &Overrides::default())?.plan;
+    let read = |file: &RunFile| load(Some(file), &Overrides::default()).map(|read| read.plan);
+    let stored = read(&RunFile::find(&run.to_string_lossy())?)?;
+    // As it would be stored: what `clm` does not read is left out there.
+    let now = read(&RunFile { name: "the plan".into(), text: plan.to_toml()? })?;
     let models = ["teacher", "student"];
-    let differences = plan.differences_beside(&stored.mathematics(), &models);
+    let differences = now.differences_beside(&stored.mathematics(), &models);
     if differences.is_empty() {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "{}: the finished run there is another one ({}); give the arm another label, or choose another --out",
+        "{}: the finished run there is another one ({}); choose another --out, or in a comparison another label",
         run.display(),
         differences.join("; ")
     )))

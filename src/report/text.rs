@@ -109,6 +109,11 @@ pub const MARKED: [char; 2] = ['\u{2}', '\u{3}'];
 /// A word of a command as a shell takes it.
 pub fn shell_word(text: &str) -> String {
     // What no shell can be given is shown as it is.
+    // `--flag=value` needs no quotes; shlex knows `=` from assignments.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
+    if text.starts_with("--") && text.chars().all(plain) {
+        return text.to_string();
+    }
     shlex::try_quote(text).map_or_else(|_| text.to_string(), Cow::into_owned)
 }
 

@@ -310,6 +310,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_finished_student_is_found_by_its_own_plan_alone() {
+        let plan = |set: &str| {
+            let mut wanted = Overrides::default();
+            wanted.set(set).unwrap();
+            config::load(Some(&RunFile::embedded("quickstart").unwrap()), &wanted).unwrap().plan
+        };
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path();
+        for (i, (name, _, of)) in students(&plan("seed=42"), Path::new("t")).iter().enumerate() {
+            std::fs::write(run.join("config.toml"), of.to_toml().unwrap()).unwrap();
+            check_same(run, of).unwrap();
+            for (set, changes) in [("steps=300", true), ("select.alpha=0.5", of.selects())] {
+                let (_, _, other) = &students(&plan(set), Path::new("t"))[i];
+                assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
+            }
+        }
+    }
+
+    #[test]
     fn findings_are_those_of_the_table() {
         let trained = |model, val_loss: f64, flops| Trained {
             model,

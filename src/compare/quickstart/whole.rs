@@ -61,7 +61,8 @@ impl Progress for Whole<'_> {
 
     fn left(&self, seconds: f64) -> bool {
         let later: f64 = self.forecast[self.lock().run + 1..].iter().sum();
-        self.outer.left(seconds + later)
+        self.outer.left(seconds + later);
+        true // the run alone would be another time than the bar's
     }
 
     fn width(&self) -> Option<usize> {
