@@ -75,7 +75,10 @@ impl Error {
         let text = source.to_string();
         // The number behind the words tells a person nothing.
         let why = text.split(" (os error ").next().unwrap_or(&text);
-        Self::new(ErrorKind::Io, format!("cannot {action} {}: {why}", asked_for(path).display()))
+        // What is to be read and is not there is an input that is missing.
+        let missing = source.kind() == std::io::ErrorKind::NotFound && action == "read";
+        let kind = if missing { ErrorKind::Data } else { ErrorKind::Io };
+        Self::new(kind, format!("cannot {action} {}: {why}", asked_for(path).display()))
     }
 
     /// The kind, for programs.

@@ -45,6 +45,15 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     use_everywhere(plan.machine.threads)?;
     let out = out_folder(verb, args)?;
     let resume = goes_on(&out, args.resume, ui)?;
+    if resume && plan.data.dir.is_none() {
+        let whole = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        return Err(Error::usage(format!(
+            "{}: the run names no data; name it with --data DIR, or, of a quickstart's student, go on with the whole: eslm-kd \
+             distill --resume --out {}",
+            out.display(),
+            quoted(whole.unwrap_or(Path::new(".")))
+        )));
+    }
     check_folder(&out)?; // before a teacher is fetched
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };

@@ -37,6 +37,11 @@ impl Rival<'_> {
         self.difference.is_some_and(shown)
     }
 
+    /// Whether the two end alike, as arms do that come to the same steps.
+    fn is_equal(&self) -> bool {
+        self.difference.is_some_and(|d| d.mean == 0.0)
+    }
+
     fn is_tested(&self) -> bool {
         self.difference.is_some_and(|d| d.test.is_some())
     }
@@ -55,6 +60,10 @@ impl Verdict {
                 label(best)
             );
             (false, best, text)
+        } else if rivals.iter().all(Rival::is_equal) {
+            let text =
+                "The arms end at the same loss, seed by seed: nothing differs between them yet.";
+            (false, best, text.to_string())
         } else if rivals.iter().all(Rival::is_beaten) {
             (true, best, surely(best, &rivals, pairs))
         } else if rivals.iter().any(Rival::is_tested) {
@@ -228,6 +237,14 @@ mod tests {
                 "Use a: validation loss lower than b's by 0.2000 (95 % interval 0.1752 to 0.2248, 3 seeds, p < 0.001)."
             )
         );
+    }
+
+    #[test]
+    fn arms_that_end_alike_are_not_recommended() {
+        for losses in [&[4.5][..], &[4.5, 4.25], &[4.5, 4.25, 4.0]] {
+            let v = verdict(&[("a", losses, 1e9), ("b", losses, 1e9)]);
+            assert!(!v.sure && v.text.contains("nothing differs between them yet"), "{}", v.text);
+        }
     }
 
     #[test]

@@ -203,13 +203,14 @@ pub struct Checkpoint {
 /// The run in the folder `run`; a usage error where there is none.
 pub fn show(run: &Path) -> Result<Shown> {
     if !find::is_run(run) {
+        // Its own runs, if it has some below; else those beside it.
+        let below = rows(&[run.to_path_buf()]).is_ok_and(|rows| !rows.is_empty());
+        let beside = run.parent().filter(|p| p.is_dir()).unwrap_or(Path::new("."));
         return Err(Error::usage(format!(
             "no run in {}: expected a run folder (config.toml, {METRICS_FILE}, checkpoints/); `eslm-kd runs {}` lists those below a \
              folder",
             run.display(),
-            crate::report::text::quoted(
-                run.parent().filter(|p| p.is_dir()).unwrap_or(Path::new("."))
-            )
+            crate::report::text::quoted(if below { run } else { beside })
         )));
     }
     let Found { row, plan, metrics, checkpoints, process } = look(run);
