@@ -120,12 +120,9 @@ fn missing(path: &Path, e: io::Error) -> Error {
         None if path == Path::new("-") => {
             Error::io("open", path, e).context("for standard input name /dev/stdin")
         }
-        None if e.kind() == ErrorKind::NotFound => Error::new(
-            crate::error::ErrorKind::Io,
-            format!(
-                "there is no file {place}; expected the name of one, from this folder on or whole"
-            ),
-        ),
+        None if e.kind() == ErrorKind::NotFound => Error::data(format!(
+            "there is no file {place}; expected the name of one, from this folder on or whole"
+        )),
         None => Error::io("open", path, e),
     }
 }

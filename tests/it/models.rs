@@ -135,7 +135,7 @@ fn mistakes_end_with_a_message_and_their_status() {
     let world = World::new();
     world.refused(&["eval", "run", "--data", "text.txt", "--stride", "33"], 2, "stride");
     world.refused(&["eval", "run", "--data", "text.txt", "--context", "33"], 2, "32 positions");
-    world.refused(&["eval", "run", "--data", "nowhere.txt"], 6, "nowhere.txt");
+    world.refused(&["eval", "run", "--data", "nowhere.txt"], 3, "nowhere.txt");
     world.refused(&["eval", "nowhere", "--data", "text.txt"], 2, "nowhere");
     world.refused(&["eval", "run", "--data", "run"], 3, "prepare");
     world.refused(&["generate", "tiny"], 2, "without weights");
