@@ -6,8 +6,10 @@
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::data::loader::Batch;
 use crate::model::{Gpt2, Gpt2Config};
+use crate::progress::Progress;
 use crate::rng::{Rng, Stream};
 use candle_core::Device;
+use std::sync::Mutex;
 
 /// Steps of four sequences, half of whose positions are kept. A large epsilon, because AdamW turns
 /// the rounding noise of a gradient that is zero (that of the key bias) into steps of full size.
@@ -39,6 +41,26 @@ const STEPS: &str = r#"
 /// The defaults under `key=value` settings.
 pub fn plan(settings: &[&str]) -> Plan {
     plan_over(None, settings)
+}
+
+/// Remembers notes.
+#[derive(Debug, Default)]
+pub struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    /// The notes so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().expect("no test panicked with it").clone()
+    }
+}
+
+impl Progress for Notes {
+    fn start(&self, _: &str, _: Option<u64>, _: &str) {}
+    fn advance(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, text: &str) {
+        self.0.lock().expect("no test panicked with it").push(text.into());
+    }
 }
 
 /// Steps of four sequences of 16 positions under `key=value` settings.

@@ -56,9 +56,7 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
             (None, Fallback::Absent) => (None, Origin::Default),
             (None, Fallback::Is(text)) => (Some(key.kind.read(text)), Origin::Default),
             (None, Fallback::Rule(why, rule)) => {
-                let get = |name: &str| {
-                    values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone())
-                };
+                let get = |name: &str| named(&values, name).and_then(|v| v.value.clone());
                 (Some(rule(&get)), Origin::Rule((*why).to_string()))
             }
         };
@@ -71,6 +69,10 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
     }
     resolved.check()?;
     Ok(resolved)
+}
+
+fn named<'a>(values: &'a [ResolvedValue], name: &str) -> Option<&'a ResolvedValue> {
+    values.iter().find(|v| v.key.name == name)
 }
 
 /// The flat list as the typed plan. Every value was accepted by its key, so a failure is a bug.
@@ -94,7 +96,7 @@ fn build(values: &[ResolvedValue]) -> Result<Plan> {
 impl Resolved {
     /// The value of a key and where it came from.
     pub fn value(&self, name: &str) -> Option<&ResolvedValue> {
-        self.values.iter().find(|v| v.key.name == name)
+        named(&self.values, name)
     }
 
     /// Takes the folder `place` for what a key names: data, teacher or student.
@@ -120,9 +122,7 @@ impl Resolved {
             let ResolvedValue { key, origin, .. } = &self.values[later];
             let Fallback::Rule(why, rule) = &key.default else { continue };
             if *origin == Origin::Rule((*why).to_string()) {
-                let get = |name: &str| {
-                    self.values.iter().find(|v| v.key.name == name).and_then(|v| v.value.clone())
-                };
+                let get = |name: &str| named(&self.values, name).and_then(|v| v.value.clone());
                 self.values[later].value = Some(rule(&get));
             }
         }

@@ -231,12 +231,12 @@ impl ParamSet {
         Ok(Self::new(layout.clone(), tensors))
     }
 
-    /// Writes the zeros of [`ParamSet::zeros`] on the CPU: the system gives memory when it is first
-    /// written, which a first step would wait for.
-    pub(crate) fn write_zeros(&self) -> Result<()> {
+    /// Writes `value` into every element on the CPU. After [`ParamSet::zeros`] this takes the memory,
+    /// which the system gives when it is first written, and a first step would wait for.
+    pub(crate) fn fill(&self, value: f32) -> Result<()> {
         for tensor in self.tensors.iter().filter(|tensor| Backend::of(tensor) == Backend::Cpu) {
             buffer::with_mut(tensor, |all| {
-                all.par_chunks_mut(PAGES).for_each(|part| part.fill(0.0));
+                all.par_chunks_mut(PAGES).for_each(|part| part.fill(value));
             })?;
         }
         Ok(())

@@ -48,7 +48,7 @@ fn resume(run: &Path, whole: &Path, plan: &Plan) -> String {
     let is = |name: &str| whole.file_name().is_some_and(|found| found == name);
     if is("teacher") && above.join("data").is_dir() {
         "eslm-kd distill".into()
-    } else if ["plain", "dense", "eslm"].into_iter().any(is) && above.join("plain").is_dir() {
+    } else if above.join("plain").is_dir() {
         format!("eslm-kd distill --resume --out {}", quoted(above))
     } else {
         format!("{own} --data DIR")
@@ -58,20 +58,16 @@ fn resume(run: &Path, whole: &Path, plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Overrides, load};
+    use crate::testing::plan;
     use std::fs;
-
-    fn plan(set: &[&str]) -> Plan {
-        let mut wanted = Overrides::default();
-        set.iter().for_each(|s| wanted.set(s).unwrap());
-        load(None, &wanted).unwrap().plan
-    }
 
     #[test]
     fn each_kind_of_run_has_its_command() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
-        for folder in ["q/plain", "q/eslm", "cache/data", "cache/teacher", "c/runs/a b/seed-1"] {
+        for folder in
+            ["q/plain", "q/random", "q/eslm", "cache/data", "cache/teacher", "c/runs/a b/seed-1"]
+        {
             fs::create_dir_all(at(folder)).unwrap();
         }
         fs::write(at("c/compare.json"), "{}").unwrap();
@@ -93,6 +89,7 @@ mod tests {
             ("own", State::CutOff, &[], "pretrain --resume --out @/own --data DIR"),
             ("q/eslm", State::CutOff, &["teacher=t"], "distill --resume --out @/q"),
             ("q/plain", State::Stopped, &[], "distill --resume --out @/q"),
+            ("q/random", State::Stopped, &["teacher=t"], "distill --resume --out @/q"),
             ("cache/teacher", State::Stopped, &[], "distill"),
             ("own", State::Finished, &[], "generate @/own --prompt \"...\""),
         ] {

@@ -13,19 +13,18 @@ const CONTEXT: &str = "data.context";
 /// Lowers `data.context` to the positions of student and teacher where nobody wrote it. Models that
 /// would have to be fetched first are not asked: a run of theirs says what is too long.
 pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
+    // Models are looked at only where it is asked what they hold.
+    let is_default =
+        resolved.value(CONTEXT).is_some_and(|value| matches!(value.origin, Origin::Rule(_)));
+    if !is_default {
+        return Ok(());
+    }
     let plan = &resolved.plan;
-    let is_written =
-        resolved.value(CONTEXT).is_none_or(|value| !matches!(value.origin, Origin::Rule(_)));
-    let fewest = [teacher(plan), student(plan)]
-        .into_iter()
-        .flatten()
-        .filter(|shape| shape.n_positions < plan.data.context)
-        .map(|shape| shape.n_positions)
-        .min();
-    match fewest {
-        Some(positions) if !is_written && positions > 0 => {
+    let positions = [teacher(plan), student(plan)].into_iter().flatten().map(|s| s.n_positions);
+    match positions.min() {
+        Some(fewest) if (1..plan.data.context).contains(&fewest) => {
             let why = "what the models hold".to_string();
-            resolved.fall_back(CONTEXT, (positions as i64).into(), why)
+            resolved.fall_back(CONTEXT, (fewest as i64).into(), why)
         }
         _ => Ok(()),
     }

@@ -164,13 +164,7 @@ fn check_read(plan: &Plan, word: Word) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Overrides, load};
-
-    fn plan(set: &[&str]) -> Plan {
-        let mut wanted = Overrides::default();
-        set.iter().for_each(|s| wanted.set(s).unwrap());
-        load(None, &wanted).unwrap().plan
-    }
+    use crate::testing::plan;
 
     fn nothing_stored(name: &str, _: &ModelRef) -> Result<Gpt2Config> {
         Err(Error::internal(format!("asked for {name}")))

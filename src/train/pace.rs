@@ -7,11 +7,9 @@ use crate::cost;
 use crate::data::loader::Batch;
 use crate::error::Result;
 use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
-use crate::ops::buffer;
 use crate::ops::matmul::{Mat, Precision, product};
 use crate::teacher::Teacher;
 use candle_core::{DType, Device};
-use rayon::prelude::*;
 use std::time::Instant;
 
 /// Operations of a step that is measured at most: a second or two of a CPU.
@@ -107,13 +105,7 @@ fn smaller(shapes: &Shapes) -> Plan {
 /// A model of that shape whose memory has been written.
 fn filled(shape: &Gpt2Config, device: &Device) -> Result<Gpt2> {
     let params = ParamSet::zeros(&Layout::new(shape), DType::F32, device)?;
-    if device.is_cpu() {
-        for tensor in params.tensors() {
-            buffer::with_mut(tensor, |all| {
-                all.par_chunks_mut(1 << 16).for_each(|part| part.fill(WEIGHT));
-            })?;
-        }
-    }
+    params.fill(WEIGHT)?;
     Ok(Gpt2::new(shape.clone(), params))
 }
 

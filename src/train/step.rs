@@ -73,10 +73,10 @@ impl Trainer {
     /// next. `fresh` if the moments are zeros.
     pub(crate) fn take_memory(&self, fresh: bool) -> Result<()> {
         if fresh {
-            self.state.m.write_zeros()?;
-            self.state.v.write_zeros()?;
+            self.state.m.fill(0.0)?;
+            self.state.v.fill(0.0)?;
         }
-        self.grads.write_zeros()
+        self.grads.fill(0.0)
     }
 
     /// Ranks tokens by a function of the caller's in place of the plan's score. It is asked once

@@ -1,29 +1,12 @@
 use super::*;
 use crate::data::train_tokenizer::TrainOptions;
 use crate::progress::Silent;
+use crate::testing::Notes;
 use std::fs;
 
 struct Setup {
     folder: tempfile::TempDir,
     documents: Vec<String>,
-}
-
-#[derive(Default)]
-struct Notes(std::sync::Mutex<Vec<String>>);
-
-impl Progress for Notes {
-    fn start(&self, _: &str, _: Option<u64>, _: &str) {}
-    fn advance(&self, _: u64) {}
-    fn finish(&self) {}
-    fn note(&self, text: &str) {
-        self.0.lock().unwrap().push(text.into());
-    }
-}
-
-impl Notes {
-    fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
 }
 
 impl Setup {

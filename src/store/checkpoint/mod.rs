@@ -429,8 +429,8 @@ fn same_until(was: &Plan, is: &Plan, steps: u64) -> bool {
 /// What to do where a run cannot have another number of steps.
 fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
     let run = path.parent().and_then(Path::parent).unwrap_or(path);
-    let earlier = list(run).unwrap_or_default().into_iter().rev().map(|(step, _)| step);
-    let fits = earlier.into_iter().find(|at| *at <= is.steps && same_until(was, is, *at));
+    let mut earlier = list(run).unwrap_or_default().into_iter().rev().map(|(step, _)| step);
+    let fits = earlier.find(|at| *at <= is.steps && same_until(was, is, *at));
     let why = match is.steps < step {
         true => format!("it is at step {step} already"),
         false => format!(

@@ -3,10 +3,10 @@ use crate::config::{self, Overrides, RunFile};
 use crate::model::ParamSpec;
 use crate::progress::Silent;
 use crate::rng::{Rng, Stream};
+use crate::testing::Notes;
 use candle_core::Tensor;
 use serde_json::json;
 use std::fs;
-use std::sync::Mutex;
 
 const RUN_FILE: &str = r#"
 method = "eslm"
@@ -130,18 +130,6 @@ fn flip_a_bit(path: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(path, bytes).unwrap();
-}
-
-#[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
-
-impl Progress for Notes {
-    fn start(&self, _: &str, _: Option<u64>, _: &str) {}
-    fn advance(&self, _: u64) {}
-    fn finish(&self) {}
-    fn note(&self, text: &str) {
-        self.0.lock().unwrap().push(text.into());
-    }
 }
 
 #[test]
@@ -489,7 +477,7 @@ fn the_newest_good_one_is_found_with_a_warning_about_the_damage() {
     fs::remove_file(folder.join("step-00000002").join(MANIFEST_FILE)).unwrap();
     let notes = Notes::default();
     assert_eq!(resume(&run, &notes).unwrap().unwrap().counters.step, 1);
-    let said = notes.0.lock().unwrap().join("\n");
+    let said = notes.lines().join("\n");
     for part in [
         SECOND_MOMENT,
         "damaged-step-00000003",
