@@ -32,6 +32,12 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes of the files in a folder, not of those below it; 0 if it is not there.
+pub fn bytes_of_files(dir: &Path) -> u64 {
+    let children = children(dir).unwrap_or_default();
+    children.iter().filter_map(|p| p.metadata().ok().filter(|m| m.is_file())).map(|m| m.len()).sum()
+}
+
 /// What a folder holds, sorted; nothing if it is not there.
 pub(crate) fn children(dir: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e| Error::io("list", dir, e);

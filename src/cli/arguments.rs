@@ -7,6 +7,7 @@ use super::{Cli, Globals, Printer};
 use crate::report::text::{PLAIN_WIDTH, Screen, shell_word};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
+use std::path::Path;
 
 impl Cli {
     /// The command line of this process; ends it where that is wrong, or asks for help.
@@ -24,6 +25,15 @@ impl Cli {
             None => e.exit(),
         })
     }
+}
+
+/// Whether the command of this process, run again, reads the same: none of its arguments is a pipe
+/// or a device, which the shell's line around it fed.
+pub(super) fn repeatable() -> bool {
+    std::env::args_os().skip(1).all(|argument| {
+        let path = Path::new(&argument);
+        path.metadata().map_or(true, |found| found.is_file() || found.is_dir())
+    })
 }
 
 /// The command of this process, for a shell to run again, with `more` behind its verb.

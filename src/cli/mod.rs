@@ -25,9 +25,10 @@ mod printer;
 mod quickstart;
 pub mod report;
 pub mod runs;
+pub mod terminal;
 #[cfg(test)]
 mod tests;
-pub mod tokenizer;
+mod tokenizer;
 mod train;
 
 pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, Resume, RunArgs};
@@ -130,6 +131,13 @@ impl Verb {
                 Self::Pretrain(_) | Self::Distill(_) => stopped && e.go_on().is_none(),
                 // A run inside names itself; what continues the whole is this command.
                 Self::Compare(_) => stopped || e.go_on().is_some(),
+                // These begin again, or go on with what they have fetched.
+                Self::Prepare(_)
+                | Self::Tokenizer(_)
+                | Self::Download(_)
+                | Self::Eval(_)
+                | Self::Inspect(_)
+                | Self::Export(_) => stopped && arguments::repeatable(),
                 _ => false,
             };
             if again { e.going_on_with(arguments::again(&[])) } else { e }

@@ -3,7 +3,9 @@
 use super::{ConfigArgs, Printer};
 use crate::config::{Activations, Level, Resolved};
 use crate::cost::{self, Flops, MemoryByPart};
+use crate::data::prepare::TOKENIZER;
 use crate::error::Result;
+use crate::files::bytes_of_files;
 use crate::machine::available_memory;
 use crate::model::Gpt2Config;
 use crate::report::text::{self, Screen, Table};
@@ -14,6 +16,7 @@ use crate::train::pace::Pace;
 use crate::train::session::{Session, Shapes, device};
 use crate::train::threads::use_everywhere;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Show every value of a run and its origin, parameters, tokens, FLOPs, memory and disk; train
 /// nothing
@@ -54,6 +57,8 @@ struct Report {
     selected: Flops,
     run: f64,
     memory: MemoryByPart,
+    /// Bytes of the tokenizer's files, which lie in every checkpoint; 0 without data.
+    tokenizer: u64,
     /// What a step takes here; None where the models do not fit.
     pace: Option<Pace>,
     /// What a name says that does not hold here.
@@ -69,8 +74,21 @@ impl Report {
         let (dense, selected) = (flops(Level::default()), flops(level));
         let (run, memory) = (shapes.flops(), shapes.memory());
         let misnamed = misnamed(file, &shapes.plan, &shapes.student);
+        let tokenizer = (shapes.plan.data.dir.as_ref())
+            .map_or(0, |data| bytes_of_files(&Path::new(data).join(TOKENIZER)));
         let pace = None;
-        Ok(Self { resolved, shapes, level, dense, selected, run, memory, pace, misnamed })
+        Ok(Self {
+            resolved,
+            shapes,
+            level,
+            dense,
+            selected,
+            run,
+            memory,
+            tokenizer,
+            pace,
+            misnamed,
+        })
     }
 
     /// Times a step, where the models fit into this machine.
@@ -113,8 +131,8 @@ impl Report {
             },
             "memory": with_total(json!(self.memory), self.memory.total().into()),
             "disk": {
-                "checkpoint": cost::checkpoint_bytes(&self.shapes.student),
-                "total": cost::disk_bytes(&self.shapes.student, plan),
+                "checkpoint": cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer,
+                "total": cost::disk_bytes(&self.shapes.student, plan, self.tokenizer),
             },
             "seconds": self.pace.map(|pace| json!({
                 "per_step": pace.seconds_per_step,
@@ -266,16 +284,13 @@ impl Report {
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
-        row(
-            "one checkpoint",
-            cost::checkpoint_bytes(&self.shapes.student),
-            "weights and moments".into(),
-        );
+        let checkpoint = cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer;
+        row("one checkpoint", checkpoint, "weights, moments, tokenizer".into());
         let disk = format!(
             "at the peak: {} and the one being written",
             text::amount(plan.checkpoint.kept() as u64, "checkpoints")
         );
-        row("disk in all", cost::disk_bytes(&self.shapes.student, plan), disk);
+        row("disk in all", cost::disk_bytes(&self.shapes.student, plan, self.tokenizer), disk);
         table
     }
 }

@@ -3,6 +3,7 @@
 use super::number::finite;
 use super::{ConfigArgs, Printer};
 use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
+use crate::data::source::Source;
 use crate::error::Result;
 use crate::machine::available_memory;
 use crate::progress::{Progress, Silent};
@@ -71,7 +72,11 @@ fn prepared(
         None if args.valid.is_empty() => Validation::None,
         None => Validation::Files(args.valid.clone()),
     };
-    check_out(&args.out)?; // before a tokenizer is fetched
+    // Before a tokenizer is fetched.
+    check_out(&args.out)?;
+    for path in args.input.iter().chain(&args.valid).filter(|path| !path.exists()) {
+        Source::open(path)?;
+    }
     let options = PrepareOptions {
         inputs: args.input.clone(),
         tokenizer: resolve_tokenizer(&args.tokenizer, None, hub, progress)?,

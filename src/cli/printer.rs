@@ -1,6 +1,7 @@
 //! What the user sees: progress and notes on stderr, results on stdout.
 
 use super::Globals;
+use super::terminal::Stderr;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::report::screen::{BOLD, MARK, RED, RESET, YELLOW};
@@ -163,7 +164,8 @@ impl Printer {
 
     /// The phase's bar; it takes what its words leave of the line.
     fn bar(&self, label: &str, total: Option<u64>, unit: &str, clock: &Clock) -> ProgressBar {
-        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Stderr::default()), 10);
+        let bar = ProgressBar::with_draw_target(total, target);
         let width = self.err.width.unwrap_or(PLAIN_WIDTH);
         // The widest figures, and of the rest what the label needs.
         let most = total.map_or(20, |total| {

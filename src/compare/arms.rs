@@ -150,7 +150,7 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
                 ));
             }
             "teacher" if value.trim() == NO_TEACHER => {}
-            name => own.put(name, value.trim(), Origin::Set)?,
+            name => own.put(name, value.trim(), Origin::Arm)?,
         }
     }
     let alone =
@@ -378,7 +378,7 @@ mod tests {
         assert!(message(&[], &[]).contains("at least one arm"));
         assert!(
             message(&["distill-4m+select.alhpa=1"], &[])
-                .contains("arm \"distill-4m+select.alhpa=1\": --set: unknown")
+                .contains("arm \"distill-4m+select.alhpa=1\": +key=value: unknown")
         );
         assert!(message(&["distill-4n"], &[]).contains("did you mean \"distill-4m\"?"));
         assert!(message(&["distill-4m+seed=3"], &[]).contains("--seeds"));

@@ -29,6 +29,8 @@ pub enum Origin {
     Flag(&'static str),
     /// `--set`.
     Set,
+    /// `+key=value` of an arm of a comparison.
+    Arm,
     /// [`super::PlanBuilder`].
     Builder,
 }
@@ -42,6 +44,7 @@ impl fmt::Display for Origin {
             Self::Env(name) => write!(f, "environment {name}"),
             Self::Flag(name) => write!(f, "--{name}"),
             Self::Set => f.write_str("--set"),
+            Self::Arm => f.write_str("+key=value"),
             Self::Builder => f.write_str("plan builder"),
         }
     }
@@ -100,11 +103,11 @@ impl RunFile {
         }
         let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
         if let Some(near) = nearest(place, names.iter().copied()) {
-            return Err(Error::usage(format!(
+            return Err(Error::data(format!(
                 "no run file at {place}, and no built-in one of that name; did you mean \"{near}\"?"
             )));
         }
-        Err(Error::usage(format!(
+        Err(Error::data(format!(
             "no run file at {}; expected a TOML file, a run folder with a config.toml, or one of the built-in names {}",
             path.display(),
             super::choice::list(&names),

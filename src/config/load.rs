@@ -211,7 +211,10 @@ impl Resolved {
             ("select.alpha_seq", Value::Float(0.0)),
         ] {
             let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
-            let asked = matches!(entry.origin, Origin::Flag(_) | Origin::Set | Origin::Builder);
+            let asked = matches!(
+                entry.origin,
+                Origin::Flag(_) | Origin::Set | Origin::Arm | Origin::Builder
+            );
             if asked && name == "select.alpha" && entry.value.as_ref() != Some(&off) {
                 return Err(Error::usage(format!(
                     "{}: {name} has no meaning with method = \"clm\", which trains on every token; \

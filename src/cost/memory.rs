@@ -127,15 +127,16 @@ pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
     F32 * tokens * (blocks + 2 * d + 2)
 }
 
-/// Bytes on disk of one checkpoint: weights and two moments (everything else is small).
+/// Bytes on disk of one checkpoint without its tokenizer: weights and two moments.
 pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
     3 * F32 * student.parameters() as u64
 }
 
-/// Bytes on disk of the whole run at its peak: an old checkpoint goes only after the new one
-/// stands. At the end it is less: the kept checkpoints and the exported model, a third of one.
-pub fn disk_bytes(student: &Gpt2Config, plan: &Plan) -> u64 {
-    (plan.checkpoint.kept() as u64 + 1) * checkpoint_bytes(student)
+/// Bytes on disk of the whole run at its peak, `beside` being those of the tokenizer's files that
+/// lie in each checkpoint: an old checkpoint goes only after the new one stands. At the end it is
+/// less: the kept checkpoints and the exported model, a third of one.
+pub fn disk_bytes(student: &Gpt2Config, plan: &Plan, beside: u64) -> u64 {
+    (plan.checkpoint.kept() as u64 + 1) * (checkpoint_bytes(student) + beside)
 }
 
 /// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the

@@ -252,7 +252,8 @@ fn memory_and_disk_follow_the_parameters() {
     assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
     assert_eq!(m.scratch, (4 * 1024 * (4 * 768 + 3 * 3072_u64)).saturating_sub(m.logits));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations + m.scratch + m.program);
-    assert_eq!(disk_bytes(&gpt2(), &p), (2 + 1) * 3 * m.weights);
+    assert_eq!(disk_bytes(&gpt2(), &p, 0), (2 + 1) * 3 * m.weights);
+    assert_eq!(disk_bytes(&gpt2(), &p, 7), (2 + 1) * (3 * m.weights + 7), "a tokenizer in each");
     // Columns of both, or 256 rows in a burn-in, whichever is more; with nothing selected, 256
     // rows; inputs of 12 blocks, and all of one.
     let with = |settings: &str| memory(&gpt2(), None, &plan(&format!("{ONE}{settings}")));

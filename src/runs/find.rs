@@ -26,12 +26,12 @@ pub fn is_run(dir: &Path) -> bool {
         || latest(dir).is_ok_and(|found| found.is_some())
 }
 
-/// The run folders in `folders`, each once; a usage error where one of these is no folder.
+/// The run folders in `folders`, each once; an error where one of these is no folder.
 pub fn find(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for folder in folders {
         if !folder.is_dir() {
-            return Err(Error::usage(format!(
+            return Err(Error::data(format!(
                 "{}: expected a run folder or a folder that holds some, found {}",
                 folder.display(),
                 if folder.exists() { "a file" } else { "nothing" }

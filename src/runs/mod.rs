@@ -9,7 +9,9 @@ pub use find::{defaults, find};
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
+use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
+use crate::store::near::shortlist;
 use crate::store::places::find_again;
 use crate::store::weights::read_config;
 use crate::train::events::{Outline, outline};
@@ -200,17 +202,18 @@ pub struct Checkpoint {
     pub damage: Option<String>,
 }
 
-/// The run in the folder `run`; a usage error where there is none.
+/// The run in the folder `run`; an error where there is none.
 pub fn show(run: &Path) -> Result<Shown> {
     if !find::is_run(run) {
-        // Its own runs, if it has some below; else those beside it.
-        let below = rows(&[run.to_path_buf()]).is_ok_and(|rows| !rows.is_empty());
+        let below = if run.is_dir() { find(&[run.to_path_buf()])? } else { Vec::new() };
         let beside = run.parent().filter(|p| p.is_dir()).unwrap_or(Path::new("."));
-        return Err(Error::usage(format!(
-            "no run in {}: expected a run folder (config.toml, {METRICS_FILE}, checkpoints/); `eslm-kd runs {}` lists those below a \
-             folder",
+        let says = match &below[..] {
+            [] => format!("`eslm-kd runs {}` lists those that there are", quoted(beside)),
+            below => format!("below it: {}; `runs show` takes one of them", shortlist(below)),
+        };
+        return Err(Error::data(format!(
+            "no run in {}: expected a run folder (config.toml, {METRICS_FILE}, checkpoints/); {says}",
             run.display(),
-            crate::report::text::quoted(if below { run } else { beside })
         )));
     }
     let Found { row, plan, metrics, checkpoints, process } = look(run);

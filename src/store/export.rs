@@ -80,7 +80,7 @@ pub fn export(
     let ModelRef::Folder { dir, origin, .. } =
         ModelRef::parse(&source.to_string_lossy(), Kind::Any)?
     else {
-        return Err(Error::usage(format!(
+        return Err(Error::data(format!(
             "there is no folder {}; export takes a run folder, a checkpoint or a model folder (`eslm-kd download` makes one of \
              a model of the Hub)",
             source.display()

@@ -14,7 +14,7 @@ pub mod hub;
 pub mod identity;
 #[doc(hidden)]
 pub mod names;
-mod near;
+pub(crate) mod near;
 mod open;
 #[doc(hidden)]
 pub mod places;

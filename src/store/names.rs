@@ -18,13 +18,15 @@
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::files::children;
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
+use crate::report::text::amount;
 use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
-use crate::store::near;
+use crate::store::near::{self, shortlist};
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
 use candle_core::Device;
@@ -360,7 +362,7 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
     let found = if name == "best" { checkpoint::best(run)? } else { checkpoint::latest(run)? };
     let Some(dir) = found else {
         let what = if name == "best" { "validated checkpoint" } else { "checkpoint" };
-        return Err(Error::usage(format!("{}: the run has no {what}", run.display())));
+        return Err(Error::data(format!("{}: the run has no {what}", run.display())));
     };
     let step = checkpoint::verify(&dir)?.step;
     let origin = format!("{name} checkpoint (step {step}) of {}", run.display());
@@ -372,7 +374,7 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
 fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     let shown = path.display();
     if path.is_file() {
-        return Err(Error::usage(format!(
+        return Err(Error::data(format!(
             "{shown} is a file; name the model's folder, which holds config.json"
         )));
     }
@@ -393,25 +395,39 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     }
     let has = |name: &str| path.join(name).is_file();
     if has("config.toml") && (has("metrics.jsonl") || path.join("checkpoints").is_dir()) {
-        return Err(Error::usage(format!(
+        return Err(Error::data(format!(
             "{shown} is a run that has saved nothing yet; its model is there from its first checkpoint on: every \
              checkpoint.every steps, or after kill -USR1 of its process"
         )));
     }
     if has("train.bin") {
-        return Err(Error::usage(format!(
+        return Err(Error::data(format!(
             "{shown} is a data folder, made by `eslm-kd prepare`, and no model; name the folder of a run or a model"
         )));
     }
     if has_tokenizer(path) {
-        return Err(Error::usage(format!(
+        return Err(Error::data(format!(
             "{shown} holds a tokenizer and no model; name the folder of a run or a model"
         )));
     }
-    Err(Error::usage(format!(
+    // A comparison, a quickstart, or a folder of runs.
+    let below: Vec<PathBuf> = children(path)?.into_iter().filter(|p| holds_a_model(p)).collect();
+    if !below.is_empty() {
+        return Err(Error::data(format!(
+            "{shown} holds {}, and is none itself; name one: {}",
+            amount(below.len() as u64, "models"),
+            shortlist(&below)
+        )));
+    }
+    Err(Error::data(format!(
         "{shown} exists but is no model: expected a folder with config.json, or a run folder with model/ or \
          checkpoints/step-N/. If a preset or a Hub id is meant, write org/name or call from another folder"
     )))
+}
+
+/// Whether [`model_folder`] finds one there.
+fn holds_a_model(path: &Path) -> bool {
+    path.is_dir() && model_folder(path).is_ok()
 }
 
 fn looks_like_path(text: &str) -> bool {
@@ -424,7 +440,7 @@ fn neither(text: &str, kind: Kind) -> Error {
     }
     let near =
         preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
-    Error::usage(format!(
+    Error::data(format!(
         "{text:?} is neither an existing folder, nor a preset, nor a Hub id (org/name).{near} Presets: {}",
         preset::names(kind.role()).join(", ")
     ))

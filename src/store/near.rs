@@ -2,16 +2,33 @@
 
 use crate::error::Error;
 use crate::files::{children, name_of};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most names that a message lists.
 const MOST_NAMES: usize = 4;
 
 /// Whether a name of the form `a/b` is a path of this machine rather than a Hub id: its parent
-/// folder is here, or it is where runs go.
+/// folder is here, in whatever letters, or it is where runs go.
 pub fn is_of_this_machine(name: &str) -> bool {
     let parent = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.is_some_and(|parent| parent.is_dir() || parent == Path::new("runs"))
+    // `Runs/a` where there is `runs`: a slip, or the same folder on some file systems.
+    let slip = |parent: &Path| {
+        let here = children(Path::new(".")).unwrap_or_default();
+        here.iter().any(|p| p.is_dir() && name_of(p).eq_ignore_ascii_case(&name_of(parent)))
+    };
+    parent.is_some_and(|parent| {
+        parent.is_dir()
+            || name_of(parent).eq_ignore_ascii_case("runs")
+            || parent.components().count() == 1 && slip(parent)
+    })
+}
+
+/// The first of `paths`, for a message.
+pub fn shortlist(paths: &[PathBuf]) -> String {
+    let more = if paths.len() > MOST_NAMES { ", ..." } else { "" };
+    let shown: Vec<String> =
+        paths.iter().take(MOST_NAMES).map(|path| path.display().to_string()).collect();
+    shown.join(", ") + more
 }
 
 /// That nothing is at `text`, and what is there of a similar name.
@@ -37,7 +54,14 @@ pub fn no_such_path(text: &str) -> Error {
         .map(|name| (strsim::jaro_winkler(&name, &wanted), name))
         .collect();
     names.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-    let near = |(score, name): &(f64, String)| (*score > 0.8).then(|| folder.join(name));
+    // With the rest of the path, where that is right.
+    let rest = path.strip_prefix(&missing).unwrap_or(Path::new(""));
+    let near = |(score, name): &(f64, String)| {
+        let near =
+            (*score > 0.8 || name.eq_ignore_ascii_case(&wanted)).then(|| folder.join(name))?;
+        let whole = near.join(rest);
+        Some(if rest.components().next().is_some() && whole.exists() { whole } else { near })
+    };
     let says = if let Some(near) = names.first().and_then(near) {
         let near = near.strip_prefix(here).unwrap_or(&near);
         format!("; did you mean {}?", near.display())
@@ -67,7 +91,9 @@ mod tests {
         assert_eq!(said("runs/first"), "there is no T/runs/first; T is empty");
         std::fs::create_dir_all(root.path().join("runs/first")).unwrap();
         assert_eq!(said("runs/frist"), "there is no T/runs/frist; did you mean T/runs/first?");
-        assert_eq!(said("rnus/first"), "there is no T/rnus/first; did you mean T/runs?");
+        assert_eq!(said("rnus/first"), "there is no T/rnus/first; did you mean T/runs/first?");
+        assert_eq!(said("RUNS/first"), "there is no T/RUNS/first; did you mean T/runs/first?");
+        assert_eq!(said("rnus/last"), "there is no T/rnus/last; did you mean T/runs?");
         assert_eq!(said("runs/zebra"), "there is no T/runs/zebra; T/runs has first");
     }
 }

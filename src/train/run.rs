@@ -14,7 +14,7 @@ use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate};
-use crate::files::{AtomicDir, check_space, write_atomic};
+use crate::files::{AtomicDir, bytes_of_files, check_space, write_atomic};
 use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{amount, count, quoted};
@@ -129,7 +129,8 @@ impl Prepared {
         // A run whose first checkpoint cannot be written would lose all it did; one that may fill
         // the disk later is told.
         check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;
-        if let Err(e) = check_space(lock.dir(), disk_bytes(&student.config, &plan), "the run") {
+        let disk = disk_bytes(&student.config, &plan, bytes_of_files(&tokenizer));
+        if let Err(e) = check_space(lock.dir(), disk, "the run") {
             progress.note(&format!("warning: {e}"));
         }
         let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);

@@ -136,11 +136,11 @@ fn mistakes_end_with_a_message_and_their_status() {
     world.refused(&["eval", "run", "--data", "text.txt", "--stride", "33"], 2, "stride");
     world.refused(&["eval", "run", "--data", "text.txt", "--context", "33"], 2, "32 positions");
     world.refused(&["eval", "run", "--data", "nowhere.txt"], 3, "nowhere.txt");
-    world.refused(&["eval", "nowhere", "--data", "text.txt"], 2, "nowhere");
+    world.refused(&["eval", "nowhere", "--data", "text.txt"], 3, "nowhere");
     world.refused(&["eval", "run", "--data", "run"], 3, "prepare");
     world.refused(&["generate", "tiny"], 2, "without weights");
     world.refused(&["eval", "run", "--data", "text.txt", "--device", "cuda:99"], 2, "CUDA");
-    world.refused(&["export", "gpt2", "--out", "out"], 2, "gpt2");
+    world.refused(&["export", "gpt2", "--out", "out"], 3, "gpt2");
     for name in ["tokenizer.json", "vocab.json"] {
         std::fs::remove_file(world.path("run/model").join(name)).unwrap();
     }
@@ -176,8 +176,8 @@ fn a_plan_finds_models_by_the_rules_of_a_run() {
     }
     // What `distill` refuses is no plan.
     for (teacher, code, part) in [
-        ("tiny", 2, "nor a preset"),
-        ("teacher/config.toml", 2, "is a file"),
+        ("tiny", 3, "nor a preset"),
+        ("teacher/config.toml", 3, "is a file"),
         ("./no", 3, "there is no ./no"),
     ] {
         for verb in ["plan", "distill"] {

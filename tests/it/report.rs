@@ -59,7 +59,7 @@ fn finished_runs_become_a_page_and_numbers() {
     let (code, out, _) = place.run(&["report", "runs", "--watch"]);
     assert!(code == 0 && out.contains("page: curves.html") && out.contains("finished"), "{out}");
     assert!(place.path("curves.html").exists());
-    place.refused(&["report", "elsewhere"], 2, &["expected a run folder", "no folder"]);
+    place.refused(&["report", "elsewhere"], 3, &["expected a run folder", "no folder"]);
     place.refused(&["report", "runs", "--out", "runs"], 2, &["runs"]);
 }
 

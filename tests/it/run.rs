@@ -429,7 +429,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
         2,
         &["data.context = 17", "16 positions", "student tiny"],
     );
-    refused(&pretrain(&data, &["--set", "student=tinny"]), 2, &["tinny", "tiny"]);
+    refused(&pretrain(&data, &["--set", "student=tinny"]), 3, &["tinny", "tiny"]);
     refused(
         &pretrain(&data, &["--score", "kl"]),
         2,
@@ -438,7 +438,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
     let distill = |teacher: &'static str| {
         [&["distill", "--data", &data, "--teacher", teacher][..], &TINY].concat()
     };
-    refused(&distill("gpt2-meduim"), 2, &["gpt2-meduim", "gpt2-medium"]);
+    refused(&distill("gpt2-meduim"), 3, &["gpt2-meduim", "gpt2-medium"]);
     refused(&distill("brief"), 2, &["data.context = 16", "8 positions", "teacher brief"]);
     refused(&distill("narrow"), 3, &["token 3 is id 272, and the model has only 100"]);
     let preset = |more: &[&'static str]| [&distill("teacher")[..], more].concat();

@@ -163,7 +163,7 @@ fn runs_are_found_in_the_working_folder_and_in_named_ones() {
     let named = place.json(&["runs", "runs/cut", "runs/cut", "runs/compared"]);
     assert_eq!(named["runs"].as_array().unwrap().len(), 2);
     assert_eq!(inside("runs/other", &["runs"])["runs"].as_array().map(Vec::len), Some(0));
-    place.refused(&["runs", "nowhere"], 2, &["nowhere: expected a run folder"]);
+    place.refused(&["runs", "nowhere"], 3, &["nowhere: expected a run folder"]);
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn one_run_is_told_whole_with_the_command_that_goes_on() {
     let shown = place.json(&["runs", "show", "my runs/first"]);
     assert_eq!(shown["state"], "finished");
     assert!(shown["checkpoints"][0]["damage"].as_str().unwrap().contains("model.safetensors"));
-    place.refused(&["runs", "show", "my runs"], 2, &["no run in my runs", "eslm-kd runs"]);
-    place.refused(&["runs", "show", "nowhere"], 2, &["no run in nowhere"]);
+    place.refused(&["runs", "show", "my runs"], 3, &["no run in my runs", "`runs show` takes one of them"]);
+    place.refused(&["runs", "show", "nowhere"], 3, &["no run in nowhere"]);
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub fn find(names: &[PathBuf]) -> Result<Vec<Place>> {
             None => below(name, next)?,
         };
         if places.is_empty() {
-            return Err(Error::usage(format!(
+            return Err(Error::data(format!(
                 "{}: expected a run folder (with {METRICS_FILE}) or a folder of runs, found {}",
                 name.display(),
                 if name.is_dir() { "no run in it" } else { "no folder" }
