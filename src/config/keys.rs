@@ -87,11 +87,12 @@ pub enum Fallback {
     Absent,
     /// This TOML value.
     Is(&'static str),
-    /// A function of keys above, and the reason as `plan` prints it.
+    /// A function of keys above and of what is written of those below, and the reason as `plan`
+    /// prints it.
     Rule(&'static str, RuleFn),
 }
 
-/// From a look-up of keys above to the value.
+/// From a look-up of these keys to the value.
 type RuleFn = fn(&dyn Fn(&str) -> Option<Value>) -> Value;
 
 pub(super) const fn count(least: i64) -> Kind {

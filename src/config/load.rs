@@ -56,7 +56,9 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
             (None, Fallback::Absent) => (None, Origin::Default),
             (None, Fallback::Is(text)) => (Some(key.kind.read(text)), Origin::Default),
             (None, Fallback::Rule(why, rule)) => {
-                let get = |name: &str| named(&values, name).and_then(|v| v.value.clone());
+                let above = |name: &str| named(&values, name).and_then(|v| v.value.clone());
+                let below = |name: &str| written.get(name).map(|(value, _)| value.clone());
+                let get = |name: &str| above(name).or_else(|| below(name));
                 (Some(rule(&get)), Origin::Rule((*why).to_string()))
             }
         };

@@ -1,5 +1,4 @@
-//! The reference of keys as Markdown, written from the table: what `eslm-kd doc keys` prints and
-//! the README holds.
+//! The reference of keys as Markdown, written from the table: docs/reference/keys.md.
 
 use super::keys::{Counts, Fallback, KEYS, Key, Kind};
 
@@ -16,8 +15,8 @@ fn section(key: &Key) -> &'static str {
 
 fn table(keys: &[Key]) -> String {
     let title = match keys.first().map_or("", section) {
-        "" => "At the top of the file:".to_string(),
-        name => format!("`[{name}]`"),
+        "" => "## At the top of the file".to_string(),
+        name => format!("## `[{name}]`"),
     };
     let rows: String = keys.iter().map(row).collect();
     format!(

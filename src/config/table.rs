@@ -42,6 +42,13 @@ const WARMUP: Fallback =
 const BEST_SCORE: Fallback = Rule("excess with a teacher, else entropy", |get| {
     Value::String((if get("teacher").is_some() { "excess" } else { "entropy" }).into())
 });
+// Selection alone did not beat plain training (docs/evidence/selection.md), so it is asked for.
+const BEST_METHOD: Fallback =
+    Rule("eslm with a teacher or where a key of [select] is written, else clm", |get| {
+        let selects = |key: &&Key| key.name.starts_with("select.") && get(key.name).is_some();
+        let eslm = get("teacher").is_some() || super::keys::KEYS.iter().any(|key| selects(&key));
+        Value::String((if eslm { "eslm" } else { "clm" }).into())
+    });
 const HALF_WITH_TEACHER: Fallback = Rule("0.5 with a teacher, else 0", |get| {
     Value::Float(if get("teacher").is_some() { 0.5 } else { 0.0 })
 });
@@ -234,7 +241,7 @@ keys! {
     /// every checkpoint and as the `config.toml` of a run folder, which is itself a run file.
     Plan, counts Always {
         /// Which tokens train the student.
-        method: Method = "eslm";
+        method: Method = BEST_METHOD;
         /// Seed of every random stream.
         seed: u64 = 42, in ANY_SEED;
         /// Optimizer steps.

@@ -459,24 +459,6 @@ fn run_files_are_found_by_path_by_run_folder_and_by_name() {
 }
 
 #[test]
-fn the_readme_holds_the_reference_of_keys() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let after = readme
-        .split_once("<!-- keys: written by `eslm-kd doc keys` -->\n\n")
-        .expect("no mark before the keys")
-        .1;
-    let held = after.split_once("\n<!-- end of keys -->").expect("no mark after the keys").0;
-    assert!(
-        held == reference(),
-        "run `eslm-kd doc keys` and put its output between the marks of README.md"
-    );
-    for key in KEYS {
-        assert!(held.contains(&format!("| `{}` |", key.name)), "{}", key.name);
-    }
-}
-
-#[test]
 fn words_and_devices_parse_and_print() {
     for name in Score::NAMES {
         assert_eq!(name.parse::<Score>().unwrap().to_string(), *name);

@@ -174,21 +174,6 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_of_the_readmes_list_every_preset_with_its_count() {
-        let readmes =
-            [include_str!("../../teachers/README.md"), include_str!("../../students/README.md")];
-        for preset in all() {
-            let readme = readmes[usize::from(preset.role == Role::Student)];
-            let digits = preset.parameters.to_string();
-            let grouped: Vec<&str> =
-                digits.as_bytes().rchunks(3).rev().map(|c| str::from_utf8(c).unwrap()).collect();
-            let row = readme.lines().find(|l| l.starts_with(&format!("| `{}` ", preset.name)));
-            let row = row.unwrap_or_else(|| panic!("no row for {}", preset.name));
-            assert!(row.contains(&grouped.join(",")), "{row}");
-        }
-    }
-
-    #[test]
     fn the_distilled_student_takes_layers_that_its_teacher_has() {
         let Some(Init::TeacherLayers { layers }) = &student("distil-82m").unwrap().init else {
             panic!()

@@ -223,7 +223,11 @@ fn one_run_is_told_whole_with_the_command_that_goes_on() {
     let shown = place.json(&["runs", "show", "my runs/first"]);
     assert_eq!(shown["state"], "finished");
     assert!(shown["checkpoints"][0]["damage"].as_str().unwrap().contains("model.safetensors"));
-    place.refused(&["runs", "show", "my runs"], 3, &["no run in my runs", "`runs show` takes one of them"]);
+    place.refused(
+        &["runs", "show", "my runs"],
+        3,
+        &["no run in my runs", "`runs show` takes one of them"],
+    );
     place.refused(&["runs", "show", "nowhere"], 3, &["no run in nowhere"]);
 }
 

@@ -35,9 +35,9 @@ macro_rules! metrics {
 pub fn reference() -> String {
     let mut text = String::new();
     for (about, metrics) in [
-        ("A line per logged step:", StepEvent::METRICS),
-        ("A line per validation:", ValEvent::METRICS),
-        ("A line per step that was passed over:", SkipEvent::METRICS),
+        ("## A line per logged step", StepEvent::METRICS),
+        ("## A line per validation", ValEvent::METRICS),
+        ("## A line per step that was passed over", SkipEvent::METRICS),
     ] {
         text += &format!("{about}\n\n| key | meaning |\n|---|---|\n");
         for metric in metrics {

@@ -218,17 +218,3 @@ fn a_tee_serves_every_sink_and_returns_the_first_failure() {
     assert_eq!(tee.event(&Event::Note("hello".into())).unwrap_err().to_string(), "full");
     assert_eq!(*recorder.0.lock().unwrap(), ["hello"]);
 }
-
-#[test]
-fn the_readme_holds_the_reference_of_metrics() {
-    let readme = include_str!("../../../README.md");
-    let after = readme
-        .split_once("<!-- metrics: written by `eslm-kd doc metrics` -->\n\n")
-        .expect("no mark")
-        .1;
-    let held = after.split_once("\n<!-- end of metrics -->").expect("no mark after the metrics").0;
-    assert!(
-        held == reference(),
-        "run `eslm-kd doc metrics` and put its output between the marks of README.md"
-    );
-}
