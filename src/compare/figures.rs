@@ -86,7 +86,7 @@ impl Axis {
     }
 }
 
-/// Validation cross-entropy of a group against tokens, FLOPs and seconds.
+/// Validation cross-entropy of a group against tokens, FLOPs and seconds, in this order.
 pub fn curves(summary: &Summary, group: &[usize]) -> Vec<Chart> {
     let arms: Vec<&ArmResult> = group.iter().map(|&i| &summary.arms[i]).collect();
     [TOKENS, FLOPS, SECONDS]

@@ -11,6 +11,9 @@ use serde::Serialize;
 pub const LEVEL: f64 = 0.05;
 /// A cost below this share of another's is less.
 const CHEAPER: f64 = 0.98;
+/// Nats by which the mean of an arm that is chosen for its cost may lie above the lowest: 2 % of
+/// perplexity. What few seeds cannot tell apart may be far apart.
+const NEAR: f64 = 0.02;
 
 /// What the results say of the choice of an arm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,6 +43,11 @@ impl Rival<'_> {
     /// Whether the two end alike, as arms do that come to the same steps.
     fn is_equal(&self) -> bool {
         self.difference.is_some_and(|d| d.mean == 0.0)
+    }
+
+    /// Whether its loss is about as low, as far as the means say.
+    fn is_near(&self) -> bool {
+        self.difference.is_some_and(|d| -d.mean <= NEAR)
     }
 
     fn is_tested(&self) -> bool {
@@ -117,23 +125,27 @@ fn surely(best: &ArmResult, rivals: &[Rival], pairs: usize) -> String {
     )
 }
 
-/// Some arm is not told apart from the best: the cheapest of them is the one to use.
+/// Some arm is not told apart from the best: the cheapest of those that are near it is the one to
+/// use.
 fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a ArmResult, String) {
     let even: Vec<&Rival> = rivals.iter().filter(|r| !r.is_beaten()).collect();
     let seeds = even.iter().filter_map(|r| r.difference.map(|d| d.n)).min().unwrap_or(0);
     let flops =
         |arm: &ArmResult| arm.spread(|r| Some(r.metrics.flops)).map_or(f64::INFINITY, |s| s.mean);
-    // Of those that cost about as little as the cheapest, the one of lowest loss.
-    let least = even.iter().map(|r| flops(r.arm)).fold(flops(best), f64::min);
-    let dearest = even.iter().map(|r| flops(r.arm)).fold(flops(best), f64::max);
     let all = || std::iter::once(best).chain(even.iter().map(|r| r.arm));
-    let arm = all().find(|arm| CHEAPER * flops(arm) <= least).unwrap_or(best);
+    let near = || std::iter::once(best).chain(even.iter().filter(|r| r.is_near()).map(|r| r.arm));
+    // Of those that cost about as little as the cheapest, the one of lowest loss.
+    let cheapest = near().map(flops).fold(f64::INFINITY, f64::min);
+    let arm = near().find(|arm| CHEAPER * flops(arm) <= cheapest).unwrap_or(best);
+    let least = all().map(flops).fold(f64::INFINITY, f64::min);
+    let dearest = all().map(flops).fold(0.0, f64::max);
     let (name, first) = (label(arm), label(best));
     let names: Vec<String> = all().map(label).collect();
     let tested = tested(&even, pairs);
     let seeds = plural(seeds, "seed");
     let text = if name == first {
-        let cost = if least < CHEAPER * dearest { " and takes the fewest FLOPs" } else { "" };
+        let fewest = flops(best) <= least && least < CHEAPER * dearest;
+        let cost = if fewest { " and takes the fewest FLOPs" } else { "" };
         format!(
             "Use {name}, but that may be chance: it has the lowest mean validation loss{cost}, yet cannot be told apart from \
              {} with {seeds}{tested}",
@@ -141,9 +153,13 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
         )
     } else {
         let less = 100.0 * (1.0 - flops(arm) / flops(best));
+        let of_near = match CHEAPER * flops(arm) <= least {
+            true => String::new(),
+            false => format!(" of those within {NEAR} of the lowest mean"),
+        };
         format!(
             "Use {name} for its cost: {} cannot be told apart with {seeds}{tested}, and {name} takes the fewest \
-             FLOPs ({less:.0} % less than {first})",
+             FLOPs{of_near} ({less:.0} % less than {first})",
             listed(&names)
         )
     };
@@ -262,6 +278,21 @@ mod tests {
         assert_eq!(said(0.99e9, start, ")."), "a");
         let start = "Use a, but that may be chance: it has the lowest mean validation loss and takes the fewest FLOPs, yet";
         assert_eq!(said(2e9, start, ")."), "a");
+    }
+
+    #[test]
+    fn what_is_far_off_is_not_chosen_for_its_cost_however_few_the_seeds() {
+        let far = [4.30, 4.05, 4.50];
+        let v = verdict(&[("a", &[4.00, 4.10, 4.05], 2e9), ("b", &far, 1e9)]);
+        let start = "Use a, but that may be chance: it has the lowest mean validation loss, yet cannot be told apart from b";
+        assert!(v.text.starts_with(start), "{}", v.text);
+        let v = verdict(&[
+            ("a", &[4.00, 4.10, 4.05], 2e9),
+            ("c", &[4.02, 4.05, 4.11], 1.5e9),
+            ("b", &far, 1e9),
+        ]);
+        let end = ", and c takes the fewest FLOPs of those within 0.02 of the lowest mean (25 % less than a).";
+        assert!(v.text.ends_with(end), "{}", v.text);
     }
 
     #[test]

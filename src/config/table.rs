@@ -284,8 +284,8 @@ keys! {
     /// `[select]`: which tokens count.
     select: SelectPlan, counts Always {
         // With a teacher excess alone was at least as good as random dropping on hard text and on
-        // easy text; of the scores that need none entropy was, up to alpha 0.1 (LOG.md, 2026-11-24
-        // and 25).
+        // easy text; of the scores that need none entropy was, up to alpha 0.1
+        // (docs/evidence/selection.md).
         /// What ranks the tokens.
         score: Score = BEST_SCORE;
         // More cost more than random dropping on hard text, and gained nothing at equal tokens on

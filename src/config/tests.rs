@@ -23,11 +23,26 @@ fn plan(text: &str) -> Plan {
 #[test]
 fn defaults_alone_are_a_valid_plan() {
     let resolved = load(None, &Overrides::default()).unwrap();
-    assert_eq!(resolved.plan.select.alpha, 0.1);
+    assert_eq!((resolved.plan.method, resolved.plan.select.alpha), (Method::Clm, 0.0));
     assert_eq!(resolved.plan.schedule.warmup, 30, "3 % of 1000 steps");
     assert_eq!(resolved.plan.eval.stride, resolved.plan.data.context);
     assert_eq!(resolved.plan.objective.lambda, 0.0, "no teacher, no distillation");
     assert!(resolved.values.iter().all(|v| matches!(v.origin, Origin::Default | Origin::Rule(_))));
+}
+
+#[test]
+fn selection_is_asked_for_by_a_teacher_or_by_a_key_of_its_own() {
+    for (text, method, alpha) in [
+        ("", Method::Clm, 0.0),
+        ("teacher = 't'", Method::Eslm, 0.1),
+        ("[select]\nscore = 'loss'", Method::Eslm, 0.1),
+        ("[select]\nburn_in = 7", Method::Eslm, 0.1),
+        ("teacher = 't'\nmethod = 'clm'", Method::Clm, 0.0),
+        ("method = 'eslm'", Method::Eslm, 0.1),
+    ] {
+        let plan = plan(text);
+        assert_eq!((plan.method, plan.select.alpha), (method, alpha), "{text}");
+    }
 }
 
 #[test]

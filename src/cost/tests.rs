@@ -15,7 +15,7 @@ fn gpt2() -> Gpt2Config {
 }
 
 /// One sequence of 124M at full context, `head = keep`.
-const ONE: &str = "[data]\nrows = 1\n[machine]\nhead = 'keep'\nmicro_rows = 1\n";
+const ONE: &str = "method = 'eslm'\n[data]\nrows = 1\n[machine]\nhead = 'keep'\nmicro_rows = 1\n";
 
 #[test]
 fn the_blocks_equal_a_count_by_hand() {

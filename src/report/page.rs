@@ -7,7 +7,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// What every page has in common.
-const STYLE: &str = include_str!("page.css");
+const STYLE: &str = concat!(include_str!("chart.css"), include_str!("page.css"));
 const SCRIPT: &str = include_str!("page.js");
 
 /// A whole page. With `refresh` it loads itself again after that many seconds.

@@ -252,7 +252,7 @@ fn a_run_that_was_stopped_and_killed_ends_like_one_that_was_not() {
 fn a_run_folder_belongs_to_one_run_and_one_process() {
     let place = Place::new();
     let data = data();
-    let args = pretrain(&data, &["--steps", "2", "--out", "run"]);
+    let args = pretrain(&data, &["--method", "eslm", "--steps", "2", "--out", "run"]);
     let lock = RunLock::acquire(&place.path("run")).unwrap();
     place.refused(
         &args,

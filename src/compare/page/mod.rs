@@ -20,11 +20,23 @@ use crate::report::text::count;
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 
-/// Writes the page.
+/// The curves of a comparison as files of their own, by their x axis in the order of
+/// [`curves`]; with more arms than a chart holds, the first of its charts.
+pub const CURVES_SVG: [&str; 3] = ["loss-tokens.svg", "loss-flops.svg", "loss-seconds.svg"];
+
+/// Writes the page, and the curves as files.
 pub fn write(summary: &Summary) -> Result<()> {
-    let path = summary.out.join(REPORT_HTML);
-    let text = page(summary);
-    write_atomic(&path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e)))
+    let put = |name: &str, text: String| {
+        let path = summary.out.join(name);
+        write_atomic(&path, |w| {
+            w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
+        })
+    };
+    let first = groups(summary).into_iter().next().unwrap_or_default();
+    for (name, chart) in CURVES_SVG.iter().zip(curves(summary, &first)) {
+        put(name, chart.file())?;
+    }
+    put(REPORT_HTML, page(summary))
 }
 
 /// The whole page.

@@ -19,6 +19,9 @@ pub const MOST_LINES: usize = 8;
 /// Lines whose names stand beside the plot.
 const MOST_NAMES: usize = 12;
 
+/// Colours, and what charts look like.
+const STYLE: &str = include_str!("../chart.css");
+
 const DASHES: [&str; MOST_LINES] =
     ["none", "7 3", "2 3", "10 3 2 3", "4 2", "12 4", "6 2 2 2 2 2", "1 2"];
 
@@ -122,6 +125,12 @@ impl Chart {
         }
     }
 
+    /// The chart as a file of its own that needs nothing else, light or dark as its reader is.
+    pub fn file(&self) -> String {
+        let plot = Plot::new(self, &LARGE, self.lines.len() <= MOST_NAMES);
+        plot.alone(STYLE).into_string() + "\n"
+    }
+
     /// What the script shows under a pointer.
     fn numbers(&self) -> String {
         let round = |x: f64, unit: f64| (x * unit).round() / unit;
@@ -181,6 +190,22 @@ mod tests {
             assert!(svg.matches("class=\"line\" d=\"M").count() >= 2, "two lines");
         }
         assert_eq!(text.matches("<li>").count(), 2);
+    }
+
+    #[test]
+    fn a_file_stands_alone_in_both_schemes() {
+        let text = chart(vec![line("a < b", 0, &[4.0, 3.0]), line("c", 1, &[4.0, 2.0])]).file();
+        assert!(text.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""), "{text}");
+        assert!(text.contains("prefers-color-scheme:dark") && text.contains("a &lt; b"));
+        assert!(
+            !text.contains("tabindex=") && !text.contains("class=\"cursor"),
+            "nothing to press"
+        );
+        assert_eq!(text.matches("<svg").count(), 1);
+        // Well-formed: every tag that is opened is closed.
+        let opened = text.matches('<').count() - text.matches("</").count();
+        let closed = text.matches("</").count() + text.matches("/>").count();
+        assert_eq!(opened, closed, "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A chart on its scales, for one width of screen.
 
 use super::{Chart, Line, colour_class, dashes, marker, ticks};
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 
 /// Characters of a name that fit beside the plot.
 const NAME_CHARS: usize = 31;
@@ -78,18 +78,38 @@ impl<'a> Plot<'a> {
         html! {
             svg class=(l.class) viewBox={ "0 0 " (l.width) " " (l.height) } role="img" tabindex="0"
                 aria-label={ (self.chart.title) ". Arrow keys read values." } data-view=(view) {
-                clipPath id=(id) {
-                    rect x=(l.left) y=(l.top) width=(right - l.left) height=(bottom - l.top) {}
-                }
-                (self.axes())
-                g clip-path={ "url(#" (id) ")" } {
-                    @for line in &self.chart.lines { (self.band(line)) }
-                    @for line in self.chart.lines.iter().rev() { (self.line(line)) }
-                }
-                @for line in &self.chart.lines { (self.mark_outside(line)) }
-                @if self.named { (self.names()) }
+                (self.drawing(id))
                 path.cursor d="" {}
             }
+        }
+    }
+
+    /// A document of its own, with its style and its paper.
+    pub(super) fn alone(&self, style: &str) -> Markup {
+        let l = self.layout;
+        html! {
+            svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (l.width) " " (l.height) } width=(l.width)
+                height=(l.height) role="img" aria-label=(self.chart.title) {
+                style { (PreEscaped(style)) }
+                rect width=(l.width) height=(l.height) style="fill:var(--paper)" {}
+                (self.drawing("plot"))
+            }
+        }
+    }
+
+    fn drawing(&self, id: &str) -> Markup {
+        let l = self.layout;
+        html! {
+            clipPath id=(id) {
+                rect x=(l.left) y=(l.top) width=(self.right() - l.left) height=(self.bottom() - l.top) {}
+            }
+            (self.axes())
+            g clip-path={ "url(#" (id) ")" } {
+                @for line in &self.chart.lines { (self.band(line)) }
+                @for line in self.chart.lines.iter().rev() { (self.line(line)) }
+            }
+            @for line in &self.chart.lines { (self.mark_outside(line)) }
+            @if self.named { (self.names()) }
         }
     }
 
