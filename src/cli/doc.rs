@@ -56,9 +56,12 @@ fn keys() -> String {
     let mut text = String::from(
         "# Keys of a run file
 
-A run file is TOML. It needs only the keys that differ from the defaults below. The environment, flags and `--set KEY=VALUE`
-win over it, in this order ([which setting wins](environment.md#which-setting-wins)). `eslm-kd plan CONFIG` shows every value
-and where it comes from. The last column says whether a resumed run must keep the value or is free to change it.
+A run file is TOML. It needs only the keys that differ from the defaults below. The environment, flags and
+`--set KEY=VALUE` win over it, in this order ([which setting wins](environment.md#which-setting-wins)).
+`eslm-kd plan CONFIG` shows every value and where it comes from. The last column says whether a resumed run must keep
+the value or is free to change it. What the keys of `[select]` do is explained in
+[token selection](../concepts/selection.md), those of `[objective]` in [distillation](../concepts/distillation.md), and
+`machine.backward`, `machine.rho` and `machine.added_variance` in [backward modes](../concepts/backward-modes.md).
 
 ",
     );

@@ -119,12 +119,13 @@ choice! {
         /// The model's negative log-likelihood of the target token less the teacher's (Rho-1, arXiv
         /// 2404.07965).
         Excess = "excess",
-        /// Uniform draws of the run's own generator: the control at equal keep.
+        /// Uniform draws of the run's own generator: the control at an equal keep ratio.
         Random = "random",
     }
 }
 
-/// A number that a scan of the head forms for each position, and that a score may be made of.
+/// A number that a scan of the output layer forms for each position, and that a score may be made
+/// of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Statistic {
     /// -ln p(target).
@@ -175,7 +176,7 @@ choice! {
         Entropy = "entropy",
         /// Mean negative log-likelihood of the targets under it.
         Loss = "loss",
-        /// Uniform draws: the control at equal keep.
+        /// Uniform draws: the control at an equal keep ratio.
         Random = "random",
     }
 }
@@ -199,8 +200,8 @@ choice! {
         MicroBatch = "micro-batch",
         /// The positions of one sequence.
         Sequence = "sequence",
-        /// Every position, against a threshold estimated from earlier steps: scoring and gradient
-        /// are one pass.
+        /// All positions, against a threshold estimated from earlier steps: scoring and gradient
+        /// are one pass over the output layer.
         Carried = "carried",
     }
 }
@@ -285,14 +286,14 @@ choice! {
 
 choice! {
     /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
-    /// Where nothing is selected (and the signal is dense, and no row is drawn) there is no
-    /// between: a block of rows is scored and differentiated at once.
+    /// Where nothing is selected (and the signal is dense, and no position is drawn) there is no
+    /// between: a block of positions is scored and differentiated at once.
     HeadMode ("head mode") {
-        /// Keep them: (1 + 2k) dense heads of work for a share k of the positions, micro-batch x
-        /// vocabulary of memory.
+        /// Keep them: where a share k of the positions is kept, (1 + 2k) times the products of one
+        /// forward pass of the output layer, and memory for micro-batch x vocabulary.
         Keep = "keep",
-        /// Drop them and compute those of the kept positions again: (1 + 3k) dense heads, no such
-        /// memory.
+        /// Drop them and compute those of the kept positions again: (1 + 3k) times these products,
+        /// and no such memory.
         Recompute = "recompute",
         /// `keep` where a micro-batch's logits are small enough, else `recompute`.
         Auto = "auto",
@@ -312,27 +313,27 @@ choice! {
 }
 
 choice! {
-    /// Which rows (positions) carry gradient.
+    /// Which positions carry gradient through the blocks.
     BackwardMode ("backward mode") {
-        /// The rows whose gradient can differ from zero.
+        /// All positions whose gradient can differ from zero.
         Exact = "exact",
-        /// Every row: the same numbers, slower; the oracle of `exact`.
+        /// Every position: the same results, slower; kept to check `exact`.
         Dense = "dense",
-        /// Only the selected rows, in every block: other numbers, biased.
+        /// The kept positions alone, in every block: another gradient, biased.
         Sparse = "sparse",
-        /// Rows drawn by gradient norm, at the head, at every block and at its keys and values:
-        /// other numbers, unbiased.
+        /// Positions drawn at random by gradient norm, at the output layer, at every block and at
+        /// its keys and values: another gradient, unbiased.
         Sampled = "sampled",
     }
 }
 
 choice! {
-    /// Number format of the factors of the trunk's and the head's products, or in which they are
-    /// stored. All else is f32.
+    /// Number format of what is multiplied in the matrix products of the transformer body and the
+    /// output layer, or in which it is stored. All else is f32.
     Dtype ("dtype") {
         /// 32-bit floats.
         F32 = "f32",
-        /// Rounded to bf16 and summed in f32: as factors on a CPU with AVX512-BF16 or a GPU, as
+        /// Rounded to bf16 and summed in f32: in products on a CPU with AVX512-BF16 or a GPU, in
         /// storage anywhere.
         Bf16 = "bf16",
     }
@@ -462,8 +463,8 @@ impl<'de> serde::Deserialize<'de> for MicroRows {
     }
 }
 
-/// Rows that a sampled backward keeps at the head, at each block and at its keys and values:
-/// `"auto"` or a share of the positions.
+/// Positions that a sampled backward keeps at the output layer, at each block and at its keys and
+/// values: `"auto"` or a share of all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rho {
     /// As few as `machine.added_variance` allows.

@@ -283,8 +283,8 @@ keys! {
 
     /// `[select]`: which tokens count.
     select: SelectPlan, counts Always {
-        // With a teacher excess alone was at least as good as random dropping on hard text and on
-        // easy text; of the scores that need none entropy was, up to alpha 0.1
+        // With a teacher excess had the lowest mean at keep ratio 0.5 on hard text and on easy
+        // text; of the scores that need none entropy did the least harm at alpha 0.1
         // (docs/evidence/selection.md).
         /// What ranks the tokens.
         score: Score = BEST_SCORE;
@@ -306,7 +306,7 @@ keys! {
         ramp: u64 = TENTH_OF_STEPS;
         /// How alpha moves after the ramp.
         schedule: AlphaSchedule = "fixed";
-        /// Steps between updates of `ada-eslm`; time constant, in steps, of `easy-share`.
+        /// Steps between updates of alpha by `ada-eslm`; time constant, in steps, of `easy-share`.
         interval: u64 = 50, in POSITIVE_COUNT;
         /// Rate gamma of `ada-eslm`: alpha is multiplied by exp(-gamma x the relative change of
         /// CVaR).
@@ -437,8 +437,8 @@ keys! {
     machine: MachinePlan, counts Never {
         /// Where tensors live: `auto`, `cpu`, `cuda` or `cuda:INDEX`.
         device: DeviceSpec = "auto";
-        /// Number format of the factors of the trunk's and the head's products, and of a GPU's
-        /// activations; all else is f32.
+        /// Number format of what is multiplied in the matrix products of the transformer body and
+        /// the output layer, and of a GPU's activations; all else is f32.
         dtype: Dtype = "f32", counts Always;
         /// Number format in which a teacher's embedding and matrices are stored: `bf16` takes half
         /// the memory.
@@ -446,20 +446,22 @@ keys! {
         teacher_dtype: Dtype = SAME_DTYPE, counts WITH_TEACHER;
         /// Sequences per micro-batch, or `auto`: as many as fit in memory; must divide `data.rows`.
         micro_rows: MicroRows = "auto", counts SHARED_THRESHOLD;
-        /// What happens to the logits between scoring and backward; the numbers are the same.
+        /// What happens to the logits of the output layer between scoring and backward; the results
+        /// are the same.
         head: HeadMode = "auto";
-        /// What happens to the activations between forward and backward; the numbers are the same,
+        /// What happens to the activations between forward and backward; the results are the same,
         /// but for rounding where the early-exit filter drops sequences.
         #[serde(default = "before::activations")]
         activations: Activations = "keep";
-        /// Rows (positions) that carry gradient.
+        /// Positions that carry gradient through the blocks.
         backward: BackwardMode = "exact", counts OTHER_NUMBERS;
-        /// Share of a sequence's positions that a sampled backward keeps at the head, at each block
-        /// and at its keys and values, or `auto`: as few as `added_variance` allows (the FLOPs of
-        /// `plan` are then a bound).
+        /// Share of a sequence's positions that a sampled backward keeps at the output layer, at
+        /// each block and at its keys and values, or `auto`: as few as `machine.added_variance`
+        /// allows (the FLOPs of `plan` are then an upper bound).
         #[serde(default = "before::rho")]
         rho: Rho = "auto", counts SAMPLED;
-        /// Variance that `rho = "auto"` may add to the gradient, as a share of the gradient's own.
+        /// Variance that a sampled backward with `machine.rho = "auto"` may add to the gradient, as
+        /// a share of the gradient's own.
         #[serde(default)]
         added_variance: f64 = 0.1, in POSITIVE, counts BY_VARIANCE;
         /// CPU threads; 0 is one per core.
