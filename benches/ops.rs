@@ -123,7 +123,7 @@ fn ops(scale: &Scale) -> Vec<Op> {
     let n = batch * context;
     let mut all = products(n, d);
     all.extend(element_wise(n, d));
-    all.push(attention_of(Shape { batch, context, heads }, d));
+    all.push(attention_of(Shape::new(batch, context, heads), d));
     all.extend(rows(n, d, context));
     all.extend(head_of(n, d, vocab, context));
     all.push(optimizer(d, vocab));
@@ -175,7 +175,7 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
         gflop: 0.0,
         floats: 6 * n * d,
         ours: Box::new(move || {
-            let normed = layer_norm::forward(&x, &w, &b, 1e-5, Precision::F32).unwrap();
+            let normed = layer_norm::forward(&x, &w, Some(&b), 1e-5, Precision::F32).unwrap();
             let (dy, stats) = (&upstream, &normed.stats);
             layer_norm::backward(layer_norm::Backward {
                 dy,
@@ -184,12 +184,12 @@ fn element_wise(n: usize, d: usize) -> Vec<Op> {
                 w: &w,
                 dx: &dx,
                 dw: &dw,
-                db: &db,
+                db: Some(&db),
             })
             .unwrap();
         }),
         reference: Some(Box::new(move || {
-            through(&rx, &rd, |x| layer_norm::reference(x, &rw, &rb, 1e-5).unwrap())
+            through(&rx, &rd, |x| layer_norm::reference(x, &rw, Some(&rb), 1e-5).unwrap())
         })),
     };
     vec![gelu, norm]
@@ -277,8 +277,8 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
         gflop: 0.0,
         floats: 6 * n * d,
         ours: Box::new(move || {
-            embed::forward(&wte, &wpe, &ids, context, 0).unwrap();
-            embed::backward(&dwte, &dwpe, &upstream, &ids, context).unwrap();
+            embed::forward(&wte, Some(&wpe), &ids, context, 0).unwrap();
+            embed::backward(&dwte, Some(&dwpe), &upstream, &ids, context).unwrap();
         }),
         reference: None, // candle's autograd forms a gradient of the whole table; nothing to learn from that
     };

@@ -164,8 +164,8 @@ impl Parity {
         let worse = if d == 1 { 300.0 } else { 1.0 };
         self.compare(&format!("layer norm [{n}, {d}]"), 3e-5 * worse, 2e-2 * worse, &|on| {
             let (x, w, b) = (on.put(&x), on.put(&w), on.put(&b));
-            let normed = layer_norm::forward(&x, &w, &b, 1e-5, on.precision).unwrap();
-            let again = layer_norm::replay(&x, &normed.stats, &w, &b, on.precision).unwrap();
+            let normed = layer_norm::forward(&x, &w, Some(&b), 1e-5, on.precision).unwrap();
+            let again = layer_norm::replay(&x, &normed.stats, &w, Some(&b), on.precision).unwrap();
             let (dx, dw, db) = (on.put(&dx), on.put(&dw), on.put(&db));
             let (dy, stats) = (&on.activation(&dy), &normed.stats);
             layer_norm::backward(layer_norm::Backward {
@@ -175,7 +175,7 @@ impl Parity {
                 w: &w,
                 dx: &dx,
                 dw: &dw,
-                db: &db,
+                db: Some(&db),
             })
             .unwrap();
             vec![normed.out, again, dx, dw, db]
@@ -188,13 +188,13 @@ impl Parity {
             (self.normal(&[m, n]), self.normal(&[m, n]), self.normal(&[k, n]));
         self.compare(&format!("products [{m}, {k}] [{k}, {n}]"), 2e-5, 2e-2, &|on| {
             let (x, w, bias, d) = (on.activation(&x), on.put(&w), on.put(&bias), on.activation(&d));
-            let plain = matmul::linear(&x, &w, &bias, on.precision).unwrap();
+            let plain = matmul::linear(&x, &w, Some(&bias), on.precision).unwrap();
             let onto =
-                matmul::linear_onto(&on.put(&residual), &x, &w, &bias, on.precision).unwrap();
+                matmul::linear_onto(&on.put(&residual), &x, &w, Some(&bias), on.precision).unwrap();
             let back = matmul::matmul(&d, &w.t().unwrap(), on.precision).unwrap();
             let into = on.put(&into);
             matmul::accumulate(&into, &x.t().unwrap(), &d, on.precision).unwrap();
-            matmul::accumulate_column_sums(&bias, &d).unwrap();
+            matmul::accumulate_column_sums(Some(&bias), &d).unwrap();
             vec![plain, onto, back, into, bias]
         });
     }
@@ -227,8 +227,8 @@ impl Parity {
             1e-2,
             &|on| {
                 let (wte, wpe, up) = (on.put(&wte), on.put(&wpe), on.put(&up));
-                let out = embed::forward(&wte, &wpe, &tokens, context, 0).unwrap();
-                embed::backward(&wte, &wpe, &up, &tokens, context).unwrap();
+                let out = embed::forward(&wte, Some(&wpe), &tokens, context, 0).unwrap();
+                embed::backward(&wte, Some(&wpe), &up, &tokens, context).unwrap();
                 let picked =
                     embed::gather(&on.activation(&up.to_device(&Device::Cpu).unwrap()), &rows)
                         .unwrap();
@@ -241,7 +241,7 @@ impl Parity {
 
     fn of_attention(&mut self, batch: usize, context: usize, heads: usize, head_dim: usize) {
         let (n, d) = (batch * context, heads * head_dim);
-        let shape = Shape { batch, context, heads };
+        let shape = Shape::new(batch, context, heads);
         let (qkv, up) = (self.normal(&[n, 3 * d]), self.normal(&[n, d]));
         let some: Vec<u32> = (0..n as u32).filter(|r| (r * 7919) % 5 < 2).collect();
         for (name, rows, keys) in [

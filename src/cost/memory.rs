@@ -86,7 +86,8 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the
     // residual, the norm's input and output, and of what comes from above (4 D). The head is done
     // by then.
-    let scratch = F32 * tokens * (4 * student.n_embd as u64 + 3 * student.inner() as u64);
+    let (wide, inner) = (student.mlp_width() as u64, student.inner() as u64);
+    let scratch = F32 * tokens * (4 * student.n_embd as u64 + 2 * wide + inner);
     MemoryByPart {
         weights: F32 * parameters,
         gradients: F32 * parameters,
@@ -94,8 +95,9 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
         activations: tape_bytes(student, plan, tokens),
         logits,
         teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
-            let (d, f) = (t.n_embd as u64, t.inner() as u64);
-            teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + (3 * d).max(f))
+            let (d, f) = (t.n_embd as u64, t.mlp_width() as u64);
+            let heads = (t.query_width() + 2 * t.kv_width()) as u64;
+            teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + heads.max(f))
         }),
         scratch: scratch.saturating_sub(logits),
         program: PROGRAM,
@@ -118,8 +120,10 @@ fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
 /// of the block (D) and the MLP before its GELU (F); then the last residual and its norm (2 D and
 /// statistics). With recomputed activations each block's input, and all of one block.
 pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
-    let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.inner() as u64);
-    let block = 6 * d + f + 4;
+    let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.mlp_width() as u64);
+    let (q, kv) = (cfg.query_width() as u64, 2 * cfg.kv_width() as u64);
+    let normed = if cfg.parts.qk_norm { q + kv / 2 } else { 0 };
+    let block = 2 * d + 2 * q + kv + normed + f + 4;
     let blocks = match plan.machine.activations {
         Activations::Keep => layers * block,
         Activations::Recompute => layers * d + block,

@@ -32,9 +32,9 @@ pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
 pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u64) -> u64 {
     let tokens = sequences * context;
     let matrices = 2 * tokens * block_weights(cfg);
-    // Scores and weighted values: two products, each D multiply-adds for every (position, key)
+    // Scores and weighted values: two products, each Q multiply-adds for every (position, key)
     // pair.
-    let attention = 2 * 2 * cfg.n_embd as u64 * pairs(sequences, context);
+    let attention = 2 * 2 * cfg.query_width() as u64 * pairs(sequences, context);
     layers * (matrices + attention)
 }
 
@@ -67,8 +67,8 @@ pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u
 /// block: all products have that many rows. In attention, scores, dP and dQ meet all visible keys,
 /// dK and dV only those of these rows, taken to be spread evenly over the sequences.
 pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, rows: u64) -> u64 {
-    let d = cfg.n_embd as u64;
-    let attention = d * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
+    let q = cfg.query_width() as u64;
+    let attention = q * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
     cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
 }
 
@@ -81,9 +81,10 @@ pub fn trunk_backward_sampled(
     block_rows: u64,
     key_rows: u64,
 ) -> u64 {
-    let d = cfg.n_embd as u64;
-    let by_rows = block_weights(cfg) - 2 * d * d; // queries D^2, projection D^2, MLP 2 D F
-    key_rows * 2 * 2 * 2 * d * d + block_rows * (2 * 2 * by_rows + 5 * d * (context + 1))
+    let q = cfg.query_width() as u64;
+    let of_keys = 2 * (cfg.n_embd * cfg.kv_width()) as u64; // D K of keys and of values
+    let by_rows = block_weights(cfg) - of_keys; // queries D Q, projection Q D, MLP
+    key_rows * 2 * 2 * of_keys + block_rows * (2 * 2 * by_rows + 5 * q * (context + 1))
 }
 
 /// FLOPs of the logits of `rows` positions.

@@ -95,7 +95,7 @@ pub fn generate(
 /// Logits of the ids that the tokenizer knows (a padded embedding has more).
 fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Vec<f32>> {
     let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
-    let all = matmul(hidden, &model.params.wte().t()?, Precision::F32)?
+    let all = matmul(hidden, &model.params.head().t()?, Precision::F32)?
         .squeeze(0)?
         .narrow(0, 0, known)?;
     Ok(all.to_dtype(DType::F32)?.to_vec1::<f32>()?)

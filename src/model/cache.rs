@@ -4,19 +4,37 @@ use super::Gpt2;
 use crate::error::{Error, Result};
 use crate::ops::buffer::assign;
 use crate::ops::matmul::{linear, linear_onto};
-use crate::ops::{attention, embed, gelu, layer_norm};
+use crate::ops::rotary::Rows;
+use crate::ops::{activation, attention, embed, layer_norm};
 use candle_core::Tensor;
 
 /// What a model remembers of the tokens it has read.
 #[derive(Debug)]
 pub struct Cache {
-    /// Keys beside values of each block, [n_positions, 2 D]; the first `tokens.len()` rows are
-    /// filled.
+    /// Keys beside values of each block, [room, 2 K]; the first `tokens.len()` rows are filled.
     keys: Vec<Tensor>,
     tokens: Vec<u32>,
 }
 
+/// Positions that a cache has room for at first; it grows to the model's.
+const ROOM: usize = 1024;
+
 impl Cache {
+    /// Makes room for one more position, of at most `most`.
+    fn grow(&mut self, most: usize) -> Result<()> {
+        let n = self.tokens.len();
+        for keys in &mut self.keys {
+            let (room, width) = keys.dims2()?;
+            if n == room {
+                let wider = (2 * room).min(most);
+                let fresh = Tensor::zeros((wider, width), keys.dtype(), keys.device())?;
+                assign(&fresh.narrow(0, 0, n)?, keys)?;
+                *keys = fresh;
+            }
+        }
+        Ok(())
+    }
+
     /// The tokens it holds, oldest first: all that were read, until the context was full for the
     /// first time.
     pub fn tokens(&self) -> &[u32] {
@@ -28,19 +46,21 @@ impl Gpt2 {
     /// Reads `tokens` at once, at least one and at most `n_positions`: the cache, and the last
     /// position's hidden vector after the final norm, [1, D].
     pub fn prefill(&self, tokens: &[u32]) -> Result<(Cache, Tensor)> {
-        let (n, most, width) = (tokens.len(), self.config.n_positions, self.config.n_embd);
+        let (n, most) = (tokens.len(), self.config.n_positions);
+        let (queries, width) = (self.config.query_width(), 2 * self.config.kv_width());
         if n == 0 || n > most {
             return Err(Error::internal(format!(
                 "a cache starts with 1 to {most} tokens, found {n}"
             )));
         }
-        let shape = attention::Shape { batch: 1, context: n, heads: self.config.n_head };
+        let common = self.common(1, n);
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), tokens, n, 0)?;
         let mut keys = Vec::with_capacity(self.config.n_layer);
         for l in 0..self.config.n_layer {
-            let tape = self.block_tape(l, x, shape)?;
-            let room = Tensor::zeros((most, 2 * width), tape.qkv.dtype(), tape.qkv.device())?;
-            assign(&room.narrow(0, 0, n)?, &tape.qkv.narrow(1, width, 2 * width)?)?;
+            let tape = self.block_tape(l, x, &common)?;
+            let rows = (2 * n).max(ROOM).min(most);
+            let room = Tensor::zeros((rows, width), tape.qkv.dtype(), tape.qkv.device())?;
+            assign(&room.narrow(0, 0, n)?, &tape.qkv.narrow(1, queries, width)?)?;
             keys.push(room);
             x = self.block_output(l, &tape)?;
         }
@@ -51,10 +71,11 @@ impl Gpt2 {
     /// Reads one more token: its hidden vector after the final norm, [1, D].
     ///
     /// When all positions are taken, the cache is built again from the newest half of them and the
-    /// token: positions are learned, so keys cannot move. The model then forgets the older half at
+    /// token: keys hold their positions and cannot move. The model then forgets the older half at
     /// once.
     pub fn step(&self, token: u32, cache: &mut Cache) -> Result<Tensor> {
-        let (at, most, width) = (cache.tokens.len(), self.config.n_positions, self.config.n_embd);
+        let (at, most) = (cache.tokens.len(), self.config.n_positions);
+        let (queries, width) = (self.config.query_width(), 2 * self.config.kv_width());
         if at == most {
             let mut kept = cache.tokens[most - most / 2..].to_vec();
             kept.push(token);
@@ -62,7 +83,9 @@ impl Gpt2 {
             *cache = fresh;
             return Ok(hidden);
         }
+        cache.grow(most)?;
         let eps = self.config.layer_norm_epsilon;
+        let (shape, rotary) = (self.common(1, 1).shape, self.rotary(at, 1));
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), &[token], 1, at)?;
         for (l, keys) in cache.keys.iter().enumerate() {
             let p = self.params.block(l);
@@ -72,9 +95,10 @@ impl Gpt2 {
                 p.attn_b,
                 self.precision,
             )?;
-            assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, width, 2 * width)?)?;
-            let q = qkv.narrow(1, 0, width)?;
-            let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.config.n_head)?;
+            self.prepare_heads(p, &qkv, rotary.as_ref(), Rows::At(at))?;
+            assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, queries, width)?)?;
+            let q = qkv.narrow(1, 0, queries)?;
+            let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.scaled(l, shape))?;
             let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b, self.precision)?;
             let fc = linear(
                 &layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?.out,
@@ -82,7 +106,8 @@ impl Gpt2 {
                 p.fc_b,
                 self.precision,
             )?;
-            x = linear_onto(&mid, &gelu::forward(&fc)?, p.proj_w, p.proj_b, self.precision)?;
+            let active = activation::forward(self.config.parts.mlp, &fc)?;
+            x = linear_onto(&mid, &active, p.proj_w, p.proj_b, self.precision)?;
         }
         cache.tokens.push(token);
         Ok(self.final_norm(&x)?.out)

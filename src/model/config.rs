@@ -1,32 +1,36 @@
-//! The shape of a GPT-2 model, as Hugging Face's `config.json` writes it.
+//! The shape of a decoder: sizes under the names of GPT-2's `config.json`, and its parts.
 
 use super::ParamKind;
+use super::parts::{self, Family, Parts, Positions};
 use crate::config::ShapePlan;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Shape and constants of a GPT-2 model (Hugging Face `GPT2Config` names).
+/// Shape and constants of a decoder. Sizes have the names of Hugging Face's `GPT2Config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gpt2Config {
-    /// Rows of the token embedding and columns of the tied head (V).
+    /// Rows of the token embedding and columns of the head (V).
     pub vocab_size: usize,
-    /// Longest context that the learned positions cover (T at most).
+    /// Longest context that the positions cover (T at most).
     pub n_positions: usize,
     /// Width of the residual stream (D).
     pub n_embd: usize,
     /// Number of transformer blocks (L).
     pub n_layer: usize,
-    /// Attention heads per block (H); divides `n_embd`.
+    /// Attention heads per block (H).
     pub n_head: usize,
     /// Width of the MLP; absent means 4 D.
     #[serde(default)]
     pub n_inner: Option<usize>,
-    /// Epsilon of every layer norm.
+    /// Epsilon of every norm.
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
     /// Standard deviation of the initial weights; residual projections divide it by sqrt(2 L).
     #[serde(default = "default_range")]
     pub initializer_range: f64,
+    /// What it is made of; absent: GPT-2's parts.
+    #[serde(default, skip_serializing_if = "Parts::are_gpt2s")]
+    pub parts: Parts,
 }
 
 fn default_epsilon() -> f64 {
@@ -55,6 +59,7 @@ impl Gpt2Config {
             n_inner: None,
             layer_norm_epsilon: default_epsilon(),
             initializer_range: default_range(),
+            parts: Parts::default(),
         }
     }
 
@@ -66,7 +71,16 @@ impl Gpt2Config {
         shape.n_positions = by.n_positions.unwrap_or(self.n_positions);
         if let Some(n_embd) = by.n_embd {
             shape.n_embd = n_embd;
-            shape.n_inner = None; // 4 D of the new width
+            // 4 D of the new width; a gated MLP keeps its share.
+            shape.n_inner = (self.n_inner)
+                .filter(|_| self.parts.mlp.gated)
+                .map(|inner| (inner * n_embd / self.n_embd).max(1));
+            shape.parts.head_dim = None;
+        }
+        if let Some(kv) = shape.parts.n_kv_head
+            && !shape.n_head.is_multiple_of(kv)
+        {
+            shape.parts.n_kv_head = None;
         }
         shape
     }
@@ -78,13 +92,48 @@ impl Gpt2Config {
 
     /// What changes what the model computes and shows in no tensor's shape.
     pub fn function(&self) -> String {
-        let Self { n_head, layer_norm_epsilon, .. } = self;
-        format!("n_head = {n_head}, layer_norm_epsilon = {layer_norm_epsilon}")
+        let Self { n_head, layer_norm_epsilon, parts, .. } = self;
+        let sizes = format!("n_head = {n_head}, layer_norm_epsilon = {layer_norm_epsilon}");
+        if parts.are_gpt2s() { sizes } else { format!("{sizes}, {parts:?}") }
+    }
+
+    /// Width of all queries of a position: H heads.
+    pub fn query_width(&self) -> usize {
+        self.n_head * self.head_dim()
+    }
+
+    /// Heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        self.parts.n_kv_head.unwrap_or(self.n_head)
+    }
+
+    /// Width of all keys of a position, and of all values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads() * self.head_dim()
+    }
+
+    /// Columns of the MLP's first product: F, or gate and up side by side.
+    pub fn mlp_width(&self) -> usize {
+        if self.parts.mlp.gated { 2 * self.inner() } else { self.inner() }
+    }
+
+    /// Whether positions are learned vectors.
+    pub fn learns_positions(&self) -> bool {
+        self.parts.positions == Positions::Learned
+    }
+
+    /// Standard deviation of the initial weights that add to the residual stream: GPT-2 divides by
+    /// sqrt(2 L), since two per block add up.
+    pub fn residual_range(&self) -> f64 {
+        match self.parts.family {
+            Family::Gpt2 => self.initializer_range / ((2 * self.n_layer) as f64).sqrt(),
+            Family::Llama | Family::Qwen2 | Family::Qwen3 => self.initializer_range,
+        }
     }
 
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
-        self.n_embd / self.n_head
+        self.parts.head_dim.unwrap_or(self.n_embd / self.n_head)
     }
 
     /// Checks every limit; the error names the field, the value and what was expected.
@@ -119,12 +168,13 @@ impl Gpt2Config {
                 self.n_layer, self.vocab_size
             )));
         }
-        if !self.n_embd.is_multiple_of(self.n_head) {
+        if self.parts.head_dim.is_none() && !self.n_embd.is_multiple_of(self.n_head) {
             return Err(Error::usage(format!(
                 "model shape: n_embd must be a multiple of n_head, found n_embd = {} and n_head = {}",
                 self.n_embd, self.n_head
             )));
         }
+        parts::check(&self.parts, self.n_head, self.head_dim())?;
         if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
             return Err(Error::usage(format!(
                 "model shape: layer_norm_epsilon must be a positive number, found {}",

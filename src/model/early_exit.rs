@@ -9,11 +9,11 @@
 //! finish                                   x -> blocks e .. L-1 -> final norm -> hidden [b T, D]
 //! ```
 
-use super::gpt2::{BlockTape, Tape, Taped};
+use super::gpt2::{BlockTape, Common, Tape, Taped};
+use super::heads::Raw;
 use super::{Gpt2, Gpt2Config};
 use crate::config::Activations;
 use crate::error::{Error, Result};
-use crate::ops::attention::Shape;
 use crate::ops::embed::gather;
 use candle_core::Tensor;
 
@@ -21,7 +21,7 @@ use candle_core::Tensor;
 #[derive(Debug)]
 pub struct Partial {
     tokens: Vec<u32>,
-    shape: Shape,
+    common: Common,
     blocks: Vec<Taped>,
     /// The residual stream, [B T, D].
     x: Tensor,
@@ -37,10 +37,10 @@ impl Gpt2 {
                 "cannot stop after {exit_layer} of {n_layer} blocks"
             )));
         }
-        let x = self.embed(tokens, context)?;
+        let (x, batch) = (self.embed(tokens, context)?, tokens.len() / context);
         let blocks = Vec::with_capacity(n_layer);
         let mut partial =
-            Partial { tokens: tokens.to_vec(), shape: self.shape(tokens, context), blocks, x };
+            Partial { tokens: tokens.to_vec(), common: self.common(batch, context), blocks, x };
         partial.run(self, exit_layer)?;
         Ok(partial)
     }
@@ -56,22 +56,22 @@ impl Gpt2 {
     /// left.
     pub fn finish(&self, mut partial: Partial) -> Result<(Tensor, Tape)> {
         partial.run(self, self.config.n_layer)?;
-        let Partial { tokens, shape, blocks, x: last } = partial;
+        let Partial { tokens, common, blocks, x: last } = partial;
         let normed = self.final_norm(&last)?;
-        Ok((normed.out, Tape { tokens, shape, blocks, last, last_stats: normed.stats }))
+        Ok((normed.out, Tape { tokens, common, blocks, last, last_stats: normed.stats }))
     }
 }
 
 impl Partial {
     /// Sequences it holds.
     pub fn sequences(&self) -> usize {
-        self.shape.batch
+        self.common.shape.batch
     }
 
     /// Goes on with the given sequences only, ascending and at least one; all of them copies
     /// nothing.
     pub fn keep(&mut self, sequences: &[u32]) -> Result<()> {
-        let (all, context) = (self.shape.batch, self.shape.context);
+        let (all, context) = (self.common.shape.batch, self.common.shape.context);
         let in_order = sequences.is_sorted_by(|a, b| a < b)
             && sequences.last().is_some_and(|&s| (s as usize) < all);
         if !in_order {
@@ -90,8 +90,9 @@ impl Partial {
         for taped in &mut self.blocks {
             let tensors = match taped {
                 Taped::Input(x) => vec![x],
-                Taped::Whole(BlockTape { x, ln_1_stats, qkv, attended, mid, ln_2_stats, fc }) => {
-                    vec![
+                Taped::Whole(tape) => {
+                    let BlockTape { x, ln_1_stats, raw, qkv, attended, mid, ln_2_stats, fc } = tape;
+                    let mut tensors = vec![
                         x,
                         ln_1_stats,
                         qkv,
@@ -100,7 +101,11 @@ impl Partial {
                         mid,
                         ln_2_stats,
                         fc,
-                    ]
+                    ];
+                    if let Some(Raw { q, q_stats, k, k_stats }) = raw {
+                        tensors.extend([q, q_stats, k, k_stats]);
+                    }
+                    tensors
                 }
             };
             // One after the other, so that each is freed before the next is gathered.
@@ -109,14 +114,14 @@ impl Partial {
             }
         }
         self.x = of_sequences(&self.x, all, sequences)?;
-        self.shape.batch = sequences.len();
+        self.common.shape.batch = sequences.len();
         Ok(())
     }
 
     /// Runs blocks until `end` of them are done.
     fn run(&mut self, model: &Gpt2, end: usize) -> Result<()> {
         for l in self.blocks.len()..end {
-            let tape = model.block_tape(l, self.x.clone(), self.shape)?;
+            let tape = model.block_tape(l, self.x.clone(), &self.common)?;
             self.x = model.block_output(l, &tape)?;
             self.blocks.push(match model.activations {
                 Activations::Keep => Taped::Whole(tape),

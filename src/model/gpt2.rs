@@ -1,6 +1,7 @@
-//! The GPT-2 trunk (Radford et al. 2019): forward, and the backward by hand beside it.
+//! The trunk of a decoder (GPT-2, Radford et al. 2019, or of other [`Parts`](super::Parts)): forward,
+//! and the backward by hand beside it.
 //!
-//! The trunk ends with the final norm; the tied head is [`crate::loss::head`]. Activations live on
+//! The trunk ends with the final norm; the head is [`crate::loss::head`]. Activations live on
 //! a [`Tape`] that the backward consumes block by block. The backward is row-aware: given the rows
 //! (positions) of the micro-batch whose final hidden vector carries gradient, the final norm and
 //! the last block's MLP, output projection and queries work on those rows only, which is exact;
@@ -8,6 +9,7 @@
 //! happens there instead: nothing (exact), only the given rows go on (sparse), or drawn ones do
 //! (sampled).
 
+use super::heads::Raw;
 use super::{Block, Gpt2Config, ParamSet, RowSampler};
 use crate::config::Activations;
 use crate::error::Result;
@@ -17,9 +19,11 @@ use crate::ops::embed::{self, gather, scatter_add};
 use crate::ops::matmul::{
     Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul,
 };
-use crate::ops::{gelu, layer_norm};
+use crate::ops::rotary::{Rows, Table};
+use crate::ops::{activation, layer_norm};
 use candle_core::Tensor;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// A model: its shape and its parameters.
 #[derive(Debug, Clone)]
@@ -62,11 +66,19 @@ pub struct Reached {
 #[derive(Debug)]
 pub struct Tape {
     pub(super) tokens: Vec<u32>,
-    pub(super) shape: Shape,
+    pub(super) common: Common,
     pub(super) blocks: Vec<Taped>,
     /// Input of the final norm and its statistics.
     pub(super) last: Tensor,
     pub(super) last_stats: Tensor,
+}
+
+/// What the blocks of one forward have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Common {
+    pub(super) shape: Shape,
+    /// Of the positions, where these are rotary.
+    pub(super) rotary: Option<Arc<Table>>,
 }
 
 /// What a tape holds of a block.
@@ -77,23 +89,25 @@ pub(super) enum Taped {
     Input(Tensor),
 }
 
-/// Kept per block: 6 D + F floats per position or so; layer-norm outputs and activations are formed
-/// again.
+/// Kept per block: 6 D + F floats per position or so with GPT-2's parts; outputs of norms and
+/// activations are formed again.
 #[derive(Debug)]
 pub(super) struct BlockTape {
     /// Input, [B T, D].
     pub(super) x: Tensor,
     /// [B T, 2].
     pub(super) ln_1_stats: Tensor,
-    /// Queries, keys and values side by side, [B T, 3 D].
+    /// Queries and keys before their norm, where heads have one.
+    pub(super) raw: Option<Raw>,
+    /// Queries, keys and values side by side as attention reads them, [B T, Q + 2 K].
     pub(super) qkv: Tensor,
-    /// Output [B T, D] and log-sum-exp [B, H, T].
+    /// Output [B T, Q] and log-sum-exp [B, H, T].
     pub(super) attended: Attended,
     /// The residual stream between attention and MLP, [B T, D].
     pub(super) mid: Tensor,
     /// [B T, 2].
     pub(super) ln_2_stats: Tensor,
-    /// The MLP before its GELU, [B T, F].
+    /// The MLP before its activation, [B T, F]; gate and up, [B T, 2 F].
     pub(super) fc: Tensor,
 }
 
@@ -106,10 +120,10 @@ impl Gpt2 {
     /// Hidden vectors after the final norm, [B T, D], for `tokens` [B, T] in row-major order. Keeps
     /// nothing.
     pub fn forward(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
-        let shape = self.shape(tokens, context);
+        let common = self.common(tokens.len() / context, context);
         let mut x = self.embed(tokens, context)?;
         for l in 0..self.config.n_layer {
-            x = self.block_output(l, &self.block_tape(l, x, shape)?)?;
+            x = self.block_output(l, &self.block_tape(l, x, &common)?)?;
         }
         Ok(self.final_norm(&x)?.out)
     }
@@ -121,7 +135,7 @@ impl Gpt2 {
 
     /// The head's logits of rows of hidden vectors, as [`Logits::new`].
     pub fn logits(&self, hidden: Tensor) -> Logits {
-        Logits::new(hidden, self.params.wte().clone()).with_precision(self.precision)
+        Logits::new(hidden, self.params.head().clone()).with_precision(self.precision)
     }
 
     /// Adds the trunk's gradients to `grads`. `d_hidden` is the upstream gradient of the hidden
@@ -151,7 +165,7 @@ impl Gpt2 {
         if rows.is_some_and(<[u32]>::is_empty) {
             return Ok(reached); // a micro-batch may select nothing
         }
-        let Tape { tokens, shape, mut blocks, last, last_stats } = tape;
+        let Tape { tokens, common, mut blocks, last, last_stats } = tape;
         let mut d = d_hidden.zeros_like()?; // [k, D], or [B T, D] where no rows are given
         let (x, stats) = (pick(&last, rows)?, pick(&last_stats, rows)?);
         let (w, dw, db) = (self.params.ln_f_w(), grads.ln_f_w(), grads.ln_f_b());
@@ -179,9 +193,9 @@ impl Gpt2 {
             reached.outputs += d.dim(0)? as u64;
             let tape = match taped {
                 Taped::Whole(tape) => tape,
-                Taped::Input(x) => self.block_tape(l, x, shape)?,
+                Taped::Input(x) => self.block_tape(l, x, &common)?,
             };
-            let call = BlockCall { rows: rows.as_deref(), grads, shape, flow };
+            let call = BlockCall { rows: rows.as_deref(), grads, common: &common, flow };
             let (d_in, keys) = self.block_backward(l, tape, d, call)?;
             d = d_in;
             reached.keys += keys;
@@ -194,12 +208,15 @@ impl Gpt2 {
             scatter_add(&every, &d, &rows)?;
             d = every; // [B T, D]
         }
-        embed::backward(grads.wte(), grads.wpe(), &d, &tokens, shape.context)?;
+        embed::backward(grads.wte(), grads.wpe(), &d, &tokens, common.shape.context)?;
         Ok(reached)
     }
 
-    pub(super) fn shape(&self, tokens: &[u32], context: usize) -> Shape {
-        Shape { batch: tokens.len() / context, context, heads: self.config.n_head }
+    /// What the blocks have in common for `batch` sequences of `context` positions.
+    pub(super) fn common(&self, batch: usize, context: usize) -> Common {
+        let (heads, kv_heads) = (self.config.n_head, self.config.kv_heads());
+        let shape = Shape { batch, context, heads, kv_heads, scale: None };
+        Common { shape, rotary: self.rotary(0, context).map(Arc::new) }
     }
 
     pub(super) fn embed(&self, tokens: &[u32], context: usize) -> Result<Tensor> {
@@ -218,22 +235,26 @@ impl Gpt2 {
 
     /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of
     /// mlp(ln_2(that)).
-    pub(super) fn block_tape(&self, l: usize, x: Tensor, shape: Shape) -> Result<BlockTape> {
+    pub(super) fn block_tape(&self, l: usize, x: Tensor, common: &Common) -> Result<BlockTape> {
         let p = self.params.block(l);
         let eps = self.config.layer_norm_epsilon;
         let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?; // [B T, D]
-        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?; // [B T, 3 D]
-        let attended = attention::forward(&qkv, shape)?; // [B T, D]
+        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?; // [B T, Q + 2 K]
+        let rows = Rows::Sequences(common.shape.context);
+        let raw = self.prepare_heads(p, &qkv, common.rotary.as_deref(), rows)?;
+        let attended = attention::forward(&qkv, self.scaled(l, common.shape))?; // [B T, Q]
         let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?; // [B T, D]
         let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?; // [B T, D]
-        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?; // [B T, F]
-        Ok(BlockTape { x, ln_1_stats: ln_1.stats, qkv, attended, mid, ln_2_stats: ln_2.stats, fc })
+        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?; // [B T, F] or [B T, 2 F]
+        let (ln_1_stats, ln_2_stats) = (ln_1.stats, ln_2.stats);
+        Ok(BlockTape { x, ln_1_stats, raw, qkv, attended, mid, ln_2_stats, fc })
     }
 
     /// The rest of block `l`: its output, the next one's input.
     pub(super) fn block_output(&self, l: usize, tape: &BlockTape) -> Result<Tensor> {
         let p = self.params.block(l);
-        linear_onto(&tape.mid, &gelu::forward(&tape.fc)?, p.proj_w, p.proj_b, self.precision)
+        let active = activation::forward(self.config.parts.mlp, &tape.fc)?; // [B T, F]
+        linear_onto(&tape.mid, &active, p.proj_w, p.proj_b, self.precision)
     }
 
     /// Takes the gradient `d` of block `l`'s output, [k, D] of the given rows, and returns that of
@@ -257,8 +278,8 @@ impl Gpt2 {
     /// k rows to all.
     ///
     /// ```text
-    /// d [k, D] -+-> MLP, c_proj -> attention -+-> dq [k, D] ------> W_q, scatter_add -+
-    ///           |                             +-> dkv [B T, 2 D] -> W_kv -------------+-> ln_1 -+
+    /// d [k, D] -+-> MLP, c_proj -> attention -+-> dq [k, Q] ------> W_q, scatter_add -+
+    ///           |                             +-> dkv [B T, 2 K] -> W_kv -------------+-> ln_1 -+
     ///           +-> residual: scatter_add into zeros [B T, D] ----------------------------------+-> d [B T, D]
     /// ```
     fn block_backward(
@@ -268,45 +289,47 @@ impl Gpt2 {
         d: Tensor,
         call: BlockCall<'_>,
     ) -> Result<(Tensor, u64)> {
-        let BlockCall { rows, grads, shape, flow } = call;
+        let BlockCall { rows, grads, common, flow } = call;
         let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
-        let (p, g, precision, width) =
-            (self.params.block(l), grads.block(l), self.precision, self.config.n_embd);
-        mlp_backward(&tape, rows, &d, p, g, precision)?; // d [k, D] is of `mid` now
-        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?; // [k, D]
-        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?; // [D, k] [k, D]
+        let (p, g, precision) = (self.params.block(l), grads.block(l), self.precision);
+        let (q, kv) = (self.config.query_width(), 2 * self.config.kv_width());
+        self.mlp_backward(&tape, rows, &d, p, g)?; // d [k, D] is of `mid` now
+        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?; // [k, Q]
+        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?; // [Q, k] [k, D]
         accumulate_column_sums(g.attn_proj_b, &d)?;
         let (qkv, attended, dout) = (&tape.qkv, &tape.attended, &d_att);
+        let shape = self.scaled(l, common.shape);
         let of_attention =
             attention::backward(attention::Backward { qkv, attended, dout, rows, keys, shape })?;
-        let attention::Gradients { dq, dkv } = of_attention; // [k, D], [n, 2 D]
 
         // The n rows of the input that carry gradient: all, or (sparse) the k given ones. Where n
         // is more than k, `apart` says where among them the k rows lie.
         let below = if keys == Keys::All { None } else { rows };
         let apart = rows.filter(|_| keys == Keys::All);
+        let (dq, dkv) =
+            self.heads_backward(l, of_attention, &tape, grads, [rows, below], common)?;
         let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?); // [n, D], [n, 2]
         drop(tape);
         let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, precision)?; // [n, D]
         // Queries: k rows.
-        accumulate(&g.attn_w.narrow(1, 0, width)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?; // [D, k] [k, D]
-        accumulate_column_sums(&g.attn_b.narrow(0, 0, width)?, &dq)?;
+        accumulate(&g.attn_w.narrow(1, 0, q)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?; // [D, k] [k, Q]
+        accumulate_column_sums(part(g.attn_b, 0, q)?.as_ref(), &dq)?;
         // Keys and values: n rows, or the m drawn ones.
         let (dkv, of_keys) = match flow {
-            Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?, // [m, 2 D]
+            Flow::Sampled(sampler) => sampler.draw_keys(l, self.config.n_layer, dkv)?, // [m, 2 K]
             Flow::Exact | Flow::Sparse => (dkv, None),
         };
         let key_rows = dkv.dim(0)? as u64;
         accumulate(
-            &g.attn_w.narrow(1, width, 2 * width)?,
+            &g.attn_w.narrow(1, q, kv)?,
             &pick(&ln_1, of_keys.as_deref())?.t()?,
             &dkv,
             precision,
         )?;
-        accumulate_column_sums(&g.attn_b.narrow(0, width, 2 * width)?, &dkv)?;
-        let through_keys = matmul(&dkv, &p.attn_w.narrow(1, width, 2 * width)?.t()?, precision)?; // [m, D]
+        accumulate_column_sums(part(g.attn_b, q, kv)?.as_ref(), &dkv)?;
+        let through_keys = matmul(&dkv, &p.attn_w.narrow(1, q, kv)?.t()?, precision)?; // [m, D]
         let d_ln_1 = spread(through_keys, of_keys.as_deref(), &ln_1)?; // [n, D]
-        let w_q = p.attn_w.narrow(1, 0, width)?.t()?;
+        let w_q = p.attn_w.narrow(1, 0, q)?.t()?;
         match apart {
             None => accumulate(&d_ln_1, &dq, &w_q, precision)?, // k = n
             Some(rows) => scatter_add(&d_ln_1, &matmul(&dq, &w_q, precision)?, rows)?,
@@ -324,6 +347,38 @@ impl Gpt2 {
         })?;
         Ok((d, key_rows))
     }
+
+    /// Adds the MLP half's gradient with respect to its input to `d` [k, D], in place.
+    fn mlp_backward(
+        &self,
+        tape: &BlockTape,
+        rows: Option<&[u32]>,
+        d: &Tensor,
+        p: Block<'_>,
+        g: Block<'_>,
+    ) -> Result<()> {
+        let (mlp, precision) = (self.config.parts.mlp, self.precision);
+        let fc = pick(&tape.fc, rows)?; // [k, F] or [k, 2 F]
+        let d_active = matmul(d, &p.proj_w.t()?, precision)?; // [k, D] [D, F]
+        accumulate(g.proj_w, &activation::forward(mlp, &fc)?.t()?, d, precision)?; // [F, k] [k, D]
+        accumulate_column_sums(g.proj_b, d)?;
+        let d_fc = activation::backward(mlp, d_active, &fc)?; // as fc
+        let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?); // [k, D], [k, 2]
+        let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?; // [k, D]
+        accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?; // [D, k] [k, F]
+        accumulate_column_sums(g.fc_b, &d_fc)?;
+        let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
+        let (dw, db) = (g.ln_2_w, g.ln_2_b);
+        layer_norm::backward(layer_norm::Backward {
+            dy: &d_ln_2,
+            x: &mid,
+            stats: &stats,
+            w: p.ln_2_w,
+            dx: d,
+            dw,
+            db,
+        })
+    }
 }
 
 /// What a block's backward is told beside its tape and the gradient from above.
@@ -333,43 +388,17 @@ struct BlockCall<'a> {
     rows: Option<&'a [u32]>,
     /// Where the gradients of the parameters are added up.
     grads: &'a ParamSet,
-    shape: Shape,
+    common: &'a Common,
     flow: Flow<'a>,
 }
 
-/// Adds the MLP half's gradient with respect to its input to `d` [k, D], in place.
-fn mlp_backward(
-    tape: &BlockTape,
-    rows: Option<&[u32]>,
-    d: &Tensor,
-    p: Block<'_>,
-    g: Block<'_>,
-    precision: Precision,
-) -> Result<()> {
-    let fc = pick(&tape.fc, rows)?; // [k, F]
-    let d_fc = matmul(d, &p.proj_w.t()?, precision)?; // [k, D] [D, F]
-    accumulate(g.proj_w, &gelu::forward(&fc)?.t()?, d, precision)?; // [F, k] [k, D]
-    accumulate_column_sums(g.proj_b, d)?;
-    gelu::backward(&d_fc, &fc)?;
-    let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?); // [k, D], [k, 2]
-    let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?; // [k, D]
-    accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?; // [D, k] [k, F]
-    accumulate_column_sums(g.fc_b, &d_fc)?;
-    let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
-    let (dw, db) = (g.ln_2_w, g.ln_2_b);
-    layer_norm::backward(layer_norm::Backward {
-        dy: &d_ln_2,
-        x: &mid,
-        stats: &stats,
-        w: p.ln_2_w,
-        dx: d,
-        dw,
-        db,
-    })
+/// Columns of a bias, if there is one.
+fn part(bias: Option<&Tensor>, from: usize, width: usize) -> Result<Option<Tensor>> {
+    Ok(bias.map(|bias| bias.narrow(0, from, width)).transpose()?)
 }
 
 /// The given rows, or the tensor itself when every row counts.
-fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
+pub(super) fn pick(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
     match rows {
         None => Ok(x.clone()),
         Some(rows) => gather(x, rows),

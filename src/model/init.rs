@@ -20,14 +20,14 @@ impl Gpt2Config {
 }
 
 impl Gpt2 {
-    /// GPT-2's initialisation: weights and embeddings normal with `initializer_range`, projections
-    /// back into the residual stream divided by sqrt(2 L) (two per block add up), biases 0, norms 1
-    /// and 0. A pure function of shape and seed.
+    /// The family's initialisation: weights and embeddings normal with `initializer_range`,
+    /// projections back into the residual stream as [`Gpt2Config::residual_range`], biases 0, norms
+    /// 1 and 0. A pure function of shape and seed.
     pub fn scratch(config: Gpt2Config, seed: u64, device: &Device) -> Result<Self> {
         config.validate()?;
         let layout = Layout::new(&config);
         let rng = Rng::new(seed, Stream::Init);
-        let residual = config.initializer_range / ((2 * config.n_layer) as f64).sqrt();
+        let residual = config.residual_range();
         let tensors = layout.entries().iter().enumerate().map(|(i, spec)| {
             let count = spec.elements();
             let normal = |std: f64| -> Vec<f32> {
@@ -40,9 +40,10 @@ impl Gpt2 {
                 ParamKind::Bias => vec![0.0; count],
                 ParamKind::Norm => vec![1.0; count],
                 ParamKind::ResidualMatrix => normal(residual),
-                ParamKind::Embedding | ParamKind::Position | ParamKind::Matrix => {
-                    normal(config.initializer_range)
-                }
+                ParamKind::Embedding
+                | ParamKind::Head
+                | ParamKind::Position
+                | ParamKind::Matrix => normal(config.initializer_range),
             };
             Ok(Tensor::from_vec(data, spec.shape.as_slice(), device)?)
         });
@@ -90,7 +91,7 @@ mod tests {
         let a = Gpt2::scratch(config.clone(), 1, &Device::Cpu).unwrap();
         assert!((spread(a.params.wte()) - 0.02).abs() < 5e-4);
         assert!((spread(a.params.block(3).proj_w) - 0.02 / 4.0).abs() < 2e-4);
-        assert_eq!(spread(a.params.block(0).attn_b), 0.0);
+        assert_eq!(spread(a.params.block(0).attn_b.unwrap()), 0.0);
         assert_eq!(spread(a.params.ln_f_w()), 1.0);
         let again = Gpt2::scratch(config.clone(), 1, &Device::Cpu).unwrap();
         let other = Gpt2::scratch(config, 2, &Device::Cpu).unwrap();

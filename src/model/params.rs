@@ -2,6 +2,7 @@
 //! list.
 
 use super::Gpt2Config;
+use super::parts::{Norm, Parts};
 use crate::error::Result;
 use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
@@ -13,8 +14,10 @@ const PAGES: usize = 1 << 16;
 /// What a parameter is. Weight decay, initialisation, storage and counts follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParamKind {
-    /// Token embedding, which is the tied head as well.
+    /// Token embedding, which is the head as well unless that is a matrix of its own.
     Embedding,
+    /// A head that is a matrix of its own, `[V, D]` like the embedding.
+    Head,
     /// Learned positions.
     Position,
     /// A matrix whose product stays within its block.
@@ -41,14 +44,14 @@ impl ParamKind {
     /// Whether it is a factor of products, the head's among them: a model that is only read may
     /// store it in bf16.
     pub fn is_factor(self) -> bool {
-        self.is_matrix() || self == Self::Embedding
+        self.is_matrix() || matches!(self, Self::Embedding | Self::Head)
     }
 }
 
 /// Name, shape and kind of one parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
-    /// Hugging Face's name without the `transformer.` prefix.
+    /// GPT-2's name for it, without the `transformer.` prefix, whatever the family's files say.
     pub name: String,
     /// Its dimensions; a matrix is in the Conv1D layout `[in, out]`.
     pub shape: Vec<usize>,
@@ -67,21 +70,23 @@ impl ParamSpec {
     }
 }
 
-/// One thing for each of the twelve parameters of a block, in storage order.
+/// One thing for each parameter of a block, in storage order. What a model lacks is None.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockOf<T> {
     pub ln_1_w: T,
-    pub ln_1_b: T,
+    pub ln_1_b: Option<T>,
     pub attn_w: T,
-    pub attn_b: T,
+    pub attn_b: Option<T>,
+    pub q_norm_w: Option<T>,
+    pub k_norm_w: Option<T>,
     pub attn_proj_w: T,
-    pub attn_proj_b: T,
+    pub attn_proj_b: Option<T>,
     pub ln_2_w: T,
-    pub ln_2_b: T,
+    pub ln_2_b: Option<T>,
     pub fc_w: T,
-    pub fc_b: T,
+    pub fc_b: Option<T>,
     pub proj_w: T,
-    pub proj_b: T,
+    pub proj_b: Option<T>,
 }
 
 /// The parameters of one block.
@@ -92,17 +97,19 @@ impl<T> BlockOf<T> {
     fn map<U>(self, mut f: impl FnMut(T) -> U) -> BlockOf<U> {
         BlockOf {
             ln_1_w: f(self.ln_1_w),
-            ln_1_b: f(self.ln_1_b),
+            ln_1_b: self.ln_1_b.map(&mut f),
             attn_w: f(self.attn_w),
-            attn_b: f(self.attn_b),
+            attn_b: self.attn_b.map(&mut f),
+            q_norm_w: self.q_norm_w.map(&mut f),
+            k_norm_w: self.k_norm_w.map(&mut f),
             attn_proj_w: f(self.attn_proj_w),
-            attn_proj_b: f(self.attn_proj_b),
+            attn_proj_b: self.attn_proj_b.map(&mut f),
             ln_2_w: f(self.ln_2_w),
-            ln_2_b: f(self.ln_2_b),
+            ln_2_b: self.ln_2_b.map(&mut f),
             fc_w: f(self.fc_w),
-            fc_b: f(self.fc_b),
+            fc_b: self.fc_b.map(&mut f),
             proj_w: f(self.proj_w),
-            proj_b: f(self.proj_b),
+            proj_b: self.proj_b.map(&mut f),
         }
     }
 }
@@ -110,34 +117,65 @@ impl<T> BlockOf<T> {
 impl BlockOf<ParamSpec> {
     /// What a block of this shape consists of; names are within the block.
     fn new(config: &Gpt2Config) -> Self {
-        use ParamKind::{Bias, Matrix, Norm, ResidualMatrix};
-        let (d, f) = (config.n_embd, config.inner());
+        use ParamKind::{Bias, Matrix, Norm as Scale, ResidualMatrix};
+        let Parts { norm, qk_norm, biases, .. } = config.parts;
+        let (d, f, q, kv) =
+            (config.n_embd, config.inner(), config.query_width(), config.kv_width());
+        let shift = |name: &str| (norm == Norm::Layer).then(|| ParamSpec::new(name, Bias, &[d]));
+        let bias = |there: bool, name: &str, width: usize| {
+            there.then(|| ParamSpec::new(name, Bias, &[width]))
+        };
+        let of_head =
+            |name: &str| qk_norm.then(|| ParamSpec::new(name, Scale, &[config.head_dim()]));
         Self {
-            ln_1_w: ParamSpec::new("ln_1.weight", Norm, &[d]),
-            ln_1_b: ParamSpec::new("ln_1.bias", Bias, &[d]),
-            attn_w: ParamSpec::new("attn.c_attn.weight", Matrix, &[d, 3 * d]),
-            attn_b: ParamSpec::new("attn.c_attn.bias", Bias, &[3 * d]),
-            attn_proj_w: ParamSpec::new("attn.c_proj.weight", ResidualMatrix, &[d, d]),
-            attn_proj_b: ParamSpec::new("attn.c_proj.bias", Bias, &[d]),
-            ln_2_w: ParamSpec::new("ln_2.weight", Norm, &[d]),
-            ln_2_b: ParamSpec::new("ln_2.bias", Bias, &[d]),
-            fc_w: ParamSpec::new("mlp.c_fc.weight", Matrix, &[d, f]),
-            fc_b: ParamSpec::new("mlp.c_fc.bias", Bias, &[f]),
+            ln_1_w: ParamSpec::new("ln_1.weight", Scale, &[d]),
+            ln_1_b: shift("ln_1.bias"),
+            attn_w: ParamSpec::new("attn.c_attn.weight", Matrix, &[d, q + 2 * kv]),
+            attn_b: bias(biases.qkv, "attn.c_attn.bias", q + 2 * kv),
+            q_norm_w: of_head("attn.q_norm.weight"),
+            k_norm_w: of_head("attn.k_norm.weight"),
+            attn_proj_w: ParamSpec::new("attn.c_proj.weight", ResidualMatrix, &[q, d]),
+            attn_proj_b: bias(biases.output, "attn.c_proj.bias", d),
+            ln_2_w: ParamSpec::new("ln_2.weight", Scale, &[d]),
+            ln_2_b: shift("ln_2.bias"),
+            fc_w: ParamSpec::new("mlp.c_fc.weight", Matrix, &[d, config.mlp_width()]),
+            fc_b: bias(biases.mlp, "mlp.c_fc.bias", config.mlp_width()),
             proj_w: ParamSpec::new("mlp.c_proj.weight", ResidualMatrix, &[f, d]),
-            proj_b: ParamSpec::new("mlp.c_proj.bias", Bias, &[d]),
+            proj_b: bias(biases.mlp, "mlp.c_proj.bias", d),
         }
     }
 }
 
-/// Embedding and positions before the blocks, scale and shift of the final norm after them.
-fn around_the_blocks(config: &Gpt2Config) -> [ParamSpec; 4] {
-    let d = config.n_embd;
-    [
-        ParamSpec::new("wte.weight", ParamKind::Embedding, &[config.vocab_size, d]),
-        ParamSpec::new("wpe.weight", ParamKind::Position, &[config.n_positions, d]),
-        ParamSpec::new("ln_f.weight", ParamKind::Norm, &[d]),
-        ParamSpec::new("ln_f.bias", ParamKind::Bias, &[d]),
-    ]
+/// What stands before and behind the blocks.
+struct Around {
+    wte: ParamSpec,
+    wpe: Option<ParamSpec>,
+    ln_f_w: ParamSpec,
+    ln_f_b: Option<ParamSpec>,
+    head: Option<ParamSpec>,
+}
+
+impl Around {
+    fn new(config: &Gpt2Config) -> Self {
+        let d = config.n_embd;
+        let (vocabulary, positions) = ([config.vocab_size, d], [config.n_positions, d]);
+        let with_shift = config.parts.norm == Norm::Layer;
+        Self {
+            wte: ParamSpec::new("wte.weight", ParamKind::Embedding, &vocabulary),
+            wpe: config
+                .learns_positions()
+                .then(|| ParamSpec::new("wpe.weight", ParamKind::Position, &positions)),
+            ln_f_w: ParamSpec::new("ln_f.weight", ParamKind::Norm, &[d]),
+            ln_f_b: with_shift.then(|| ParamSpec::new("ln_f.bias", ParamKind::Bias, &[d])),
+            head: (config.parts.own_head)
+                .then(|| ParamSpec::new("lm_head.weight", ParamKind::Head, &vocabulary)),
+        }
+    }
+
+    fn specs(self) -> impl Iterator<Item = ParamSpec> {
+        let Self { wte, wpe, ln_f_w, ln_f_b, head } = self;
+        [Some(wte), wpe, Some(ln_f_w), ln_f_b, head].into_iter().flatten()
+    }
 }
 
 impl Gpt2Config {
@@ -149,10 +187,10 @@ impl Gpt2Config {
     /// Elements of all parameters of the kinds that `counts` names. Takes no list of blocks, of
     /// which there may be many.
     pub fn elements(&self, counts: impl Fn(ParamKind) -> bool) -> usize {
-        let around = around_the_blocks(self)
-            .iter()
+        let around = Around::new(self)
+            .specs()
             .filter(|spec| counts(spec.kind))
-            .map(ParamSpec::elements)
+            .map(|spec| spec.elements())
             .sum::<usize>();
         around + self.n_layer * self.block_elements(counts)
     }
@@ -169,16 +207,17 @@ impl Gpt2Config {
 
 /// Names, shapes, kinds and order of a model's parameters; a pure function of the shape.
 ///
-/// The head is tied to `wte.weight` and has no entry of its own.
+/// A tied head is `wte.weight` and has no entry of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     entries: Vec<ParamSpec>,
     // Where each parameter stands in `entries`.
     wte: usize,
-    wpe: usize,
+    wpe: Option<usize>,
     blocks: Vec<BlockOf<usize>>,
     ln_f_w: usize,
-    ln_f_b: usize,
+    ln_f_b: Option<usize>,
+    head: Option<usize>,
 }
 
 impl Layout {
@@ -189,8 +228,8 @@ impl Layout {
             entries.push(spec);
             entries.len() - 1
         };
-        let [wte, wpe, ln_f_w, ln_f_b] = around_the_blocks(config);
-        let (wte, wpe) = (push(wte), push(wpe));
+        let Around { wte, wpe, ln_f_w, ln_f_b, head } = Around::new(config);
+        let (wte, wpe) = (push(wte), wpe.map(&mut push));
         let block = BlockOf::new(config);
         let blocks = (0..config.n_layer)
             .map(|l| {
@@ -199,8 +238,9 @@ impl Layout {
                     .map(|spec| push(ParamSpec { name: format!("h.{l}.{}", spec.name), ..spec }))
             })
             .collect();
-        let (ln_f_w, ln_f_b) = (push(ln_f_w), push(ln_f_b));
-        Self { entries, wte, wpe, blocks, ln_f_w, ln_f_b }
+        let (ln_f_w, ln_f_b) = (push(ln_f_w), ln_f_b.map(&mut push));
+        let head = head.map(&mut push);
+        Self { entries, wte, wpe, blocks, ln_f_w, ln_f_b, head }
     }
 
     /// Every parameter in storage order: that of checkpoints, of gradients and of the optimizer.
@@ -269,14 +309,19 @@ impl ParamSet {
         self.layout.entries.iter().map(|spec| spec.name.as_str()).zip(&self.tensors)
     }
 
-    /// Token embedding and tied head, `[V, D]`.
+    /// Token embedding, `[V, D]`.
     pub fn wte(&self) -> &Tensor {
         &self.tensors[self.layout.wte]
     }
 
+    /// The head (output layer), `[V, D]`: a matrix of its own, or the token embedding.
+    pub fn head(&self) -> &Tensor {
+        &self.tensors[self.layout.head.unwrap_or(self.layout.wte)]
+    }
+
     /// Learned positions, `[n_positions, D]`.
-    pub fn wpe(&self) -> &Tensor {
-        &self.tensors[self.layout.wpe]
+    pub fn wpe(&self) -> Option<&Tensor> {
+        self.layout.wpe.map(|place| &self.tensors[place])
     }
 
     /// Scale of the final norm, `[D]`.
@@ -285,8 +330,8 @@ impl ParamSet {
     }
 
     /// Shift of the final norm, `[D]`.
-    pub fn ln_f_b(&self) -> &Tensor {
-        &self.tensors[self.layout.ln_f_b]
+    pub fn ln_f_b(&self) -> Option<&Tensor> {
+        self.layout.ln_f_b.map(|place| &self.tensors[place])
     }
 
     /// The parameters of block `l`.
@@ -330,16 +375,18 @@ mod tests {
         let name = |t: &Tensor| {
             set.layout().entries()[t.to_scalar::<u32>().unwrap() as usize].name.clone()
         };
-        assert_eq!([set.wte(), set.wpe()].map(name), ["wte.weight", "wpe.weight"]);
-        assert_eq!([set.ln_f_w(), set.ln_f_b()].map(name), ["ln_f.weight", "ln_f.bias"]);
+        assert_eq!([set.wte(), set.wpe().unwrap()].map(name), ["wte.weight", "wpe.weight"]);
+        assert_eq!([set.ln_f_w(), set.ln_f_b().unwrap()].map(name), ["ln_f.weight", "ln_f.bias"]);
+        assert_eq!(name(set.head()), "wte.weight");
         let b = set.block(1);
-        let norms = [b.ln_1_w, b.ln_1_b, b.ln_2_w, b.ln_2_b].map(name);
+        let norms = [b.ln_1_w, b.ln_1_b.unwrap(), b.ln_2_w, b.ln_2_b.unwrap()].map(name);
         assert_eq!(norms, ["h.1.ln_1.weight", "h.1.ln_1.bias", "h.1.ln_2.weight", "h.1.ln_2.bias"]);
-        let attention = [b.attn_w, b.attn_b, b.attn_proj_w, b.attn_proj_b].map(name);
+        let attention =
+            [b.attn_w, b.attn_b.unwrap(), b.attn_proj_w, b.attn_proj_b.unwrap()].map(name);
         let want =
             ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"];
         assert_eq!(attention, want.map(|n| format!("h.1.{n}")));
-        let mlp = [b.fc_w, b.fc_b, b.proj_w, b.proj_b].map(name);
+        let mlp = [b.fc_w, b.fc_b.unwrap(), b.proj_w, b.proj_b.unwrap()].map(name);
         let want = ["mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"];
         assert_eq!(mlp, want.map(|n| format!("h.1.{n}")));
     }

@@ -6,6 +6,7 @@
 //! `.cu` beside it. A result never depends on the number of threads: work is split into pieces of
 //! fixed size and partial sums are added in order.
 
+pub mod activation;
 pub mod attention;
 #[doc(hidden)]
 pub mod buffer;
@@ -16,6 +17,7 @@ pub mod gpu;
 pub mod layer_norm;
 pub mod matmul;
 pub(crate) mod peak;
+pub mod rotary;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;

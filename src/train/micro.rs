@@ -326,7 +326,7 @@ impl Trainer {
                 weights: &weights,
                 objective,
             },
-            self.grads.wte(),
+            self.grads.head(),
         )?;
         sums.loss += if sampled { 0.0 } else { loss.sum };
         clock.lap(&mut sums.phases.head);
@@ -355,7 +355,7 @@ impl Trainer {
         clock: &mut Clock,
     ) -> Result<HeadGradient> {
         let Micro { batch, objective, .. } = *micro;
-        let (options, d_head) = (micro.options(objective.temperature), self.grads.wte());
+        let (options, d_head) = (micro.options(objective.temperature), self.grads.head());
         let run = |weigh: Weigh<'_>| {
             head::fused(
                 head::PassInput {

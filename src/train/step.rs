@@ -94,7 +94,7 @@ impl Trainer {
         let done = self.try_step(step, cursor, batch);
         if done.is_err() {
             // The next step must not see half of this one.
-            let wte = self.grads.wte();
+            let wte = self.grads.head();
             self.grads = ParamSet::zeros(self.grads.layout(), wte.dtype(), wte.device())?;
         }
         done.map_err(|e| e.context(format!("step {}", step + 1)))

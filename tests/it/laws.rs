@@ -272,7 +272,8 @@ fn a_student_that_equals_its_teacher_stands_still() {
 /// Position 5 of every sequence, and with it all later ones, becomes NaN.
 fn poison(model: &Gpt2) -> f32 {
     let place = 5 * model.config.n_embd + 3;
-    with_mut(model.params.wpe(), |wpe| std::mem::replace(&mut wpe[place], f32::NAN)).unwrap()
+    with_mut(model.params.wpe().unwrap(), |wpe| std::mem::replace(&mut wpe[place], f32::NAN))
+        .unwrap()
 }
 
 #[test]
@@ -298,7 +299,7 @@ fn what_is_not_finite_is_named_and_nothing_moves() {
     ] {
         let mut trainer = trainer(&[&settings[..], &["machine.micro_rows=2"]].concat());
         step(&mut trainer, 0);
-        let healthy = trainer.student.params.wpe().copy().unwrap();
+        let healthy = trainer.student.params.wpe().unwrap().copy().unwrap();
         let teacher = trainer.teacher.as_ref().map(|t| t.model().clone());
         let poisoned = if who == "student" { &trainer.student } else { teacher.as_ref().unwrap() };
         let value = poison(poisoned);
@@ -319,11 +320,12 @@ fn what_is_not_finite_is_named_and_nothing_moves() {
 
         // Healed, it goes on as if nothing had happened: half a step's gradients are forgotten.
         let poisoned = if who == "student" { &trainer.student } else { teacher.as_ref().unwrap() };
-        with_mut(poisoned.params.wpe(), |wpe| wpe[5 * poisoned.config.n_embd + 3] = value).unwrap();
+        with_mut(poisoned.params.wpe().unwrap(), |wpe| wpe[5 * poisoned.config.n_embd + 3] = value)
+            .unwrap();
         if who == "student" {
             assert_eq!(
                 healthy.to_vec2::<f32>().unwrap(),
-                trainer.student.params.wpe().to_vec2::<f32>().unwrap()
+                trainer.student.params.wpe().unwrap().to_vec2::<f32>().unwrap()
             );
         }
         step(&mut trainer, 1);

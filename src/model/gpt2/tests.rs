@@ -41,20 +41,23 @@ fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tenso
         .collect();
     let free = Tensor::from_vec(free, (n, 3 * d), &Device::Cpu)?;
     let constant = (1.0 - &free)?;
-    let shape = Shape { batch: 2, context: CONTEXT, heads: config.n_head };
-    let mut x = embed::reference(params.wte(), params.wpe(), &tokens(), CONTEXT, 0)?;
+    let shape = Shape::new(2, CONTEXT, config.n_head);
+    let mut x = embed::reference(params.wte(), params.wpe().unwrap(), &tokens(), CONTEXT, 0)?;
     for l in 0..config.n_layer {
         let p = params.block(l);
         let qkv = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?
             .matmul(p.attn_w)?
-            .broadcast_add(p.attn_b)?;
+            .broadcast_add(p.attn_b.unwrap())?;
         let qkv = ((&qkv * &free)? + (qkv.detach() * &constant)?)?;
         let attended = attention::reference(&qkv, shape)?;
-        let mid = (&x + attended.matmul(p.attn_proj_w)?.broadcast_add(p.attn_proj_b)?)?;
+        let mid = (&x + attended.matmul(p.attn_proj_w)?.broadcast_add(p.attn_proj_b.unwrap())?)?;
         let fc = layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?
             .matmul(p.fc_w)?
-            .broadcast_add(p.fc_b)?;
-        x = (&mid + gelu::reference(&fc)?.matmul(p.proj_w)?.broadcast_add(p.proj_b)?)?;
+            .broadcast_add(p.fc_b.unwrap())?;
+        x = (&mid
+            + crate::ops::gelu::reference(&fc)?
+                .matmul(p.proj_w)?
+                .broadcast_add(p.proj_b.unwrap())?)?;
     }
     let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
     Ok(out.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)

@@ -15,14 +15,14 @@ const BLOCK: usize = 64;
 
 pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     let (n, width) = qkv.dims2()?;
-    let d = width / 3;
+    let (d, _) = shape.widths(width);
     let data = read(qkv)?;
     let data: &[f32] = &data;
     let mut out = vec![0.0; n * d];
     let mut lse = vec![0.0; shape.heads * n];
     let (out_ptr, lse_ptr) = (SharedMut(out.as_mut_ptr()), SharedMut(lse.as_mut_ptr()));
     (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
-        let head = Head::new(data, d, shape, task);
+        let head = Head::new(data, width, shape, task);
         let mut scores = vec![0.0; BLOCK * shape.context];
         for start in (0..shape.context).step_by(BLOCK) {
             let rows = BLOCK.min(shape.context - start);
@@ -55,21 +55,21 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     })
 }
 
-/// One query against `keys` [P, 2 D], whose rows are adjacent elements; a task owns a head.
-pub(super) fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
+/// One query against `keys` [P, 2 K], whose rows are adjacent elements; a task owns a head.
+pub(super) fn step(q: &Tensor, keys: &Tensor, shape: Shape) -> Result<Tensor> {
     let (p, d, stride) = (keys.dim(0)?, q.dim(1)?, keys.stride()[0]);
-    let dim = d / heads;
+    let (dim, values) = (d / shape.heads, keys.dim(1)? / 2);
     let (q, keys) = (read_strided(q)?, read_strided(keys)?);
     let (q, keys): (&[f32], &[f32]) = (&q, &keys);
-    let scale = 1.0 / (dim as f32).sqrt();
+    let (scale, share) = (shape.factor(dim), shape.heads / shape.kv_heads);
     let mut out = vec![0.0; d];
     out.par_chunks_mut(dim).enumerate().for_each(|(head, out)| {
-        let at = head * dim;
+        let (at, key) = (head * dim, head / share * dim);
         let mut scores = vec![0.0; p];
-        add_dots(&mut scores, &q[at..at + dim], &keys[at..], stride);
+        add_dots(&mut scores, &q[at..at + dim], &keys[key..], stride);
         scores.iter_mut().for_each(|s| *s *= scale);
         softmax_row(&mut scores, p);
-        add_rows(out, &scores, &keys[d + at..], stride);
+        add_rows(out, &scores, &keys[values + key..], stride);
     });
     Ok(Tensor::from_vec(out, (1, d), &Device::Cpu)?)
 }
@@ -77,7 +77,8 @@ pub(super) fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
 pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
     let Backward { qkv, attended, dout, rows, keys, shape } = args;
     let (n, width) = qkv.dims2()?;
-    let d = width / 3;
+    let (d, kv) = shape.widths(width);
+    let share = shape.heads / shape.kv_heads;
     let (data, out, lse, dout) =
         (read(qkv)?, read(&attended.out)?, read(&attended.lse)?, read(dout)?);
     let (data, out, lse, dout): (&[f32], &[f32], &[f32], &[f32]) = (&data, &out, &lse, &dout);
@@ -90,49 +91,59 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
         }
     };
     let with_keys = if sparse { rows.len() } else { n };
-    let mut dq = vec![0.0; rows.len() * d]; // [k, D]
-    let mut dkv = vec![0.0; with_keys * 2 * d]; // [B T, 2 D] or [k, 2 D]
+    let mut dq = vec![0.0; rows.len() * d]; // [k, Q]
+    let mut dkv = vec![0.0; with_keys * 2 * kv]; // [B T, 2 K] or [k, 2 K]
     let (dq_ptr, dkv_ptr) = (SharedMut(dq.as_mut_ptr()), SharedMut(dkv.as_mut_ptr()));
-    (0..shape.batch * shape.heads).into_par_iter().for_each(|task| {
-        let head = Head::new(data, d, shape, task);
-        let lse = &lse[task * shape.context..][..shape.context];
-        // The rows that belong to this sequence: a run of the ascending list.
-        let from = rows.partition_point(|&r| (r as usize) < head.first_row);
-        let to = rows.partition_point(|&r| (r as usize) < head.first_row + shape.context);
-        let rows_of_sequence = &rows[from..to];
-        let mut scratch = Scratch::new(head.dim, shape.context);
-        for block in (from..to).step_by(BLOCK) {
-            let rows = &rows[block..to.min(block + BLOCK)];
-            scratch.gather(&head, rows, block, out, dout, d);
-            let visible = scratch.probabilities(&head, rows, lse);
-            let (q, dout, p, ds) = scratch.block(rows.len(), visible, head.dim);
-            // Keys and values that carry gradient: the visible ones, or of these the given rows'.
-            let seen = &rows_of_sequence[..block - from + rows.len()];
-            let (first, with_gradient) =
-                if sparse { (from, seen.len()) } else { (head.first_row, visible) };
-            // SAFETY: this task alone writes the columns of its head in the rows of its sequence,
-            // of dq and of dkv.
-            let (dq, dk, dv) = unsafe {
-                let column = head.column;
-                let dkv = dkv_ptr.get().add(first * 2 * d + column);
-                (
-                    MatMut::from_raw(dq_ptr.get().add(block * d + column), rows.len(), head.dim, d),
-                    MatMut::from_raw(dkv, with_gradient, head.dim, 2 * d),
-                    MatMut::from_raw(dkv.add(d), with_gradient, head.dim, 2 * d),
-                )
-            };
-            gemm(dq, false, Mat::row_major(ds, rows.len(), visible), head.k(visible), 1.0, false); // dQ = dS K
-            if sparse {
-                compact(p, visible, seen, head.first_row);
-                compact(ds, visible, seen, head.first_row);
+    // A task owns the heads that share keys and values, and takes them in turn.
+    (0..shape.batch * shape.kv_heads).into_par_iter().for_each(|group| {
+        for task in group * share..(group + 1) * share {
+            let head = Head::new(data, width, shape, task);
+            let lse = &lse[task * shape.context..][..shape.context];
+            // The rows that belong to this sequence: a run of the ascending list.
+            let from = rows.partition_point(|&r| (r as usize) < head.first_row);
+            let to = rows.partition_point(|&r| (r as usize) < head.first_row + shape.context);
+            let rows_of_sequence = &rows[from..to];
+            let mut scratch = Scratch::new(head.dim, shape.context);
+            for block in (from..to).step_by(BLOCK) {
+                let rows = &rows[block..to.min(block + BLOCK)];
+                scratch.gather(&head, rows, block, out, dout, d);
+                let visible = scratch.probabilities(&head, rows, lse);
+                let (q, dout, p, ds) = scratch.block(rows.len(), visible, head.dim);
+                // Keys and values that carry gradient: the visible ones, or of these the given
+                // rows'.
+                let seen = &rows_of_sequence[..block - from + rows.len()];
+                let (first, with_gradient) =
+                    if sparse { (from, seen.len()) } else { (head.first_row, visible) };
+                // SAFETY: this task alone writes the columns of its heads in the rows of its
+                // sequence, of dq and of dkv.
+                let (dq, dk, dv) = unsafe {
+                    let dq = dq_ptr.get().add(block * d + head.column);
+                    let dkv = dkv_ptr.get().add(first * 2 * kv + head.shared);
+                    (
+                        MatMut::from_raw(dq, rows.len(), head.dim, d),
+                        MatMut::from_raw(dkv, with_gradient, head.dim, 2 * kv),
+                        MatMut::from_raw(dkv.add(kv), with_gradient, head.dim, 2 * kv),
+                    )
+                };
+                // dQ = dS K
+                let of_all = Mat::row_major(ds, rows.len(), visible);
+                gemm(dq, false, of_all, head.k(visible), 1.0, false);
+                if sparse {
+                    compact(p, visible, seen, head.first_row);
+                    compact(ds, visible, seen, head.first_row);
+                }
+                let (ds, p) = (
+                    Mat::row_major(ds, rows.len(), with_gradient),
+                    Mat::row_major(p, rows.len(), with_gradient),
+                );
+                gemm(dk, true, ds.t(), q, 1.0, false); // dK += dSᵀ Q
+                gemm(dv, true, p.t(), dout, 1.0, false); // dV += Pᵀ dO
             }
-            gemm(dk, true, Mat::row_major(ds, rows.len(), with_gradient).t(), q, 1.0, false); // dK += dSᵀ Q
-            gemm(dv, true, Mat::row_major(p, rows.len(), with_gradient).t(), dout, 1.0, false); // dV += Pᵀ dO
         }
     });
     Ok(Gradients {
         dq: Tensor::from_vec(dq, (rows.len(), d), &Device::Cpu)?,
-        dkv: Tensor::from_vec(dkv, (with_keys, 2 * d), &Device::Cpu)?,
+        dkv: Tensor::from_vec(dkv, (with_keys, 2 * kv), &Device::Cpu)?,
     })
 }
 
@@ -152,42 +163,51 @@ fn compact(x: &mut [f32], width: usize, rows: &[u32], first_row: usize) {
 /// One head of one sequence inside the fused qkv.
 struct Head<'a> {
     data: &'a [f32],
-    d: usize,
+    /// Of a row of `data`, and of its queries and of its keys.
+    width: usize,
+    queries: usize,
+    keys: usize,
     dim: usize,
     first_row: usize,
+    /// Where its queries begin, and its keys among the keys.
     column: usize,
+    shared: usize,
     scale: f32,
 }
 
 impl<'a> Head<'a> {
-    fn new(data: &'a [f32], d: usize, shape: Shape, task: usize) -> Self {
-        let dim = d / shape.heads;
-        let first_row = task / shape.heads * shape.context;
+    fn new(data: &'a [f32], width: usize, shape: Shape, task: usize) -> Self {
+        let dim = shape.head_dim(width);
+        let (queries, keys) = shape.widths(width);
+        let (sequence, head) = (task / shape.heads, task % shape.heads);
         Self {
             data,
-            d,
+            width,
+            queries,
+            keys,
             dim,
-            first_row,
-            column: task % shape.heads * dim,
-            scale: 1.0 / (dim as f32).sqrt(),
+            first_row: sequence * shape.context,
+            column: head * dim,
+            shared: head / (shape.heads / shape.kv_heads) * dim,
+            scale: shape.factor(dim),
         }
     }
 
-    fn part(&self, which: usize, start: usize, rows: usize) -> Mat<'a> {
-        let offset = (self.first_row + start) * 3 * self.d + which * self.d + self.column;
-        Mat::new(&self.data[offset..], rows, self.dim, 3 * self.d, 1)
+    fn part(&self, column: usize, start: usize, rows: usize) -> Mat<'a> {
+        let offset = (self.first_row + start) * self.width + column;
+        Mat::new(&self.data[offset..], rows, self.dim, self.width, 1)
     }
 
     fn q(&self, start: usize, rows: usize) -> Mat<'a> {
-        self.part(0, start, rows)
+        self.part(self.column, start, rows)
     }
 
     fn k(&self, rows: usize) -> Mat<'a> {
-        self.part(1, 0, rows)
+        self.part(self.queries + self.shared, 0, rows)
     }
 
     fn v(&self, rows: usize) -> Mat<'a> {
-        self.part(2, 0, rows)
+        self.part(self.queries + self.keys + self.shared, 0, rows)
     }
 
     fn offset(&self, width: usize, position: usize) -> usize {
@@ -235,7 +255,7 @@ impl Scratch {
         for (r, &row) in rows.iter().enumerate() {
             let row = row as usize;
             self.q[r * dim..][..dim]
-                .copy_from_slice(&head.data[row * 3 * d + head.column..][..dim]);
+                .copy_from_slice(&head.data[row * head.width + head.column..][..dim]);
             let upstream = &dout[(block + r) * d + head.column..][..dim];
             self.dout[r * dim..][..dim].copy_from_slice(upstream);
             self.delta[r] = dot(upstream, &out[row * d + head.column..][..dim]);

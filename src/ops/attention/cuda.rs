@@ -10,9 +10,10 @@ use candle_core::{DType, Tensor};
 /// Widest head that the kernels take.
 const MOST_DIM: usize = 128;
 
-/// Whether there are kernels for heads of this width.
+/// Whether there are kernels for heads of this width, this sharing and this scale.
 pub(super) fn takes(qkv: &Tensor, shape: Shape) -> Result<bool> {
-    Ok(head_dim(qkv, shape)? <= MOST_DIM)
+    let usual = shape.kv_heads == shape.heads && shape.scale.is_none();
+    Ok(usual && head_dim(qkv, shape)? <= MOST_DIM)
 }
 
 fn head_dim(qkv: &Tensor, shape: Shape) -> Result<usize> {

@@ -25,6 +25,10 @@
 //! Keys::All     * * * * * * 0 0           dK and dV of every position [T, d]: exact
 //! Keys::OfRows      *     *               of positions 2 and 5 alone [2, d]: other keys and values count as constants
 //! ```
+//!
+//! Several heads of queries may share one of keys and values (grouped-query attention, Ainslie et
+//! al., arXiv 2305.13245): H heads of queries and G of keys, so that queries are Q = H d wide, keys
+//! and values K = G d each; dK and dV are sums over the heads that share them.
 
 mod cpu;
 mod cuda;
@@ -34,27 +38,53 @@ use super::embed::gather;
 use crate::error::Result;
 use candle_core::{D, Tensor};
 
-/// Batch, context and heads of one call: `n = batch * context` rows of width `heads * head_dim`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Batch, context and heads of one call: `n = batch * context` rows of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     /// Sequences (B).
     pub batch: usize,
     /// Positions per sequence (T).
     pub context: usize,
-    /// Attention heads (H).
+    /// Heads of queries (H).
     pub heads: usize,
+    /// Heads of keys and values (G), of which H is a multiple.
+    pub kv_heads: usize,
+    /// What scores are multiplied by; None: 1 / sqrt(d).
+    pub scale: Option<f32>,
+}
+
+impl Shape {
+    /// Every head of queries has one of keys and values.
+    pub const fn new(batch: usize, context: usize, heads: usize) -> Self {
+        Self { batch, context, heads, kv_heads: heads, scale: None }
+    }
+
+    /// Width d of a head of rows that are `width` wide.
+    fn head_dim(self, width: usize) -> usize {
+        width / (self.heads + 2 * self.kv_heads)
+    }
+
+    /// Widths Q of queries and K of keys of rows that are `width` wide.
+    fn widths(self, width: usize) -> (usize, usize) {
+        let dim = self.head_dim(width);
+        (self.heads * dim, self.kv_heads * dim)
+    }
+
+    fn factor(self, dim: usize) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (dim as f32).sqrt())
+    }
 }
 
 /// Output and what the backward needs.
 #[derive(Debug, Clone)]
 pub struct Attended {
-    /// Concatenated heads, [B T, D].
+    /// Concatenated heads, [B T, Q].
     pub out: Tensor,
     /// Log-sum-exp of each query's scores, [B, H, T] flattened.
     pub lse: Tensor,
 }
 
-/// Forward for `qkv` [B T, 3 D], the output of the fused projection (q, k, v side by side).
+/// Forward for `qkv` [B T, Q + 2 K], the output of the fused projection (q, k, v side by side).
 pub fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     match Backend::of(qkv) {
         Backend::Cpu => return cpu::forward(qkv, shape),
@@ -80,20 +110,20 @@ pub enum Keys {
 /// rows).
 #[derive(Debug)]
 pub struct Gradients {
-    /// [k, D] when rows were given, else [B T, D].
+    /// [k, Q] when rows were given, else [B T, Q].
     pub dq: Tensor,
-    /// dk beside dv, [B T, 2 D], or [k, 2 D] with [`Keys::OfRows`] and rows.
+    /// dk beside dv, [B T, 2 K], or [k, 2 K] with [`Keys::OfRows`] and rows.
     pub dkv: Tensor,
 }
 
 /// What the backward reads.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
-    /// The forward's input [B T, 3 D].
+    /// The forward's input [B T, Q + 2 K].
     pub qkv: &'a Tensor,
     /// The forward's result.
     pub attended: &'a Attended,
-    /// Upstream gradient, that of the output: [k, D] of the given rows, or [B T, D].
+    /// Upstream gradient, that of the output: [k, Q] of the given rows, or [B T, Q].
     pub dout: &'a Tensor,
     /// The k ascending rows (positions) whose output carries gradient; None: all.
     pub rows: Option<&'a [u32]>,
@@ -111,7 +141,7 @@ pub fn backward(args: Backward<'_>) -> Result<Gradients> {
         Backend::Gpu if cuda::takes(qkv, shape)? => return cuda::backward(args),
         Backend::Gpu | Backend::Reference => {}
     }
-    let d = qkv.dim(1)? / 3;
+    let d = shape.widths(qkv.dim(1)?).0;
     let dout = match rows {
         None => dout.clone(),
         Some(rows) => {
@@ -120,17 +150,17 @@ pub fn backward(args: Backward<'_>) -> Result<Gradients> {
                 .index_add(&index, dout, 0)?
         }
     };
-    let (q, k, v) = split(qkv, shape)?; // [B, H, T, D / H] each
+    let (q, k, v) = split(qkv, shape)?; // [B, H, T, d] each
     let lse = attended.lse.reshape((shape.batch, shape.heads, shape.context, 1))?;
     let p = scores(qkv, shape)?.broadcast_sub(&lse)?.exp()?; // [B, H, T, T]
-    let dout = heads_apart(&dout, shape)?; // [B, H, T, D / H]
+    let dout = heads_apart(&dout, shape)?; // [B, H, T, d]
     let delta = (&dout * heads_apart(&attended.out, shape)?)?.sum_keepdim(D::Minus1)?; // [B, H, T, 1]
     let ds = (&p * dout.matmul(&v.t()?.contiguous()?)?.broadcast_sub(&delta)?)?; // [B, H, T, T]
-    let ds = (ds * scale(qkv, shape))?;
-    let dq = heads_together(&ds.matmul(&k)?, shape)?; // [B T, D]
-    let dk = heads_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?; // [B T, D]
-    let dv = heads_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?; // [B T, D]
-    let dkv = Tensor::cat(&[dk, dv], 1)?; // [B T, 2 D]
+    let ds = (ds * scale(qkv, shape)?)?;
+    let dq = heads_together(&ds.matmul(&k)?, shape)?; // [B T, Q]
+    let dk = groups_together(&ds.t()?.contiguous()?.matmul(&q)?, shape)?; // [B T, K]
+    let dv = groups_together(&p.t()?.contiguous()?.matmul(&dout)?, shape)?; // [B T, K]
+    let dkv = Tensor::cat(&[dk, dv], 1)?; // [B T, 2 K]
     Ok(match (rows, keys) {
         (None, _) => Gradients { dq, dkv },
         (Some(rows), Keys::All) => Gradients { dq: gather(&dq, rows)?, dkv },
@@ -149,9 +179,9 @@ pub fn reference(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
     heads_together(&p.matmul(&v)?, shape)
 }
 
-fn scale(qkv: &Tensor, shape: Shape) -> f64 {
-    let head_dim = qkv.dims()[1] / 3 / shape.heads;
-    1.0 / (head_dim as f64).sqrt()
+fn scale(qkv: &Tensor, shape: Shape) -> Result<f64> {
+    let dim = shape.head_dim(qkv.dim(1)?);
+    Ok(shape.scale.map_or_else(|| 1.0 / (dim as f64).sqrt(), f64::from))
 }
 
 fn scores(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
@@ -160,41 +190,59 @@ fn scores(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
     let mask: Vec<f32> =
         (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
     let mask = Tensor::from_vec(mask, (t, t), qkv.device())?.to_dtype(qkv.dtype())?;
-    Ok((q.matmul(&k.t()?.contiguous()?)? * scale(qkv, shape))?.broadcast_add(&mask)?)
+    Ok((q.matmul(&k.t()?.contiguous()?)? * scale(qkv, shape)?)?.broadcast_add(&mask)?)
 }
 
+/// Queries, keys and values, [B, H, T, d] each: those that are shared are repeated.
 fn split(qkv: &Tensor, shape: Shape) -> Result<(Tensor, Tensor, Tensor)> {
-    let d = qkv.dim(1)? / 3;
-    let part = |i| heads_apart(&qkv.narrow(1, i * d, d)?, shape);
-    Ok((part(0)?, part(1)?, part(2)?))
+    let (q, k) = shape.widths(qkv.dim(1)?);
+    let shared = |from: usize| -> Result<Tensor> {
+        let Shape { batch, context, heads, kv_heads, .. } = shape;
+        let apart = qkv
+            .narrow(1, from, k)?
+            .contiguous()?
+            .reshape((batch, context, kv_heads, 1, ()))?
+            .permute((0, 2, 3, 1, 4))?; // [B, G, 1, T, d]
+        let dim = apart.dim(4)?;
+        Ok(apart
+            .broadcast_as((batch, kv_heads, heads / kv_heads, context, dim))?
+            .contiguous()?
+            .reshape((batch, heads, context, dim))?)
+    };
+    Ok((heads_apart(&qkv.narrow(1, 0, q)?, shape)?, shared(q)?, shared(q + k)?))
 }
 
-/// [B T, D] -> [B, H, T, D / H]
+/// [B T, Q] -> [B, H, T, d]
 fn heads_apart(x: &Tensor, s: Shape) -> Result<Tensor> {
     Ok(x.contiguous()?.reshape((s.batch, s.context, s.heads, ()))?.transpose(1, 2)?.contiguous()?)
 }
 
-/// [B, H, T, D / H] -> [B T, D]
+/// [B, H, T, d] -> [B T, Q]
 fn heads_together(x: &Tensor, s: Shape) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.contiguous()?.reshape((s.batch * s.context, ()))?)
 }
 
-/// Output of one query position against `keys` [P, 2 D] (k beside v, oldest first): attention with
-/// a key-value cache. `q` is [1, D]; every key is visible.
-pub fn step(q: &Tensor, keys: &Tensor, heads: usize) -> Result<Tensor> {
-    let (p, d) = (keys.dim(0)?, q.dim(1)?);
+/// [B, H, T, d] -> [B T, K]: sums over the heads that share keys and values.
+fn groups_together(x: &Tensor, s: Shape) -> Result<Tensor> {
+    let dim = x.dim(3)?;
+    let groups = (s.batch, s.kv_heads, s.heads / s.kv_heads, s.context * dim);
+    let sums = x.contiguous()?.reshape(groups)?.sum(2)?;
+    heads_together(&sums.reshape((s.batch, s.kv_heads, s.context, dim))?, s)
+}
+
+/// Output of one query position against `keys` [P, 2 K] (k beside v, oldest first): attention with
+/// a key-value cache. `q` is [1, Q]; every key is visible. Of `shape` only heads and scale count.
+pub fn step(q: &Tensor, keys: &Tensor, shape: Shape) -> Result<Tensor> {
+    let (p, width, k_width) = (keys.dim(0)?, q.dim(1)?, keys.dim(1)? / 2);
     if Backend::of(q) == Backend::Cpu {
-        return cpu::step(q, keys, heads);
+        return cpu::step(q, keys, shape);
     }
-    let apart = |x: Tensor, rows: usize| -> Result<Tensor> {
-        Ok(x.contiguous()?.reshape((rows, heads, d / heads))?.transpose(0, 1)?.contiguous()?)
-    };
-    let (q, k, v) =
-        (apart(q.clone(), 1)?, apart(keys.narrow(1, 0, d)?, p)?, apart(keys.narrow(1, d, d)?, p)?);
-    let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / ((d / heads) as f64).sqrt()))?;
-    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-    Ok(p.matmul(&v)?.reshape((1, d))?)
+    // As the last of P positions whose other queries do not matter.
+    let others = Tensor::zeros((p - 1, width), q.dtype(), q.device())?;
+    let queries = Tensor::cat(&[&others, &q.contiguous()?], 0)?;
+    let qkv = Tensor::cat(&[queries, keys.narrow(1, 0, 2 * k_width)?.contiguous()?], 1)?;
+    let all = reference(&qkv, Shape { batch: 1, context: p, ..shape })?;
+    Ok(all.narrow(0, p - 1, 1)?.contiguous()?)
 }
 
 #[cfg(test)]
@@ -206,10 +254,10 @@ mod tests {
     use candle_core::DType;
 
     const SHAPES: [(Shape, usize); 4] = [
-        (Shape { batch: 1, context: 1, heads: 1 }, 4),
-        (Shape { batch: 2, context: 13, heads: 3 }, 24),
-        (Shape { batch: 3, context: 70, heads: 2 }, 16),
-        (Shape { batch: 1, context: 150, heads: 4 }, 32),
+        (Shape::new(1, 1, 1), 4),
+        (Shape::new(2, 13, 3), 24),
+        (Shape::new(3, 70, 2), 16),
+        (Shape::new(1, 150, 4), 32),
     ];
 
     fn back(
@@ -299,19 +347,59 @@ mod tests {
 
     #[test]
     fn the_reference_is_right_by_finite_differences() {
-        let shape = Shape { batch: 2, context: 3, heads: 2 };
+        let shape = Shape::new(2, 3, 2);
         check_finite_differences(&[&random((6, 12), 1)], |v| reference(&v[0], shape));
     }
 
     #[test]
+    fn shared_keys_and_values_match_autograd_of_the_reference() {
+        for (heads, kv_heads, dim, scale) in
+            [(3, 1, 10, None), (4, 2, 6, None), (6, 3, 4, Some(0.7)), (2, 2, 5, Some(1.0))]
+        {
+            for (batch, context) in [(1, 1), (2, 13), (1, 70)] {
+                let shape = Shape { batch, context, heads, kv_heads, scale };
+                let (n, q, k) = (batch * context, heads * dim, kv_heads * dim);
+                let (qkv, dout) = (random((n, q + 2 * k), 1), random((n, q), 2));
+                let (out, grads) = autograd(&[&qkv], &dout, |v| reference(&v[0], shape));
+                let rows: Vec<u32> = (0..n as u32).filter(|i| i % 3 != 1).collect();
+                let part = gather(&dout, &rows).unwrap();
+                let dense = Tensor::zeros((n, q), DType::F32, qkv.device()).unwrap();
+                scatter_add(&dense, &part, &rows).unwrap();
+                let (_, of_rows) = autograd(&[&qkv], &dense, |v| reference(&v[0], shape));
+                for dtype in [DType::F32, DType::F64] {
+                    let of = |t: &Tensor| t.to_dtype(dtype).unwrap();
+                    let (qkv, dout, part) = (of(&qkv), of(&dout), of(&part));
+                    let attended = forward(&qkv, shape).unwrap();
+                    assert_close(&attended.out, &out, 3e-6);
+                    let got = back(&qkv, &attended, &dout, None, Keys::All, shape);
+                    assert_close(&together(&got), &grads[0], 1e-5);
+                    let got = back(&qkv, &attended, &part, Some(&rows), Keys::All, shape);
+                    let want = of_rows[0].narrow(1, q, 2 * k).unwrap();
+                    assert_close(&got.dkv, &want, 1e-5);
+                    let sparse = back(&qkv, &attended, &part, Some(&rows), Keys::OfRows, shape);
+                    assert_close(&sparse.dkv, &gather(&got.dkv, &rows).unwrap(), 1e-5);
+                    assert_close(&sparse.dq, &got.dq, 0.0);
+                    let (last, keys) = (n - context, qkv.narrow(1, q, 2 * k).unwrap());
+                    let one = step(
+                        &qkv.narrow(0, n - 1, 1).unwrap().narrow(1, 0, q).unwrap(),
+                        &keys.narrow(0, last, context).unwrap(),
+                        shape,
+                    );
+                    assert_close(&one.unwrap(), &out.narrow(0, n - 1, 1).unwrap(), 3e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn one_step_equals_the_last_row() {
-        let shape = Shape { batch: 1, context: 9, heads: 2 };
+        let shape = Shape::new(1, 9, 2);
         let qkv = random((9, 24), 1);
         let all = forward(&qkv, shape).unwrap().out;
         let last = step(
             &qkv.narrow(0, 8, 1).unwrap().narrow(1, 0, 8).unwrap(),
             &qkv.narrow(1, 8, 16).unwrap(),
-            2,
+            Shape::new(1, 9, 2),
         )
         .unwrap();
         assert_close(&last, &all.narrow(0, 8, 1).unwrap(), 2e-6);
@@ -368,14 +456,14 @@ mod tests {
             (2, 3, 2, 64),
             (1, 150, 1, 64),
         ] {
-            check_kernels(Shape { batch, context, heads }, heads * dim, None, Keys::All);
+            check_kernels(Shape::new(batch, context, heads), heads * dim, None, Keys::All);
         }
     }
 
     #[test]
     fn a_gpus_kernels_give_the_same_for_rows() {
         for (batch, context, heads, dim) in [(3, 40, 2, 16), (3, 70, 1, 64)] {
-            let shape = Shape { batch, context, heads };
+            let shape = Shape::new(batch, context, heads);
             let n = (batch * context) as u32;
             let t = context as u32;
             let skips_a_sequence: Vec<u32> = (0..n).filter(|i| i / t != 1 && i % 3 != 0).collect();
@@ -392,7 +480,7 @@ mod tests {
     fn a_gpus_kernels_skip_what_no_listed_query_sees() {
         // More than a tile of queries over several tiles of keys, with a gap between; the sixteenth
         // sees one key of a tile.
-        let shape = Shape { batch: 1, context: 260, heads: 1 };
+        let shape = Shape::new(1, 260, 1);
         let rows: Vec<u32> = (49..80).chain((140..256).filter(|i| i % 2 == 0)).collect();
         for keys in [Keys::All, Keys::OfRows] {
             check_kernels(shape, 64, Some(&rows), keys);

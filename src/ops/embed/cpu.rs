@@ -31,7 +31,7 @@ pub fn forward(
 
 pub fn backward(
     dwte: &Tensor,
-    dwpe: &Tensor,
+    dwpe: Option<&Tensor>,
     d: &Tensor,
     tokens: &[u32],
     context: usize,
@@ -43,6 +43,7 @@ pub fn backward(
             add_to(&mut out[token as usize * width..][..width], row);
         }
     })?;
+    let Some(dwpe) = dwpe else { return Ok(()) };
     with_mut(dwpe, |out| {
         for (i, row) in d.chunks_exact(width).enumerate() {
             add_to(&mut out[(i % context) * width..][..width], row);

@@ -7,11 +7,11 @@ use super::{Backend, buffer};
 use crate::error::{Error, Result};
 use candle_core::{DType, Tensor};
 
-/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]. Positions start at
-/// `offset`. `wte` may be stored in bf16 beside positions in f32; the sum is f32 then.
+/// `wte[token] + wpe[position]` for tokens [B, T] in row-major order: [B T, D]; without learned
+/// positions the first term. Positions start at `offset`. `wte` may be stored in bf16 beside positions in f32; the sum is f32 then.
 pub fn forward(
     wte: &Tensor,
-    wpe: &Tensor,
+    wpe: Option<&Tensor>,
     tokens: &[u32],
     context: usize,
     offset: usize,
@@ -22,6 +22,7 @@ pub fn forward(
             "token id {bad} lies outside the model's vocabulary of {vocab}"
         )));
     }
+    let Some(wpe) = wpe else { return lookup(wte, tokens) };
     if offset + context > wpe.dim(0)? {
         let most = wpe.dim(0)?;
         return Err(Error::data(format!(
@@ -36,23 +37,32 @@ pub fn forward(
     }
 }
 
+fn lookup(wte: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+    if Backend::of(wte) == Backend::Cpu {
+        return cpu::gather(wte, tokens);
+    }
+    let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?;
+    Ok(if rows.dtype() == DType::BF16 { rows.to_dtype(DType::F32)? } else { rows })
+}
+
 /// Adds the gradient of the embedding to `dwte` and `dwpe`, rows in order, for upstream `d` [B T,
 /// D].
 pub fn backward(
     dwte: &Tensor,
-    dwpe: &Tensor,
+    dwpe: Option<&Tensor>,
     d: &Tensor,
     tokens: &[u32],
     context: usize,
 ) -> Result<()> {
-    match Backend::of(d) {
-        Backend::Cpu => return cpu::backward(dwte, dwpe, d, tokens, context),
-        Backend::Gpu => return cuda::backward(dwte, dwpe, d, tokens, context),
-        Backend::Reference => {}
+    match (Backend::of(d), dwpe) {
+        (Backend::Cpu, dwpe) => return cpu::backward(dwte, dwpe, d, tokens, context),
+        (Backend::Gpu, Some(dwpe)) => return cuda::backward(dwte, dwpe, d, tokens, context),
+        (Backend::Gpu, None) | (Backend::Reference, _) => {}
     }
     let (n, width) = d.dims2()?;
     let index = Tensor::new(tokens, d.device())?;
     buffer::assign(dwte, &dwte.index_add(&index, d, 0)?)?;
+    let Some(dwpe) = dwpe else { return Ok(()) };
     let by_position = d.reshape((n / context, context, width))?.sum(0)?;
     let first = dwpe.narrow(0, 0, context)?;
     buffer::assign(&first, &(&first + by_position)?)
@@ -129,11 +139,11 @@ mod tests {
         let tokens: Vec<u32> = vec![3, 3, 10, 0, 7, 3];
         let d = random((6, 6), 3);
         let (out, grads) = autograd(&[&wte, &wpe], &d, |v| reference(&v[0], &v[1], &tokens, 3, 0));
-        assert_close(&forward(&wte, &wpe, &tokens, 3, 0).unwrap(), &out, 1e-6);
+        assert_close(&forward(&wte, Some(&wpe), &tokens, 3, 0).unwrap(), &out, 1e-6);
         let (dwte, dwpe) = (random((11, 6), 4), random((9, 6), 5));
         let want = [(&dwte, &grads[0]), (&dwpe, &grads[1])]
             .map(|(a, g)| (a.to_dtype(DType::F64).unwrap() + g).unwrap());
-        backward(&dwte, &dwpe, &d, &tokens, 3).unwrap();
+        backward(&dwte, Some(&dwpe), &d, &tokens, 3).unwrap();
         assert_close(&dwte, &want[0], 1e-6);
         assert_close(&dwpe, &want[1], 1e-6);
     }
@@ -145,10 +155,10 @@ mod tests {
             let tokens: Vec<u32> = vec![3, 3, 10, 0, 7, 3, 10, 2];
             let (d, rows) = (random((8, width), 3), [5, 0, 6]);
             let run = || {
-                let out = forward(&wte, &wpe, &tokens, 4, 1).unwrap();
+                let out = forward(&wte, Some(&wpe), &tokens, 4, 1).unwrap();
                 let (dwte, dwpe, into) =
                     (wte.copy().unwrap(), wpe.copy().unwrap(), wpe.copy().unwrap());
-                backward(&dwte, &dwpe, &d, &tokens, 4).unwrap();
+                backward(&dwte, Some(&dwpe), &d, &tokens, 4).unwrap();
                 let picked = gather(&d, &rows).unwrap();
                 scatter_add(&into, &picked, &rows).unwrap();
                 let half = into.to_dtype(DType::BF16).unwrap();
@@ -168,13 +178,36 @@ mod tests {
     }
 
     #[test]
+    fn without_learned_positions_it_is_a_look_up() {
+        let wte = random((11, 6), 1);
+        let tokens = [3, 3, 10, 0];
+        for dtype in [DType::F32, DType::F64] {
+            let wte = wte.to_dtype(dtype).unwrap();
+            let out = forward(&wte, None, &tokens, 2, 0).unwrap();
+            assert_close(&out, &gather(&wte, &tokens).unwrap(), 0.0);
+            let dwte = wte.zeros_like().unwrap();
+            backward(&dwte, None, &out, &tokens, 2).unwrap();
+            let twice = (gather(&wte, &[3]).unwrap() * 2.0).unwrap();
+            assert_close(&gather(&dwte, &[3]).unwrap(), &twice, 1e-6);
+            assert!(forward(&wte, None, &[11], 1, 0).is_err());
+        }
+        let stored = wte.to_dtype(DType::BF16).unwrap();
+        assert_eq!(forward(&stored, None, &tokens, 2, 0).unwrap().dtype(), DType::F32);
+    }
+
+    #[test]
     fn offsets_shift_positions_and_limits_are_errors() {
         let (wte, wpe) = (random((11, 6), 1), random((9, 6), 2));
-        let out = forward(&wte, &wpe, &[1, 2], 2, 4).unwrap();
+        let out = forward(&wte, Some(&wpe), &[1, 2], 2, 4).unwrap();
         assert_close(&out, &reference(&wte, &wpe, &[1, 2], 2, 4).unwrap(), 1e-6);
-        assert!(forward(&wte, &wpe, &[11], 1, 0).unwrap_err().to_string().contains("token id 11"));
         assert!(
-            forward(&wte, &wpe, &[1, 2], 2, 8).unwrap_err().to_string().contains("9 positions")
+            forward(&wte, Some(&wpe), &[11], 1, 0).unwrap_err().to_string().contains("token id 11")
+        );
+        assert!(
+            forward(&wte, Some(&wpe), &[1, 2], 2, 8)
+                .unwrap_err()
+                .to_string()
+                .contains("9 positions")
         );
     }
 

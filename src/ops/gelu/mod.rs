@@ -8,8 +8,8 @@ use super::{Backend, buffer};
 use crate::error::Result;
 use candle_core::Tensor;
 
-const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
-const CUBIC: f64 = 0.044_715;
+pub(super) const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+pub(super) const CUBIC: f64 = 0.044_715;
 
 /// y with x's shape.
 pub fn forward(x: &Tensor) -> Result<Tensor> {

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 /// Rows per task; fixed, so that sums over rows do not depend on the number of threads.
 const ROWS: usize = 32;
 
-pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Normed> {
+pub(super) fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f32) -> Result<Normed> {
     let (n, d) = x.dims2()?;
-    let (xs, ws, bs) = (read(x)?, read(w)?, read(b)?);
-    let (xs, ws, bs): (&[f32], &[f32], &[f32]) = (&xs, &ws, &bs);
+    let (xs, ws, bs) = (read(x)?, read(w)?, b.map(read).transpose()?);
+    let (xs, ws, bs): (&[f32], &[f32], Option<&[f32]>) = (&xs, &ws, bs.as_deref());
     let (mut out, mut stats) = (vec![0.0; n * d], vec![0.0; n * 2]);
     out.par_chunks_mut(ROWS * d)
         .zip(stats.par_chunks_mut(ROWS * 2))
@@ -23,7 +23,7 @@ pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<No
             for ((y, s), x) in
                 out.chunks_exact_mut(d).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(d))
             {
-                row_stats(s, x, eps);
+                row_stats(s, x, eps, bs.is_some());
                 row_apply(y, x, s[0], s[1], ws, bs);
             }
         });
@@ -33,10 +33,11 @@ pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<No
     })
 }
 
-pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(super) fn replay(x: &Tensor, stats: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let (n, d) = x.dims2()?;
-    let (xs, ss, ws, bs) = (read(x)?, read(stats)?, read(w)?, read(b)?);
-    let (xs, ss, ws, bs): (&[f32], &[f32], &[f32], &[f32]) = (&xs, &ss, &ws, &bs);
+    let (xs, ss, ws, bs) = (read(x)?, read(stats)?, read(w)?, b.map(read).transpose()?);
+    let (xs, ss, ws): (&[f32], &[f32], &[f32]) = (&xs, &ss, &ws);
+    let bs: Option<&[f32]> = bs.as_deref();
     let mut out = vec![0.0; n * d];
     out.par_chunks_mut(ROWS * d)
         .zip(ss.par_chunks(ROWS * 2))
@@ -62,7 +63,8 @@ pub(super) fn backward(args: Backward<'_>) -> Result<()> {
             .zip(xs.par_chunks(ROWS * d))
             .zip(ss.par_chunks(ROWS * 2))
             .map(|(((dx, dy), x), stats)| {
-                let (mut dw, mut db) = (vec![0.0; d], vec![0.0; d]);
+                let shifts = if db.is_some() { d } else { 0 };
+                let (mut dw, mut db) = (vec![0.0; d], vec![0.0; shifts]);
                 let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d));
                 for (((dx, dy), x), s) in rows.zip(stats.chunks_exact(2)) {
                     row_backward(dx, dy, x, s[0], s[1], ws, &mut dw, &mut db);
@@ -72,30 +74,44 @@ pub(super) fn backward(args: Backward<'_>) -> Result<()> {
             .collect()
     })?;
     with_mut(dw, |dw| partial.iter().for_each(|(p, _)| add_to(dw, p)))?;
-    with_mut(db, |db| partial.iter().for_each(|(_, p)| add_to(db, p)))
+    match db {
+        Some(db) => with_mut(db, |db| partial.iter().for_each(|(_, p)| add_to(db, p))),
+        None => Ok(()),
+    }
 }
 
 multiversion! {
-    fn row_stats(stats: &mut [f32], x: &[f32], eps: f32) {
+    fn row_stats(stats: &mut [f32], x: &[f32], eps: f32, centred: bool) {
         let d = x.len() as f32;
-        let mean = sum_map(x, |v| v) / d;
+        let mean = if centred { sum_map(x, |v| v) / d } else { 0.0 };
         let var = sum_map(x, |v| (v - mean) * (v - mean)) / d;
         stats[0] = mean;
         stats[1] = 1.0 / (var + eps).sqrt();
     }
 
-    fn row_apply(y: &mut [f32], x: &[f32], mean: f32, rstd: f32, w: &[f32], b: &[f32]) {
-        for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-            *y = (x - mean) * rstd * w + b;
+    fn row_apply(y: &mut [f32], x: &[f32], mean: f32, rstd: f32, w: &[f32], b: Option<&[f32]>) {
+        match b {
+            Some(b) => {
+                for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                    *y = (x - mean) * rstd * w + b;
+                }
+            }
+            None => {
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = x * rstd * w;
+                }
+            }
         }
     }
 
-    // dx += rstd * (g - mean(g) - xhat * mean(g * xhat)), with g = dy * w
+    // dx += rstd * (g - mean(g) - xhat * mean(g * xhat)), with g = dy * w; RMS norm, which has no db,
+    // is without mean(g)
     fn row_backward(
         dx: &mut [f32], dy: &[f32], x: &[f32], mean: f32, rstd: f32, w: &[f32], dw: &mut [f32], db: &mut [f32],
     ) {
         let d = x.len();
-        let (dx, dy, w, dw, db) = (&mut dx[..d], &dy[..d], &w[..d], &mut dw[..d], &mut db[..d]);
+        let (dx, dy, w, dw) = (&mut dx[..d], &dy[..d], &w[..d], &mut dw[..d]);
+        let centred = !db.is_empty();
         let (mut sum_g, mut sum_gx) = ([0.0f32; LANES], [0.0f32; LANES]);
         let mut start = 0;
         while start < d {
@@ -108,12 +124,15 @@ multiversion! {
             }
             start += LANES;
         }
-        let (mean_g, mean_gx) = (sum_lanes(sum_g) / d as f32, sum_lanes(sum_gx) / d as f32);
+        let mean_g = if centred { sum_lanes(sum_g) / d as f32 } else { 0.0 };
+        let mean_gx = sum_lanes(sum_gx) / d as f32;
         for i in 0..d {
             let xhat = (x[i] - mean) * rstd;
             dw[i] += dy[i] * xhat;
-            db[i] += dy[i];
             dx[i] += rstd * (dy[i] * w[i] - mean_g - xhat * mean_gx);
+        }
+        for (db, dy) in db.iter_mut().zip(dy) {
+            *db += dy;
         }
     }
 }

@@ -77,8 +77,8 @@ struct BackwardLaunch {
     d: u32,
 }
 
-pub(super) fn backward(args: Backward<'_>) -> Result<()> {
-    let Backward { dy, x, stats, w, dx, dw, db } = args;
+pub(super) fn backward(args: Backward<'_>, db: &Tensor) -> Result<()> {
+    let Backward { dy, x, stats, w, dx, dw, .. } = args;
     let (n, d) = x.dims2()?;
     let args = BackwardLaunch {
         dx: floats(dx)?,

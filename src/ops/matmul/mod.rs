@@ -73,8 +73,14 @@ pub fn accumulate(dst: &Tensor, a: &Tensor, b: &Tensor, precision: Precision) ->
     }
 }
 
-/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M.
-pub fn linear(x: &Tensor, w: &Tensor, bias: &Tensor, precision: Precision) -> Result<Tensor> {
+/// `x · w + bias` for `x` [N, K], `w` [K, M] (Conv1D layout) and `bias` of length M, if there is one.
+pub fn linear(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
+    let Some(bias) = bias else { return matmul(x, w, precision) };
     match Backend::of(x) {
         Backend::Cpu => cpu::linear(None, x, w, bias, precision),
         Backend::Gpu => cuda::linear(None, x, w, bias, precision),
@@ -87,9 +93,14 @@ pub fn linear_onto(
     residual: &Tensor,
     x: &Tensor,
     w: &Tensor,
-    bias: &Tensor,
+    bias: Option<&Tensor>,
     precision: Precision,
 ) -> Result<Tensor> {
+    let Some(bias) = bias else {
+        let sum = residual.copy()?;
+        accumulate(&sum, x, w, precision)?;
+        return Ok(sum);
+    };
     match Backend::of(x) {
         Backend::Cpu => cpu::linear(Some(residual), x, w, bias, precision),
         Backend::Gpu => cuda::linear(Some(residual), x, w, bias, precision),
@@ -97,8 +108,10 @@ pub fn linear_onto(
     }
 }
 
-/// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias.
-pub fn accumulate_column_sums(dst: &Tensor, d: &Tensor) -> Result<()> {
+/// `dst += sum over rows of d`, for `d` [N, M] and `dst` `[M]`: the gradient of a bias, if there is
+/// one.
+pub fn accumulate_column_sums(dst: Option<&Tensor>, d: &Tensor) -> Result<()> {
+    let Some(dst) = dst else { return Ok(()) };
     match Backend::of(d) {
         Backend::Cpu => cpu::column_sums(dst, d),
         Backend::Gpu => cuda::accumulate_columns(dst, None, d, None),
@@ -154,7 +167,7 @@ mod tests {
                 let run = |w: &Tensor, precision| {
                     vec![
                         matmul(&x, w, precision).unwrap(),
-                        linear(&x, w, &bias, precision).unwrap(),
+                        linear(&x, w, Some(&bias), precision).unwrap(),
                     ]
                 };
                 let compare = |got: &[Tensor], want: &[Tensor], tolerance: f64| {
@@ -188,16 +201,16 @@ mod tests {
     fn linear_and_bias_gradient_match_the_reference() {
         let (x, w, b) = (random((37, 12), 1), random((12, 21), 2), random(21, 3));
         let want = reference(&x, &w).unwrap().broadcast_add(&b).unwrap();
-        assert_close(&linear(&x, &w, &b, F32).unwrap(), &want, 1e-5);
+        assert_close(&linear(&x, &w, Some(&b), F32).unwrap(), &want, 1e-5);
         let residual = random((37, 21), 5);
         assert_close(
-            &linear_onto(&residual, &x, &w, &b, F32).unwrap(),
+            &linear_onto(&residual, &x, &w, Some(&b), F32).unwrap(),
             &(&residual + &want).unwrap(),
             1e-5,
         );
         let dst = random(21, 4);
         let want_sum = (&dst + want.sum(0).unwrap()).unwrap();
-        accumulate_column_sums(&dst, &want).unwrap();
+        accumulate_column_sums(Some(&dst), &want).unwrap();
         assert_close(&dst, &want_sum, 1e-5);
     }
 
@@ -230,15 +243,15 @@ mod tests {
                 (random((m, k), 1), random((k, n), 2), random(n, 3), random((m, n), 4));
             let (d, wide) = (random((m, n), 5), random((k, n + 4), 6));
             let run = |precision: Precision| {
-                let plain = linear(&x, &w, &b, precision).unwrap();
-                let onto = linear_onto(&residual, &x, &w, &b, precision).unwrap();
+                let plain = linear(&x, &w, Some(&b), precision).unwrap();
+                let onto = linear_onto(&residual, &x, &w, Some(&b), precision).unwrap();
                 let d = d.to_dtype(precision.activations()).unwrap();
                 let back = matmul(&d, &w.t().unwrap(), precision).unwrap();
                 let (into, bias) = (wide.copy().unwrap(), b.copy().unwrap());
                 accumulate(&into.narrow(1, 2, n).unwrap(), &x.t().unwrap(), &d, precision).unwrap();
-                accumulate_column_sums(&bias, &d).unwrap();
+                accumulate_column_sums(Some(&bias), &d).unwrap();
                 accumulate_column_sums(
-                    &bias.narrow(0, 0, n / 2).unwrap(),
+                    Some(&bias.narrow(0, 0, n / 2).unwrap()),
                     &d.narrow(1, 0, n / 2).unwrap().contiguous().unwrap(),
                 )
                 .unwrap();

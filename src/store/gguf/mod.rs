@@ -124,7 +124,10 @@ fn entries(contents: &Contents) -> Result<Vec<Entry>> {
         }
         let of = match spec.kind {
             ParamKind::Position | ParamKind::Norm | ParamKind::Bias => GgufType::F32,
-            ParamKind::Embedding | ParamKind::Matrix | ParamKind::ResidualMatrix => {
+            ParamKind::Embedding
+            | ParamKind::Head
+            | ParamKind::Matrix
+            | ParamKind::ResidualMatrix => {
                 contents.of.of_rows(shape.last().copied().unwrap_or_default())
             }
         };

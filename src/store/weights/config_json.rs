@@ -3,7 +3,7 @@
 use super::files::read_json_bytes;
 use crate::error::{Error, Result};
 use crate::json;
-use crate::model::Gpt2Config;
+use crate::model::{Gpt2Config, Parts};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -52,6 +52,7 @@ pub fn parse_config(json: &[u8]) -> Result<Gpt2Config> {
             .and_then(Value::as_f64)
             .filter(|range| *range >= 0.0)
             .unwrap_or(0.02),
+        parts: Parts::default(),
     };
     config.validate().map_err(|e| Error::data(e.to_string()))?;
     Ok(config)

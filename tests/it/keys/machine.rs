@@ -61,7 +61,7 @@ fn teacher_dtype() {
         (settings("machine.teacher_dtype=f32"), settings("machine.teacher_dtype=bf16"));
     let stored = |settings: &[&str]| {
         let teacher = at(settings, 0).0.teacher.unwrap();
-        (teacher.model().params.wte().dtype(), teacher.model().params.wpe().dtype())
+        (teacher.model().params.wte().dtype(), teacher.model().params.wpe().unwrap().dtype())
     };
     assert_eq!(
         (stored(&full), stored(&half)),
