@@ -23,7 +23,7 @@ use crate::store::hub::paths::{cache_base, expanded, set};
 use crate::store::weights::read_config;
 use crate::train::pace::Pace;
 use crate::train::run::MODEL_FOLDER;
-use crate::train::session::{Session, device};
+use crate::train::session::{Session, Shapes, device};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use whole::Whole;
@@ -44,10 +44,16 @@ const RANDOM: &str = "random";
 /// The run folder that comes first; by it a quickstart's folder is known.
 pub const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
+/// Most tokens of the vocabulary. The stories have no more than the teacher's preset says.
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
 /// change.
 const CACHE_VERSION: u32 = 2;
+
+/// Whether a run of `plan` is the quickstart: its teacher, and no data of one's own.
+pub fn is_quickstart(plan: &Plan) -> bool {
+    plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none()
+}
 
 /// One trained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -215,15 +221,28 @@ fn steps_done(part: &Part) -> Result<u64> {
     Ok(list(&part.folder)?.last().map_or(0, |(step, _)| *step))
 }
 
+/// What the quickstart of `plan` trains, the teacher first: what each is, and its shapes.
+pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static str, Shapes)>> {
+    let students = students(plan, Path::new(TEACHER));
+    std::iter::once((TEACHER, "teacher", teacher_plan(plan)?))
+        .chain(students)
+        .map(|(_, model, plan)| Ok((model, shapes(&plan, around)?)))
+        .collect()
+}
+
+/// The shapes of one of the runs.
+fn shapes(plan: &Plan, around: Where<'_>) -> Result<Shapes> {
+    // The teacher may not be there yet; its preset has its shape.
+    let teacher = plan.teacher.as_ref().map(|_| TEACHER.to_string());
+    Session::shapes(&Plan { teacher, ..plan.clone() }, around)
+}
+
 /// Seconds that the rest of a run takes on this machine: a step is timed.
 fn forecast(part: &Part, done: u64, around: Where<'_>) -> Result<f64> {
     if done >= part.plan.steps {
         return Ok(0.0);
     }
-    // The teacher is not there yet; its preset has its shape.
-    let teacher = part.plan.teacher.as_ref().map(|_| TEACHER.to_string());
-    let plan = Plan { teacher, ..part.plan.clone() };
-    let shapes = Session::shapes(&plan, around)?;
+    let shapes = shapes(&part.plan, around)?;
     let device = device(shapes.plan.machine.device)?;
     let pace = Pace::measure(&shapes, &device, u64::MAX)?;
     Ok(pace.map_or(0.0, |pace| pace.seconds_per_step * (part.plan.steps - done) as f64))
