@@ -286,7 +286,7 @@ impl Report {
 
     /// The quickstart's runs, of which the rest of the plan shows the last.
     fn quickstart(&self, screen: &Screen) -> Option<String> {
-        let (last, _) = self.quickstart.last()?;
+        self.quickstart.last()?;
         let mut table = Table::new(["the quickstart trains", "parameters", "steps", "FLOPs"]);
         for (what, run) in &self.quickstart {
             let (parameters, flops) = (run.student.parameters() as u64, run.flops() as u128);
@@ -297,10 +297,8 @@ impl Report {
         let flops: f64 = self.quickstart.iter().map(|(_, run)| run.flops()).sum();
         let all = [String::new(), text::count(steps), text::flops(flops as u128)];
         table.row(std::iter::once("in all".to_string()).chain(all));
-        let says = format!(
-            "The plan above is that of the {last}. The teacher is trained once and kept; its plan: eslm-kd plan \
-             quickstart-teacher"
-        );
+        let says = "The rest of the plan is the last one's. The teacher is trained once and kept; its plan: eslm-kd plan \
+                    quickstart-teacher";
         Some(format!("{}{says}\n", table.on(screen)))
     }
 
@@ -472,6 +470,43 @@ mod tests {
         let json = report(&["select.alpha=0.8"]).unwrap().json();
         let total = |which: &str| json["flops"][which]["total"].as_f64().unwrap();
         assert!(total("per_step") < total("per_step_keeping_all"));
+    }
+
+    #[test]
+    fn the_quickstarts_plan_has_all_of_its_runs_in_their_vocabulary() {
+        let of = |set: &[&str]| {
+            let set = set.iter().map(ToString::to_string).collect();
+            let config = Some("quickstart".into());
+            planned(&ConfigArgs { config, set, ..ConfigArgs::default() }).unwrap()
+        };
+        let json = of(&[]).json();
+        let runs = json["quickstart"].as_array().unwrap();
+        let parameters = runs.iter().map(|run| run["parameters"].as_u64().unwrap());
+        let student = json["student"]["parameters"].as_u64().unwrap();
+        let teacher = json["teacher"]["parameters"].as_u64().unwrap();
+        assert_eq!(parameters.collect::<Vec<_>>(), [teacher, student, student, student, student]);
+        assert_eq!(runs[4]["flops"], json["flops"]["total"]);
+        let comments = crate::config::RunFile::embedded("quickstart").unwrap().text;
+        for number in [student, teacher] {
+            assert!(comments.contains(&text::count(number)), "{number}");
+        }
+        assert!(of(&[]).text(false, &Screen::default()).contains("student, plain pretraining"));
+        let dense = of(&["select.alpha=0"]).json();
+        assert_eq!(dense["quickstart"].as_array().unwrap().len(), 3, "nothing is selected");
+        assert_eq!(report(&[]).unwrap().json()["quickstart"], json!([]));
+    }
+
+    #[test]
+    fn a_run_file_for_distillation_without_a_teacher_is_noted() {
+        let notes = |config: &str, set: &[&str]| {
+            let set = set.iter().map(ToString::to_string).collect();
+            let config = ConfigArgs { config: Some(config.into()), set, ..ConfigArgs::default() };
+            planned(&config).unwrap().notes().join(" ")
+        };
+        assert!(notes("distill-4m", &[]).contains("`eslm-kd distill` needs --teacher"));
+        assert!(notes("clm", &["objective.temperature=2"]).contains("needs --teacher"));
+        assert!(!notes("clm", &[]).contains("needs --teacher"));
+        assert!(!notes("distill-4m", &["teacher=quickstart"]).contains("needs --teacher"));
     }
 
     #[test]

@@ -223,11 +223,16 @@ fn steps_done(part: &Part) -> Result<u64> {
 
 /// What the quickstart of `plan` trains, the teacher first: what each is, and its shapes.
 pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static str, Shapes)>> {
-    let students = students(plan, Path::new(TEACHER));
-    std::iter::once((TEACHER, "teacher", teacher_plan(plan)?))
-        .chain(students)
-        .map(|(_, model, plan)| Ok((model, shapes(&plan, around)?)))
-        .collect()
+    let teacher = shapes(&teacher_plan(plan)?, around)?;
+    let vocabulary = teacher.student.vocab_size;
+    let mut all = vec![("teacher", teacher)];
+    for (_, model, plan) in students(plan, Path::new(TEACHER)) {
+        let mut run = shapes(&plan, around)?;
+        // The one that learns alone has the vocabulary of the same stories.
+        run.student.vocab_size = vocabulary;
+        all.push((model, run));
+    }
+    Ok(all)
 }
 
 /// The shapes of one of the runs.
@@ -345,6 +350,17 @@ mod tests {
                 assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
             }
         }
+    }
+
+    #[test]
+    fn the_teachers_preset_has_the_vocabulary_of_the_stories() {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("much.jsonl");
+        stories::write(&text, STORIES_SEED, STORIES, &Silent).unwrap();
+        let options = TrainOptions { vocab_size: VOCABULARY, ..TrainOptions::default() };
+        let (tokenizer, _) = Tokenizer::train(&[text], &options, &Silent).unwrap();
+        let preset = crate::store::preset::teacher(TEACHER).unwrap();
+        assert_eq!(tokenizer.vocab_size() as usize, preset.shape.vocab_size);
     }
 
     #[test]

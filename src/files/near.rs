@@ -1,8 +1,11 @@
-//! What to say of a path that is not there.
+//! What to say of a path that is not there, and what is there of a similar name.
 
 use crate::error::Error;
-use crate::files::{children, name_of};
+use super::{children, name_of};
 use std::path::{Path, PathBuf};
+
+/// How similar two names are, by Jaro and Winkler, of which one may be meant by the other.
+const ALIKE: f64 = 0.8;
 
 /// Most names that a message lists.
 const MOST_NAMES: usize = 4;
@@ -31,39 +34,71 @@ pub fn shortlist(paths: &[PathBuf]) -> String {
     shown.join(", ") + more
 }
 
-/// That nothing is at `text`, and what is there of a similar name.
-pub fn no_such_path(text: &str) -> Error {
-    let path = Path::new(text);
-    let here = Path::new(".");
-    let parent = |path: &Path| match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => here.to_path_buf(),
-    };
-    // The deepest folder that exists, and what is missing of it.
-    let (mut folder, mut missing) = (parent(path), path.to_path_buf());
-    while !folder.is_dir() && folder != here && folder.parent().is_some() {
-        missing = folder.clone();
-        folder = parent(&folder);
+/// What there is where a path that is missing would be.
+struct Beside {
+    /// The deepest folder of the path that exists.
+    folder: PathBuf,
+    /// What is missing of it.
+    missing: PathBuf,
+    /// Names in that folder, the most similar first, each with how similar it is.
+    names: Vec<(f64, String)>,
+}
+
+impl Beside {
+    fn of(path: &Path) -> Self {
+        let here = Path::new(".");
+        let parent = |path: &Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => here.to_path_buf(),
+        };
+        let (mut folder, mut missing) = (parent(path), path.to_path_buf());
+        while !folder.is_dir() && folder != here && folder.parent().is_some() {
+            missing = folder.clone();
+            folder = parent(&folder);
+        }
+        let wanted = name_of(&missing);
+        let likeness = |name: &str| match name.eq_ignore_ascii_case(&wanted) {
+            true => 1.0,
+            false => strsim::jaro_winkler(name, &wanted),
+        };
+        let mut names: Vec<(f64, String)> = children(&folder)
+            .unwrap_or_default()
+            .iter()
+            .map(|child| name_of(child))
+            .filter(|name| !name.starts_with('.'))
+            .map(|name| (likeness(&name), name))
+            .collect();
+        names.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        Self { folder, missing, names }
     }
-    let wanted = name_of(&missing);
-    let mut names: Vec<(f64, String)> = children(&folder)
-        .unwrap_or_default()
-        .iter()
-        .map(|child| name_of(child))
-        .filter(|name| !name.starts_with('.'))
-        .map(|name| (strsim::jaro_winkler(&name, &wanted), name))
-        .collect();
-    names.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+}
+
+/// What is there under a name similar to that of `path`, which is not, and which `accepts` takes.
+pub fn similar(path: &Path, accepts: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let Beside { folder, missing, names } = Beside::of(path);
     // With the rest of the path, where that is right.
     let rest = path.strip_prefix(&missing).unwrap_or(Path::new(""));
-    let near = |(score, name): &(f64, String)| {
-        let near =
-            (*score > 0.8 || name.eq_ignore_ascii_case(&wanted)).then(|| folder.join(name))?;
+    let near = |name: &String| {
+        let near = folder.join(name);
         let whole = near.join(rest);
-        Some(if rest.components().next().is_some() && whole.exists() { whole } else { near })
+        let near =
+            if rest.components().next().is_some() && whole.exists() { whole } else { near };
+        near.strip_prefix(".").map(Path::to_path_buf).unwrap_or(near)
     };
-    let says = if let Some(near) = names.first().and_then(near) {
-        let near = near.strip_prefix(here).unwrap_or(&near);
+    let alike = names.iter().take_while(|(likeness, _)| *likeness > ALIKE);
+    alike.map(|(_, name)| near(name)).find(|path| accepts(path))
+}
+
+/// `; did you mean PATH?` of what [`similar`] finds, or nothing.
+pub fn did_you_mean(path: &Path, accepts: impl Fn(&Path) -> bool) -> String {
+    let near = similar(path, accepts);
+    near.map_or_else(String::new, |near| format!("; did you mean {}?", near.display()))
+}
+
+/// That nothing is at `text`, and what is there of a similar name.
+pub fn no_such_path(text: &str) -> Error {
+    let Beside { folder, names, .. } = Beside::of(Path::new(text));
+    let says = if let Some(near) = similar(Path::new(text), |_| true) {
         format!("; did you mean {}?", near.display())
     } else if names.is_empty() {
         format!("; {} is empty", folder.display())
