@@ -290,15 +290,16 @@ impl Report {
         let mut table = Table::new(["the quickstart trains", "parameters", "steps", "FLOPs"]);
         for (what, run) in &self.quickstart {
             let (parameters, flops) = (run.student.parameters() as u64, run.flops() as u128);
-            let numbers = [text::count(parameters), text::count(run.plan.steps), text::flops(flops)];
+            let numbers =
+                [text::count(parameters), text::count(run.plan.steps), text::flops(flops)];
             table.row(std::iter::once((*what).to_string()).chain(numbers));
         }
         let steps = self.quickstart.iter().map(|(_, run)| run.plan.steps).sum();
         let flops: f64 = self.quickstart.iter().map(|(_, run)| run.flops()).sum();
         let all = [String::new(), text::count(steps), text::flops(flops as u128)];
         table.row(std::iter::once("in all".to_string()).chain(all));
-        let says = "The rest of the plan is the last one's. The teacher is trained once and kept; its plan: eslm-kd plan \
-                    quickstart-teacher";
+        let says = "The rest of the plan is that of the last one.\n\
+                    The teacher is kept: eslm-kd plan quickstart-teacher";
         Some(format!("{}{says}\n", table.on(screen)))
     }
 
@@ -506,7 +507,7 @@ mod tests {
         assert!(notes("distill-4m", &[]).contains("`eslm-kd distill` needs --teacher"));
         assert!(notes("clm", &["objective.temperature=2"]).contains("needs --teacher"));
         assert!(!notes("clm", &[]).contains("needs --teacher"));
-        assert!(!notes("distill-4m", &["teacher=quickstart"]).contains("needs --teacher"));
+        assert!(!notes("distill-4m", &["teacher=gpt2"]).contains("needs --teacher"));
     }
 
     #[test]

@@ -54,7 +54,9 @@ impl Found {
 pub fn of_several(out: &Path) -> Option<String> {
     if out.join(FIRST).join(CONFIG_FILE).is_file() {
         let command = format!("eslm-kd distill --resume --out {}", quoted(out));
-        return Some(format!("it holds the runs of a quickstart; go on with all of them: {command}"));
+        return Some(format!(
+            "it holds the runs of a quickstart; go on with all of them: {command}"
+        ));
     }
     out.join("compare.json").is_file().then(|| {
         "it holds a comparison, and the `eslm-kd compare` command that began it goes on with all of it".to_string()

@@ -2,9 +2,9 @@
 //! it.
 
 use super::{Route, StepFacts};
-use crate::config::{CheckpointPlan, Plan};
 use crate::config::largest_divisor;
 use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
+use crate::config::{CheckpointPlan, Plan};
 use crate::loss::head;
 use crate::model::{Gpt2Config, ParamKind};
 use serde::Serialize;
@@ -150,7 +150,7 @@ pub struct DiskAtPeak {
 pub fn disk_at_peak(student: &Gpt2Config, plan: &Plan, beside: u64) -> DiskAtPeak {
     let CheckpointPlan { every, .. } = plan.checkpoint;
     // Those on the way, and the one at the end.
-    let written = 1 + if every > 0 { (plan.steps - 1) / every } else { 0 };
+    let written = 1 + (plan.steps - 1).checked_div(every).unwrap_or(0);
     let kept = plan.checkpoint.kept() as u64;
     let one = checkpoint_bytes(student) + beside;
     if written > kept {

@@ -244,7 +244,8 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
 fn the_disk_holds_what_a_run_of_so_many_steps_writes() {
     let weights = 4 * 124_439_808;
     let disk = |steps: &str, more: &str| {
-        let disk = disk_at_peak(&gpt2(), &plan(&format!("steps = {steps}\n[checkpoint]\n{more}")), 7);
+        let disk =
+            disk_at_peak(&gpt2(), &plan(&format!("steps = {steps}\n[checkpoint]\n{more}")), 7);
         let one = 3 * weights + 7;
         let model = if disk.with_model { weights + 7 } else { 0 };
         assert_eq!(disk.bytes, disk.checkpoints * one + model, "a tokenizer in each");
@@ -256,7 +257,10 @@ fn the_disk_holds_what_a_run_of_so_many_steps_writes() {
     assert_eq!(disk("1001", "every = 500"), (3, false), "an old one goes after the new one stands");
     assert_eq!(disk("9999", "every = 0"), (1, true));
     assert_eq!(disk("9999", "every = 500\nkeep = 1"), (2, false));
-    assert_eq!(disk("1500", "every = 500\nkeep = 1\nkeep_best = 2\n[eval]\nevery = 500"), (3, true));
+    assert_eq!(
+        disk("1500", "every = 500\nkeep = 1\nkeep_best = 2\n[eval]\nevery = 500"),
+        (3, true)
+    );
 }
 
 #[test]

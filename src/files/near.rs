@@ -1,7 +1,8 @@
 //! What to say of a path that is not there, and what is there of a similar name.
 
-use crate::error::Error;
 use super::{children, name_of};
+use crate::error::Error;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// How similar two names are, by Jaro and Winkler, of which one may be meant by the other.
@@ -57,9 +58,20 @@ impl Beside {
             folder = parent(&folder);
         }
         let wanted = name_of(&missing);
-        let likeness = |name: &str| match name.eq_ignore_ascii_case(&wanted) {
-            true => 1.0,
-            false => strsim::jaro_winkler(name, &wanted),
+        let wanted = Path::new(&wanted);
+        // What two names say, without the extension that they share.
+        let likeness = |name: &str| {
+            let (name, wanted) = match Path::new(name).extension() == wanted.extension() {
+                true => (Path::new(name).file_stem(), wanted.file_stem()),
+                false => (Some(name.as_ref()), Some(wanted.as_os_str())),
+            };
+            let text =
+                |name: Option<&OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+            let (name, wanted) = (text(name), text(wanted));
+            match name.eq_ignore_ascii_case(&wanted) {
+                true => 1.0,
+                false => strsim::jaro_winkler(&name, &wanted),
+            }
         };
         let mut names: Vec<(f64, String)> = children(&folder)
             .unwrap_or_default()
@@ -81,8 +93,7 @@ pub fn similar(path: &Path, accepts: impl Fn(&Path) -> bool) -> Option<PathBuf> 
     let near = |name: &String| {
         let near = folder.join(name);
         let whole = near.join(rest);
-        let near =
-            if rest.components().next().is_some() && whole.exists() { whole } else { near };
+        let near = if rest.components().next().is_some() && whole.exists() { whole } else { near };
         near.strip_prefix(".").map(Path::to_path_buf).unwrap_or(near)
     };
     let alike = names.iter().take_while(|(likeness, _)| *likeness > ALIKE);

@@ -18,8 +18,8 @@
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::files::near::{self, shortlist};
 use crate::files::children;
+use crate::files::near::{self, shortlist};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::report::text::amount;

@@ -154,6 +154,12 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(base.join(format!("quickstart-{CACHE_VERSION}")))
 }
 
+/// The teacher's run that an earlier quickstart kept, if it is finished.
+pub fn trained_teacher() -> Option<PathBuf> {
+    let run = cache_folder().ok()?.join("teacher");
+    is_finished(&run).then_some(run)
+}
+
 /// One of the runs: name of its folder, what it is, the data that it reads, its plan.
 struct Part<'a> {
     name: &'static str,
