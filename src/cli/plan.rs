@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(json["student"]["parameters"], 124_439_808);
         assert_eq!(json["teacher"]["parameters"], 354_823_168);
         assert_eq!(json["tokens"]["per_step"], 65_536);
-        assert_eq!(json["tokens"]["kept_per_step"], 32_768);
+        assert_eq!(json["tokens"]["kept_per_step"], 59_008);
         assert_eq!(json["tokens"]["total"], 655_360_000);
         let tile = 1024 * 4096 * 4;
         let logits = (json["memory"]["logits"].as_u64().unwrap() - tile) / 1_000_000;

@@ -1,7 +1,7 @@
 //! The page of built-in run files: their values, and what the comments at their heads say.
 
 use super::grouped;
-use crate::config::{BackwardMode, EMBEDDED, Overrides, Plan, RunFile, load};
+use crate::config::{BackwardMode, EMBEDDED, Origin, Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
 
 /// A file's comments up to its first key: what it is for, commands, and lines of facts.
@@ -47,13 +47,21 @@ pub(super) fn page() -> Result<String> {
     let (mut table, mut sections) = (String::new(), String::new());
     for (name, text) in EMBEDDED {
         let file = RunFile { name: (*name).into(), text: (*text).into() };
-        let plan = load(Some(&file), &Overrides::default())?.plan;
+        let mut own = Overrides::default();
+        let plan = load(Some(&file), &own)?.plan;
+        let distills = plan.teacher.is_some() || name.starts_with("distill");
+        let plan = if distills && plan.teacher.is_none() {
+            own.put("teacher", "RUN", Origin::Flag("teacher"))?;
+            load(Some(&file), &own)?.plan
+        } else {
+            plan
+        };
         let head = Head::read(text);
         let takes = head.fact("takes").ok_or_else(|| {
             Error::internal(format!("configs/{name}.toml: no line says what it takes"))
         })?;
-        let verb = if plan.teacher.is_some() { "distill" } else { "pretrain" };
-        let short = takes.split(',').next().unwrap_or(takes);
+        let verb = if distills { "distill" } else { "pretrain" };
+        let short = takes.split([',', ':']).next().unwrap_or(takes);
         table += &format!("| [`{name}`](#{name}) | `{verb}` | {} | {short} |\n", selection(&plan));
         sections += &section(name, &plan, &head, takes);
     }

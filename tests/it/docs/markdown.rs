@@ -54,7 +54,17 @@ pub fn numbers(text: &str) -> Vec<String> {
             let more = digits(&power[sign..]);
             end += if more > 0 { 1 + sign + more } else { 0 };
         }
-        found.push(rest[..end].to_string());
+        // A date names a record.
+        let date = rest.get(..10).filter(|d| {
+            d.bytes().enumerate().all(|(i, b)| match i {
+                4 | 7 => b == b'-',
+                _ => b.is_ascii_digit(),
+            })
+        });
+        end = date.map_or(end, str::len);
+        if date.is_none() {
+            found.push(rest[..end].to_string());
+        }
         rest = &rest[end..];
     }
     found
