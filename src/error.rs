@@ -105,6 +105,13 @@ impl Error {
         self
     }
 
+    /// Adds what follows from it to the message.
+    #[must_use]
+    pub fn followed_by(mut self, more: &str) -> Self {
+        self.message = presentable(format!("{}{more}", self.message));
+        self
+    }
+
     /// The process exit status that belongs to the kind: 2 usage, 3 data, 4 Hub, 5 non-finite, 6
     /// I/O, 128 + signal when interrupted, 1 otherwise.
     pub fn exit_code(&self) -> i32 {

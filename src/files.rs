@@ -3,6 +3,7 @@
 
 mod atomic;
 mod input;
+pub mod near;
 mod out;
 
 pub use atomic::{AtomicDir, AtomicFile, write_atomic};

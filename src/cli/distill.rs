@@ -1,10 +1,12 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
 use super::{Printer, RunArgs, quickstart, train};
-use crate::compare::quickstart::TEACHER;
+use crate::compare::quickstart::is_quickstart;
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::report::text::quoted;
+use crate::train::run::CONFIG_FILE;
 
 /// Distil a teacher into a student; without arguments, the quickstart: everything is generated here
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -33,8 +35,17 @@ impl DistillArgs {
         let overrides = self.run.config.overrides()?;
         let own = overrides.names("teacher") || overrides.names("data.dir");
         let fallback = if own { None } else { RunFile::embedded(QUICKSTART) };
-        let resolved = self.run.resolve(fallback)?;
+        let resolved = self.run.resolve("distill", fallback)?;
         if resolved.plan.teacher.is_none() {
+            if let (Some(out), true) = (&self.run.out, self.run.resume.is_some())
+                && out.join(CONFIG_FILE).is_file()
+            {
+                return Err(Error::usage(format!(
+                    "{0}: the run there has no teacher; it goes on with eslm-kd pretrain --resume --out {1}",
+                    out.display(),
+                    quoted(out)
+                )));
+            }
             return Err(Error::usage(
                 "distill needs a teacher: add teacher = \"NAME\" at the top of the run file or --teacher NAME \
                  (a preset such as gpt2-medium, a model folder or a Hub id); `pretrain` trains without one",
@@ -48,7 +59,7 @@ impl DistillArgs {
 pub fn run(args: &DistillArgs, ui: &Printer) -> Result<()> {
     let resolved = args.resolve()?;
     let plan = &resolved.plan;
-    if plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none() {
+    if is_quickstart(plan) {
         resolved.notes().iter().for_each(|note| ui.note(&format!("note: {note}")));
         return quickstart::run(&args.run, plan, ui);
     }

@@ -2,6 +2,7 @@
 //! live in the run file and `--set`. The config checks the values, so that a flag, a variable and a
 //! file give the same messages.
 
+use super::resume::check_config;
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
 use crate::error::{Error, Result};
 use crate::store::context::fit_context;
@@ -190,7 +191,7 @@ pub enum Resume {
 impl RunArgs {
     /// The run: CONFIG; else, with `--resume`, the run folder's own config; else `fallback`; else
     /// defaults.
-    pub fn resolve(&self, fallback: Option<RunFile>) -> Result<Resolved> {
+    pub fn resolve(&self, verb: &str, fallback: Option<RunFile>) -> Result<Resolved> {
         if self.config.config.as_deref() == Some("auto") && self.resume == Some(Resume::Must) {
             return Err(Error::usage("write --resume=auto, with an equals sign"));
         }
@@ -205,6 +206,11 @@ impl RunArgs {
             _ => None,
         };
         let resumed = self.out.as_deref().filter(|_| self.resume.is_some());
+        if let (Some(out), None, false) =
+            (resumed, &self.config.config, self.config.overrides()?.names("data.dir"))
+        {
+            check_config(verb, out)?;
+        }
         self.config.resolve_for(own.or(fallback), resumed)
     }
 }

@@ -24,6 +24,7 @@ pub mod pretrain;
 mod printer;
 mod quickstart;
 pub mod report;
+mod resume;
 pub mod runs;
 pub mod terminal;
 #[cfg(test)]
@@ -131,17 +132,28 @@ impl Verb {
                 Self::Pretrain(_) | Self::Distill(_) => stopped && e.go_on().is_none(),
                 // A run inside names itself; what continues the whole is this command.
                 Self::Compare(_) => stopped || e.go_on().is_some(),
-                // These begin again, or go on with what they have fetched.
-                Self::Prepare(_)
-                | Self::Tokenizer(_)
-                | Self::Download(_)
-                | Self::Eval(_)
-                | Self::Inspect(_)
-                | Self::Export(_) => stopped && arguments::repeatable(),
-                _ => false,
+                // These begin anew, or go on with what they have fetched.
+                Self::Download(_) => stopped && arguments::repeatable(),
+                _ => stopped && self.begins_anew() && arguments::repeatable(),
+            };
+            let e = match stopped && self.begins_anew() {
+                true => e.followed_by("; nothing was kept, and the same command begins anew"),
+                false => e,
             };
             if again { e.going_on_with(arguments::again(&[])) } else { e }
         })
+    }
+
+    /// Whether it writes all of its result or nothing.
+    fn begins_anew(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare(_)
+                | Self::Tokenizer(_)
+                | Self::Eval(_)
+                | Self::Inspect(_)
+                | Self::Export(_)
+        )
     }
 
     fn done(&self, ui: &Printer) -> Result<()> {

@@ -1,8 +1,10 @@
 //! The model that a verb is about, and where its tensors live.
 
 use super::Printer;
+use crate::compare::quickstart::{TEACHER, trained_teacher};
 use crate::config::DeviceSpec;
 use crate::error::Result;
+use crate::report::text::quoted;
 use crate::store::hub::HubOptions;
 use crate::store::{Kind, OpenModel, Where, open};
 use crate::train::session::device;
@@ -34,6 +36,13 @@ impl ModelArgs {
     /// Another model, beside it.
     pub fn open_also(&self, name: &str, ui: &Printer) -> Result<OpenModel> {
         let hub = HubOptions::from_env(ui.offline());
-        open(name, Kind::Any, &device(self.device)?, Where { hub: &hub, progress: ui })
+        let opened =
+            open(name, Kind::Any, &device(self.device)?, Where { hub: &hub, progress: ui });
+        opened.map_err(|e| match trained_teacher().filter(|_| name == TEACHER) {
+            Some(place) => {
+                e.followed_by(&format!("; the one that was trained here is {}", quoted(&place)))
+            }
+            None => e,
+        })
     }
 }

@@ -1,14 +1,17 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
 use super::{ConfigArgs, Printer};
-use crate::config::{Activations, Level, Resolved};
-use crate::cost::{self, Flops, MemoryByPart};
+use crate::compare::quickstart::{forecast_of_all, is_quickstart};
+use crate::config::keys::Fallback;
+use crate::config::{Activations, Level, Origin, Resolved, ResolvedValue};
+use crate::cost::{self, DiskAtPeak, Flops, MemoryByPart};
 use crate::data::prepare::TOKENIZER;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::bytes_of_files;
+use crate::interrupt::stopped_by;
 use crate::machine::available_memory;
 use crate::model::Gpt2Config;
-use crate::report::text::{self, Screen, Table};
+use crate::report::text::{self, Screen, Table, quoted};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::sizes::misnamed;
@@ -61,8 +64,10 @@ struct Report {
     tokenizer: u64,
     /// What a step takes here; None where the models do not fit.
     pace: Option<Pace>,
-    /// What a name says that does not hold here.
-    misnamed: Option<String>,
+    /// The runs of the quickstart, if that is what is planned.
+    quickstart: Vec<(&'static str, Shapes)>,
+    /// What a name says that does not hold here, or does not do.
+    of_name: Vec<String>,
 }
 
 impl Report {
@@ -73,7 +78,18 @@ impl Report {
         let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
         let (run, memory) = (shapes.flops(), shapes.memory());
-        let misnamed = misnamed(file, &shapes.plan, &shapes.student);
+        let mut of_name: Vec<String> =
+            misnamed(file, &shapes.plan, &shapes.student).into_iter().collect();
+        of_name.extend(file.filter(|name| lacks_a_teacher(name, &resolved)).map(|name| {
+            format!(
+                "no teacher is named: the plan is that of `eslm-kd pretrain {}`; `eslm-kd distill` needs --teacher NAME",
+                quoted(Path::new(name))
+            )
+        }));
+        let quickstart = match is_quickstart(&resolved.plan) {
+            true => forecast_of_all(&resolved.plan, at)?,
+            false => Vec::new(),
+        };
         let tokenizer = (shapes.plan.data.dir.as_ref())
             .map_or(0, |data| bytes_of_files(&Path::new(data).join(TOKENIZER)));
         let pace = None;
@@ -87,7 +103,8 @@ impl Report {
             memory,
             tokenizer,
             pace,
-            misnamed,
+            quickstart,
+            of_name,
         })
     }
 
@@ -95,12 +112,20 @@ impl Report {
     fn measure(&mut self) -> Result<()> {
         let device = device(self.shapes.plan.machine.device)?;
         let memory = available_memory().filter(|_| device.is_cpu()).unwrap_or(u64::MAX);
-        self.pace = Pace::measure(&self.shapes, &device, memory)?;
+        self.pace = Pace::measure(&self.shapes, &device, memory).map_err(|e| match e.kind() {
+            // Which step of the measurement it was is nobody's question.
+            ErrorKind::Interrupted(signal) => Error::new(e.kind(), stopped_by(signal)),
+            _ => e,
+        })?;
         Ok(())
     }
 
+    fn disk(&self) -> DiskAtPeak {
+        cost::disk_at_peak(&self.shapes.student, &self.shapes.plan, self.tokenizer)
+    }
+
     fn notes(&self) -> Vec<String> {
-        self.resolved.notes().into_iter().chain(self.misnamed.clone()).collect()
+        self.resolved.notes().into_iter().chain(self.of_name.clone()).collect()
     }
 
     fn json(&self) -> Value {
@@ -113,6 +138,11 @@ impl Report {
         let flops = |f: &Flops| with_total(json!(f), f.total().into());
         let values: Vec<Value> = (self.resolved.values.iter())
             .map(|v| json!({ "key": v.key.name, "value": v.value, "origin": v.origin.to_string() }))
+            .collect();
+        let quickstart: Vec<Value> = (self.quickstart.iter())
+            .map(|(what, s)| {
+                json!({ "model": what, "parameters": s.student.parameters(), "steps": s.plan.steps, "flops": s.flops() })
+            })
             .collect();
         json!({
             "values": values,
@@ -132,13 +162,15 @@ impl Report {
             "memory": with_total(json!(self.memory), self.memory.total().into()),
             "disk": {
                 "checkpoint": cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer,
-                "total": cost::disk_bytes(&self.shapes.student, plan, self.tokenizer),
+                "checkpoints": self.disk().checkpoints,
+                "total": self.disk().bytes,
             },
             "seconds": self.pace.map(|pace| json!({
                 "per_step": pace.seconds_per_step,
                 "total": pace.seconds,
                 "tokens_per_second": pace.tokens_per_second,
             })),
+            "quickstart": quickstart,
             "notes": self.notes(),
         })
     }
@@ -148,6 +180,7 @@ impl Report {
             [self.values(meanings), self.models(), self.tokens(), self.flops(), self.memory()];
         let mut sections = tables.map(|table| table.on(screen)).to_vec();
         sections.push(self.time(screen));
+        sections.extend(self.quickstart(screen));
         let notes = self.notes();
         if !notes.is_empty() {
             sections.push(notes.iter().map(|n| format!("note: {n}\n")).collect());
@@ -251,6 +284,25 @@ impl Report {
         table.on(screen)
     }
 
+    /// The quickstart's runs, of which the rest of the plan shows the last.
+    fn quickstart(&self, screen: &Screen) -> Option<String> {
+        self.quickstart.last()?;
+        let mut table = Table::new(["the quickstart trains", "parameters", "steps", "FLOPs"]);
+        for (what, run) in &self.quickstart {
+            let (parameters, flops) = (run.student.parameters() as u64, run.flops() as u128);
+            let numbers =
+                [text::count(parameters), text::count(run.plan.steps), text::flops(flops)];
+            table.row(std::iter::once((*what).to_string()).chain(numbers));
+        }
+        let steps = self.quickstart.iter().map(|(_, run)| run.plan.steps).sum();
+        let flops: f64 = self.quickstart.iter().map(|(_, run)| run.flops()).sum();
+        let all = [String::new(), text::count(steps), text::flops(flops as u128)];
+        table.row(std::iter::once("in all".to_string()).chain(all));
+        let says = "The rest of the plan is that of the last one.\n\
+                    The teacher is kept: eslm-kd plan quickstart-teacher";
+        Some(format!("{}{says}\n", table.on(screen)))
+    }
+
     fn memory(&self) -> Table {
         let plan = &self.shapes.plan;
         let m = &self.memory;
@@ -286,13 +338,31 @@ impl Report {
         row("memory in all", m.total(), "at the peak".into());
         let checkpoint = cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer;
         row("one checkpoint", checkpoint, "weights, moments, tokenizer".into());
-        let disk = format!(
-            "at the peak: {} and the one being written",
-            text::amount(plan.checkpoint.kept() as u64, "checkpoints")
-        );
-        row("disk in all", cost::disk_bytes(&self.shapes.student, plan, self.tokenizer), disk);
+        let disk = self.disk();
+        let checkpoints = text::amount(disk.checkpoints, "checkpoints");
+        let how = match disk.with_model {
+            true => format!("at the end: {checkpoints} and model/"),
+            false => format!("at the peak: {checkpoints}, one of them being written"),
+        };
+        row("disk in all", disk.bytes, how);
         table
     }
+}
+
+/// Whether the run file of that name is one for `distill`, by its name or by what it says of the
+/// objective, and nobody named a teacher.
+fn lacks_a_teacher(name: &str, resolved: &Resolved) -> bool {
+    let says = |v: &ResolvedValue| {
+        let default = match v.key.default {
+            Fallback::Is(text) => Some(v.key.kind.read(text)),
+            _ => None,
+        };
+        v.key.name.starts_with("objective.")
+            && v.origin != Origin::Default
+            && default.is_some_and(|default| v.value.as_ref() != Some(&default))
+    };
+    resolved.plan.teacher.is_none()
+        && (name.starts_with("distill") || resolved.values.iter().any(says))
 }
 
 #[cfg(test)]
@@ -401,6 +471,43 @@ mod tests {
         let json = report(&["select.alpha=0.8"]).unwrap().json();
         let total = |which: &str| json["flops"][which]["total"].as_f64().unwrap();
         assert!(total("per_step") < total("per_step_keeping_all"));
+    }
+
+    #[test]
+    fn the_quickstarts_plan_has_all_of_its_runs_in_their_vocabulary() {
+        let of = |set: &[&str]| {
+            let set = set.iter().map(ToString::to_string).collect();
+            let config = Some("quickstart".into());
+            planned(&ConfigArgs { config, set, ..ConfigArgs::default() }).unwrap()
+        };
+        let json = of(&[]).json();
+        let runs = json["quickstart"].as_array().unwrap();
+        let parameters = runs.iter().map(|run| run["parameters"].as_u64().unwrap());
+        let student = json["student"]["parameters"].as_u64().unwrap();
+        let teacher = json["teacher"]["parameters"].as_u64().unwrap();
+        assert_eq!(parameters.collect::<Vec<_>>(), [teacher, student, student, student, student]);
+        assert_eq!(runs[4]["flops"], json["flops"]["total"]);
+        let comments = crate::config::RunFile::embedded("quickstart").unwrap().text;
+        for number in [student, teacher] {
+            assert!(comments.contains(&text::count(number)), "{number}");
+        }
+        assert!(of(&[]).text(false, &Screen::default()).contains("student, plain pretraining"));
+        let dense = of(&["select.alpha=0"]).json();
+        assert_eq!(dense["quickstart"].as_array().unwrap().len(), 3, "nothing is selected");
+        assert_eq!(report(&[]).unwrap().json()["quickstart"], json!([]));
+    }
+
+    #[test]
+    fn a_run_file_for_distillation_without_a_teacher_is_noted() {
+        let notes = |config: &str, set: &[&str]| {
+            let set = set.iter().map(ToString::to_string).collect();
+            let config = ConfigArgs { config: Some(config.into()), set, ..ConfigArgs::default() };
+            planned(&config).unwrap().notes().join(" ")
+        };
+        assert!(notes("distill-4m", &[]).contains("`eslm-kd distill` needs --teacher"));
+        assert!(notes("clm", &["objective.temperature=2"]).contains("needs --teacher"));
+        assert!(!notes("clm", &[]).contains("needs --teacher"));
+        assert!(!notes("distill-4m", &["teacher=gpt2"]).contains("needs --teacher"));
     }
 
     #[test]

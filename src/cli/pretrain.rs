@@ -23,7 +23,7 @@ Examples:
 impl PretrainArgs {
     /// The run as asked for.
     pub fn resolve(&self) -> Result<Resolved> {
-        self.run.resolve(None)
+        self.run.resolve("pretrain", None)
     }
 }
 

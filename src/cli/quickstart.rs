@@ -18,9 +18,17 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     let out = out_folder("quickstart", args)?;
     let holds_one = out.join(FIRST).is_dir();
     if args.resume == Some(Resume::Must) && !holds_one {
+        let begin = format!("{} ", again(&[])).replacen(" --resume ", " --resume=auto ", 1);
         return Err(Error::usage(format!(
-            "nothing to resume in {}: it holds no quickstart; name its folder with --out, or write --resume=auto to begin \
-             one there",
+            "nothing to resume in {}: it holds no quickstart; name its folder with --out, or begin one there (its teacher \
+             goes on from where it was stopped): {}",
+            out.display(),
+            begin.trim_end()
+        )));
+    }
+    if args.resume.is_none() && holds_one {
+        return Err(Error::usage(format!(
+            "{} already holds a quickstart; add --resume to go on with it, or choose another folder with --out",
             out.display()
         )));
     }

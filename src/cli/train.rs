@@ -1,19 +1,20 @@
 //! The body that `pretrain` and `distill` share: a plan becomes a run folder.
 
-use super::{Printer, Resume, RunArgs};
+use super::resume::{Found, of_several};
+use super::{Printer, RunArgs};
 use crate::config::{Level, Plan, Resolved};
 use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
 use crate::report::text::{self, Screen, Table, count, decimal, flops, quoted, seconds};
+use crate::runs::Shown;
 use crate::store::Where;
-use crate::store::checkpoint;
 use crate::store::hub::HubOptions;
 use crate::store::sizes::misnamed;
 use crate::teacher::Teacher;
 use crate::train::pace;
-use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, train};
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
 use crate::train::session::Session;
 use crate::train::threads::use_everywhere;
 use serde::Serialize;
@@ -36,22 +37,54 @@ struct RunReport {
     parameters: u64,
 }
 
+impl RunReport {
+    /// What the metrics and the model of a finished run say.
+    fn of_finished(out: PathBuf, shown: &Shown) -> Result<Self> {
+        let missing = || {
+            let place = out.join(METRICS_FILE);
+            Error::data(format!("{}: no line says what the run came to", place.display()))
+        };
+        Ok(Self {
+            steps: shown.row.step,
+            tokens: shown.tokens.ok_or_else(missing)?,
+            flops: shown.flops.ok_or_else(missing)?,
+            seconds: shown.seconds.ok_or_else(missing)?,
+            val_loss: shown.row.val_loss,
+            perplexity: shown.row.val_loss.map(f64::exp),
+            parameters: shown.parameters.unwrap_or_default(),
+            model: out.join(MODEL_FOLDER),
+            run: out,
+        })
+    }
+}
+
 /// Trains as `resolved` says and prints the summary.
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
+    let plan = &resolved.plan;
+    let out = out_folder(verb, args)?;
+    let resume = match Found::at(&out, args.resume, plan)? {
+        Found::Nothing => false,
+        Found::Begun => true,
+        Found::Over(shown) => {
+            ui.note(&format!("{}: the run is finished, and stays as it is", out.display()));
+            let report = RunReport::of_finished(out, &shown)?;
+            return ui.result(&report, |screen| human(&report, plan, screen));
+        }
+    };
     for note in resolved.notes() {
         ui.note(&format!("note: {note}"));
     }
-    let plan = &resolved.plan;
     use_everywhere(plan.machine.threads)?;
-    let out = out_folder(verb, args)?;
-    let resume = goes_on(&out, args.resume, ui)?;
     if resume && plan.data.dir.is_none() {
-        let whole = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let above = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let above = above.unwrap_or(Path::new("."));
+        let whole = match of_several(above) {
+            Some(whole) => format!("; {}: {whole}", above.display()),
+            None => String::new(),
+        };
         return Err(Error::usage(format!(
-            "{}: the run names no data; name it with --data DIR, or, of a quickstart's student, go on with the whole: eslm-kd \
-             distill --resume --out {}",
+            "{}: the run names no data; name it with --data DIR{whole}",
             out.display(),
-            quoted(whole.unwrap_or(Path::new(".")))
         )));
     }
     check_folder(&out)?; // before a teacher is fetched
@@ -101,27 +134,6 @@ fn say_what_is_coming(session: &Session, ui: &Printer) {
             seconds(step * plan.steps as f64)
         ));
     }
-}
-
-/// Whether the run in `out` goes on, or a new one begins. Errs where that is not what was asked for:
-/// what is to continue must not begin in silence, and nothing is written over.
-fn goes_on(out: &Path, resume: Option<Resume>, ui: &Printer) -> Result<bool> {
-    let Some(resume) = resume else { return checkpoint::check_free(out).map(|()| false) };
-    if checkpoint::latest(out)?.is_some() {
-        return Ok(true);
-    }
-    if !out.join(CONFIG_FILE).is_file() {
-        if resume == Resume::Auto {
-            return checkpoint::check_free(out).map(|()| false);
-        }
-        return Err(Error::usage(format!(
-            "nothing to resume in {}: it holds neither {CONFIG_FILE} nor a checkpoint; name the run folder with --out, or \
-             write --resume=auto to begin one there",
-            out.display()
-        )));
-    }
-    ui.note(&format!("{}: no checkpoint yet: from step 0", out.display()));
-    Ok(true)
 }
 
 fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {

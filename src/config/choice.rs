@@ -521,6 +521,12 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
 /// Longest word that is still looked up.
 const MOST_MISSPELT: usize = 256;
 
+/// Whether `short` begins as `word` does and has letters of it alone, in their order.
+fn is_short_for(short: &str, word: &str) -> bool {
+    let mut rest = word.chars();
+    short.chars().next() == word.chars().next() && short.chars().all(|c| rest.any(|w| w == c))
+}
+
 /// The candidate closest to `word`, if it is close enough to be what was meant. A dotted candidate
 /// is also compared by its last part, so that a key in the wrong section is found.
 pub(crate) fn nearest<'a>(
@@ -531,16 +537,26 @@ pub(crate) fn nearest<'a>(
     if word.len() > MOST_MISSPELT {
         return None;
     }
-    let last = |w: &'a str| w.rsplit('.').next().unwrap_or(w);
-    let bare = word.rsplit('.').next().unwrap_or(word);
-    candidates
+    let word = &*word.to_lowercase();
+    let parts = |w: &'a str| w.rsplit_once('.').unwrap_or(("", w));
+    let (section, bare) = word.rsplit_once('.').unwrap_or(("", word));
+    let candidates: Vec<&str> = candidates.collect();
+    let of_few_edits = (candidates.iter().copied())
         .map(|c| {
-            let whole = strsim::damerau_levenshtein(word, c);
+            let (of, last) = parts(c);
+            let within = strsim::damerau_levenshtein(bare, last);
             // The wrong section costs one edit: a typo within the right section wins.
-            let part = strsim::damerau_levenshtein(bare, last(c)) + 1;
-            (whole.min(part), c)
+            let distance = within + strsim::damerau_levenshtein(section, of).min(1);
+            (distance, within <= 1 + last.len().min(bare.len()) / 4, c)
         })
-        .filter(|(distance, c)| *distance <= 1 + c.len().min(word.len()) / 4)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, c)| c)
+        .filter(|(distance, near, c)| *near && *distance <= 1 + c.len().min(word.len()) / 4)
+        .min_by_key(|(distance, ..)| *distance)
+        .map(|(.., c)| c);
+    // `ctx` for `context`.
+    of_few_edits.or_else(|| {
+        candidates.into_iter().find(|c| {
+            let (of, last) = parts(c);
+            of == section && bare.len() > 2 && is_short_for(bare, last)
+        })
+    })
 }

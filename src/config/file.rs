@@ -4,7 +4,9 @@
 use super::choice::{did_you_mean, nearest};
 use super::keys::{self, KEYS, Key};
 use crate::error::{Error, Result};
+use crate::files::near::similar;
 use crate::files::{is_named, read_bounded};
+use crate::report::text::quoted;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -101,10 +103,22 @@ impl RunFile {
         if let Some(found) = Self::embedded(place) {
             return Ok(found);
         }
+        if let Some(what) = other_folder(Path::new(place)) {
+            return Err(Error::usage(what));
+        }
         let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
-        if let Some(near) = nearest(place, names.iter().copied()) {
+        // `configs/clm.toml`, as the repository has it, is the built-in one.
+        let stem = Path::new(place).file_stem().and_then(|stem| stem.to_str()).unwrap_or(place);
+        let built_in = nearest(stem, names.iter().copied());
+        let on_disk = similar(Path::new(place), |path| {
+            path.extension().is_some_and(|e| e == "toml") || path.join("config.toml").is_file()
+        });
+        let on_disk = on_disk.map(|path| path.display().to_string());
+        let near: Vec<&str> = built_in.into_iter().chain(on_disk.as_deref()).collect();
+        if !near.is_empty() {
             return Err(Error::data(format!(
-                "no run file at {place}, and no built-in one of that name; did you mean \"{near}\"?"
+                "no run file at {place}, and no built-in one of that name; did you mean {}?",
+                super::choice::list(&near)
             )));
         }
         Err(Error::data(format!(
@@ -126,6 +140,19 @@ impl RunFile {
         let (name, text) = EMBEDDED.iter().find(|(n, _)| *n == name)?;
         Some(Self { name: format!("built-in {name}.toml"), text: (*text).to_string() })
     }
+}
+
+/// What to write where a folder of something else stands in the place of a run file.
+fn other_folder(place: &Path) -> Option<String> {
+    let (shown, has) = (quoted(place), |name: &str| place.join(name).is_file());
+    if has("train.bin") {
+        return Some(format!("{shown} is a data folder and no run file; write --data {shown}"));
+    }
+    has("config.json").then(|| {
+        format!(
+            "{shown} is a model and no run file; write --student {shown} to go on from it, --teacher {shown} to learn from it"
+        )
+    })
 }
 
 /// Values by key, each with its origin; writing a key again replaces it.

@@ -328,6 +328,12 @@ impl Resolved {
                 plan.checkpoint.keep_best
             )));
         }
+        if plan.eval.tokens == 1 {
+            return Err(Error::usage(format!(
+                "{}: eval.tokens = 1 leaves nothing to predict: expected at least 2, or 0 for all",
+                origin("eval.tokens")
+            )));
+        }
         if plan.eval.stride > plan.data.context {
             return Err(Error::usage(format!(
                 "{}: eval.stride = {} would skip tokens: expected at most data.context = {}",

@@ -2,9 +2,9 @@
 //! it.
 
 use super::{Route, StepFacts};
-use crate::config::Plan;
 use crate::config::largest_divisor;
 use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
+use crate::config::{CheckpointPlan, Plan};
 use crate::loss::head;
 use crate::model::{Gpt2Config, ParamKind};
 use serde::Serialize;
@@ -136,11 +136,41 @@ pub fn checkpoint_bytes(student: &Gpt2Config) -> u64 {
     3 * F32 * student.parameters() as u64
 }
 
-/// Bytes on disk of the whole run at its peak, `beside` being those of the tokenizer's files that
-/// lie in each checkpoint: an old checkpoint goes only after the new one stands. At the end it is
-/// less: the kept checkpoints and the exported model, a third of one.
-pub fn disk_bytes(student: &Gpt2Config, plan: &Plan, beside: u64) -> u64 {
-    (plan.checkpoint.kept() as u64 + 1) * (checkpoint_bytes(student) + beside)
+/// What a run has on disk when it has most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskAtPeak {
+    /// All of it.
+    pub bytes: u64,
+    /// Checkpoints, the one that is being written included.
+    pub checkpoints: u64,
+    /// Whether the exported model is among it; else it comes after an old checkpoint went, and
+    /// takes less.
+    pub with_model: bool,
+}
+
+/// What a new run of `plan` has on disk at its peak, `beside` being the bytes of the tokenizer's
+/// files that lie in each checkpoint and in the exported model. An old checkpoint goes only after
+/// the new one stands.
+pub fn disk_at_peak(student: &Gpt2Config, plan: &Plan, beside: u64) -> DiskAtPeak {
+    let CheckpointPlan { every, .. } = plan.checkpoint;
+    // Those on the way, and the one at the end.
+    let written = 1 + (plan.steps - 1).checked_div(every).unwrap_or(0);
+    let kept = plan.checkpoint.kept() as u64;
+    let one = checkpoint_bytes(student) + beside;
+    if written > kept {
+        let checkpoints = kept + 1;
+        return DiskAtPeak { bytes: checkpoints * one, checkpoints, with_model: false };
+    }
+    DiskAtPeak {
+        bytes: written * one + model_bytes(student) + beside,
+        checkpoints: written,
+        with_model: true,
+    }
+}
+
+/// Bytes on disk of the exported model without its tokenizer.
+fn model_bytes(student: &Gpt2Config) -> u64 {
+    F32 * student.parameters() as u64
 }
 
 /// The plan with `machine.micro_rows` and `machine.head` decided. A function of the shapes and the

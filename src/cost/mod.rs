@@ -11,7 +11,8 @@ mod route;
 
 pub use fit::check_fit;
 pub use memory::{
-    Budget, MemoryByPart, checkpoint_bytes, disk_bytes, memory, settle, stores_logits, tape_bytes,
+    Budget, DiskAtPeak, MemoryByPart, checkpoint_bytes, disk_at_peak, memory, settle,
+    stores_logits, tape_bytes,
 };
 pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 

@@ -241,7 +241,30 @@ fn settling_fits_the_budgets_and_divides_the_rows() {
 }
 
 #[test]
-fn memory_and_disk_follow_the_parameters() {
+fn the_disk_holds_what_a_run_of_so_many_steps_writes() {
+    let weights = 4 * 124_439_808;
+    let disk = |steps: &str, more: &str| {
+        let disk =
+            disk_at_peak(&gpt2(), &plan(&format!("steps = {steps}\n[checkpoint]\n{more}")), 7);
+        let one = 3 * weights + 7;
+        let model = if disk.with_model { weights + 7 } else { 0 };
+        assert_eq!(disk.bytes, disk.checkpoints * one + model, "a tokenizer in each");
+        (disk.checkpoints, disk.with_model)
+    };
+    assert_eq!(disk("60", "every = 500"), (1, true));
+    assert_eq!(disk("500", "every = 500"), (1, true), "the last is the one at the end");
+    assert_eq!(disk("1000", "every = 500"), (2, true));
+    assert_eq!(disk("1001", "every = 500"), (3, false), "an old one goes after the new one stands");
+    assert_eq!(disk("9999", "every = 0"), (1, true));
+    assert_eq!(disk("9999", "every = 500\nkeep = 1"), (2, false));
+    assert_eq!(
+        disk("1500", "every = 500\nkeep = 1\nkeep_best = 2\n[eval]\nevery = 500"),
+        (3, true)
+    );
+}
+
+#[test]
+fn memory_follows_the_parameters() {
     let p = plan(ONE);
     let m = memory(&gpt2(), None, &p);
     assert_eq!(m.weights, 4 * 124_439_808);
@@ -252,8 +275,6 @@ fn memory_and_disk_follow_the_parameters() {
     assert_eq!(m.activations, 4 * 1024 * (12 * (6 * 768 + 3072 + 4) + 2 * 768 + 2));
     assert_eq!(m.scratch, (4 * 1024 * (4 * 768 + 3 * 3072_u64)).saturating_sub(m.logits));
     assert_eq!(m.total(), m.weights * 4 + m.logits + m.activations + m.scratch + m.program);
-    assert_eq!(disk_bytes(&gpt2(), &p, 0), (2 + 1) * 3 * m.weights);
-    assert_eq!(disk_bytes(&gpt2(), &p, 7), (2 + 1) * (3 * m.weights + 7), "a tokenizer in each");
     // Columns of both, or 256 rows in a burn-in, whichever is more; with nothing selected, 256
     // rows; inputs of 12 blocks, and all of one.
     let with = |settings: &str| memory(&gpt2(), None, &plan(&format!("{ONE}{settings}")));

@@ -1,5 +1,6 @@
 //! What is read: files, pipes that a signal can end, and what merely stands in the place of a file.
 
+use super::near;
 use crate::error::{Error, Result};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek};
@@ -121,7 +122,11 @@ fn missing(path: &Path, e: io::Error) -> Error {
             Error::io("open", path, e).context("for standard input name /dev/stdin")
         }
         None if e.kind() == ErrorKind::NotFound => Error::data(format!(
-            "there is no file {place}; expected the name of one, from this folder on or whole"
+            "there is no file {place}; {}",
+            match near::similar(path, Path::is_file) {
+                Some(near) => format!("did you mean {}?", near.display()),
+                None => "expected the name of one, from this folder on or whole".to_string(),
+            }
         )),
         None => Error::io("open", path, e),
     }

@@ -9,9 +9,9 @@ pub use find::{defaults, find};
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
+use crate::files::near::shortlist;
 use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
-use crate::store::near::shortlist;
 use crate::store::places::find_again;
 use crate::store::weights::read_config;
 use crate::train::events::{Outline, outline};

@@ -19,6 +19,7 @@
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::children;
+use crate::files::near::{self, shortlist};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::report::text::amount;
@@ -26,7 +27,6 @@ use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
-use crate::store::near::{self, shortlist};
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
 use candle_core::Device;
@@ -310,7 +310,11 @@ pub fn resolve_tokenizer(
             })),
         };
     }
-    let (id, revision) = match ModelRef::parse(text, Kind::Any)? {
+    let meant = ModelRef::parse(text, Kind::Any).map_err(|e| {
+        let near = near::did_you_mean(path, has_tokenizer);
+        if e.to_string().contains(" Did you mean ") { e } else { e.followed_by(&near) }
+    })?;
+    let (id, revision) = match meant {
         ModelRef::Folder { dir, .. } => return Ok(dir),
         ModelRef::Hub { id, revision: own } => {
             (id, one_revision(text, own.as_deref(), revision)?.map(str::to_string))
@@ -438,8 +442,14 @@ fn neither(text: &str, kind: Kind) -> Error {
     if looks_like_path(text) {
         return near::no_such_path(text);
     }
-    let near =
-        preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
+    let folder = near::similar(Path::new(text), holds_a_model);
+    let near: Vec<String> = (preset::nearest(text, kind.role()).map(str::to_string).into_iter())
+        .chain(folder.map(|folder| folder.display().to_string()))
+        .collect();
+    let near = match near.is_empty() {
+        true => String::new(),
+        false => format!(" Did you mean {}?", near.join(" or ")),
+    };
     Error::data(format!(
         "{text:?} is neither an existing folder, nor a preset, nor a Hub id (org/name).{near} Presets: {}",
         preset::names(kind.role()).join(", ")

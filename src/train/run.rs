@@ -9,7 +9,7 @@ use super::session::{Session, label_of};
 use super::threads::Threads;
 use super::{StepReport, Trainer};
 use crate::config::{MicroRows, OnNonfinite, Overrides, Plan, RunFile, load};
-use crate::cost::{checkpoint_bytes, disk_bytes};
+use crate::cost::{checkpoint_bytes, disk_at_peak};
 use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,8 +65,24 @@ pub fn train(
 
 /// The resolved plan of a run folder.
 pub fn plan_of(run: &Path) -> Result<Plan> {
-    let file = RunFile::find(&run.join(CONFIG_FILE).to_string_lossy())?;
+    let path = run.join(CONFIG_FILE);
+    if !path.exists() {
+        return Err(Error::data(format!(
+            "{} is missing, which says what the run there is",
+            path.display()
+        )));
+    }
+    let file = RunFile::find(&path.to_string_lossy())?;
     Ok(load(Some(&file), &Overrides::default())?.plan)
+}
+
+/// What of the mathematics differs between the plan of a run folder and `plan` (settled), one line
+/// per key; models may have other names.
+pub fn differences(run: &Path, plan: &Plan) -> Result<Vec<String>> {
+    // As it would be stored: what `clm` does not read is left out there.
+    let now = RunFile { name: "the plan".into(), text: plan.to_toml()? };
+    let now = load(Some(&now), &Overrides::default())?.plan;
+    Ok(now.differences_beside(&plan_of(run)?.mathematics(), &["teacher", "student"]))
 }
 
 /// A run in its folder, ready to train.
@@ -126,10 +142,13 @@ impl Prepared {
                 lock.dir().display()
             )));
         }
+        if resume && saved.is_none() {
+            check_unsaved(lock.dir(), progress)?;
+        }
         // A run whose first checkpoint cannot be written would lose all it did; one that may fill
         // the disk later is told.
         check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;
-        let disk = disk_bytes(&student.config, &plan, bytes_of_files(&tokenizer));
+        let disk = disk_at_peak(&student.config, &plan, bytes_of_files(&tokenizer)).bytes;
         if let Err(e) = check_space(lock.dir(), disk, "the run") {
             progress.note(&format!("warning: {e}"));
         }
@@ -436,6 +455,21 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { ids: self.config.ids.clone(), tokenizer: Some(&self.config.tokenizer) }
     }
+}
+
+/// A run without a checkpoint begins at step 0, unless it was over: that would undo it.
+fn check_unsaved(run: &Path, progress: &dyn Progress) -> Result<()> {
+    if run.join(MODEL_FOLDER).is_dir() {
+        return Err(Error::usage(format!(
+            "{}: the run there is finished and its checkpoints are gone, so it cannot go on; begin another in a folder of \
+             its own",
+            run.display()
+        )));
+    }
+    if run.join(CONFIG_FILE).is_file() {
+        progress.note(&format!("{}: no checkpoint yet: from step 0", run.display()));
+    }
+    Ok(())
 }
 
 /// `1 step was skipped`, `3 steps were skipped`.

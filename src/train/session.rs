@@ -3,20 +3,21 @@
 
 use crate::config::{DeviceSpec, Plan};
 use crate::cost::{self, MemoryByPart, check_fit, settle};
-use crate::data::prepare::{DataDir, TOKENIZER, TRAIN};
+use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokens::TokenFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::hex;
 use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
+use crate::report::text::amount;
 use crate::store::checkpoint::{self, Inputs, Known, Models};
-use crate::store::hub::What;
+use crate::store::hub::{HubOptions, What};
 use crate::store::names::{ModelRef, locate};
 use crate::store::student::Start;
 use crate::store::weights::SpecialIds;
-use crate::store::{Kind, ModelFolder, Where, shape, shape_of};
+use crate::store::{Kind, ModelFolder, Where, shape_of};
 use crate::teacher::Teacher;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -219,19 +220,25 @@ impl Survey {
 }
 
 impl Session {
-    /// The shapes of the run that `plan` describes, by the rules of [`Session::open`]. No weights
-    /// are fetched or read, and the data folder need not be there yet.
+    /// The shapes of the run that `plan` describes, by the rules of [`Session::open`]: what it
+    /// refuses is refused, as far as that can be told without weights, and none are fetched or read.
+    /// A plan may name no data yet.
     pub fn shapes(plan: &Plan, at: Where<'_>) -> Result<Shapes> {
-        let teacher = asked(plan).map(|name| shape(name, Kind::Teacher, at)).transpose()?;
-        let data = plan
-            .data
-            .dir
-            .as_deref()
-            .and_then(|dir| TokenFile::open(&Path::new(dir).join(TRAIN)).ok());
-        let vocabulary = data.map(|tokens| tokens.header().vocab_size as usize);
-        let stored = |name: &str, meant: &ModelRef| shape_of(meant.clone(), name, at);
-        let student = Start::of(plan)?.shape(plan, teacher.as_ref(), vocabulary, stored)?;
-        Shapes::new(plan, student, teacher)
+        let data = plan.data.dir.as_deref().map(|dir| DataDir::open(Path::new(dir))).transpose()?;
+        let shape = |name: &str, meant: &ModelRef| match &data {
+            Some(data) => shape_fitting(name, meant, data, at),
+            None => shape_of(meant.clone(), name, at),
+        };
+        let teacher = asked(plan)
+            .map(|name| shape(name, &ModelRef::parse(name, Kind::Teacher)?))
+            .transpose()?;
+        let vocabulary = data.as_ref().map(|data| data.tokenizer.vocab_size() as usize);
+        let student = Start::of(plan)?.shape(plan, teacher.as_ref(), vocabulary, shape)?;
+        let shapes = Shapes::new(plan, student, teacher)?;
+        for tokens in data.iter().flat_map(DataDir::files) {
+            tokens.check_vocab(shapes.student.vocab_size)?;
+        }
+        Ok(shapes)
     }
 
     /// Finds and checks all that the run works with, downloads what is not here, and reads no
@@ -340,6 +347,40 @@ pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
 /// trained on tokens of the data's.
 fn find_fitting(name: &str, meant: ModelRef, data: &DataDir, at: Where<'_>) -> Result<ModelFolder> {
     let folder = locate(meant, name, None, What::Model, at)?;
+    check_tokenizer(name, &folder, data)?;
+    Ok(folder)
+}
+
+/// The shape of a model that fits the data, without its weights. Of one of the Hub's whose tokenizer
+/// is not in the cache, another vocabulary is noted: a run will fetch and compare it.
+fn shape_fitting(
+    name: &str,
+    meant: &ModelRef,
+    data: &DataDir,
+    at: Where<'_>,
+) -> Result<Gpt2Config> {
+    let cache = HubOptions { offline: true, ..at.hub.clone() };
+    let here = Where { hub: &cache, progress: &Silent };
+    let is_known = match locate(meant.clone(), name, None, What::TokenizerOnly, here) {
+        Ok(folder) => check_tokenizer(name, &folder, data).map(|()| true)?,
+        Err(e) if e.kind() == ErrorKind::Hub => false,
+        Err(e) => return Err(e),
+    };
+    let shape = shape_of(meant.clone(), name, at)?;
+    let of_data = u64::from(data.tokenizer.vocab_size());
+    if !is_known && shape.vocab_size as u64 != of_data {
+        at.progress.note(&format!(
+            "warning: {name} has a vocabulary of {}, the data one of {}; a run compares the tokenizers once it has fetched \
+             {name}, and refuses data that were made by another",
+            amount(shape.vocab_size as u64, "tokens"),
+            amount(of_data, "tokens")
+        ));
+    }
+    Ok(shape)
+}
+
+/// Errs where the tokenizer that lies beside a model is not that of the data.
+fn check_tokenizer(name: &str, folder: &ModelFolder, data: &DataDir) -> Result<()> {
     if let Some(own) = folder.tokenizer()? {
         let Some(shared) = own.shares_with(&data.tokenizer) else {
             return Err(Error::data(format!(
@@ -352,5 +393,5 @@ fn find_fitting(name: &str, meant: ModelRef, data: &DataDir, at: Where<'_>) -> R
             tokens.check_vocab(shared as usize).map_err(|e| e.context(name))?;
         }
     }
-    Ok(folder)
+    Ok(())
 }

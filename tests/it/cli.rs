@@ -27,7 +27,7 @@ fn plan_prints_json_that_a_program_can_read() {
     assert_eq!(stdout.lines().count(), 1);
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(json["tokens"]["per_step"], 1024);
-    assert_eq!(json["student"]["parameters"], 675_328);
+    assert_eq!(json["student"]["parameters"], 646_912);
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Runs that begin or go on by one command, and runs that become longer.
 
-use crate::support::place::{Place, TINY, data};
+use crate::support::place::{Place, TINY, contents, data};
+use eslm_kd::progress::Silent;
+use eslm_kd::store::Where;
+use eslm_kd::store::hub::HubOptions;
+use eslm_kd::train::run::{plan_of, train};
+use eslm_kd::train::session::Session;
 use std::fs;
 
 /// `pretrain` of a tiny model into `out`.
@@ -60,6 +65,65 @@ fn one_command_begins_a_run_or_goes_on_with_it() {
 }
 
 #[test]
+fn a_finished_run_without_checkpoints_stays_as_it_is() {
+    let place = Place::new();
+    let data = data();
+    let four = ["--steps", "4"];
+    let made = place.json(&pretrain(&data, "r", &four));
+    fs::remove_dir_all(place.path("r/checkpoints")).unwrap();
+    let files = || {
+        let mut found = contents(&place.path("r"));
+        found.retain(|path, _| !path.ends_with(".lock")); // which names the process
+        found
+    };
+    let before = files();
+    let whole = pretrain(&data, "r", &[&four[..], &["--resume=auto"]].concat());
+    for again in [&["pretrain", "--resume", "--out", "r"][..], &whole] {
+        let found = place.json(again);
+        for key in ["steps", "tokens", "flops", "seconds", "val_loss", "parameters", "model"] {
+            assert_eq!(found[key], made[key], "{key}");
+        }
+        assert!(files() == before, "{again:?}");
+    }
+    // A program is refused, too.
+    let plan = plan_of(&place.path("r")).unwrap();
+    let hub =
+        HubOptions { offline: true, ..HubOptions::new("http://127.0.0.1:9", &place.path("")) };
+    let session = Session::open(&plan, Where { hub: &hub, progress: &Silent }).unwrap();
+    let refused = train(session, &place.path("r"), true, &Silent).unwrap_err().to_string();
+    assert!(refused.contains("is finished and its checkpoints are gone"), "{refused}");
+
+    let longer = ["pretrain", "--resume", "--out", "r", "--steps", "6"];
+    place.refused(&longer, 2, &["checkpoints of this run are gone", "steps: 4 before, 6 now"]);
+    let (_, _, said) = place.run(&longer);
+    let (_, command) = said.trim().rsplit_once("eslm-kd ").unwrap();
+    assert!(command.ends_with("--student r --steps 2 --out r-2"), "{command}");
+    let command = shlex::split(command).unwrap();
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    assert_eq!(place.json(&command)["steps"], 2, "the command is whole");
+    assert!(files() == before, "whatever was asked for");
+
+    // A longer run that was cut off, and lost its checkpoints.
+    let config = fs::read_to_string(place.path("r/config.toml")).unwrap();
+    fs::write(place.path("r/config.toml"), config.replace("steps = 4\n", "steps = 6\n")).unwrap();
+    let resume = ["pretrain", "--resume", "--out", "r"];
+    place.refused(&resume, 2, &["has done 4 of 6 steps", "--steps 2 --out r-3"]);
+}
+
+#[test]
+fn a_run_without_its_settings_says_so() {
+    let place = Place::new();
+    let data = data();
+    succeeds(&place, &pretrain(&data, "r", &["--steps", "2"]));
+    fs::remove_file(place.path("r/config.toml")).unwrap();
+    let (code, stdout, _) = place.run(&["runs", "r"]);
+    assert!(code == 0 && stdout.contains("r/config.toml is missing"), "{stdout}");
+    // Who names all of it again goes on.
+    succeeds(&place, &pretrain(&data, "r", &["--steps", "2", "--resume"]));
+    assert!(place.path("r/config.toml").is_file());
+}
+
+#[test]
 fn a_run_becomes_longer_where_its_steps_so_far_would_be_the_same() {
     let place = Place::new();
     let data = data();
@@ -85,6 +149,9 @@ fn a_run_becomes_longer_where_its_steps_so_far_would_be_the_same() {
     succeeds(&place, &constant("r", "4"));
     succeeds(&place, &["pretrain", "--out", "r", "--resume", "--steps", "8"]);
     assert_eq!(weights(&place, "r"), weights(&place, "whole"));
+    let rate = ["pretrain", "--out", "r", "--resume", "--steps", "9", "--lr", "1e-3"];
+    let (_, _, said) = place.run(&rate);
+    assert!(said.contains("optim.lr") && !said.contains("steps:"), "steps may grow: {said}");
     let shorter = ["pretrain", "--out", "r", "--resume", "--steps", "6"];
     place.refused(&shorter, 2, &["cannot become one of 6", "at step 8 already"]);
 

@@ -24,6 +24,24 @@ fn furnished() -> Place {
     for file in ["config.toml", "metrics.jsonl"] {
         fs::copy(at("run").join(file), at("begun").join(file)).unwrap();
     }
+    // Its checkpoints are gone; its settings are; what other commands leave.
+    for (copy, gone) in [("over", "checkpoints"), ("unnamed", "config.toml")] {
+        copy_folder(&at("run"), &at(copy));
+        let gone = at(copy).join(gone);
+        let _ = if gone.is_dir() { fs::remove_dir_all(gone) } else { fs::remove_file(gone) };
+    }
+    fs::create_dir_all(at("quick/plain")).unwrap();
+    fs::write(at("quick/plain/config.toml"), "").unwrap();
+    fs::create_dir(at("compared")).unwrap();
+    fs::write(at("compared/compare.json"), "{}").unwrap();
+    // A model of the data's vocabulary and another tokenizer.
+    let other = tiny::world().join("valid.jsonl").display().to_string();
+    let size = tiny::VOCAB.to_string();
+    let train = ["tokenizer", "train", "--input", &other, "--vocab-size", &size, "--out", "other"];
+    place.json(&train);
+    save_random(&at("foreign"), tiny::VOCAB, 16, false);
+    copy_folder(&at("other"), &at("foreign"));
+    fs::remove_dir_all(at("other")).unwrap();
     fs::create_dir(at("notes")).unwrap();
     for (name, text) in [
         ("text.txt", "One fine day the fox ran away.\n".repeat(40).as_str()),

@@ -23,7 +23,7 @@ use crate::store::hub::paths::{cache_base, expanded, set};
 use crate::store::weights::read_config;
 use crate::train::pace::Pace;
 use crate::train::run::MODEL_FOLDER;
-use crate::train::session::{Session, device};
+use crate::train::session::{Session, Shapes, device};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use whole::Whole;
@@ -44,10 +44,16 @@ const RANDOM: &str = "random";
 /// The run folder that comes first; by it a quickstart's folder is known.
 pub const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
+/// Most tokens of the vocabulary. The stories have no more than the teacher's preset says.
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
 /// change.
 const CACHE_VERSION: u32 = 2;
+
+/// Whether a run of `plan` is the quickstart: its teacher, and no data of one's own.
+pub fn is_quickstart(plan: &Plan) -> bool {
+    plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none()
+}
 
 /// One trained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -148,6 +154,12 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(base.join(format!("quickstart-{CACHE_VERSION}")))
 }
 
+/// The teacher's run that an earlier quickstart kept, if it is finished.
+pub fn trained_teacher() -> Option<PathBuf> {
+    let run = cache_folder().ok()?.join("teacher");
+    is_finished(&run).then_some(run)
+}
+
 /// One of the runs: name of its folder, what it is, the data that it reads, its plan.
 struct Part<'a> {
     name: &'static str,
@@ -215,15 +227,33 @@ fn steps_done(part: &Part) -> Result<u64> {
     Ok(list(&part.folder)?.last().map_or(0, |(step, _)| *step))
 }
 
+/// What the quickstart of `plan` trains, the teacher first: what each is, and its shapes.
+pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static str, Shapes)>> {
+    let teacher = shapes(&teacher_plan(plan)?, around)?;
+    let vocabulary = teacher.student.vocab_size;
+    let mut all = vec![("teacher", teacher)];
+    for (_, model, plan) in students(plan, Path::new(TEACHER)) {
+        let mut run = shapes(&plan, around)?;
+        // The one that learns alone has the vocabulary of the same stories.
+        run.student.vocab_size = vocabulary;
+        all.push((model, run));
+    }
+    Ok(all)
+}
+
+/// The shapes of one of the runs.
+fn shapes(plan: &Plan, around: Where<'_>) -> Result<Shapes> {
+    // The teacher may not be there yet; its preset has its shape.
+    let teacher = plan.teacher.as_ref().map(|_| TEACHER.to_string());
+    Session::shapes(&Plan { teacher, ..plan.clone() }, around)
+}
+
 /// Seconds that the rest of a run takes on this machine: a step is timed.
 fn forecast(part: &Part, done: u64, around: Where<'_>) -> Result<f64> {
     if done >= part.plan.steps {
         return Ok(0.0);
     }
-    // The teacher is not there yet; its preset has its shape.
-    let teacher = part.plan.teacher.as_ref().map(|_| TEACHER.to_string());
-    let plan = Plan { teacher, ..part.plan.clone() };
-    let shapes = Session::shapes(&plan, around)?;
+    let shapes = shapes(&part.plan, around)?;
     let device = device(shapes.plan.machine.device)?;
     let pace = Pace::measure(&shapes, &device, u64::MAX)?;
     Ok(pace.map_or(0.0, |pace| pace.seconds_per_step * (part.plan.steps - done) as f64))
@@ -326,6 +356,17 @@ mod tests {
                 assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
             }
         }
+    }
+
+    #[test]
+    fn the_teachers_preset_has_the_vocabulary_of_the_stories() {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("much.jsonl");
+        stories::write(&text, STORIES_SEED, STORIES, &Silent).unwrap();
+        let options = TrainOptions { vocab_size: VOCABULARY, ..TrainOptions::default() };
+        let (tokenizer, _) = Tokenizer::train(&[text], &options, &Silent).unwrap();
+        let preset = crate::store::preset::teacher(TEACHER).unwrap();
+        assert_eq!(tokenizer.vocab_size() as usize, preset.shape.vocab_size);
     }
 
     #[test]

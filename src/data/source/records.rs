@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, Read};
 
@@ -52,7 +53,10 @@ impl LineReader {
             |e| {
                 let what = e.to_string();
                 let what = what.split(" at line ").next().unwrap_or(&what);
-                Row::Bad(format!("{what} (column {})", e.column()))
+                Row::Bad(match what.starts_with(NO_FIELD) {
+                    true => format!("{what}{}", other_fields(text)),
+                    false => format!("{what} (column {})", e.column()),
+                })
             },
             Row::Text,
         ))
@@ -107,6 +111,22 @@ impl Rows for LineReader {
     }
 }
 
+/// How the error of a row without the field begins.
+const NO_FIELD: &str = "no field";
+/// Most fields that it names.
+const MOST_FIELDS: usize = 8;
+
+/// What to name instead, of an object without the field.
+fn other_fields(line: &str) -> String {
+    let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(line).unwrap_or_default();
+    let more = if fields.len() > MOST_FIELDS { ", ..." } else { "" };
+    let names: Vec<String> = fields.keys().take(MOST_FIELDS).map(|f| format!("{f:?}")).collect();
+    match names.is_empty() {
+        true => "; expected one of that name, or another named with --text-field".to_string(),
+        false => format!("; it has {}{more}: name one with --text-field", names.join(", ")),
+    }
+}
+
 fn text_of(line: &str, field: &str) -> serde_json::Result<String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let text = json.deserialize_map(Field(field))?;
@@ -137,10 +157,7 @@ impl<'de> Visitor<'de> for Field<'_> {
             Some(Found::Other(kind)) => {
                 Err(A::Error::custom(format!("field {:?} is {kind}; expected a string", self.0)))
             }
-            None => Err(A::Error::custom(format!(
-                "no field {:?}; name the right one with --text-field",
-                self.0
-            ))),
+            None => Err(A::Error::custom(format!("{NO_FIELD} {:?}", self.0))),
         }
     }
 }

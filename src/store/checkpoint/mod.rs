@@ -372,7 +372,8 @@ impl Expected<'_> {
             known.push("student");
         }
         // More steps are the same run if the steps so far would have been the same.
-        if self.plan.steps >= manifest.step && same_until(plan, self.plan, manifest.step) {
+        let longer = Plan { steps: self.plan.steps, ..plan.clone() };
+        if longer.steps >= manifest.step && same_until(plan, &longer, manifest.step) {
             known.push("steps");
         }
         let mut differences = self.plan.differences_beside(&plan.mathematics(), &known);
@@ -442,26 +443,38 @@ fn not_to_be_extended(path: &Path, step: u64, was: &Plan, is: &Plan) -> Error {
         Some(at) => format!("remove the checkpoints after step {at} and resume from there, or "),
         None => String::new(),
     };
-    let verb = if was.teacher.is_some() { "distill" } else { "pretrain" };
-    // The run as a run file has all of its settings; a shape would contradict stored weights.
-    let again = match (&was.data.dir, was.shape.is_empty() && was.init.is_none()) {
-        (None, _) => "begin a new one in another folder".to_string(),
-        (Some(_), true) => format!(
-            "begin a new run from its weights: eslm-kd {verb} {0} --student {0} --steps N --out NEW",
-            quoted(run)
-        ),
-        (Some(data), false) => format!(
-            "begin a new run from its weights, with its settings: eslm-kd {verb} --data {} --student {} --steps N --out NEW ...",
-            quoted(Path::new(data)),
-            quoted(run)
-        ),
-    };
+    let again = from_its_weights(run, was, step, is.steps);
     Error::usage(format!(
         "{}: a run of {} cannot become one of {}: {why}; {here}{again}",
         path.display(),
         amount(was.steps, "steps"),
         count(is.steps)
     ))
+}
+
+/// The command that begins a run where the one in `run` is after `step` steps, which was asked for
+/// `steps`.
+pub(crate) fn from_its_weights(run: &Path, was: &Plan, step: u64, steps: u64) -> String {
+    let Some(data) = &was.data.dir else { return "begin a new one in another folder".into() };
+    let steps = if steps > step { steps - step } else { steps };
+    let name = run.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let place = |n: u32| run.with_file_name(format!("{name}-{n}"));
+    let new = (2..).map(place).find(|path| !path.exists()).unwrap_or_else(|| place(0));
+    let (run, new) = (quoted(run), quoted(&new));
+    let verb = if was.teacher.is_some() { "distill" } else { "pretrain" };
+    // The run as a run file has all of its settings; a shape would contradict stored weights.
+    if was.shape.is_empty() && was.init.is_none() {
+        return format!(
+            "begin a new run from its weights: eslm-kd {verb} {run} --student {run} --steps {steps} --out {new}"
+        );
+    }
+    let teacher = was.teacher.as_ref().map(|t| format!(" --teacher {}", quoted(Path::new(t))));
+    format!(
+        "begin a new run from its weights, and name its other settings, which are in {run}/config.toml: eslm-kd {verb} --data \
+         {}{} --student {run} --steps {steps} --out {new}",
+        quoted(Path::new(data)),
+        teacher.unwrap_or_default()
+    )
 }
 
 /// Whether two names may mean one folder, seen from two places: one ends as the other.

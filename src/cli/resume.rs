@@ -1,0 +1,100 @@
+//! What `--resume` finds in a run folder, and whether a run begins there, goes on or is over.
+
+use super::Resume;
+use crate::compare::quickstart::FIRST;
+use crate::config::Plan;
+use crate::cost::settle;
+use crate::error::{Error, Result};
+use crate::report::text::{count, quoted};
+use crate::runs::{Shown, State, show};
+use crate::store::checkpoint::{check_free, from_its_weights, latest};
+use crate::store::weights::read_config;
+use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, differences, plan_of};
+use std::path::Path;
+
+/// What a run folder is to the command that names it.
+pub enum Found {
+    /// Free: a run begins there.
+    Nothing,
+    /// A run that goes on.
+    Begun,
+    /// A finished one whose checkpoints are gone: what it came to.
+    Over(Box<Shown>),
+}
+
+impl Found {
+    /// Looks at the folder `out` of a run of `plan`. Errs where it is not what was asked for: what
+    /// is to continue must not begin in silence, and nothing is written over.
+    pub fn at(out: &Path, resume: Option<Resume>, plan: &Plan) -> Result<Self> {
+        let Some(resume) = resume else { return check_free(out).map(|()| Self::Nothing) };
+        if latest(out)?.is_some() {
+            return Ok(Self::Begun);
+        }
+        if out.join(MODEL_FOLDER).is_dir() && out.join(CONFIG_FILE).is_file() {
+            return over(out, plan).map(|shown| Self::Over(Box::new(shown)));
+        }
+        if out.join(CONFIG_FILE).is_file() {
+            return Ok(Self::Begun);
+        }
+        if let Some(whole) = of_several(out) {
+            return Err(Error::usage(format!("nothing to resume in {}: {whole}", out.display())));
+        }
+        if resume == Resume::Auto {
+            return check_free(out).map(|()| Self::Nothing);
+        }
+        Err(Error::usage(format!(
+            "nothing to resume in {}: it holds neither {CONFIG_FILE} nor a checkpoint; name the run folder with --out, or \
+             write --resume=auto to begin one there",
+            out.display()
+        )))
+    }
+}
+
+/// A folder of several runs, which one command goes on with.
+pub fn of_several(out: &Path) -> Option<String> {
+    if out.join(FIRST).join(CONFIG_FILE).is_file() {
+        let command = format!("eslm-kd distill --resume --out {}", quoted(out));
+        return Some(format!(
+            "it holds the runs of a quickstart; go on with all of them: {command}"
+        ));
+    }
+    out.join("compare.json").is_file().then(|| {
+        "it holds a comparison, and the `eslm-kd compare` command that began it goes on with all of it".to_string()
+    })
+}
+
+/// What the run in `out` came to, whose model stands and whose checkpoints do not; errs where `plan`
+/// asks for more than there is.
+fn over(out: &Path, plan: &Plan) -> Result<Shown> {
+    let shown = show(out)?;
+    if let Some(damage) = shown.row.damage {
+        return Err(Error::data(damage));
+    }
+    let was = plan_of(out)?;
+    let shape = read_config(&out.join(MODEL_FOLDER).join("config.json"))?;
+    let differences = differences(out, &settle(&shape, plan))?;
+    let what = match (shown.row.state, differences.is_empty()) {
+        (State::Finished, true) => return Ok(shown),
+        (State::Finished, false) => differences.join("; "),
+        _ => format!("it has done {} of {} steps", count(shown.row.step), count(was.steps)),
+    };
+    Err(Error::usage(format!(
+        "{}: the checkpoints of this run are gone, so it cannot go on ({what}); {}",
+        out.display(),
+        from_its_weights(out, &was, shown.row.step, plan.steps)
+    )))
+}
+
+/// Errs where `out` holds a run without its `config.toml`, which alone says what the run is.
+pub fn check_config(verb: &str, out: &Path) -> Result<()> {
+    let holds_a_run = latest(out)?.is_some() || out.join(MODEL_FOLDER).is_dir();
+    if !holds_a_run || out.join(CONFIG_FILE).is_file() {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "{} is missing, which says what the run there is; restore it, or name the run's file: eslm-kd {verb} CONFIG \
+         --resume --out {}",
+        out.join(CONFIG_FILE).display(),
+        quoted(out)
+    )))
+}
