@@ -1,5 +1,6 @@
 //! The safetensors files of a model folder, memory-mapped.
 
+use super::family::Names;
 use crate::error::{Error, Result};
 use crate::files::{Input, check_real, is_named};
 use memmap2::Mmap;
@@ -69,9 +70,16 @@ impl TensorFiles {
     }
 
     /// The shard that the index says holds a tensor, by its name without prefix.
-    pub fn listed(&self, name: &str) -> Option<&str> {
-        let found = self.index.iter().find(|(full, _)| own_name(full) == name);
+    pub fn listed(&self, name: &str, names: Names) -> Option<&str> {
+        let found = self.index.iter().find(|(full, _)| names.own(full) == name);
         found.map(|(_, shard)| shard.as_str())
+    }
+
+    /// The same for a message, whatever stands before the name.
+    pub fn said_of(&self, name: &str) -> Option<&str> {
+        let is =
+            |full: &str| full.strip_suffix(name).is_some_and(|p| p.is_empty() || p.ends_with('.'));
+        self.index.iter().find(|(full, _)| is(full)).map(|(_, shard)| shard.as_str())
     }
 
     /// SHA-256 of the files, one after the other.
@@ -112,19 +120,6 @@ impl TensorFiles {
     pub fn iter(&self) -> impl Iterator<Item = (&Path, Result<Vec<(String, TensorView<'_>)>>)> {
         self.files.iter().map(|(path, map)| (path.as_path(), tensors_of(path, map)))
     }
-}
-
-/// A tensor's name without what wrappers put before it: the model inside a head, `torch.compile`,
-/// data parallelism.
-pub(super) fn own_name(full: &str) -> &str {
-    let mut name = full;
-    while let Some(rest) = ["transformer.", "_orig_mod.", "module."]
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))
-    {
-        name = rest;
-    }
-    name
 }
 
 fn tensors_of<'a>(path: &Path, map: &'a Mmap) -> Result<Vec<(String, TensorView<'a>)>> {

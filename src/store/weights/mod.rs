@@ -1,15 +1,15 @@
-//! Weights in and out: a Hugging Face GPT-2 folder -> (shape, parameters) and back; plain parameter
-//! files for checkpoints.
+//! Weights in and out: a Hugging Face folder -> (shape, parameters) and back, by family; plain
+//! parameter files for checkpoints.
 //!
 //! Files are memory-mapped and read tensor by tensor: beside the parameters themselves, at most one
 //! tensor is held.
 
 mod config_json;
+mod family;
 mod files;
 mod save;
 
 pub use crate::data::tokenizer::TOKENIZER_FILES;
-use config_json::says_untied;
 pub use config_json::{parse_config, read_config};
 pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 pub use save::{SaveOptions, SpecialIds, save_model, save_params, state_length};
@@ -17,26 +17,26 @@ pub use save::{SaveOptions, SpecialIds, save_model, save_params, state_length};
 use crate::error::{Error, Result};
 use crate::model::{Gpt2Config, Layout, ParamSet, ParamSpec};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use files::{TensorFiles, own_name};
+use family::{Names, pieces};
+use files::TensorFiles;
 use safetensors::{Dtype, tensor::TensorView};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-/// Reads a Hugging Face GPT-2 folder: `config.json` with `model.safetensors`, or with
+/// Reads a Hugging Face folder: `config.json` with `model.safetensors`, or with
 /// `model.safetensors.index.json` and its shards.
 ///
-/// Tensors may be stored in f64, f32, f16 or bf16; the parameters are f32 on `device`. The
-/// `transformer.` prefix and those of wrappers are optional; mask buffers and heads of other tasks
-/// ([`unused_tensors`]) are ignored. The matrix that embedding and head share may be stored under
+/// Tensors may be stored in f64, f32, f16 or bf16; the parameters are f32 on `device`. The prefix of
+/// the model inside its head and those of wrappers are optional; buffers and heads of other tasks
+/// ([`unused_tensors`]) are ignored. A matrix that embedding and head share may be stored under
 /// either name; under both it must have the same bits.
 pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
-    let stored = Stored::of(&files, true)?;
-    stored.check_head(dir)?;
+    let mut stored = Stored::of_model(&files, &config, dir)?;
     let params = stored.read(&config, dir, device)?;
-    if let Some(head) = stored.head {
-        check_tied(&to_f32("lm_head.weight", &head)?, params.wte(), dir)?;
+    if let Some(head) = stored.head.take() {
+        check_tied(&to_f32(HEAD, &head)?, params.wte(), dir)?;
     }
     Ok((config, params))
 }
@@ -46,18 +46,20 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
 pub fn check_model(dir: &Path) -> Result<Gpt2Config> {
     let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
-    let stored = Stored::of(&files, true)?;
-    stored.check_head(dir)?;
-    stored.layout(&config, dir)?;
+    Stored::of_model(&files, &config, dir)?.layout(&config, dir)?;
     Ok(config)
 }
 
 /// Names of the tensors of such a folder that [`load_model`] does not read because they are a head
 /// of another task's: a value head, a classifier.
 pub fn unused_tensors(dir: &Path) -> Result<Vec<String>> {
+    let config = read_config(&dir.join("config.json"))?;
     let files = TensorFiles::open_model(dir)?;
-    Ok(Stored::of(&files, true)?.unused)
+    Ok(Stored::of(&files, Some(Names::of(config.parts.family)))?.unused)
 }
+
+/// The head's name in every family.
+const HEAD: &str = "lm_head.weight";
 
 /// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of
 /// `model.safetensors`, or of its shards one after the other in the order of their names. Who
@@ -70,8 +72,8 @@ pub fn weights_hash(dir: &Path) -> Result<String> {
 /// kept (NaN too: for that there is [`check_finite`]).
 pub fn load_params(path: &Path, layout: &Layout, device: &Device) -> Result<ParamSet> {
     let files = TensorFiles::open_one(path)?;
-    let stored = Stored::of(&files, false)?;
-    stored.check(layout, path)?;
+    let stored = Stored::of(&files, None)?;
+    stored.check(layout.entries().iter().map(|s| (s.name.clone(), s.shape.clone())), path)?;
     let mut tensors = Vec::with_capacity(layout.entries().len());
     for ParamSpec { name, shape, .. } in layout.entries() {
         crate::interrupt::check()?;
@@ -98,73 +100,76 @@ pub fn check_finite(params: &ParamSet, place: &Path) -> Result<()> {
     })
 }
 
-/// Tensors by their names without prefix; what a GPT-2 checkpoint may carry beside its parameters
-/// is set apart.
+/// Tensors by their names without prefix; what a folder may carry beside the parameters is set
+/// apart.
 struct Stored<'a> {
     files: &'a TensorFiles,
     tensors: HashMap<String, TensorView<'a>>,
+    /// The head that is stored beside the embedding it should be.
     head: Option<TensorView<'a>>,
     /// What belongs to a head of another task.
     unused: Vec<String>,
 }
 
 impl<'a> Stored<'a> {
-    fn of(files: &'a TensorFiles, hugging_face: bool) -> Result<Self> {
+    /// The tensors of a model of that shape.
+    fn of_model(files: &'a TensorFiles, config: &Gpt2Config, dir: &Path) -> Result<Self> {
+        let names = Names::of(config.parts.family);
+        let mut stored = Self::of(files, Some(names))?;
+        let head = stored.tensors.remove(HEAD);
+        match (config.parts.own_head, head) {
+            (true, Some(head)) => drop(stored.tensors.insert(HEAD.into(), head)),
+            (true, None) => {
+                return Err(Error::data(format!(
+                    "{}: no {HEAD} is stored, and the head is not the embedding (tie_word_embeddings is false, or absent \
+                     where the family's default is false); expected that tensor, or tie_word_embeddings = true{}",
+                    dir.display(),
+                    match &stored.unused[..] {
+                        [] => String::new(),
+                        unused => format!("; found heads of another task: {}", unused.join(", ")),
+                    }
+                )));
+            }
+            // One matrix, two names: some writers keep the head's.
+            (false, Some(head)) if !stored.tensors.contains_key(names.embedding) => {
+                stored.tensors.insert(names.embedding.into(), head);
+            }
+            (false, head) => stored.head = head,
+        }
+        Ok(stored)
+    }
+
+    /// All tensors of files, or of a family's files by its names for them.
+    fn of(files: &'a TensorFiles, names: Option<Names>) -> Result<Self> {
         let mut stored = Self { files, tensors: HashMap::new(), head: None, unused: Vec::new() };
         for (path, file) in files.iter() {
             for (full, view) in file? {
-                let name = if hugging_face { own_name(&full).to_string() } else { full };
-                if hugging_face && is_mask(&name) {
+                let name = names.map_or(full.as_str(), |names| names.own(&full)).to_string();
+                if names.is_some_and(|names| (names.is_buffer)(&name)) {
                     continue;
                 }
-                if hugging_face && is_other_head(&name) {
+                if names.is_some_and(|names| names.is_other_head(&name)) {
                     stored.unused.push(name);
                     continue;
                 }
                 // A shard may hold a tensor that the index takes from another.
-                let held = stored.tensors.contains_key(&name)
-                    || (name == "lm_head.weight" && stored.head.is_some());
-                let listed = files.listed(&name).filter(|_| held);
+                let held = stored.tensors.contains_key(&name);
+                let listed = names.and_then(|names| files.listed(&name, names)).filter(|_| held);
                 if listed.is_some_and(|shard| path.file_name().is_none_or(|file| file != shard)) {
                     continue;
                 }
                 if listed.is_some() {
                     stored.tensors.remove(&name);
-                    stored.head.take_if(|_| name == "lm_head.weight");
                 }
-                let twice = if hugging_face && name == "lm_head.weight" {
-                    stored.head.replace(view).is_some()
-                } else {
-                    stored.tensors.insert(name.clone(), view).is_some()
-                };
-                if twice {
+                if stored.tensors.insert(name.clone(), view).is_some() {
                     return Err(Error::data(format!(
-                        "{}: tensor {name} is stored twice (with and without `transformer.`, or in two files)",
+                        "{}: tensor {name} is stored twice (with and without a prefix, or in two files)",
                         path.display()
                     )));
                 }
             }
         }
-        // One matrix, two names: some writers keep the head's.
-        if !stored.tensors.contains_key("wte.weight")
-            && let Some(head) = stored.head.take()
-        {
-            stored.tensors.insert("wte.weight".into(), head);
-        }
         Ok(stored)
-    }
-
-    /// Errs where the config says that the head is not the embedding and none is stored; one that is
-    /// stored is compared.
-    fn check_head(&self, dir: &Path) -> Result<()> {
-        if self.head.is_some() || !says_untied(&dir.join("config.json"))? {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "{}: config.json says tie_word_embeddings = false, and no lm_head.weight is stored beside wte.weight; expected \
-             true, or a head with the embedding's values: other heads are not supported",
-            dir.display()
-        )))
     }
 
     /// The layout of `config`, which the stored tensors have.
@@ -173,52 +178,68 @@ impl<'a> Stored<'a> {
         // is plausible.
         if config.n_layer > self.tensors.len() {
             return Err(Error::data(format!(
-                "{}: config.json says n_layer = {}, but the weights hold only {} tensors",
+                "{}: config.json says {} blocks, but the weights hold only {} tensors",
                 dir.display(),
                 config.n_layer,
                 self.tensors.len()
             )));
         }
         let layout = Layout::new(config);
-        self.check(&layout, dir)?;
+        let names = Names::of(config.parts.family);
+        let expected = layout.entries().iter().flat_map(|spec| {
+            pieces(config, spec)
+                .into_iter()
+                .map(|piece| (names.own(&piece.name).to_string(), piece.shape(spec)))
+        });
+        self.check(expected, dir)?;
         Ok(layout)
     }
 
     fn read(&self, config: &Gpt2Config, dir: &Path, device: &Device) -> Result<ParamSet> {
         let layout = self.layout(config, dir)?;
+        let names = Names::of(config.parts.family);
         let mut tensors = Vec::with_capacity(layout.entries().len());
-        for ParamSpec { name, .. } in layout.entries() {
+        for spec in layout.entries() {
             crate::interrupt::check()?;
-            let view = &self.tensors[name.as_str()];
-            let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
-            self.files.release(view.data());
-            tensor_is_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
-            tensors.push(tensor.to_device(device)?);
+            let mut parts = Vec::new();
+            for piece in pieces(config, spec) {
+                let name = names.own(&piece.name);
+                let view = &self.tensors[name];
+                let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
+                self.files.release(view.data());
+                tensor_is_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
+                parts.push(if piece.turned { tensor.t()?.contiguous()? } else { tensor });
+            }
+            let whole = match parts.len() {
+                1 => parts.swap_remove(0),
+                _ => Tensor::cat(&parts, spec.shape.len() - 1)?,
+            };
+            tensors.push(whole.to_device(device)?);
         }
         Ok(ParamSet::new(layout, tensors))
     }
 
-    /// Every tensor of the layout is there with its shape, and nothing else is.
-    fn check(&self, layout: &Layout, place: &Path) -> Result<()> {
-        let expected: HashMap<&str, &[usize]> = layout
-            .entries()
+    /// Every expected tensor is there with its shape, and nothing else is.
+    fn check(
+        &self,
+        expected: impl Iterator<Item = (String, Vec<usize>)>,
+        place: &Path,
+    ) -> Result<()> {
+        let expected: Vec<(String, Vec<usize>)> = expected.collect();
+        let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let missing: Vec<&str> = expected
             .iter()
-            .map(|spec| (spec.name.as_str(), spec.shape.as_slice()))
-            .collect();
-        let missing: Vec<&str> = layout
-            .entries()
-            .iter()
-            .map(|spec| spec.name.as_str())
-            .filter(|n| !self.tensors.contains_key(*n))
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !self.tensors.contains_key(*name))
             .collect();
         let mut extra: Vec<&str> =
-            self.tensors.keys().map(String::as_str).filter(|n| !expected.contains_key(n)).collect();
+            self.tensors.keys().map(String::as_str).filter(|n| !known.contains(n)).collect();
         extra.sort_unstable();
         if !missing.is_empty() || !extra.is_empty() {
             let mut what = Vec::new();
             if !missing.is_empty() {
                 what.push(format!("missing {}", some_of(&missing)));
-                if let Some(shard) = self.files.listed(missing[0]) {
+                if let Some(shard) = self.files.said_of(missing[0]) {
                     what.push(format!("{INDEX_FILE} says that {} is in {shard}", missing[0]));
                 }
             }
@@ -229,12 +250,12 @@ impl<'a> Stored<'a> {
                 "{}: tensors do not match the shape: {} (expected {} tensors, found {})",
                 place.display(),
                 what.join("; "),
-                layout.entries().len(),
+                expected.len(),
                 self.tensors.len()
             )));
         }
-        for ParamSpec { name, shape, .. } in layout.entries() {
-            let found = self.tensors[name.as_str()].shape();
+        for (name, shape) in &expected {
+            let found = self.tensors[name].shape();
             if found != shape.as_slice() {
                 return Err(Error::data(format!(
                     "{}: tensor {name} must have shape {shape:?}, found {found:?}",
@@ -244,20 +265,6 @@ impl<'a> Stored<'a> {
         }
         Ok(())
     }
-}
-
-/// The causal masks that old checkpoints store with each block: `h.N.attn.bias` and
-/// `h.N.attn.masked_bias`.
-fn is_mask(name: &str) -> bool {
-    name.strip_prefix("h.").and_then(|rest| rest.split_once('.')).is_some_and(|(n, rest)| {
-        n.parse::<usize>().is_ok() && matches!(rest, "attn.bias" | "attn.masked_bias")
-    })
-}
-
-/// Whether a tensor lies outside the parts of a GPT-2, whose names are these.
-fn is_other_head(name: &str) -> bool {
-    let part = name.split('.').next().unwrap_or_default();
-    !["wte", "wpe", "h", "ln_f", "lm_head"].contains(&part)
 }
 
 /// At most five names, then how many more.
@@ -312,7 +319,8 @@ fn tensor_is_finite(name: &str, tensor: &Tensor) -> Result<()> {
 fn check_tied(head: &Tensor, wte: &Tensor, dir: &Path) -> Result<()> {
     let untied = || {
         Error::data(format!(
-            "{}: lm_head.weight differs from wte.weight; untied heads are not supported, GPT-2 shares the two",
+            "{}: {HEAD} differs from the embedding, and config.json says that the two are one (tie_word_embeddings is true, \
+             or absent where that is the default); write tie_word_embeddings = false if the head is a matrix of its own",
             dir.display()
         ))
     };

@@ -4,13 +4,14 @@
 //! The safetensors crate's own writer creates files of mode 0600, which other users cannot read;
 //! the format is a header and the raw values, so it is written here.
 
+use super::family::{self, pieces};
 use super::files::read_json_bytes;
 use super::with_values;
 use crate::data::tokenizer::{TOKENIZER_FILES, Tokenizer};
 use crate::error::{Error, Result};
 use crate::files::{is_named, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, ParamSet};
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -86,7 +87,7 @@ impl SpecialIds {
         Ok(Self { bos, eos, pad, generation })
     }
 
-    fn eos_json(&self) -> Value {
+    pub(super) fn eos_json(&self) -> Value {
         match self.eos.as_slice() {
             [] => Value::Null,
             [one] => json!(one),
@@ -113,12 +114,17 @@ pub fn save_model(
     params: &ParamSet,
     options: &SaveOptions,
 ) -> Result<()> {
-    write_json(&dir.join("config.json"), &config_json(config, &options.ids))?;
+    write_json(&dir.join("config.json"), &family::write(config, &options.ids))?;
     write_json(&dir.join("generation_config.json"), &generation_json(config, &options.ids))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    // Bare names, as in openai-community/gpt2: transformers reads them with and without a prefix,
-    // mlx-lm without alone.
-    save_params(&dir.join(super::WEIGHTS_FILE), params, &metadata)?;
+    let mut tensors = Vec::new();
+    for (spec, tensor) in params.layout().entries().iter().zip(params.tensors()) {
+        for piece in pieces(config, spec) {
+            let part = tensor.narrow(D::Minus1, piece.columns.start, piece.columns.len())?;
+            tensors.push((piece.name, if piece.turned { part.t()? } else { part }));
+        }
+    }
+    save_tensors(&dir.join(super::WEIGHTS_FILE), tensors, &metadata)?;
     let Some(tokenizer) = options.tokenizer else { return Ok(()) };
     let mut copied = 0;
     for name in TOKENIZER_FILES {
@@ -162,9 +168,17 @@ pub fn save_params(
     params: &ParamSet,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
+    let named = params.named().map(|(name, tensor)| (name.to_string(), tensor.clone()));
+    save_tensors(path, named.collect(), metadata)
+}
+
+fn save_tensors(
+    path: &Path,
+    mut tensors: Vec<(String, Tensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     // Sorted by name, as the format's reference implementation does for tensors of one dtype.
-    let mut tensors: Vec<(&str, &Tensor)> = params.named().collect();
-    tensors.sort_by(|a, b| a.0.cmp(b.0));
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
 
     let mut header = Map::new();
     if !metadata.is_empty() {
@@ -181,7 +195,7 @@ pub fn save_params(
         let start = end;
         end += 4 * tensor.elem_count();
         header.insert(
-            name.to_string(),
+            name.clone(),
             json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}),
         );
     }
@@ -215,35 +229,6 @@ fn write_values(w: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, |w| writeln!(w, "{value:#}").map_err(|e| Error::io("write", path, e)))
-}
-
-fn config_json(config: &Gpt2Config, ids: &SpecialIds) -> Value {
-    json!({
-        "activation_function": "gelu_new",
-        "architectures": ["GPT2LMHeadModel"],
-        "attn_pdrop": 0.0,
-        "bos_token_id": ids.bos,
-        "embd_pdrop": 0.0,
-        "eos_token_id": ids.eos_json(),
-        "initializer_range": config.initializer_range,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "model_type": "gpt2",
-        "n_ctx": config.n_positions,
-        "n_embd": config.n_embd,
-        "n_head": config.n_head,
-        "n_inner": config.n_inner,
-        "n_layer": config.n_layer,
-        "n_positions": config.n_positions,
-        "pad_token_id": ids.pad,
-        "reorder_and_upcast_attn": false,
-        "resid_pdrop": 0.0,
-        "scale_attn_by_inverse_layer_idx": false,
-        "scale_attn_weights": true,
-        "tie_word_embeddings": true,
-        "torch_dtype": "float32",
-        "use_cache": true,
-        "vocab_size": config.vocab_size,
-    })
 }
 
 /// `max_length`: without it `pipeline("text-generation")` asks for more tokens than a short model

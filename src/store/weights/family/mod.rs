@@ -53,7 +53,9 @@ pub(super) fn read(keys: &Keys) -> Result<Gpt2Config> {
         Some("qwen2") => qwen::read(keys, Family::Qwen2),
         Some("qwen3") => qwen::read(keys, Family::Qwen3),
         other => {
-            let own = keys.has("auto_map").then_some("; auto_map names code of its own, which is not run");
+            let own = keys
+                .has("auto_map")
+                .then_some("; auto_map names code of its own, which is not run");
             Err(Error::data(format!(
                 "model_type must be \"gpt2\", \"llama\", \"qwen2\" or \"qwen3\", found {:?}; other models are not \
                  supported{}",
@@ -107,9 +109,8 @@ impl Names {
     /// `torch.compile`, data parallelism.
     pub fn own<'a>(&self, full: &'a str) -> &'a str {
         let mut name = full;
-        while let Some(rest) = [self.body, "_orig_mod.", "module."]
-            .iter()
-            .find_map(|prefix| name.strip_prefix(prefix))
+        while let Some(rest) =
+            [self.body, "_orig_mod.", "module."].iter().find_map(|prefix| name.strip_prefix(prefix))
         {
             name = rest;
         }

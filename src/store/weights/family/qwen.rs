@@ -1,8 +1,8 @@
 //! Qwen2, Qwen2.5 and Qwen3: Llama's files, with biases of queries, keys and values, or a norm of
 //! each head's queries and keys.
 
-use super::llama::{Defaults, read_with, write_shared};
 use super::Keys;
+use super::llama::{Defaults, read_with, write_shared};
 use crate::error::{Error, Result};
 use crate::model::parts::Biases;
 use crate::model::{Family, Gpt2Config};
@@ -34,8 +34,7 @@ fn check_window(keys: &Keys, config: &Gpt2Config) -> Result<()> {
         return Ok(());
     }
     let stated = keys.0.contains_key("sliding_window");
-    let window: Option<usize> =
-        if stated { keys.get("sliding_window")? } else { Some(4096) };
+    let window: Option<usize> = if stated { keys.get("sliding_window")? } else { Some(4096) };
     let Some(window) = window.filter(|window| *window < config.n_positions) else { return Ok(()) };
     let from: usize = keys.get("max_window_layers")?.unwrap_or(28);
     let windowed = match keys.get::<Vec<String>>("layer_types")? {

@@ -91,15 +91,17 @@ pub(super) fn write(rotary: &Rotary, all: &mut Value) {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original as u64,
         }),
-        RopeScaling::Yarn { factor, attention, beta_fast, beta_slow, original, truncate } => json!({
-            "rope_type": "yarn",
-            "factor": factor,
-            "attention_factor": attention,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "original_max_position_embeddings": original as u64,
-            "truncate": truncate,
-        }),
+        RopeScaling::Yarn { factor, attention, beta_fast, beta_slow, original, truncate } => {
+            json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "attention_factor": attention,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "original_max_position_embeddings": original as u64,
+                "truncate": truncate,
+            })
+        }
     };
     all["rope_theta"] = rotary.theta.into();
     all["rope_scaling"] = match rotary.scaling {
