@@ -1,8 +1,10 @@
 //! Files and folders: those that are written appear whole or not at all, where the user named them
-//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`).
+//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`), and what
+//! is not there from what is (`near`).
 
 mod atomic;
 mod input;
+pub mod near;
 mod out;
 
 pub use atomic::{AtomicDir, AtomicFile, write_atomic};

@@ -136,6 +136,7 @@ pub(super) fn focus(lines: &[Line], start: f64) -> (f64, f64) {
     };
     let late = |line: &Line| {
         let from = line.points.iter().position(|p| p.0 >= start * most).unwrap_or(0);
+        let from = from.min(line.points.len().saturating_sub(2)); // one point is no line
         extents(line).into_iter().skip(from).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     };
     let parts: Vec<(f64, f64)> = lines.iter().filter(near).filter_map(late).collect();

@@ -517,6 +517,20 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
     }
 }
 
+/// What stands in front of the last dot.
+fn section(name: &str) -> Option<&str> {
+    name.rsplit_once('.').map(|(section, _)| section)
+}
+
+/// Whether the letters of `word`, three at least, are some of those of `whole` in their order, the
+/// first one the same: `ctx` of `context`.
+fn abbreviates(word: &str, whole: &str) -> bool {
+    let mut letters = whole.chars();
+    word.chars().count() >= 3
+        && word.chars().next() == whole.chars().next()
+        && word.chars().all(|c| letters.any(|l| l == c))
+}
+
 /// Longest word that is still looked up.
 const MOST_MISSPELT: usize = 256;
 
@@ -530,6 +544,8 @@ pub(crate) fn nearest<'a>(
     if word.len() > MOST_MISSPELT {
         return None;
     }
+    let word = word.to_lowercase();
+    let word = word.as_str();
     let last = |w: &'a str| w.rsplit('.').next().unwrap_or(w);
     let bare = word.rsplit('.').next().unwrap_or(word);
     candidates
@@ -537,9 +553,11 @@ pub(crate) fn nearest<'a>(
             let whole = strsim::damerau_levenshtein(word, c);
             // The wrong section costs one edit: a typo within the right section wins.
             let part = strsim::damerau_levenshtein(bare, last(c)) + 1;
-            (whole.min(part), c)
+            let short =
+                if abbreviates(bare, last(c)) && section(word) == section(c) { 1 } else { part };
+            (whole.min(part).min(short), c)
         })
-        .filter(|(distance, c)| *distance <= 1 + c.len().min(word.len()) / 4)
+        .filter(|(distance, c)| *distance <= 1 + last(c).len().min(bare.len()) / 4)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)
 }

@@ -5,6 +5,7 @@ use super::choice::{did_you_mean, nearest};
 use super::keys::{self, KEYS, Key};
 use crate::error::{Error, Result};
 use crate::files::{is_named, read_bounded};
+use crate::report::text::quoted;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -101,8 +102,15 @@ impl RunFile {
         if let Some(found) = Self::embedded(place) {
             return Ok(found);
         }
+        let given = Path::new(place);
+        if let Some(advice) = no_run(given) {
+            return Err(Error::data(format!("{place} is no run file and no run folder; {advice}")));
+        }
         let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
-        if let Some(near) = nearest(place, names.iter().copied()) {
+        // `configs/clm.toml` is built in as `clm`.
+        let stem = given.file_stem().map_or_else(|| place.into(), |stem| stem.to_string_lossy());
+        let found = nearest(place, names.iter().copied());
+        if let Some(near) = found.or_else(|| nearest(&stem, names.iter().copied())) {
             return Err(Error::data(format!(
                 "no run file at {place}, and no built-in one of that name; did you mean \"{near}\"?"
             )));
@@ -327,6 +335,19 @@ fn twice(key: &Key, before: &Origin, here: &Origin) -> Error {
         key.was.unwrap_or(key.name),
         key.name
     ))
+}
+
+/// What to do with a folder that is no run but of another kind.
+fn no_run(folder: &Path) -> Option<String> {
+    let holds = |name: &str| folder.join(name).is_file();
+    let name = quoted(folder);
+    if holds("train.bin") {
+        Some(format!("it is a data folder: --data {name}"))
+    } else if holds("config.json") {
+        Some(format!("it is a model: --student {name}, or --teacher {name}"))
+    } else {
+        None
+    }
 }
 
 /// The key of that name, or an error that names the nearest.

@@ -7,6 +7,7 @@ use crate::data::split::End;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
+use crate::files::near::did_you_mean_path;
 use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
 use crate::report::text::{amount, percent, quoted};
@@ -374,7 +375,7 @@ impl DataDir {
                     quoted(folder)
                 ),
                 (_, true) => format!("it has no {TRAIN}"),
-                (_, false) => "found nothing of that name".to_string(),
+                (_, false) => format!("found nothing of that name{}", did_you_mean_path(folder)),
             };
             return Err(Error::data(format!(
                 "{place}: expected a folder made by `eslm-kd prepare`; {found}"

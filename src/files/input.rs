@@ -1,5 +1,6 @@
 //! What is read: files, pipes that a signal can end, and what merely stands in the place of a file.
 
+use super::near::near_path;
 use crate::error::{Error, Result};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek};
@@ -120,9 +121,13 @@ fn missing(path: &Path, e: io::Error) -> Error {
         None if path == Path::new("-") => {
             Error::io("open", path, e).context("for standard input name /dev/stdin")
         }
-        None if e.kind() == ErrorKind::NotFound => Error::data(format!(
-            "there is no file {place}; expected the name of one, from this folder on or whole"
-        )),
+        None if e.kind() == ErrorKind::NotFound => {
+            let says = match near_path(path) {
+                Some(near) => format!("did you mean {}?", near.display()),
+                None => "expected the name of one, from this folder on or whole".into(),
+            };
+            Error::data(format!("there is no file {place}; {says}"))
+        }
         None => Error::io("open", path, e),
     }
 }

@@ -1,7 +1,7 @@
 //! Tables for people, as wide as they are or as wide as a terminal.
 
 use super::screen::Screen;
-use super::text::{HEADING, visible};
+use super::text::{HEADING, MARKED, visible};
 use std::iter::once;
 use unicode_width::UnicodeWidthStr;
 
@@ -183,6 +183,45 @@ pub fn broken(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// A line of prose in lines of at most `width` columns, broken between words; behind a name and a
+/// gap (`chip        x86-64`) all of it stays there. What is longer than a line (a path), and a
+/// command in backticks, stays whole, so that it can be pasted.
+pub fn folded(line: &str, width: usize) -> String {
+    let columns = |text: &str| text.replace(MARKED, "").width();
+    if columns(line) <= width {
+        return line.to_string();
+    }
+    let gap = line.find("  ").map(|at| at + line[at..].len() - line[at..].trim_start().len());
+    let hang = gap.map_or(0, |at| columns(&line[..at]));
+    let hang = if hang <= width / 3 { hang } else { 0 };
+    let (mut out, mut used) = (String::new(), 0);
+    for (i, word) in words(line).into_iter().enumerate() {
+        let room = width.saturating_sub(used + 1);
+        if i > 0 && used > hang && !word.is_empty() && columns(word) > room {
+            out.truncate(out.trim_end().len());
+            out += &format!("\n{}", " ".repeat(hang));
+            used = hang;
+        } else if i > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out += word;
+        used += columns(word);
+    }
+    out
+}
+
+/// What stands between spaces; with what stands in backticks as one.
+fn words(line: &str) -> Vec<&str> {
+    let pairs = line.matches('`').count().is_multiple_of(2);
+    let mut inside = false;
+    line.split(|c: char| {
+        inside ^= pairs && c == '`';
+        c == ' ' && !inside
+    })
+    .collect()
+}
+
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.natural();
@@ -269,6 +308,31 @@ mod tests {
                 first.contains(path) && first.contains("onselectedtokens"),
                 "{width}:\n{plain}"
             );
+        }
+    }
+
+    #[test]
+    fn prose_breaks_between_words_and_what_can_be_pasted_stays_whole() {
+        let line = "no data in it; name a folder, made by `eslm-kd prepare --out data`, or a file";
+        assert_eq!(
+            folded(line, 30),
+            "no data in it; name a folder,\nmade by\n`eslm-kd prepare --out data`,\nor a file"
+        );
+        assert_eq!(folded(line, 80), line);
+        assert_eq!(folded("see runs/a/very/long/path now", 10), "see\nruns/a/very/long/path\nnow");
+        // Behind a name; gaps stay as wide as they are.
+        assert_eq!(
+            folded("chip    one two  three", 16),
+            "chip    one two  three".replace("  three", "\n        three")
+        );
+        assert_eq!(folded("a name    with a gap far off", 12), "a name\nwith a gap\nfar off");
+        // Marks have no width; a single backtick quotes nothing.
+        assert_eq!(folded("\u{2}one\u{3} two", 7), "\u{2}one\u{3} two");
+        assert_eq!(folded("a ` b c", 3), "a `\nb c");
+        // No word of a text is lost at any width.
+        for width in 1..60 {
+            let all = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+            assert_eq!(all(&folded(line, width)), all(line), "{width}");
         }
     }
 

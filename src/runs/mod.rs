@@ -9,9 +9,9 @@ pub use find::{defaults, find};
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
+use crate::files::near::shortlist;
 use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
-use crate::store::near::shortlist;
 use crate::store::places::find_again;
 use crate::store::weights::read_config;
 use crate::train::events::{Outline, outline};
@@ -91,6 +91,11 @@ pub fn rows(folders: &[PathBuf]) -> Result<Vec<Row>> {
     let age = |row: &Row| row.age.unwrap_or(f64::INFINITY);
     rows.sort_by(|a, b| age(a).total_cmp(&age(b)).then_with(|| a.run.cmp(&b.run)));
     Ok(rows)
+}
+
+/// What has become of the run in that folder.
+pub fn state_of(run: &Path) -> State {
+    look(run).row.state
 }
 
 /// Looks at the run folder; what is wrong with it is part of the answer.
@@ -173,6 +178,8 @@ pub struct Shown {
     pub flops: Option<f64>,
     /// Seconds of training.
     pub seconds: Option<f64>,
+    /// Loss of the last logged step over all its tokens, if all were scored.
+    pub full_loss: Option<f64>,
     /// Steps done at the last logged step, at the last validation and at the best one.
     pub loss_step: Option<u64>,
     /// See [`Shown::loss_step`].
@@ -230,6 +237,7 @@ pub fn show(run: &Path) -> Result<Shown> {
         tokens: metrics.last["tokens"].as_u64(),
         flops: metrics.last["flops"].as_f64(),
         seconds: metrics.last["seconds"].as_f64(),
+        full_loss: metrics.last["full_loss"].as_f64(),
         loss_step: metrics.last["step"].as_u64(),
         val_step: metrics.validations.last().map(|(step, _)| *step),
         best_val_step: best.map(|(step, _)| *step),

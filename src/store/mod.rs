@@ -14,7 +14,6 @@ pub mod hub;
 pub mod identity;
 #[doc(hidden)]
 pub mod names;
-pub(crate) mod near;
 mod open;
 #[doc(hidden)]
 pub mod places;

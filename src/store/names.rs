@@ -19,6 +19,7 @@
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::children;
+use crate::files::near::{self, shortlist};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::report::text::amount;
@@ -26,7 +27,6 @@ use crate::store::checkpoint;
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
-use crate::store::near::{self, shortlist};
 use crate::store::preset::{self, Preset, Provider, Role};
 use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
 use candle_core::Device;
@@ -438,8 +438,12 @@ fn neither(text: &str, kind: Kind) -> Error {
     if looks_like_path(text) {
         return near::no_such_path(text);
     }
-    let near =
-        preset::nearest(text, kind.role()).map_or(String::new(), |n| format!(" Did you mean {n}?"));
+    // A folder of a similar name is nearer than what is built in.
+    let near = match near::near_path(Path::new(text)) {
+        Some(path) => Some(path.display().to_string()),
+        None => preset::nearest(text, kind.role()).map(str::to_string),
+    };
+    let near = near.map_or_else(String::new, |near| format!(" Did you mean {near}?"));
     Error::data(format!(
         "{text:?} is neither an existing folder, nor a preset, nor a Hub id (org/name).{near} Presets: {}",
         preset::names(kind.role()).join(", ")

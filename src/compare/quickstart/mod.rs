@@ -52,7 +52,7 @@ const CACHE_VERSION: u32 = 2;
 /// One trained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Trained {
-    /// What it is, for people.
+    /// What it is, in a word.
     pub model: &'static str,
     /// Number of parameters, the tied head counted once.
     pub parameters: u64,
@@ -197,12 +197,14 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
         }
         whole.begin(i);
         around.progress.note(&match (is_finished(folder), *name == TEACHER) {
-            (true, _) => format!("{model}: found in {}", folder.display()),
-            (_, true) => format!("{model}, pretrained once and kept:"),
-            _ => format!("{model}:"),
+            (true, true) => format!("{model}: found in {}", folder.display()),
+            (true, false) => format!("student, {model}: found in {}", folder.display()),
+            (false, true) => format!("{model}, pretrained once and kept:"),
+            (false, false) => format!("student, {model}:"),
         });
         finish(folder, || Session::with_data(plan, data, around), around.progress)?;
-        models.push(trained(model, folder)?);
+        // One word for tables and programs: `teacher`, `plain`, `dense`, `random`, `ESLM`.
+        models.push(trained(model.split(' ').next().unwrap_or(model), folder)?);
     }
     Ok(models)
 }
@@ -251,10 +253,10 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
     plain.objective.lambda = 0.0;
     plain.objective.lambda_end = None;
     let mut students = vec![
-        (FIRST, "student, plain pretraining", plain),
-        (DENSE, "student, dense distillation", dense),
-        (RANDOM, "student, random distillation", random),
-        (ESLM, "student, ESLM distillation", eslm),
+        (FIRST, "plain pretraining", plain),
+        (DENSE, "dense distillation", dense),
+        (RANDOM, "random distillation", random),
+        (ESLM, "ESLM distillation", eslm),
     ];
     students.truncate(if plan.selects() { 4 } else { 2 });
     students

@@ -31,9 +31,9 @@ pub fn shortlist(paths: &[PathBuf]) -> String {
     shown.join(", ") + more
 }
 
-/// That nothing is at `text`, and what is there of a similar name.
-pub fn no_such_path(text: &str) -> Error {
-    let path = Path::new(text);
+/// What is there of a similar name as what is not at `path`, and the folder in which it would be
+/// with the names in it, the nearest first.
+fn around(path: &Path) -> (Option<PathBuf>, PathBuf, Vec<String>) {
     let here = Path::new(".");
     let parent = |path: &Path| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
@@ -62,15 +62,32 @@ pub fn no_such_path(text: &str) -> Error {
         let whole = near.join(rest);
         Some(if rest.components().next().is_some() && whole.exists() { whole } else { near })
     };
-    let says = if let Some(near) = names.first().and_then(near) {
-        let near = near.strip_prefix(here).unwrap_or(&near);
+    let near = names.first().and_then(near);
+    let near = near.map(|near| near.strip_prefix(here).unwrap_or(&near).to_path_buf());
+    (near, folder, names.into_iter().map(|(_, name)| name).collect())
+}
+
+/// What is there of a similar name, where nothing is at `path`.
+pub fn near_path(path: &Path) -> Option<PathBuf> {
+    if path.exists() { None } else { around(path).0 }
+}
+
+/// `; did you mean data/mine?`, or nothing where nothing is near.
+pub fn did_you_mean_path(path: &Path) -> String {
+    let near = near_path(path);
+    near.map_or_else(String::new, |near| format!("; did you mean {}?", near.display()))
+}
+
+/// That nothing is at `text`, and what is there of a similar name.
+pub fn no_such_path(text: &str) -> Error {
+    let (near, folder, names) = around(Path::new(text));
+    let says = if let Some(near) = near {
         format!("; did you mean {}?", near.display())
     } else if names.is_empty() {
         format!("; {} is empty", folder.display())
     } else {
         let more = if names.len() > MOST_NAMES { ", ..." } else { "" };
-        let shown: Vec<&str> =
-            names.iter().take(MOST_NAMES).map(|(_, name)| name.as_str()).collect();
+        let shown: Vec<&str> = names.iter().take(MOST_NAMES).map(String::as_str).collect();
         format!("; {} has {}{more}", folder.display(), shown.join(", "))
     };
     Error::data(format!("there is no {text}{says}"))
@@ -95,5 +112,10 @@ mod tests {
         assert_eq!(said("RUNS/first"), "there is no T/RUNS/first; did you mean T/runs/first?");
         assert_eq!(said("rnus/last"), "there is no T/rnus/last; did you mean T/runs?");
         assert_eq!(said("runs/zebra"), "there is no T/runs/zebra; T/runs has first");
+        let near = |path: &str| did_you_mean_path(&root.path().join(path));
+        assert!(
+            near("runs/fist").ends_with("runs/first?") && near("runs/fist").starts_with("; did")
+        );
+        assert_eq!((near("runs/zebra"), near("runs/first")), (String::new(), String::new()));
     }
 }
