@@ -197,7 +197,11 @@ pub(super) fn of_command_line(
             let verb_name = &verb.path;
             let needed = flag.replace(['<', '>'], "");
             let example = verb.example();
-            format!("{verb_name} needs {needed}{example}")
+            let report = match verb.name == "compare" && needed.contains("CONFIG") {
+                true => "; a comparison that is there is reported on with --report-only",
+                false => "",
+            };
+            format!("{verb_name} needs {needed}{example}{report}")
         }
         ErrorKind::ArgumentConflict if found(ContextKind::PriorArg) == flag => {
             format!("{short}: expected once, found twice")

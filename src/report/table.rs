@@ -193,7 +193,7 @@ pub fn folded(line: &str, width: usize) -> String {
     }
     let gap = line.find("  ").map(|at| at + line[at..].len() - line[at..].trim_start().len());
     let hang = gap.map_or(0, |at| columns(&line[..at]));
-    let hang = if hang <= width / 3 { hang } else { 0 };
+    let hang = if hang <= width / 2 { hang } else { 0 };
     let (mut out, mut used) = (String::new(), 0);
     for (i, word) in words(line).into_iter().enumerate() {
         let room = width.saturating_sub(used + 1);

@@ -13,7 +13,7 @@ use crate::files::near::shortlist;
 use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
 use crate::store::places::find_again;
-use crate::store::weights::read_config;
+use crate::store::weights::{check_model, read_config};
 use crate::train::events::{Outline, outline};
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, plan_of};
 use serde::Serialize;
@@ -117,9 +117,10 @@ fn look(run: &Path) -> Found {
     // A run that was made longer has the model of its earlier end.
     let longer = plan.as_ref().is_some_and(|plan| step > 0 && step < plan.steps);
     let finished = run.join(MODEL_FOLDER).is_dir() && !longer;
-    if process.is_none() && !finished {
-        // What a run would go on from.
+    if process.is_none() {
+        // What a run would go on from, and what it made.
         checkpoints.last().map(|(_, path)| Glance::of(path).map_err(&mut read));
+        finished.then(|| check_model(&run.join(MODEL_FOLDER)).map_err(&mut read));
     }
     let state = if process.is_some() {
         State::Running

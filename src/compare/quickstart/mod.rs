@@ -13,7 +13,7 @@ use crate::config::{self, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::{Progress, Silent};
 use crate::report::text;
@@ -160,7 +160,10 @@ struct Part<'a> {
 /// Data, teacher and students, each made or found.
 fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<Vec<Trained>> {
     let (much, little) = (cache.join("teacher-data"), cache.join("data"));
-    make_data(&much, &little, around.progress)?;
+    make_data(&much, &little, around.progress).map_err(|e| match e.kind() {
+        ErrorKind::Io => e.context("the quickstart's cache (ESLM_KD_CACHE names another folder)"),
+        _ => e,
+    })?;
     let teacher = cache.join("teacher");
     let mut parts = vec![Part {
         name: TEACHER,

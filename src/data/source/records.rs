@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, Read};
 
@@ -52,7 +53,8 @@ impl LineReader {
             |e| {
                 let what = e.to_string();
                 let what = what.split(" at line ").next().unwrap_or(&what);
-                Row::Bad(format!("{what} (column {})", e.column()))
+                let there = if what.starts_with("no field") { fields(text) } else { String::new() };
+                Row::Bad(format!("{what}{there} (column {})", e.column()))
             },
             Row::Text,
         ))
@@ -111,6 +113,19 @@ fn text_of(line: &str, field: &str) -> serde_json::Result<String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let text = json.deserialize_map(Field(field))?;
     json.end().map(|()| text)
+}
+
+/// `; the line has "id", "body"`: the fields of a line, as far as a message has room.
+fn fields(line: &str) -> String {
+    const MOST: usize = 8;
+    let found: BTreeMap<String, IgnoredAny> = serde_json::from_str(line).unwrap_or_default();
+    let more = if found.len() > MOST { ", ..." } else { "" };
+    let names: Vec<String> = found.keys().take(MOST).map(|name| format!("{name:?}")).collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; the line has {}{more}", names.join(", "))
+    }
 }
 
 /// Takes one string field out of an object without building the others.
