@@ -101,9 +101,14 @@ impl Table {
             let cells = once(&self.header).chain(&self.rows).map(move |row| row[c].as_str());
             cells.flat_map(|cell| cell.split(' ')).map(UnicodeWidthStr::width).max().unwrap_or(0)
         };
-        // Between words as long as that is enough, inside them only then.
+        // Between words as long as that is enough, inside them only then; the first column, which
+        // names the rows, as late as a window of its width allows.
         let whole: Vec<usize> = (0..columns.len()).map(|c| longest(c).max(LEAST_COLUMN)).collect();
-        for least in [whole, vec![LEAST_COLUMN; columns.len()]] {
+        let mut least = vec![LEAST_COLUMN; columns.len()];
+        if let Some(first) = least.first_mut().filter(|_| 3 * whole[0] <= 2 * width) {
+            *first = whole[0];
+        }
+        for least in [whole, least] {
             while excess(&columns) > 0 {
                 let narrower =
                     |(c, column): &(usize, &mut Column)| !column.right && column.width > least[*c];
@@ -308,6 +313,18 @@ mod tests {
                 first.contains(path) && first.contains("onselectedtokens"),
                 "{width}:\n{plain}"
             );
+        }
+    }
+
+    #[test]
+    fn names_of_rows_are_whole_where_a_window_has_room_for_them() {
+        let mut table = Table::new(["key", "value", "origin"]);
+        table.row(["objective.temperature_end", "2.0", "built-in/quickstart.toml:17"]);
+        table.row(["steps", "a-value-with-a-long-name", "default"]);
+        for width in [40, 60, 80] {
+            let shown = table.on(&Screen { width: Some(width), ..Screen::default() });
+            assert!(shown.contains("objective.temperature_end "), "{width}:\n{shown}");
+            assert!(shown.lines().all(|line| line.width() <= width), "{width}:\n{shown}");
         }
     }
 

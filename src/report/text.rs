@@ -74,7 +74,7 @@ pub fn perplexity(loss: f64) -> String {
 pub fn seconds(s: f64) -> String {
     let s = if s.is_finite() { s.max(0.0) } else { 0.0 };
     let whole = s.round() as u64;
-    if 5e-5 <= s && s < 0.0995 {
+    if (5e-5..0.0995).contains(&s) {
         let digits = usize::from(s < 0.00995);
         format!("{:.digits$} ms", 1e3 * s)
     } else if s < 9.95 {
