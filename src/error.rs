@@ -98,10 +98,13 @@ impl Error {
         self
     }
 
-    /// Puts where it happened in front of the message.
+    /// Puts where it happened in front of the message; where a signal was noticed tells nobody
+    /// anything.
     #[must_use]
     pub fn context(mut self, place: impl fmt::Display) -> Self {
-        self.message = presentable(format!("{place}: {}", self.message));
+        if !matches!(self.kind, ErrorKind::Interrupted(_)) {
+            self.message = presentable(format!("{place}: {}", self.message));
+        }
         self
     }
 
@@ -216,6 +219,8 @@ mod tests {
     fn a_message_is_one_bounded_line_that_keeps_its_ends() {
         let plain = "a.toml:3: expected \u{e9}, found \"x\"";
         assert_eq!(Error::data(plain).to_string(), plain);
+        let stopped = Error::new(ErrorKind::Interrupted(2), "stopped by SIGINT").context("step 2");
+        assert_eq!(stopped.to_string(), "stopped by SIGINT");
         let odd = Error::data("a\nb\u{1b}[31mc\u{202e}d").context("x\ry").to_string();
         assert_eq!(odd, "x y: a b\\u{1b}[31mc\\u{202e}d");
         for filler in ["x", "\u{65e5}", "\u{1f642}", "\n", "\u{7}"] {

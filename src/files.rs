@@ -1,5 +1,6 @@
 //! Files and folders: those that are written appear whole or not at all, where the user named them
-//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`).
+//! (`atomic`, `out`); those that are read are told from what stands in their place (`input`), and what
+//! is not there from what is (`near`).
 
 mod atomic;
 mod input;

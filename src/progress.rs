@@ -24,6 +24,11 @@ pub trait Progress: Sync {
     }
     /// The phase is over.
     fn finish(&self);
+    /// The phase is over, and this is what came of it: the line that says so.
+    fn finish_with(&self, outcome: &str) {
+        self.finish();
+        self.note(outcome);
+    }
     /// One line worth keeping on the screen.
     fn note(&self, text: &str);
 }

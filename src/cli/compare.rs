@@ -9,7 +9,7 @@ use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::verdict::Verdict;
 use crate::compare::{Comparison, REPORT_HTML, compare};
 use crate::error::{Error, Result};
-use crate::report::text::{Screen, Table, amount, count, flops, seconds};
+use crate::report::text::{Screen, Table, amount, count, flops, seconds, signed};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -127,13 +127,13 @@ fn human(summary: &Summary, screen: &Screen) -> String {
         "FLOPs",
         "time",
         "validation CE",
-        "to baseline",
+        "minus baseline",
         "p (Holm)",
     ]);
     for i in summary.ranking() {
         let arm = &summary.arms[i];
         let mean = |s: Option<crate::compare::stats::Spread>| s.map_or(0.0, |s| s.mean);
-        let difference = arm.to_baseline.map(|d| format!("{:+.4}", d.mean));
+        let difference = arm.to_baseline.map(|d| signed(d.mean, 4));
         let p = arm.to_baseline.and_then(|d| d.test).map(|t| format!("{:.3}", t.p_holm));
         let dash = || "-".to_string();
         table.row([

@@ -26,7 +26,7 @@ Examples:
 /// Prints them.
 pub fn run(args: &CompletionsArgs, ui: &Printer) -> Result<()> {
     let text = text(args.shell);
-    ui.result(&text, |_| text.clone())
+    ui.document(&text)
 }
 
 /// The script of a shell.

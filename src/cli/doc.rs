@@ -49,7 +49,7 @@ pub fn run(args: &DocArgs, ui: &Printer) -> Result<()> {
     };
     let text =
         format!("<!-- Made by `eslm-kd doc {name}`; do not edit. -->\n{}\n", body.trim_end());
-    ui.result(&text, |_| text.clone())
+    ui.document(&text)
 }
 
 fn keys() -> String {

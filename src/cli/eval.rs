@@ -55,9 +55,12 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         options = EvalOptions { stride: options.stride.min(needed), ..EvalOptions::new(needed) };
     }
     ui.detail(&format!(
-        "{}: {} tokens, {options:?}",
+        "{}: {} tokens in windows of {}, one every {}, {} at a time",
         model.folder.origin,
-        text::count(tokens.len())
+        text::count(tokens.len()),
+        text::count(options.context as u64),
+        text::count(options.stride as u64),
+        options.rows_per_batch
     ));
     let found = evaluate(&model.model, &tokens, options, ui)?;
     ui.result(&found, |screen| {
@@ -65,7 +68,7 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         table.row([
             text::count(found.tokens),
             format!("{:.4}", found.nll),
-            text::decimal(found.perplexity, 3),
+            text::perplexity(found.nll),
             found.bits_per_byte.map_or_else(|| "-".into(), |b| format!("{b:.4}")),
         ]);
         table.on(screen)

@@ -44,10 +44,11 @@ struct Example {
     comment: String,
 }
 
-/// The first example of a verb's help.
-pub(super) fn first_example(help: &str) -> Option<String> {
-    let (_, lines) = parsed(help);
-    lines.into_iter().next().map(|example| example.command)
+/// The first example in a verb's help that is a command of that verb.
+pub(super) fn first_example(help: &str, path: &str) -> Option<String> {
+    let start = format!("{path} ");
+    let commands = parsed(help).1.into_iter().map(|example| example.command);
+    commands.into_iter().find(|command| command.starts_with(&start))
 }
 
 /// The text around the examples (in front, behind), and the examples.

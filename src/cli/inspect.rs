@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
 use crate::inspect::{Inspection, Options, Token, histogram, inspect, page};
 use crate::report::table::broken;
-use crate::report::text::{self, MARKED, Screen};
+use crate::report::text::{self, MARKED, PLAIN_WIDTH, Screen};
 use crate::teacher::Teacher;
 use std::io::Read;
 use std::path::PathBuf;
@@ -36,9 +36,10 @@ pub struct InspectArgs {
     /// Confidence levels
     #[arg(long, value_name = "ALPHA,...", value_delimiter = ',', value_parser = finite, default_values_t = [0.1, 0.3, 0.5, 0.8])]
     pub alpha: Vec<f64>,
-    /// The level whose kept tokens are marked
-    #[arg(long, value_name = "ALPHA", value_parser = finite, default_value_t = 0.5)]
-    pub mark: f64,
+    /// The level whose kept tokens are marked; without it, 0.5 if that is one of --alpha, else the
+    /// first of these
+    #[arg(long, value_name = "ALPHA", value_parser = finite)]
+    pub mark: Option<f64>,
     /// Who shares a threshold: sequence, a window's tokens; micro-batch, all of them
     #[arg(long, default_value = "sequence", value_name = "POOL")]
     pub pool: Pool,
@@ -129,9 +130,12 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
 }
 
 fn options(args: &InspectArgs) -> Result<Options> {
+    const USUAL: f64 = 0.5;
     let mut alphas = args.alpha.clone();
-    if !alphas.contains(&args.mark) {
-        alphas.push(args.mark);
+    let first = alphas.first().copied().unwrap_or(USUAL);
+    let mark = args.mark.unwrap_or(if alphas.contains(&USUAL) { USUAL } else { first });
+    if !alphas.contains(&mark) {
+        alphas.push(mark);
     }
     if let Some(alpha) = alphas.iter().find(|alpha| !(0.0..1.0).contains(*alpha)) {
         return Err(Error::usage(format!(
@@ -154,7 +158,7 @@ fn options(args: &InspectArgs) -> Result<Options> {
         }),
         temperature: args.temperature as f32,
         alphas,
-        mark: args.mark,
+        mark,
         pool: args.pool,
         tail: args.tail,
         context: 0, // the models decide
@@ -188,9 +192,9 @@ fn bars(found: &Inspection, screen: &Screen) -> String {
     let scores: Vec<f32> = found.tokens.iter().filter_map(|t| t.figures).map(|f| f.score).collect();
     let (low, width, counts) = histogram(&scores, 16);
     let most = counts.iter().copied().max().unwrap_or(1).max(1);
-    // Half of what a terminal has is for the levels.
-    let room = screen.width.map(|columns| columns - BEFORE_BAR);
-    let longest = room.map_or(40, |room| 40.min(room / 2));
+    // Half of what a line has is for the levels.
+    let room = screen.width.unwrap_or(PLAIN_WIDTH) - BEFORE_BAR;
+    let longest = 40.min(room / 2);
     let mut out = format!("{} scores, from each value on:\n", found.score);
     for (i, count) in counts.iter().enumerate() {
         let from = low + i as f64 * width;
@@ -204,11 +208,8 @@ fn bars(found: &Inspection, screen: &Screen) -> String {
             }
         }
         let bar = "#".repeat((count * longest).div_ceil(most));
-        let marks = match room {
-            Some(room) => broken(&marks.join(" "), room - bar.len() - 2)
-                .join(&format!("\n{}", " ".repeat(BEFORE_BAR + bar.len() + 2))),
-            None => marks.join("  "),
-        };
+        let marks = broken(&marks.join(" "), room - bar.len() - 2)
+            .join(&format!("\n{}", " ".repeat(BEFORE_BAR + bar.len() + 2)));
         let line = format!("{from:>8.2} {:>6} {bar}  {marks}", text::count(*count as u64));
         out += line.trim_end();
         out.push('\n');

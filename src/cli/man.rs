@@ -35,7 +35,7 @@ pub fn run(args: &ManArgs, ui: &Printer) -> Result<()> {
     let pages = pages()?;
     let Some(folder) = &args.out else {
         let main = pages.into_iter().next().map(|(_, text)| text).unwrap_or_default();
-        return ui.result(&main, |_| main.clone());
+        return ui.document(&main);
     };
     create_folder(folder)?;
     let mut report = Report { folder: folder.clone(), pages: Vec::new() };

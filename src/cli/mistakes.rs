@@ -160,7 +160,9 @@ pub(super) fn of_command_line(
         _ => String::new(),
     };
     let flag = found(ContextKind::InvalidArg);
-    let short = flag.split(' ').next().unwrap_or_default().trim_matches(['<', '>']);
+    // Of `--resume[=<auto>]` the flag alone.
+    let ends: &[char] = if flag.starts_with('-') { &[' ', '[', '='] } else { &[' '] };
+    let short = flag.split(ends).next().unwrap_or_default().trim_matches(['<', '>']);
     let value = found(ContextKind::InvalidValue);
     let what = match e.kind() {
         ErrorKind::DisplayHelp
@@ -195,7 +197,11 @@ pub(super) fn of_command_line(
             let verb_name = &verb.path;
             let needed = flag.replace(['<', '>'], "");
             let example = verb.example();
-            format!("{verb_name} needs {needed}{example}")
+            let report = match verb.name == "compare" && needed.contains("CONFIG") {
+                true => "; a comparison that is there is reported on with --report-only",
+                false => "",
+            };
+            format!("{verb_name} needs {needed}{example}{report}")
         }
         ErrorKind::ArgumentConflict if found(ContextKind::PriorArg) == flag => {
             format!("{short}: expected once, found twice")
@@ -248,7 +254,7 @@ impl<'a> Verb<'a> {
     /// `: for example, eslm-kd eval runs/first --data data/mine`.
     fn example(&self) -> String {
         let help = self.command.get_after_help().map(ToString::to_string);
-        match help.as_deref().and_then(first_example) {
+        match help.as_deref().and_then(|help| first_example(help, &self.path)) {
             Some(example) => format!(", as in `{example}`"),
             None => String::new(),
         }

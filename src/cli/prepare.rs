@@ -2,7 +2,7 @@
 
 use super::number::finite;
 use super::{ConfigArgs, Printer};
-use crate::data::prepare::{PrepareOptions, PrepareReport, Validation, check_out, prepare};
+use crate::data::prepare::{PrepareOptions, PrepareReport, TRAIN, Validation, check_out, prepare};
 use crate::data::source::Source;
 use crate::error::Result;
 use crate::machine::available_memory;
@@ -74,6 +74,9 @@ fn prepared(
     };
     // Before a tokenizer is fetched.
     check_out(&args.out)?;
+    if args.out.join(TRAIN).is_file() {
+        progress.note(&format!("note: {}: the data folder there is replaced", args.out.display()));
+    }
     for path in args.input.iter().chain(&args.valid).filter(|path| !path.exists()) {
         Source::open(path)?;
     }

@@ -5,9 +5,11 @@ use super::terminal::Stderr;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::report::screen::{BOLD, MARK, RED, RESET, YELLOW};
+use crate::report::table::folded;
 use crate::report::text::{self, HEADING, MARKED, PLAIN_WIDTH, Screen, amount, seconds};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,6 +120,17 @@ impl Printer {
         self.stdout(&out)
     }
 
+    /// A text that is a document for a program (a script, a page): one string under `--json`, else
+    /// as it is on every screen.
+    pub fn document(&self, text: &str) -> Result<()> {
+        if self.globals.json {
+            return self.result(&text, |_| String::new());
+        }
+        self.stdout(
+            if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") }.as_str(),
+        )
+    }
+
     /// Text on stdout as it is, at once (streamed generation); nothing is added.
     pub fn stdout(&self, text: &str) -> Result<()> {
         let mut stdout = std::io::stdout().lock();
@@ -152,10 +165,17 @@ impl Printer {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn end(&self, phase: &Phase, line: &str) {
+        if let Some(bar) = &phase.bar {
+            bar.finish_and_clear();
+        }
+        self.speak(None, line);
+    }
+
     /// One line on stderr, above the bar if there is one. A closed stderr is not worth an end.
     fn speak(&self, phase: Option<&Phase>, line: &str) {
         let line = text::visible(line); // names of files, and what servers say
-        let line = coloured(&line, &self.err);
+        let line = coloured(&fitted(&line, &self.err), &self.err);
         match phase.and_then(|p| p.bar.as_ref()) {
             Some(bar) => bar.suspend(|| drop(writeln!(std::io::stderr(), "{line}"))),
             None => drop(writeln!(std::io::stderr(), "{line}")),
@@ -204,6 +224,7 @@ fn shown(human: &str, screen: &Screen) -> String {
         let text = line.strip_prefix(HEADING).unwrap_or(line);
         let (text, end) = text.strip_suffix('\n').map_or((text, ""), |text| (text, "\n"));
         let heading = text.len() + end.len() < line.len();
+        let text = if heading { Cow::Borrowed(text) } else { fitted(text, screen) };
         style(&mut out, if heading { BOLD } else { "" });
         for part in text.split_inclusive(MARKED) {
             let (plain, mark) = match part.strip_suffix(MARKED) {
@@ -221,6 +242,16 @@ fn shown(human: &str, screen: &Screen) -> String {
     }
     style(&mut out, if open { RESET } else { "" });
     out
+}
+
+/// A line of prose as it fits the screen. What is to be pasted stays whole: commands behind their
+/// word or indented.
+fn fitted<'a>(line: &'a str, screen: &Screen) -> Cow<'a, str> {
+    let whole = ["go on:", "next:", " "].iter().any(|start| line.starts_with(start));
+    match screen.width {
+        Some(width) if !whole => Cow::Owned(folded(line, width)),
+        _ => Cow::Borrowed(line),
+    }
 }
 
 /// A line of stderr with the colour of what it begins with.
@@ -305,10 +336,13 @@ impl Progress for Printer {
 
     fn finish(&self) {
         let Some(phase) = self.lock().take() else { return };
-        if let Some(bar) = &phase.bar {
-            bar.finish_and_clear();
-        }
-        self.speak(None, &phase.end());
+        let end = phase.end();
+        self.end(&phase, &end);
+    }
+
+    fn finish_with(&self, outcome: &str) {
+        let Some(phase) = self.lock().take() else { return };
+        self.end(&phase, &format!("{}: {outcome}", phase.label));
     }
 
     fn note(&self, text: &str) {

@@ -7,7 +7,7 @@ use super::{Printer, Resume, RunArgs};
 use crate::compare::quickstart::{FIRST, Quickstart, cache_folder, quickstart};
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::text::{Screen, Table, count, decimal, flops, quoted, seconds};
+use crate::report::text::{Screen, Table, count, flops, perplexity, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
@@ -60,18 +60,13 @@ fn human(done: &Quickstart, screen: &Screen) -> String {
     let mut table = Table::new(header);
     for model in &done.models {
         table.row([
-            // Its name in the run folder says enough: `plain`, `dense`, `ESLM`.
-            model
-                .model
-                .trim_start_matches("student, ")
-                .replace(" pretraining", "")
-                .replace(" distillation", ""),
+            model.model.to_string(),
             count(model.parameters),
             count(model.tokens),
             flops(model.flops as u128),
             seconds(model.seconds),
             format!("{:.4}", model.val_loss),
-            decimal(model.perplexity, 3),
+            perplexity(model.val_loss),
         ]);
     }
     let (run, model) = (done.run.display(), quoted(&done.model));

@@ -7,6 +7,7 @@ use crate::files::{check_file, write_atomic};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::report::text::{Screen, Table, count, quoted, seconds};
+use crate::runs::state_of;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -126,11 +127,12 @@ fn human(report: &Report, found: &[Live], screen: &Screen) -> String {
     for (run, state) in found.iter().zip(&report.runs) {
         table.row([
             run.place.name.clone(),
-            if state.finished { "finished" } else { "not finished" }.to_string(),
+            if run.last().is_none() { "not begun" } else { state_of(&state.run).name() }
+                .to_string(),
             count(state.step),
             loss(state.val_loss),
             loss(state.best_val_loss),
-            loss(state.train_loss),
+            loss(state.train_loss) + if run.kept_only { " kept" } else { "" },
             seconds(state.seconds),
             run.left().map_or_else(|| "-".into(), seconds),
         ]);

@@ -3,7 +3,7 @@
 use super::Printer;
 use crate::config::Plan;
 use crate::error::Result;
-use crate::report::text::{Table, bytes, count, flops, seconds};
+use crate::report::text::{PLAIN_WIDTH, Screen, Table, bytes, count, flops, seconds};
 use crate::runs::{Row, Shown, State, defaults, rows, show};
 use serde_json::json;
 use std::path::PathBuf;
@@ -49,35 +49,36 @@ is written), stopped (all it did is in a checkpoint), cut off (it failed or was
 killed: steps after its last checkpoint are lost), damaged. Looking writes and
 locks nothing.";
 
-/// Columns of a terminal that lists are made for.
-const WIDTH: usize = 80;
-
 /// Runs the verb.
 pub fn run(args: &RunsArgs, ui: &Printer) -> Result<()> {
     if let Some(RunsCommand::Show(args)) = &args.command {
         let shown = show(&args.run)?;
-        return ui.result(&shown, |_| told(&shown));
+        return ui.result(&shown, |screen| told(&shown, screen));
     }
     let folders = if args.folders.is_empty() { defaults() } else { args.folders.clone() };
     let found = rows(&folders)?;
-    ui.result(&json!({ "runs": found }), |_| list(&found))
+    ui.result(&json!({ "runs": found }), |screen| list(&found, screen))
 }
 
-fn list(rows: &[Row]) -> String {
+fn list(rows: &[Row], screen: &Screen) -> String {
     if rows.is_empty() {
-        return "no runs found; name the folders that hold some: eslm-kd runs FOLDER...".into();
+        return "no runs found; name the folders that hold some: `eslm-kd runs FOLDER...`".into();
     }
     let names: Vec<String> = rows.iter().map(|row| row.run.display().to_string()).collect();
     let width = |text: &str| text.chars().count();
     let bare = table(rows, |_| String::new()).to_string();
     let others = bare.lines().map(width).max().unwrap_or(0) - "run".len();
-    let most = WIDTH.saturating_sub(others);
-    // A name that is too long has a line of its own, whole, so that it can be pasted.
-    let short = |i: usize| width(&names[i]) <= most;
-    let text = table(rows, |i| if short(i) { names[i].clone() } else { String::new() }).to_string();
+    let most = screen.width.unwrap_or(PLAIN_WIDTH).checked_sub(others);
+    // A name that is too long has a line of its own, whole, so that it can be pasted; where there
+    // is not even room for the other columns, the table is broken into two.
+    let short = |i: usize| most.is_none_or(|most| width(&names[i]) <= most);
+    let name = |i: usize| if short(i) { names[i].clone() } else { String::new() };
+    let text = table(rows, name).on(screen);
     let mut lines: Vec<String> = Vec::new();
     for (i, line) in text.lines().enumerate() {
-        lines.extend(i.checked_sub(1).filter(|i| !short(*i)).map(|i| names[i].clone()));
+        lines.extend(
+            i.checked_sub(1).filter(|i| most.is_some() && !short(*i)).map(|i| names[i].clone()),
+        );
         lines.push(line.to_string());
     }
     // The message names the place.
@@ -94,7 +95,8 @@ fn table(rows: &[Row], name: impl Fn(usize) -> String) -> Table {
         table.row([
             name(i),
             row.state.name().to_string(),
-            row.steps.map_or_else(|| row.step.to_string(), |steps| format!("{}/{steps}", row.step)),
+            row.steps
+                .map_or_else(|| count(row.step), |n| format!("{}/{}", count(row.step), count(n))),
             number(row.loss),
             number(row.val_loss),
             number(row.best_val_loss),
@@ -128,7 +130,7 @@ fn age(seconds: f64) -> String {
     }
 }
 
-fn told(shown: &Shown) -> String {
+fn told(shown: &Shown, screen: &Screen) -> String {
     let Shown { row, plan, .. } = shown;
     let mut lines = Vec::new();
     let mut line = |name: &str, text: String| lines.push(format!("{name:<16}{text}"));
@@ -161,15 +163,25 @@ fn told(shown: &Shown) -> String {
     let at = |x: Option<f64>, step: Option<u64>| {
         x.zip(step).map(|(x, step)| format!("{x:.4} at step {}", count(step)))
     };
-    if let Some(text) = at(row.loss, shown.loss_step) {
-        line("training loss", text);
+    // The objective's is that of the kept tokens; runs are compared by that of all.
+    let objective = row.loss.map(|x| format!("{x:.4} of the objective"));
+    match (shown.full_loss, objective) {
+        (Some(full), Some(_)) if row.loss == Some(full) => {
+            line("training loss", at(row.loss, shown.loss_step).unwrap_or_else(dash));
+        }
+        (full, Some(objective)) => {
+            let full = full.map(|x| format!("{x:.4} of all tokens, ")).unwrap_or_default();
+            let step = shown.loss_step.map(|n| format!(" at step {}", count(n)));
+            line("training loss", format!("{full}{objective}{}", step.unwrap_or_default()));
+        }
+        (_, None) => {}
     }
     if let Some(text) = at(row.val_loss, shown.val_step) {
         let best = at(row.best_val_loss, shown.best_val_step);
         line("validation loss", format!("{text}, best {}", best.unwrap_or_else(dash)));
     }
     let mut text = lines.join("\n");
-    text += &checkpoints(shown);
+    text += &checkpoints(shown, screen);
     for note in &shown.notes {
         text += &format!("\nnote: {note}");
     }
@@ -198,19 +210,19 @@ fn student(shown: &Shown, plan: &Plan) -> String {
     }
 }
 
-fn checkpoints(shown: &Shown) -> String {
+fn checkpoints(shown: &Shown, screen: &Screen) -> String {
     if shown.checkpoints.is_empty() {
         return String::new();
     }
     let mut table = Table::new(["checkpoint", "validation loss", "size"]);
     for checkpoint in &shown.checkpoints {
         table.row([
-            format!("step {}", checkpoint.step),
+            format!("step {}", count(checkpoint.step)),
             checkpoint.val_loss.map_or_else(dash, |x| format!("{x:.4}")),
             checkpoint.bytes.map_or_else(|| "damaged".into(), bytes),
         ]);
     }
     let damage = shown.checkpoints.iter().filter_map(|c| c.damage.as_ref());
     let damage: String = damage.map(|what| format!("\n{what}")).collect();
-    format!("\n\n{}{damage}\n", table.to_string().trim_end())
+    format!("\n\n{}{damage}\n", table.on(screen).trim_end())
 }

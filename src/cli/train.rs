@@ -7,7 +7,7 @@ use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
-use crate::report::text::{self, Screen, Table, count, decimal, flops, quoted, seconds};
+use crate::report::text::{self, Screen, Table, count, flops, quoted, seconds};
 use crate::runs::Shown;
 use crate::store::Where;
 use crate::store::hub::HubOptions;
@@ -96,7 +96,8 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     };
     let student = &session.student.config;
     let parameters = student.parameters() as u64;
-    if let Some(note) = misnamed(args.config.config.as_deref(), plan, student) {
+    // A run that goes on was told at its start.
+    if !resume && let Some(note) = misnamed(args.config.config.as_deref(), plan, student) {
         ui.note(&format!("note: {note}"));
     }
     say_what_is_coming(&session, ui);
@@ -147,7 +148,6 @@ fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
         "val loss",
         "perplexity",
     ]);
-    let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_string(), |x| decimal(x, digits));
     table.row([
         plan.method.to_string(),
         count(report.parameters),
@@ -155,8 +155,8 @@ fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
         count(report.tokens),
         flops(report.flops as u128),
         seconds(report.seconds),
-        number(report.val_loss, 4),
-        number(report.perplexity, 2),
+        report.val_loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}")),
+        report.val_loss.map_or_else(|| "-".into(), text::perplexity),
     ]);
     let (run, model) = (report.run.display(), quoted(&report.model));
     format!(

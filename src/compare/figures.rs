@@ -135,7 +135,10 @@ pub(super) fn focus(lines: &[Line], start: f64) -> (f64, f64) {
         end.zip(shown).is_some_and(|(end, shown)| end.0 <= shown.1 && end.1 >= shown.0)
     };
     let late = |line: &Line| {
-        let from = line.points.iter().position(|p| p.0 >= start * most).unwrap_or(0);
+        // Two at least: one point is no line.
+        let last_two = line.points.len().saturating_sub(2);
+        let from = line.points.iter().position(|p| p.0 >= start * most);
+        let from = from.map_or(last_two, |from| from.min(last_two));
         extents(line).into_iter().skip(from).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     };
     let parts: Vec<(f64, f64)> = lines.iter().filter(near).filter_map(late).collect();

@@ -6,6 +6,7 @@
 //! and [`page`] draws the page with its [`figures`]. [`live`] draws runs that may still be training.
 //! [`quickstart`] is a comparison of its own kind.
 
+mod ahead;
 #[doc(hidden)]
 pub mod arms;
 #[doc(hidden)]
@@ -43,6 +44,7 @@ use crate::store::checkpoint::Models;
 use crate::store::open_tokens_by;
 use crate::store::sizes::misnamed;
 use crate::train::session::{Session, Shapes, verify};
+use ahead::Ahead;
 use arms::Arm;
 use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
 use candle_core::Device;
@@ -123,13 +125,14 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
         asked.eval_tokens.or(known.as_ref().map(|known| known.eval_tokens)).unwrap_or(0);
     let (texts, data) = open_data(asked, eval_tokens, around)?;
     let mut probes = Vec::with_capacity(asked.arms.len());
-    let mut noted = Vec::new();
     for arm in &asked.arms {
         let probe = Probe::new(arm, around)?;
-        let note = misnamed(Some(arm.config()), &arm.plan, &probe.shapes.student);
-        if let Some(note) = note.filter(|note| !noted.contains(note)) {
+        let student = &probe.shapes.student;
+        // Once for a student, and not again where a comparison goes on.
+        let is_new = known.is_none() && probes.iter().all(|p: &Probe| p.shapes.student != *student);
+        let note = misnamed(Some(arm.config()), &arm.plan, student).filter(|_| is_new);
+        if let Some(note) = note {
             around.progress.note(&format!("note: {note}"));
-            noted.push(note); // of arms that share a run file once
         }
         probes.push(probe);
     }
@@ -147,7 +150,8 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     order.sort_by_key(|i| *i != baseline);
     let all = asked.seeds.len() * order.len();
     let mut done = 0;
-    let mut ahead = Ahead::new(asked, &probes);
+    let flops = probes.iter().map(|probe| probe.shapes.flops()).collect();
+    let mut ahead = Ahead::new(flops, asked.seeds.len());
     for &seed in &asked.seeds {
         for &i in &order {
             crate::interrupt::check()?;
@@ -162,47 +166,14 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             around.progress.note(&format!("run {done} of {all}: {label}{stands}{left}"));
             let started = Instant::now();
             let is_new = !runs::is_finished(&folder);
-            runs::run(&plan, &folder, &label, asked.keep_checkpoints, around)?;
+            let telling = ahead.telling(i, around.progress);
+            let told = Where { progress: &telling, ..around };
+            runs::run(&plan, &folder, &label, asked.keep_checkpoints, told)?;
             texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
             ahead.one_done(i, is_new.then(|| started.elapsed().as_secs_f64()));
         }
     }
     Ok(())
-}
-
-/// How long the rest takes, by the operations of each arm and the time of those that ran.
-struct Ahead {
-    /// Operations of a run of each arm, by forecast.
-    flops: Vec<f64>,
-    /// Operations of the runs to come, and of those done here.
-    to_come: f64,
-    done: f64,
-    /// Seconds of those done here.
-    seconds: f64,
-}
-
-impl Ahead {
-    fn new(asked: &Comparison, probes: &[Probe]) -> Self {
-        let flops: Vec<f64> = probes.iter().map(|probe| probe.shapes.flops()).collect();
-        let to_come = flops.iter().sum::<f64>() * asked.seeds.len() as f64;
-        Self { flops, to_come, done: 0.0, seconds: 0.0 }
-    }
-
-    /// A run of an arm is over; `seconds` if it was trained now.
-    fn one_done(&mut self, arm: usize, seconds: Option<f64>) {
-        self.to_come -= self.flops[arm];
-        if let Some(seconds) = seconds {
-            self.done += self.flops[arm];
-            self.seconds += seconds;
-        }
-    }
-
-    fn left(&self) -> String {
-        if self.done == 0.0 {
-            return String::new();
-        }
-        format!(", about {} left for all", text::seconds(self.seconds / self.done * self.to_come))
-    }
 }
 
 /// Errs if the arm's FLOPs are known only once it has run.

@@ -5,6 +5,7 @@
 
 use super::stats::{Difference, Test, holm};
 use super::summary::{ArmResult, Summary};
+use crate::report::text::signed;
 use serde::Serialize;
 
 /// Below this a p after Holm's correction is called a difference.
@@ -141,7 +142,7 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
     let dearest = all().map(flops).fold(0.0, f64::max);
     let (name, first) = (label(arm), label(best));
     let names: Vec<String> = all().map(label).collect();
-    let tested = tested(&even, pairs);
+    let tested = tested(best, &even, pairs);
     let seeds = plural(seeds, "seed");
     let text = if name == first {
         let fewest = flops(best) <= least && least < CHEAPER * dearest;
@@ -174,20 +175,34 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
 }
 
 /// What was tested without a finding, in brackets.
-fn tested(even: &[&Rival], pairs: usize) -> String {
+fn tested(best: &ArmResult, even: &[&Rival], pairs: usize) -> String {
     let [one] = even else {
         let pairs = plural(pairs, "pair");
         return format!(" (each p is at least {LEVEL} after correction for {pairs} of arms)");
     };
     match one.difference.and_then(|d| Some((d, d.test?))) {
         Some((d, t)) => format!(
-            " (difference {:+.4}, 95 % interval {:+.4} to {:+.4}, {})",
-            d.mean,
-            t.low,
-            t.high,
+            " ({}'s loss minus {}'s: {}, 95 % interval {} to {}, {})",
+            label(best),
+            label(one.arm),
+            signed(d.mean, 4),
+            signed(t.low, 4),
+            signed(t.high, 4),
             p(t, pairs)
         ),
         None => " (untested: too few equal seeds, or no spread)".into(),
+    }
+}
+
+/// Why no difference to baseline or control has a test.
+pub(super) fn why_untested(s: &Summary) -> &'static str {
+    let differences = s.arms.iter().flat_map(|a| [a.to_baseline, a.to_control]).flatten();
+    match differences.map(|d| d.n).max() {
+        None => "no other arm has a run with a seed of the baseline",
+        Some(0 | 1) => {
+            "that takes at least two seeds of both arms; what one seed says may be chance"
+        }
+        Some(_) => "each is the same for every seed, which leaves no spread to test against",
     }
 }
 
@@ -271,7 +286,7 @@ mod tests {
             assert!(!v.sure && v.text.starts_with(start) && v.text.ends_with(end), "{}", v.text);
             v.arm
         };
-        let start = "Use b for its cost: a and b cannot be told apart with 3 seeds (difference -0.0100, 95 % interval ";
+        let start = "Use b for its cost: a and b cannot be told apart with 3 seeds (a's loss minus b's: -0.0100, 95 % interval ";
         assert_eq!(said(0.6e9, start, ", and b takes the fewest FLOPs (40 % less than a)."), "b");
         // At equal cost the lower mean, without a claim.
         let start = "Use a, but that may be chance: it has the lowest mean validation loss, yet cannot be told apart from b with";

@@ -1,7 +1,7 @@
 //! Tables for people, as wide as they are or as wide as a terminal.
 
 use super::screen::Screen;
-use super::text::{HEADING, visible};
+use super::text::{HEADING, MARKED, visible};
 use std::iter::once;
 use unicode_width::UnicodeWidthStr;
 
@@ -101,9 +101,14 @@ impl Table {
             let cells = once(&self.header).chain(&self.rows).map(move |row| row[c].as_str());
             cells.flat_map(|cell| cell.split(' ')).map(UnicodeWidthStr::width).max().unwrap_or(0)
         };
-        // Between words as long as that is enough, inside them only then.
+        // Between words as long as that is enough, inside them only then; the first column, which
+        // names the rows, as late as a window of its width allows.
         let whole: Vec<usize> = (0..columns.len()).map(|c| longest(c).max(LEAST_COLUMN)).collect();
-        for least in [whole, vec![LEAST_COLUMN; columns.len()]] {
+        let mut least = vec![LEAST_COLUMN; columns.len()];
+        if let Some(first) = least.first_mut().filter(|_| 3 * whole[0] <= 2 * width) {
+            *first = whole[0];
+        }
+        for least in [whole, least] {
             while excess(&columns) > 0 {
                 let narrower =
                     |(c, column): &(usize, &mut Column)| !column.right && column.width > least[*c];
@@ -181,6 +186,45 @@ pub fn broken(text: &str, width: usize) -> Vec<String> {
     }
     lines.push(line);
     lines
+}
+
+/// A line of prose in lines of at most `width` columns, broken between words; behind a name and a
+/// gap (`chip        x86-64`) all of it stays there. What is longer than a line (a path), and a
+/// command in backticks, stays whole, so that it can be pasted.
+pub fn folded(line: &str, width: usize) -> String {
+    let columns = |text: &str| text.replace(MARKED, "").width();
+    if columns(line) <= width {
+        return line.to_string();
+    }
+    let gap = line.find("  ").map(|at| at + line[at..].len() - line[at..].trim_start().len());
+    let hang = gap.map_or(0, |at| columns(&line[..at]));
+    let hang = if hang <= width / 2 { hang } else { 0 };
+    let (mut out, mut used) = (String::new(), 0);
+    for (i, word) in words(line).into_iter().enumerate() {
+        let room = width.saturating_sub(used + 1);
+        if i > 0 && used > hang && !word.is_empty() && columns(word) > room {
+            out.truncate(out.trim_end().len());
+            out += &format!("\n{}", " ".repeat(hang));
+            used = hang;
+        } else if i > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out += word;
+        used += columns(word);
+    }
+    out
+}
+
+/// What stands between spaces; with what stands in backticks as one.
+fn words(line: &str) -> Vec<&str> {
+    let pairs = line.matches('`').count().is_multiple_of(2);
+    let mut inside = false;
+    line.split(|c: char| {
+        inside ^= pairs && c == '`';
+        c == ' ' && !inside
+    })
+    .collect()
 }
 
 impl std::fmt::Display for Table {
@@ -269,6 +313,43 @@ mod tests {
                 first.contains(path) && first.contains("onselectedtokens"),
                 "{width}:\n{plain}"
             );
+        }
+    }
+
+    #[test]
+    fn names_of_rows_are_whole_where_a_window_has_room_for_them() {
+        let mut table = Table::new(["key", "value", "origin"]);
+        table.row(["objective.temperature_end", "2.0", "built-in/quickstart.toml:17"]);
+        table.row(["steps", "a-value-with-a-long-name", "default"]);
+        for width in [40, 60, 80] {
+            let shown = table.on(&Screen { width: Some(width), ..Screen::default() });
+            assert!(shown.contains("objective.temperature_end "), "{width}:\n{shown}");
+            assert!(shown.lines().all(|line| line.width() <= width), "{width}:\n{shown}");
+        }
+    }
+
+    #[test]
+    fn prose_breaks_between_words_and_what_can_be_pasted_stays_whole() {
+        let line = "no data in it; name a folder, made by `eslm-kd prepare --out data`, or a file";
+        assert_eq!(
+            folded(line, 30),
+            "no data in it; name a folder,\nmade by\n`eslm-kd prepare --out data`,\nor a file"
+        );
+        assert_eq!(folded(line, 80), line);
+        assert_eq!(folded("see runs/a/very/long/path now", 10), "see\nruns/a/very/long/path\nnow");
+        // Behind a name; gaps stay as wide as they are.
+        assert_eq!(
+            folded("chip    one two  three", 16),
+            "chip    one two  three".replace("  three", "\n        three")
+        );
+        assert_eq!(folded("a name    with a gap far off", 12), "a name\nwith a gap\nfar off");
+        // Marks have no width; a single backtick quotes nothing.
+        assert_eq!(folded("\u{2}one\u{3} two", 7), "\u{2}one\u{3} two");
+        assert_eq!(folded("a ` b c", 3), "a `\nb c");
+        // No word of a text is lost at any width.
+        for width in 1..60 {
+            let all = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+            assert_eq!(all(&folded(line, width)), all(line), "{width}");
         }
     }
 

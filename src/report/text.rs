@@ -30,6 +30,15 @@ pub fn decimal(x: f64, digits: usize) -> String {
     format!("{}{whole}{rest}", if x < 0.0 { "-" } else { "" })
 }
 
+/// `+0.0123`, `-1.50`; what rounds to nothing has no sign.
+pub fn signed(x: f64, digits: usize) -> String {
+    let text = format!("{x:+.digits$}");
+    match text.contains(|c: char| c.is_ascii_digit() && c != '0') {
+        true => text,
+        false => text[1..].to_string(),
+    }
+}
+
 /// `1 step`, `1,200 steps`; the unit is given as of many. Bytes become `1.50 KiB`.
 pub fn amount(n: u64, unit: &str) -> String {
     let one = || match unit.strip_suffix("ies") {
@@ -56,11 +65,19 @@ pub fn flops(n: u128) -> String {
     if n < 1000 { format!("{n} FLOP") } else { scaled(n as f64, 1000.0, &UNITS) }
 }
 
-/// `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
+/// The perplexity of a loss in nats: `237.59`.
+pub fn perplexity(loss: f64) -> String {
+    decimal(loss.exp(), 2)
+}
+
+/// `3.2 ms`, `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
 pub fn seconds(s: f64) -> String {
     let s = if s.is_finite() { s.max(0.0) } else { 0.0 };
     let whole = s.round() as u64;
-    if s < 9.95 {
+    if (5e-5..0.0995).contains(&s) {
+        let digits = usize::from(s < 0.00995);
+        format!("{:.digits$} ms", 1e3 * s)
+    } else if s < 9.95 {
         format!("{s:.1} s")
     } else if whole < 60 {
         format!("{whole} s")
@@ -171,6 +188,10 @@ mod tests {
             [0.84, 9.96, 42.4, 59.7, 185.0, 7620.0, -1.0].map(seconds),
             ["0.8 s", "10 s", "42 s", "1 min 00 s", "3 min 05 s", "2 h 07 min", "0.0 s"]
         );
+        assert_eq!(
+            [0.0995, 0.0994, 0.00996, 0.0042, 0.00006, 0.0].map(seconds),
+            ["0.1 s", "99 ms", "10 ms", "4.2 ms", "0.1 ms", "0.0 s"]
+        );
         assert_eq!(percent(0.125), "12.5 %");
         assert_eq!(
             [(1, "steps"), (0, "steps"), (1, "stories"), (1200, "tokens"), (2048, "bytes")]
@@ -184,6 +205,9 @@ mod tests {
         let written = [1843.017, 3.0, -0.5, f64::INFINITY].map(|x| decimal(x, 2));
         assert_eq!(written, ["1,843.02", "3.00", "-0.50", "-"]);
         assert!(decimal(1e30, 1).starts_with("1000000"));
+        let written = [0.01234, -1.5, 0.00004, -0.00004, 0.0].map(|x| signed(x, 4));
+        assert_eq!(written, ["+0.0123", "-1.5000", "0.0000", "0.0000", "0.0000"]);
+        assert_eq!(perplexity(3.0), "20.09");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::files::near::shortlist;
 use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
 use crate::store::places::find_again;
-use crate::store::weights::read_config;
+use crate::store::weights::{check_model, read_config};
 use crate::train::events::{Outline, outline};
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, plan_of};
 use serde::Serialize;
@@ -93,6 +93,11 @@ pub fn rows(folders: &[PathBuf]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// What has become of the run in that folder.
+pub fn state_of(run: &Path) -> State {
+    look(run).row.state
+}
+
 /// Looks at the run folder; what is wrong with it is part of the answer.
 fn look(run: &Path) -> Found {
     let mut damage = None;
@@ -112,9 +117,10 @@ fn look(run: &Path) -> Found {
     // A run that was made longer has the model of its earlier end.
     let longer = plan.as_ref().is_some_and(|plan| step > 0 && step < plan.steps);
     let finished = run.join(MODEL_FOLDER).is_dir() && !longer;
-    if process.is_none() && !finished {
-        // What a run would go on from.
+    if process.is_none() {
+        // What a run would go on from, and what it made.
         checkpoints.last().map(|(_, path)| Glance::of(path).map_err(&mut read));
+        finished.then(|| check_model(&run.join(MODEL_FOLDER)).map_err(&mut read));
     }
     let state = if process.is_some() {
         State::Running
@@ -173,6 +179,8 @@ pub struct Shown {
     pub flops: Option<f64>,
     /// Seconds of training.
     pub seconds: Option<f64>,
+    /// Loss of the last logged step over all its tokens, if all were scored.
+    pub full_loss: Option<f64>,
     /// Steps done at the last logged step, at the last validation and at the best one.
     pub loss_step: Option<u64>,
     /// See [`Shown::loss_step`].
@@ -230,6 +238,7 @@ pub fn show(run: &Path) -> Result<Shown> {
         tokens: metrics.last["tokens"].as_u64(),
         flops: metrics.last["flops"].as_f64(),
         seconds: metrics.last["seconds"].as_f64(),
+        full_loss: metrics.last["full_loss"].as_f64(),
         loss_step: metrics.last["step"].as_u64(),
         val_step: metrics.validations.last().map(|(step, _)| *step),
         best_val_step: best.map(|(step, _)| *step),

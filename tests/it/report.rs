@@ -72,6 +72,12 @@ fn a_run_that_trains_is_drawn_as_far_as_it_is_until_it_is_finished() {
     let mut training = place.command(&begin).stderr(Stdio::null()).spawn().unwrap();
     assert!(stop(&mut training, &place.path("run/metrics.jsonl"), 6, "-INT"), "it ended too soon");
     training.wait().unwrap();
+    // Nobody trains it: it is called what `runs` calls it, and no time is left.
+    let (_, out, _) = place.run(&["report", "run", "--out", "stopped.html"]);
+    assert!(out.contains(" stopped ") && !out.contains("not finished"), "{out}");
+    assert!(out.lines().nth(1).unwrap().trim_end().ends_with('-'), "{out}");
+    let page = fs::read_to_string(place.path("stopped.html")).unwrap();
+    assert!(page.contains("not running") && !page.contains("about"), "{page:.2500}");
     let metrics = place.path("run/metrics.jsonl");
     let whole = fs::read_to_string(&metrics).unwrap();
     // A crash in the middle of a line.

@@ -264,3 +264,28 @@ fn a_run_in_another_process_is_running_until_it_stops() {
     let shown = place.json(&["runs", "show", "runs/long"]);
     assert_eq!((&shown["state"], &shown["process"]), (&"stopped".into(), &Value::Null));
 }
+
+#[test]
+fn what_a_finished_run_has_lost_makes_it_damaged() {
+    let place = Place::new();
+    trained(&place, "run");
+    copy_folder(&place.path("run"), &place.path("whole"));
+    let state = || place.json(&["runs", "show", "run"])["state"].clone();
+    assert_eq!(state(), "finished");
+    for file in ["model/model.safetensors", "checkpoints/step-00000012/state.json"] {
+        let path = place.path("run").join(file);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(state(), "damaged", "{file}");
+        fs::write(&path, bytes).unwrap();
+    }
+    assert_eq!(state(), "finished");
+    // One name, one number: what `report` calls the training loss is that of all tokens.
+    let (_, text, _) = place.run(&["runs", "show", "run"]);
+    let report = place.json(&["report", "run"]);
+    let loss = format!("{:.4}", report["runs"][0]["train_loss"].as_f64().unwrap());
+    let line = text.lines().find(|line| line.starts_with("training loss")).unwrap();
+    assert!(line.contains(&loss), "{loss} is not in {line}");
+    let shown = place.json(&["runs", "show", "run"]);
+    assert_eq!(shown["full_loss"], report["runs"][0]["train_loss"]);
+}

@@ -25,7 +25,8 @@ fn shown(place: &Place, columns: usize, args: &[&str], env: &[(&str, &str)]) -> 
         return None;
     };
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{args:?}: {text}");
+    let refused = text.contains("error:");
+    assert!(output.status.success() != refused, "{args:?}: {text}");
     Some(text)
 }
 
@@ -82,6 +83,58 @@ fn lines_fit_the_window() {
                 let bar = |l: &&String| l.starts_with("eslm tiny ") && l.contains(" steps, ");
                 assert!(lines.iter().filter(bar).any(|l| l.ends_with(" left")), "{lines:#?}");
                 assert!(!lines.iter().any(|l| l.starts_with("step ") && l.contains("left")));
+            }
+        }
+    }
+}
+
+/// The widest column of names behind which lines go on.
+const HANG: usize = 16;
+
+/// Notes, errors and sentences go on in a next line between two words, and tables fit.
+#[test]
+fn prose_breaks_between_words() {
+    let place = Place::new();
+    let data = data();
+    let long = "a-folder-with-a-name/that-is/longer-than-a-narrow-window-has-columns";
+    let train = [
+        &["pretrain", "--data", &data][..],
+        &TINY,
+        &["--method", "clm", "--steps", "2", "--out", long, "--set", "shape.n_layer=1"],
+    ]
+    .concat();
+    assert_eq!(place.run(&train).0, 0);
+    let commands: [&[&str]; 7] = [
+        &["runs", long],
+        &["runs", "show", long],
+        &["doctor"],
+        &["eval", "nothing", "--data", "text.txt"],
+        &["eval", long, "--data", "nothing.txt"],
+        &["runs", "show"],
+        &["pretrain", "--resume", "--out", "nowhere"],
+    ];
+    for args in commands {
+        let (_, stdout, stderr) = place.run(args);
+        let whole = stdout + &stderr;
+        // Figures are measured anew.
+        let is_figure = |word: &str| word.contains(|c: char| c.is_ascii_digit());
+        for columns in [40, 60, 80] {
+            let Some(text) = shown(&place, columns, args, &[]) else { return };
+            let lines = lines(&text);
+            assert!(!lines.is_empty());
+            for line in &lines {
+                let long = |word: &str| word.chars().count() + HANG > columns;
+                let alone = line.split_whitespace().any(long) || line.contains('`');
+                let pasted = line.starts_with("next: ") || line.starts_with("go on: ");
+                let width = line.chars().count();
+                assert!(width <= columns || alone || pasted, "{columns}: {args:?}: {line:?}");
+            }
+            if columns == 40 && args[0] == "runs" {
+                continue; // a table in two parts
+            }
+            for word in lines.iter().flat_map(|line| line.split_whitespace()) {
+                let known = whole.split_whitespace().any(|w| w == word);
+                assert!(is_figure(word) || known, "{columns}: {args:?}: part of a word: {word}");
             }
         }
     }

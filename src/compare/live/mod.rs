@@ -9,6 +9,7 @@ use super::runs::{Point, folder, is_finished};
 use super::state::{FILE, State};
 use crate::error::{Error, Result};
 use crate::files::children;
+use crate::store::checkpoint::holder;
 use crate::train::events::each_metric;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, plan_of};
 use serde::Serialize;
@@ -42,8 +43,12 @@ pub struct Live {
     pub place: Place,
     /// Whether it is over.
     pub finished: bool,
+    /// Whether a process of this machine trains it.
+    pub running: bool,
     /// Steps that its plan has; None where it cannot be read.
     pub steps: Option<u64>,
+    /// What its plan validates on: data folder, rows, tokens.
+    pub validated_on: Option<(Option<String>, usize, u64)>,
     /// Logged steps, with the mean cross-entropy of all tokens (`full_loss`); where an early exit
     /// left none of these, of the kept ones.
     pub training: Vec<Point>,
@@ -60,6 +65,8 @@ pub struct RunState {
     pub run: PathBuf,
     /// Whether it is over.
     pub finished: bool,
+    /// Whether a process of this machine trains it.
+    pub running: bool,
     /// Steps done, at the last line that was written.
     pub step: u64,
     /// Steps that its plan has.
@@ -180,7 +187,8 @@ impl Place {
                 validation.extend(Point::of(&line, "val_loss"));
             })?;
         }
-        let steps = plan_of(&self.run).ok().map(|plan| plan.steps);
+        let plan = plan_of(&self.run).ok();
+        let steps = plan.as_ref().map(|plan| plan.steps);
         // A run that was made longer has the model of its earlier end.
         let last = full.iter().chain(&kept).chain(&validation).map(|p: &Point| p.step).max();
         let longer = last.zip(steps).is_some_and(|(last, steps)| last > 0 && last < steps);
@@ -188,7 +196,9 @@ impl Place {
         Ok(Live {
             place: self.clone(),
             finished: finished && !longer,
+            running: holder(&self.run).is_some(),
             steps,
+            validated_on: plan.map(|plan| (plan.data.dir, plan.eval.rows, plan.eval.tokens)),
             training: if kept_only { kept } else { full },
             kept_only,
             validation,
@@ -214,6 +224,7 @@ impl Live {
         RunState {
             run: self.place.run.clone(),
             finished: self.finished,
+            running: self.running,
             step: last.map_or(0, |p| p.step),
             steps: self.steps,
             tokens: last.map_or(0, |p| p.tokens as u64),
@@ -224,9 +235,9 @@ impl Live {
         }
     }
 
-    /// Seconds that are left at the speed so far.
+    /// Seconds that are left at the speed so far, while it trains.
     pub fn left(&self) -> Option<f64> {
-        let last = self.last().filter(|p| p.step > 0 && !self.finished)?;
+        let last = self.last().filter(|p| p.step > 0 && self.running)?;
         let steps = self.steps?.checked_sub(last.step)?;
         Some(steps as f64 * last.seconds / last.step as f64)
     }
@@ -235,6 +246,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::checkpoint::RunLock;
     use std::fs;
 
     fn step(step: u64, loss: f64) -> String {
@@ -280,7 +292,10 @@ mod tests {
         let state = live.state();
         assert_eq!((state.step, state.steps, state.tokens), (4, Some(8), 256));
         assert_eq!((state.train_loss, state.best_val_loss), (Some(4.5), Some(4.75)));
-        assert_eq!(live.left(), Some(4.5), "as long as it took so far");
+        assert_eq!(live.left(), None, "nobody trains it");
+        let lock = RunLock::acquire(&at).unwrap();
+        assert_eq!(place.read().unwrap().left(), Some(4.5), "as long as it took so far");
+        drop(lock);
 
         let before = place.fingerprint();
         assert_eq!(place.fingerprint(), before);
@@ -384,6 +399,33 @@ mod tests {
         assert!(watched.contains("&lt;script&gt;a") && !watched.contains("<script>a"));
         assert!(watched.contains("step 4 of 8") && watched.contains("4.7500"));
         assert!(!page(&found, None).contains("http-equiv"));
+    }
+
+    #[test]
+    fn runs_on_other_data_have_no_lowest_loss_without_a_caveat() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = ["a", "b"].map(|n| run(&folder.path().join(n), &validation(0, 6.0)));
+        let caveat = "losses on different text do not compare";
+        assert!(!page(&read(&runs), None).contains(caveat));
+        for other in ["[data]\ndir = 'other'\n", "[eval]\nrows = 3\n"] {
+            fs::write(runs[1].join(CONFIG_FILE), format!("steps = 8\n{other}")).unwrap();
+            assert!(page(&read(&runs), None).contains(caveat), "{other}");
+            assert!(!page(&read(&runs[1..]), None).contains(caveat), "one run");
+        }
+    }
+
+    #[test]
+    fn two_validations_are_a_line_and_not_a_dash() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = validation(0, 6.0) + &validation(8, 4.0);
+        let found = read(&[run(&folder.path().join("a"), &text)]);
+        let page = page(&found, None);
+        let chart = page.split("id=\"v-steps-l\"").nth(1).unwrap();
+        let path = chart.split("<path class=\"line\" d=\"M").nth(1).unwrap();
+        let heights: Vec<f64> = (path.split('"').next().unwrap().split('L'))
+            .map(|point| point.split(' ').nth(1).unwrap().parse().unwrap())
+            .collect();
+        assert!(heights.iter().all(|v| (0.0..=330.0).contains(v)), "{heights:?}");
     }
 
     #[test]

@@ -76,14 +76,27 @@ fn first(runs: &[Live]) -> String {
             let whose =
                 if runs.len() > 1 { format!("{}, ", run.place.name) } else { String::new() };
             let so_far = if finished < runs.len() { " so far" } else { "" };
+            let caveat = if same_text(runs) {
+                ""
+            } else {
+                " But data.dir, eval.rows or eval.tokens differ between the runs: losses on different text do not compare."
+            };
             format!(
-                "{how_far}. Lowest validation loss{so_far}: {whose}{:.4} at step {}.",
+                "{how_far}. Lowest validation loss{so_far}: {whose}{:.4} at step {}.{caveat}",
                 point.loss,
                 count(point.step)
             )
         }
         None => format!("{how_far}. No validation yet."),
     }
+}
+
+/// Whether all that are validated are so on the same text, as far as their plans say.
+fn same_text(runs: &[Live]) -> bool {
+    let mut texts =
+        runs.iter().filter(|r| r.best().is_some()).filter_map(|r| r.validated_on.as_ref());
+    let first = texts.next();
+    texts.all(|text| Some(text) == first)
 }
 
 fn progress(run: &Live) -> String {
@@ -93,7 +106,8 @@ fn progress(run: &Live) -> String {
         (None, _) => "nothing yet".into(),
         (Some(_), Some(steps)) if steps > 0 => {
             let share = percent(state.step as f64 / steps as f64);
-            format!("step {} of {} ({share})", count(state.step), count(steps))
+            let stands = if run.running { "" } else { ", not running" };
+            format!("step {} of {} ({share}){stands}", count(state.step), count(steps))
         }
         _ => format!("step {}", count(state.step)),
     }

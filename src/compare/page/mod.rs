@@ -11,12 +11,13 @@ use super::budget::Budget;
 use super::figures::{curves, groups};
 use super::stats::Difference;
 use super::summary::{ArmResult, CURVES_CSV, REPORT_CSV, Summary, flat};
-use super::verdict::{LEVEL, Verdict, plural};
+use super::verdict::{LEVEL, Verdict, plural, why_untested};
+use crate::config::Plan;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::chart::key;
 use crate::report::page::page as whole;
-use crate::report::text::count;
+use crate::report::text::{count, perplexity};
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 
@@ -100,14 +101,11 @@ fn findings(s: &Summary) -> Markup {
             @if let Some((arm, ce)) = best {
                 li {
                     "Lowest mean validation cross-entropy: " b { (arm.arm.label) }
-                    ", " (format!("{:.4}", ce.mean)) " nats per token (perplexity " (format!("{:.2}", ce.mean.exp())) ")."
+                    ", " (format!("{:.4}", ce.mean)) " nats per token (perplexity " (perplexity(ce.mean)) ")."
                 }
             }
             @if s.tests == 0 {
-                li {
-                    "No difference could be tested: that takes at least two seeds of both arms. What one seed says may be \
-                     chance."
-                }
+                li { "No difference could be tested: " (why_untested(s)) "." }
             } @else {
                 (sentence(s, &format!("{} (the baseline)", s.state.baseline), |a| a.to_baseline))
                 @if s.arms.iter().any(|a| a.to_control.is_some()) {
@@ -188,8 +186,6 @@ fn millions(n: u64) -> String {
 
 fn charts(s: &Summary) -> Markup {
     let groups = groups(s);
-    let rows =
-        s.arms.iter().find_map(|a| (a.arm.plan.eval.rows > 0).then_some(a.arm.plan.eval.rows));
     html! {
         h2 { "Validation during training" }
         @for (g, group) in groups.iter().enumerate() {
@@ -199,11 +195,23 @@ fn charts(s: &Summary) -> Markup {
         p.note {
             "Lines are means over the seeds, bands go from the lowest to the highest. The fall of the first losses is cut off \
              so that differences show; an arrow at the edge is a line that ends outside."
-            @if let Some(n) = rows {
-                " Validations during training read the first " (count(n as u64)) " sequences (eval.rows), not all."
+            @if let Some(part) = s.arms.iter().find_map(|a| validated_part(&a.arm.plan, s.state.data.valid_tokens)) {
+                " Validations during training read " (part) ", not all."
             }
         }
     }
+}
+
+/// What validations during training read of `tokens`, where that is not all.
+fn validated_part(plan: &Plan, tokens: u64) -> Option<String> {
+    let (eval, context) = (&plan.eval, plan.data.context as u64);
+    let first = if eval.tokens == 0 { tokens } else { tokens.min(eval.tokens) };
+    // The first row is a context, later ones add a stride each.
+    let predicted = context + (eval.rows as u64).saturating_sub(1) * eval.stride as u64;
+    if eval.rows > 0 && predicted + 1 < first {
+        return Some(format!("the first {} sequences (eval.rows)", count(eval.rows as u64)));
+    }
+    (first < tokens).then(|| format!("the first {} tokens (eval.tokens)", count(first)))
 }
 
 fn group_title(s: &Summary, g: usize, of: usize, group: &[usize]) -> String {

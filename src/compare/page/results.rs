@@ -4,9 +4,9 @@ use super::name;
 use crate::compare::runs::Metrics;
 use crate::compare::stats::{Difference, Spread};
 use crate::compare::summary::{ArmResult, Summary};
-use crate::compare::verdict::{LEVEL, plural};
-use crate::report::chart::{interval, strip, window};
-use crate::report::text::{count, flops, seconds};
+use crate::compare::verdict::{LEVEL, plural, why_untested};
+use crate::report::chart::{decimals, fitting, interval, strip, window};
+use crate::report::text::{self, count, flops, seconds};
 use maud::{Markup, html};
 
 pub(super) fn spread_cell(spread: Option<Spread>, best: bool) -> Markup {
@@ -28,6 +28,7 @@ pub(super) fn main_table(s: &Summary, order: &[usize]) -> Markup {
     let extents: Vec<(f64, f64)> =
         s.arms.iter().filter_map(|a| a.ce()).map(|c| (c.min, c.max)).collect();
     let scale = window(&extents).unwrap_or((0.0, 1.0));
+    let digits = decimals(&[scale.0, scale.1], 3);
     let mark = s.baseline.and_then(|b| s.arms[b].ce()).map(|c| c.mean);
     let best = s.arms.iter().filter_map(|a| a.ce()).map(|c| c.mean).fold(f64::INFINITY, f64::min);
     let base = &s.state.baseline;
@@ -37,7 +38,7 @@ pub(super) fn main_table(s: &Summary, order: &[usize]) -> Markup {
             thead { tr {
                 th { "arm" }
                 th.r { "validation CE" br; small { "mean ± sd, range" } }
-                th { "every seed" br; small { (format!("{:.3} to {:.3}", scale.0, scale.1)) } }
+                th { "every seed" br; small { (format!("{:.digits$} to {:.digits$}", scale.0, scale.1)) } }
                 th.r { "seeds" }
                 th.r { "steps" }
                 th.r { "tokens" }
@@ -49,7 +50,7 @@ pub(super) fn main_table(s: &Summary, order: &[usize]) -> Markup {
             tbody { @for &i in order { (main_row(s, i, scale, mark, best)) } }
         } }
         p.note {
-            "CE is mean cross-entropy in nats over all " (count(s.arms[0].runs[0].evaluation.tokens))
+            "CE is mean cross-entropy in nats over " @if s.state.eval_tokens > 0 { "the first " } @else { "all " } (count(s.arms[0].runs[0].evaluation.tokens))
             " validation predictions, whatever was selected in training. Every seed: one tick per run, the dot is the mean, the \
              dashed line " (base) "'s mean, an arrow what lies outside the scale. FLOPs are those executed; time is training \
              alone, without validation. The last two columns: where the arm's mean validation curve first comes down to the last \
@@ -104,7 +105,7 @@ pub(super) fn differences(s: &Summary, order: &[usize]) -> Markup {
     }
     let reach = reach(&all);
     let tests = match s.tests {
-        0 => "No test: a pair of single runs has no spread to test against.".to_string(),
+        0 => format!("No test: {}.", why_untested(s)),
         n => format!(
             "Paired two-sided t-tests on the full validation CE of runs with the same seed, {}. p (Holm) corrects for \
              their number; bold is below 0.05. A dash: fewer than two seeds, or differences without any spread. With few \
@@ -116,7 +117,7 @@ pub(super) fn differences(s: &Summary, order: &[usize]) -> Markup {
         h2 { "Differences over equal seeds" }
         (section(s, order, false, reach))
         @if s.arms.iter().any(|a| a.to_control.is_some()) { (section(s, order, true, reach)) }
-        p.note { "Negative is better. An arrow at the edge is an interval that goes on. " (tests) }
+        p.note { "The arm's CE minus that of the other: negative is better. An arrow at the edge is an interval that goes on. " (tests) }
     }
 }
 
@@ -128,7 +129,7 @@ fn section(s: &Summary, order: &[usize], control: bool, reach: f64) -> Markup {
                 th { @if control { "to random at equal keep" } @else { "to " (s.state.baseline) } }
                 @if control { th { "control" } }
                 th.r { "difference of CE" }
-                th { (format!("−{reach:.3} to +{reach:.3}")) }
+                th { "−" (fitting(reach)) " to +" (fitting(reach)) }
                 th.r { "95 % interval" }
                 th.r { "seeds" }
                 th.r { "p" }
@@ -161,7 +162,7 @@ fn section(s: &Summary, order: &[usize], control: bool, reach: f64) -> Markup {
 }
 
 pub(super) fn signed(x: f64) -> String {
-    format!("{x:+.4}").replace('-', "−")
+    text::signed(x, 4).replace('-', "−")
 }
 
 fn probability(p: f64) -> String {

@@ -122,3 +122,51 @@ fn more_arms_than_colours_share_no_colour_in_a_chart() {
         assert_eq!(colours.len(), group.len());
     }
 }
+
+#[test]
+fn the_page_says_why_nothing_was_tested_and_what_was_validated() {
+    let of = |plain: &[f64], loss: &[f64]| {
+        summary(vec![arm("plain", plain, 1e9), arm("loss", loss, 1e9)])
+    };
+    let seeds = "at least two seeds of both arms";
+    for (s, says, not) in [
+        (of(&[4.5], &[4.4]), seeds, "no spread"),
+        (of(&[4.5, 4.6], &[4.5, 4.6]), "no spread to test against", seeds),
+    ] {
+        let page = page(&s);
+        assert_eq!(page.matches(says).count(), 2, "above and below the table: {says}");
+        assert!(!page.contains(not), "{not}");
+        assert!(!page.contains("0.000 to"), "a scale of nothing");
+    }
+    // 101 tokens, 16 a sequence.
+    for (rows, tokens, says) in [
+        (3, 0, Some("the first 3 sequences (eval.rows), not all")),
+        (3, 60, Some("the first 3 sequences (eval.rows), not all")),
+        (200, 60, Some("the first 60 tokens (eval.tokens), not all")),
+        (200, 0, None),
+        (0, 200, None),
+    ] {
+        let mut s = of(&[4.5], &[4.4]);
+        for arm in &mut s.arms {
+            let plan = &mut arm.arm.plan;
+            (plan.data.context, plan.eval.stride) = (16, 16);
+            (plan.eval.rows, plan.eval.tokens) = (rows, tokens);
+        }
+        let page = page(&s);
+        match says {
+            Some(says) => assert!(page.contains(says), "{rows} {tokens}"),
+            None => assert!(!page.contains("not all"), "{rows} {tokens}"),
+        }
+    }
+}
+
+#[test]
+fn a_difference_says_which_is_subtracted_from_which() {
+    let s = summary(vec![
+        arm("plain", &[4.50, 4.52, 4.61], 1e9),
+        arm("loss", &[4.50, 4.53, 4.57], 1e9),
+    ]);
+    let page = page(&s);
+    assert!(page.contains("The arm's CE minus that of the other"), "{page}");
+    assert!(Verdict::of(&s).text.contains("'s loss minus "), "{}", Verdict::of(&s).text);
+}

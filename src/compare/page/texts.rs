@@ -6,7 +6,7 @@ use crate::compare::figures::{decile_chart, decile_differences, deciles, groups}
 use crate::compare::stats::Spread;
 use crate::compare::summary::{ArmResult, Summary};
 use crate::report::chart::window;
-use crate::report::text::count;
+use crate::report::text::{self, count};
 use maud::{Markup, html};
 
 pub(super) fn other_texts(s: &Summary, order: &[usize]) -> Markup {
@@ -105,7 +105,7 @@ fn heat(x: f64, most: f64) -> Markup {
     let strength = (x.abs() / most).min(1.0);
     html! {
         td class={ "r " (if x < 0.0 { "low" } else { "high" }) } style=(format!("--a:{strength:.2}")) {
-            (format!("{x:+.3}").replace('-', "−"))
+            (text::signed(x, 3).replace('-', "−"))
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::config::{self, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
 use crate::progress::{Progress, Silent};
 use crate::report::text;
@@ -58,7 +58,7 @@ pub fn is_quickstart(plan: &Plan) -> bool {
 /// One trained model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Trained {
-    /// What it is, for people.
+    /// What it is, in a word.
     pub model: &'static str,
     /// Number of parameters, the tied head counted once.
     pub parameters: u64,
@@ -172,7 +172,10 @@ struct Part<'a> {
 /// Data, teacher and students, each made or found.
 fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<Vec<Trained>> {
     let (much, little) = (cache.join("teacher-data"), cache.join("data"));
-    make_data(&much, &little, around.progress)?;
+    make_data(&much, &little, around.progress).map_err(|e| match e.kind() {
+        ErrorKind::Io => e.context("the quickstart's cache (ESLM_KD_CACHE names another folder)"),
+        _ => e,
+    })?;
     let teacher = cache.join("teacher");
     let mut parts = vec![Part {
         name: TEACHER,
@@ -209,12 +212,14 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
         }
         whole.begin(i);
         around.progress.note(&match (is_finished(folder), *name == TEACHER) {
-            (true, _) => format!("{model}: found in {}", folder.display()),
-            (_, true) => format!("{model}, pretrained once and kept:"),
-            _ => format!("{model}:"),
+            (true, true) => format!("{model}: found in {}", folder.display()),
+            (true, false) => format!("student, {model}: found in {}", folder.display()),
+            (false, true) => format!("{model}, pretrained once and kept:"),
+            (false, false) => format!("student, {model}:"),
         });
         finish(folder, || Session::with_data(plan, data, around), around.progress)?;
-        models.push(trained(model, folder)?);
+        // One word for tables and programs: `teacher`, `plain`, `dense`, `random`, `ESLM`.
+        models.push(trained(model.split(' ').next().unwrap_or(model), folder)?);
     }
     Ok(models)
 }
@@ -281,10 +286,10 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
     plain.objective.lambda = 0.0;
     plain.objective.lambda_end = None;
     let mut students = vec![
-        (FIRST, "student, plain pretraining", plain),
-        (DENSE, "student, dense distillation", dense),
-        (RANDOM, "student, random distillation", random),
-        (ESLM, "student, ESLM distillation", eslm),
+        (FIRST, "plain pretraining", plain),
+        (DENSE, "dense distillation", dense),
+        (RANDOM, "random distillation", random),
+        (ESLM, "ESLM distillation", eslm),
     ];
     students.truncate(if plan.selects() { 4 } else { 2 });
     students

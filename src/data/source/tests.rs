@@ -259,7 +259,9 @@ fn damaged_streams_name_the_file() {
 fn bad_records_name_their_line() {
     let folder = Folder::new();
     let error = |text: &str| folder.error("a.jsonl", text.as_bytes());
-    assert!(error("{\"text\":\"a\"}\n\n{\"body\":\"b\"}").contains("a.jsonl:3: no field \"text\""));
+    let other = error("{\"text\":\"a\"}\n\n{\"body\":\"b\",\"id\":1}");
+    assert!(other.contains("a.jsonl:3: no field \"text\""), "{other}");
+    assert!(other.contains("; the line has \"body\", \"id\" (column "), "{other}");
     assert!(
         error("{\"text\":\"a\"}\n{\"text\":7}").contains("a.jsonl:2: field \"text\" is a number")
     );

@@ -7,6 +7,9 @@ use maud::{Markup, PreEscaped, html};
 const NAME_CHARS: usize = 31;
 /// Points of a line that is dashed.
 const MOST_DASHED: usize = 60;
+/// Width of a letter of a tick, and what the axis' name and the gaps beside a tick take.
+const TICK_LETTER: f64 = 7.2;
+const BESIDE_TICK: f64 = 26.0;
 /// Between the names of two lines.
 const NAME_GAP: f64 = 17.0;
 
@@ -59,6 +62,9 @@ pub(super) struct Plot<'a> {
     layout: &'a Layout,
     named: bool,
     x: (f64, f64),
+    /// Ticks of y with what they say, and the left edge of the plot, which leaves them room.
+    ys: Vec<(f64, String)>,
+    left: f64,
 }
 
 impl<'a> Plot<'a> {
@@ -68,13 +74,19 @@ impl<'a> Plot<'a> {
             0 => (0.0, if most > 0.0 { most * 1.02 } else { 1.0 }),
             n => (0.5, n as f64 + 0.5),
         };
-        Self { chart, layout, named, x }
+        let (ys, decimals) = ticks(chart.range.0, chart.range.1, 6);
+        let sign = |y: f64| if chart.zero && y > 1e-12 { "+" } else { "" };
+        let said = |y: f64| (y, format!("{}{:.decimals$}", sign(y), y + 0.0));
+        let ys: Vec<(f64, String)> = ys.into_iter().map(said).collect();
+        let longest = ys.iter().map(|(_, said)| said.chars().count()).max().unwrap_or(0);
+        let left = layout.left.max(BESIDE_TICK + TICK_LETTER * longest as f64);
+        Self { chart, layout, named, x, ys, left }
     }
 
     pub(super) fn svg(&self, id: &str) -> Markup {
         let l = self.layout;
         let (right, bottom) = (self.right(), self.bottom());
-        let view = format!("{} {right} {} {bottom} {} {}", l.left, l.top, self.x.0, self.x.1);
+        let view = format!("{} {right} {} {bottom} {} {}", self.left, l.top, self.x.0, self.x.1);
         html! {
             svg class=(l.class) viewBox={ "0 0 " (l.width) " " (l.height) } role="img" tabindex="0"
                 aria-label={ (self.chart.title) ". Arrow keys read values." } data-view=(view) {
@@ -101,7 +113,7 @@ impl<'a> Plot<'a> {
         let l = self.layout;
         html! {
             clipPath id=(id) {
-                rect x=(l.left) y=(l.top) width=(self.right() - l.left) height=(self.bottom() - l.top) {}
+                rect x=(self.left) y=(l.top) width=(self.right() - self.left) height=(self.bottom() - l.top) {}
             }
             (self.axes())
             g clip-path={ "url(#" (id) ")" } {
@@ -123,17 +135,16 @@ impl<'a> Plot<'a> {
 
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let (low, high) = self.chart.range;
-        let (left, top) = (self.layout.left, self.layout.top);
+        let (left, top) = (self.left, self.layout.top);
         let across = (x - self.x.0) / (self.x.1 - self.x.0);
         let down = (high - y) / (high - low);
         (left + across * (self.right() - left), top + down * (self.bottom() - top))
     }
 
     fn axes(&self) -> Markup {
-        let (low, high) = self.chart.range;
-        let (left, top) = (self.layout.left, self.layout.top);
+        let low = self.chart.range.0;
+        let (left, top) = (self.left, self.layout.top);
         let (right, bottom) = (self.right(), self.bottom());
-        let (ys, decimals) = ticks(low, high, 6);
         let xs: Vec<(f64, String)> = if self.chart.places.is_empty() {
             let (xs, decimals) = ticks(self.x.0, self.x.1, self.layout.ticks);
             xs.into_iter().map(|x| (x, format!("{x:.decimals$}"))).collect()
@@ -142,14 +153,11 @@ impl<'a> Plot<'a> {
         };
         let height = |y: f64| format!("{:.1}", self.at(self.x.0, y).1);
         let strong = |y: f64| self.chart.zero && y.abs() < 1e-12;
-        let sign = |y: f64| if self.chart.zero && y > 1e-12 { "+" } else { "" };
         let middle = (top + bottom) / 2.0;
         html! {
-            @for y in ys {
-                path class=(if strong(y) { "axis" } else { "grid" }) d={ "M" (left) " " (height(y)) "H" (right) } {}
-                text.tick x=(left - 7.0) y=(height(y)) dy="4" text-anchor="end" {
-                    (sign(y)) (format!("{:.decimals$}", y + 0.0))
-                }
+            @for (y, said) in &self.ys {
+                path class=(if strong(*y) { "axis" } else { "grid" }) d={ "M" (left) " " (height(*y)) "H" (right) } {}
+                text.tick x=(left - 7.0) y=(height(*y)) dy="4" text-anchor="end" { (said) }
             }
             @for (x, name) in xs {
                 @let u = format!("{:.1}", self.at(x, low).0);
@@ -296,6 +304,29 @@ mod tests {
         assert_eq!(spread(&[10.0, 100.0], 17.0, 0.0, 200.0), [10.0, 100.0]);
         assert_eq!(spread(&[10.0, 12.0, 13.0], 17.0, 0.0, 200.0), [10.0, 27.0, 44.0]);
         assert_eq!(spread(&[198.0, 199.0, 200.0], 17.0, 0.0, 200.0), [166.0, 183.0, 200.0]);
+    }
+
+    #[test]
+    fn the_name_of_the_axis_stands_beside_its_ticks() {
+        for (range, longest) in [((3.9, 4.6), 3), ((-0.004, 0.0043), 6), ((1e6, 1.0001e6), 7)] {
+            let chart = Chart {
+                title: String::new(),
+                x: String::new(),
+                y: "nats".into(),
+                lines: Vec::new(),
+                range,
+                places: Vec::new(),
+                zero: range.0 < 0.0,
+                dense: false,
+            };
+            for layout in [&LARGE, &SMALL] {
+                let plot = Plot::new(&chart, layout, false);
+                let letters = plot.ys.iter().map(|(_, said)| said.len()).max().unwrap();
+                assert_eq!(letters, longest, "{:?}", plot.ys);
+                // A tick ends 7 in front of the plot; the name's letters reach from 4 to 17.
+                assert!(plot.left - 7.0 - TICK_LETTER * letters as f64 >= 17.0, "{}", plot.left);
+            }
+        }
     }
 
     #[test]

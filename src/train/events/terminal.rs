@@ -3,7 +3,7 @@
 use super::{Event, EventSink, StepEvent, Summary};
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::report::text::{PLAIN_WIDTH, amount, count, decimal, flops, percent, seconds};
+use crate::report::text::{PLAIN_WIDTH, amount, count, flops, percent, perplexity, seconds};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ impl EventSink for Terminal<'_> {
                 "step {}  validation loss {:.4}  perplexity {}",
                 count(e.step),
                 e.val_loss,
-                decimal(e.val_loss.exp(), 2)
+                perplexity(e.val_loss)
             )),
             Event::Skipped(e) => self.progress.note(&format!(
                 "warning: {}; batch skipped ({} so far)",
@@ -82,11 +82,13 @@ impl EventSink for Terminal<'_> {
             }
             Event::Note(text) => self.progress.note(text),
             Event::Finished(e) => {
-                if std::mem::take(&mut shown.started) {
-                    self.progress.finish();
+                let (all, losses) = finished(e);
+                match std::mem::take(&mut shown.started) {
+                    true => self.progress.finish_with(&all),
+                    false => self.progress.note(&all),
                 }
-                for line in finished(e) {
-                    self.progress.note(&line);
+                if let Some(losses) = losses {
+                    self.progress.note(&losses);
                 }
             }
         }
@@ -106,19 +108,17 @@ fn saved(step: u64, path: &Path, width: Option<usize>) -> String {
     }
 }
 
-/// What the run came to.
-fn finished(e: &Summary) -> Vec<String> {
-    let mut lines = vec![format!(
+/// What the run took, and its losses, if it was validated.
+fn finished(e: &Summary) -> (String, Option<String>) {
+    let all = format!(
         "{}, {}, {} in {}",
         amount(e.step, "steps"),
         amount(e.tokens, "tokens"),
         flops(e.flops.total() as u128),
         seconds(e.seconds),
-    )];
-    if let (Some(last), Some(best)) = (e.val_loss, e.best_val_loss) {
-        lines.push(format!("validation loss {last:.4} (best {best:.4})"));
-    }
-    lines
+    );
+    let losses = e.val_loss.zip(e.best_val_loss);
+    (all, losses.map(|(last, best)| format!("validation loss {last:.4} (best {best:.4})")))
 }
 
 /// Seconds of the steps that are not done, by those done in this session.

@@ -122,6 +122,9 @@ impl Progress for Recorder {
     fn finish(&self) {
         self.0.lock().unwrap().push("finish".into());
     }
+    fn finish_with(&self, outcome: &str) {
+        self.0.lock().unwrap().push(format!("end {outcome}"));
+    }
     fn note(&self, text: &str) {
         self.0.lock().unwrap().push(text.into());
     }
@@ -151,8 +154,8 @@ fn the_terminal_shows_progress_figures_and_time_left() {
     );
     assert_eq!(said[4..6], ["advance 1", "advance 79"], "step 21 came too soon for a line");
     assert!(said[6].contains("step 100/100") && said[6].ends_with("0.0 s left"));
-    assert_eq!(said[7], "finish");
-    assert!(said[8].ends_with(" in 1 min 40 s"), "{}", said[8]);
+    assert!(said[7].starts_with("end 100 steps, ") && said[7].ends_with(" in 1 min 40 s"));
+    assert_eq!(said.len(), 8, "one line with one time: {said:?}");
 }
 
 #[test]
