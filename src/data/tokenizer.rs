@@ -119,7 +119,17 @@ impl Tokenizer {
 
     /// Token ids of a text; nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded("tokenizer", || self.inner.encode_fast(text, false))?;
+        self.encoded(text, false)
+    }
+
+    /// Token ids of a prompt, with what the tokenizer's template puts around it: Llama's begins it
+    /// with `bos`.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.encoded(text, true)
+    }
+
+    fn encoded(&self, text: &str, templated: bool) -> Result<Vec<u32>> {
+        let encoding = guarded("tokenizer", || self.inner.encode_fast(text, templated))?;
         encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 

@@ -50,7 +50,8 @@ pub struct Generation {
     pub stop: Stop,
 }
 
-/// Continues `prompt` (an empty one starts a new document, after end-of-text) and hands each piece
+/// Continues `prompt`, with what the tokenizer's template puts around it (an empty one starts a new
+/// document, after end-of-text), and hands each piece
 /// of text to `take` as soon as it is whole characters. Of a prompt longer than the context the end
 /// counts; a full context slides ([`Gpt2::step`]).
 pub fn generate(
@@ -60,7 +61,7 @@ pub fn generate(
     options: &GenerateOptions,
     mut take: impl FnMut(&str) -> Result<()>,
 ) -> Result<Generation> {
-    let mut ids = tokenizer.encode(prompt)?;
+    let mut ids = tokenizer.encode_prompt(prompt)?;
     if ids.is_empty() {
         ids.push(tokenizer.eot());
     }

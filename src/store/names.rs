@@ -409,6 +409,14 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
             "{shown} is a data folder, made by `eslm-kd prepare`, and no model; name the folder of a run or a model"
         )));
     }
+    if has(ADAPTER) {
+        let base = adapted(&path.join(ADAPTER)).map(|base| format!(" of {base}"));
+        return Err(Error::data(format!(
+            "{shown} holds an adapter{} and no model ({ADAPTER}); merge it into its base with Python (peft's \
+             merge_and_unload) and name the merged folder",
+            base.unwrap_or_default()
+        )));
+    }
     if has_tokenizer(path) {
         return Err(Error::data(format!(
             "{shown} holds a tokenizer and no model; name the folder of a run or a model"
@@ -432,6 +440,15 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
 /// Whether [`model_folder`] finds one there.
 fn holds_a_model(path: &Path) -> bool {
     path.is_dir() && model_folder(path).is_ok()
+}
+
+/// The config of a LoRA adapter or its like.
+const ADAPTER: &str = "adapter_config.json";
+
+/// The base of an adapter, as far as its config says.
+fn adapted(path: &Path) -> Option<String> {
+    let parsed = crate::json::parse(&std::fs::read(path).ok()?).ok()?;
+    parsed["base_model_name_or_path"].as_str().map(str::to_string)
 }
 
 fn looks_like_path(text: &str) -> bool {

@@ -1,7 +1,8 @@
 //! Who teaches and who learns: the presets of `teachers/` and `students/`, embedded at build time.
 
 use crate::error::{Error, Result};
-use crate::model::Gpt2Config;
+use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, RopeScaling, Rotary};
+use crate::model::{Family, Gpt2Config, Parts};
 use serde::Deserialize;
 use std::sync::OnceLock;
 
@@ -79,6 +80,25 @@ pub struct Shape {
     pub n_embd: usize,
     pub n_layer: usize,
     pub n_head: usize,
+    /// What differs from GPT-2.
+    #[serde(default)]
+    pub llama: Option<Llama>,
+}
+
+/// The parts of a preset of Llama's kind, whose head is the embedding.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Llama {
+    pub family: Family,
+    /// Width of the MLP.
+    pub n_inner: usize,
+    pub n_kv_head: usize,
+    /// Where it is not `n_embd / n_head`.
+    pub head_dim: Option<usize>,
+    /// Base of the rotary frequencies.
+    pub theta: f64,
+    /// Epsilon of the norms.
+    pub epsilon: f64,
 }
 
 impl Preset {
@@ -104,25 +124,53 @@ impl Preset {
         Ok(preset)
     }
 
-    /// The shape as a model's config, with GPT-2's constants.
+    /// The shape as a model's config, with the family's constants.
     pub fn config(&self) -> Gpt2Config {
         let s = &self.shape;
-        Gpt2Config::new(s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head)
+        let mut config =
+            Gpt2Config::new(s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head);
+        if let Some(llama) = &s.llama {
+            config.n_inner = Some(llama.n_inner);
+            config.layer_norm_epsilon = llama.epsilon;
+            config.parts = Parts {
+                family: llama.family,
+                n_kv_head: Some(llama.n_kv_head).filter(|kv| *kv != s.n_head),
+                head_dim: llama.head_dim,
+                positions: Positions::Rotary(Rotary {
+                    theta: llama.theta,
+                    scaling: RopeScaling::Default,
+                }),
+                norm: Norm::Rms,
+                qk_norm: llama.family == Family::Qwen3,
+                biases: Biases { qkv: llama.family == Family::Qwen2, output: false, mlp: false },
+                mlp: Mlp { activation: Activation::Silu, gated: true },
+                ..Parts::default()
+            };
+        }
+        config
     }
 }
 
 /// The embedded files: (path in the repository, text).
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 18] = [
     ("teachers/quickstart.toml", include_str!("../../teachers/quickstart.toml")),
     ("teachers/distilgpt2.toml", include_str!("../../teachers/distilgpt2.toml")),
     ("teachers/gpt2.toml", include_str!("../../teachers/gpt2.toml")),
     ("teachers/gpt2-medium.toml", include_str!("../../teachers/gpt2-medium.toml")),
     ("teachers/gpt2-large.toml", include_str!("../../teachers/gpt2-large.toml")),
     ("teachers/gpt2-xl.toml", include_str!("../../teachers/gpt2-xl.toml")),
+    ("teachers/smollm2-135m.toml", include_str!("../../teachers/smollm2-135m.toml")),
+    ("teachers/smollm2-360m.toml", include_str!("../../teachers/smollm2-360m.toml")),
+    ("teachers/smollm2-1.7b.toml", include_str!("../../teachers/smollm2-1.7b.toml")),
+    ("teachers/qwen2.5-0.5b.toml", include_str!("../../teachers/qwen2.5-0.5b.toml")),
+    ("teachers/qwen3-0.6b.toml", include_str!("../../teachers/qwen3-0.6b.toml")),
+    ("teachers/qwen3-1.7b.toml", include_str!("../../teachers/qwen3-1.7b.toml")),
     ("students/tiny.toml", include_str!("../../students/tiny.toml")),
     ("students/gpt2-30m.toml", include_str!("../../students/gpt2-30m.toml")),
     ("students/distil-82m.toml", include_str!("../../students/distil-82m.toml")),
     ("students/gpt2-124m.toml", include_str!("../../students/gpt2-124m.toml")),
+    ("students/llama-30m.toml", include_str!("../../students/llama-30m.toml")),
+    ("students/llama-135m.toml", include_str!("../../students/llama-135m.toml")),
 ];
 
 /// All presets, teachers first, small to large.

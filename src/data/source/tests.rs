@@ -261,7 +261,7 @@ fn bad_records_name_their_line() {
     let error = |text: &str| folder.error("a.jsonl", text.as_bytes());
     let other = error("{\"text\":\"a\"}\n\n{\"body\":\"b\",\"id\":1}");
     assert!(other.contains("a.jsonl:3: no field \"text\""), "{other}");
-    assert!(other.contains("; the line has \"body\", \"id\" (column "), "{other}");
+    assert!(other.contains("; it has \"body\", \"id\": name one with --text-field"), "{other}");
     assert!(
         error("{\"text\":\"a\"}\n{\"text\":7}").contains("a.jsonl:2: field \"text\" is a number")
     );

@@ -414,6 +414,7 @@ fn a_text_that_begins_with_bos_by_config_does_so_in_what_is_written_and_not_in_d
     let config = json!({"tokenizer_class": "GPT2Tokenizer", "add_bos_token": true});
     let tokenizer = load(&[vocab, merges, ("tokenizer_config.json", config)]);
     assert_eq!(tokenizer.encode("ab").unwrap(), [4]);
+    assert_eq!(tokenizer.encode_prompt("ab").unwrap(), [0, 4]);
     let out = tempfile::tempdir().unwrap();
     tokenizer.save(out.path()).unwrap();
     let written = tokenizers::Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();

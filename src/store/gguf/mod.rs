@@ -51,6 +51,12 @@ pub(super) struct Written {
 /// Writes the file, reads it back with candle's reader, and gives it its name only if that finds
 /// every tensor as it was meant.
 pub(super) fn write(path: &Path, contents: &Contents) -> Result<Written> {
+    if !contents.config.parts.are_gpt2s() {
+        return Err(Error::usage(
+            "--format gguf is for models with GPT-2's own parts, which this one has not; export a Hugging Face folder, and \
+             convert that with llama.cpp's convert_hf_to_gguf.py",
+        ));
+    }
     let metadata = metadata(contents, path)?;
     let entries = entries(contents)?;
     let mut file = AtomicFile::create(path)?;

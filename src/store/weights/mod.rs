@@ -32,6 +32,7 @@ use std::path::Path;
 /// either name; under both it must have the same bits.
 pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)> {
     let config = read_config(&dir.join("config.json"))?;
+    config.check_device(device)?;
     let files = TensorFiles::open_model(dir)?;
     let mut stored = Stored::of_model(&files, &config, dir)?;
     let params = stored.read(&config, dir, device)?;
@@ -178,7 +179,7 @@ impl<'a> Stored<'a> {
         // is plausible.
         if config.n_layer > self.tensors.len() {
             return Err(Error::data(format!(
-                "{}: config.json says {} blocks, but the weights hold only {} tensors",
+                "{}: config.json says {} blocks (n_layer, num_hidden_layers), but the weights hold only {} tensors",
                 dir.display(),
                 config.n_layer,
                 self.tensors.len()
