@@ -1,4 +1,4 @@
-//! eslm-kd distils and pretrains GPT-2-family language models on the tokens that matter.
+//! eslm-kd distils and pretrains small language models on the tokens that matter.
 //!
 //! A run is **student x teacher x (score x selector x objective) on data, on a machine**:
 //! independent choices that meet in one function, [`train::Trainer::step`]. A score ranks the

@@ -43,7 +43,7 @@ use clap::{Args, Parser, Subcommand};
 /// The program, as a shell knows it.
 const NAME: &str = "eslm-kd";
 
-/// Distils and pretrains GPT-2-family language models on the tokens that matter.
+/// Distils and pretrains small language models on the tokens that matter.
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, after_help = EXAMPLES)]
 pub struct Cli {

@@ -156,7 +156,7 @@ fn how_to_convert(dir: &Path) -> String {
     let dir = dir.display().to_string(); // `{:?}` quotes and escapes it, close enough to Python
     format!(
         "Pickle files can run code and are never read. Convert once with Python: `from transformers import \
-         GPT2LMHeadModel; GPT2LMHeadModel.from_pretrained({dir:?}).save_pretrained({dir:?})`"
+         AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({dir:?}).save_pretrained({dir:?})`"
     )
 }
 

@@ -53,7 +53,7 @@ impl Keys {
     pub fn activation(&self, name: &str, default: Activation) -> Result<Activation> {
         let Some(said) = self.get::<String>(name)? else { return Ok(default) };
         match said.as_str() {
-            "gelu" => Ok(Activation::Gelu),
+            "gelu" | "gelu_python" => Ok(Activation::Gelu),
             "relu" => Ok(Activation::Relu),
             "silu" | "swish" => Ok(Activation::Silu),
             tanh if TANH_GELU.contains(&tanh) => Ok(Activation::GeluTanh),

@@ -12,7 +12,8 @@ const THETA: f64 = 10_000.0;
 
 /// `rope_scaling`, else `rope_parameters`, as transformers 5 has it; `positions` are the model's.
 pub(super) fn read(keys: &Keys, positions: usize) -> Result<Rotary> {
-    let name = if keys.has("rope_scaling") { "rope_scaling" } else { "rope_parameters" };
+    let (old, new) = ("rope_scaling", "rope_parameters");
+    let name = if keys.table(old)?.0.is_empty() { new } else { old };
     let table = keys.table(name)?;
     let theta: Option<f64> = match table.get("rope_theta")? {
         None => keys.get("rope_theta")?,
@@ -30,8 +31,11 @@ pub(super) fn read(keys: &Keys, positions: usize) -> Result<Rotary> {
             Error::data(format!("{name} of type {:?} lacks {key}", kind.as_deref().unwrap_or("")))
         })
     };
+    // Beside the table it counts as well, and before what the table says, as in transformers 5.
     let original = || -> Result<f64> {
-        Ok(table.get("original_max_position_embeddings")?.unwrap_or(positions as f64))
+        let key = "original_max_position_embeddings";
+        let own: Option<f64> = keys.get(key)?;
+        Ok(own.or(table.get(key)?).unwrap_or(positions as f64))
     };
     let scaling = match kind.as_deref() {
         // Dynamic is the default up to the model's own positions, and there are no others here.
@@ -41,10 +45,14 @@ pub(super) fn read(keys: &Keys, positions: usize) -> Result<Rotary> {
             factor: need("factor")?,
             low_freq_factor: need("low_freq_factor")?,
             high_freq_factor: need("high_freq_factor")?,
-            original: need("original_max_position_embeddings")?,
+            original: original()?,
         },
         Some("yarn") => {
-            let factor = need("factor")?;
+            // Without one the ratio of the contexts, as in transformers 5.
+            let factor = match table.get("factor")? {
+                Some(factor) => factor,
+                None => positions as f64 / original()?,
+            };
             RopeScaling::Yarn {
                 factor,
                 attention: attention_factor(&table, factor)?,
