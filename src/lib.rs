@@ -59,8 +59,8 @@
 //! | [`eval`] | perplexity, generation |
 //! | [`store`] | models by name, presets, the Hugging Face Hub, weights, checkpoints, export |
 //! | [`optim`], [`teacher`], [`cost`] | AdamW and schedules; a frozen teacher; FLOPs, memory and disk of a plan |
-//! | [`model`], [`select`] | GPT-2, forward and backward; scores, and the value-at-risk selector |
-//! | [`loss`] | cross-entropy mixed with divergences, at the tied head |
+//! | [`model`], [`select`] | a decoder by its parts, forward and backward; scores, and the value-at-risk selector |
+//! | [`loss`] | cross-entropy mixed with divergences, at the head |
 //! | `ops` | the operations of a model, each with a slow reference, a CPU kernel and a GPU kernel |
 //! | [`config`], [`data`] | a run file as written, resolved to a [`config::Plan`]; text to tokens, tokens to batches |
 //! | [`error`], [`progress`], [`interrupt`] | what all of them share |

@@ -118,7 +118,7 @@ impl Gpt2 {
 mod tests {
     use super::*;
     use crate::model::Gpt2Config;
-    use crate::model::testing::scratch;
+    use crate::model::testing::{of_other_parts, scratch};
     use crate::ops::matmul::{Precision, matmul};
     use crate::ops::testing::assert_close;
     use candle_core::DType;
@@ -151,6 +151,28 @@ mod tests {
                 for at in start - 1..POSITIONS {
                     assert_close(&logits(&model, &hidden), &full.narrow(0, at, 1).unwrap(), 1e-5);
                     assert_eq!(cache.tokens(), &tokens[..=at]);
+                    if let Some(&next) = tokens.get(at + 1) {
+                        hidden = model.step(next, &mut cache).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_grows_and_holds_for_every_part() {
+        for dtype in [DType::F32, DType::F64] {
+            for model in of_other_parts(dtype) {
+                let most = model.config.n_positions;
+                let tokens: Vec<u32> = (0..most).map(|i| token(i) % 29).collect();
+                let full = model.forward(&tokens, most).unwrap();
+                let (mut cache, mut hidden) = model.prefill(&tokens[..2]).unwrap();
+                // As if it had no more room than that.
+                for keys in &mut cache.keys {
+                    *keys = keys.narrow(0, 0, 2).unwrap().contiguous().unwrap();
+                }
+                for at in 1..most {
+                    assert_close(&hidden, &full.narrow(0, at, 1).unwrap(), 2e-5);
                     if let Some(&next) = tokens.get(at + 1) {
                         hidden = model.step(next, &mut cache).unwrap();
                     }

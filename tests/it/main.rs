@@ -6,6 +6,7 @@ mod compare;
 mod costs;
 mod crossings; // every choice with every other, against one slow step in plain tensor operations
 mod curves; // the loss curve of each kind of run, pinned
+mod decoders; // whole runs of models other than GPT-2
 mod docs; // links, quotes, reference pages, and the commands of the book
 mod extended;
 mod faults;

@@ -15,7 +15,7 @@ pub(super) fn page() -> String {
         "# Presets
 
 A preset is a name for a model: its shape, and where its weights come from. Each is a TOML file in `teachers/` or
-`students/` that shows how its parameters add up. Any folder or Hub id of a GPT-2 model works in place of a preset.
+`students/` that shows how its parameters add up. Any folder or Hub id of a model that loads works in place of a preset.
 
 ## Teachers
 

@@ -2,8 +2,9 @@
 //! expectation.
 
 use super::*;
-use crate::model::RowBudget;
-use crate::model::testing::scratch;
+use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, RopeScaling, Rotary, Scores};
+use crate::model::testing::{of_other_parts, scratch};
+use crate::model::{Family, Parts, RowBudget};
 use crate::ops::testing::{assert_close, autograd, bits, random};
 use candle_core::{DType, Device};
 
@@ -32,32 +33,64 @@ fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>
     (grads.tensors().to_vec(), reached)
 }
 
+/// Queries and keys normed and rotated, by the formulas.
+fn prepared(config: &Gpt2Config, p: Block<'_>, qkv: &Tensor) -> Result<Tensor> {
+    let (q, kv, dim) = (config.query_width(), config.kv_width(), config.head_dim());
+    let n = qkv.dim(0)?;
+    let part = |from, width, norm: Option<&Tensor>| -> Result<Tensor> {
+        let mut part = qkv.narrow(1, from, width)?.contiguous()?;
+        if let Some(w) = norm {
+            let heads = part.reshape((n * width / dim, dim))?;
+            let normed = layer_norm::reference(&heads, w, None, config.layer_norm_epsilon)?;
+            part = normed.reshape((n, width))?;
+        }
+        let Positions::Rotary(rotary) = &config.parts.positions else { return Ok(part) };
+        let (frequencies, factor) = rotary.frequencies(dim);
+        let table = |f: fn(f64) -> f64| -> Result<Tensor> {
+            let of_row = |r: usize| {
+                let angles = frequencies.iter().map(move |w| (r % CONTEXT) as f64 * w);
+                angles.map(|a| factor * f(a)).collect::<Vec<f64>>()
+            };
+            let all: Vec<f64> = (0..n).flat_map(of_row).collect();
+            Ok(Tensor::from_vec(all, (n, 1, dim / 2), &Device::Cpu)?)
+        };
+        crate::ops::rotary::reference(&part, &table(f64::cos)?, &table(f64::sin)?, width / dim)
+    };
+    let (queries, keys) = (part(0, q, p.q_norm_w)?, part(q, kv, p.k_norm_w)?);
+    Ok(Tensor::cat(&[queries, keys, qkv.narrow(1, q + kv, kv)?], 1)?)
+}
+
 /// The trunk in the ops' references, with keys and values of all rows but the given ones taken for
 /// constants.
 fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tensor> {
-    let (n, d, eps) = (2 * CONTEXT, config.n_embd, config.layer_norm_epsilon);
+    let (n, eps) = (2 * CONTEXT, config.layer_norm_epsilon);
+    let (q, all) = (config.query_width(), config.query_width() + 2 * config.kv_width());
     let free: Vec<f64> = (0..n as u32)
-        .flat_map(|i| (0..3 * d).map(move |c| f64::from(u8::from(c < d || rows.contains(&i)))))
+        .flat_map(|i| (0..all).map(move |c| f64::from(u8::from(c < q || rows.contains(&i)))))
         .collect();
-    let free = Tensor::from_vec(free, (n, 3 * d), &Device::Cpu)?;
+    let free = Tensor::from_vec(free, (n, all), &Device::Cpu)?;
     let constant = (1.0 - &free)?;
-    let shape = Shape::new(2, CONTEXT, config.n_head);
-    let mut x = embed::reference(params.wte(), params.wpe().unwrap(), &tokens(), CONTEXT, 0)?;
+    let linear = |x: &Tensor, w: &Tensor, b: Option<&Tensor>| -> Result<Tensor> {
+        let y = x.matmul(w)?;
+        Ok(if let Some(b) = b { y.broadcast_add(b)? } else { y })
+    };
+    let shape = Shape { kv_heads: config.kv_heads(), ..Shape::new(2, CONTEXT, config.n_head) };
+    let mut x = match params.wpe() {
+        Some(wpe) => embed::reference(params.wte(), wpe, &tokens(), CONTEXT, 0)?,
+        None => params.wte().index_select(&Tensor::new(tokens(), &Device::Cpu)?, 0)?,
+    };
     for l in 0..config.n_layer {
         let p = params.block(l);
-        let qkv = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?
-            .matmul(p.attn_w)?
-            .broadcast_add(p.attn_b.unwrap())?;
+        let ln_1 = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?;
+        let qkv = prepared(config, p, &linear(&ln_1, p.attn_w, p.attn_b)?)?;
         let qkv = ((&qkv * &free)? + (qkv.detach() * &constant)?)?;
-        let attended = attention::reference(&qkv, shape)?;
-        let mid = (&x + attended.matmul(p.attn_proj_w)?.broadcast_add(p.attn_proj_b.unwrap())?)?;
-        let fc = layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?
-            .matmul(p.fc_w)?
-            .broadcast_add(p.fc_b.unwrap())?;
-        x = (&mid
-            + crate::ops::gelu::reference(&fc)?
-                .matmul(p.proj_w)?
-                .broadcast_add(p.proj_b.unwrap())?)?;
+        let scores = config.parts.scores;
+        let scale = (scores != Scores::default()).then(|| scores.factor(l, config.head_dim()));
+        let attended = attention::reference(&qkv, Shape { scale, ..shape })?;
+        let mid = (&x + linear(&attended, p.attn_proj_w, p.attn_proj_b)?)?;
+        let fc = linear(&layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?, p.fc_w, p.fc_b)?;
+        let active = activation::reference(config.parts.mlp, &fc)?;
+        x = (&mid + linear(&active, p.proj_w, p.proj_b)?)?;
     }
     let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
     Ok(out.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
@@ -69,22 +102,50 @@ fn norm(x: &[f64]) -> f64 {
 
 #[test]
 fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-12)] {
-        let model = model(dtype);
-        for rows in [&ROWS[..], &[13], &[3, 4, 5, 6]] {
+    for (dtype, tolerance) in [(DType::F32, 2e-5f64), (DType::F64, 1e-12)] {
+        // Tables of cos and sin are f32: with them 1e-12 becomes 1e-6.
+        let others =
+            of_other_parts(dtype).into_iter().map(|model| (model, (2.5 * tolerance).max(1e-6)));
+        for (model, tolerance) in [(model(dtype), tolerance)].into_iter().chain(others) {
+            for rows in [&ROWS[..], &[13], &[3, 4, 5, 6]] {
+                let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
+                let (_, want) = autograd(&inputs, &upstream(rows.len(), dtype), |v| {
+                    stopped(
+                        &model.config,
+                        &ParamSet::new(model.params.layout().clone(), v.to_vec()),
+                        rows,
+                    )
+                });
+                let (got, reached) = gradients(&model, Some(rows), Flow::Sparse);
+                let every = 3 * rows.len() as u64;
+                assert_eq!(reached, Reached { outputs: every, keys: every });
+                for (got, want) in got.iter().zip(&want) {
+                    assert_close(got, want, tolerance);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_is_the_gradient_of_the_formula_with_every_part() {
+    let every: Vec<u32> = (0..2 * CONTEXT as u32).collect();
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-6)] {
+        for model in of_other_parts(dtype) {
             let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
-            let (_, want) = autograd(&inputs, &upstream(rows.len(), dtype), |v| {
-                stopped(
-                    &model.config,
-                    &ParamSet::new(model.params.layout().clone(), v.to_vec()),
-                    rows,
-                )
-            });
-            let (got, reached) = gradients(&model, Some(rows), Flow::Sparse);
-            let every = 3 * rows.len() as u64;
-            assert_eq!(reached, Reached { outputs: every, keys: every });
-            for (got, want) in got.iter().zip(&want) {
-                assert_close(got, want, tolerance);
+            for rows in [&every[..], &ROWS] {
+                let d = upstream(rows.len(), dtype);
+                let (hidden, want) = autograd(&inputs, &d, |v| {
+                    let params = ParamSet::new(model.params.layout().clone(), v.to_vec());
+                    let all = stopped(&model.config, &params, &every)?;
+                    Ok(all.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
+                });
+                let forward = model.forward(&tokens(), CONTEXT).unwrap();
+                assert_close(&pick(&forward, Some(rows)).unwrap(), &hidden, tolerance);
+                let (got, _) = gradients(&model, Some(rows), Flow::Exact);
+                for (got, want) in got.iter().zip(&want) {
+                    assert_close(got, want, tolerance);
+                }
             }
         }
     }
@@ -92,17 +153,18 @@ fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
 
 #[test]
 fn every_row_makes_all_flows_the_same_bit_for_bit() {
-    let model = model(DType::F32);
-    let whole = RowSampler::new(RowBudget::Share(1.0), 1, (0..14).collect(), CONTEXT);
-    let (exact, reached) = gradients(&model, None, Flow::Exact);
-    assert_eq!(reached, Reached { outputs: 3 * 14, keys: 3 * 14 });
-    for flow in [Flow::Sparse, Flow::Sampled(&whole)] {
-        assert!(bits(&gradients(&model, None, flow).0) == bits(&exact), "{flow:?}");
+    for model in of_other_parts(DType::F32).into_iter().chain([model(DType::F32)]) {
+        let whole = RowSampler::new(RowBudget::Share(1.0), 1, (0..14).collect(), CONTEXT);
+        let (exact, reached) = gradients(&model, None, Flow::Exact);
+        assert_eq!(reached, Reached { outputs: 3 * 14, keys: 3 * 14 });
+        for flow in [Flow::Sparse, Flow::Sampled(&whole)] {
+            assert!(bits(&gradients(&model, None, flow).0) == bits(&exact), "{flow:?}");
+        }
+        let (some, reached) = gradients(&model, Some(&ROWS), Flow::Exact);
+        assert_eq!(reached, Reached { outputs: 6 + 2 * 14, keys: 3 * 14 });
+        assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sampled(&whole)).0) == bits(&some));
+        assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sparse).0) != bits(&some));
     }
-    let (some, reached) = gradients(&model, Some(&ROWS), Flow::Exact);
-    assert_eq!(reached, Reached { outputs: 6 + 2 * 14, keys: 3 * 14 });
-    assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sampled(&whole)).0) == bits(&some));
-    assert!(bits(&gradients(&model, Some(&ROWS), Flow::Sparse).0) != bits(&some));
 }
 
 #[test]
@@ -114,16 +176,21 @@ fn nothing_selected_is_nothing_done() {
 
 #[test]
 fn the_mean_of_sampled_gradients_is_the_exact_one() {
+    // Of the others the one with a norm of heads, whose rows the draws gather as well.
+    for model in [model(DType::F32), of_other_parts(DType::F32).swap_remove(2)] {
+        mean_is_exact(&model);
+    }
+}
+
+fn mean_is_exact(model: &Gpt2) {
     const DRAWS: u64 = 400;
-    let model = model(DType::F32);
     let flat = |t: &Tensor| -> Vec<f64> {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
     };
     for rows in [None, Some(&ROWS[..])] {
-        let exact: Vec<Vec<f64>> =
-            gradients(&model, rows, Flow::Exact).0.iter().map(flat).collect();
+        let exact: Vec<Vec<f64>> = gradients(model, rows, Flow::Exact).0.iter().map(flat).collect();
         let sparse: Vec<Vec<f64>> =
-            gradients(&model, rows, Flow::Sparse).0.iter().map(flat).collect();
+            gradients(model, rows, Flow::Sparse).0.iter().map(flat).collect();
         let mut sums: Vec<(Vec<f64>, f64)> =
             exact.iter().map(|e| (vec![0.0; e.len()], 0.0)).collect();
         let (mut reached, mut keys) = (0, 0);
@@ -134,7 +201,7 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
                 (0..14).map(|i| draw * 14 + i).collect(),
                 CONTEXT,
             );
-            let (grads, rows) = gradients(&model, rows, Flow::Sampled(&sampler));
+            let (grads, rows) = gradients(model, rows, Flow::Sampled(&sampler));
             (reached, keys) = (reached + rows.outputs, keys + rows.keys);
             for ((sum, squares), (g, exact)) in
                 sums.iter_mut().zip(grads.iter().map(flat).zip(&exact))
@@ -170,27 +237,28 @@ fn the_mean_of_sampled_gradients_is_the_exact_one() {
 
 #[test]
 fn recomputed_activations_give_the_same_bits() {
-    let kept = model(DType::F32);
-    let again = Gpt2 { activations: Activations::Recompute, ..kept.clone() };
-    let drawn = RowSampler::new(RowBudget::Share(0.5), 1, (0..14).collect(), CONTEXT);
-    for flow in [Flow::Exact, Flow::Sparse, Flow::Sampled(&drawn)] {
-        for rows in [None, Some(&ROWS[..])] {
-            assert!(
-                bits(&gradients(&again, rows, flow).0) == bits(&gradients(&kept, rows, flow).0),
-                "{flow:?}"
-            );
+    for kept in of_other_parts(DType::F32).into_iter().chain([model(DType::F32)]) {
+        let again = Gpt2 { activations: Activations::Recompute, ..kept.clone() };
+        let drawn = RowSampler::new(RowBudget::Share(0.5), 1, (0..14).collect(), CONTEXT);
+        for flow in [Flow::Exact, Flow::Sparse, Flow::Sampled(&drawn)] {
+            for rows in [None, Some(&ROWS[..])] {
+                assert!(
+                    bits(&gradients(&again, rows, flow).0) == bits(&gradients(&kept, rows, flow).0),
+                    "{flow:?}"
+                );
+            }
         }
+        let held = |model: &Gpt2| {
+            let whole = |taped: &Taped| matches!(taped, Taped::Whole(_));
+            model
+                .forward_with_tape(&tokens(), CONTEXT)
+                .unwrap()
+                .1
+                .blocks
+                .iter()
+                .filter(|b| whole(b))
+                .count()
+        };
+        assert_eq!((held(&kept), held(&again)), (3, 0));
     }
-    let held = |model: &Gpt2| {
-        let whole = |taped: &Taped| matches!(taped, Taped::Whole(_));
-        model
-            .forward_with_tape(&tokens(), CONTEXT)
-            .unwrap()
-            .1
-            .blocks
-            .iter()
-            .filter(|b| whole(b))
-            .count()
-    };
-    assert_eq!((held(&kept), held(&again)), (3, 0));
 }

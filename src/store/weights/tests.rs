@@ -1,3 +1,5 @@
+mod families;
+
 use super::*;
 use safetensors::tensor::serialize;
 use std::collections::BTreeMap;
