@@ -88,7 +88,7 @@ fn a_llama_teaches_a_llama_and_a_gpt2_with_every_backward() {
     );
     assert!(losses.iter().all(|loss| *loss < 5.77), "{losses:?}");
     // Its blocks as a student's first weights, and a student of another family.
-    let layers = ["--student", "teacher", "--set", "init=teacher-layers", "--set", "layers=[1]"];
+    let layers = ["--student", "llama-30m", "--set", "init=teacher-layers", "--set", "layers=[1]"];
     let common =
         ["--data", "data", "--set", "data.context=16", "--set", "data.rows=4", "--steps", "2"];
     place.json(&[&distill[..], &common, &layers, &["--out", "layers"]].concat());

@@ -2,9 +2,9 @@
 //! expectation.
 
 use super::*;
-use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, RopeScaling, Rotary, Scores};
+use crate::model::RowBudget;
+use crate::model::parts::{Positions, Scores};
 use crate::model::testing::{of_other_parts, scratch};
-use crate::model::{Family, Parts, RowBudget};
 use crate::ops::testing::{assert_close, autograd, bits, random};
 use candle_core::{DType, Device};
 
@@ -103,9 +103,9 @@ fn norm(x: &[f64]) -> f64 {
 #[test]
 fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
     for (dtype, tolerance) in [(DType::F32, 2e-5f64), (DType::F64, 1e-12)] {
-        // Tables of cos and sin are f32: with them 1e-12 becomes 1e-6.
+        // Tables of cos and sin are f32: with them 1e-12 becomes a few 1e-6.
         let others =
-            of_other_parts(dtype).into_iter().map(|model| (model, (2.5 * tolerance).max(1e-6)));
+            of_other_parts(dtype).into_iter().map(|model| (model, (2.5 * tolerance).max(5e-6)));
         for (model, tolerance) in [(model(dtype), tolerance)].into_iter().chain(others) {
             for rows in [&ROWS[..], &[13], &[3, 4, 5, 6]] {
                 let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
@@ -130,7 +130,7 @@ fn sparse_is_the_gradient_with_the_other_rows_keys_and_values_stopped() {
 #[test]
 fn exact_is_the_gradient_of_the_formula_with_every_part() {
     let every: Vec<u32> = (0..2 * CONTEXT as u32).collect();
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-6)] {
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 5e-6)] {
         for model in of_other_parts(dtype) {
             let inputs: Vec<&Tensor> = model.params.tensors().iter().collect();
             for rows in [&every[..], &ROWS] {
