@@ -8,6 +8,7 @@ mod crossings; // every choice with every other, against one slow step in plain 
 mod curves; // the loss curve of each kind of run, pinned
 mod docs; // links, quotes, reference pages, and the commands of the book
 mod extended;
+mod families; // of decoders, against transformers
 mod faults;
 mod full_disk;
 mod hostile;
