@@ -6,7 +6,7 @@ use crate::support::golden::{Golden, assert_within, largest, values};
 use candle_core::{DType, Device, Tensor};
 use eslm_kd::loss::head::{self, Logits, LossInput, Objective, ScanOptions};
 use eslm_kd::loss::{Divergence, Signal};
-use eslm_kd::model::{Gpt2, ParamSet};
+use eslm_kd::model::{Family, Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::store::weights::{SaveOptions, WEIGHTS_FILE, load_model, save_model};
 use std::collections::HashMap;
 
@@ -46,15 +46,14 @@ fn model(golden: &Golden) -> Gpt2 {
 }
 
 /// Parameters, or gradients of them, by transformers' names.
-fn by_names(config: &eslm_kd::model::Gpt2Config, params: &ParamSet) -> HashMap<String, Tensor> {
+fn by_names(config: &Gpt2Config, params: &ParamSet) -> HashMap<String, Tensor> {
     let dir = tempfile::tempdir().unwrap();
     save_model(dir.path(), config, params, &SaveOptions::default()).unwrap();
     let tensors = candle_core::safetensors::load(dir.path().join(WEIGHTS_FILE), &Device::Cpu);
-    // GPT-2's are written without the prefix, as the Hub has them.
-    let full = |name: String| match name.starts_with("model.") || name.starts_with("lm_head.") {
-        true => name,
-        false => format!("transformer.{name}"),
-    };
+    // A GPT-2's are written without the prefix where its head is the embedding, as the Hub has them;
+    // with a head of its own transformers 4 reads whole names alone.
+    let whole = config.parts.family != Family::Gpt2 || config.parts.own_head;
+    let full = |name: String| if whole { name } else { format!("transformer.{name}") };
     tensors.unwrap().into_iter().map(|(name, tensor)| (full(name), tensor)).collect()
 }
 
