@@ -9,6 +9,7 @@ mod curves; // the loss curve of each kind of run, pinned
 mod decoders; // whole runs of models other than GPT-2
 mod docs; // links, quotes, reference pages, and the commands of the book
 mod extended;
+mod families; // of decoders, against transformers
 mod faults;
 mod full_disk;
 mod hostile;

@@ -31,6 +31,11 @@ impl Golden {
         self.tensors.get(name).unwrap_or_else(|| panic!("the golden file has no tensor {name}"))
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// A setting, as JSON text.
     pub fn metadata(&self, name: &str) -> &str {
         &self.metadata[name]

@@ -82,8 +82,11 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
 }
 
 /// Bare names, as in openai-community/gpt2: transformers reads them with and without a prefix,
-/// mlx-lm without alone.
-pub(super) fn piece(spec: &ParamSpec) -> Piece {
+/// mlx-lm without alone. Beside a head of its own they have the prefix: transformers 4 takes such
+/// a file without for a damaged one.
+pub(super) fn piece(config: &Gpt2Config, spec: &ParamSpec) -> Piece {
     let columns = 0..spec.shape.last().copied().unwrap_or_default();
-    Piece { name: spec.name.clone(), columns, turned: false }
+    let bare = !config.parts.own_head || spec.name == "lm_head.weight";
+    let body = if bare { "" } else { NAMES.body };
+    Piece { name: format!("{body}{}", spec.name), columns, turned: false }
 }

@@ -78,7 +78,7 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
 /// The stored tensors of a parameter.
 pub(super) fn pieces(config: &Gpt2Config, spec: &ParamSpec) -> Vec<Piece> {
     match config.parts.family {
-        Family::Gpt2 => vec![gpt2::piece(spec)],
+        Family::Gpt2 => vec![gpt2::piece(config, spec)],
         Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::pieces(config, spec),
     }
 }
