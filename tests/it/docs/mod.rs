@@ -151,7 +151,7 @@ fn the_book_lists_every_page_once() {
 #[test]
 fn recipes_name_files_that_exist() {
     let page = Page::read(&root().join("CONTRIBUTING.md"));
-    for recipe in ["score", "divergence", "metric", "key", "op", "verb"] {
+    for recipe in ["score", "divergence", "metric", "key", "op", "verb", "family"] {
         let section = ["a", "an"]
             .iter()
             .find_map(|a| page.section(&format!("{a}-{recipe}")))
