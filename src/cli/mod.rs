@@ -36,7 +36,7 @@ pub use knobs::{ConfigArgs, KNOBS, Knob, Knobs, Resume, RunArgs};
 pub use model::ModelArgs;
 pub use printer::Printer;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -127,22 +127,6 @@ impl Verb {
     pub fn run(&self, ui: &Printer) -> Result<()> {
         self.done(ui).map_err(|e| {
             let stopped = matches!(e.kind(), ErrorKind::Interrupted(_));
-            // What is written whole or not at all begins anew.
-            let anew = matches!(
-                self,
-                Self::Prepare(_)
-                    | Self::Tokenizer(_)
-                    | Self::Eval(_)
-                    | Self::Inspect(_)
-                    | Self::Export(_)
-            );
-            let e = match stopped && anew {
-                true => Error::new(
-                    e.kind(),
-                    format!("{e}; nothing was kept, and the command begins anew"),
-                ),
-                false => e,
-            };
             let again = match self {
                 // Before the first step: a run that has begun names its own.
                 Self::Pretrain(_) | Self::Distill(_) => stopped && e.go_on().is_none(),

@@ -3,8 +3,8 @@
 use super::{Activation, Mlp};
 use crate::error::Result;
 use crate::ops::buffer::read;
-use crate::ops::gelu::{C as ROOT, CUBIC};
-use crate::ops::simd::{exp, multiversion, tanh};
+use crate::ops::gelu::cpu as gelu;
+use crate::ops::simd::{exp, multiversion};
 use candle_core::cpu::erf::erf_f64;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -60,7 +60,7 @@ pub(super) fn backward(mlp: Mlp, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
 
 fn values(f: Activation, y: &mut [f32], x: &[f32]) {
     match f {
-        Activation::GeluTanh => gelu_tanh(y, x),
+        Activation::GeluTanh => gelu::values(y, x),
         Activation::Gelu => {
             y.iter_mut().zip(x).for_each(|(y, x)| *y = (f64::from(*x) * normal(*x)) as f32);
         }
@@ -71,7 +71,10 @@ fn values(f: Activation, y: &mut [f32], x: &[f32]) {
 
 fn slopes(f: Activation, d: &mut [f32], x: &[f32]) {
     match f {
-        Activation::GeluTanh => gelu_tanh_slope(d, x),
+        Activation::GeluTanh => {
+            d.fill(1.0);
+            gelu::times_slopes(d, x);
+        }
         Activation::Gelu => d.iter_mut().zip(x).for_each(|(d, &x)| {
             let wide = f64::from(x);
             *d = (normal(x) + 0.5 * super::GAUSS * wide * (-0.5 * wide * wide).exp()) as f32;
@@ -105,21 +108,6 @@ multiversion! {
         for (d, &x) in d.iter_mut().zip(x) {
             let s = 1.0 / (1.0 + exp(-x));
             *d = s * (1.0 + x * (1.0 - s));
-        }
-    }
-
-    fn gelu_tanh(y: &mut [f32], x: &[f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            let t = tanh(ROOT as f32 * (x + CUBIC as f32 * x * x * x));
-            *y = 0.5 * x * (1.0 + t);
-        }
-    }
-
-    fn gelu_tanh_slope(d: &mut [f32], x: &[f32]) {
-        for (d, &x) in d.iter_mut().zip(x) {
-            let t = tanh(ROOT as f32 * (x + CUBIC as f32 * x * x * x));
-            let slope = ROOT as f32 * (1.0 + 3.0 * CUBIC as f32 * x * x);
-            *d = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope;
         }
     }
 }

@@ -13,7 +13,7 @@ const CHUNK: usize = 1 << 14;
 pub fn forward(x: &Tensor) -> Result<Tensor> {
     let xs = read(x)?;
     let mut out = vec![0.0; xs.len()];
-    out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| apply(y, x));
+    out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(y, x)| values(y, x));
     Ok(Tensor::from_vec(out, x.shape(), &Device::Cpu)?)
 }
 
@@ -21,19 +21,21 @@ pub fn backward(dy: &Tensor, x: &Tensor) -> Result<()> {
     let xs = read(x)?;
     let xs: &[f32] = &xs;
     with_mut(dy, |dy| {
-        dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| apply_gradient(d, x))
+        dy.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(d, x)| times_slopes(d, x))
     })
 }
 
 multiversion! {
-    fn apply(y: &mut [f32], x: &[f32]) {
+    /// y of each x.
+    pub(in crate::ops) fn values(y: &mut [f32], x: &[f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
             *y = 0.5 * x * (1.0 + t);
         }
     }
 
-    fn apply_gradient(dy: &mut [f32], x: &[f32]) {
+    /// Multiplies each number by the slope at its x.
+    pub(in crate::ops) fn times_slopes(dy: &mut [f32], x: &[f32]) {
         for (d, &x) in dy.iter_mut().zip(x) {
             let t = tanh(C as f32 * (x + CUBIC as f32 * x * x * x));
             let slope = C as f32 * (1.0 + 3.0 * CUBIC as f32 * x * x);

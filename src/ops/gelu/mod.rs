@@ -1,15 +1,15 @@
 //! GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks & Gimpel, arXiv 1606.08415):
 //! 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
-mod cpu;
+pub(super) mod cpu;
 mod cuda;
 
 use super::{Backend, buffer};
 use crate::error::Result;
 use candle_core::Tensor;
 
-pub(super) const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
-pub(super) const CUBIC: f64 = 0.044_715;
+const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+const CUBIC: f64 = 0.044_715;
 
 /// y with x's shape.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
