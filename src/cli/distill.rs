@@ -1,7 +1,7 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
 use super::{Printer, RunArgs, quickstart, train};
-use crate::compare::quickstart::is_quickstart;
+use crate::compare::quickstart::{LAST, TEACHER, is_quickstart};
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -29,12 +29,29 @@ Examples:
 pub const QUICKSTART: &str = "quickstart";
 
 impl DistillArgs {
+    /// The settings of the quickstart that is gone on with, by its last student.
+    fn earlier(&self) -> Result<Option<RunFile>> {
+        let (Some(out), Some(_)) = (&self.run.out, self.run.resume) else { return Ok(None) };
+        let configs = LAST.map(|student| out.join(student).join(CONFIG_FILE));
+        let Some(config) = configs.iter().find(|path| path.is_file()) else { return Ok(None) };
+        let mut file = RunFile::find(&config.to_string_lossy())?;
+        // The student names the teacher's folder; the quickstart makes or finds it.
+        if let Ok(mut keys) = toml::from_str::<toml::Table>(&file.text) {
+            keys.insert("teacher".into(), TEACHER.into());
+            file.text = keys.to_string();
+        }
+        Ok(Some(file))
+    }
+
     /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's
     /// own are named: those start from the defaults.
     pub fn resolve(&self) -> Result<Resolved> {
         let overrides = self.run.config.overrides()?;
         let own = overrides.names("teacher") || overrides.names("data.dir");
-        let fallback = if own { None } else { RunFile::embedded(QUICKSTART) };
+        let fallback = match own {
+            true => None,
+            false => self.earlier()?.or_else(|| RunFile::embedded(QUICKSTART)),
+        };
         let resolved = self.run.resolve("distill", fallback)?;
         if resolved.plan.teacher.is_none() {
             if let (Some(out), true) = (&self.run.out, self.run.resume.is_some())

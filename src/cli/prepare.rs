@@ -74,9 +74,7 @@ fn prepared(
     };
     // Before a tokenizer is fetched.
     check_out(&args.out)?;
-    if args.out.join(TRAIN).is_file() {
-        progress.note(&format!("note: {}: the data folder there is replaced", args.out.display()));
-    }
+    let replaces = args.out.join(TRAIN).is_file();
     for path in args.input.iter().chain(&args.valid).filter(|path| !path.exists()) {
         Source::open(path)?;
     }
@@ -89,7 +87,11 @@ fn prepared(
         end_token: args.end_token.clone(),
         skip_bad: args.skip_bad,
     };
-    prepare(&options, progress)
+    let report = prepare(&options, progress)?;
+    if replaces {
+        progress.note(&format!("note: {}: the data folder there was replaced", args.out.display()));
+    }
+    Ok(report)
 }
 
 /// Seconds that a first run may take.

@@ -2,7 +2,7 @@
 
 use super::Resume;
 use crate::compare::quickstart::FIRST;
-use crate::config::Plan;
+use crate::config::{Origin, Plan, Resolved};
 use crate::cost::settle;
 use crate::error::{Error, Result};
 use crate::report::text::{count, quoted};
@@ -25,13 +25,18 @@ pub enum Found {
 impl Found {
     /// Looks at the folder `out` of a run of `plan`. Errs where it is not what was asked for: what
     /// is to continue must not begin in silence, and nothing is written over.
-    pub fn at(out: &Path, resume: Option<Resume>, plan: &Plan) -> Result<Self> {
+    pub fn at(out: &Path, resume: Option<Resume>, resolved: &Resolved) -> Result<Self> {
         let Some(resume) = resume else { return check_free(out).map(|()| Self::Nothing) };
+        let has_config = out.join(CONFIG_FILE).is_file();
         if latest(out)?.is_some() {
+            if has_config {
+                check_teacher(out, &resolved.plan)?;
+            }
             return Ok(Self::Begun);
         }
-        if out.join(MODEL_FOLDER).is_dir() && out.join(CONFIG_FILE).is_file() {
-            return over(out, plan).map(|shown| Self::Over(Box::new(shown)));
+        if out.join(MODEL_FOLDER).is_dir() && has_config {
+            check_named(out, resolved)?;
+            return over(out, &resolved.plan).map(|shown| Self::Over(Box::new(shown)));
         }
         if out.join(CONFIG_FILE).is_file() {
             return Ok(Self::Begun);
@@ -48,6 +53,43 @@ impl Found {
             out.display()
         )))
     }
+}
+
+/// Errs where the run has no teacher and the command names one: it was trained without.
+fn check_teacher(out: &Path, plan: &Plan) -> Result<()> {
+    match (&plan_of(out)?.teacher, &plan.teacher) {
+        (None, Some(teacher)) => Err(another(out, "teacher", None, Some(teacher))),
+        _ => Ok(()),
+    }
+}
+
+/// Errs where the command names models or data that are not the finished run's: without a checkpoint
+/// nothing tells whether others are the same.
+fn check_named(out: &Path, resolved: &Resolved) -> Result<()> {
+    let (was, is) = (plan_of(out)?, &resolved.plan);
+    let whole = |text: &str| std::path::absolute(text).unwrap_or_else(|_| text.into());
+    for (key, was, is) in [
+        ("teacher", was.teacher.as_deref(), is.teacher.as_deref()),
+        ("student", Some(was.student.as_str()), Some(is.student.as_str())),
+        ("data.dir", was.data.dir.as_deref(), is.data.dir.as_deref()),
+    ] {
+        let origin = resolved.value(key).map(|value| &value.origin);
+        let named = matches!(origin, Some(Origin::Flag(_) | Origin::Set | Origin::Env(_)));
+        if named && was.map(whole) != is.map(whole) {
+            return Err(another(out, key, was, is));
+        }
+    }
+    Ok(())
+}
+
+fn another(out: &Path, key: &str, was: Option<&str>, is: Option<&str>) -> Error {
+    Error::usage(format!(
+        "{}: the run there is another one ({key}: {} before, {} now); leave the value away to go on with it, or name another \
+         folder with --out",
+        out.display(),
+        was.unwrap_or("none"),
+        is.unwrap_or("none")
+    ))
 }
 
 /// A folder of several runs, which one command goes on with.

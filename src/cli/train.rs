@@ -62,7 +62,7 @@ impl RunReport {
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
     let plan = &resolved.plan;
     let out = out_folder(verb, args)?;
-    let resume = match Found::at(&out, args.resume, plan)? {
+    let resume = match Found::at(&out, args.resume, resolved)? {
         Found::Nothing => false,
         Found::Begun => true,
         Found::Over(shown) => {

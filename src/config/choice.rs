@@ -353,7 +353,7 @@ choice! {
 choice! {
     /// Where a student's first weights come from.
     Init ("initialisation") {
-        /// GPT-2 initialisation with residual scaling.
+        /// Random weights, as the family begins; GPT-2 with residual scaling.
         Scratch = "scratch",
         /// Chosen layers of the teacher.
         TeacherLayers = "teacher-layers",

@@ -20,9 +20,11 @@ use crate::error::{Error, Result};
 use crate::files::{AtomicFile, Input, check_real, hex};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -287,7 +289,8 @@ enum Payload {
 
 /// A token file, open for reading: memory-mapped, so its size costs no memory. Files of this crate
 /// are never changed in place; where something else cuts or changes one that is open, the next
-/// [`TokenFile::read`] says so, since a mapping would end the process.
+/// [`TokenFile::read`] says so: it reads the file itself, since a page of a mapping that is cut off
+/// ends the process.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -429,8 +432,7 @@ impl TokenFile {
         }
         self.check_unchanged()?;
         let width = self.header.dtype.bytes();
-        let payload = self.payload();
-        let bytes = &payload[range.start as usize * width..range.end as usize * width];
+        let bytes = self.bytes(range.start as usize * width..range.end as usize * width)?;
         let from = out.len();
         match self.header.dtype {
             TokenDtype::U16 => out
@@ -449,6 +451,20 @@ impl TokenFile {
                 out[from + at]
             ))),
         }
+    }
+
+    /// Bytes of the payload.
+    fn bytes(&self, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let Payload::Mapped { file, .. } = &self.payload else {
+            return Ok(Cow::Borrowed(&self.payload()[range]));
+        };
+        let mut bytes = vec![0; range.len()];
+        file.read_exact_at(&mut bytes, (HEADER_BYTES + range.start) as u64).or_else(|e| {
+            // What was cut meanwhile is said to be.
+            self.check_unchanged()?;
+            Err(Error::io("read", &self.path, e))
+        })?;
+        Ok(Cow::Owned(bytes))
     }
 
     /// The tokens of `range`.

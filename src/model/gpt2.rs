@@ -123,6 +123,8 @@ impl Gpt2 {
         let common = self.common(tokens.len() / context, context);
         let mut x = self.embed(tokens, context)?;
         for l in 0..self.config.n_layer {
+            // A forward of a large model takes seconds, and nothing is lost.
+            crate::interrupt::check()?;
             x = self.block_output(l, &self.block_tape(l, x, &common)?)?;
         }
         Ok(self.final_norm(&x)?.out)

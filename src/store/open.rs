@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::store::hub::{What, lacking_tokenizer};
 use crate::store::names::{Kind, ModelFolder, ModelRef, Where, find, locate};
+use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, check_model};
 use candle_core::Device;
 
 /// A model, ready to be used, and where it lies.
@@ -54,6 +55,13 @@ pub fn shape(name: &str, kind: Kind, at: Where<'_>) -> Result<Gpt2Config> {
 pub(crate) fn shape_of(meant: ModelRef, name: &str, at: Where<'_>) -> Result<Gpt2Config> {
     match meant {
         ModelRef::Preset(preset) => Ok(preset.config()),
-        meant => locate(meant, name, None, What::ConfigOnly, at)?.config(),
+        meant => {
+            let folder = locate(meant, name, None, What::ConfigOnly, at)?;
+            // Names and shapes of tensors that are here are read with the config.
+            match [WEIGHTS_FILE, INDEX_FILE].iter().any(|file| folder.dir.join(file).is_file()) {
+                true => check_model(&folder.dir),
+                false => folder.config(),
+            }
+        }
     }
 }

@@ -85,6 +85,16 @@ fn a_finished_run_without_checkpoints_stays_as_it_is() {
         }
         assert!(files() == before, "{again:?}");
     }
+    // Other models and data than the run's are no reason to print its result.
+    for (verb, more, part) in [
+        ("pretrain", &["--student", "gpt2-30m"][..], "student: tiny before, gpt2-30m now"),
+        ("pretrain", &["--data", "nowhere"], "nowhere now"),
+        ("distill", &["--teacher", "r"], "teacher: none before, r now"),
+    ] {
+        let args = [&[verb, "--resume", "--out", "r"], more].concat();
+        place.refused(&args, 2, &["the run there is another one", part]);
+        assert!(files() == before, "{args:?}");
+    }
     // A program is refused, too.
     let plan = plan_of(&place.path("r")).unwrap();
     let hub =
@@ -108,6 +118,29 @@ fn a_finished_run_without_checkpoints_stays_as_it_is() {
     fs::write(place.path("r/config.toml"), config.replace("steps = 4\n", "steps = 6\n")).unwrap();
     let resume = ["pretrain", "--resume", "--out", "r"];
     place.refused(&resume, 2, &["has done 4 of 6 steps", "--steps 2 --out r-3"]);
+}
+
+#[test]
+fn a_run_without_a_teacher_takes_none_later() {
+    let place = Place::new();
+    let data = data();
+    succeeds(&place, &pretrain(&data, "r", &["--steps", "2"]));
+    let config = || fs::read(place.path("r/config.toml")).unwrap();
+    let before = config();
+    let args = ["distill", "--resume", "--out", "r", "--teacher", "r"];
+    place.refused(&args, 2, &["teacher: none before, r now"]);
+    assert!(config() == before);
+}
+
+#[test]
+fn a_plan_reads_the_names_and_shapes_of_weights_that_are_here() {
+    let place = Place::new();
+    let data = data();
+    succeeds(&place, &pretrain(&data, "r", &["--steps", "2"]));
+    let file = place.path("r/model/model.safetensors");
+    fs::write(&file, &fs::read(&file).unwrap()[..100]).unwrap();
+    let plan = ["plan", "--student", "r/model", "--data", &data];
+    place.refused(&plan, 3, &["model.safetensors"]);
 }
 
 #[test]

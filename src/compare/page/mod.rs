@@ -80,7 +80,7 @@ fn head(s: &Summary) -> Markup {
         p.sub {
             (plural(s.arms.len(), "arm")) ", " (plural(seeds.len(), "seed")) " (" (seeds.join(", ")) "); "
             (budget) ". Data: " (d.dir) " (" (count(d.train_tokens)) " training and " (count(d.valid_tokens))
-            " validation tokens, vocabulary of " (count(u64::from(d.vocabulary))) "). Baseline: "
+            @if s.state.eval_tokens > 0 { " evaluated" } " validation tokens, vocabulary of " (count(u64::from(d.vocabulary))) "). Baseline: "
             b { (s.state.baseline) } "."
         }
         @if !missing.is_empty() {

@@ -107,7 +107,7 @@ pub(super) fn differences(s: &Summary, order: &[usize]) -> Markup {
     let tests = match s.tests {
         0 => format!("No test: {}.", why_untested(s)),
         n => format!(
-            "Paired two-sided t-tests on the full validation CE of runs with the same seed, {}. p (Holm) corrects for \
+            "Paired two-sided t-tests on the validation CE of all evaluated tokens, of runs with the same seed, {}. p (Holm) corrects for \
              their number; bold is below 0.05. A dash: fewer than two seeds, or differences without any spread. With few \
              seeds the intervals are wide, and a difference that is not shown is not shown to be absent.",
             plural(n, "test")

@@ -44,6 +44,8 @@ const RANDOM: &str = "random";
 /// The run folder that comes first; by it a quickstart's folder is known.
 pub const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
+/// The last student, whose settings are those of the whole; the second where nothing is selected.
+pub const LAST: [&str; 2] = [ESLM, DENSE];
 /// Most tokens of the vocabulary. The stories have no more than the teacher's preset says.
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
