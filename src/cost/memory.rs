@@ -6,6 +6,7 @@ use crate::config::largest_divisor;
 use crate::config::{Activations, DeviceSpec, Dtype, HeadMode, MicroRows};
 use crate::config::{CheckpointPlan, Plan};
 use crate::loss::head;
+use crate::model::parts::Residual;
 use crate::model::{Gpt2Config, ParamKind};
 use serde::Serialize;
 
@@ -122,8 +123,10 @@ fn teacher_weights(teacher: &Gpt2Config, stored: Dtype) -> u64 {
 pub fn tape_bytes(cfg: &Gpt2Config, plan: &Plan, tokens: u64) -> u64 {
     let (layers, d, f) = (cfg.n_layer as u64, cfg.n_embd as u64, cfg.mlp_width() as u64);
     let (q, kv) = (cfg.query_width() as u64, 2 * cfg.kv_width() as u64);
-    let normed = if cfg.parts.qk_norm { q + kv / 2 } else { 0 };
-    let block = 2 * d + 2 * q + kv + normed + f + 4;
+    let normed = if cfg.qk_norm_widths().is_some() { q + kv / 2 } else { 0 };
+    // Inputs of norms that come after attention and MLP.
+    let after = if cfg.parts.residual == Residual::PostNorm { 2 * d } else { 0 };
+    let block = 2 * d + 2 * q + kv + normed + after + f + 4;
     let blocks = match plan.machine.activations {
         Activations::Keep => layers * block,
         Activations::Recompute => layers * d + block,

@@ -18,11 +18,12 @@ pub use route::{Route, StepFacts, TeacherRows, forward_kl};
 
 use crate::config::{Activations, BackwardMode, HeadMode, MicroRows, Pool, Rho};
 use crate::config::{Level, Plan};
+use crate::model::parts::Residual;
 use crate::model::{Gpt2Config, ParamKind};
 use crate::select::{kept_of, probe_rows};
 use route::sums_first;
 use serde::{Deserialize, Serialize};
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 
 /// FLOPs of the trunk's forward pass over `sequences` of `context` tokens.
 pub fn trunk_forward(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
@@ -35,14 +36,15 @@ pub fn blocks_forward(cfg: &Gpt2Config, layers: u64, sequences: u64, context: u6
     let matrices = 2 * tokens * block_weights(cfg);
     // Scores and weighted values: two products, each Q multiply-adds for every (position, key)
     // pair.
-    let attention = 2 * 2 * cfg.query_width() as u64 * pairs(sequences, context);
-    layers * (matrices + attention)
+    let pairs: u64 = (0..layers as usize).map(|l| pairs(cfg, l, context)).sum();
+    layers * matrices + 2 * 2 * cfg.query_width() as u64 * sequences * pairs
 }
 
 /// FLOPs of running every block once more for the backward: all but its last product, which only
-/// its output needs.
+/// its output needs, unless a norm comes after it.
 pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
-    let last = 2 * sequences * context * (cfg.n_embd * cfg.inner()) as u64;
+    let needed = cfg.parts.residual == Residual::PostNorm;
+    let last = if needed { 0 } else { 2 * sequences * context * (cfg.n_embd * cfg.inner()) as u64 };
     trunk_forward(cfg, sequences, context) - cfg.n_layer as u64 * last
 }
 
@@ -53,7 +55,7 @@ pub fn trunk_again(cfg: &Gpt2Config, sequences: u64, context: u64) -> u64 {
 /// and of weight), and five in attention (scores again, since the tape keeps no probabilities; then
 /// dV, dP, dQ, dK). In the last block only keys and values see every row; queries, output
 /// projection and MLP see the kept rows, and attention runs for kept queries over `(context + 1) /
-/// 2` keys, the mean over positions.
+/// 2` keys, the mean over positions; over fewer within a window.
 pub fn trunk_backward_exact(cfg: &Gpt2Config, sequences: u64, context: u64, kept_rows: u64) -> u64 {
     let (layers, tokens) = (cfg.n_layer as u64, sequences * context);
     trunk_backward_sampled(cfg, context, (layers - 1) * tokens + kept_rows, layers * tokens)
@@ -69,8 +71,17 @@ pub fn trunk_backward_dense(cfg: &Gpt2Config, sequences: u64, context: u64) -> u
 /// dK and dV only those of these rows, taken to be spread evenly over the sequences.
 pub fn trunk_backward_sparse(cfg: &Gpt2Config, sequences: u64, context: u64, rows: u64) -> u64 {
     let q = cfg.query_width() as u64;
-    let attention = q * (3 * rows * (context + 1) + 2 * (rows * rows / sequences + rows));
-    cfg.n_layer as u64 * (2 * 2 * rows * block_weights(cfg) + attention)
+    let attention = |l: usize| {
+        let keys = twice_mean_keys(cfg, l..l + 1, context, rows);
+        // Of these keys the share that the rows are.
+        let own = match cfg.window(l) {
+            None => rows * rows / sequences + rows,
+            Some(_) => keys * rows / (sequences * context) + rows,
+        };
+        q * (3 * keys + 2 * own)
+    };
+    let layers = cfg.n_layer as u64;
+    layers * 2 * 2 * rows * block_weights(cfg) + (0..cfg.n_layer).map(attention).sum::<u64>()
 }
 
 /// FLOPs of the trunk's backward pass when `block_rows` rows carry gradient at a block's output and
@@ -85,7 +96,8 @@ pub fn trunk_backward_sampled(
     let q = cfg.query_width() as u64;
     let of_keys = 2 * (cfg.n_embd * cfg.kv_width()) as u64; // D K of keys and of values
     let by_rows = block_weights(cfg) - of_keys; // queries D Q, projection Q D, MLP
-    key_rows * 2 * 2 * of_keys + block_rows * (2 * 2 * by_rows + 5 * q * (context + 1))
+    let keys = twice_mean_keys(cfg, 0..cfg.n_layer, context, block_rows);
+    key_rows * 2 * 2 * of_keys + block_rows * 2 * 2 * by_rows + 5 * q * keys
 }
 
 /// FLOPs of the logits of `rows` positions.
@@ -408,9 +420,18 @@ fn block_weights(cfg: &Gpt2Config) -> u64 {
     cfg.block_elements(ParamKind::is_matrix) as u64
 }
 
-/// (position, key) pairs of causal attention.
-fn pairs(sequences: u64, context: u64) -> u64 {
-    sequences * (context * (context + 1) / 2)
+/// (position, key) pairs of causal attention in a sequence of block `l`.
+fn pairs(cfg: &Gpt2Config, l: usize, context: u64) -> u64 {
+    let seen = cfg.window(l).map_or(context, |window| context.min(window as u64));
+    seen * (seen + 1) / 2 + (context - seen) * seen
+}
+
+/// Twice the keys that `rows` positions see in all, spread evenly over the positions of these
+/// blocks. Without windows that is `rows * (context + 1)`.
+fn twice_mean_keys(cfg: &Gpt2Config, blocks: Range<usize>, context: u64, rows: u64) -> u64 {
+    let count = blocks.len() as u128;
+    let pairs: u128 = blocks.map(|l| u128::from(pairs(cfg, l, context))).sum();
+    (u128::from(rows) * 2 * pairs / (count * u128::from(context)).max(1)) as u64
 }
 
 #[cfg(test)]

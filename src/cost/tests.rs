@@ -4,7 +4,7 @@ use super::memory::logit_bytes;
 use super::*;
 use crate::config::{Overrides, RunFile, load};
 use crate::model::Parts;
-use crate::model::parts::{Biases, Mlp, Norm, Positions, RopeScaling, Rotary};
+use crate::model::parts::{Biases, Blocks, Mlp, Norm, Positions, RopeScaling, Rotary, Window};
 
 fn plan(text: &str) -> Plan {
     load(Some(&RunFile { name: "run.toml".into(), text: text.into() }), &Overrides::default())
@@ -41,7 +41,7 @@ fn shared_keys_and_a_gated_mlp_equal_a_count_by_hand() {
     let parts = Parts {
         n_kv_head: Some(1),
         head_dim: Some(4),
-        positions: Positions::Rotary(Rotary { theta: 1e4, scaling: RopeScaling::Default }),
+        positions: Positions::Rotary(Rotary::new(1e4, RopeScaling::Default)),
         norm: Norm::Rms,
         mlp: Mlp { gated: true, ..Mlp::default() },
         biases: Biases { qkv: false, output: false, mlp: false },
@@ -59,6 +59,23 @@ fn shared_keys_and_a_gated_mlp_equal_a_count_by_hand() {
     // Per token: x and mid 2 D, queries and output 2 Q, keys and values 2 K, gate and up, statistics.
     let block = 2 * 6 + 2 * 12 + 8 + 10 + 4;
     assert_eq!(tape_bytes(&cfg, &mine, 3), 4 * 3 * (block + 2 * 6 + 2));
+}
+
+#[test]
+fn a_window_leaves_keys_out() {
+    // T 5, window 2: 1 + 2 + 2 + 2 + 2 = 9 pairs where there were 15; the first block has it alone.
+    let parts =
+        Parts { window: Some(Window { size: 2, blocks: Blocks::Of(vec![0]) }), ..Parts::default() };
+    let whole = Gpt2Config::new(5, 5, 2, 2, 1);
+    let cfg = Gpt2Config { parts, ..whole.clone() };
+    assert_eq!(trunk_forward(&whole, 3, 5) - trunk_forward(&cfg, 3, 5), 3 * 2 * 2 * 2 * (15 - 9));
+    let of = |cfg| trunk_backward_dense(cfg, 3, 5);
+    assert_eq!(of(&whole) - of(&cfg), 3 * 2 * 5 * 2 * (15 - 9));
+    assert!(trunk_backward_sparse(&cfg, 3, 5, 6) < trunk_backward_sparse(&whole, 3, 5, 6));
+    // A window that holds everything costs what none does.
+    let parts = Parts { window: Some(Window { size: 5, blocks: Blocks::All }), ..Parts::default() };
+    let wide = Gpt2Config { parts, ..whole.clone() };
+    assert_eq!(trunk_backward_exact(&wide, 3, 5, 4), trunk_backward_exact(&whole, 3, 5, 4));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One token at a time: keys and values of earlier positions are kept, not formed again.
 
 use super::Gpt2;
+use super::residual::Half;
 use crate::error::{Error, Result};
 use crate::ops::buffer::assign;
-use crate::ops::matmul::{linear, linear_onto};
+use crate::ops::matmul::linear;
 use crate::ops::rotary::Rows;
-use crate::ops::{activation, attention, embed, layer_norm};
+use crate::ops::{activation, attention, embed};
 use candle_core::Tensor;
 
 /// What a model remembers of the tokens it has read.
@@ -84,30 +85,22 @@ impl Gpt2 {
             return Ok(hidden);
         }
         cache.grow(most)?;
-        let eps = self.config.layer_norm_epsilon;
         let (shape, rotary) = (self.common(1, 1).shape, self.rotary(at, 1));
         let mut x = embed::forward(self.params.wte(), self.params.wpe(), &[token], 1, at)?;
         for (l, keys) in cache.keys.iter().enumerate() {
             let p = self.params.block(l);
-            let qkv = linear(
-                &layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?.out,
-                p.attn_w,
-                p.attn_b,
-                self.precision,
-            )?;
-            self.prepare_heads(p, &qkv, rotary.as_ref(), Rows::At(at))?;
+            let input = self.enter(Half::attention(l), &x)?.0;
+            let qkv = linear(&input, p.attn_w, p.attn_b, self.precision)?;
+            self.prepare_heads(l, &qkv, rotary.as_ref(), Rows::At(at))?;
             assign(&keys.narrow(0, at, 1)?, &qkv.narrow(1, queries, width)?)?;
             let q = qkv.narrow(1, 0, queries)?;
-            let attended = attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.scaled(l, shape))?;
-            let mid = linear_onto(&x, &attended, p.attn_proj_w, p.attn_proj_b, self.precision)?;
-            let fc = linear(
-                &layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?.out,
-                p.fc_w,
-                p.fc_b,
-                self.precision,
-            )?;
+            let attended =
+                attention::step(&q, &keys.narrow(0, 0, at + 1)?, self.of_block(l, shape))?;
+            let mid = self.leave(Half::attention(l), &x, &attended)?.0;
+            let input = self.enter(Half::mlp(l), self.mlp_reads(&x, &mid))?.0;
+            let fc = linear(&input, p.fc_w, p.fc_b, self.precision)?;
             let active = activation::forward(self.config.parts.mlp, &fc)?;
-            x = linear_onto(&mid, &active, p.proj_w, p.proj_b, self.precision)?;
+            x = self.leave(Half::mlp(l), &mid, &active)?.0;
         }
         cache.tokens.push(token);
         Ok(self.final_norm(&x)?.out)

@@ -1,7 +1,7 @@
 //! The shape of a decoder: sizes under the names of GPT-2's `config.json`, and its parts.
 
 use super::ParamKind;
-use super::parts::{self, Family, Parts, Positions};
+use super::parts::{self, Family, Parts, Positions, QkNorm};
 use crate::config::ShapePlan;
 use crate::error::{Error, Result};
 use candle_core::Device;
@@ -86,6 +86,20 @@ impl Gpt2Config {
         shape
     }
 
+    /// How many positions a query of block `l` sees at most, where that is less than all.
+    pub fn window(&self, l: usize) -> Option<usize> {
+        self.parts.window.as_ref().filter(|window| window.blocks.contain(l)).map(|w| w.size)
+    }
+
+    /// Widths of the scales that queries and keys are normed with, where they are.
+    pub fn qk_norm_widths(&self) -> Option<(usize, usize)> {
+        match self.parts.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Head => Some((self.head_dim(), self.head_dim())),
+            QkNorm::Whole => Some((self.query_width(), self.kv_width())),
+        }
+    }
+
     /// Width of the MLP (F).
     pub fn inner(&self) -> usize {
         self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
@@ -95,7 +109,10 @@ impl Gpt2Config {
     pub fn function(&self) -> String {
         let Self { n_head, layer_norm_epsilon, parts, .. } = self;
         let sizes = format!("n_head = {n_head}, layer_norm_epsilon = {layer_norm_epsilon}");
-        if parts.are_gpt2s() { sizes } else { format!("{sizes}, {parts:?}") }
+        match serde_json::to_string(parts) {
+            Ok(parts_said) if !parts.are_gpt2s() => format!("{sizes}, {parts_said}"),
+            _ => sizes,
+        }
     }
 
     /// Width of all queries of a position: H heads.
@@ -128,7 +145,7 @@ impl Gpt2Config {
     pub fn residual_range(&self) -> f64 {
         match self.parts.family {
             Family::Gpt2 => self.initializer_range / ((2 * self.n_layer) as f64).sqrt(),
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => self.initializer_range,
+            _ => self.initializer_range,
         }
     }
 

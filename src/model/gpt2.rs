@@ -10,15 +10,15 @@
 //! (sampled).
 
 use super::heads::Raw;
-use super::{Block, Gpt2Config, ParamSet, RowSampler};
+use super::parts::Residual;
+use super::residual::{Half, NormTape};
+use super::{Gpt2Config, ParamSet, RowSampler};
 use crate::config::Activations;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loss::head::Logits;
 use crate::ops::attention::{self, Attended, Keys, Shape};
 use crate::ops::embed::{self, gather, scatter_add};
-use crate::ops::matmul::{
-    Precision, accumulate, accumulate_column_sums, linear, linear_onto, matmul,
-};
+use crate::ops::matmul::{Precision, accumulate, accumulate_column_sums, linear, matmul};
 use crate::ops::rotary::{Rows, Table};
 use crate::ops::{activation, layer_norm};
 use candle_core::Tensor;
@@ -95,8 +95,8 @@ pub(super) enum Taped {
 pub(super) struct BlockTape {
     /// Input, [B T, D].
     pub(super) x: Tensor,
-    /// [B T, 2].
-    pub(super) ln_1_stats: Tensor,
+    /// Of the attention's norm.
+    pub(super) norm_1: NormTape,
     /// Queries and keys before their norm, where heads have one.
     pub(super) raw: Option<Raw>,
     /// Queries, keys and values side by side as attention reads them, [B T, Q + 2 K].
@@ -105,8 +105,8 @@ pub(super) struct BlockTape {
     pub(super) attended: Attended,
     /// The residual stream between attention and MLP, [B T, D].
     pub(super) mid: Tensor,
-    /// [B T, 2].
-    pub(super) ln_2_stats: Tensor,
+    /// Of the MLP's norm.
+    pub(super) norm_2: NormTape,
     /// The MLP before its activation, [B T, F]; gate and up, [B T, 2 F].
     pub(super) fc: Tensor,
 }
@@ -217,7 +217,7 @@ impl Gpt2 {
     /// What the blocks have in common for `batch` sequences of `context` positions.
     pub(super) fn common(&self, batch: usize, context: usize) -> Common {
         let (heads, kv_heads) = (self.config.n_head, self.config.kv_heads());
-        let shape = Shape { batch, context, heads, kv_heads, scale: None };
+        let shape = Shape { batch, context, heads, kv_heads, scale: None, window: None };
         Common { shape, rotary: self.rotary(0, context).map(Arc::new) }
     }
 
@@ -235,28 +235,37 @@ impl Gpt2 {
         )
     }
 
-    /// Block `l` up to its MLP's activation: x + attention(ln_1(x)), then the first half of
-    /// mlp(ln_2(that)).
+    /// Block `l` up to its MLP's activation, or to the norm after the MLP.
     pub(super) fn block_tape(&self, l: usize, x: Tensor, common: &Common) -> Result<BlockTape> {
         let p = self.params.block(l);
-        let eps = self.config.layer_norm_epsilon;
-        let ln_1 = layer_norm::forward(&x, p.ln_1_w, p.ln_1_b, eps, self.precision)?; // [B T, D]
-        let qkv = linear(&ln_1.out, p.attn_w, p.attn_b, self.precision)?; // [B T, Q + 2 K]
+        let (input, before) = self.enter(Half::attention(l), &x)?; // [B T, D]
+        let qkv = linear(&input, p.attn_w, p.attn_b, self.precision)?; // [B T, Q + 2 K]
+        drop(input);
         let rows = Rows::Sequences(common.shape.context);
-        let raw = self.prepare_heads(p, &qkv, common.rotary.as_deref(), rows)?;
-        let attended = attention::forward(&qkv, self.scaled(l, common.shape))?; // [B T, Q]
-        let mid = linear_onto(&x, &attended.out, p.attn_proj_w, p.attn_proj_b, self.precision)?; // [B T, D]
-        let ln_2 = layer_norm::forward(&mid, p.ln_2_w, p.ln_2_b, eps, self.precision)?; // [B T, D]
-        let fc = linear(&ln_2.out, p.fc_w, p.fc_b, self.precision)?; // [B T, F] or [B T, 2 F]
-        let (ln_1_stats, ln_2_stats) = (ln_1.stats, ln_2.stats);
-        Ok(BlockTape { x, ln_1_stats, raw, qkv, attended, mid, ln_2_stats, fc })
+        let raw = self.prepare_heads(l, &qkv, common.rotary.as_deref(), rows)?;
+        let attended = attention::forward(&qkv, self.of_block(l, common.shape))?; // [B T, Q]
+        let (mid, after) = self.leave(Half::attention(l), &x, &attended.out)?; // [B T, D]
+        let norm_1 = one_of(before, after)?;
+        let (input, before) = self.enter(Half::mlp(l), self.mlp_reads(&x, &mid))?; // [B T, D]
+        let fc = linear(&input, p.fc_w, p.fc_b, self.precision)?; // [B T, F] or [B T, 2 F]
+        drop(input);
+        let norm_2 = match before {
+            Some(norm) => norm,
+            None => {
+                let active = activation::forward(self.config.parts.mlp, &fc)?; // [B T, F]
+                self.norm_after(Half::mlp(l), &active)?
+            }
+        };
+        Ok(BlockTape { x, norm_1, raw, qkv, attended, mid, norm_2, fc })
     }
 
     /// The rest of block `l`: its output, the next one's input.
     pub(super) fn block_output(&self, l: usize, tape: &BlockTape) -> Result<Tensor> {
-        let p = self.params.block(l);
+        if tape.norm_2.input.is_some() {
+            return self.leave_again(Half::mlp(l), &tape.mid, &tape.norm_2);
+        }
         let active = activation::forward(self.config.parts.mlp, &tape.fc)?; // [B T, F]
-        linear_onto(&tape.mid, &active, p.proj_w, p.proj_b, self.precision)
+        Ok(self.leave(Half::mlp(l), &tape.mid, &active)?.0)
     }
 
     /// Takes the gradient `d` of block `l`'s output, [k, D] of the given rows, and returns that of
@@ -284,6 +293,9 @@ impl Gpt2 {
     ///           |                             +-> dkv [B T, 2 K] -> W_kv -------------+-> ln_1 -+
     ///           +-> residual: scatter_add into zeros [B T, D] ----------------------------------+-> d [B T, D]
     /// ```
+    ///
+    /// This is with norms before attention and MLP; elsewhere ([`Residual`](super::parts::Residual))
+    /// the same rows carry gradient.
     fn block_backward(
         &self,
         l: usize,
@@ -295,12 +307,16 @@ impl Gpt2 {
         let keys = if matches!(flow, Flow::Sparse) { Keys::OfRows } else { Keys::All };
         let (p, g, precision) = (self.params.block(l), grads.block(l), self.precision);
         let (q, kv) = (self.config.query_width(), 2 * self.config.kv_width());
-        self.mlp_backward(&tape, rows, &d, p, g)?; // d [k, D] is of `mid` now
-        let d_att = matmul(&d, &p.attn_proj_w.t()?, precision)?; // [k, Q]
-        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d, precision)?; // [Q, k] [k, D]
-        accumulate_column_sums(g.attn_proj_b, &d)?;
+        // d [k, D] is of the block's output: of `mid` as well, as the residual stream has it.
+        let half = Half::attention(l);
+        let d_mid = self.mlp_backward(l, &tape, rows, &d, grads)?; // [k, D]
+        let d_out = self.leave_backward(half, &d_mid, &tape.norm_1, rows, grads)?; // [k, D]
+        let d_att = matmul(&d_out, &p.attn_proj_w.t()?, precision)?; // [k, Q]
+        accumulate(g.attn_proj_w, &pick(&tape.attended.out, rows)?.t()?, &d_out, precision)?; // [Q, k] [k, D]
+        accumulate_column_sums(g.attn_proj_b, &d_out)?;
+        drop((d_out, d_mid));
         let (qkv, attended, dout) = (&tape.qkv, &tape.attended, &d_att);
-        let shape = self.scaled(l, common.shape);
+        let shape = self.of_block(l, common.shape);
         let of_attention =
             attention::backward(attention::Backward { qkv, attended, dout, rows, keys, shape })?;
 
@@ -310,11 +326,11 @@ impl Gpt2 {
         let apart = rows.filter(|_| keys == Keys::All);
         let (dq, dkv) =
             self.heads_backward(l, of_attention, &tape, grads, [rows, below], common)?;
-        let (x, ln_1_stats) = (pick(&tape.x, below)?, pick(&tape.ln_1_stats, below)?); // [n, D], [n, 2]
+        let (x, stats) = (pick(&tape.x, below)?, pick(&tape.norm_1.stats, below)?); // [n, D], [n, 2]
         drop(tape);
-        let ln_1 = layer_norm::replay(&x, &ln_1_stats, p.ln_1_w, p.ln_1_b, precision)?; // [n, D]
+        let input = self.enter_again(half, &x, &stats)?; // [n, D]
         // Queries: k rows.
-        accumulate(&g.attn_w.narrow(1, 0, q)?, &pick(&ln_1, apart)?.t()?, &dq, precision)?; // [D, k] [k, Q]
+        accumulate(&g.attn_w.narrow(1, 0, q)?, &pick(&input, apart)?.t()?, &dq, precision)?; // [D, k] [k, Q]
         accumulate_column_sums(part(g.attn_b, 0, q)?.as_ref(), &dq)?;
         // Keys and values: n rows, or the m drawn ones.
         let (dkv, of_keys) = match flow {
@@ -324,62 +340,53 @@ impl Gpt2 {
         let key_rows = dkv.dim(0)? as u64;
         accumulate(
             &g.attn_w.narrow(1, q, kv)?,
-            &pick(&ln_1, of_keys.as_deref())?.t()?,
+            &pick(&input, of_keys.as_deref())?.t()?,
             &dkv,
             precision,
         )?;
         accumulate_column_sums(part(g.attn_b, q, kv)?.as_ref(), &dkv)?;
         let through_keys = matmul(&dkv, &p.attn_w.narrow(1, q, kv)?.t()?, precision)?; // [m, D]
-        let d_ln_1 = spread(through_keys, of_keys.as_deref(), &ln_1)?; // [n, D]
+        let d_input = spread(through_keys, of_keys.as_deref(), &input)?; // [n, D]
         let w_q = p.attn_w.narrow(1, 0, q)?.t()?;
         match apart {
-            None => accumulate(&d_ln_1, &dq, &w_q, precision)?, // k = n
-            Some(rows) => scatter_add(&d_ln_1, &matmul(&dq, &w_q, precision)?, rows)?,
+            None => accumulate(&d_input, &dq, &w_q, precision)?, // k = n
+            Some(rows) => scatter_add(&d_input, &matmul(&dq, &w_q, precision)?, rows)?,
         }
         let d = spread(d, apart, &x)?; // the residual's share [n, D]
-        let (dx, dw, db) = (&d, g.ln_1_w, g.ln_1_b);
-        layer_norm::backward(layer_norm::Backward {
-            dy: &d_ln_1,
-            x: &x,
-            stats: &ln_1_stats,
-            w: p.ln_1_w,
-            dx,
-            dw,
-            db,
-        })?;
+        self.enter_backward(half, &d_input, [&x, &stats], &d, grads)?;
         Ok((d, key_rows))
     }
 
-    /// Adds the MLP half's gradient with respect to its input to `d` [k, D], in place.
+    /// Adds the gradient of what the MLP's half reads of the stream to `d` [k, D], in place; that of
+    /// the block's middle.
     fn mlp_backward(
         &self,
+        l: usize,
         tape: &BlockTape,
         rows: Option<&[u32]>,
         d: &Tensor,
-        p: Block<'_>,
-        g: Block<'_>,
-    ) -> Result<()> {
-        let (mlp, precision) = (self.config.parts.mlp, self.precision);
+        grads: &ParamSet,
+    ) -> Result<Tensor> {
+        let (mlp, precision, half) = (self.config.parts.mlp, self.precision, Half::mlp(l));
+        let (p, g) = (self.params.block(l), grads.block(l));
+        // Where the MLP reads the block's input, nothing of it comes through the middle.
+        let apart = self.config.parts.residual == Residual::Parallel;
+        let d_mid = if apart { d.copy()? } else { d.clone() };
+        let d_out = self.leave_backward(half, d, &tape.norm_2, rows, grads)?; // [k, D]
         let fc = pick(&tape.fc, rows)?; // [k, F] or [k, 2 F]
-        let d_active = matmul(d, &p.proj_w.t()?, precision)?; // [k, D] [D, F]
-        accumulate(g.proj_w, &activation::forward(mlp, &fc)?.t()?, d, precision)?; // [F, k] [k, D]
-        accumulate_column_sums(g.proj_b, d)?;
+        let d_active = matmul(&d_out, &p.proj_w.t()?, precision)?; // [k, D] [D, F]
+        accumulate(g.proj_w, &activation::forward(mlp, &fc)?.t()?, &d_out, precision)?; // [F, k] [k, D]
+        accumulate_column_sums(g.proj_b, &d_out)?;
+        drop(d_out);
         let d_fc = activation::backward(mlp, d_active, &fc)?; // as fc
-        let (mid, stats) = (pick(&tape.mid, rows)?, pick(&tape.ln_2_stats, rows)?); // [k, D], [k, 2]
-        let ln_2 = layer_norm::replay(&mid, &stats, p.ln_2_w, p.ln_2_b, precision)?; // [k, D]
-        accumulate(g.fc_w, &ln_2.t()?, &d_fc, precision)?; // [D, k] [k, F]
+        let x = pick(self.mlp_reads(&tape.x, &tape.mid), rows)?; // [k, D]
+        let stats = pick(&tape.norm_2.stats, rows)?; // [k, 2]
+        let input = self.enter_again(half, &x, &stats)?; // [k, D]
+        accumulate(g.fc_w, &input.t()?, &d_fc, precision)?; // [D, k] [k, F]
         accumulate_column_sums(g.fc_b, &d_fc)?;
-        let d_ln_2 = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
-        let (dw, db) = (g.ln_2_w, g.ln_2_b);
-        layer_norm::backward(layer_norm::Backward {
-            dy: &d_ln_2,
-            x: &mid,
-            stats: &stats,
-            w: p.ln_2_w,
-            dx: d,
-            dw,
-            db,
-        })
+        let d_input = matmul(&d_fc, &p.fc_w.t()?, precision)?; // [k, F] [F, D]
+        self.enter_backward(half, &d_input, [&x, &stats], d, grads)?;
+        Ok(d_mid)
     }
 }
 
@@ -397,6 +404,11 @@ struct BlockCall<'a> {
 /// Columns of a bias, if there is one.
 fn part(bias: Option<&Tensor>, from: usize, width: usize) -> Result<Option<Tensor>> {
     Ok(bias.map(|bias| bias.narrow(0, from, width)).transpose()?)
+}
+
+/// The norm stands in one of two places.
+fn one_of(before: Option<NormTape>, after: Option<NormTape>) -> Result<NormTape> {
+    before.or(after).ok_or_else(|| Error::internal("a block's half has no norm"))
 }
 
 /// The given rows, or the tensor itself when every row counts.

@@ -1,9 +1,9 @@
 //! What happens to queries and keys between their projection and attention: a norm of each head
-//! (Qwen3), and the rotation by position; forward and backward.
+//! (Qwen3) or of all together (OLMo 2), and the rotation by position; forward and backward.
 
 use super::gpt2::{BlockTape, Common, pick};
 use super::parts::{Positions, Scores};
-use super::{Block, Gpt2, ParamSet};
+use super::{Gpt2, ParamSet};
 use crate::error::Result;
 use crate::ops::attention::{Gradients, Shape};
 use crate::ops::buffer::assign;
@@ -11,7 +11,8 @@ use crate::ops::layer_norm;
 use crate::ops::rotary::{self, Heads, Rows, Table};
 use candle_core::Tensor;
 
-/// Queries and keys before their norm, and its statistics of each head.
+/// Queries and keys before their norm, and its statistics of each head; of H = G = 1 where one norm
+/// runs over all of them.
 #[derive(Debug)]
 pub(super) struct Raw {
     /// [B T, Q].
@@ -32,23 +33,34 @@ impl Gpt2 {
         Some(Table::new(&frequencies, factor, first, count))
     }
 
-    /// The shape with the scale of block `l`, where that is not the usual one.
-    pub(super) fn scaled(&self, l: usize, shape: Shape) -> Shape {
-        let scores = self.config.parts.scores;
-        let unusual = scores != Scores::default();
-        Shape { scale: unusual.then(|| scores.factor(l, self.config.head_dim())), ..shape }
+    /// Whether block `l` rotates queries and keys.
+    fn rotates(&self, l: usize) -> bool {
+        match &self.config.parts.positions {
+            Positions::Learned => false,
+            Positions::Rotary(rotary) => !rotary.without.contain(l),
+        }
     }
 
-    /// Norms and rotates queries and keys inside `qkv` [N, Q + 2 K], in place; what the backward of
-    /// the norm needs.
+    /// The shape with what block `l` has of its own: scale, where that is not the usual one, and
+    /// window.
+    pub(super) fn of_block(&self, l: usize, shape: Shape) -> Shape {
+        let scores = self.config.parts.scores;
+        let unusual = scores != Scores::default();
+        let scale = unusual.then(|| scores.factor(l, self.config.head_dim()));
+        Shape { scale, window: self.config.window(l), ..shape }
+    }
+
+    /// Norms and rotates queries and keys of block `l` inside `qkv` [N, Q + 2 K], in place; what the
+    /// backward of the norm needs.
     pub(super) fn prepare_heads(
         &self,
-        p: Block<'_>,
+        l: usize,
         qkv: &Tensor,
         table: Option<&Table>,
         rows: Rows<'_>,
     ) -> Result<Option<Raw>> {
         let (q, k) = (self.config.query_width(), self.config.kv_width());
+        let p = self.params.block(l);
         let raw = match (p.q_norm_w, p.k_norm_w) {
             (Some(q_norm), Some(k_norm)) => {
                 let (q, q_stats) = self.norm_heads(qkv, 0, q, q_norm)?;
@@ -57,15 +69,17 @@ impl Gpt2 {
             }
             _ => None,
         };
-        if let Some(table) = table {
+        if let Some(table) = table.filter(|_| self.rotates(l)) {
             // Keys follow queries: heads of one width.
             let heads = self.config.n_head + self.config.kv_heads();
-            rotary::forward(qkv, table, Heads { column: 0, heads, rows })?;
+            let dim = self.config.head_dim();
+            rotary::forward(qkv, table, Heads { column: 0, heads, dim, rows })?;
         }
         Ok(raw)
     }
 
-    /// Norms the heads in some columns in place: what they were, and the statistics.
+    /// Norms some columns in place, as many at a time as `w` is wide: what they were, and the
+    /// statistics.
     fn norm_heads(
         &self,
         qkv: &Tensor,
@@ -76,7 +90,7 @@ impl Gpt2 {
         let (n, eps) = (qkv.dim(0)?, self.config.layer_norm_epsilon);
         let part = qkv.narrow(1, from, width)?;
         let was = part.force_contiguous()?;
-        let heads = was.reshape(((), self.config.head_dim()))?;
+        let heads = was.reshape(((), w.dim(0)?))?;
         let normed = layer_norm::forward(&heads, w, None, eps, self.precision)?;
         assign(&part, &normed.out.reshape((n, width))?)?;
         Ok((was, normed.stats.reshape((n, ()))?))
@@ -95,7 +109,8 @@ impl Gpt2 {
     ) -> Result<(Tensor, Tensor)> {
         let Gradients { mut dq, dkv } = of_attention;
         let context = common.shape.context;
-        if let Some(table) = &common.rotary {
+        if let Some(table) = common.rotary.as_ref().filter(|_| self.rotates(l)) {
+            let dim = self.config.head_dim();
             for (d, rows, heads) in
                 [(&dq, rows[0], self.config.n_head), (&dkv, rows[1], self.config.kv_heads())]
             {
@@ -103,7 +118,7 @@ impl Gpt2 {
                     Some(rows) => Rows::Of(rows, context),
                     None => Rows::Sequences(context),
                 };
-                rotary::backward(d, table, Heads { column: 0, heads, rows })?;
+                rotary::backward(d, table, Heads { column: 0, heads, dim, rows })?;
             }
         }
         let (p, g) = (self.params.block(l), grads.block(l));
@@ -130,7 +145,7 @@ impl Gpt2 {
         w: &Tensor,
         dw: &Tensor,
     ) -> Result<Tensor> {
-        let (shape, dim) = (x.dims2()?, self.config.head_dim());
+        let (shape, dim) = (x.dims2()?, w.dim(0)?);
         let (dy, x) = (dy.reshape(((), dim))?, x.reshape(((), dim))?);
         let (dx, stats) = (x.zeros_like()?, stats.reshape(((), 2))?);
         let args = layer_norm::Backward { dy: &dy, x: &x, stats: &stats, w, dx: &dx, dw, db: None };

@@ -1,5 +1,6 @@
 //! Initialisation of a student: from scratch or from a teacher's layers.
 
+use super::parts::Positions;
 use super::{Gpt2, Gpt2Config, Layout, ParamKind, ParamSet};
 use crate::error::{Error, Result};
 use crate::rng::{Rng, Stream};
@@ -15,7 +16,14 @@ impl Gpt2Config {
                 self.n_layer - 1
             )));
         }
-        Ok(Self { n_layer: layers.len(), ..self.clone() })
+        let mut shape = Self { n_layer: layers.len(), ..self.clone() };
+        if let Some(window) = &mut shape.parts.window {
+            window.blocks = window.blocks.of_layers(layers);
+        }
+        if let Positions::Rotary(rotary) = &mut shape.parts.positions {
+            rotary.without = rotary.without.of_layers(layers);
+        }
+        Ok(shape)
     }
 }
 

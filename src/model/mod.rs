@@ -8,6 +8,7 @@ mod heads;
 mod init;
 mod params;
 pub mod parts;
+mod residual;
 mod row_sampler;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -118,22 +118,23 @@ impl BlockOf<ParamSpec> {
     /// What a block of this shape consists of; names are within the block.
     fn new(config: &Gpt2Config) -> Self {
         use ParamKind::{Bias, Matrix, Norm as Scale, ResidualMatrix};
-        let Parts { norm, qk_norm, biases, .. } = config.parts;
+        let Parts { norm, biases, .. } = config.parts;
         let (d, f, q, kv) =
             (config.n_embd, config.inner(), config.query_width(), config.kv_width());
         let shift = |name: &str| (norm == Norm::Layer).then(|| ParamSpec::new(name, Bias, &[d]));
         let bias = |there: bool, name: &str, width: usize| {
             there.then(|| ParamSpec::new(name, Bias, &[width]))
         };
-        let of_head =
-            |name: &str| qk_norm.then(|| ParamSpec::new(name, Scale, &[config.head_dim()]));
+        let (q_norm, k_norm) = config.qk_norm_widths().unzip();
+        let normed =
+            |name: &str, width: Option<usize>| width.map(|w| ParamSpec::new(name, Scale, &[w]));
         Self {
             ln_1_w: ParamSpec::new("ln_1.weight", Scale, &[d]),
             ln_1_b: shift("ln_1.bias"),
             attn_w: ParamSpec::new("attn.c_attn.weight", Matrix, &[d, q + 2 * kv]),
             attn_b: bias(biases.qkv, "attn.c_attn.bias", q + 2 * kv),
-            q_norm_w: of_head("attn.q_norm.weight"),
-            k_norm_w: of_head("attn.k_norm.weight"),
+            q_norm_w: normed("attn.q_norm.weight", q_norm),
+            k_norm_w: normed("attn.k_norm.weight", k_norm),
             attn_proj_w: ParamSpec::new("attn.c_proj.weight", ResidualMatrix, &[q, d]),
             attn_proj_b: bias(biases.output, "attn.c_proj.bias", d),
             ln_2_w: ParamSpec::new("ln_2.weight", Scale, &[d]),

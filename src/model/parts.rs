@@ -18,6 +18,15 @@ pub enum Family {
     Qwen2,
     /// Qwen3 (arXiv 2505.09388).
     Qwen3,
+    /// Mistral (arXiv 2310.06825).
+    Mistral,
+    /// OLMo 2 (arXiv 2501.00656).
+    Olmo2,
+    /// SmolLM3.
+    #[serde(rename = "smollm3")]
+    SmolLm3,
+    /// GPT-NeoX (arXiv 2204.06745), and Pythia (arXiv 2304.01373).
+    GptNeoX,
 }
 
 /// The parts of a decoder.
@@ -25,26 +34,48 @@ pub enum Family {
 #[serde(default)]
 pub struct Parts {
     /// Whose files its are.
+    #[serde(skip_serializing_if = "is_default")]
     pub family: Family,
     /// Heads of keys and values, each shared by `n_head / n_kv_head` queries' heads (grouped-query
     /// attention, Ainslie et al., arXiv 2305.13245); absent: `n_head`.
+    #[serde(skip_serializing_if = "is_default")]
     pub n_kv_head: Option<usize>,
     /// Width of a head; absent: `n_embd / n_head`.
+    #[serde(skip_serializing_if = "is_default")]
     pub head_dim: Option<usize>,
     /// How positions are told.
+    #[serde(skip_serializing_if = "is_default")]
     pub positions: Positions,
     /// What norms are.
+    #[serde(skip_serializing_if = "is_default")]
     pub norm: Norm,
-    /// Whether each head's queries and keys are normed (RMS) before they are rotated.
-    pub qk_norm: bool,
+    /// How attention and MLP join the residual stream.
+    #[serde(skip_serializing_if = "is_default")]
+    pub residual: Residual,
+    /// What of queries and keys is normed (RMS) before they are rotated.
+    #[serde(skip_serializing_if = "is_default")]
+    pub qk_norm: QkNorm,
     /// Which products have a bias.
+    #[serde(skip_serializing_if = "is_default")]
     pub biases: Biases,
     /// What the MLP is.
+    #[serde(skip_serializing_if = "is_default")]
     pub mlp: Mlp,
     /// How scores of attention are scaled.
+    #[serde(skip_serializing_if = "is_default")]
     pub scores: Scores,
+    /// Which blocks see the newest positions alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub window: Option<Window>,
     /// Whether the head (output layer) is a matrix of its own; else it is the token embedding.
+    #[serde(skip_serializing_if = "is_default")]
     pub own_head: bool,
+}
+
+/// A part that is GPT-2's is not named, so that what is stored of a model stays the same when there
+/// are more kinds of parts.
+fn is_default<T: Default + PartialEq>(part: &T) -> bool {
+    *part == T::default()
 }
 
 impl Parts {
@@ -72,6 +103,20 @@ pub struct Rotary {
     pub theta: f64,
     /// What is made of them.
     pub scaling: RopeScaling,
+    /// Share of each head's width, from its first column on, that is rotated.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub share: f64,
+    /// Blocks whose queries and keys stay as they are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub without: Blocks,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn is_whole(share: &f64) -> bool {
+    *share == whole()
 }
 
 /// What is made of the frequencies for contexts longer than those of pretraining.
@@ -97,9 +142,17 @@ pub enum RopeScaling {
 }
 
 impl Rotary {
-    /// Angular frequencies of the `dim / 2` pairs of a head, and what cos and sin are multiplied by.
-    pub fn frequencies(&self, dim: usize) -> (Vec<f64>, f64) {
-        let half = dim / 2;
+    /// Of every column, in every block.
+    pub fn new(theta: f64, scaling: RopeScaling) -> Self {
+        Self { theta, scaling, share: whole(), without: Blocks::default() }
+    }
+
+    /// Angular frequencies of the pairs of a head's rotated columns, and what cos and sin are
+    /// multiplied by. `head_dim` is the head's width.
+    pub fn frequencies(&self, head_dim: usize) -> (Vec<f64>, f64) {
+        // Cut off and paired as transformers does it: an odd number of columns takes one more.
+        let dim = (head_dim as f64 * self.share) as usize;
+        let half = dim.div_ceil(2);
         let plain = |i: usize| self.theta.powf(-2.0 * i as f64 / dim as f64);
         match self.scaling {
             RopeScaling::Default => ((0..half).map(plain).collect(), 1.0),
@@ -141,6 +194,84 @@ impl Rotary {
             }
         }
     }
+}
+
+/// Some of a model's blocks, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Blocks {
+    /// Every one.
+    All,
+    /// These, ascending.
+    Of(Vec<usize>),
+}
+
+impl Default for Blocks {
+    /// None.
+    fn default() -> Self {
+        Self::Of(Vec::new())
+    }
+}
+
+impl Blocks {
+    /// Those of `count` blocks for which `is` holds.
+    pub fn which(count: usize, is: impl Fn(usize) -> bool) -> Self {
+        let of: Vec<usize> = (0..count).filter(|l| is(*l)).collect();
+        if count > 0 && of.len() == count { Self::All } else { Self::Of(of) }
+    }
+
+    /// Whether block `l` is among them.
+    pub fn contain(&self, l: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(blocks) => blocks.contains(&l),
+        }
+    }
+
+    /// The same blocks where a model consists of these `layers` of another.
+    pub fn of_layers(&self, layers: &[usize]) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::Of(_) => {
+                Self::Of((0..layers.len()).filter(|l| self.contain(layers[*l])).collect())
+            }
+        }
+    }
+}
+
+/// Attention within a window (Longformer, arXiv 2004.05150; Mistral, arXiv 2310.06825).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// How many positions a query sees, its own among them.
+    pub size: usize,
+    /// The blocks that have it.
+    pub blocks: Blocks,
+}
+
+/// How a block's attention and MLP join the residual stream x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residual {
+    /// m = x + attention(norm(x)), then m + mlp(norm(m)).
+    #[default]
+    PreNorm,
+    /// m = x + norm(attention(x)), then m + norm(mlp(m)), as OLMo 2 has it.
+    PostNorm,
+    /// x + attention(norm(x)) + mlp(norm(x)), each with a norm of its own, as GPT-NeoX has it.
+    Parallel,
+}
+
+/// What of queries and keys is normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNorm {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each head, with one scale for all, as Qwen3 has it.
+    Head,
+    /// All heads as one vector, as OLMo 2 has it.
+    Whole,
 }
 
 /// What norms are.
@@ -211,9 +342,16 @@ pub(super) fn check(parts: &Parts, n_head: usize, head_dim: usize) -> Result<()>
         ));
     }
     if let Positions::Rotary(rotary) = &parts.positions {
-        if !head_dim.is_multiple_of(2) {
+        if !(0.0..=1.0).contains(&rotary.share) {
             return wrong(format!(
-                "rotary positions need heads of an even width, found {head_dim}"
+                "the rotated share of a head must lie between 0 and 1, found {}",
+                rotary.share
+            ));
+        }
+        let rotated = 2 * rotary.frequencies(head_dim).0.len();
+        if rotated > head_dim {
+            return wrong(format!(
+                "rotary positions take columns in pairs, and {rotated} are more than a head's {head_dim}"
             ));
         }
         if !(rotary.theta.is_finite() && rotary.theta > 0.0) {
@@ -222,6 +360,9 @@ pub(super) fn check(parts: &Parts, n_head: usize, head_dim: usize) -> Result<()>
                 rotary.theta
             ));
         }
+    }
+    if parts.window.as_ref().is_some_and(|window| window.size == 0) {
+        return wrong("a window of attention must have at least 1 position, found 0".into());
     }
     Ok(())
 }
@@ -232,7 +373,7 @@ mod tests {
 
     #[test]
     fn frequencies_are_transformers() {
-        let of = |theta, scaling| Rotary { theta, scaling }.frequencies(8);
+        let of = |theta, scaling| Rotary::new(theta, scaling).frequencies(8);
         let close = |got: &[f64], want: &[f64]| {
             assert_eq!(got.len(), want.len());
             for (got, want) in got.iter().zip(want) {
@@ -253,6 +394,9 @@ mod tests {
         let (bands, _) = of(10000.0, bands);
         assert_eq!(bands[0], 1.0);
         assert_eq!((bands[2], bands[3]), (plain[2] / 8.0, plain[3] / 8.0));
+        // The first 5.6 of 8 columns are 5, which take three pairs.
+        let part = Rotary { share: 0.7, ..Rotary::new(10000.0, RopeScaling::Default) };
+        close(&part.frequencies(8).0, &[1.0, 10f64.powf(-1.6), 10f64.powf(-3.2)]);
         let smooth = (128.0 / (TAU / 0.1) - 1.0) / 3.0;
         close(&bands[1..2], &[(1.0 - smooth) * 0.1 / 8.0 + smooth * 0.1]);
     }

@@ -1,6 +1,9 @@
 //! What the tests of several parts of the model share.
 
-use super::parts::{Activation, Biases, Mlp, Norm, Positions, RopeScaling, Rotary, Scores};
+use super::parts::{
+    Activation, Biases, Blocks, Mlp, Norm, Positions, QkNorm, Residual, RopeScaling, Rotary,
+    Scores, Window,
+};
 use super::{Family, Gpt2, Gpt2Config, ParamSet, Parts};
 use crate::ops::testing::random;
 use candle_core::{DType, Device};
@@ -16,7 +19,7 @@ pub fn scratch(config: Gpt2Config, dtype: DType) -> Gpt2 {
 /// Models of other parts, of 29 tokens, 11 positions, width 15 and three blocks: each part in one of
 /// them at least, all parameters away from their start.
 pub fn of_other_parts(dtype: DType) -> Vec<Gpt2> {
-    let rotary = |scaling| Positions::Rotary(Rotary { theta: 100.0, scaling });
+    let rotary = |scaling| Positions::Rotary(Rotary::new(100.0, scaling));
     let llama = Parts {
         family: Family::Llama,
         n_kv_head: Some(1),
@@ -32,15 +35,45 @@ pub fn of_other_parts(dtype: DType) -> Vec<Gpt2> {
         n_kv_head: None,
         head_dim: Some(6),
         biases: Biases { qkv: true, output: false, mlp: false },
+        window: Some(Window { size: 4, blocks: Blocks::Of(vec![0, 2]) }),
         ..llama.clone()
     };
-    let qwen3 = Parts { family: Family::Qwen3, qk_norm: true, ..llama.clone() };
+    let qwen3 = Parts { family: Family::Qwen3, qk_norm: QkNorm::Head, ..llama.clone() };
+    let mistral = Parts {
+        family: Family::Mistral,
+        window: Some(Window { size: 3, blocks: Blocks::All }),
+        ..llama.clone()
+    };
+    let olmo2 = Parts {
+        family: Family::Olmo2,
+        residual: Residual::PostNorm,
+        qk_norm: QkNorm::Whole,
+        ..llama.clone()
+    };
+    let smollm3 = Parts {
+        family: Family::SmolLm3,
+        positions: Positions::Rotary(Rotary {
+            without: Blocks::Of(vec![1]),
+            ..Rotary::new(100.0, RopeScaling::Default)
+        }),
+        ..llama.clone()
+    };
+    let neox = Parts {
+        family: Family::GptNeoX,
+        residual: Residual::Parallel,
+        positions: Positions::Rotary(Rotary {
+            share: 0.5,
+            ..Rotary::new(100.0, RopeScaling::Default)
+        }),
+        mlp: Mlp { activation: Activation::Gelu, gated: false },
+        ..Parts::default()
+    };
     let gpt2 = Parts {
         scores: Scores { by_width: false, by_layer: true },
         mlp: Mlp { activation: Activation::Gelu, gated: false },
         ..Parts::default()
     };
-    let all = [llama, qwen2, qwen3, gpt2].into_iter().enumerate();
+    let all = [llama, qwen2, qwen3, gpt2, mistral, olmo2, smollm3, neox].into_iter().enumerate();
     all.map(|(i, parts)| {
         let shape = Gpt2Config { n_inner: Some(10), ..Gpt2Config::new(29, 11, 15, 3, 3) };
         let model = scratch(Gpt2Config { initializer_range: 0.3, parts, ..shape }, dtype);

@@ -1,7 +1,7 @@
 //! Who teaches and who learns: the presets of `teachers/` and `students/`, embedded at build time.
 
 use crate::error::{Error, Result};
-use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, RopeScaling, Rotary};
+use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, QkNorm, RopeScaling, Rotary};
 use crate::model::{Family, Gpt2Config, Parts};
 use serde::Deserialize;
 use std::sync::OnceLock;
@@ -136,12 +136,12 @@ impl Preset {
                 family: llama.family,
                 n_kv_head: Some(llama.n_kv_head).filter(|kv| *kv != s.n_head),
                 head_dim: llama.head_dim,
-                positions: Positions::Rotary(Rotary {
-                    theta: llama.theta,
-                    scaling: RopeScaling::Default,
-                }),
+                positions: Positions::Rotary(Rotary::new(llama.theta, RopeScaling::Default)),
                 norm: Norm::Rms,
-                qk_norm: llama.family == Family::Qwen3,
+                qk_norm: match llama.family {
+                    Family::Qwen3 => QkNorm::Head,
+                    _ => QkNorm::None,
+                },
                 biases: Biases { qkv: llama.family == Family::Qwen2, output: false, mlp: false },
                 mlp: Mlp { activation: Activation::Silu, gated: true },
                 ..Parts::default()

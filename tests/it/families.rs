@@ -10,13 +10,21 @@ use eslm_kd::model::{Family, Gpt2, Gpt2Config, ParamSet};
 use eslm_kd::store::weights::{SaveOptions, WEIGHTS_FILE, load_model, save_model};
 use std::collections::HashMap;
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 18] = [
     "llama-plain",
     "llama-odd",
     "qwen2-plain",
     "qwen2-odd",
     "qwen3-plain",
     "qwen3-odd",
+    "mistral-plain",
+    "mistral-odd",
+    "olmo2-plain",
+    "olmo2-odd",
+    "smollm3-plain",
+    "smollm3-odd",
+    "gpt-neox-plain",
+    "gpt-neox-odd",
     "gpt2-gelu-plain",
     "gpt2-gelu-odd",
     "gpt2-relu-plain",

@@ -38,7 +38,7 @@ NEW_KEYS = int(transformers.__version__.split(".")[0]) >= 5
 # Of one machine and one moment, or how training went: nothing that a model computes.
 NO_MATTER = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "bos_token_id", "eos_token_id",
              "pad_token_id", "use_cache", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop",
-             "summary_first_dropout", "n_ctx", "layer_types"}
+             "summary_first_dropout", "n_ctx", "layer_types", "hidden_dropout", "no_rope_layer_interval"}
 
 
 def rope(theta, **scaling):
@@ -54,6 +54,16 @@ SIZES = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_atte
              max_position_embeddings=256)
 ODD = dict(hidden_size=54, intermediate_size=70, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=10,
            max_position_embeddings=256)
+NEOX = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+WINDOW = dict(use_sliding_window=True, sliding_window=20)
+
+
+def neox_rope(theta, share, **scaling):
+    if NEW_KEYS:
+        return rope(theta, partial_rotary_factor=share, **scaling)
+    return {"rotary_emb_base": theta, "rotary_pct": share, "rope_scaling": scaling or None}
+
+
 GPT2 = dict(n_embd=48, n_layer=2, n_head=4, n_positions=256)
 CASES = {
     "llama": ("llama", SIZES | dict(tie_word_embeddings=True) | rope(100000.0)),
@@ -62,6 +72,17 @@ CASES = {
     "qwen2-odd": ("qwen2", ODD | dict(hidden_size=60, head_dim=20, tie_word_embeddings=False) | rope(1e6, **YARN)),
     "qwen3": ("qwen3", SIZES | dict(head_dim=16, tie_word_embeddings=True) | rope(1e6)),
     "qwen3-odd": ("qwen3", ODD | dict(tie_word_embeddings=False) | rope(1e4)),
+    "qwen2-window": ("qwen2", SIZES | WINDOW | dict(max_window_layers=1, tie_word_embeddings=True) | rope(1e6)),
+    "qwen3-window": ("qwen3", SIZES | WINDOW | dict(head_dim=16, layer_types=["sliding_attention", "full_attention"]) | rope(1e6)),
+    "mistral": ("mistral", SIZES | dict(sliding_window=None) | rope(1e4)),
+    "mistral-odd": ("mistral", ODD | dict(sliding_window=30, tie_word_embeddings=True) | rope(1e6)),
+    "olmo2": ("olmo2", SIZES | rope(5e5)),
+    "olmo2-odd": ("olmo2", ODD | dict(tie_word_embeddings=True, attention_bias=True) | rope(1e4)),
+    "smollm3": ("smollm3", SIZES | dict(no_rope_layer_interval=2) | rope(2e6)),
+    "smollm3-odd": ("smollm3", ODD | WINDOW | dict(no_rope_layers=[0, 1, 0], tie_word_embeddings=False) | rope(1e4)),
+    "gpt-neox": ("gpt_neox", NEOX | neox_rope(1e4, 0.25)),
+    "gpt-neox-odd": ("gpt_neox", NEOX | dict(hidden_size=60, num_attention_heads=6, use_parallel_residual=False,
+                                             attention_bias=False, tie_word_embeddings=True) | neox_rope(2e4, 0.7)),
     "gpt2": ("gpt2", GPT2),
     "gpt2-gelu": ("gpt2", GPT2 | dict(n_inner=70, activation_function="gelu", scale_attn_by_inverse_layer_idx=True,
                                       scale_attn_weights=False, tie_word_embeddings=False)),
@@ -142,7 +163,8 @@ def compare(checks, folder, text, nll, predictions, prompt, expected, window):
 
 def make(folder, kind, settings, seed):
     """A random model as transformers saves it. Its weights are large, so that greedy text does not only repeat itself."""
-    config = AutoConfig.for_model(kind, vocab_size=VOCAB, initializer_range=0.15, bos_token_id=0, eos_token_id=0, **settings)
+    config = AutoConfig.for_model(kind, vocab_size=VOCAB, initializer_range=0.15, bos_token_id=0, eos_token_id=0,
+                                  **(settings | (dict(pad_token_id=None) if kind in ("smollm3", "olmo2") else {})))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     for name, p in model.named_parameters():

@@ -17,7 +17,8 @@ import sys
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config,
+                          Qwen2Config, Qwen3Config, SmolLM3Config)
 
 import twin
 from make_goldens import GOLDEN, distance, f32
@@ -39,7 +40,14 @@ GPT2 = {"plain": dict(n_embd=24, n_layer=2, n_head=4, n_inner=14, n_positions=16
         "odd": dict(n_embd=18, n_layer=2, n_head=3, n_inner=14, n_positions=17)}
 GELU = dict(activation_function="gelu", scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False,
             tie_word_embeddings=False)
+NEOX = {"plain": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12,
+                      max_position_embeddings=16),
+        "odd": dict(hidden_size=30, num_hidden_layers=2, num_attention_heads=3, intermediate_size=14,
+                    max_position_embeddings=32)}
+WINDOWED = dict(use_sliding_window=True, sliding_window=4, layer_types=["full_attention", "sliding_attention"])
 RELU = dict(activation_function="relu", tie_word_embeddings=True)
+# GPT-NeoX's head: the module's name since transformers 5.13, and the name in every file.
+WRITTEN = {"lm_head.weight": "embed_out.weight"}
 
 
 def default_rope(theta):
@@ -57,6 +65,23 @@ CASES = {
     "qwen3-plain": (Qwen3Config, WIDTHS["plain"] | dict(
         head_dim=8, tie_word_embeddings=True, rope_parameters=default_rope(1e6)), PLAIN, 5),
     "qwen3-odd": (Qwen3Config, WIDTHS["odd"] | dict(tie_word_embeddings=True, rope_parameters=default_rope(1e4)), ODD, 6),
+    "mistral-plain": (MistralConfig, WIDTHS["plain"] | dict(
+        sliding_window=5, tie_word_embeddings=True, rope_parameters=default_rope(1e4)), PLAIN, 11),
+    "mistral-odd": (MistralConfig, WIDTHS["odd"] | dict(
+        sliding_window=2, tie_word_embeddings=False, rope_parameters=default_rope(1e4)), ODD, 12),
+    "olmo2-plain": (Olmo2Config, WIDTHS["plain"] | dict(tie_word_embeddings=False, rope_parameters=default_rope(5e5)), PLAIN, 13),
+    "olmo2-odd": (Olmo2Config, WIDTHS["odd"] | dict(
+        tie_word_embeddings=True, attention_bias=True, rope_parameters=default_rope(1e4)), ODD, 14),
+    "smollm3-plain": (SmolLM3Config, WIDTHS["plain"] | dict(
+        tie_word_embeddings=True, no_rope_layers=[1, 0], rope_parameters=default_rope(1e4)), PLAIN, 15),
+    "smollm3-odd": (SmolLM3Config, WIDTHS["odd"] | WINDOWED | dict(
+        tie_word_embeddings=False, no_rope_layers=[0, 1], rope_parameters=default_rope(1e4)), ODD, 16),
+    "gpt-neox-plain": (GPTNeoXConfig, NEOX["plain"] | dict(
+        tie_word_embeddings=False, rope_parameters=default_rope(1e4) | dict(partial_rotary_factor=0.25)), PLAIN, 17),
+    # 7 of a head's 10 columns: the fourth pair takes an eighth.
+    "gpt-neox-odd": (GPTNeoXConfig, NEOX["odd"] | dict(
+        tie_word_embeddings=True, use_parallel_residual=False, attention_bias=False,
+        rope_parameters=default_rope(1e4) | dict(partial_rotary_factor=0.7)), ODD, 18),
     "gpt2-gelu-plain": (GPT2Config, GPT2["plain"] | GELU, PLAIN, 7),
     "gpt2-gelu-odd": (GPT2Config, GPT2["odd"] | GELU, ODD, 8),
     "gpt2-relu-plain": (GPT2Config, GPT2["plain"] | RELU, PLAIN, 9),
@@ -83,12 +108,12 @@ def random_value(name, shape, rng):
         a = 0.3 * n
     elif len(shape) == 1:
         a = 1.0 + 0.2 * n
-    elif "embed_tokens" in name or "wte" in name or "lm_head" in name:
+    elif any(part in name for part in ("embed_tokens", "embed_in", "wte", "lm_head", "embed_out")):
         a = 1.5 * n / math.sqrt(shape[1])
     elif "wpe" in name:
         a = 0.15 * n
     else:  # a little large in attention, so that its softmax is far from uniform
-        attention = any(part in name for part in ("q_proj", "k_proj", "c_attn"))
+        attention = any(part in name for part in ("q_proj", "k_proj", "c_attn", "query_key_value"))
         a = n * (1.3 if attention else 0.9) / math.sqrt(shape[0 if conv1d else 1])
     return a.astype(np.float16)
 
@@ -104,10 +129,11 @@ def smallest_before_relu(model):
 def compute(case, dtype):
     make, settings, shape, seed = case
     b, t, v = shape["batch"], shape["seq"], shape["vocab"]
-    config = make(vocab_size=v, bos_token_id=None, eos_token_id=None, **settings)
+    config = make(vocab_size=v, **(dict(pad_token_id=None) | settings), bos_token_id=None, eos_token_id=None)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
     rng = np.random.Generator(np.random.PCG64(seed))
-    params = dict(model.named_parameters())
+    written = WRITTEN if make is GPTNeoXConfig else {}
+    params = {written.get(n, n): p for n, p in model.named_parameters()}
     out = {}
     with torch.no_grad():
         for n, p in params.items():
@@ -131,9 +157,9 @@ def compute(case, dtype):
         for n, g in zip(params, torch.autograd.grad(loss, list(params.values()), retain_graph=True)):
             out[f"grad.{name}.{n}"] = f32(g)
     assert min(kinks) > 2e-5, f"choose another seed: a relu's input is {min(kinks)}"
-    written = {k: v for k, v in json.loads(config.to_json_string()).items() if k != "transformers_version"}
+    stated = {k: v for k, v in json.loads(config.to_json_string()).items() if k != "transformers_version"}
     note = f"logits std {z.std():.2f}, " + ", ".join(f"{n} {l.item():.4f}" for n, l in losses.items())
-    return out, {"config": json.dumps(written), "lambda": LAMBDA, "tau": TAU}, note
+    return out, {"config": json.dumps(stated), "lambda": LAMBDA, "tau": TAU}, note
 
 
 def report(name, kind, got, exact):

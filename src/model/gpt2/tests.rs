@@ -2,6 +2,7 @@
 //! expectation.
 
 use super::*;
+use crate::model::Block;
 use crate::model::RowBudget;
 use crate::model::parts::{Positions, Scores};
 use crate::model::testing::{of_other_parts, scratch};
@@ -34,17 +35,20 @@ fn gradients(model: &Gpt2, rows: Option<&[u32]>, flow: Flow<'_>) -> (Vec<Tensor>
 }
 
 /// Queries and keys normed and rotated, by the formulas.
-fn prepared(config: &Gpt2Config, p: Block<'_>, qkv: &Tensor) -> Result<Tensor> {
+fn prepared(config: &Gpt2Config, l: usize, p: Block<'_>, qkv: &Tensor) -> Result<Tensor> {
     let (q, kv, dim) = (config.query_width(), config.kv_width(), config.head_dim());
     let n = qkv.dim(0)?;
     let part = |from, width, norm: Option<&Tensor>| -> Result<Tensor> {
         let mut part = qkv.narrow(1, from, width)?.contiguous()?;
         if let Some(w) = norm {
-            let heads = part.reshape((n * width / dim, dim))?;
+            let heads = part.reshape(((), w.dim(0)?))?;
             let normed = layer_norm::reference(&heads, w, None, config.layer_norm_epsilon)?;
             part = normed.reshape((n, width))?;
         }
         let Positions::Rotary(rotary) = &config.parts.positions else { return Ok(part) };
+        if rotary.without.contain(l) {
+            return Ok(part);
+        }
         let (frequencies, factor) = rotary.frequencies(dim);
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let of_row = |r: usize| {
@@ -52,7 +56,7 @@ fn prepared(config: &Gpt2Config, p: Block<'_>, qkv: &Tensor) -> Result<Tensor> {
                 angles.map(|a| factor * f(a)).collect::<Vec<f64>>()
             };
             let all: Vec<f64> = (0..n).flat_map(of_row).collect();
-            Ok(Tensor::from_vec(all, (n, 1, dim / 2), &Device::Cpu)?)
+            Ok(Tensor::from_vec(all, (n, 1, frequencies.len()), &Device::Cpu)?)
         };
         crate::ops::rotary::reference(&part, &table(f64::cos)?, &table(f64::sin)?, width / dim)
     };
@@ -81,16 +85,28 @@ fn stopped(config: &Gpt2Config, params: &ParamSet, rows: &[u32]) -> Result<Tenso
     };
     for l in 0..config.n_layer {
         let p = params.block(l);
-        let ln_1 = layer_norm::reference(&x, p.ln_1_w, p.ln_1_b, eps)?;
-        let qkv = prepared(config, p, &linear(&ln_1, p.attn_w, p.attn_b)?)?;
+        let (pre, post) = match config.parts.residual {
+            Residual::PreNorm | Residual::Parallel => (true, false),
+            Residual::PostNorm => (false, true),
+        };
+        let norm = |there: bool, x: Tensor, w: &Tensor, b: Option<&Tensor>| match there {
+            true => layer_norm::reference(&x, w, b, eps),
+            false => Ok(x),
+        };
+        let input = norm(pre, x.clone(), p.ln_1_w, p.ln_1_b)?;
+        let qkv = prepared(config, l, p, &linear(&input, p.attn_w, p.attn_b)?)?;
         let qkv = ((&qkv * &free)? + (qkv.detach() * &constant)?)?;
         let scores = config.parts.scores;
         let scale = (scores != Scores::default()).then(|| scores.factor(l, config.head_dim()));
-        let attended = attention::reference(&qkv, Shape { scale, ..shape })?;
-        let mid = (&x + linear(&attended, p.attn_proj_w, p.attn_proj_b)?)?;
-        let fc = linear(&layer_norm::reference(&mid, p.ln_2_w, p.ln_2_b, eps)?, p.fc_w, p.fc_b)?;
+        let shape = Shape { scale, window: config.window(l), ..shape };
+        let attended = attention::reference(&qkv, shape)?;
+        let out = linear(&attended, p.attn_proj_w, p.attn_proj_b)?;
+        let mid = (&x + norm(post, out, p.ln_1_w, p.ln_1_b)?)?;
+        let read = if config.parts.residual == Residual::Parallel { &x } else { &mid };
+        let fc = linear(&norm(pre, read.clone(), p.ln_2_w, p.ln_2_b)?, p.fc_w, p.fc_b)?;
         let active = activation::reference(config.parts.mlp, &fc)?;
-        x = (&mid + linear(&active, p.proj_w, p.proj_b)?)?;
+        let out = linear(&active, p.proj_w, p.proj_b)?;
+        x = (&mid + norm(post, out, p.ln_2_w, p.ln_2_b)?)?;
     }
     let out = layer_norm::reference(&x, params.ln_f_w(), params.ln_f_b(), eps)?;
     Ok(out.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)

@@ -8,6 +8,7 @@ use crate::ops::matmul::{Mat, MatMut, add_dots, add_rows, gemm};
 use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries per block: the scratch is BLOCK x T floats, which stays in the second-level cache up to
 /// T = 2048.
@@ -26,19 +27,24 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
         let mut scores = vec![0.0; BLOCK * shape.context];
         for start in (0..shape.context).step_by(BLOCK) {
             let rows = BLOCK.min(shape.context - start);
-            let visible = start + rows;
+            // Keys that some query of the block sees.
+            let keys = shape.first_seen(start)..start + rows;
+            let visible = keys.len();
             let scores = &mut scores[..rows * visible];
             let q = head.q(start, rows);
             gemm(
                 MatMut::new(scores, rows, visible, visible),
                 false,
                 q,
-                head.k(visible).t(),
+                head.k(keys.clone()).t(),
                 head.scale,
                 false,
             );
             for (r, row) in scores.chunks_exact_mut(visible).enumerate() {
-                let row_lse = softmax_row(row, start + r + 1);
+                let position = start + r;
+                let (unseen, row) = row.split_at_mut(shape.first_seen(position) - keys.start);
+                unseen.fill(0.0);
+                let row_lse = softmax_row(row, position + 1 - keys.start - unseen.len());
                 // SAFETY: this task alone writes head `task`'s entries of lse.
                 unsafe { *lse_ptr.get().add(task * shape.context + start + r) = row_lse };
             }
@@ -46,7 +52,7 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
             let dst = unsafe {
                 MatMut::from_raw(out_ptr.get().add(head.offset(d, start)), rows, head.dim, d)
             };
-            gemm(dst, false, Mat::row_major(scores, rows, visible), head.v(visible), 1.0, false);
+            gemm(dst, false, Mat::row_major(scores, rows, visible), head.v(keys), 1.0, false);
         }
     });
     Ok(Attended {
@@ -107,13 +113,16 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
             for block in (from..to).step_by(BLOCK) {
                 let rows = &rows[block..to.min(block + BLOCK)];
                 scratch.gather(&head, rows, block, out, dout, d);
-                let visible = scratch.probabilities(&head, rows, lse);
+                let keys = scratch.probabilities(&head, rows, lse, shape);
+                let visible = keys.len();
                 let (q, dout, p, ds) = scratch.block(rows.len(), visible, head.dim);
                 // Keys and values that carry gradient: the visible ones, or of these the given
                 // rows'.
-                let seen = &rows_of_sequence[..block - from + rows.len()];
+                let first_key = head.first_row + keys.start;
+                let unseen = rows_of_sequence.partition_point(|&r| (r as usize) < first_key);
+                let seen = &rows_of_sequence[unseen..block - from + rows.len()];
                 let (first, with_gradient) =
-                    if sparse { (from, seen.len()) } else { (head.first_row, visible) };
+                    if sparse { (from + unseen, seen.len()) } else { (first_key, visible) };
                 // SAFETY: this task alone writes the columns of its heads in the rows of its
                 // sequence, of dq and of dkv.
                 let (dq, dk, dv) = unsafe {
@@ -127,10 +136,10 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
                 };
                 // dQ = dS K
                 let of_all = Mat::row_major(ds, rows.len(), visible);
-                gemm(dq, false, of_all, head.k(visible), 1.0, false);
+                gemm(dq, false, of_all, head.k(keys), 1.0, false);
                 if sparse {
-                    compact(p, visible, seen, head.first_row);
-                    compact(ds, visible, seen, head.first_row);
+                    compact(p, visible, seen, first_key);
+                    compact(ds, visible, seen, first_key);
                 }
                 let (ds, p) = (
                     Mat::row_major(ds, rows.len(), with_gradient),
@@ -148,14 +157,14 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
 }
 
 /// Moves the columns of the given rows' keys to the front of each row of `width` columns, and the
-/// rows together.
-fn compact(x: &mut [f32], width: usize, rows: &[u32], first_row: usize) {
+/// rows together. The first column is row `first_key`'s.
+fn compact(x: &mut [f32], width: usize, rows: &[u32], first_key: usize) {
     let (count, kept) = (x.len() / width, rows.len());
     for r in 0..count {
         for (j, &row) in rows.iter().enumerate() {
             // Never ahead of what is still to be read: j is at most the column, kept at most the
             // width.
-            x[r * kept + j] = x[r * width + row as usize - first_row];
+            x[r * kept + j] = x[r * width + row as usize - first_key];
         }
     }
 }
@@ -202,12 +211,13 @@ impl<'a> Head<'a> {
         self.part(self.column, start, rows)
     }
 
-    fn k(&self, rows: usize) -> Mat<'a> {
-        self.part(self.queries + self.shared, 0, rows)
+    /// Of these positions.
+    fn k(&self, at: Range<usize>) -> Mat<'a> {
+        self.part(self.queries + self.shared, at.start, at.len())
     }
 
-    fn v(&self, rows: usize) -> Mat<'a> {
-        self.part(self.queries + self.keys + self.shared, 0, rows)
+    fn v(&self, at: Range<usize>) -> Mat<'a> {
+        self.part(self.queries + self.keys + self.shared, at.start, at.len())
     }
 
     fn offset(&self, width: usize, position: usize) -> usize {
@@ -262,11 +272,19 @@ impl Scratch {
         }
     }
 
-    /// P and dS of the gathered rows against the keys that the last of them sees; returns how many
-    /// these are.
-    fn probabilities(&mut self, head: &Head<'_>, rows: &[u32], lse: &[f32]) -> usize {
+    /// P and dS of the gathered rows against the keys that some of them see; returns which these
+    /// are.
+    fn probabilities(
+        &mut self,
+        head: &Head<'_>,
+        rows: &[u32],
+        lse: &[f32],
+        shape: Shape,
+    ) -> Range<usize> {
         let count = rows.len();
-        let visible = rows[count - 1] as usize - head.first_row + 1;
+        let at = |row: u32| row as usize - head.first_row;
+        let keys = shape.first_seen(at(rows[0]))..at(rows[count - 1]) + 1;
+        let visible = keys.len();
         let (p, ds) = (&mut self.p[..count * visible], &mut self.ds[..count * visible]);
         let q = Mat::row_major(&self.q[..count * head.dim], count, head.dim);
         let dout = Mat::row_major(&self.dout[..count * head.dim], count, head.dim);
@@ -274,7 +292,7 @@ impl Scratch {
             MatMut::new(p, count, visible, visible),
             false,
             q,
-            head.k(visible).t(),
+            head.k(keys.clone()).t(),
             head.scale,
             false,
         ); // S = Q Kᵀ scale
@@ -282,17 +300,22 @@ impl Scratch {
             MatMut::new(ds, count, visible, visible),
             false,
             dout,
-            head.v(visible).t(),
+            head.v(keys.clone()).t(),
             1.0,
             false,
         ); // dP = dO Vᵀ
         for (r, (p, ds)) in
             p.chunks_exact_mut(visible).zip(ds.chunks_exact_mut(visible)).enumerate()
         {
-            let position = rows[r] as usize - head.first_row;
-            gradient_row(p, ds, position + 1, lse[position], self.delta[r], head.scale);
+            let position = at(rows[r]);
+            let unseen = shape.first_seen(position) - keys.start;
+            p[..unseen].fill(0.0);
+            ds[..unseen].fill(0.0);
+            let (p, ds) = (&mut p[unseen..], &mut ds[unseen..]);
+            let visible = position + 1 - keys.start - unseen;
+            gradient_row(p, ds, visible, lse[position], self.delta[r], head.scale);
         }
-        visible
+        keys
     }
 
     /// q and dout [count, d], p and ds [count, visible] of the block in hand.

@@ -12,7 +12,7 @@ const MOST_DIM: usize = 128;
 
 /// Whether there are kernels for heads of this width, this sharing and this scale.
 pub(super) fn takes(qkv: &Tensor, shape: Shape) -> Result<bool> {
-    let usual = shape.kv_heads == shape.heads && shape.scale.is_none();
+    let usual = shape.kv_heads == shape.heads && shape.scale.is_none() && shape.window.is_none();
     Ok(usual && head_dim(qkv, shape)? <= MOST_DIM)
 }
 

@@ -29,6 +29,9 @@
 //! Several heads of queries may share one of keys and values (grouped-query attention, Ainslie et
 //! al., arXiv 2305.13245): H heads of queries and G of keys, so that queries are Q = H d wide, keys
 //! and values K = G d each; dK and dV are sums over the heads that share them.
+//!
+//! Within a window of w positions (Mistral, arXiv 2310.06825) a query sees its own and the w - 1
+//! before it; what is further back is masked as what comes later is.
 
 mod cpu;
 mod cuda;
@@ -51,12 +54,14 @@ pub struct Shape {
     pub kv_heads: usize,
     /// What scores are multiplied by; None: 1 / sqrt(d).
     pub scale: Option<f32>,
+    /// How many positions a query sees, its own among them; None: all up to its own.
+    pub window: Option<usize>,
 }
 
 impl Shape {
     /// Every head of queries has one of keys and values.
     pub const fn new(batch: usize, context: usize, heads: usize) -> Self {
-        Self { batch, context, heads, kv_heads: heads, scale: None }
+        Self { batch, context, heads, kv_heads: heads, scale: None, window: None }
     }
 
     /// Width d of a head of rows that are `width` wide.
@@ -68,6 +73,11 @@ impl Shape {
     fn widths(self, width: usize) -> (usize, usize) {
         let dim = self.head_dim(width);
         (self.heads * dim, self.kv_heads * dim)
+    }
+
+    /// The first position that a query at `position` sees.
+    fn first_seen(self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     fn factor(self, dim: usize) -> f32 {
@@ -187,8 +197,9 @@ fn scale(qkv: &Tensor, shape: Shape) -> Result<f64> {
 fn scores(qkv: &Tensor, shape: Shape) -> Result<Tensor> {
     let (q, k, _) = split(qkv, shape)?;
     let t = shape.context;
+    let seen = |query: usize, key: usize| key <= query && key >= shape.first_seen(query);
     let mask: Vec<f32> =
-        (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+        (0..t * t).map(|i| if seen(i / t, i % t) { 0.0 } else { f32::NEG_INFINITY }).collect();
     let mask = Tensor::from_vec(mask, (t, t), qkv.device())?.to_dtype(qkv.dtype())?;
     Ok((q.matmul(&k.t()?.contiguous()?)? * scale(qkv, shape)?)?.broadcast_add(&mask)?)
 }
@@ -231,8 +242,12 @@ fn groups_together(x: &Tensor, s: Shape) -> Result<Tensor> {
 }
 
 /// Output of one query position against `keys` [P, 2 K] (k beside v, oldest first): attention with
-/// a key-value cache. `q` is [1, Q]; every key is visible. Of `shape` only heads and scale count.
+/// a key-value cache. `q` is [1, Q]; every key is visible that the window leaves. Of `shape` only
+/// heads, scale and window count.
 pub fn step(q: &Tensor, keys: &Tensor, shape: Shape) -> Result<Tensor> {
+    let first = shape.first_seen(keys.dim(0)?.saturating_sub(1));
+    let keys = &keys.narrow(0, first, keys.dim(0)? - first)?;
+    let shape = Shape { window: None, ..shape };
     let (p, width, k_width) = (keys.dim(0)?, q.dim(1)?, keys.dim(1)? / 2);
     if Backend::of(q) == Backend::Cpu {
         return cpu::step(q, keys, shape);
@@ -352,12 +367,17 @@ mod tests {
     }
 
     #[test]
-    fn shared_keys_and_values_match_autograd_of_the_reference() {
-        for (heads, kv_heads, dim, scale) in
-            [(3, 1, 10, None), (4, 2, 6, None), (6, 3, 4, Some(0.7)), (2, 2, 5, Some(1.0))]
-        {
-            for (batch, context) in [(1, 1), (2, 13), (1, 70)] {
-                let shape = Shape { batch, context, heads, kv_heads, scale };
+    fn other_shapes_match_autograd_of_the_reference() {
+        for (heads, kv_heads, dim, scale, window) in [
+            (3, 1, 10, None, None),
+            (4, 2, 6, None, Some(5)),
+            (6, 3, 4, Some(0.7), None),
+            (2, 2, 5, Some(1.0), Some(1)),
+            (3, 3, 4, None, Some(66)),
+            (1, 1, 8, None, Some(1000)),
+        ] {
+            for (batch, context) in [(1, 1), (2, 13), (1, 70), (2, 140)] {
+                let shape = Shape { batch, context, heads, kv_heads, scale, window };
                 let (n, q, k) = (batch * context, heads * dim, kv_heads * dim);
                 let (qkv, dout) = (random((n, q + 2 * k), 1), random((n, q), 2));
                 let (out, grads) = autograd(&[&qkv], &dout, |v| reference(&v[0], shape));
@@ -387,6 +407,25 @@ mod tests {
                     );
                     assert_close(&one.unwrap(), &out.narrow(0, n - 1, 1).unwrap(), 3e-6);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_query_sees_its_window_and_no_more() {
+        // Far keys and values do not matter, whatever they hold; those at the edge do.
+        let shape = Shape { window: Some(3), ..Shape::new(1, 80, 1) };
+        let qkv = random((80, 12), 1);
+        let row = |qkv: &Tensor, at: usize| {
+            let all = forward(qkv, shape).unwrap().out;
+            all.narrow(0, at, 1).unwrap().to_vec2::<f32>().unwrap()
+        };
+        for at in [5, 63, 64, 79] {
+            for (back, seen) in [(2, true), (3, false)] {
+                let other = qkv.copy().unwrap();
+                let key = other.narrow(0, at - back, 1).unwrap().narrow(1, 4, 8).unwrap();
+                crate::ops::buffer::assign(&key, &random((1, 8), 9)).unwrap();
+                assert_eq!(row(&qkv, at) != row(&other, at), seen, "{at} {back}");
             }
         }
     }

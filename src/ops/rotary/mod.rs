@@ -46,6 +46,8 @@ pub struct Heads<'a> {
     pub column: usize,
     /// How many heads.
     pub heads: usize,
+    /// Width of a head, of which the first columns are rotated: two for each frequency.
+    pub dim: usize,
     /// Which position of its sequence a row is.
     pub rows: Rows<'a>,
 }
@@ -87,18 +89,17 @@ fn rotate(x: &Tensor, table: &Table, heads: Heads<'_>, sign: f32) -> Result<()> 
         return buffer::with_mut(x, |all| {
             all.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, x)| {
                 let (cos, sin) = table.row(heads.rows.position(row));
-                let dim = 2 * table.half;
-                let x = &mut x[heads.column..][..heads.heads * dim];
-                for head in x.chunks_exact_mut(dim) {
-                    let (low, high) = head.split_at_mut(table.half);
+                let x = &mut x[heads.column..][..heads.heads * heads.dim];
+                for head in x.chunks_exact_mut(heads.dim) {
+                    let (low, high) = head[..2 * table.half].split_at_mut(table.half);
                     turn(low, high, cos, sin, sign);
                 }
             });
         });
     }
     // Other float types and devices: the formula on a copy.
-    let (n, dim) = (x.dim(0)?, 2 * table.half);
-    let part = x.narrow(1, heads.column, heads.heads * dim)?;
+    let n = x.dim(0)?;
+    let part = x.narrow(1, heads.column, heads.heads * heads.dim)?;
     let rows = |all: fn(&Table, usize) -> &[f32]| -> Result<Tensor> {
         let values: Vec<f32> =
             (0..n).flat_map(|r| all(table, heads.rows.position(r)).to_vec()).collect();
@@ -109,15 +110,17 @@ fn rotate(x: &Tensor, table: &Table, heads: Heads<'_>, sign: f32) -> Result<()> 
     buffer::assign(&part, &turned)
 }
 
-/// The formula in candle ops: `x` [N, heads x d] by `cos` and `sin` [N, 1, d / 2].
+/// The formula in candle ops: `x` [N, heads x w] by `cos` and `sin` [N, 1, d / 2], with d of a
+/// head's w columns rotated.
 pub fn reference(x: &Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
-    let half = width / heads / 2;
-    let x = x.contiguous()?.reshape((n, heads, 2 * half))?;
+    let (dim, half) = (width / heads, cos.dim(2)?);
+    let x = x.contiguous()?.reshape((n, heads, dim))?;
     let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let first = (low.broadcast_mul(cos)? - high.broadcast_mul(sin)?)?;
     let second = (high.broadcast_mul(cos)? + low.broadcast_mul(sin)?)?;
-    Ok(Tensor::cat(&[first, second], 2)?.reshape((n, width))?)
+    let rest = x.narrow(2, 2 * half, dim - 2 * half)?;
+    Ok(Tensor::cat(&[first, second, rest], 2)?.reshape((n, width))?)
 }
 
 multiversion! {
@@ -153,8 +156,16 @@ mod tests {
 
     #[test]
     fn it_turns_its_columns_alone_and_the_backward_is_autograds() {
-        // Two heads behind three columns of others and before one; rows of two sequences.
-        let (x, dy) = (random((10, 16), 1), random((10, 16), 2));
+        // Two heads behind three columns of others and before one; rows of two sequences. Of a
+        // head all columns are rotated, or the first six of eight.
+        for dim in [6, 8] {
+            turns(dim);
+        }
+    }
+
+    fn turns(dim: usize) {
+        let width = 4 + 2 * dim;
+        let (x, dy) = (random((10, width), 1), random((10, width), 2));
         let rows: Vec<u32> = vec![0, 2, 3, 5, 6, 9, 10, 11, 12, 13];
         for which in [Rows::Sequences(5), Rows::Of(&rows, 7)] {
             let positions: Vec<usize> = (0..10).map(|r| which.position(r)).collect();
@@ -162,8 +173,8 @@ mod tests {
             let formula = |v: &[Tensor]| {
                 let parts = [
                     v[0].narrow(1, 0, 3)?,
-                    reference(&v[0].narrow(1, 3, 12)?, &cos, &sin, 2)?,
-                    v[0].narrow(1, 15, 1)?,
+                    reference(&v[0].narrow(1, 3, 2 * dim)?, &cos, &sin, 2)?,
+                    v[0].narrow(1, width - 1, 1)?,
                 ];
                 Ok(Tensor::cat(&parts, 1)?)
             };
@@ -171,7 +182,7 @@ mod tests {
             for dtype in [DType::F32, DType::F64] {
                 let (x, dy) = (x.to_dtype(dtype).unwrap(), dy.to_dtype(dtype).unwrap());
                 let (x, dy) = (x.copy().unwrap(), dy.copy().unwrap());
-                let heads = Heads { column: 3, heads: 2, rows: which };
+                let heads = Heads { column: 3, heads: 2, dim, rows: which };
                 forward(&x, &table(), heads).unwrap();
                 backward(&dy, &table(), heads).unwrap();
                 assert_close(&x, &out, 2e-6);
@@ -184,7 +195,7 @@ mod tests {
     fn a_table_may_begin_anywhere() {
         let (whole, late) = (random((7, 6), 1), random((7, 6), 1).narrow(0, 5, 1).unwrap());
         let late = late.copy().unwrap();
-        let heads = |rows| Heads { column: 0, heads: 1, rows };
+        let heads = |rows| Heads { column: 0, heads: 1, dim: 6, rows };
         forward(&whole, &table(), heads(Rows::Sequences(7))).unwrap();
         forward(&late, &Table::new(&FREQUENCIES, 1.25, 5, 1), heads(Rows::At(5))).unwrap();
         assert_close(&late, &whole.narrow(0, 5, 1).unwrap(), 0.0);

@@ -37,7 +37,8 @@ pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)>
     let mut stored = Stored::of_model(&files, &config, dir)?;
     let params = stored.read(&config, dir, device)?;
     if let Some(head) = stored.head.take() {
-        check_tied(&to_f32(HEAD, &head)?, params.wte(), dir)?;
+        let name = Names::of(config.parts.family).heads[0];
+        check_tied(name, &to_f32(name, &head)?, params.wte(), dir)?;
     }
     Ok((config, params))
 }
@@ -58,9 +59,6 @@ pub fn unused_tensors(dir: &Path) -> Result<Vec<String>> {
     let files = TensorFiles::open_model(dir)?;
     Ok(Stored::of(&files, Some(Names::of(config.parts.family)))?.unused)
 }
-
-/// The head's name in every family.
-const HEAD: &str = "lm_head.weight";
 
 /// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of
 /// `model.safetensors`, or of its shards one after the other in the order of their names. Who
@@ -117,12 +115,21 @@ impl<'a> Stored<'a> {
     fn of_model(files: &'a TensorFiles, config: &Gpt2Config, dir: &Path) -> Result<Self> {
         let names = Names::of(config.parts.family);
         let mut stored = Self::of(files, Some(names))?;
-        let head = stored.tensors.remove(HEAD);
+        let written = names.heads[0];
+        let mut heads = names.heads.iter().filter_map(|name| stored.tensors.remove(*name));
+        let (head, another) = (heads.next(), heads.next());
+        if another.is_some() {
+            return Err(Error::data(format!(
+                "{}: the head is stored twice, as {}",
+                dir.display(),
+                names.heads.join(" and as ")
+            )));
+        }
         match (config.parts.own_head, head) {
-            (true, Some(head)) => drop(stored.tensors.insert(HEAD.into(), head)),
+            (true, Some(head)) => drop(stored.tensors.insert(written.into(), head)),
             (true, None) => {
                 return Err(Error::data(format!(
-                    "{}: no {HEAD} is stored, and the head is not the embedding (tie_word_embeddings is false, or absent \
+                    "{}: no {written} is stored, and the head is not the embedding (tie_word_embeddings is false, or absent \
                      where the family's default is false); expected that tensor, or tie_word_embeddings = true{}",
                     dir.display(),
                     match &stored.unused[..] {
@@ -209,7 +216,7 @@ impl<'a> Stored<'a> {
                 let tensor = to_f32(name, view).map_err(|e| e.context(dir.display()))?;
                 self.files.release(view.data());
                 tensor_is_finite(name, &tensor).map_err(|e| e.context(dir.display()))?;
-                parts.push(if piece.turned { tensor.t()?.contiguous()? } else { tensor });
+                parts.push(piece.read(tensor)?);
             }
             let whole = match parts.len() {
                 1 => parts.swap_remove(0),
@@ -317,10 +324,10 @@ fn tensor_is_finite(name: &str, tensor: &Tensor) -> Result<()> {
     }
 }
 
-fn check_tied(head: &Tensor, wte: &Tensor, dir: &Path) -> Result<()> {
+fn check_tied(name: &str, head: &Tensor, wte: &Tensor, dir: &Path) -> Result<()> {
     let untied = || {
         Error::data(format!(
-            "{}: {HEAD} differs from the embedding, and config.json says that the two are one (tie_word_embeddings is true, \
+            "{}: {name} differs from the embedding, and config.json says that the two are one (tie_word_embeddings is true, \
              or absent where that is the default); write tie_word_embeddings = false if the head is a matrix of its own",
             dir.display()
         ))

@@ -11,7 +11,7 @@ use crate::data::tokenizer::{TOKENIZER_FILES, Tokenizer};
 use crate::error::{Error, Result};
 use crate::files::{is_named, read_bounded, write_atomic};
 use crate::model::{Gpt2Config, ParamSet};
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -120,8 +120,8 @@ pub fn save_model(
     let mut tensors = Vec::new();
     for (spec, tensor) in params.layout().entries().iter().zip(params.tensors()) {
         for piece in pieces(config, spec) {
-            let part = tensor.narrow(D::Minus1, piece.columns.start, piece.columns.len())?;
-            tensors.push((piece.name, if piece.turned { part.t()? } else { part }));
+            let stored = piece.stored(tensor)?;
+            tensors.push((piece.name, stored));
         }
     }
     save_tensors(&dir.join(super::WEIGHTS_FILE), tensors, &metadata)?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 pub(super) const NAMES: Names = Names {
     body: "transformer.",
     embedding: "wte.weight",
+    heads: &["lm_head.weight"],
     parts: &["wte", "wpe", "h", "ln_f", "lm_head"],
     is_buffer: is_mask,
 };
@@ -85,8 +86,7 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
 /// mlx-lm without alone. Beside a head of its own they have the prefix: transformers 4 takes such
 /// a file without for a damaged one.
 pub(super) fn piece(config: &Gpt2Config, spec: &ParamSpec) -> Piece {
-    let columns = 0..spec.shape.last().copied().unwrap_or_default();
     let bare = !config.parts.own_head || spec.name == "lm_head.weight";
     let body = if bare { "" } else { NAMES.body };
-    Piece { name: format!("{body}{}", spec.name), columns, turned: false }
+    Piece::whole(format!("{body}{}", spec.name), spec)
 }

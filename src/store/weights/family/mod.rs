@@ -3,16 +3,22 @@
 //! [`Names::of`], and a word of [`Family`].
 
 mod gpt2;
+mod gpt_neox;
 mod keys;
 mod llama;
+mod mistral;
+mod olmo2;
 mod qwen;
 mod rope;
+mod smollm3;
+mod window;
 
 pub(super) use keys::Keys;
 
 use super::save::SpecialIds;
 use crate::error::{Error, Result};
 use crate::model::{Family, Gpt2Config, ParamSpec};
+use candle_core::{D, Tensor};
 use serde_json::Value;
 use std::ops::Range;
 
@@ -25,9 +31,37 @@ pub(super) struct Piece {
     pub columns: Range<usize>,
     /// Whether it is stored the other way round: `[out, in]`, as `torch.nn.Linear` has it.
     pub turned: bool,
+    /// Where queries, keys and values are stored head by head, how many heads there are: the
+    /// columns are [heads, 3, width], and ours [3, heads, width].
+    pub heads: Option<usize>,
 }
 
 impl Piece {
+    /// All of a parameter, as it is.
+    fn whole(name: String, spec: &ParamSpec) -> Self {
+        let columns = 0..spec.shape.last().copied().unwrap_or_default();
+        Self { name, columns, turned: false, heads: None }
+    }
+
+    /// These columns of the parameter from the stored tensor.
+    pub fn read(&self, stored: Tensor) -> Result<Tensor> {
+        let columns = if self.turned { stored.t()?.contiguous()? } else { stored };
+        match self.heads {
+            None => Ok(columns),
+            Some(heads) => permuted(&columns, [heads, 3]),
+        }
+    }
+
+    /// The tensor to store, from the parameter.
+    pub fn stored(&self, parameter: &Tensor) -> Result<Tensor> {
+        let columns = parameter.narrow(D::Minus1, self.columns.start, self.columns.len())?;
+        let columns = match self.heads {
+            None => columns,
+            Some(heads) => permuted(&columns, [3, heads])?,
+        };
+        Ok(if self.turned { columns.t()? } else { columns })
+    }
+
     /// The stored shape of these columns of `spec`.
     pub fn shape(&self, spec: &ParamSpec) -> Vec<usize> {
         let mut shape = spec.shape.clone();
@@ -41,6 +75,14 @@ impl Piece {
     }
 }
 
+/// Columns [a, b, rest] as [b, a, rest].
+fn permuted(x: &Tensor, [a, b]: [usize; 2]) -> Result<Tensor> {
+    let dims = x.dims().to_vec();
+    let (rows, width) = (x.elem_count() / dims[dims.len() - 1], dims[dims.len() - 1] / (a * b));
+    let apart = x.contiguous()?.reshape((rows, a, b, width))?.transpose(1, 2)?;
+    Ok(apart.contiguous()?.reshape(dims)?)
+}
+
 /// The model that `config.json` describes.
 pub(super) fn read(keys: &Keys) -> Result<Gpt2Config> {
     keys.refuse_what_is_not_here()?;
@@ -52,13 +94,17 @@ pub(super) fn read(keys: &Keys) -> Result<Gpt2Config> {
         Some("llama") => llama::read(keys),
         Some("qwen2") => qwen::read(keys, Family::Qwen2),
         Some("qwen3") => qwen::read(keys, Family::Qwen3),
+        Some("mistral") => mistral::read(keys),
+        Some("olmo2") => olmo2::read(keys),
+        Some("smollm3") => smollm3::read(keys),
+        Some("gpt_neox") => gpt_neox::read(keys),
         other => {
             let own = keys
                 .has("auto_map")
                 .then_some("; auto_map names code of its own, which is not run");
             Err(Error::data(format!(
-                "model_type must be \"gpt2\", \"llama\", \"qwen2\" or \"qwen3\", found {:?}; other models are not \
-                 supported{}",
+                "model_type must be \"gpt2\", \"gpt_neox\", \"llama\", \"mistral\", \"olmo2\", \"qwen2\", \"qwen3\" or \
+                 \"smollm3\", found {:?}; other models are not supported{}",
                 other.unwrap_or("none"),
                 own.unwrap_or_default()
             )))
@@ -72,6 +118,10 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
         Family::Gpt2 => gpt2::write(config, ids),
         Family::Llama => llama::write(config, ids),
         Family::Qwen2 | Family::Qwen3 => qwen::write(config, ids),
+        Family::Mistral => mistral::write(config, ids),
+        Family::Olmo2 => olmo2::write(config, ids),
+        Family::SmolLm3 => smollm3::write(config, ids),
+        Family::GptNeoX => gpt_neox::write(config, ids),
     }
 }
 
@@ -79,7 +129,8 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
 pub(super) fn pieces(config: &Gpt2Config, spec: &ParamSpec) -> Vec<Piece> {
     match config.parts.family {
         Family::Gpt2 => vec![gpt2::piece(config, spec)],
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::pieces(config, spec),
+        Family::GptNeoX => vec![gpt_neox::piece(config, spec)],
+        _ => llama::pieces(config, spec),
     }
 }
 
@@ -90,6 +141,8 @@ pub(super) struct Names {
     pub body: &'static str,
     /// The token embedding, without that.
     pub embedding: &'static str,
+    /// The head's, the one that is written first. The others are read as well.
+    pub heads: &'static [&'static str],
     /// How the names of a decoder's own tensors begin.
     pub parts: &'static [&'static str],
     /// Whether a name is that of a buffer, which says nothing.
@@ -101,7 +154,8 @@ impl Names {
     pub fn of(family: Family) -> Self {
         match family {
             Family::Gpt2 => gpt2::NAMES,
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => llama::NAMES,
+            Family::GptNeoX => gpt_neox::NAMES,
+            _ => llama::NAMES,
         }
     }
 

@@ -3,8 +3,9 @@
 
 use super::Keys;
 use super::llama::{Defaults, read_with, write_shared};
-use crate::error::{Error, Result};
-use crate::model::parts::Biases;
+use super::window;
+use crate::error::Result;
+use crate::model::parts::{Biases, QkNorm};
 use crate::model::{Family, Gpt2Config};
 use crate::store::weights::save::SpecialIds;
 use serde_json::Value;
@@ -13,42 +14,28 @@ use serde_json::Value;
 pub(super) fn read(keys: &Keys, family: Family) -> Result<Gpt2Config> {
     let of_3 = family == Family::Qwen3;
     let defaults = Defaults {
-        family,
         vocab_size: 151_936,
         inner: 22016,
         positions: 32768,
         kv_heads: Some(32),
         head_dim: of_3.then_some(128),
+        ..Defaults::of(family)
     };
     // Qwen2 has biases whatever is said, and none at the output.
     let said = of_3 && keys.get("attention_bias")?.unwrap_or(false);
     let biases = Biases { qkv: !of_3 || said, output: said, mlp: false };
-    let config = read_with(keys, &defaults, biases)?;
-    check_window(keys, &config)?;
-    Ok(config)
-}
-
-/// Errs where some layer sees fewer positions than the model has.
-fn check_window(keys: &Keys, config: &Gpt2Config) -> Result<()> {
-    if !keys.get("use_sliding_window")?.unwrap_or(false) {
-        return Ok(());
+    let mut config = read_with(keys, &defaults, biases)?;
+    if of_3 {
+        config.parts.qk_norm = QkNorm::Head;
     }
-    let stated = keys.0.contains_key("sliding_window");
-    let window: Option<usize> = if stated { keys.get("sliding_window")? } else { Some(4096) };
-    let Some(window) = window.filter(|window| *window < config.n_positions) else { return Ok(()) };
-    let from: usize = keys.get("max_window_layers")?.unwrap_or(28);
-    let windowed = match keys.get::<Vec<String>>("layer_types")? {
-        Some(types) => types.iter().any(|of| of == "sliding_attention"),
-        None => from < config.n_layer,
+    let size = match keys.get("use_sliding_window")?.unwrap_or(false) {
+        false => None,
+        true if !keys.0.contains_key("sliding_window") => Some(4096),
+        true => keys.get("sliding_window")?,
     };
-    if !windowed {
-        return Ok(());
-    }
-    Err(Error::data(format!(
-        "sliding_window = {window} (use_sliding_window) is shorter than max_position_embeddings = {}: attention within a \
-         window is not supported",
-        config.n_positions
-    )))
+    let from: usize = keys.get("max_window_layers")?.unwrap_or(28);
+    config.parts.window = window::read(keys, &config, size, |l| l >= from)?;
+    Ok(config)
 }
 
 pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
@@ -59,8 +46,9 @@ pub(super) fn write(config: &Gpt2Config, ids: &SpecialIds) -> Value {
     if of_3 {
         all["attention_bias"] = config.parts.biases.qkv.into();
     }
-    all["max_window_layers"] = config.n_layer.into();
-    all["sliding_window"] = Value::Null;
-    all["use_sliding_window"] = false.into();
+    window::write(config, &mut all);
+    // For readers that do not know layer_types: the first block from which on all have it.
+    let from = (0..config.n_layer).rev().take_while(|l| config.window(*l).is_some()).last();
+    all["max_window_layers"] = from.unwrap_or(config.n_layer).into();
     all
 }

@@ -7,24 +7,42 @@ use crate::error::{Error, Result};
 use crate::model::parts::{RopeScaling, Rotary};
 use serde_json::{Value, json};
 
-/// The base where nobody says.
-const THETA: f64 = 10_000.0;
+/// What a family has where the tables say nothing.
+pub(super) struct Defaults<'a> {
+    /// The key beside the tables that holds the base.
+    pub base: &'a str,
+    /// The base without that.
+    pub theta: f64,
+    /// The rotated share of a head, where it need not be all of it.
+    pub share: Option<f64>,
+}
+
+impl Default for Defaults<'_> {
+    fn default() -> Self {
+        Self { base: "rope_theta", theta: 10_000.0, share: None }
+    }
+}
 
 /// `rope_scaling`, else `rope_parameters`, as transformers 5 has it; `positions` are the model's.
-pub(super) fn read(keys: &Keys, positions: usize) -> Result<Rotary> {
+pub(super) fn read(keys: &Keys, positions: usize, defaults: Defaults<'_>) -> Result<Rotary> {
     let (old, new) = ("rope_scaling", "rope_parameters");
     let name = if keys.table(old)?.0.is_empty() { new } else { old };
     let table = keys.table(name)?;
     let theta: Option<f64> = match table.get("rope_theta")? {
-        None => keys.get("rope_theta")?,
+        None => keys.get(defaults.base)?,
         stated => stated,
     };
-    for table in [&table, keys] {
-        let share: f64 = table.get("partial_rotary_factor")?.unwrap_or(1.0);
-        if share != 1.0 {
-            return Err(keys.unexpected("partial_rotary_factor", "1", &share));
+    let said: Option<f64> = table.get("partial_rotary_factor")?;
+    let share = match defaults.share {
+        Some(share) => said.unwrap_or(share),
+        None => {
+            let said = [said, keys.get("partial_rotary_factor")?];
+            if let Some(share) = said.into_iter().flatten().find(|share| *share != 1.0) {
+                return Err(keys.unexpected("partial_rotary_factor", "1", &share));
+            }
+            1.0
         }
-    }
+    };
     let kind: Option<String> = table.first(&["rope_type", "type"])?;
     let need = |key: &str| -> Result<f64> {
         table.get(key)?.ok_or_else(|| {
@@ -70,7 +88,7 @@ pub(super) fn read(keys: &Keys, positions: usize) -> Result<Rotary> {
             ));
         }
     };
-    Ok(Rotary { theta: theta.unwrap_or(THETA), scaling })
+    Ok(Rotary { share, ..Rotary::new(theta.unwrap_or(defaults.theta), scaling) })
 }
 
 /// What YaRN multiplies cos and sin by: what is stated, or 0.1 ln(factor) + 1, or a ratio of such.
