@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Sources under src; `src/ops/gpu/device.rs` embeds what they compile to by their last names.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 9] = [
     "loss/head/head",
+    "ops/activation/activation",
     "ops/attention/attention",
     "ops/embed/embed",
     "ops/gelu/gelu",
     "ops/layer_norm/layer_norm",
     "ops/matmul/matmul",
+    "ops/rotary/rotary",
     "optim/adamw/adamw",
 ];
 

@@ -10,9 +10,14 @@ use eslm_kd::config::{self, Dtype, MicroRows, Overrides, RunFile};
 use eslm_kd::data::loader::Batch;
 use eslm_kd::loss::head::{self, Logits, RowStats, ScanOptions, Scanned, Weigh};
 use eslm_kd::loss::{Divergence, Objective, SignalKind};
-use eslm_kd::model::{Gpt2, Gpt2Config, Layout, ParamSet};
+use eslm_kd::model::parts::{
+    Biases, Blocks, Norm, Positions, QkNorm, Residual, RopeScaling, Rotary, Window,
+};
+use eslm_kd::model::{Family, Gpt2, Gpt2Config, Layout, ParamSet, Parts};
+use eslm_kd::ops::activation::{self, Activation, Mlp};
 use eslm_kd::ops::attention::{self, Keys, Shape};
 use eslm_kd::ops::matmul::{self, Precision};
+use eslm_kd::ops::rotary::{self, Heads, Rows, Table};
 use eslm_kd::ops::{embed, gelu, gpu, layer_norm};
 use eslm_kd::optim::adamw::{self, AdamW, global_norm};
 use eslm_kd::rng::{Rng, Stream};
@@ -130,16 +135,27 @@ impl Parity {
     fn of_random_shapes(&mut self, seed: u64) {
         let (n, d) = (self.below(1, 300), self.below(1, 400));
         self.of_norm(n, d);
+        self.of_rms_norm(n, d);
         let (m, k, n) = (self.below(1, 200), self.below(1, 200), self.below(1, 200));
         self.of_products(m, k, n);
         let n = self.below(1, 40_000);
         self.of_gelu(n);
+        let (n, f) = (self.below(1, 90), self.below(1, 500));
+        self.of_activations(n, f);
+        let (n, heads, half) = (self.below(1, 200), self.below(1, 9), self.below(1, 70));
+        self.of_rotary(n, heads, half);
         let (vocab, batch, context, d) =
             (self.below(2, 300), self.below(1, 5), self.below(1, 90), self.below(1, 200));
         self.of_embedding(vocab, batch, context, d);
         let (batch, context, heads) = (self.below(1, 3), self.below(1, 200), self.below(1, 4));
         let head_dim = if seed.is_multiple_of(2) { 64 } else { 4 * self.below(1, 24) };
-        self.of_attention(batch, context, heads, head_dim);
+        self.of_attention(Shape::new(batch, context, heads), head_dim);
+        let (kv_heads, share, head_dim) =
+            (self.below(1, 2), self.below(1, 4), if seed < 2 { 64 } else { self.below(1, 256) });
+        let shape = Shape::new(batch, context, kv_heads * share);
+        self.of_attention(Shape { kv_heads, scale: Some(0.2), ..shape }, head_dim);
+        let window = Some(self.below(1, context));
+        self.of_attention(Shape { kv_heads, window, ..shape }, head_dim);
         let (n, d, v) = (self.below(1, 300), self.below(1, 80), self.below(2, 3000));
         self.of_head(n, d, v);
         let d = self.below(1, 12);
@@ -149,10 +165,19 @@ impl Parity {
 
     fn of_large_shapes(&mut self) {
         self.of_norm(8192, 768);
+        // Heads of 8 x 1,024 positions.
+        self.of_rms_norm(8192 * 16, 128);
+        self.of_rotary(8192, 20, 64);
         self.of_products(2048, 768, 3072);
         self.of_gelu(2048 * 3072);
+        self.of_activations(2048, 1536);
         self.of_embedding(50257, 4, 1024, 768);
-        self.of_attention(2, 1024, 12, 64);
+        self.of_attention(Shape::new(2, 1024, 12), 64);
+        // SmolLM2 135M, Qwen3 0.6B, and the widest heads that there are kernels for.
+        self.of_attention(Shape { kv_heads: 3, ..Shape::new(2, 1024, 9) }, 64);
+        self.of_attention(Shape { kv_heads: 8, ..Shape::new(1, 1024, 16) }, 128);
+        self.of_attention(Shape { kv_heads: 1, ..Shape::new(1, 512, 4) }, 256);
+        self.of_attention(Shape { window: Some(300), ..Shape::new(1, 1024, 4) }, 64);
         self.of_head(5000, 64, 50257);
         self.of_adamw(Gpt2Config::new(50257, 1024, 768, 2, 12));
     }
@@ -239,10 +264,73 @@ impl Parity {
         );
     }
 
-    fn of_attention(&mut self, batch: usize, context: usize, heads: usize, head_dim: usize) {
+    /// Of the residual stream, and of heads, which are activations.
+    fn of_rms_norm(&mut self, n: usize, d: usize) {
+        let [x, dy, dx] = [0; 3].map(|_| self.normal(&[n, d]));
+        let [w, dw] = [0; 2].map(|_| self.normal(&[d]));
+        // A sum over many rows is of the size of its root, and so are its roundings.
+        let (root, name) = ((n as f64).sqrt(), format!("[{n}, {d}]"));
+        for heads in [false, true] {
+            let what = format!("RMS norm {name}{}", if heads { " of heads" } else { "" });
+            self.compare(&what, 3e-5, 3e-2, &|on| {
+                let put = |x: &Tensor| if heads { on.activation(x) } else { on.put(x) };
+                let (x, w, dx, dw) = (put(&x), on.put(&w), put(&dx), on.put(&dw));
+                let normed = layer_norm::forward(&x, &w, None, 1e-6, on.precision).unwrap();
+                let stats = &normed.stats;
+                let again = layer_norm::replay(&x, stats, &w, None, on.precision).unwrap();
+                let dy = &on.activation(&dy);
+                let (dx, dw) = (&dx, &dw);
+                let args = layer_norm::Backward { dy, x: &x, stats, w: &w, dx, dw, db: None };
+                layer_norm::backward(args).unwrap();
+                vec![normed.out, again, dx.clone(), (dw / root).unwrap()]
+            });
+        }
+    }
+
+    fn of_activations(&mut self, n: usize, f: usize) {
+        use Activation::{Gelu, GeluTanh, Relu, Silu};
+        for activation in [GeluTanh, Gelu, Relu, Silu] {
+            for gated in [false, true] {
+                let mlp = Mlp { activation, gated };
+                let width = if gated { 2 * f } else { f };
+                let (x, dy) = ((self.normal(&[n, width]) * 2.0).unwrap(), self.normal(&[n, f]));
+                self.compare(&format!("{mlp:?} [{n}, {f}]"), 5e-6, 3e-2, &|on| {
+                    let (x, dy) = (on.activation(&x), on.activation(&dy));
+                    let y = activation::forward(mlp, &x).unwrap();
+                    vec![y, activation::backward(mlp, dy, &x).unwrap()]
+                });
+            }
+        }
+    }
+
+    fn of_rotary(&mut self, n: usize, heads: usize, half: usize) {
+        let context = n.div_ceil(3);
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| 1e4f64.powf(-(i as f64) / half as f64)).collect();
+        // All of a head's columns, or the first alone.
+        let dim = 2 * half + self.below(0, 1) * self.below(1, 30);
+        let width = dim * (heads + 2);
+        let (x, dy) = (self.normal(&[n, width]), self.normal(&[n, width]));
+        let rows: Vec<u32> = (0..n as u32).map(|r| 2 * r + r % 2).collect();
+        let what = format!("rotary {heads} x {} of {dim} columns, {n} rows", 2 * half);
+        self.compare(&what, 1e-6, 2e-2, &|on| {
+            let table = Table::new(&frequencies, 1.1, 0, context);
+            let (x, dy) = (on.activation(&x), on.activation(&dy));
+            let of = |rows| Heads { column: dim, heads, dim, rows };
+            rotary::forward(&x, &table, of(Rows::Sequences(context))).unwrap();
+            rotary::backward(&dy, &table, of(Rows::Of(&rows, context))).unwrap();
+            let one = x.narrow(0, n - 1, 1).unwrap().copy().unwrap();
+            let table = Table::new(&frequencies, 1.1, 77, 1);
+            rotary::forward(&one, &table, of(Rows::At(77))).unwrap();
+            vec![x, dy, one]
+        });
+    }
+
+    fn of_attention(&mut self, shape: Shape, head_dim: usize) {
+        let Shape { batch, context, heads, kv_heads, .. } = shape;
+        let window = shape.window.map_or(String::new(), |window| format!(" within {window}"));
         let (n, d) = (batch * context, heads * head_dim);
-        let shape = Shape::new(batch, context, heads);
-        let (qkv, up) = (self.normal(&[n, 3 * d]), self.normal(&[n, d]));
+        let (qkv, up) = (self.normal(&[n, d + 2 * kv_heads * head_dim]), self.normal(&[n, d]));
         let some: Vec<u32> = (0..n as u32).filter(|r| (r * 7919) % 5 < 2).collect();
         for (name, rows, keys) in [
             ("all rows", None, Keys::All),
@@ -251,7 +339,9 @@ impl Parity {
         ] {
             let picked = rows.map_or(up.clone(), |rows| embed::gather(&up, rows).unwrap());
             self.compare(
-                &format!("attention {batch} x {context}, {heads} x {head_dim}, {name}"),
+                &format!(
+                    "attention {batch} x {context}{window}, {heads}/{kv_heads} x {head_dim}, {name}"
+                ),
                 3e-5,
                 3e-2,
                 &|on| {
@@ -369,8 +459,45 @@ impl Parity {
         });
     }
 
-    /// How every parameter of a small model moves in three steps of each method.
+    /// How every parameter of small models moves in three steps of each method.
     fn of_steps(&mut self) {
+        self.of_steps_of("GPT-2", Parts::default());
+        let llama = Parts {
+            family: Family::Llama,
+            n_kv_head: Some(1),
+            positions: Positions::Rotary(Rotary::new(1e4, RopeScaling::Default)),
+            norm: Norm::Rms,
+            biases: Biases { qkv: false, output: false, mlp: false },
+            mlp: Mlp { activation: Activation::Silu, gated: true },
+            ..Parts::default()
+        };
+        self.of_steps_of("a Llama", llama.clone());
+        let qwen3 = Parts {
+            family: Family::Qwen3,
+            qk_norm: QkNorm::Head,
+            head_dim: Some(48),
+            window: Some(Window { size: 9, blocks: Blocks::All }),
+            ..llama.clone()
+        };
+        self.of_steps_of("a Qwen3 in windows", qwen3);
+        let (family, qk_norm) = (Family::Olmo2, QkNorm::Whole);
+        self.of_steps_of(
+            "an OLMo 2",
+            Parts { family, qk_norm, residual: Residual::PostNorm, ..llama },
+        );
+        let quarter = Rotary { share: 0.25, ..Rotary::new(1e4, RopeScaling::Default) };
+        let neox = Parts {
+            family: Family::GptNeoX,
+            positions: Positions::Rotary(quarter),
+            residual: Residual::Parallel,
+            mlp: Mlp { activation: Activation::Gelu, gated: false },
+            own_head: true,
+            ..Parts::default()
+        };
+        self.of_steps_of("a GPT-NeoX", neox);
+    }
+
+    fn of_steps_of(&mut self, model: &str, parts: Parts) {
         for settings in [
             &["method=clm"][..],
             &["select.score=random"],
@@ -391,11 +518,12 @@ impl Parity {
             let bf16_tolerance =
                 if settings.contains(&"machine.backward=sampled") { 3e-1 } else { 1e-1 };
             self.compare(
-                &format!("three steps of {}", settings.join(" ")),
+                &format!("three steps of {model}, {}", settings.join(" ")),
                 1e-4,
                 bf16_tolerance,
                 &|on| {
-                    let (mut trainer, start) = (small_trainer(settings, on), small_model(on, 128));
+                    let mut trainer = small_trainer(settings, on, &parts);
+                    let start = small_model(on, 128, &parts);
                     for step in 0..3 {
                         trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
                     }
@@ -409,7 +537,7 @@ impl Parity {
     /// 200 steps of plain training on a chain with structure to learn.
     fn of_a_curve(&mut self) {
         let curve = |on: &On| -> Vec<f64> {
-            let mut trainer = small_trainer(&["method=clm"], on);
+            let mut trainer = small_trainer(&["method=clm"], on, &Parts::default());
             let loss = |step| {
                 let report = trainer.step(step, 0, &chain(step, 4, 64)).unwrap();
                 report.sums.loss / report.sums.rows as f64
@@ -456,13 +584,13 @@ fn apart(got: &Tensor, want: &Tensor) -> f64 {
 
 const VOCAB: usize = 512;
 
-fn small_model(on: &On, width: usize) -> Gpt2 {
-    let config =
-        Gpt2Config { initializer_range: 0.1, ..Gpt2Config::new(VOCAB, 64, width, 2, width / 64) };
+fn small_model(on: &On, width: usize, parts: &Parts) -> Gpt2 {
+    let shape = Gpt2Config::new(VOCAB, 64, width, 2, width / 64);
+    let config = Gpt2Config { initializer_range: 0.1, parts: parts.clone(), ..shape };
     Gpt2::scratch(config, width as u64, &on.device).unwrap()
 }
 
-fn small_trainer(settings: &[&str], on: &On) -> Trainer {
+fn small_trainer(settings: &[&str], on: &On, parts: &Parts) -> Trainer {
     let mut overrides = Overrides::default();
     settings.iter().for_each(|setting| overrides.set(setting).unwrap());
     let file = RunFile::embedded("quickstart").unwrap();
@@ -472,11 +600,11 @@ fn small_trainer(settings: &[&str], on: &On) -> Trainer {
     plan.machine.dtype = if on.precision == Precision::Mixed { Dtype::Bf16 } else { Dtype::F32 };
     plan.machine.micro_rows = MicroRows::Rows(2);
     (plan.optim.lr, plan.optim.eps) = (3e-3, 1e-3);
-    let student = small_model(on, 128);
+    let student = small_model(on, 128, parts);
     let teacher = plan
         .teacher
         .is_some()
-        .then(|| Teacher::new(small_model(on, 192), &student.config).unwrap());
+        .then(|| Teacher::new(small_model(on, 192, parts), &student.config).unwrap());
     Trainer::new(plan, student, teacher).unwrap()
 }
 

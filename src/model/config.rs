@@ -4,7 +4,6 @@ use super::ParamKind;
 use super::parts::{self, Family, Parts, Positions, QkNorm};
 use crate::config::ShapePlan;
 use crate::error::{Error, Result};
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 /// Shape and constants of a decoder. Sizes have the names of Hugging Face's `GPT2Config`.
@@ -152,20 +151,6 @@ impl Gpt2Config {
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.parts.head_dim.unwrap_or(self.n_embd / self.n_head)
-    }
-
-    /// Errs where `device` has no kernels for the parts: a GPU has them for GPT-2's, and for a head
-    /// of its own.
-    pub fn check_device(&self, device: &Device) -> Result<()> {
-        let own_head = self.parts.own_head;
-        let known = Parts { own_head, ..Parts::default() };
-        if device.is_cpu() || self.parts == known {
-            return Ok(());
-        }
-        Err(Error::usage(
-            "a GPU has kernels for GPT-2's own parts alone, and this model has others (rotary positions, RMS norm, a gated \
-             MLP, another activation or scale of attention); use --device cpu",
-        ))
     }
 
     /// Checks every limit; the error names the field, the value and what was expected.

@@ -33,7 +33,6 @@ impl Gpt2 {
     /// 1 and 0. A pure function of shape and seed.
     pub fn scratch(config: Gpt2Config, seed: u64, device: &Device) -> Result<Self> {
         config.validate()?;
-        config.check_device(device)?;
         let layout = Layout::new(&config);
         let rng = Rng::new(seed, Stream::Init);
         let residual = config.residual_range();

@@ -37,7 +37,7 @@ fn teacher(plan: &Plan) -> Option<Gpt2Config> {
 
 fn student(plan: &Plan) -> Option<Gpt2Config> {
     match Start::of(plan).ok()? {
-        Start::Scratch(preset) => Some(preset.config().overridden(&plan.shape)),
+        Start::Scratch(preset) => Some(preset.shape.overridden(&plan.shape)),
         Start::TeacherLayers(_) => None, // the teacher's
         Start::Stored(_, meant) => stored(&meant),
     }
@@ -46,7 +46,7 @@ fn student(plan: &Plan) -> Option<Gpt2Config> {
 fn stored(meant: &ModelRef) -> Option<Gpt2Config> {
     match meant {
         ModelRef::Folder { dir, .. } => read_config(&dir.join("config.json")).ok(),
-        ModelRef::Preset(preset) => Some(preset.config()),
+        ModelRef::Preset(preset) => Some(preset.shape.clone()),
         ModelRef::Hub { .. } => None,
     }
 }

@@ -54,7 +54,7 @@ pub fn shape(name: &str, kind: Kind, at: Where<'_>) -> Result<Gpt2Config> {
 /// The same of what `name` was found to mean.
 pub(crate) fn shape_of(meant: ModelRef, name: &str, at: Where<'_>) -> Result<Gpt2Config> {
     match meant {
-        ModelRef::Preset(preset) => Ok(preset.config()),
+        ModelRef::Preset(preset) => Ok(preset.shape.clone()),
         meant => {
             let folder = locate(meant, name, None, What::ConfigOnly, at)?;
             // Names and shapes of tensors that are here are read with the config.

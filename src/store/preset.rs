@@ -1,9 +1,11 @@
 //! Who teaches and who learns: the presets of `teachers/` and `students/`, embedded at build time.
 
 use crate::error::{Error, Result};
-use crate::model::parts::{Activation, Biases, Mlp, Norm, Positions, QkNorm, RopeScaling, Rotary};
-use crate::model::{Family, Gpt2Config, Parts};
-use serde::Deserialize;
+use crate::model::Gpt2Config;
+use crate::store::weights::parse_config_keys;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Map;
 use std::sync::OnceLock;
 
 /// Which folder a preset comes from.
@@ -43,8 +45,9 @@ pub struct Preset {
     /// How a student gets its first weights; absent for teachers.
     #[serde(alias = "birth")]
     pub init: Option<Init>,
-    /// The shape.
-    pub shape: Shape,
+    /// The model, written with the keys of its family's `config.json`.
+    #[serde(rename = "config", deserialize_with = "described")]
+    pub shape: Gpt2Config,
 }
 
 /// Where a teacher's weights come from.
@@ -71,36 +74,6 @@ pub enum Init {
     Checkpoint { path: String },
 }
 
-/// [`Gpt2Config`] as a preset writes it: every size spelled out.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shape {
-    pub vocab_size: usize,
-    pub n_positions: usize,
-    pub n_embd: usize,
-    pub n_layer: usize,
-    pub n_head: usize,
-    /// What differs from GPT-2.
-    #[serde(default)]
-    pub llama: Option<Llama>,
-}
-
-/// The parts of a preset of Llama's kind, whose head is the embedding.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Llama {
-    pub family: Family,
-    /// Width of the MLP.
-    pub n_inner: usize,
-    pub n_kv_head: usize,
-    /// Where it is not `n_embd / n_head`.
-    pub head_dim: Option<usize>,
-    /// Base of the rotary frequencies.
-    pub theta: f64,
-    /// Epsilon of the norms.
-    pub epsilon: f64,
-}
-
 impl Preset {
     /// Parses a preset file and checks that it is whole.
     pub fn parse(text: &str) -> Result<Self> {
@@ -112,7 +85,6 @@ impl Preset {
             (Role::Teacher, ..) => return wrong("a teacher has a [source] and no [init]"),
             (Role::Student, ..) => return wrong("a student has an [init] and no [source]"),
         }
-        preset.config().validate()?;
         if let Some(Init::TeacherLayers { layers }) = &preset.init
             && layers.len() != preset.shape.n_layer
         {
@@ -123,36 +95,14 @@ impl Preset {
         }
         Ok(preset)
     }
+}
 
-    /// The shape as a model's config, with the family's constants.
-    pub fn config(&self) -> Gpt2Config {
-        let s = &self.shape;
-        let mut config =
-            Gpt2Config::new(s.vocab_size, s.n_positions, s.n_embd, s.n_layer, s.n_head);
-        if let Some(llama) = &s.llama {
-            config.n_inner = Some(llama.n_inner);
-            config.layer_norm_epsilon = llama.epsilon;
-            config.parts = Parts {
-                family: llama.family,
-                n_kv_head: Some(llama.n_kv_head).filter(|kv| *kv != s.n_head),
-                head_dim: llama.head_dim,
-                positions: Positions::Rotary(Rotary::new(llama.theta, RopeScaling::Default)),
-                norm: Norm::Rms,
-                qk_norm: match llama.family {
-                    Family::Qwen3 => QkNorm::Head,
-                    _ => QkNorm::None,
-                },
-                biases: Biases { qkv: llama.family == Family::Qwen2, output: false, mlp: false },
-                mlp: Mlp { activation: Activation::Silu, gated: true },
-                ..Parts::default()
-            };
-        }
-        config
-    }
+fn described<'de, D: Deserializer<'de>>(keys: D) -> std::result::Result<Gpt2Config, D::Error> {
+    parse_config_keys(Map::deserialize(keys)?).map_err(D::Error::custom)
 }
 
 /// The embedded files: (path in the repository, text).
-const FILES: [(&str, &str); 18] = [
+const FILES: [(&str, &str); 23] = [
     ("teachers/quickstart.toml", include_str!("../../teachers/quickstart.toml")),
     ("teachers/distilgpt2.toml", include_str!("../../teachers/distilgpt2.toml")),
     ("teachers/gpt2.toml", include_str!("../../teachers/gpt2.toml")),
@@ -165,6 +115,11 @@ const FILES: [(&str, &str); 18] = [
     ("teachers/qwen2.5-0.5b.toml", include_str!("../../teachers/qwen2.5-0.5b.toml")),
     ("teachers/qwen3-0.6b.toml", include_str!("../../teachers/qwen3-0.6b.toml")),
     ("teachers/qwen3-1.7b.toml", include_str!("../../teachers/qwen3-1.7b.toml")),
+    ("teachers/pythia-160m.toml", include_str!("../../teachers/pythia-160m.toml")),
+    ("teachers/pythia-410m.toml", include_str!("../../teachers/pythia-410m.toml")),
+    ("teachers/pythia-1b.toml", include_str!("../../teachers/pythia-1b.toml")),
+    ("teachers/pythia-1.4b.toml", include_str!("../../teachers/pythia-1.4b.toml")),
+    ("teachers/llama-3.2-1b.toml", include_str!("../../teachers/llama-3.2-1b.toml")),
     ("students/tiny.toml", include_str!("../../students/tiny.toml")),
     ("students/gpt2-30m.toml", include_str!("../../students/gpt2-30m.toml")),
     ("students/distil-82m.toml", include_str!("../../students/distil-82m.toml")),
@@ -215,7 +170,7 @@ mod tests {
     fn every_file_parses_and_states_its_true_parameter_count() {
         for (path, text) in FILES {
             let preset = Preset::parse(text).unwrap_or_else(|e| panic!("{path}: {e}"));
-            assert_eq!(preset.parameters, preset.config().parameters(), "{path}");
+            assert_eq!(preset.parameters, preset.shape.parameters(), "{path}");
             assert_eq!(path, format!("{}s/{}.toml", preset.role.name(), preset.name));
         }
         assert_eq!(all().len(), FILES.len());

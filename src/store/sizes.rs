@@ -40,7 +40,7 @@ fn described(config: Option<&str>, plan: &Plan) -> Option<(String, Gpt2Config)> 
     if let Some(name) = config.filter(|name| !Path::new(name).exists()) {
         let own = load(RunFile::embedded(name).as_ref(), &Overrides::default()).ok()?.plan;
         if own.student == plan.student && !own.shape.is_empty() {
-            let shape = preset::for_student(&own.student)?.config().overridden(&own.shape);
+            let shape = preset::for_student(&own.student)?.shape.overridden(&own.shape);
             return Some((
                 name.to_string(),
                 Gpt2Config { vocab_size: DESCRIBED_VOCABULARY, ..shape },
@@ -49,7 +49,7 @@ fn described(config: Option<&str>, plan: &Plan) -> Option<(String, Gpt2Config)> 
     }
     let unchanged = plan.shape.is_empty() && plan.layers.is_none();
     let preset = preset::for_student(&plan.student).filter(|_| unchanged)?;
-    Some((preset.name.clone(), preset.config()))
+    Some((preset.name.clone(), preset.shape.clone()))
 }
 
 #[cfg(test)]
@@ -66,7 +66,7 @@ mod tests {
     /// The note for a student of that plan from scratch on `vocabulary` tokens.
     fn note(config: Option<&str>, set: &[&str], vocabulary: usize) -> Option<String> {
         let plan = plan(config, set);
-        let shape = preset::for_student(&plan.student).unwrap().config().overridden(&plan.shape);
+        let shape = preset::for_student(&plan.student).unwrap().shape.overridden(&plan.shape);
         misnamed(config, &plan, &Gpt2Config { vocab_size: vocabulary, ..shape })
     }
 
@@ -117,7 +117,7 @@ mod tests {
             if plan.shape.is_empty() {
                 continue;
             }
-            let shape = preset::student("tiny").unwrap().config().overridden(&plan.shape);
+            let shape = preset::student("tiny").unwrap().shape.overridden(&plan.shape);
             let shape = Gpt2Config { vocab_size: DESCRIBED_VOCABULARY, ..shape };
             let size = count(shape.parameters() as u64);
             let comments = text.lines().filter(|line| line.starts_with('#'));

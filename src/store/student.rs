@@ -102,7 +102,7 @@ impl Start {
     ) -> Result<Gpt2Config> {
         match self {
             Self::Scratch(preset) => {
-                let base = preset.config();
+                let base = preset.shape.clone();
                 let vocab_size =
                     teacher.map(|t| t.vocab_size).or(vocabulary).unwrap_or(base.vocab_size);
                 Ok(Gpt2Config { vocab_size, ..base }.overridden(&plan.shape))

@@ -11,6 +11,7 @@
 //! ```
 
 mod cpu;
+mod cuda;
 
 use super::{Backend, gelu};
 use crate::error::Result;
@@ -47,7 +48,8 @@ pub fn forward(mlp: Mlp, x: &Tensor) -> Result<Tensor> {
     match (Backend::of(x), mlp) {
         (_, Mlp { activation: Activation::GeluTanh, gated: false }) => gelu::forward(x),
         (Backend::Cpu, mlp) => cpu::forward(mlp, x),
-        (Backend::Gpu | Backend::Reference, mlp) => reference(mlp, x),
+        (Backend::Gpu, mlp) => cuda::forward(mlp, x),
+        (Backend::Reference, mlp) => reference(mlp, x),
     }
 }
 
@@ -60,7 +62,8 @@ pub fn backward(mlp: Mlp, dy: Tensor, x: &Tensor) -> Result<Tensor> {
             return Ok(dy);
         }
         (Backend::Cpu, mlp) => return cpu::backward(mlp, &dy, x),
-        (Backend::Gpu | Backend::Reference, _) => {}
+        (Backend::Gpu, mlp) => return cuda::backward(mlp, &dy, x),
+        (Backend::Reference, _) => {}
     }
     let f = mlp.activation;
     if !mlp.gated {
@@ -126,7 +129,7 @@ const GAUSS: f64 = 0.797_884_560_802_865_4;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, autograd, check_finite_differences, random};
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
     use candle_core::DType;
 
     fn kinds() -> Vec<Mlp> {
@@ -164,19 +167,53 @@ mod tests {
     fn far_from_zero_they_are_lines() {
         for mlp in kinds().into_iter().filter(|mlp| !mlp.gated) {
             let x = Tensor::new(&[[-1e4f32, -90.0, 90.0, 1e4]], &candle_core::Device::Cpu).unwrap();
-            let y = forward(mlp, &x).unwrap().to_vec2::<f32>().unwrap();
-            assert!(y[0][..2].iter().all(|y| y.abs() < 1e-30) && y[0][2..] == [90.0, 1e4], "{y:?}");
-            let d = backward(mlp, x.ones_like().unwrap(), &x).unwrap().to_vec2::<f32>().unwrap();
-            assert!(d[0][..2].iter().all(|d| d.abs() < 1e-30) && d[0][2..] == [1.0, 1.0], "{d:?}");
+            let run = || {
+                let y = forward(mlp, &x).unwrap();
+                vec![y, backward(mlp, x.ones_like().unwrap(), &x).unwrap()]
+            };
+            for all in [Some(run()), emulated(run)].into_iter().flatten() {
+                for (got, far) in all.iter().zip([[90.0, 1e4], [1.0, 1.0]]) {
+                    let got = got.to_vec2::<f32>().unwrap().remove(0);
+                    assert!(got[..2].iter().all(|x| x.abs() < 1e-30) && got[2..] == far, "{got:?}");
+                }
+            }
         }
     }
 
     #[test]
     fn no_rows_is_no_error() {
         for mlp in kinds() {
-            let (x, dy) = (random((0, 8), 1), random((0, if mlp.gated { 4 } else { 8 }), 2));
-            assert_eq!(forward(mlp, &x).unwrap().dims(), dy.dims());
-            assert_eq!(backward(mlp, dy, &x).unwrap().dims(), [0, 8]);
+            let run = || {
+                let (x, dy) = (random((0, 8), 1), random((0, if mlp.gated { 4 } else { 8 }), 2));
+                assert_eq!(forward(mlp, &x).unwrap().dims(), dy.dims());
+                assert_eq!(backward(mlp, dy, &x).unwrap().dims(), [0, 8]);
+                vec![]
+            };
+            run();
+            let _ = emulated(run);
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        for mlp in kinds() {
+            for (n, f) in [(1, 1), (3, 17), (5, 64), (2, 1030)] {
+                let width = if mlp.gated { 2 * f } else { f };
+                let (x, dy) = ((random((n, width), 1) * 3.0).unwrap(), random((n, f), 2));
+                let run = |x: &Tensor, dy: &Tensor| {
+                    vec![forward(mlp, x).unwrap(), backward(mlp, dy.copy().unwrap(), x).unwrap()]
+                };
+                // bf16: from the same numbers, so that results alone are rounded, by 2^-9.
+                for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 4e-3)] {
+                    let round = |x: &Tensor| x.to_dtype(dtype).unwrap();
+                    let exact = |x: &Tensor| round(x).to_dtype(DType::F32).unwrap();
+                    let want = run(&exact(&x), &exact(&dy));
+                    let got = emulated(|| run(&round(&x), &round(&dy)));
+                    for (got, want) in got.iter().flatten().zip(&want) {
+                        assert_close(got, want, tolerance);
+                    }
+                }
+            }
         }
     }
 }

@@ -2,8 +2,9 @@
 // reach memory, and the backward forms them again from the kept log-sum-exp. dQ and dK, dV are kernels of their own, each
 // with one owner for every sum, so nothing is added by atomics.
 //
-// Two sets of kernels: generic.cuh takes f32 or bf16 and any head up to 128 wide, flash.cuh takes bf16 and heads of 64 on
-// tensor cores. The queries and the keys of a backward are lists of rows, ascending: a query sees the keys of its sequence
+// Two sets of kernels: generic.cuh takes f32 or bf16 and any head up to 256 wide, flash.cuh takes bf16 and heads of 64 on
+// tensor cores. Several heads of queries may share one of keys and values; the block that owns some of the latter takes
+// the former in turn. The queries and the keys of a backward are lists of rows, ascending: a query sees the keys of its sequence
 // whose row is not after its own, so the visible part of a list is found by its rows alone.
 #include "common.cuh"
 
@@ -50,19 +51,33 @@ __device__ inline Place place_of_queries(uint32_t tiles, uint32_t context) {
     return {p.head, tiles - 1 - p.tile};
 }
 
+// Where a head's queries, keys and values lie in a row of qkv: Q + 2 K numbers, of H and G heads.
+struct Columns {
+    size_t queries, keys, stride;  // Q, K, Q + 2 K
+    uint32_t q, k, v;              // where the head's begin
+};
+__device__ inline Columns columns(uint32_t head, uint32_t heads, uint32_t kv_heads, uint32_t dim) {
+    const uint32_t queries = heads * dim, keys = kv_heads * dim, shared = head / (heads / kv_heads) * dim;
+    return {queries, keys, static_cast<size_t>(queries) + 2 * keys, head * dim, queries + shared, queries + keys + shared};
+}
+
+// Where a running maximum starts: below every score, and finite, so that rows of which a whole tile is masked stay numbers.
+constexpr float LOWEST = -1e30f;
+
 struct Forward {
-    void* out;        // [B T, D]
+    void* out;        // [B T, Q]
     float* lse;       // [B, H, T]
-    const void* qkv;  // [B T, 3 D]
-    uint32_t context, heads, dim;
+    const void* qkv;  // [B T, Q + 2 K]
+    uint32_t context, heads, kv_heads, dim;
     uint32_t tiles;   // of queries, of a sequence
+    uint32_t window;  // positions that a query sees, its own the last of them
     float scale;
 };
 
 struct Statistics {
     float* stats;          // [H, k, 2]: log-sum-exp and sum(dout * out) of each query
-    const void* out;       // [B T, D]
-    const void* dout;      // [k, D]
+    const void* out;       // [B T, Q]
+    const void* dout;      // [k, Q]
     const float* lse;      // [B, H, T]
     const uint32_t* rows;  // [k], or null
     uint32_t count;        // k
@@ -70,15 +85,16 @@ struct Statistics {
 };
 
 struct Backward {
-    void* dq;            // [k, D]
-    void* dkv;           // [m, 2 D] for the m rows of `keys`
-    const void* qkv;     // [B T, 3 D]
-    const void* dout;    // [k, D]
+    void* dq;            // [k, Q]
+    void* dkv;           // [m, 2 K] for the m rows of `keys`
+    const void* qkv;     // [B T, Q + 2 K]
+    const void* dout;    // [k, Q]
     const float* stats;  // [H, k, 2]
     Rows queries, keys;  // those that carry gradient; every query meets the keys of all rows before it
     uint32_t count;      // k
-    uint32_t context, heads, dim;
+    uint32_t context, heads, kv_heads, dim;
     uint32_t tiles;      // of the rows that blocks own, of a sequence
+    uint32_t window;     // positions that a query sees, its own the last of them
     float scale;
 };
 
@@ -124,6 +140,13 @@ KERNEL(attention_queries_f32, generic::THREADS, Backward, generic::queries<float
 KERNEL(attention_queries_bf16, generic::THREADS, Backward, generic::queries<bf16>)
 KERNEL(attention_keys_f32, generic::THREADS, Backward, generic::keys<float>)
 KERNEL(attention_keys_bf16, generic::THREADS, Backward, generic::keys<bf16>)
+// Heads wider than 128: kernels of their own, since they take more registers.
+KERNEL(attention_forward_wide_f32, generic::THREADS, Forward, generic::forward_of<float, 8>)
+KERNEL(attention_forward_wide_bf16, generic::THREADS, Forward, generic::forward_of<bf16, 8>)
+KERNEL(attention_queries_wide_f32, generic::THREADS, Backward, generic::queries_of<float, 8>)
+KERNEL(attention_queries_wide_bf16, generic::THREADS, Backward, generic::queries_of<bf16, 8>)
+KERNEL(attention_keys_wide_f32, generic::THREADS, Backward, generic::keys_of<float, 8>)
+KERNEL(attention_keys_wide_bf16, generic::THREADS, Backward, generic::keys_of<bf16, 8>)
 
 #include "flash.cuh"
 

@@ -3,27 +3,29 @@
 use super::{Attended, Backward, Gradients, Keys, Shape};
 use crate::error::{Error, Result};
 use crate::ops::gpu::{
-    Address, Grid, Module, contiguous, floats, launch, uninitialised, upload, variant,
+    Address, Grid, Module, contiguous, floats, launch, most_shared, uninitialised, upload, variant,
 };
 use candle_core::{DType, Tensor};
 
 /// Widest head that the kernels take.
-const MOST_DIM: usize = 128;
+const MOST_DIM: usize = 256;
 
-/// Whether there are kernels for heads of this width, this sharing and this scale.
+/// Whether there are kernels for heads of this width, and the chip has the shared memory that wide
+/// ones need (137 KiB of a block; an A100 and later data centre chips have it).
 pub(super) fn takes(qkv: &Tensor, shape: Shape) -> Result<bool> {
-    let usual = shape.kv_heads == shape.heads && shape.scale.is_none() && shape.window.is_none();
-    Ok(usual && head_dim(qkv, shape)? <= MOST_DIM)
+    let dim = head_dim(qkv, shape)?;
+    Ok(dim <= generic::NARROW || dim <= MOST_DIM && generic::shared(dim, 2, 2) <= most_shared(qkv)?)
 }
 
 fn head_dim(qkv: &Tensor, shape: Shape) -> Result<usize> {
-    Ok(qkv.dim(1)? / 3 / shape.heads)
+    Ok(shape.head_dim(qkv.dim(1)?))
 }
 
-/// The kernels for any head, or those for tensor cores.
+/// The kernels for any head, those of them for wide ones, or those for tensor cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kernels {
     Generic,
+    Wide,
     Flash,
 }
 
@@ -34,12 +36,17 @@ impl Kernels {
         for x in [&[qkv], others].concat() {
             flash &= contiguous(x)?.is_multiple_of(16);
         }
-        Ok(if flash { Self::Flash } else { Self::Generic })
+        Ok(match flash {
+            true => Self::Flash,
+            false if dim > generic::NARROW => Self::Wide,
+            false => Self::Generic,
+        })
     }
 
     fn name(self, kernel: &str, dtype: DType) -> Result<String> {
         match self {
             Self::Generic => variant(kernel, dtype),
+            Self::Wide => variant(&format!("{kernel}_wide"), dtype),
             Self::Flash => Ok(format!("{kernel}_flash")),
         }
     }
@@ -50,6 +57,8 @@ mod generic {
     /// Rows that a block owns.
     pub(super) const ROWS: usize = 32;
     const TILE: usize = 32;
+    /// Widest head of the kernels for any but wide ones.
+    pub(super) const NARROW: usize = 128;
 
     /// Bytes of shared memory: `own` matrices of a block's rows, `weights` of a tile, two tiles of
     /// rows.
@@ -57,7 +66,8 @@ mod generic {
         let dim = match dim {
             ..=32 => 32,
             33..=64 => 64,
-            _ => 128,
+            65..=NARROW => 128,
+            _ => 256,
         };
         4 * (own * ROWS * dim + weights * ROWS * TILE + 2 * TILE * (dim + 1))
     }
@@ -84,9 +94,16 @@ struct ForwardLaunch {
     qkv: Address,
     context: u32,
     heads: u32,
+    kv_heads: u32,
     dim: u32,
     tiles: u32,
+    window: u32,
     scale: f32,
+}
+
+/// Positions that a query sees, its own the last of them.
+fn window(shape: Shape) -> u32 {
+    shape.window.unwrap_or(shape.context).min(shape.context) as u32
 }
 
 pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
@@ -95,7 +112,9 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
     let lse = uninitialised(n * shape.heads, DType::F32, qkv)?;
     let kernels = Kernels::of(qkv, &[&out], dim)?;
     let (rows, threads, shared) = match kernels {
-        Kernels::Generic => (generic::ROWS, generic::THREADS, generic::shared(dim, 1, 1)),
+        Kernels::Generic | Kernels::Wide => {
+            (generic::ROWS, generic::THREADS, generic::shared(dim, 1, 1))
+        }
         Kernels::Flash => (flash::QUERIES, flash::THREADS, flash::STAGES),
     };
     let tiles = shape.context.div_ceil(rows);
@@ -105,17 +124,15 @@ pub(super) fn forward(qkv: &Tensor, shape: Shape) -> Result<Attended> {
         qkv: contiguous(qkv)?,
         context: shape.context as u32,
         heads: shape.heads as u32,
+        kv_heads: shape.kv_heads as u32,
         dim: dim as u32,
         tiles: tiles as u32,
-        scale: scale(dim),
+        window: window(shape),
+        scale: shape.factor(dim),
     };
     let grid = Grid::of(shape.batch * shape.heads * tiles, threads).shared(shared);
     launch(qkv, Module::Attention, &kernels.name("attention_forward", qkv.dtype())?, grid, args)?;
     Ok(Attended { out, lse })
-}
-
-fn scale(dim: usize) -> f32 {
-    1.0 / (dim as f32).sqrt()
 }
 
 #[derive(Clone, Copy)]
@@ -189,8 +206,10 @@ struct BackwardLaunch {
     count: u32,
     context: u32,
     heads: u32,
+    kv_heads: u32,
     dim: u32,
     tiles: u32,
+    window: u32,
     scale: f32,
 }
 
@@ -232,12 +251,12 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
         )));
     }
     let (dim, every) = (head_dim(qkv, shape)?, List::every(shape));
-    let width = shape.heads * dim;
+    let (width, kv_width) = (shape.heads * dim, shape.kv_heads * dim);
     let given = match rows {
         Some([]) => {
             let dkv = if keys == Keys::All { every.count } else { 0 };
             let zeros = |rows, width| Tensor::zeros((rows, width), dtype, qkv.device());
-            return Ok(Gradients { dq: zeros(0, width)?, dkv: zeros(dkv, 2 * width)? });
+            return Ok(Gradients { dq: zeros(0, width)?, dkv: zeros(dkv, 2 * kv_width)? });
         }
         Some(rows) => Some(List::of(rows, shape, qkv)?),
         None => None,
@@ -254,10 +273,10 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
 
     let stats = statistics(qkv, attended, dout, queries, shape)?;
     let dq = uninitialised((queries.count, width), dtype, qkv)?;
-    let dkv = uninitialised((with_keys.count, 2 * width), dtype, qkv)?;
+    let dkv = uninitialised((with_keys.count, 2 * kv_width), dtype, qkv)?;
     let kernels = Kernels::of(qkv, &[dout, &dq, &dkv], dim)?;
     let (rows, threads, of_queries, of_keys) = match kernels {
-        Kernels::Generic => (
+        Kernels::Generic | Kernels::Wide => (
             generic::ROWS,
             generic::THREADS,
             generic::shared(dim, 2, 1),
@@ -267,9 +286,10 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
             (flash::TILE, flash::THREADS, flash::STAGES, flash::STAGES + flash::STATISTICS)
         }
     };
-    for (kernel, owned, shared) in
-        [("attention_queries", queries, of_queries), ("attention_keys", with_keys, of_keys)]
-    {
+    for (kernel, owned, heads, shared) in [
+        ("attention_queries", queries, shape.heads, of_queries),
+        ("attention_keys", with_keys, shape.kv_heads, of_keys),
+    ] {
         let tiles = owned.longest.div_ceil(rows);
         let args = BackwardLaunch {
             dq: contiguous(&dq)?,
@@ -282,11 +302,13 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
             count: queries.count as u32,
             context: shape.context as u32,
             heads: shape.heads as u32,
+            kv_heads: shape.kv_heads as u32,
             dim: dim as u32,
             tiles: tiles as u32,
-            scale: scale(dim),
+            window: window(shape),
+            scale: shape.factor(dim),
         };
-        let grid = Grid::of(shape.batch * shape.heads * tiles, threads).shared(shared);
+        let grid = Grid::of(shape.batch * heads * tiles, threads).shared(shared);
         launch(qkv, Module::Attention, &kernels.name(kernel, dtype)?, grid, args)?;
     }
     Ok(Gradients { dq, dkv })
@@ -295,7 +317,74 @@ pub(super) fn backward(args: Backward<'_>) -> Result<Gradients> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{emulated, random};
+    use crate::ops::attention::split;
+    use crate::ops::testing::{assert_close, autograd, emulated, random};
+    use candle_core::D;
+
+    /// The formula with a mask of two sides: [B T, Q].
+    fn reference(qkv: &Tensor, shape: Shape, window: usize) -> Result<Tensor> {
+        let (q, k, v) = split(qkv, shape)?;
+        let (t, (b, h, _, d)) = (shape.context, q.dims4()?);
+        let seen = |i: usize| i % t <= i / t && i / t - i % t < window;
+        let mask = (0..t * t).map(|i| if seen(i) { 0.0 } else { f64::NEG_INFINITY }).collect();
+        let mask: Tensor = Tensor::from_vec::<_, f64>(mask, (t, t), qkv.device())?;
+        let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.factor(d)))?;
+        let e = scores.broadcast_add(&mask)?.exp()?;
+        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+        Ok(p.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b * t, h * d))?)
+    }
+
+    #[test]
+    fn a_query_sees_no_further_than_its_window() {
+        // More than a tile of both sets of kernels, for windows within a tile and over several.
+        for (context, dim, dtype) in
+            [(150, 8, DType::F32), (70, 140, DType::F32), (300, 64, DType::BF16)]
+        {
+            let shape = Shape { kv_heads: 1, ..Shape::new(2, context, 2) };
+            let (n, width) = (2 * context, 2 * dim);
+            let round = |x: Tensor| x.to_dtype(dtype).unwrap();
+            let (qkv, dout) = (round(random((n, 2 * width), 1)), round(random((n, width), 2)));
+            let rows: Vec<u32> = (0..n as u32).filter(|i| i % 3 == 0 && i % 100 < 60).collect();
+            let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+            let index = Tensor::new(rows.as_slice(), qkv.device()).unwrap();
+            let picked = dout.index_select(&index, 0).unwrap();
+            let sparse = wide(&dout).zeros_like().unwrap();
+            let sparse = sparse.index_add(&index, &wide(&picked), 0).unwrap();
+            for window in [1, 5, 64, 70, context, usize::MAX] {
+                let shape = Shape { window: Some(window), ..shape };
+                let formula = |v: &[Tensor]| reference(&v[0], shape, window);
+                let (out, all) = autograd(&[&wide(&qkv)], &wide(&dout), formula);
+                let (_, some) = autograd(&[&wide(&qkv)], &sparse, formula);
+                let pick = |x: &Tensor| x.index_select(&index, 0).unwrap();
+                let part =
+                    |x: &Tensor, from| x.narrow(1, from, width).unwrap().contiguous().unwrap();
+                let want = [
+                    out,
+                    part(&all[0], 0),
+                    part(&all[0], width),
+                    pick(&part(&some[0], 0)),
+                    part(&some[0], width),
+                    pick(&part(&some[0], width)),
+                ];
+                let got = emulated(|| {
+                    let attended = forward(&qkv, shape).unwrap();
+                    let back = |dout, rows, keys| {
+                        let args =
+                            Backward { qkv: &qkv, attended: &attended, dout, rows, keys, shape };
+                        backward(args).unwrap()
+                    };
+                    let all = back(&dout, None, Keys::All);
+                    let some = back(&picked, Some(&rows), Keys::All);
+                    let sparse = back(&picked, Some(&rows), Keys::OfRows);
+                    vec![attended.out, all.dq, all.dkv, some.dq, some.dkv, sparse.dkv]
+                });
+                let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
+                for (got, want) in got.iter().flatten().zip(&want) {
+                    assert_close(got, want, tolerance);
+                }
+            }
+        }
+    }
 
     #[test]
     fn heads_of_64_in_bf16_run_on_tensor_cores() {
@@ -303,6 +392,8 @@ mod tests {
             for (dim, dtype, want) in [
                 (64, DType::BF16, Kernels::Flash),
                 (32, DType::BF16, Kernels::Generic),
+                (128, DType::BF16, Kernels::Generic),
+                (129, DType::BF16, Kernels::Wide),
                 (64, DType::F32, Kernels::Generic),
             ] {
                 let qkv = random((2, 3 * dim), 1).to_dtype(dtype).unwrap();

@@ -119,18 +119,20 @@ __device__ inline void forward(const Forward& a) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const auto [head, tile] = place_of_queries(a.tiles, a.context);
     const size_t first_row = static_cast<size_t>(head / a.heads) * a.context;
-    const size_t d = static_cast<size_t>(a.heads) * DIM, stride = 3 * d, column = head % a.heads * DIM;
-    const bf16* q = static_cast<const bf16*>(a.qkv) + first_row * stride + column;
-    const int context = a.context, start = tile * QUERIES, first = start + warp * OWN;
+    const Columns c = columns(head % a.heads, a.heads, a.kv_heads, DIM);
+    const bf16* rows = static_cast<const bf16*>(a.qkv) + first_row * c.stride;
+    const int context = a.context, window = a.window, start = tile * QUERIES, first = start + warp * OWN;
+    const int begin = max(0, start + 1 - window) / TILE * TILE;
     auto fetch_keys = [&](int at) {
-        bf16* stage = shared + at / TILE % 2 * STAGE;
+        bf16* stage = shared + (at - begin) / TILE % 2 * STAGE;
         auto row = [=](int r) { return static_cast<size_t>(at + r); };
-        fetch<TILE>(stage, q + d, stride, context - at, row);
-        fetch<TILE>(stage + TILE * LINE, q + 2 * d, stride, context - at, row);
+        fetch<TILE>(stage, rows + c.k, c.stride, context - at, row);
+        fetch<TILE>(stage + TILE * LINE, rows + c.v, c.stride, context - at, row);
         commit_copies();
     };
-    fetch<QUERIES>(shared + STAGE, q, stride, context - start, [=](int r) { return static_cast<size_t>(start + r); });
-    fetch_keys(0);
+    fetch<QUERIES>(shared + STAGE, rows + c.q, c.stride, context - start,
+                   [=](int r) { return static_cast<size_t>(start + r); });
+    fetch_keys(begin);
     wait_for_copies<0>();
     __syncthreads();
     uint32_t queries[M][STEPS][4];
@@ -138,18 +140,18 @@ __device__ inline void forward(const Forward& a) {
 
     // Of rows g and g + 8 of each 16; a sum is the lane's share of it.
     float out[M][WIDE][4] = {}, max_of[M][2], sum_of[M][2];
-    for (int m = 0; m < M; ++m) max_of[m][0] = max_of[m][1] = -INFINITY, sum_of[m][0] = sum_of[m][1] = 0;
+    for (int m = 0; m < M; ++m) max_of[m][0] = max_of[m][1] = LOWEST, sum_of[m][0] = sum_of[m][1] = 0;
     const float scale = a.scale * LOG2_E;
     const int end = min(context, start + QUERIES);
-    for (int at = 0; at < end; at += TILE) {
+    for (int at = begin; at < end; at += TILE) {
         wait_for_copies<0>();
         __syncthreads();  // this tile is there for all, and the one before it has been read
         if (at + TILE < end) fetch_keys(at + TILE);
-        if (at >= first + OWN || first >= context) continue;
-        const bf16* stage = shared + at / TILE % 2 * STAGE;
+        if (at >= first + OWN || first >= context || at + TILE + window <= first + 1) continue;
+        const bf16* stage = shared + (at - begin) / TILE % 2 * STAGE;
         float p[M][N][4] = {};
         add_scores(p, queries, stage);
-        if (at + TILE - 1 > first) {
+        if (at + TILE - 1 > first || at + window < first + OWN) {
             // Rows after the last of the sequence come out of zeros and are not written.
 #pragma unroll
             for (int m = 0; m < M; ++m)
@@ -157,7 +159,8 @@ __device__ inline void forward(const Forward& a) {
                 for (int n = 0; n < N; ++n)
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        if (at + 8 * n + 2 * t + i % 2 > first + 16 * m + g + i / 2 * 8) p[m][n][i] = -INFINITY;
+                        const int before = first + 16 * m + g + i / 2 * 8 - (at + 8 * n + 2 * t + i % 2);
+                        if (before < 0 || before >= window) p[m][n][i] = -INFINITY;
                     }
         }
 #pragma unroll
@@ -201,8 +204,8 @@ __device__ inline void forward(const Forward& a) {
             }
         }
         const int from = first + 16 * m;
-        bf16* to = static_cast<bf16*>(a.out) + (first_row + from) * d + column;
-        write_rows(to, d, context - from, out[m], factor[0], factor[1], shared + (warp * OWN + 16 * m) * LINE);
+        bf16* to = static_cast<bf16*>(a.out) + (first_row + from) * c.queries + c.q;
+        write_rows(to, c.queries, context - from, out[m], factor[0], factor[1], shared + (warp * OWN + 16 * m) * LINE);
     }
 }
 
@@ -217,23 +220,24 @@ __device__ inline void queries(const Backward& a) {
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));
     const uint32_t first_row = b * a.context;
-    const size_t d = static_cast<size_t>(a.heads) * DIM, stride = 3 * d, column = head % a.heads * DIM;
-    const bf16* qkv = static_cast<const bf16*>(a.qkv) + column;
-    const bf16* k = qkv + first_row * stride + d;
-    const bf16* dout = static_cast<const bf16*>(a.dout) + start * d + column;
+    const Columns c = columns(head % a.heads, a.heads, a.kv_heads, DIM);
+    const bf16* qkv = static_cast<const bf16*>(a.qkv);
+    const bf16* sequence = qkv + first_row * c.stride;
+    const bf16* dout = static_cast<const bf16*>(a.dout) + start * c.queries + c.q;
     auto position = [&](int r) { return static_cast<int>(row_at(a.queries, start + min(r, count - 1)) - first_row); };
-    const int context = a.context, end = position(count - 1) + 1;
+    const int context = a.context, window = a.window, end = position(count - 1) + 1;
+    const int begin = max(0, position(0) + 1 - window) / TILE * TILE;
     auto fetch_keys = [&](int at) {
-        bf16* stage = shared + at / TILE % 2 * STAGE;
+        bf16* stage = shared + (at - begin) / TILE % 2 * STAGE;
         auto row = [=](int r) { return static_cast<size_t>(at + r); };
-        fetch<TILE>(stage, k, stride, context - at, row);
-        fetch<TILE>(stage + TILE * LINE, k + d, stride, context - at, row);
+        fetch<TILE>(stage, sequence + c.k, c.stride, context - at, row);
+        fetch<TILE>(stage + TILE * LINE, sequence + c.v, c.stride, context - at, row);
         commit_copies();
     };
-    fetch<TILE>(shared + STAGE, qkv, stride, count,
+    fetch<TILE>(shared + STAGE, qkv + c.q, c.stride, count,
                 [&](int r) { return static_cast<size_t>(row_at(a.queries, start + r)); });
-    fetch<TILE>(shared + STAGE + TILE * LINE, dout, d, count, [](int r) { return static_cast<size_t>(r); });
-    fetch_keys(0);
+    fetch<TILE>(shared + STAGE + TILE * LINE, dout, c.queries, count, [](int r) { return static_cast<size_t>(r); });
+    fetch_keys(begin);
     wait_for_copies<0>();
     __syncthreads();
     uint32_t left_q[1][STEPS][4], left_dout[1][STEPS][4];
@@ -249,21 +253,22 @@ __device__ inline void queries(const Backward& a) {
         lse[half] = stats.x * LOG2_E, delta[half] = stats.y;
     }
     const float scale = a.scale * LOG2_E;
-    for (int at = 0; at < end; at += TILE) {
+    for (int at = begin; at < end; at += TILE) {
         wait_for_copies<0>();
         __syncthreads();
         if (at + TILE < end) fetch_keys(at + TILE);
-        if (at > last || mine >= count) continue;
-        const bf16* stage = shared + at / TILE % 2 * STAGE;
+        if (at > last || mine >= count || at + TILE + window <= first + 1) continue;
+        const bf16* stage = shared + (at - begin) / TILE % 2 * STAGE;
         float s[1][N][4] = {}, dp[1][N][4] = {};
         add_scores(s, left_q, stage);
         add_scores(dp, left_dout, stage + TILE * LINE);
-        if (at + TILE - 1 > first) {
+        if (at + TILE - 1 > first || at + window <= last) {
 #pragma unroll
             for (int n = 0; n < N; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    if (at + 8 * n + 2 * t + i % 2 > positions[i / 2]) s[0][n][i] = -INFINITY;
+                    const int before = positions[i / 2] - (at + 8 * n + 2 * t + i % 2);
+                    if (before < 0 || before >= window) s[0][n][i] = -INFINITY;
                 }
         }
 #pragma unroll
@@ -275,59 +280,67 @@ __device__ inline void queries(const Backward& a) {
         add_weighted(dq, s, stage);
     }
     __syncthreads();
-    bf16* to = static_cast<bf16*>(a.dq) + (start + mine) * d + column;
-    write_rows(to, d, count - mine, dq[0], a.scale, a.scale, shared + mine * LINE);
+    bf16* to = static_cast<bf16*>(a.dq) + (start + mine) * c.queries + c.q;
+    write_rows(to, c.queries, count - mine, dq[0], a.scale, a.scale, shared + mine * LINE);
 }
 
-// dK and dV of the block's 64 keys. Scores are transposed: a warp's 16 rows are keys.
+// dK and dV of the block's 64 keys. Scores are transposed: a warp's 16 rows are keys. Tiles of queries come head by head, of
+// those that share the keys.
 __device__ inline void keys(const Backward& a) {
     constexpr int OWN = 16, PART = 32, N = PART / 8;  // queries taken at a time: more would not fit in registers
     DYNAMIC_SHARED(bf16, shared);
     float2* stats = reinterpret_cast<float2*>(shared + 2 * STAGE);  // two stages of TILE
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, mine = warp * OWN;
     const auto [head, tile] = place(a.tiles, a.context);
-    const uint32_t b = head / a.heads;
+    const uint32_t b = head / a.kv_heads, share = a.heads / a.kv_heads, first_head = head % a.kv_heads * share;
     const uint32_t start = start_of(a.keys, b, a.context) + tile * TILE, all = start_of(a.keys, b + 1, a.context);
     if (start >= all) return;
     const int count = min(TILE, static_cast<int>(all - start));
-    const size_t d = static_cast<size_t>(a.heads) * DIM, stride = 3 * d, column = head % a.heads * DIM;
-    const bf16* q = static_cast<const bf16*>(a.qkv) + column;
-    const bf16* dout = static_cast<const bf16*>(a.dout) + column;
-    const float2* all_stats = reinterpret_cast<const float2*>(a.stats) + head % a.heads * static_cast<size_t>(a.count);
+    const Columns c = columns(first_head, a.heads, a.kv_heads, DIM);
+    const bf16* qkv = static_cast<const bf16*>(a.qkv);
+    const float2* all_stats = reinterpret_cast<const float2*>(a.stats);
     auto key = [&](int r) { return row_at(a.keys, start + min(r, count - 1)); };
-    const uint32_t end = start_of(a.queries, b + 1, a.context);
-    const uint32_t begin = first_not_before(a.queries, key(0), start_of(a.queries, b, a.context), end);
-    auto fetch_queries = [&](uint32_t at) {
-        const int to = (at - begin) / TILE % 2, left = end - at;
+    const uint32_t all_queries = start_of(a.queries, b + 1, a.context);
+    const uint32_t begin = first_not_before(a.queries, key(0), start_of(a.queries, b, a.context), all_queries);
+    const uint32_t end = first_not_before(a.queries, key(count - 1) + a.window, begin, all_queries);
+    auto fetch_queries = [&](int to, uint32_t h, uint32_t at) {
+        const int left = end - at;
         bf16* stage = shared + to * STAGE;
-        fetch<TILE>(stage, q, stride, left, [&](int r) { return static_cast<size_t>(row_at(a.queries, at + r)); });
-        fetch<TILE>(stage + TILE * LINE, dout, d, left, [&](int r) { return static_cast<size_t>(at + r); });
+        const bf16* dout = static_cast<const bf16*>(a.dout) + h * DIM;
+        fetch<TILE>(stage, qkv + h * DIM, c.stride, left,
+                    [&](int r) { return static_cast<size_t>(row_at(a.queries, at + r)); });
+        fetch<TILE>(stage + TILE * LINE, dout, c.queries, left, [&](int r) { return static_cast<size_t>(at + r); });
         // Beyond the last query a probability is 1 and its dout zero, which adds nothing.
         const int r = threadIdx.x;
-        if (r < TILE) start_copy<8>(stats + to * TILE + r, r < left ? all_stats + at + r : all_stats, r < left);
+        const float2* from = all_stats + static_cast<size_t>(h) * a.count + at + r;
+        if (r < TILE) start_copy<8>(stats + to * TILE + r, r < left ? from : all_stats, r < left);
         commit_copies();
     };
     auto row = [&](int r) { return static_cast<size_t>(row_at(a.keys, start + r)); };
-    fetch<TILE>(shared + STAGE, q + d, stride, count, row);
-    fetch<TILE>(shared + STAGE + TILE * LINE, q + 2 * d, stride, count, row);
+    fetch<TILE>(shared + STAGE, qkv + c.k, c.stride, count, row);
+    fetch<TILE>(shared + STAGE + TILE * LINE, qkv + c.v, c.stride, count, row);
     commit_copies();
-    if (begin < end) fetch_queries(begin);
+    if (begin < end) fetch_queries(0, first_head, begin);
     wait_for_copies<0>();
     __syncthreads();
     uint32_t left_k[1][STEPS][4], left_v[1][STEPS][4];
     load_left(left_k[0], shared + STAGE + mine * LINE);
     load_left(left_v[0], shared + STAGE + (TILE + mine) * LINE);
 
-    const uint32_t keys[2] = {key(mine + g), key(mine + g + 8)}, last = key(mine + OWN - 1);
+    const uint32_t keys[2] = {key(mine + g), key(mine + g + 8)}, first = key(mine), last = key(mine + OWN - 1);
     float dk[1][WIDE][4] = {}, dv[1][WIDE][4] = {};
     const float scale = a.scale * LOG2_E;
-    for (uint32_t at = begin; at < end; at += TILE) {
+    uint32_t next_head = first_head, next = begin;
+    for (int from = 0; begin < end && next_head < first_head + share; from = 1 - from) {
         wait_for_copies<0>();
         __syncthreads();
-        if (at + TILE < end) fetch_queries(at + TILE);
+        const uint32_t at = next;
+        next += TILE;
+        if (next >= end) next = begin, ++next_head;
+        if (next_head < first_head + share) fetch_queries(1 - from, next_head, next);
         if (mine >= count) continue;
-        const int from = (at - begin) / TILE % 2;
-        const bool masked = row_at(a.queries, at) < last;
+        const uint32_t latest = row_at(a.queries, min(at + TILE, end) - 1);
+        const bool masked = row_at(a.queries, at) < last || latest - first >= a.window;
 #pragma unroll 1
         for (int part = 0; part < TILE; part += PART) {
             const bf16* q_rows = shared + from * STAGE + part * LINE;
@@ -341,8 +354,9 @@ __device__ inline void keys(const Backward& a) {
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
                         const uint32_t query = row_at(a.queries, min(at + part + 8 * n + 2 * t + i, end - 1));
-                        if (keys[0] > query) p[0][n][i] = -INFINITY;
-                        if (keys[1] > query) p[0][n][2 + i] = -INFINITY;
+                        // Of keys after the query the difference is larger than any window.
+                        if (query - keys[0] >= a.window) p[0][n][i] = -INFINITY;
+                        if (query - keys[1] >= a.window) p[0][n][2 + i] = -INFINITY;
                     }
             }
 #pragma unroll
@@ -361,10 +375,10 @@ __device__ inline void keys(const Backward& a) {
         }
     }
     __syncthreads();
-    bf16* to = static_cast<bf16*>(a.dkv) + (start + mine) * 2 * d + column;
+    bf16* to = static_cast<bf16*>(a.dkv) + (start + mine) * 2 * c.keys + (c.k - c.queries);
     bf16* scratch = shared + mine * LINE;
-    write_rows(to, 2 * d, count - mine, dk[0], a.scale, a.scale, scratch);
-    write_rows(to + d, 2 * d, count - mine, dv[0], 1.0f, 1.0f, scratch);
+    write_rows(to, 2 * c.keys, count - mine, dk[0], a.scale, a.scale, scratch);
+    write_rows(to + c.keys, 2 * c.keys, count - mine, dv[0], 1.0f, 1.0f, scratch);
 }
 
 }  // namespace flash

@@ -24,7 +24,7 @@ struct Lookup {
 
 pub(super) fn forward(
     wte: &Tensor,
-    wpe: &Tensor,
+    wpe: Option<&Tensor>,
     tokens: &[u32],
     context: usize,
     offset: usize,
@@ -32,10 +32,11 @@ pub(super) fn forward(
     let d = wte.dim(1)?;
     let out = uninitialised((tokens.len(), d), DType::F32, wte)?;
     let ids = upload(tokens, wte)?;
+    let positions = wpe.map(|wpe| wpe.narrow(0, offset, context)).transpose()?;
     let args = Lookup {
         out: contiguous(&out)?,
         wte: contiguous(wte)?,
-        wpe: floats(&wpe.narrow(0, offset, context)?)?,
+        wpe: positions.as_ref().map_or(Ok(Address::NULL), floats)?,
         tokens: contiguous(&ids)?,
         d: d as u32,
         context: context as u32,
@@ -72,7 +73,7 @@ struct Positions {
 
 pub(super) fn backward(
     dwte: &Tensor,
-    dwpe: &Tensor,
+    dwpe: Option<&Tensor>,
     d: &Tensor,
     tokens: &[u32],
     context: usize,
@@ -90,6 +91,7 @@ pub(super) fn backward(
         width: width as u32,
     };
     launch(d, Module::Embed, "embed_add_segments", Grid::of(segments, THREADS), args)?;
+    let Some(dwpe) = dwpe else { return Ok(()) };
     let each = context * width;
     let args = Positions {
         out: floats(dwpe)?,

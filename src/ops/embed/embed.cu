@@ -5,7 +5,7 @@
 struct Lookup {
     float* out;          // [N, D]
     const void* wte;     // [V, D], f32 or bf16
-    const float* wpe;    // [P, D], from the first position on
+    const float* wpe;    // [P, D], from the first position on; null: positions are not learned
     const uint32_t* tokens;  // [N]
     uint32_t d, context;
 };
@@ -14,12 +14,15 @@ template <int V, typename T>
 __device__ inline void look_up_row(const Lookup& a) {
     const uint32_t row = blockIdx.x;
     const T* token = static_cast<const T*>(a.wte) + static_cast<size_t>(a.tokens[row]) * a.d;
-    const float* position = a.wpe + static_cast<size_t>(row % a.context) * a.d;
+    const float* position = a.wpe == nullptr ? nullptr : a.wpe + static_cast<size_t>(row % a.context) * a.d;
     float* out = a.out + static_cast<size_t>(row) * a.d;
     for (uint32_t i = threadIdx.x * V; i < a.d; i += blockDim.x * V) {
         float x[V], y[V];
-        load<V>(x, token + i), load<V>(y, position + i);
-        for (int v = 0; v < V; ++v) x[v] += y[v];
+        load<V>(x, token + i);
+        if (position != nullptr) {
+            load<V>(y, position + i);
+            for (int v = 0; v < V; ++v) x[v] += y[v];
+        }
         store<V>(out + i, x);
     }
 }

@@ -22,7 +22,7 @@ pub fn forward(
             "token id {bad} lies outside the model's vocabulary of {vocab}"
         )));
     }
-    let Some(wpe) = wpe else { return lookup(wte, tokens) };
+    let Some(wpe) = wpe else { return look_up(wte, tokens) };
     if offset + context > wpe.dim(0)? {
         let most = wpe.dim(0)?;
         return Err(Error::data(format!(
@@ -32,14 +32,16 @@ pub fn forward(
     }
     match Backend::of(wpe) {
         Backend::Cpu => cpu::forward(wte, wpe, tokens, context, offset),
-        Backend::Gpu => cuda::forward(wte, wpe, tokens, context, offset),
+        Backend::Gpu => cuda::forward(wte, Some(wpe), tokens, context, offset),
         Backend::Reference => reference(wte, wpe, tokens, context, offset),
     }
 }
 
-fn lookup(wte: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-    if Backend::of(wte) == Backend::Cpu {
-        return cpu::gather(wte, tokens);
+fn look_up(wte: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+    match Backend::of(wte) {
+        Backend::Cpu => return cpu::gather(wte, tokens),
+        Backend::Gpu => return cuda::forward(wte, None, tokens, tokens.len(), 0),
+        Backend::Reference => {}
     }
     let rows = wte.index_select(&Tensor::new(tokens, wte.device())?, 0)?;
     Ok(if rows.dtype() == DType::BF16 { rows.to_dtype(DType::F32)? } else { rows })
@@ -54,10 +56,10 @@ pub fn backward(
     tokens: &[u32],
     context: usize,
 ) -> Result<()> {
-    match (Backend::of(d), dwpe) {
-        (Backend::Cpu, dwpe) => return cpu::backward(dwte, dwpe, d, tokens, context),
-        (Backend::Gpu, Some(dwpe)) => return cuda::backward(dwte, dwpe, d, tokens, context),
-        (Backend::Gpu, None) | (Backend::Reference, _) => {}
+    match Backend::of(d) {
+        Backend::Cpu => return cpu::backward(dwte, dwpe, d, tokens, context),
+        Backend::Gpu => return cuda::backward(dwte, dwpe, d, tokens, context),
+        Backend::Reference => {}
     }
     let (n, width) = d.dims2()?;
     let index = Tensor::new(tokens, d.device())?;
@@ -165,7 +167,9 @@ mod tests {
                 let halves = gather(&half, &rows).unwrap();
                 scatter_add(&half, &picked.to_dtype(DType::BF16).unwrap(), &rows).unwrap();
                 let norms = Tensor::new(row_norms(&d).unwrap(), &Device::Cpu).unwrap();
-                vec![out, dwte, dwpe, picked, into, halves, norms, half]
+                let without = forward(&wte, None, &tokens, 4, 0).unwrap();
+                backward(&dwte, None, &without, &tokens, 4).unwrap();
+                vec![out, without, dwte, dwpe, picked, into, halves, norms, half]
             };
             let want = run();
             let exact = want.len() - 1; // the last is a sum rounded to bf16

@@ -1,5 +1,5 @@
 // GELU in its tanh form on a GPU, four numbers a thread.
-#include "common.cuh"
+#include "gelu.cuh"
 
 struct Gelu {
     void* y;        // forward: the output; backward: dy, which becomes the gradient with respect to x
@@ -7,24 +7,14 @@ struct Gelu {
     uint64_t n;
 };
 
-constexpr float C = 0.79788456080286536f;  // sqrt(2 / pi)
-constexpr float CUBIC = 0.044715f;
-
-// tanh(u) = 1 - 2 / (e^2u + 1): finite for every u.
-__device__ inline float tanh_of(float u) { return 1.0f - 2.0f / (__expf(2.0f * u) + 1.0f); }
-
 struct Value {
     static constexpr bool reads = false;
-    __device__ static float at(float, float x) { return 0.5f * x * (1.0f + tanh_of(C * (x + CUBIC * x * x * x))); }
+    __device__ static float at(float, float x) { return gelu::value(x); }
 };
 
 struct Gradient {
     static constexpr bool reads = true;
-    __device__ static float at(float dy, float x) {
-        const float t = tanh_of(C * (x + CUBIC * x * x * x));
-        const float slope = C * (1.0f + 3.0f * CUBIC * x * x);
-        return dy * (0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope);
-    }
+    __device__ static float at(float dy, float x) { return dy * gelu::slope(x); }
 };
 
 template <typename T, typename Of>

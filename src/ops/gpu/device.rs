@@ -25,6 +25,7 @@ fn ptx(module: Module) -> &'static str {
         };
     }
     match module {
+        Module::Activation => ptx!("activation"),
         Module::AdamW => ptx!("adamw"),
         Module::Attention => ptx!("attention"),
         Module::Embed => ptx!("embed"),
@@ -32,6 +33,7 @@ fn ptx(module: Module) -> &'static str {
         Module::Head => ptx!("head"),
         Module::LayerNorm => ptx!("layer_norm"),
         Module::Matmul => ptx!("matmul"),
+        Module::Rotary => ptx!("rotary"),
     }
 }
 
@@ -103,6 +105,12 @@ pub(super) fn uninitialised(shape: Shape, dtype: DType, device: &CudaDevice) -> 
         }
     };
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
+
+pub(super) fn most_shared(device: &CudaDevice) -> Result<usize> {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let bytes = device.cuda_stream().context().attribute(attribute).map_err(failed)?;
+    Ok(bytes.unsigned_abs() as usize)
 }
 
 /// Dynamic shared memory that a kernel has without asking.

@@ -60,6 +60,7 @@ pub(crate) fn emulated() -> bool {
 /// The source file a kernel comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Module {
+    Activation,
     AdamW,
     Attention,
     Embed,
@@ -67,12 +68,14 @@ pub(crate) enum Module {
     Head,
     LayerNorm,
     Matmul,
+    Rotary,
 }
 
 impl Module {
     /// Where it lies under `src`, without `.cu`.
     pub(crate) const fn source(self) -> &'static str {
         match self {
+            Self::Activation => "ops/activation/activation",
             Self::AdamW => "optim/adamw/adamw",
             Self::Attention => "ops/attention/attention",
             Self::Embed => "ops/embed/embed",
@@ -80,6 +83,7 @@ impl Module {
             Self::Head => "loss/head/head",
             Self::LayerNorm => "ops/layer_norm/layer_norm",
             Self::Matmul => "ops/matmul/matmul",
+            Self::Rotary => "ops/rotary/rotary",
         }
     }
 }
@@ -158,6 +162,16 @@ pub(crate) fn uninitialised(
 /// Copies `data` to the device of `like`.
 pub(crate) fn upload<T: candle_core::WithDType>(data: &[T], like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(data, data.len(), like.device())?)
+}
+
+/// Bytes of shared memory that a block on the device of `like` may have.
+pub(crate) fn most_shared(like: &Tensor) -> Result<usize> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = like.device() {
+        return device::most_shared(cuda);
+    }
+    let _ = like;
+    Ok(if emulated() { usize::MAX } else { 0 })
 }
 
 /// A launch's shape.

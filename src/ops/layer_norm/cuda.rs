@@ -1,7 +1,7 @@
-//! Layer norm on a GPU: launches of `layer_norm.cu`.
+//! Layer norm and RMS norm on a GPU: launches of `layer_norm.cu`.
 
 use super::{Backward, Normed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, variant};
 use crate::ops::matmul::cuda::accumulate_columns;
 use candle_core::{DType, Tensor};
@@ -24,7 +24,13 @@ struct ForwardLaunch {
     replay: u32,
 }
 
-pub(super) fn forward(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: DType) -> Result<Normed> {
+pub(super) fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    eps: f32,
+    out: DType,
+) -> Result<Normed> {
     let stats = uninitialised((x.dim(0)?, 2), DType::F32, x)?;
     let out = run(x, &stats, w, b, Some(eps), out)?;
     Ok(Normed { out, stats })
@@ -34,7 +40,7 @@ pub(super) fn replay(
     x: &Tensor,
     stats: &Tensor,
     w: &Tensor,
-    b: &Tensor,
+    b: Option<&Tensor>,
     out: DType,
 ) -> Result<Tensor> {
     run(x, stats, w, b, None, out)
@@ -44,7 +50,7 @@ fn run(
     x: &Tensor,
     stats: &Tensor,
     w: &Tensor,
-    b: &Tensor,
+    b: Option<&Tensor>,
     eps: Option<f32>,
     out: DType,
 ) -> Result<Tensor> {
@@ -53,15 +59,15 @@ fn run(
     let args = ForwardLaunch {
         out: contiguous(&out)?,
         stats: floats(stats)?,
-        x: floats(x)?,
+        x: contiguous(x)?,
         w: floats(w)?,
-        b: floats(b)?,
+        b: b.map_or(Ok(Address::NULL), floats)?,
         n: n as u32,
         d: d as u32,
         eps: eps.unwrap_or_default(),
         replay: u32::from(eps.is_none()),
     };
-    launch(x, Module::LayerNorm, &variant("layer_norm_forward", out.dtype())?, grid(n), args)?;
+    launch(x, Module::LayerNorm, &kernel("layer_norm_forward", out.dtype(), x)?, grid(n), args)?;
     Ok(out)
 }
 
@@ -75,22 +81,40 @@ struct BackwardLaunch {
     w: Address,
     n: u32,
     d: u32,
+    centred: u32,
 }
 
-pub(super) fn backward(args: Backward<'_>, db: &Tensor) -> Result<()> {
-    let Backward { dy, x, stats, w, dx, dw, .. } = args;
+pub(super) fn backward(args: Backward<'_>) -> Result<()> {
+    let Backward { dy, x, stats, w, dx, dw, db } = args;
+    if dx.dtype() != x.dtype() {
+        return Err(Error::internal(format!(
+            "a norm of {:?} with a gradient of {:?}",
+            x.dtype(),
+            dx.dtype()
+        )));
+    }
     let (n, d) = x.dims2()?;
     let args = BackwardLaunch {
-        dx: floats(dx)?,
+        dx: contiguous(dx)?,
         dy: contiguous(dy)?,
-        x: floats(x)?,
+        x: contiguous(x)?,
         stats: floats(stats)?,
         w: floats(w)?,
         n: n as u32,
         d: d as u32,
+        centred: u32::from(db.is_some()),
     };
-    launch(x, Module::LayerNorm, &variant("layer_norm_backward", dy.dtype())?, grid(n), args)?;
-    accumulate_columns(dw, Some(db), dy, Some((x, stats)))
+    launch(x, Module::LayerNorm, &kernel("layer_norm_backward", dy.dtype(), x)?, grid(n), args)?;
+    accumulate_columns(dw, db, dy, Some((x, stats)))
+}
+
+/// The variant for the number format of y and for that of x, which is f32 in the residual stream.
+fn kernel(name: &str, y: DType, x: &Tensor) -> Result<String> {
+    match (x.dtype(), y) {
+        (DType::F32, y) => variant(name, y),
+        (DType::BF16, DType::BF16) => variant(&format!("{name}_all"), y),
+        (x, y) => Err(Error::internal(format!("no kernel {name} from {x:?} to {y:?}"))),
+    }
 }
 
 fn grid(n: usize) -> Grid {

@@ -70,6 +70,7 @@ struct Columns {
     n: u32,
     m: u32,
     rows: u32,
+    kinds: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -82,12 +83,14 @@ struct AddParts {
     m: u32,
 }
 
-/// Rows whose sum one thread forms. Fixed, so that sums have one order.
+/// Rows whose sum one thread forms, at least, and how many such sums are added up, at most: heads
+/// are many rows. Both fixed, so that sums have one order.
 const CHUNK: usize = 128;
+const MOST_CHUNKS: usize = 1024;
 const COLUMN_THREADS: u32 = 128;
 
 /// `first += sum over rows of d`. Beside a norm, whose input and statistics are given, that goes to
-/// `second`, and `first += sum over rows of d times the normalised input`.
+/// `second`, where the norm has a shift, and `first += sum over rows of d times the normalised input`.
 pub(crate) fn accumulate_columns(
     first: &Tensor,
     second: Option<&Tensor>,
@@ -95,25 +98,31 @@ pub(crate) fn accumulate_columns(
     norm: Option<(&Tensor, &Tensor)>,
 ) -> Result<()> {
     let (n, m) = d.dims2()?;
-    if second.is_some() != norm.is_some() {
+    if second.is_some() && norm.is_none() {
         return Err(Error::internal("two sums of columns go with a norm"));
     }
     if n == 0 {
         return Ok(());
     }
-    let chunks = n.div_ceil(CHUNK);
-    let parts = uninitialised((chunks, if norm.is_some() { 2 } else { 1 }, m), DType::F32, d)?;
+    let rows = CHUNK.max(n.div_ceil(MOST_CHUNKS));
+    let (chunks, kinds) = (n.div_ceil(rows), if second.is_some() { 2 } else { 1 });
+    let parts = uninitialised((chunks, kinds, m), DType::F32, d)?;
     let args = Columns {
         parts: floats(&parts)?,
         d: contiguous(d)?,
-        x: norm.map_or(Ok(Address::NULL), |(x, _)| floats(x))?,
+        x: norm.map_or(Ok(Address::NULL), |(x, _)| contiguous(x))?,
         stats: norm.map_or(Ok(Address::NULL), |(_, stats)| floats(stats))?,
         n: n as u32,
         m: m as u32,
-        rows: CHUNK as u32,
+        rows: rows as u32,
+        kinds: kinds as u32,
+    };
+    let name = match norm {
+        Some((x, _)) if x.dtype() != DType::F32 => "sum_columns_all",
+        _ => "sum_columns",
     };
     let grid = Grid::of(m.div_ceil(COLUMN_THREADS as usize), COLUMN_THREADS);
-    launch(d, Module::Matmul, &variant("sum_columns", d.dtype())?, grid.by(chunks), args)?;
+    launch(d, Module::Matmul, &variant(name, d.dtype())?, grid.by(chunks), args)?;
     let args = AddParts {
         first: floats(first)?,
         second: second.map_or(Ok(Address::NULL), floats)?,

@@ -70,38 +70,39 @@ KERNEL(add_bias_bf16, 256, Bias, add_bias<bf16, bf16>)
 KERNEL(add_bias_onto_bf16, 256, Bias, add_bias<float, bf16>)
 
 struct Columns {
-    float* parts;        // [chunks, 1, M], or [chunks, 2, M] beside a norm
+    float* parts;        // [chunks, kinds, M]
     const void* d;       // [N, M]
-    const float* x;      // [N, M]: inputs of a norm, or null
+    const void* x;       // [N, M]: inputs of a norm, or null
     const float* stats;  // [N, 2]: its statistics
     uint32_t n, m;
     uint32_t rows;       // of a chunk
+    uint32_t kinds;      // 2 beside a norm with a shift, else 1
 };
 
-// Sums of d over the rows of a chunk; beside a norm also of d times the normalised x, first.
-template <typename T>
+// Sums of d over the rows of a chunk. Beside a norm those of d times the normalised x come first, and those of d after
+// them only where it has a shift.
+template <typename T, typename In>
 __device__ inline void sum_columns(const Columns& a) {
     const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= a.m) return;
     const uint32_t first = blockIdx.y * a.rows, last = min(first + a.rows, a.n);
     const T* d = static_cast<const T*>(a.d);
+    const In* x = static_cast<const In*>(a.x);
     float sum = 0, along = 0;
     for (uint32_t row = first; row < last; ++row) {
         const size_t at = static_cast<size_t>(row) * a.m + column;
         const float g = load(d + at);
         sum += g;
-        if (a.x != nullptr) along += g * (a.x[at] - a.stats[2 * row]) * a.stats[2 * row + 1];
+        if (x != nullptr) along += g * (load(x + at) - a.stats[2 * row]) * a.stats[2 * row + 1];
     }
-    if (a.x != nullptr) {
-        a.parts[static_cast<size_t>(2 * blockIdx.y) * a.m + column] = along;
-        a.parts[static_cast<size_t>(2 * blockIdx.y + 1) * a.m + column] = sum;
-    } else {
-        a.parts[static_cast<size_t>(blockIdx.y) * a.m + column] = sum;
-    }
+    float* parts = a.parts + static_cast<size_t>(a.kinds * blockIdx.y) * a.m + column;
+    parts[0] = x != nullptr ? along : sum;
+    if (a.kinds == 2) parts[a.m] = sum;
 }
 
-KERNEL(sum_columns_f32, 128, Columns, sum_columns<float>)
-KERNEL(sum_columns_bf16, 128, Columns, sum_columns<bf16>)
+KERNEL(sum_columns_f32, 128, Columns, sum_columns<float, float>)
+KERNEL(sum_columns_bf16, 128, Columns, sum_columns<bf16, float>)
+KERNEL(sum_columns_all_bf16, 128, Columns, sum_columns<bf16, bf16>)
 
 struct AddParts {
     float* first;        // [M], added to: what parts [.., 0, M] add up to

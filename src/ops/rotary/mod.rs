@@ -8,11 +8,14 @@
 //!
 //! which is the same with -s. Both work in place, on some heads of rows that hold others as well.
 
-use super::buffer;
+mod cuda;
+
 use super::simd::multiversion;
+use super::{Backend, buffer};
 use crate::error::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// Cosines and sines of positions from `first` on, [positions, d / 2] each.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct Table {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The same where a GPU finds them, once it has asked: [2, positions, d / 2].
+    uploaded: OnceLock<Tensor>,
 }
 
 impl Table {
@@ -30,7 +35,19 @@ impl Table {
             .flat_map(|p| frequencies.iter().map(move |f| p as f64 * f))
             .map(|angle| angle.sin_cos());
         let (sin, cos) = angles.map(|(s, c)| ((factor * s) as f32, (factor * c) as f32)).unzip();
-        Self { first, half: frequencies.len(), cos, sin }
+        Self { first, half: frequencies.len(), cos, sin, uploaded: OnceLock::new() }
+    }
+
+    /// Cosines and sines on the device of `like`.
+    fn on(&self, like: &Tensor) -> Result<Tensor> {
+        let there = |angles: &&Tensor| angles.device().same_device(like.device());
+        if let Some(angles) = self.uploaded.get().filter(there) {
+            return Ok(angles.clone());
+        }
+        let shape = (2, self.cos.len() / self.half.max(1), self.half);
+        let both = [self.cos.as_slice(), &self.sin].concat();
+        let angles = Tensor::from_vec(both, shape, like.device())?;
+        Ok(self.uploaded.get_or_init(|| angles.clone()).clone())
     }
 
     fn row(&self, position: usize) -> (&[f32], &[f32]) {
@@ -84,18 +101,22 @@ pub fn backward(dy: &Tensor, table: &Table, heads: Heads<'_>) -> Result<()> {
 }
 
 fn rotate(x: &Tensor, table: &Table, heads: Heads<'_>, sign: f32) -> Result<()> {
-    if x.dtype() == DType::F32 && x.device().is_cpu() {
-        let width = x.dim(1)?;
-        return buffer::with_mut(x, |all| {
-            all.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, x)| {
-                let (cos, sin) = table.row(heads.rows.position(row));
-                let x = &mut x[heads.column..][..heads.heads * heads.dim];
-                for head in x.chunks_exact_mut(heads.dim) {
-                    let (low, high) = head[..2 * table.half].split_at_mut(table.half);
-                    turn(low, high, cos, sin, sign);
-                }
+    match Backend::of(x) {
+        Backend::Cpu => {
+            let width = x.dim(1)?;
+            return buffer::with_mut(x, |all| {
+                all.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, x)| {
+                    let (cos, sin) = table.row(heads.rows.position(row));
+                    let x = &mut x[heads.column..][..heads.heads * heads.dim];
+                    for head in x.chunks_exact_mut(heads.dim) {
+                        let (low, high) = head[..2 * table.half].split_at_mut(table.half);
+                        turn(low, high, cos, sin, sign);
+                    }
+                });
             });
-        });
+        }
+        Backend::Gpu => return cuda::rotate(x, table, heads, sign),
+        Backend::Reference => {}
     }
     // Other float types and devices: the formula on a copy.
     let n = x.dim(0)?;
@@ -136,8 +157,8 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, autograd, random};
-    use candle_core::Device;
+    use crate::ops::testing::{assert_close, autograd, check_finite_differences, emulated, random};
+    use candle_core::{DType, Device};
 
     const FREQUENCIES: [f64; 3] = [1.0, 0.3, 0.01];
 
@@ -199,5 +220,79 @@ mod tests {
         forward(&whole, &table(), heads(Rows::Sequences(7))).unwrap();
         forward(&late, &Table::new(&FREQUENCIES, 1.25, 5, 1), heads(Rows::At(5))).unwrap();
         assert_close(&late, &whole.narrow(0, 5, 1).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn the_reference_is_right_by_finite_differences() {
+        let (cos, sin) = tables(&[0, 5]);
+        check_finite_differences(&[&random((2, 12), 1)], |v| reference(&v[0], &cos, &sin, 2));
+    }
+
+    #[test]
+    fn a_gpus_kernels_give_the_same() {
+        let rows: Vec<u32> = vec![0, 2, 3, 5, 6, 9, 10, 11, 12, 13];
+        // Pairs one by one, and four at a time; columns of others before and after.
+        for (half, column, after) in [(1, 0, 0), (3, 3, 1), (4, 8, 4), (32, 0, 64), (6, 4, 0)] {
+            let frequencies: Vec<f64> = (0..half).map(|i| 0.3f64.powi(i)).collect();
+            let (half, heads) = (half as usize, 3);
+            let width = column + 2 * half * heads + after;
+            let (x, dy) = (random((10, width), 1), random((10, width), 2));
+            for (which, first) in
+                [(Rows::Sequences(5), 0), (Rows::Of(&rows, 7), 0), (Rows::At(6), 4)]
+            {
+                let table = Table::new(&frequencies, 1.25, first, 7);
+                let run = |dtype: DType| {
+                    let of = |t: &Tensor| t.copy().unwrap().to_dtype(dtype).unwrap();
+                    let (x, dy) = (of(&x), of(&dy));
+                    let heads = Heads { column, heads, dim: 2 * half, rows: which };
+                    forward(&x, &table, heads).unwrap();
+                    backward(&dy, &table, heads).unwrap();
+                    vec![x, dy]
+                };
+                let want = run(DType::F32);
+                // bf16: 2^-9 of x and of the result.
+                for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 8e-3)] {
+                    for (got, want) in emulated(|| run(dtype)).iter().flatten().zip(&want) {
+                        assert_close(got, want, tolerance);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_may_turn_the_first_columns_of_a_head_alone() {
+        for (dim, half) in [(10, 3), (16, 4)] {
+            let frequencies: Vec<f64> = (0..half).map(|i| 0.3f64.powi(i)).collect();
+            let (table, half) = (Table::new(&frequencies, 1.0, 0, 5), half as usize);
+            let x = random((10, 2 * dim), 1);
+            let heads = Heads { column: 0, heads: 2, dim, rows: Rows::Sequences(5) };
+            let want = x.copy().unwrap();
+            forward(&want, &table, heads).unwrap();
+            let got = emulated(|| {
+                let x = x.copy().unwrap();
+                forward(&x, &table, heads).unwrap();
+                vec![x]
+            });
+            assert!(2 * half < dim);
+            got.iter().flatten().for_each(|got| assert_close(got, &want, 1e-6));
+        }
+    }
+
+    #[test]
+    fn a_gpus_kernels_are_not_sent_beyond_their_angles() {
+        let _ = emulated(|| {
+            let x = random((8, 6), 1);
+            for rows in [Rows::Sequences(8), Rows::At(7), Rows::Of(&[3], 7)] {
+                assert!(
+                    forward(&x, &table(), Heads { column: 0, heads: 1, dim: 6, rows }).is_err()
+                );
+            }
+            let rows = Rows::Sequences(4);
+            assert!(forward(&x, &table(), Heads { column: 1, heads: 1, dim: 6, rows }).is_err());
+            let none = random((0, 6), 1);
+            forward(&none, &table(), Heads { column: 0, heads: 1, dim: 6, rows }).unwrap();
+            vec![]
+        });
     }
 }

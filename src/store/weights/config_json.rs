@@ -5,7 +5,7 @@ use super::files::read_json_bytes;
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::Gpt2Config;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Reads and checks a `config.json`.
@@ -21,6 +21,11 @@ pub fn parse_config(json: &[u8]) -> Result<Gpt2Config> {
     let Value::Object(keys) = parsed else {
         return Err(Error::data("not a config.json: expected an object"));
     };
+    parse_config_keys(keys)
+}
+
+/// The same of its keys.
+pub fn parse_config_keys(keys: Map<String, Value>) -> Result<Gpt2Config> {
     let config = family::read(&Keys(keys))?;
     config.validate().map_err(|e| Error::data(e.to_string()))?;
     Ok(config)

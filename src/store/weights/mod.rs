@@ -10,7 +10,7 @@ mod files;
 mod save;
 
 pub use crate::data::tokenizer::TOKENIZER_FILES;
-pub use config_json::{parse_config, read_config};
+pub use config_json::{parse_config, parse_config_keys, read_config};
 pub use files::{INDEX_FILE, WEIGHTS_FILE, plain_file_name, shard_names};
 pub use save::{SaveOptions, SpecialIds, save_model, save_params, state_length};
 
@@ -32,7 +32,6 @@ use std::path::Path;
 /// either name; under both it must have the same bits.
 pub fn load_model(dir: &Path, device: &Device) -> Result<(Gpt2Config, ParamSet)> {
     let config = read_config(&dir.join("config.json"))?;
-    config.check_device(device)?;
     let files = TensorFiles::open_model(dir)?;
     let mut stored = Stored::of_model(&files, &config, dir)?;
     let params = stored.read(&config, dir, device)?;
