@@ -21,6 +21,7 @@ use eslm_kd::config::{
 use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::gpu;
+use eslm_kd::report::text::{count, decimal};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::testing::random_batch;
 use eslm_kd::train::Trainer;
@@ -144,10 +145,11 @@ fn main() {
     }
     let ceiling = matmul_ceiling(&open(&scale), dtype);
     println!(
-        "{shape}: {} parameters, {} x {} tokens, {runs} runs after one, {dtype} on {device}; products reach {ceiling:.0} GFLOP/s",
-        scale.student.parameters(),
+        "{shape}: {} parameters, {} x {} tokens, {runs} runs after one, {dtype} on {device}; products reach {} GFLOP/s",
+        count(scale.student.parameters() as u64),
         scale.rows,
-        scale.context,
+        count(scale.context as u64),
+        decimal(ceiling, 0),
     );
     println!(
         "{:<28} {:>8} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8}  seconds by phase",
@@ -189,14 +191,14 @@ fn row(
     let [forward, scan, teacher, select, head, backward, optimizer] =
         std::array::from_fn(|i| median(apart.iter().map(|a| a.phases[i]).collect()));
     format!(
-        "{:<28} {seconds:>8.3} {:>7.0} {plain:>8.3} {:>7.3} {:>8.1} {:>5.0}% {:>8.0}  fwd {forward:.3} scan {scan:.3} teacher {teacher:.3} \
+        "{:<28} {seconds:>8.3} {:>7} {plain:>8.3} {:>7.3} {:>8} {:>5.0}% {:>8}  fwd {forward:.3} scan {scan:.3} teacher {teacher:.3} \
          select {select:.4} head {head:.3} bwd {backward:.3} opt {optimizer:.3}",
         arm.name,
-        (scale.rows * scale.context) as f64 / seconds,
+        decimal((scale.rows * scale.context) as f64 / seconds, 0),
         seconds / plain,
-        flops / 1e9,
+        decimal(flops / 1e9, 1),
         100.0 * flops / 1e9 / seconds / ceiling,
-        peak / 1e6,
+        decimal(peak / 1e6, 0),
     )
 }
 
@@ -316,8 +318,9 @@ fn growth(runs: usize) {
             steps.take();
             measured.push((size, median((0..runs).map(|_| steps.take().0).collect())));
         }
+        let shown = |size: f64| if size < 1.0 { size.to_string() } else { count(size as u64) };
         let shown: Vec<String> =
-            measured.iter().map(|(size, s)| format!("{size}: {s:.3} s")).collect();
+            measured.iter().map(|(size, s)| format!("{}: {s:.3} s", shown(*size))).collect();
         println!("{name:<20} {}  exponent {:.2}", shown.join(", "), exponent(&measured));
     }
 }

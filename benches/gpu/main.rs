@@ -20,6 +20,7 @@ use eslm_kd::ops::matmul::{self, Precision};
 use eslm_kd::ops::rotary::{self, Heads, Rows, Table};
 use eslm_kd::ops::{embed, gelu, gpu, layer_norm};
 use eslm_kd::optim::adamw::{self, AdamW, global_norm};
+use eslm_kd::report::text::count;
 use eslm_kd::rng::{Rng, Stream};
 use eslm_kd::teacher::Teacher;
 use eslm_kd::train::Trainer;
@@ -445,18 +446,27 @@ impl Parity {
         };
         let (params, grads) = (of(self), of(self));
         let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-        self.compare(&format!("AdamW, {} parameters", config.parameters()), 3e-6, 3e-6, &|on| {
-            let set = |tensors: &[Tensor]| {
-                ParamSet::new(layout.clone(), tensors.iter().map(|t| on.put(t)).collect())
-            };
-            let (params, grads) = (set(&params), set(&grads));
-            let norm = global_norm(&grads).unwrap();
-            let mut state = adamw::State::new(&layout, &on.device).unwrap();
-            adamw.update(&params, &grads, &mut state, 1e-2, (1.0 / norm) as f32).unwrap();
-            let all =
-                params.tensors().iter().chain(state.m.tensors()).chain(state.v.tensors()).cloned();
-            all.chain([Tensor::new(&[norm / 1e3], &Device::Cpu).unwrap()]).collect()
-        });
+        self.compare(
+            &format!("AdamW, {} parameters", count(config.parameters() as u64)),
+            3e-6,
+            3e-6,
+            &|on| {
+                let set = |tensors: &[Tensor]| {
+                    ParamSet::new(layout.clone(), tensors.iter().map(|t| on.put(t)).collect())
+                };
+                let (params, grads) = (set(&params), set(&grads));
+                let norm = global_norm(&grads).unwrap();
+                let mut state = adamw::State::new(&layout, &on.device).unwrap();
+                adamw.update(&params, &grads, &mut state, 1e-2, (1.0 / norm) as f32).unwrap();
+                let all = params
+                    .tensors()
+                    .iter()
+                    .chain(state.m.tensors())
+                    .chain(state.v.tensors())
+                    .cloned();
+                all.chain([Tensor::new(&[norm / 1e3], &Device::Cpu).unwrap()]).collect()
+            },
+        );
     }
 
     /// How every parameter of small models moves in three steps of each method.

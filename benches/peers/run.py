@@ -119,7 +119,7 @@ def on_gpu(args, python, bench):
         tokens, kd = rows * 1024, theirs == "kd"
         memory = f"{mine.peak / 1e9:.2f} / {peer.peak / 1e9:.2f} GB = {mine.peak / peer.peak:.2f}"
         memory += f" (must: {MEMORY_OF_KD_ON_GPU})" if kd else ""
-        print(f"| {ours} | {rows} | {teacher if kd else '-'} | {a:.4f} | {tokens / a:.0f} | {b:.4f} | {tokens / b:.0f} | "
+        print(f"| {ours} | {rows} | {teacher if kd else '-'} | {a:.4f} | {tokens / a:,.0f} | {b:.4f} | {tokens / b:,.0f} | "
               f"{b / a:.2f} | {must or '-'} | {memory} |", flush=True)
         print(f"PyTorch: {peer.ready}", file=sys.stderr)
 
@@ -153,7 +153,7 @@ def main():
         memory = f"{mine.peak / 1e9:.2f} / {peer.peak / 1e9:.2f} GB = {mine.peak / peer.peak:.2f}"
         if theirs == "kd":
             memory += f" (must: {MEMORY_OF_KD})"
-        print(f"| {ours} | {dtype} | {a:.3f} | {1024 / a:.0f} | {b:.3f} | {1024 / b:.0f} | {b / a:.2f} | "
+        print(f"| {ours} | {dtype} | {a:.3f} | {1024 / a:,.0f} | {b:.3f} | {1024 / b:,.0f} | {b / a:.2f} | "
               f"{must or '-'} | {memory} |", flush=True)
         print(f"PyTorch: {peer.ready}", file=sys.stderr)
 

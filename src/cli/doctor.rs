@@ -4,7 +4,7 @@ use super::Printer;
 use crate::compare::quickstart::cache_folder;
 use crate::doctor::{Health, Place, examine};
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::text::{bytes, percent};
+use crate::report::text::{bytes, decimal, percent};
 use crate::store::hub::HubOptions;
 use crate::train::threads::use_everywhere;
 
@@ -69,9 +69,9 @@ fn text(health: &Health) -> String {
     line("here", place(&health.here));
     let products = &health.products;
     let share = products.share.zip(products.ceiling).map_or_else(String::new, |(share, most)| {
-        format!(", {} of {most:.0} measured between registers", percent(share))
+        format!(", {} of {} measured between registers", percent(share), decimal(most, 0))
     });
-    line("products", format!("{:.0} GFLOP/s in f32{share}", products.gflops));
+    line("products", format!("{} GFLOP/s in f32{share}", decimal(products.gflops, 0)));
     for finding in &health.findings {
         let word = if finding.prevents { "PREVENTS WORK" } else { "warning" };
         lines.push(format!("{word}: {}", finding.what));

@@ -11,6 +11,7 @@ use crate::report::text::{self, MARKED, PLAIN_WIDTH, Screen};
 use crate::teacher::Teacher;
 use std::io::Read;
 use std::path::PathBuf;
+use unicode_width::UnicodeWidthStr;
 
 /// Show what selection makes of a text: scores, thresholds, kept tokens
 #[derive(Debug, Clone, clap::Args)]
@@ -80,8 +81,9 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
     check_no_pointer(file, &text)?;
     if text.len() as u64 > MOST_TEXT_BYTES {
         return Err(Error::data(format!(
-            "{}: longer than {MOST_TEXT_BYTES} bytes, of which only the first tokens would be shown; give a part of it",
-            file.display()
+            "{}: longer than {}, of which only the first tokens would be shown; give a part of it",
+            file.display(),
+            text::bytes(MOST_TEXT_BYTES)
         )));
     }
     let text = String::from_utf8(text).map_err(|e| {
@@ -181,7 +183,15 @@ fn marked(found: &Inspection, screen: &Screen) -> String {
             false => out += &shown,
         }
     }
-    out
+    if terminal {
+        return out; // which the printer folds
+    }
+    // The brackets make lines longer than the text has them.
+    let lines = out.split('\n').map(|line| match line.width() > PLAIN_WIDTH {
+        true => broken(line, PLAIN_WIDTH).join("\n"),
+        false => line.to_string(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Columns in front of a bar.

@@ -133,12 +133,15 @@ impl Verb {
                 // A run inside names itself; what continues the whole is this command.
                 Self::Compare(_) => stopped || e.go_on().is_some(),
                 // These begin anew, or go on with what they have fetched.
-                Self::Download(_) => stopped && arguments::repeatable(),
-                _ => stopped && self.begins_anew() && arguments::repeatable(),
+                _ => stopped && arguments::repeatable(),
             };
-            let e = match stopped && self.begins_anew() {
-                true => e.followed_by("; nothing was kept, and the same command begins anew"),
-                false => e,
+            let e = match self {
+                _ if !stopped => e,
+                Self::Generate(_) => e.followed_by("; the same command writes the same text"),
+                _ if self.begins_anew() => {
+                    e.followed_by("; nothing was kept, and the same command begins anew")
+                }
+                _ => e,
             };
             if again { e.going_on_with(arguments::again(&[])) } else { e }
         })

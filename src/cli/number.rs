@@ -1,6 +1,7 @@
 //! Numbers of flags that are no keys of a run file, read as those of keys are.
 
 use crate::config::number;
+use crate::report::text::count;
 use std::ops::RangeInclusive;
 
 /// A parser of whole numbers in a range.
@@ -11,11 +12,16 @@ pub(super) fn whole<T: TryFrom<i64>>(
         let found =
             number::whole(text).filter(|n| range.contains(n)).and_then(|n| T::try_from(n).ok());
         found.ok_or_else(|| match *range.end() {
-            most if is_larger(text, most) => format!("expected a whole number of at most {most}"),
+            most if is_larger(text, most) => {
+                format!("expected a whole number of at most {}", count(most.unsigned_abs()))
+            }
             most if most >= i64::from(u32::MAX) => {
                 format!("expected a whole number of at least {}", range.start())
             }
-            most => format!("expected a whole number between {} and {most}", range.start()),
+            most => {
+                let most = count(most.unsigned_abs());
+                format!("expected a whole number between {} and {most}", range.start())
+            }
         })
     }
 }

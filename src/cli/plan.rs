@@ -64,8 +64,8 @@ struct Report {
     tokenizer: u64,
     /// What a step takes here; None where the models do not fit.
     pace: Option<Pace>,
-    /// The runs of the quickstart, if that is what is planned.
-    quickstart: Vec<(&'static str, Shapes)>,
+    /// The runs of the quickstart, if that is what is planned, and what each takes here.
+    quickstart: Vec<(&'static str, Shapes, Option<Pace>)>,
     /// What a name says that does not hold here, or does not do.
     of_name: Vec<String>,
 }
@@ -87,7 +87,10 @@ impl Report {
             )
         }));
         let quickstart = match is_quickstart(&resolved.plan) {
-            true => forecast_of_all(&resolved.plan, at)?,
+            true => forecast_of_all(&resolved.plan, at)?
+                .into_iter()
+                .map(|(what, run)| (what, run, None))
+                .collect(),
             false => Vec::new(),
         };
         let tokenizer = (shapes.plan.data.dir.as_ref())
@@ -112,11 +115,21 @@ impl Report {
     fn measure(&mut self) -> Result<()> {
         let device = device(self.shapes.plan.machine.device)?;
         let memory = available_memory().filter(|_| device.is_cpu()).unwrap_or(u64::MAX);
-        self.pace = Pace::measure(&self.shapes, &device, memory).map_err(|e| match e.kind() {
-            // Which step of the measurement it was is nobody's question.
-            ErrorKind::Interrupted(signal) => Error::new(e.kind(), stopped_by(signal)),
-            _ => e,
-        })?;
+        let measure = |shapes: &Shapes| {
+            Pace::measure(shapes, &device, memory).map_err(|e| match e.kind() {
+                // Which step of the measurement it was is nobody's question.
+                ErrorKind::Interrupted(signal) => Error::new(e.kind(), stopped_by(signal)),
+                _ => e,
+            })
+        };
+        for (_, run, pace) in &mut self.quickstart {
+            *pace = measure(run)?;
+        }
+        // The rest of the quickstart's plan is that of its last run.
+        self.pace = match self.quickstart.last() {
+            Some((.., pace)) => *pace,
+            None => measure(&self.shapes)?,
+        };
         Ok(())
     }
 
@@ -140,8 +153,14 @@ impl Report {
             .map(|v| json!({ "key": v.key.name, "value": v.value, "origin": v.origin.to_string() }))
             .collect();
         let quickstart: Vec<Value> = (self.quickstart.iter())
-            .map(|(what, s)| {
-                json!({ "model": what, "parameters": s.student.parameters(), "steps": s.plan.steps, "flops": s.flops() })
+            .map(|(what, s, pace)| {
+                json!({
+                    "model": what,
+                    "parameters": s.student.parameters(),
+                    "steps": s.plan.steps,
+                    "flops": s.flops(),
+                    "seconds": pace.map(|pace| pace.seconds),
+                })
             })
             .collect();
         json!({
@@ -287,16 +306,20 @@ impl Report {
     /// The quickstart's runs, of which the rest of the plan shows the last.
     fn quickstart(&self, screen: &Screen) -> Option<String> {
         self.quickstart.last()?;
-        let mut table = Table::new(["the quickstart trains", "parameters", "steps", "FLOPs"]);
-        for (what, run) in &self.quickstart {
+        let header = ["the quickstart trains", "parameters", "steps", "FLOPs", "time here"];
+        let mut table = Table::new(header);
+        let time = |seconds: Option<f64>| seconds.map_or_else(|| "-".into(), text::seconds);
+        for (what, run, pace) in &self.quickstart {
             let (parameters, flops) = (run.student.parameters() as u64, run.flops() as u128);
-            let numbers =
-                [text::count(parameters), text::count(run.plan.steps), text::flops(flops)];
-            table.row(std::iter::once((*what).to_string()).chain(numbers));
+            let steps = text::count(run.plan.steps);
+            let numbers = [text::count(parameters), steps, text::flops(flops)];
+            let seconds = time(pace.map(|pace| pace.seconds));
+            table.row(std::iter::once((*what).to_string()).chain(numbers).chain([seconds]));
         }
-        let steps = self.quickstart.iter().map(|(_, run)| run.plan.steps).sum();
-        let flops: f64 = self.quickstart.iter().map(|(_, run)| run.flops()).sum();
-        let all = [String::new(), text::count(steps), text::flops(flops as u128)];
+        let steps = self.quickstart.iter().map(|(_, run, _)| run.plan.steps).sum();
+        let flops: f64 = self.quickstart.iter().map(|(_, run, _)| run.flops()).sum();
+        let seconds = self.quickstart.iter().map(|(.., pace)| pace.map(|p| p.seconds)).sum();
+        let all = [String::new(), text::count(steps), text::flops(flops as u128), time(seconds)];
         table.row(std::iter::once("in all".to_string()).chain(all));
         let says = "The rest of the plan is that of the last one.\n\
                     The teacher is kept: eslm-kd plan quickstart-teacher";

@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 /// Between two progress lines of one phase where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// Columns of the shortest bar, and of what stands before it.
+const LEAST_BAR: usize = 5;
+const LEAST_LABEL: usize = 5;
+
 /// Speaks for every verb. Progress is a bar on a terminal, a line now and then elsewhere, nothing
 /// with `--quiet`.
 #[derive(Debug)]
@@ -194,14 +198,20 @@ impl Printer {
             numbers + "/, 00 min 00 s left".len()
         });
         let room = width.saturating_sub(most + 1);
-        let label = text::shortened(&text::visible(label), room.saturating_sub(7));
-        let long = room.saturating_sub(label.chars().count() + 1).clamp(5, 30);
+        // In a narrow window the figures alone, rather than a bar on two lines.
+        let long_enough = room >= LEAST_BAR + LEAST_LABEL + 2;
+        let label = match long_enough {
+            true => text::shortened(&text::visible(label), room - LEAST_BAR - 2),
+            false => String::new(),
+        };
+        let long = room.saturating_sub(label.chars().count() + 1).clamp(LEAST_BAR, 30);
         let (clock, unit) = (clock.clone(), unit.to_string());
         let figures = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let _ = out.write_str(&figures(state.pos(), state.len(), &unit, &clock));
         };
         let template = match total {
-            Some(_) => format!("{{msg}} {{bar:{long}}} {{figures}}"),
+            Some(_) if long_enough => format!("{{msg}} {{bar:{long}}} {{figures}}"),
+            Some(_) => "{figures}".to_string(),
             None => "{spinner} {msg} {figures}".to_string(),
         };
         if let Ok(style) = ProgressStyle::with_template(&template) {

@@ -4,13 +4,22 @@ use super::Resume;
 use crate::compare::quickstart::FIRST;
 use crate::config::{Origin, Plan, Resolved};
 use crate::cost::settle;
+use crate::data::prepare::DataDir;
 use crate::error::{Error, Result};
+use crate::progress::Silent;
 use crate::report::text::{count, quoted};
 use crate::runs::{Shown, State, show};
-use crate::store::checkpoint::{check_free, from_its_weights, latest};
+use crate::store::Where;
+use crate::store::checkpoint::{
+    Expected, Inputs, Known, check_free, from_its_weights, known, latest,
+};
+use crate::store::hub::{HubOptions, What};
+use crate::store::identity::Identity;
+use crate::store::names::{Kind, ModelRef, locate};
 use crate::store::weights::read_config;
 use crate::train::run::{CONFIG_FILE, MODEL_FOLDER, differences, plan_of};
-use std::path::Path;
+use crate::train::session::{inputs_of, verify};
+use std::path::{Path, PathBuf};
 
 /// What a run folder is to the command that names it.
 pub enum Found {
@@ -18,19 +27,27 @@ pub enum Found {
     Nothing,
     /// A run that goes on.
     Begun,
-    /// A finished one whose checkpoints are gone: what it came to.
+    /// A finished one, asked for as it is: what it came to.
     Over(Box<Shown>),
 }
 
 impl Found {
     /// Looks at the folder `out` of a run of `plan`. Errs where it is not what was asked for: what
     /// is to continue must not begin in silence, and nothing is written over.
-    pub fn at(out: &Path, resume: Option<Resume>, resolved: &Resolved) -> Result<Self> {
+    pub fn at(
+        out: &Path,
+        resume: Option<Resume>,
+        resolved: &Resolved,
+        at: Where<'_>,
+    ) -> Result<Self> {
         let Some(resume) = resume else { return check_free(out).map(|()| Self::Nothing) };
         let has_config = out.join(CONFIG_FILE).is_file();
         if latest(out)?.is_some() {
             if has_config {
                 check_teacher(out, &resolved.plan)?;
+                if let Some(shown) = finished(out, &resolved.plan, at)? {
+                    return Ok(Self::Over(Box::new(shown)));
+                }
             }
             return Ok(Self::Begun);
         }
@@ -55,6 +72,65 @@ impl Found {
     }
 }
 
+/// What the run in `out` came to, which has its checkpoints, if it is finished and `plan` is its own.
+/// What it read may be gone; what is here must be the same. None where that takes more than a look.
+fn finished(out: &Path, plan: &Plan, at: Where<'_>) -> Result<Option<Shown>> {
+    let shown = show(out)?;
+    let Some(known) = known(out)? else { return Ok(None) };
+    if shown.row.state != State::Finished || shown.tokens.is_none() {
+        return Ok(None);
+    }
+    let config = read_config(&out.join(MODEL_FOLDER).join("config.json"))?;
+    let plan = settle(&config, plan);
+    if !differences(out, &plan)?.is_empty() || plan.student != known.plan.student {
+        return Ok(None);
+    }
+    let Some(inputs) = inputs_here(&plan, &known, at)? else { return Ok(None) };
+    known.check(&Expected { plan: &plan, config: &config, inputs: &inputs })?;
+    Ok(Some(shown))
+}
+
+/// What a run reads, as far as it is here; of what is gone from where the run had it, what the run
+/// noted. None where something else is named that is not here.
+fn inputs_here(plan: &Plan, known: &Known, at: Where<'_>) -> Result<Option<Inputs>> {
+    let is_noted = |now: &Option<String>, was: &Option<String>| {
+        now.as_deref().map(whole) == was.as_deref().map(whole)
+    };
+    let mut inputs = known.inputs.clone();
+    match plan.data.dir.as_deref().map(Path::new).filter(|dir| dir.exists()) {
+        Some(dir) => {
+            let data = DataDir::open(dir)?;
+            verify(&data, at.progress)?;
+            inputs = inputs_of(&data, inputs.models);
+        }
+        None if is_noted(&plan.data.dir, &known.plan.data.dir) => {}
+        None => return Ok(None),
+    }
+    let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) else {
+        return Ok(Some(inputs));
+    };
+    let cache = HubOptions { offline: true, ..at.hub.clone() };
+    let found = ModelRef::parse(name, Kind::Teacher).and_then(|meant| {
+        let meant = meant.at_recorded(inputs.models.teacher_revision.as_deref());
+        locate(meant, name, None, What::Model, Where { hub: &cache, progress: &Silent })
+    });
+    match found {
+        Ok(folder) => {
+            let Identity { weights, function } = folder.identity()?;
+            inputs.models.teacher_hash = Some(weights);
+            inputs.models.teacher_function = function;
+        }
+        Err(_) if !Path::new(name).exists() && is_noted(&plan.teacher, &known.plan.teacher) => {}
+        Err(_) => return Ok(None),
+    }
+    Ok(Some(inputs))
+}
+
+/// A path from the root, so that two that mean one place are equal.
+fn whole(text: &str) -> PathBuf {
+    std::path::absolute(text).unwrap_or_else(|_| text.into())
+}
+
 /// Errs where the run has no teacher and the command names one: it was trained without.
 fn check_teacher(out: &Path, plan: &Plan) -> Result<()> {
     match (&plan_of(out)?.teacher, &plan.teacher) {
@@ -67,7 +143,6 @@ fn check_teacher(out: &Path, plan: &Plan) -> Result<()> {
 /// nothing tells whether others are the same.
 fn check_named(out: &Path, resolved: &Resolved) -> Result<()> {
     let (was, is) = (plan_of(out)?, &resolved.plan);
-    let whole = |text: &str| std::path::absolute(text).unwrap_or_else(|_| text.into());
     for (key, was, is) in [
         ("teacher", was.teacher.as_deref(), is.teacher.as_deref()),
         ("student", Some(was.student.as_str()), Some(is.student.as_str())),

@@ -62,7 +62,9 @@ impl RunReport {
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
     let plan = &resolved.plan;
     let out = out_folder(verb, args)?;
-    let resume = match Found::at(&out, args.resume, resolved)? {
+    let hub = HubOptions::from_env(ui.offline());
+    let at = Where { hub: &hub, progress: ui };
+    let resume = match Found::at(&out, args.resume, resolved, at)? {
         Found::Nothing => false,
         Found::Begun => true,
         Found::Over(shown) => {
@@ -88,8 +90,6 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         )));
     }
     check_folder(&out)?; // before a teacher is fetched
-    let hub = HubOptions::from_env(ui.offline());
-    let at = Where { hub: &hub, progress: ui };
     let session = match resume {
         true => Session::resume(plan, &out, at)?,
         false => Session::open(plan, at)?,

@@ -5,6 +5,7 @@ use super::choice::{DeviceSpec, list};
 use super::number;
 use super::plan::Plan;
 pub use super::table::KEYS;
+use crate::report::text;
 use toml::Value;
 
 /// One key of a run file.
@@ -123,12 +124,14 @@ impl Kind {
             Self::Text => "a text that is not empty".into(),
             Self::Choice(words, _) => list(words),
             Self::Count { least, wide: true } => {
-                format!("a whole number between {least} and {}", i64::MAX)
+                format!("a whole number between {least} and {}", text::count(i64::MAX as u64))
             }
             Self::Count { least, wide: false } => {
-                format!("a whole number between {least} and {MOST}")
+                format!("a whole number between {least} and {}", text::count(MOST as u64))
             }
-            Self::CountOrAuto => format!("\"auto\" or a whole number between 1 and {MOST}"),
+            Self::CountOrAuto => {
+                format!("\"auto\" or a whole number between 1 and {}", text::count(MOST as u64))
+            }
             Self::Counts => "a list of whole numbers such as [0, 2, 4]".into(),
             Self::Number(range) => range.expectation(),
             Self::NumberOrAuto(range) => format!("\"auto\" or {}", range.expectation()),

@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::report::text;
 use rayon::prelude::*;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use tokenizers::utils::SysRegex;
@@ -90,8 +91,9 @@ pub(super) fn check_words(text: &str) -> Result<()> {
         } else if at - start >= MOST_WORD_BYTES {
             let begin: String = text[start..].chars().take(40).collect();
             return Err(Error::data(format!(
-                "a word of more than {MOST_WORD_BYTES} bytes, which begins with {begin:?}: expected text; remove it from \
-                 the input"
+                "a word of more than {}, which begins with {begin:?}: expected text; remove it from \
+                 the input",
+                text::bytes(MOST_WORD_BYTES as u64)
             )));
         }
     }

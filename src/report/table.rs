@@ -64,7 +64,10 @@ impl Table {
                 shown.push(next);
                 next += 1;
             }
-            blocks.push(table.block(&columns, &shown));
+            blocks.push(match table.breaks_words(&columns, &shown, width) {
+                true => table.stacked(shown[1], width),
+                false => table.block(&columns, &shown),
+            });
         }
         blocks.join("\n")
     }
@@ -97,10 +100,7 @@ impl Table {
                 columns[c].width = columns[c].width.saturating_sub(over).max(cells).max(word);
             }
         }
-        let longest = |c: usize| {
-            let cells = once(&self.header).chain(&self.rows).map(move |row| row[c].as_str());
-            cells.flat_map(|cell| cell.split(' ')).map(UnicodeWidthStr::width).max().unwrap_or(0)
-        };
+        let longest = |c: usize| self.longest_word(c);
         // Between words as long as that is enough, inside them only then; the first column, which
         // names the rows, as late as a window of its width allows.
         let whole: Vec<usize> = (0..columns.len()).map(|c| longest(c).max(LEAST_COLUMN)).collect();
@@ -126,6 +126,35 @@ impl Table {
         // What stands alone in its line must still fit there.
         columns.iter_mut().for_each(|c| c.width = c.width.min(width));
         columns
+    }
+
+    fn longest_word(&self, c: usize) -> usize {
+        let cells = once(&self.header).chain(&self.rows).map(move |row| row[c].as_str());
+        cells.flat_map(|cell| cell.split(' ')).map(UnicodeWidthStr::width).max().unwrap_or(0)
+    }
+
+    /// Whether a column beside the first one is narrower than a word of its own that a line of
+    /// `width` has room for.
+    fn breaks_words(&self, columns: &[Column], shown: &[usize], width: usize) -> bool {
+        let &[0, c] = shown else { return false };
+        (columns[c].width + 1..=width - GAP).contains(&self.longest_word(c))
+    }
+
+    /// The first column, and each cell of the column `c` in lines of its own below.
+    fn stacked(&self, c: usize, width: usize) -> String {
+        let mut out = String::new();
+        for (i, row) in once(&self.header).chain(&self.rows).enumerate() {
+            let below = broken(&row[c], width - GAP).into_iter();
+            let below = below.map(|line| format!("{}{line}", " ".repeat(GAP)));
+            for line in broken(&row[0], width).into_iter().chain(below) {
+                if i == 0 {
+                    out.push(HEADING);
+                }
+                out += line.trim_end();
+                out.push('\n');
+            }
+        }
+        out
     }
 
     /// The columns `shown`, with their header.
@@ -326,6 +355,19 @@ mod tests {
             assert!(shown.contains("objective.temperature_end "), "{width}:\n{shown}");
             assert!(shown.lines().all(|line| line.width() <= width), "{width}:\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_word_that_finds_no_room_beside_the_first_column_stands_below() {
+        let mut table = Table::new(["key", "origin"]);
+        table.row(["objective.temperature_end", "built-in quickstart.toml:17"]);
+        let shown = table.on(&Screen { width: Some(40), ..Screen::default() });
+        assert_eq!(
+            shown.replace(HEADING, ""),
+            "key\n  origin\nobjective.temperature_end\n  built-in quickstart.toml:17\n"
+        );
+        let wide = table.on(&Screen { width: Some(60), ..Screen::default() });
+        assert_eq!(wide.lines().count(), 2, "{wide}");
     }
 
     #[test]

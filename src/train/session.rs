@@ -173,13 +173,7 @@ impl Survey {
     /// Reads the weights.
     pub fn open(self) -> Result<Session> {
         let teacher = self.teacher.as_ref().map(|folder| folder.load(&self.device)).transpose()?;
-        let inputs = Inputs {
-            data_hash: hex(&self.data.train.header().content_hash),
-            valid_hash: self.data.valid.as_ref().map(|valid| hex(&valid.header().content_hash)),
-            // By the data's word: what made it may have been an earlier version.
-            tokenizer_hash: hex(&self.data.train.header().tokenizer_hash),
-            models: self.models()?,
-        };
+        let inputs = inputs_of(&self.data, self.models()?);
         let begun = self.begun.is_some() && self.stored.is_some();
         let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
             self;
@@ -325,6 +319,17 @@ fn opened(spec: DeviceSpec) -> Result<Device> {
         DeviceSpec::Cuda(i) => Device::new_cuda(i).map_err(|e| {
             Error::usage(format!("CUDA device {i} cannot be used: {e}; use --device cpu"))
         }),
+    }
+}
+
+/// What a run reads, by hashes.
+pub(crate) fn inputs_of(data: &DataDir, models: Models) -> Inputs {
+    Inputs {
+        data_hash: hex(&data.train.header().content_hash),
+        valid_hash: data.valid.as_ref().map(|valid| hex(&valid.header().content_hash)),
+        // By the data's word: what made it may have been an earlier version.
+        tokenizer_hash: hex(&data.train.header().tokenizer_hash),
+        models,
     }
 }
 

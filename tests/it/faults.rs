@@ -399,6 +399,7 @@ fn the_quickstarts_teacher_stops_and_goes_on() {
         stderr.contains("\nstopped by SIGTERM at step ") && !stderr.contains("error"),
         "{stderr}"
     );
+    assert!(stderr.contains(" of 'teacher', saved in "), "{stderr}");
     let saved = checkpoint::latest(&teacher).unwrap().unwrap();
     let step = verify(&saved).unwrap().step;
     assert!(step >= 10, "{step}");

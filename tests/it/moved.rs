@@ -1,7 +1,7 @@
 //! A run goes on wherever its project stands: models and data are known by their content, and
 //! names are hints.
 
-use crate::support::place::{Place, copy_data, copy_folder, data, save_random};
+use crate::support::place::{Place, contents, copy_data, copy_folder, data, save_random};
 use crate::support::tiny;
 use serde_json::{Value, json};
 use std::fs;
@@ -125,6 +125,63 @@ fn what_changes_a_models_function_or_a_validation_loss_is_the_runs_too() {
     fs::rename(place.path("other"), place.path("data/d")).unwrap();
     let (code, _, stderr) = place.run(&resume);
     assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
+fn a_finished_run_needs_nothing_that_it_read() {
+    let place = Place::new();
+    let root = place.path("p");
+    project(&place, "p", false);
+    let run = root.join("runs/r");
+    let resume = |more: &[&str]| {
+        let args = [&["distill", "--resume", "--out", "runs/r"][..], more].concat();
+        let done = place.command(&args).current_dir(&root).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (done.status.code().unwrap(), text(done.stdout), text(done.stderr))
+    };
+    assert_eq!(resume(&[]).0, 0, "its last two steps");
+    let files = || {
+        let mut found = contents(&run);
+        found.retain(|path, _| !path.ends_with(".lock"));
+        found
+    };
+    let before = files();
+    let (_, whole, said) = resume(&[]);
+    assert!(said.contains("the run is finished, and stays as it is"), "{said}");
+    // What is there and has become another is refused, whatever else is gone.
+    let gone = |name: &str| fs::rename(root.join(name), root.join("gone")).unwrap();
+    let back = |name: &str| fs::rename(root.join("gone"), root.join(name)).unwrap();
+    gone("data");
+    save_random(&root.join("other"), tiny::VOCAB, 32, true);
+    let (code, _, said) = resume(&["--teacher", "other"]);
+    assert!(code == 2 && said.contains("teacher's weights (SHA-256)"), "{said}");
+    back("data");
+    gone("models");
+    copy_data(&root.join("other-data"));
+    fs::copy(root.join("other-data/train.bin"), root.join("other-data/valid.bin")).unwrap();
+    let (code, _, said) = resume(&["--data", "other-data"]);
+    assert!(code == 2 && said.contains("validation tokens (SHA-256)"), "{said}");
+    // As is another name of which nothing is there.
+    for (more, code) in [(["--data", "nowhere"], 3), (["--teacher", "./nowhere"], 3)] {
+        let (found, _, said) = resume(&more);
+        assert!(found == code && said.contains("nowhere"), "{found}: {said}");
+    }
+    assert!(files() == before);
+    // What is gone is not asked for, also by its name.
+    for folder in ["data", "student"] {
+        fs::remove_dir_all(root.join(folder)).unwrap();
+    }
+    for more in [&[][..], &["--teacher", "models/teacher", "--data", "data/d"]] {
+        let (code, out, said) = resume(more);
+        assert!(code == 0 && out == whole, "{more:?}: {out}{said}");
+    }
+    // Nor are steps made again whose checkpoint was removed.
+    fs::remove_dir_all(run.join("checkpoints/step-00000004")).unwrap();
+    let before = files();
+    let (code, out, said) = resume(&[]);
+    assert!(code == 0 && out == whole && files() == before, "{out}{said}");
+    let (code, _, said) = resume(&["--steps", "6"]);
+    assert!(code != 0 && files() == before, "{said}");
 }
 
 #[test]

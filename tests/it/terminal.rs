@@ -50,7 +50,7 @@ fn lines_fit_the_window() {
     let data = data();
     save_random(&place.path("model"), tiny::VOCAB, 16, true);
     fs::write(place.path("text.txt"), "One fine day the fox ran.\n".repeat(9)).unwrap();
-    for columns in [60, 80] {
+    for columns in [40, 60, 80] {
         let out = format!("run-{columns}");
         let train = [
             &["pretrain", "--data", &data][..],
@@ -69,15 +69,22 @@ fn lines_fit_the_window() {
             &["inspect", "model", "--text", "text.txt"],
             &["eval", "model", "--data", &data],
         ];
-        for args in commands {
+        // Help is laid out for 60 at least.
+        let from = if columns < 60 { 3 } else { 0 };
+        for args in &commands[from..] {
             let Some(text) = shown(&place, columns, args, &[]) else { return };
             let lines = lines(&text);
             assert!(lines.len() > 1, "{args:?}: {text}");
             for line in &lines {
                 let width = line.chars().count();
-                assert!(width <= columns, "{columns}: {args:?}: {width} columns in {line:?}");
+                let fits = width <= columns || line.starts_with("next: ");
+                assert!(fits, "{columns}: {args:?}: {width} columns in {line:?}");
             }
-            if args.contains(&"pretrain") {
+            if args.contains(&"pretrain") && columns < 60 {
+                // The figures alone, in one line.
+                let bar = |l: &&String| l.contains("/30 steps, ") && l.ends_with(" left");
+                assert!(lines.iter().any(|l| bar(&l)), "{lines:#?}");
+            } else if args.contains(&"pretrain") {
                 // The bar has the run's label and the time that is left, which the lines then need
                 // not say.
                 let bar = |l: &&String| l.starts_with("eslm tiny ") && l.contains(" steps, ");
@@ -104,7 +111,8 @@ fn prose_breaks_between_words() {
     ]
     .concat();
     assert_eq!(place.run(&train).0, 0);
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
+        &["plan", "quickstart"],
         &["runs", long],
         &["runs", "show", long],
         &["doctor"],
@@ -184,6 +192,21 @@ fn colours_are_for_terminals_that_may_show_them() {
     }
 }
 
+/// In a pipe, too, a text has the width of a page, brackets included.
+#[test]
+fn inspects_text_has_80_columns_in_a_pipe() {
+    let place = Place::new();
+    save_random(&place.path("model"), tiny::VOCAB, 16, true);
+    let text = format!("{}\n\n{}.\n", "The fox ran far. ".repeat(20), "a".repeat(99));
+    fs::write(place.path("text.txt"), &text).unwrap();
+    let (code, out, stderr) = place.run(&["inspect", "model", "--text", "text.txt"]);
+    assert_eq!(code, 0, "{stderr}");
+    let widest = out.lines().max_by_key(|line| line.chars().count()).unwrap();
+    assert!(widest.chars().count() <= 80, "{widest}");
+    let letters = |text: &str| text.replace(|c: char| c.is_whitespace() || "[]".contains(c), "");
+    assert!(letters(&out).starts_with(&letters(&text)), "nothing of it is lost: {out}");
+}
+
 /// What a program reads does not depend on a window.
 #[test]
 fn a_pipe_has_one_line_a_row_whatever_the_window() {
@@ -199,4 +222,11 @@ fn a_pipe_has_one_line_a_row_whatever_the_window() {
     let same = |text: &str| text.split("time here").next().unwrap_or_default().to_string();
     assert_eq!(same(&narrow), same(&stdout));
     assert!(same(&stdout).contains("memory in all"));
+    // What the quickstart takes as a whole, and each of its models.
+    let whole = stdout.split("the quickstart trains").nth(1).unwrap();
+    let all = whole.lines().find(|line| line.starts_with("in all ")).unwrap();
+    assert!(all.ends_with(" s") || all.ends_with(" min"), "{all}");
+    let json = place.json(&["plan", "quickstart"]);
+    let runs = json["quickstart"].as_array().unwrap();
+    assert!(runs.len() == 5 && runs.iter().all(|run| run["seconds"].as_f64().unwrap() > 0.0));
 }

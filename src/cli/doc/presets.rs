@@ -51,9 +51,9 @@ fn row(preset: &Preset) -> String {
         preset.name,
         grouped(preset.parameters),
         shape.n_layer,
-        shape.n_embd,
+        grouped(shape.n_embd),
         shape.n_head,
-        shape.n_positions,
+        grouped(shape.n_positions),
         grouped(shape.vocab_size),
         preset.licence
     )

@@ -170,3 +170,13 @@ fn a_difference_says_which_is_subtracted_from_which() {
     assert!(page.contains("The arm's CE minus that of the other"), "{page}");
     assert!(Verdict::of(&s).text.contains("'s loss minus "), "{}", Verdict::of(&s).text);
 }
+
+/// Heads that wrap were pushed over one another in a window of 500 px; a table scrolls instead.
+#[test]
+fn a_table_in_a_narrow_window_is_as_wide_as_it_is() {
+    let page = page(&five());
+    let narrow = page.split("@media (max-width:640px)").nth(1).unwrap();
+    let narrow = narrow.split("@media").next().unwrap();
+    assert!(narrow.contains(".wide table{width:max-content}"));
+    assert!(!narrow.contains("th.r{white-space:normal}"));
+}

@@ -15,6 +15,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, check_folder, create_folder};
+use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
 use crate::report::text;
 use crate::store::Where;
@@ -138,7 +139,12 @@ pub fn quickstart(
         check_free(out)?;
     }
     check_folder(out)?; // before a teacher is trained
-    let models = compared(plan, out, cache, around)?;
+    let data = [cache.join("teacher-data"), cache.join("data")];
+    let parts = parts(plan, out, cache, data.each_ref().map(PathBuf::as_path))?;
+    let models = compared(plan, out, &parts, around).map_err(|e| match e.kind() {
+        ErrorKind::Interrupted(signal) => stopped(signal, &parts).unwrap_or(e),
+        _ => e,
+    })?;
     let last = if plan.selects() { ESLM } else { DENSE };
     Ok(Quickstart { run: out.to_path_buf(), model: out.join(last).join(MODEL_FOLDER), models })
 }
@@ -171,31 +177,48 @@ struct Part<'a> {
     plan: Plan,
 }
 
+impl Part<'_> {
+    /// One word for tables and programs: `teacher`, `plain`, `dense`, `random`, `ESLM`.
+    fn word(&self) -> &'static str {
+        self.model.split(' ').next().unwrap_or(self.model)
+    }
+}
+
+/// The runs, the teacher first.
+fn parts<'a>(plan: &Plan, out: &Path, cache: &Path, data: [&'a Path; 2]) -> Result<Vec<Part<'a>>> {
+    let [much, little] = data;
+    let folder = cache.join("teacher");
+    let students = students(plan, &folder.join(MODEL_FOLDER));
+    let plan = teacher_plan(plan)?;
+    let mut parts = vec![Part { name: TEACHER, model: "teacher", data: much, folder, plan }];
+    parts.extend(students.into_iter().map(|(name, model, plan)| Part {
+        name,
+        model,
+        data: little,
+        folder: out.join(name),
+        plan,
+    }));
+    Ok(parts)
+}
+
 /// Data, teacher and students, each made or found.
-fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<Vec<Trained>> {
-    let (much, little) = (cache.join("teacher-data"), cache.join("data"));
-    make_data(&much, &little, around.progress).map_err(|e| match e.kind() {
+fn compared(
+    plan: &Plan,
+    out: &Path,
+    parts: &[Part<'_>],
+    around: Where<'_>,
+) -> Result<Vec<Trained>> {
+    make_data(parts[0].data, parts[1].data, around.progress).map_err(|e| match e.kind() {
         ErrorKind::Io => e.context("the quickstart's cache (ESLM_KD_CACHE names another folder)"),
         _ => e,
     })?;
-    let teacher = cache.join("teacher");
-    let mut parts = vec![Part {
-        name: TEACHER,
-        model: "teacher",
-        data: &much,
-        folder: teacher.clone(),
-        plan: teacher_plan(plan)?,
-    }];
-    for (name, model, plan) in students(plan, &teacher.join(MODEL_FOLDER)) {
-        parts.push(Part { name, model, data: &little, folder: out.join(name), plan });
-    }
     // What stands must be of this plan; the teacher is shared by all.
     for part in parts.iter().filter(|part| part.name != TEACHER && is_finished(&part.folder)) {
         check_same(&part.folder, &part.plan)?;
     }
     let done = parts.iter().map(steps_done).collect::<Result<Vec<u64>>>()?;
-    let forecast: Vec<f64> = (parts.iter().zip(&done))
-        .map(|(part, done)| forecast(part, *done, around))
+    let forecast: Vec<f64> = (forecast_of_all(plan, around)?.iter().zip(&done))
+        .map(|((_, shapes), done)| seconds_left(shapes, *done))
         .collect::<Result<_>>()?;
     let all: f64 = forecast.iter().sum();
     let done: u64 = done.iter().sum();
@@ -220,10 +243,23 @@ fn compared(plan: &Plan, out: &Path, cache: &Path, around: Where<'_>) -> Result<
             (false, false) => format!("student, {model}:"),
         });
         finish(folder, || Session::with_data(plan, data, around), around.progress)?;
-        // One word for tables and programs: `teacher`, `plain`, `dense`, `random`, `ESLM`.
-        models.push(trained(model.split(' ').next().unwrap_or(model), folder)?);
+        models.push(trained(part.word(), folder)?);
     }
     Ok(models)
+}
+
+/// Where the whole stands that a signal stopped, whatever it was at.
+fn stopped(signal: i32, parts: &[Part<'_>]) -> Result<Error> {
+    let mut said = stopped_by(signal);
+    if let Some(part) = parts.iter().find(|part| !is_finished(&part.folder)) {
+        let step = text::count(steps_done(part)?);
+        said +=
+            &format!(" at step {step} of {} of '{}'", text::count(part.plan.steps), part.word());
+        if let Some((_, saved)) = list(&part.folder)?.last() {
+            said += &format!(", saved in {}", saved.display());
+        }
+    }
+    Ok(Error::new(ErrorKind::Interrupted(signal), said))
 }
 
 /// Steps of a run that need not be made again.
@@ -255,15 +291,14 @@ fn shapes(plan: &Plan, around: Where<'_>) -> Result<Shapes> {
     Session::shapes(&Plan { teacher, ..plan.clone() }, around)
 }
 
-/// Seconds that the rest of a run takes on this machine: a step is timed.
-fn forecast(part: &Part, done: u64, around: Where<'_>) -> Result<f64> {
-    if done >= part.plan.steps {
+/// Seconds that a run takes on this machine after `done` of its steps: a step is timed.
+fn seconds_left(shapes: &Shapes, done: u64) -> Result<f64> {
+    if done >= shapes.plan.steps {
         return Ok(0.0);
     }
-    let shapes = shapes(&part.plan, around)?;
     let device = device(shapes.plan.machine.device)?;
-    let pace = Pace::measure(&shapes, &device, u64::MAX)?;
-    Ok(pace.map_or(0.0, |pace| pace.seconds_per_step * (part.plan.steps - done) as f64))
+    let pace = Pace::measure(shapes, &device, u64::MAX)?;
+    Ok(pace.map_or(0.0, |pace| pace.seconds_per_step * (shapes.plan.steps - done) as f64))
 }
 
 /// The teacher's plan, on the machine of the student's.
@@ -363,6 +398,25 @@ mod tests {
                 assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
             }
         }
+    }
+
+    #[test]
+    fn a_signal_between_two_runs_says_which_of_them_is_where() {
+        let place = tempfile::tempdir().unwrap();
+        let (out, cache) = (place.path().join("q"), place.path().join("cache"));
+        let plan = config::load(RunFile::embedded("quickstart").as_ref(), &Overrides::default());
+        let parts = parts(&plan.unwrap().plan, &out, &cache, [place.path(); 2]).unwrap();
+        let said = || stopped(2, &parts).unwrap().to_string();
+        assert!(said().starts_with("stopped by SIGINT at step 0 of "), "{}", said());
+        assert!(said().ends_with(" of 'teacher'"), "{}", said());
+        for run in [cache.join("teacher"), out.join("plain")] {
+            std::fs::create_dir_all(run.join(MODEL_FOLDER)).unwrap();
+        }
+        let saved = out.join("dense/checkpoints/step-00000007");
+        std::fs::create_dir_all(&saved).unwrap();
+        assert!(said().starts_with("stopped by SIGINT at step 7 of "), "{}", said());
+        let end = format!(" of 'dense', saved in {}", saved.display());
+        assert!(said().ends_with(&end), "{}", said());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::pieces::{Row, Rows};
 use super::{Compression, MOST_DOCUMENT_BYTES, Source};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
+use crate::report::text;
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalType};
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{AsBytes, ByteArray, ByteArrayType};
@@ -247,7 +248,8 @@ fn no_strings(column: &Type) -> Option<String> {
 fn text_of(value: Option<&ByteArray>) -> std::result::Result<&str, String> {
     let bytes = value.ok_or("is null; expected a string")?.as_bytes();
     if bytes.len() > MOST_DOCUMENT_BYTES {
-        return Err(format!("has {} bytes; expected at most {MOST_DOCUMENT_BYTES}", bytes.len()));
+        let [found, most] = [bytes.len(), MOST_DOCUMENT_BYTES].map(|n| text::bytes(n as u64));
+        return Err(format!("has {found}; expected at most {most}"));
     }
     std::str::from_utf8(bytes).map_err(|e| format!("is not UTF-8 at its byte {}", e.valid_up_to()))
 }

@@ -4,6 +4,7 @@
 //! The reader takes a page's word for its length, up to 2 GiB, and unpacks gzip, Brotli and LZ4 to
 //! wherever they end.
 
+use crate::report::text;
 use parquet::basic::Compression;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::ParquetMetaData;
@@ -48,8 +49,9 @@ impl Pages {
                     let start = end - input.limit();
                     if !(0..=MOST_PAGE_BYTES as i64).contains(&header.unpacked) {
                         return Err(ParquetError::General(format!(
-                            "the page at byte {at} says that it has {} bytes; expected at most {MOST_PAGE_BYTES}",
-                            header.unpacked
+                            "the page at byte {at} says that it has {} bytes; expected at most {}",
+                            header.unpacked,
+                            text::count(MOST_PAGE_BYTES)
                         )));
                     }
                     let length = usize::try_from(header.packed)
@@ -66,7 +68,8 @@ impl Pages {
                         || pages.len() > MOST_PAGES
                     {
                         return Err(ParquetError::General(format!(
-                            "the page at byte {at} belongs to two columns, or is one of more than {MOST_PAGES}"
+                            "the page at byte {at} belongs to two columns, or is one of more than {}",
+                            text::count(MOST_PAGES as u64)
                         )));
                     }
                     at = start + length as u64;
@@ -88,7 +91,8 @@ impl Pages {
         };
         if unpacks_to_more(*packing, &bytes[*bare..]) {
             return Err(ParquetError::General(format!(
-                "the page at byte {start} unpacks to more than {MOST_PAGE_BYTES} bytes"
+                "the page at byte {start} unpacks to more than {}",
+                text::bytes(MOST_PAGE_BYTES)
             )));
         }
         Ok(())

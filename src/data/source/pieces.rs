@@ -4,6 +4,7 @@ use super::{Documents, MOST_DOCUMENT_BYTES, Piece, Skipped, Source};
 use crate::data::bpe::check_words;
 use crate::data::tokens::END_OF_TEXT;
 use crate::error::{Error, Result};
+use crate::report::text;
 use std::collections::VecDeque;
 use std::io::{BufRead, Read};
 
@@ -139,9 +140,10 @@ impl Documents for TextReader {
             }
             if self.buffer.len() - self.start > MOST_DOCUMENT_BYTES {
                 return Err(Error::data(format!(
-                    "{}: more than {MOST_DOCUMENT_BYTES} bytes before byte {} that this tokenizer must be given whole; \
+                    "{}: more than {} before byte {} that this tokenizer must be given whole; \
                      separate documents with {END_OF_TEXT}",
                     self.source.path.display(),
+                    text::bytes(MOST_DOCUMENT_BYTES as u64),
                     self.offset
                 )));
             }

@@ -4,6 +4,7 @@ use super::pieces::{Row, Rows};
 use super::{MOST_DOCUMENT_BYTES, ReadOptions, Source};
 use crate::error::Result;
 use crate::json;
+use crate::report::text;
 use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -93,7 +94,8 @@ impl Rows for LineReader {
                     self.pass_over()?;
                 }
                 return Ok(Some(Row::Bad(format!(
-                    "the line is longer than {MOST_DOCUMENT_BYTES} bytes; expected one JSON object per line"
+                    "the line is longer than {}; expected one JSON object per line",
+                    text::bytes(MOST_DOCUMENT_BYTES as u64)
                 ))));
             }
             if let Some(row) = self.parse() {

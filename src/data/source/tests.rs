@@ -291,10 +291,7 @@ fn a_word_without_an_end_names_its_place() {
     let word = "a".repeat(5 << 20);
     let says = |name: &str, bytes: &[u8], place: &str| {
         let message = folder.error(name, bytes);
-        assert!(
-            message.contains(&format!("{place}: a word of more than 4194304 bytes")),
-            "{message}"
-        );
+        assert!(message.contains(&format!("{place}: a word of more than 4.00 MiB")), "{message}");
     };
     says("a.txt", format!("one two {word} three").as_bytes(), "a.txt, before byte 5242894");
     says(

@@ -237,6 +237,13 @@ pub struct Known {
     pub plan: Plan,
 }
 
+impl Known {
+    /// Errs where what is `expected` is another run than the checkpoint's.
+    pub fn check(&self, expected: &Expected) -> Result<()> {
+        expected.check(&self.dir, &Manifest::read(&self.dir)?, &self.plan)
+    }
+}
+
 /// That of the newest checkpoint of `run` that says it; None without one. What is damaged comes to
 /// light when it is loaded.
 pub fn known(run: &Path) -> Result<Option<Known>> {

@@ -103,6 +103,10 @@ fn quoted_numbers_stand_in_the_sections_that_they_link_to() {
             let held: BTreeSet<String> = numbers(&held).into_iter().collect();
             for number in numbers(&text) {
                 quotes += 1;
+                if number.len() > 4 && number.bytes().all(|b| b.is_ascii_digit()) {
+                    let place = format!("{}:{line}", shown(&page.path));
+                    wrong.push(format!("{place}: {number} has no separators, as in 12,345"));
+                }
                 if !held.contains(&number) {
                     wrong
                         .push(format!("{}:{line}: {number} is not in {target}", shown(&page.path)));

@@ -158,10 +158,10 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
     let zeros = format!("{{\"text\": [{}0]}}", "0,".repeat(30 << 20));
     fs::write(at("list.jsonl"), zeros).unwrap();
     for (input, part) in [
-        ("line.jsonl", "longer than 67108864 bytes"),
-        ("line.txt", "more than 67108864 bytes"),
-        ("bomb.jsonl.gz", "longer than 67108864 bytes"),
-        ("bomb.txt.gz", "more than 67108864 bytes"),
+        ("line.jsonl", "longer than 64.0 MiB"),
+        ("line.txt", "more than 64.0 MiB"),
+        ("bomb.jsonl.gz", "longer than 64.0 MiB"),
+        ("bomb.txt.gz", "more than 64.0 MiB"),
         ("list.jsonl", "is an array; expected a string"),
     ] {
         let args = prepare(input);
@@ -169,18 +169,18 @@ fn texts_without_an_end_and_archives_that_unpack_to_gigabytes() {
     }
     let train =
         |input| ["tokenizer", "train", "--input", input, "--vocab-size", "300", "--out", "tok"];
-    refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 67108864 bytes"]);
+    refused(&place, &train("bomb.jsonl.gz"), &["bomb.jsonl.gz", "longer than 64.0 MiB"]);
     // A word is merged in a hundred times its bytes.
     refused(
         &place,
         &train("word.txt"),
-        &["word.txt, before byte", "a word of more than 4194304 bytes", "\"aaaa"],
+        &["word.txt, before byte", "a word of more than 4.00 MiB", "\"aaaa"],
     );
     let args = prepare("word.txt");
     refused(
         &place,
         &args.each_ref().map(String::as_str),
-        &["word.txt, before byte", "a word of more than 4194304 bytes"],
+        &["word.txt, before byte", "a word of more than 4.00 MiB"],
     );
 }
 
