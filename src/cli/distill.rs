@@ -1,7 +1,7 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
 use super::{Printer, RunArgs, quickstart, train};
-use crate::compare::quickstart::{LAST, TEACHER, is_quickstart};
+use crate::compare::quickstart::{SETTINGS, is_quickstart};
 use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -29,18 +29,14 @@ Examples:
 pub const QUICKSTART: &str = "quickstart";
 
 impl DistillArgs {
-    /// The settings of the quickstart that is gone on with, by its last student.
+    /// The settings of the quickstart that is gone on with.
     fn earlier(&self) -> Result<Option<RunFile>> {
         let (Some(out), Some(_)) = (&self.run.out, self.run.resume) else { return Ok(None) };
-        let configs = LAST.map(|student| out.join(student).join(CONFIG_FILE));
-        let Some(config) = configs.iter().find(|path| path.is_file()) else { return Ok(None) };
-        let mut file = RunFile::find(&config.to_string_lossy())?;
-        // The student names the teacher's folder; the quickstart makes or finds it.
-        if let Ok(mut keys) = toml::from_str::<toml::Table>(&file.text) {
-            keys.insert("teacher".into(), TEACHER.into());
-            file.text = keys.to_string();
+        let settings = out.join(SETTINGS);
+        if !settings.is_file() {
+            return Ok(None);
         }
-        Ok(Some(file))
+        RunFile::find(&settings.to_string_lossy()).map(Some)
     }
 
     /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's

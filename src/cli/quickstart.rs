@@ -4,7 +4,7 @@
 use super::arguments::again;
 use super::train::out_folder;
 use super::{Printer, Resume, RunArgs};
-use crate::compare::quickstart::{FIRST, Quickstart, cache_folder, quickstart};
+use crate::compare::quickstart::{Quickstart, cache_folder, holds_one, quickstart};
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::text::{Screen, Table, count, flops, perplexity, quoted, seconds};
@@ -16,8 +16,8 @@ use crate::train::threads::use_everywhere;
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
     use_everywhere(plan.machine.threads)?;
     let out = out_folder("quickstart", args)?;
-    let holds_one = out.join(FIRST).is_dir();
-    if args.resume == Some(Resume::Must) && !holds_one {
+    let begun = holds_one(&out);
+    if args.resume == Some(Resume::Must) && !begun {
         let begin = format!("{} ", again(&[])).replacen(" --resume ", " --resume=auto ", 1);
         return Err(Error::usage(format!(
             "nothing to resume in {}: it holds no quickstart; name its folder with --out, or begin one there (its teacher \
@@ -26,13 +26,13 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
             begin.trim_end()
         )));
     }
-    if args.resume.is_none() && holds_one {
+    if args.resume.is_none() && begun {
         return Err(Error::usage(format!(
             "{} already holds a quickstart; add --resume to go on with it, or choose another folder with --out",
             out.display()
         )));
     }
-    let resume = args.resume.is_some() && holds_one;
+    let resume = args.resume.is_some() && begun;
     let hub = HubOptions::from_env(ui.offline());
     let around = Where { hub: &hub, progress: ui };
     let done = quickstart(plan, &out, resume, &cache_folder()?, around).map_err(|e| {
@@ -44,7 +44,7 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
         let mut more = Vec::new();
         if args.resume.is_none() {
             // Before the first student there is nothing that must be there.
-            let auto = if out.join(FIRST).is_dir() { "" } else { "=auto" };
+            let auto = if holds_one(&out) { "" } else { "=auto" };
             more.push(format!("--resume{auto}"));
         }
         if args.out.is_none() {

@@ -86,7 +86,7 @@ fn watch(args: &ReportArgs, ui: &Printer) -> Result<Vec<Live>> {
         }
         if first {
             ui.note(&format!(
-                "{}: written again while {open} of {} runs train; Ctrl-C ends that",
+                "{}: written again while {open} of {} runs are not finished; Ctrl-C ends that",
                 args.out.display(),
                 places.len()
             ));

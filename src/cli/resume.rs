@@ -1,7 +1,7 @@
 //! What `--resume` finds in a run folder, and whether a run begins there, goes on or is over.
 
 use super::Resume;
-use crate::compare::quickstart::FIRST;
+use crate::compare::quickstart::holds_one;
 use crate::config::{Origin, Plan, Resolved};
 use crate::cost::settle;
 use crate::data::prepare::DataDir;
@@ -169,7 +169,7 @@ fn another(out: &Path, key: &str, was: Option<&str>, is: Option<&str>) -> Error 
 
 /// A folder of several runs, which one command goes on with.
 pub fn of_several(out: &Path) -> Option<String> {
-    if out.join(FIRST).join(CONFIG_FILE).is_file() {
+    if holds_one(out) {
         let command = format!("eslm-kd distill --resume --out {}", quoted(out));
         return Some(format!(
             "it holds the runs of a quickstart; go on with all of them: {command}"

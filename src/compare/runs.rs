@@ -25,8 +25,8 @@ pub fn is_finished(run: &Path) -> bool {
     run.join(MODEL_FOLDER).is_dir()
 }
 
-/// Errs if `run` is finished and was another one than `plan` (settled) says; whether its models are
-/// the same, the comparison's state knows.
+/// Errs if `run`, a folder or its settings, is another one than `plan` says; whether its models are the
+/// same, the comparison's state knows.
 pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
     let read = |file: &RunFile| load(Some(file), &Overrides::default()).map(|read| read.plan);
     let stored = read(&RunFile::find(&run.to_string_lossy())?)?;
@@ -38,7 +38,7 @@ pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "{}: the finished run there is another one ({}); choose another --out, or in a comparison another label",
+        "{}: the run there is another one ({}); choose another --out, or in a comparison another label",
         run.display(),
         differences.join("; ")
     )))

@@ -14,7 +14,7 @@ use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{AtomicDir, check_folder, create_folder};
+use crate::files::{AtomicDir, check_folder, create_folder, write_atomic};
 use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
 use crate::report::text;
@@ -42,11 +42,11 @@ const STORIES_SEED: u64 = 1;
 /// Run folders of the students that learn from the teacher.
 const DENSE: &str = "dense";
 const RANDOM: &str = "random";
-/// The run folder that comes first; by it a quickstart's folder is known.
-pub const FIRST: &str = "plain";
+/// The run folder that comes first.
+const FIRST: &str = "plain";
 const ESLM: &str = "eslm";
-/// The last student, whose settings are those of the whole; the second where nothing is selected.
-pub const LAST: [&str; 2] = [ESLM, DENSE];
+/// The settings of the whole, in its folder, which is known by it.
+pub const SETTINGS: &str = "quickstart.toml";
 /// Most tokens of the vocabulary. The stories have no more than the teacher's preset says.
 const VOCABULARY: usize = 2048;
 /// Part of the cache folder's name: a new number when the stories or the way they are prepared
@@ -56,6 +56,11 @@ const CACHE_VERSION: u32 = 2;
 /// Whether a run of `plan` is the quickstart: its teacher, and no data of one's own.
 pub fn is_quickstart(plan: &Plan) -> bool {
     plan.teacher.as_deref() == Some(TEACHER) && plan.data.dir.is_none()
+}
+
+/// Whether `out` holds a quickstart whose teacher was there.
+pub fn holds_one(out: &Path) -> bool {
+    out.join(SETTINGS).is_file()
 }
 
 /// One trained model.
@@ -84,18 +89,15 @@ pub struct Quickstart {
     pub run: PathBuf,
     /// The model of the last student, which learned from the teacher.
     pub model: PathBuf,
-    /// The teacher, then the students in order.
+    /// The teacher, if it is kept still, then the students in order.
     pub models: Vec<Trained>,
 }
 
 impl Quickstart {
     /// What the table says, in a sentence for distillation and one for selection.
     pub fn findings(&self) -> Vec<String> {
-        // The order of `students`.
-        let (plain, dense) = match self.models.as_slice() {
-            [_, plain, dense, ..] => (plain, dense),
-            _ => return Vec::new(),
-        };
+        let named = |name: &str| self.models.iter().find(|model| model.model == name);
+        let Some((plain, dense)) = named(FIRST).zip(named(DENSE)) else { return Vec::new() };
         let than = |a: f64, b: f64| {
             let word = if a < b { "lower" } else { "higher" };
             format!("{:.3} {word}", (a - b).abs())
@@ -104,15 +106,16 @@ impl Quickstart {
             "Distillation: from the teacher the student's loss is {} than alone, on the same text.",
             than(dense.val_loss, plain.val_loss)
         )];
-        if let [_, _, _, random, eslm] = self.models.as_slice() {
+        if let Some((random, eslm)) = named(RANDOM).zip(named("ESLM")) {
             if eslm.flops == dense.flops {
                 said.push("Selection: no token was dropped in so few steps.".into());
                 return said;
             }
             let share = 100.0 * (eslm.flops / dense.flops - 1.0);
-            let cost = match share < 0.0 {
-                true => format!("{:.0} % fewer FLOPs", -share),
-                false => format!("{share:.0} % more FLOPs"),
+            let cost = match share.round() {
+                0.0 => "about as many FLOPs".into(),
+                share if share < 0.0 => format!("{:.0} % fewer FLOPs", -share),
+                share => format!("{share:.0} % more FLOPs"),
             };
             said.push(format!(
                 "Selection: on the tokens that ESLM keeps it is {} than on as many random ones, and {} than on every token, \
@@ -203,21 +206,34 @@ fn parts<'a>(plan: &Plan, out: &Path, cache: &Path, data: [&'a Path; 2]) -> Resu
 
 /// Data, teacher and students, each made or found.
 fn compared(
-    plan: &Plan,
+    plan_of_all: &Plan,
     out: &Path,
     parts: &[Part<'_>],
     around: Where<'_>,
 ) -> Result<Vec<Trained>> {
-    make_data(parts[0].data, parts[1].data, around.progress).map_err(|e| match e.kind() {
-        ErrorKind::Io => e.context("the quickstart's cache (ESLM_KD_CACHE names another folder)"),
-        _ => e,
-    })?;
     // What stands must be of this plan; the teacher is shared by all.
+    let settings = out.join(SETTINGS);
+    if settings.is_file() {
+        check_same(&settings, plan_of_all)?;
+    }
     for part in parts.iter().filter(|part| part.name != TEACHER && is_finished(&part.folder)) {
         check_same(&part.folder, &part.plan)?;
     }
+    // A finished whole needs no data, and no teacher.
+    let over = parts[1..].iter().all(|part| is_finished(&part.folder));
+    let gone = over && !is_finished(&parts[0].folder);
+    if !over {
+        make_data(parts[0].data, parts[1].data, around.progress).map_err(|e| match e.kind() {
+            ErrorKind::Io => {
+                e.context("the quickstart's cache (ESLM_KD_CACHE names another folder)")
+            }
+            _ => e,
+        })?;
+    }
+    let shapes = forecast_of_all(plan_of_all, around)?;
+    let (parts, shapes) = (&parts[usize::from(gone)..], &shapes[usize::from(gone)..]);
     let done = parts.iter().map(steps_done).collect::<Result<Vec<u64>>>()?;
-    let forecast: Vec<f64> = (forecast_of_all(plan, around)?.iter().zip(&done))
+    let forecast: Vec<f64> = (shapes.iter().zip(&done))
         .map(|((_, shapes), done)| seconds_left(shapes, *done))
         .collect::<Result<_>>()?;
     let all: f64 = forecast.iter().sum();
@@ -234,6 +250,7 @@ fn compared(
         let Part { name, model, data, folder, plan } = part;
         if *name == FIRST {
             create_folder(out)?;
+            note_settings(plan_of_all, &out.join(SETTINGS))?;
         }
         whole.begin(i);
         around.progress.note(&match (is_finished(folder), *name == TEACHER) {
@@ -246,6 +263,15 @@ fn compared(
         models.push(trained(part.word(), folder)?);
     }
     Ok(models)
+}
+
+/// Writes the settings by which the whole goes on, once.
+fn note_settings(plan: &Plan, path: &Path) -> Result<()> {
+    if path.is_file() {
+        return Ok(());
+    }
+    let text = plan.to_toml()?;
+    write_atomic(path, |w| w.write_all(text.as_bytes()).map_err(|e| Error::io("write", path, e)))
 }
 
 /// Where the whole stands that a signal stopped, whatever it was at.
@@ -380,6 +406,10 @@ fn trained(model: &'static str, run: &Path) -> Result<Trained> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Gpt2, Gpt2Config};
+    use crate::store::hub::HubOptions;
+    use crate::store::weights::{SaveOptions, SpecialIds, save_model};
+    use candle_core::Device;
 
     #[test]
     fn a_finished_student_is_found_by_its_own_plan_alone() {
@@ -420,6 +450,41 @@ mod tests {
     }
 
     #[test]
+    fn a_finished_quickstart_needs_no_teacher_and_has_its_own_settings() {
+        let place = tempfile::tempdir().unwrap();
+        let (out, cache) = (place.path().join("q"), place.path().join("cache"));
+        let plan = |set: &str| {
+            let mut wanted = Overrides::default();
+            wanted.set(set).unwrap();
+            config::load(RunFile::embedded("quickstart").as_ref(), &wanted).unwrap().plan
+        };
+        let of = plan("steps=100");
+        let shape = Gpt2Config::new(300, 8, 16, 1, 2);
+        let model = Gpt2::scratch(shape, 1, &Device::Cpu).unwrap();
+        for (name, _, student) in students(&of, Path::new("t")) {
+            let run = out.join(name);
+            let save = SaveOptions { ids: SpecialIds::default(), tokenizer: None };
+            save_model(&run.join(MODEL_FOLDER), &model.config, &model.params, &save).unwrap();
+            std::fs::write(run.join("config.toml"), student.to_toml().unwrap()).unwrap();
+            let line = r#"{"step":100,"val_loss":1.0,"tokens":1,"flops":1.0,"seconds":1.0}"#;
+            std::fs::write(run.join("metrics.jsonl"), line).unwrap();
+        }
+        let hub = HubOptions::new("http://127.0.0.1:9", place.path());
+        let again = |plan: &Plan| {
+            quickstart(plan, &out, true, &cache, Where { hub: &hub, progress: &Silent })
+        };
+        let done = again(&of).unwrap();
+        let names: Vec<&str> = done.models.iter().map(|model| model.model).collect();
+        assert_eq!(names, ["plain", "dense", "random", "ESLM"]);
+        assert!(done.findings().len() == 2 && !cache.exists());
+        // As it began it goes on, and as nothing else.
+        std::fs::remove_dir_all(out.join("plain")).unwrap();
+        let refused = again(&plan("steps=90")).unwrap_err().to_string();
+        assert!(refused.contains("steps: 100 before, 90 now"), "{refused}");
+        assert!(!cache.exists());
+    }
+
+    #[test]
     fn the_teachers_preset_has_the_vocabulary_of_the_stories() {
         let place = tempfile::tempdir().unwrap();
         let text = place.path().join("much.jsonl");
@@ -449,7 +514,7 @@ mod tests {
                 trained("plain", 1.5, 1.0),
                 trained("dense", 1.25, 2.0),
                 trained("random", 1.375, 1.5),
-                trained("eslm", 1.125, 1.5),
+                trained("ESLM", 1.125, 1.5),
             ],
         };
         let said = done.findings();
@@ -458,6 +523,8 @@ mod tests {
         assert!(said[1].contains(selection), "{said:?}");
         done.models[4].val_loss = 1.5;
         assert!(done.findings()[1].contains("0.125 higher than on as many random ones"));
+        done.models[4].flops = 1.999;
+        assert!(done.findings()[1].ends_with("for about as many FLOPs."));
         done.models[4].flops = 2.0;
         assert!(done.findings()[1].contains("no token was dropped"));
         done.models.truncate(3);

@@ -228,7 +228,7 @@ fn states_metrics_and_texts_without_an_end() {
 
     let inspect = ["inspect", "cmp/runs/a/seed-1", "--text", "text.txt"];
     hollow(&at("text.txt"), 1 << 40);
-    refused(&place, &inspect, &["text.txt: longer than 4194304 bytes", "give a part of it"]);
+    refused(&place, &inspect, &["text.txt: longer than 4.00 MiB", "give a part of it"]);
     fs::write(at("text.txt"), "a".repeat(4 << 20)).unwrap();
     accepted(&place, &inspect);
 }
@@ -290,13 +290,17 @@ fn parquet_pages_that_unpack_to_gigabytes() {
     assert_eq!(bomb.len(), end - start, "the page is longer than the bomb");
     file[start..end].copy_from_slice(&bomb);
     fs::write(at("a.parquet"), &file).unwrap();
-    refused(&place, &prepare, &["a.parquet", "unpacks to more than 268435456 bytes"]);
+    refused(&place, &prepare, &["a.parquet", "unpacks to more than 256 MiB"]);
 
     let long = "a ".repeat(1 << 19);
     let texts = [long.as_str(); 257];
     for packing in [Compression::SNAPPY, Compression::UNCOMPRESSED] {
         fs::write(at("a.parquet"), parquet_page(&texts, packing)).unwrap();
-        refused(&place, &prepare, &["a.parquet", "says that it has", "expected at most 268435456"]);
+        refused(
+            &place,
+            &prepare,
+            &["a.parquet", "says that it has", "expected at most 268,435,456"],
+        );
     }
 }
 
