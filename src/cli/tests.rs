@@ -305,22 +305,17 @@ fn resume_reads_the_run_folder_when_no_config_is_named() {
 }
 
 #[test]
-fn a_quickstart_goes_on_by_its_last_students_settings() {
+fn a_quickstart_goes_on_by_its_own_settings() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     let plan = |args: &[&str]| parse::<distill::DistillArgs>(args).resolve().unwrap().plan;
     let resume = ["--out", out, "--resume"];
     assert_eq!(plan(&resume).steps, 320, "nothing there says otherwise");
-    for (student, steps) in [("dense", 30), ("eslm", 20)] {
-        std::fs::create_dir(folder.path().join(student)).unwrap();
-        let config = format!(
-            "steps = {steps}\nteacher = '/cache/teacher/model'\nstudent = 'tiny'\n[select]\nscore = 'entropy'\n"
-        );
-        std::fs::write(folder.path().join(student).join("config.toml"), config).unwrap();
-        let plan = plan(&resume);
-        assert_eq!((plan.steps, plan.teacher.as_deref()), (steps, Some("quickstart")));
-        assert_eq!(plan.select.score, crate::config::Score::Entropy);
-    }
+    let text =
+        "steps = 20\nteacher = 'quickstart'\nstudent = 'tiny'\n[select]\nscore = 'entropy'\n";
+    std::fs::write(folder.path().join("quickstart.toml"), text).unwrap();
+    assert_eq!(plan(&resume).steps, 20);
+    assert_eq!(plan(&resume).select.score, crate::config::Score::Entropy);
     assert_eq!(plan(&["--out", out, "--resume", "--steps", "7"]).steps, 7);
     assert_eq!(plan(&["--out", out]).steps, 320, "a new one ignores what stands there");
 }

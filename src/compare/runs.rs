@@ -28,12 +28,9 @@ pub fn is_finished(run: &Path) -> bool {
 /// Errs if `run`, a folder or its settings, is another one than `plan` says; whether its models are the
 /// same, the comparison's state knows.
 pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
-    let read = |file: &RunFile| load(Some(file), &Overrides::default()).map(|read| read.plan);
-    let stored = read(&RunFile::find(&run.to_string_lossy())?)?;
-    // As it would be stored: what `clm` does not read is left out there.
-    let now = read(&RunFile { name: "the plan".into(), text: plan.to_toml()? })?;
-    let models = ["teacher", "student"];
-    let differences = now.differences_beside(&stored.mathematics(), &models);
+    let stored = RunFile::find(&run.to_string_lossy())?;
+    let stored = load(Some(&stored), &Overrides::default())?.plan.mathematics();
+    let differences = plan.as_stored()?.differences_beside(&stored, &["teacher", "student"]);
     if differences.is_empty() {
         return Ok(());
     }

@@ -7,6 +7,7 @@ pub use super::table::{
     CheckpointPlan, DataPlan, EvalPlan, LogPlan, MachinePlan, ObjectivePlan, OptimPlan, Plan,
     SchedulePlan, SelectPlan, ShapePlan,
 };
+use super::{Overrides, RunFile, load};
 use crate::error::{Error, Result};
 use serde_json::Value;
 
@@ -188,6 +189,12 @@ impl Plan {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self)
             .map_err(|e| Error::internal(format!("cannot write the plan as TOML: {e}")))
+    }
+
+    /// The plan that its own text loads to: what `clm` does not read is left out of it.
+    pub fn as_stored(&self) -> Result<Self> {
+        let text = RunFile { name: "the plan".into(), text: self.to_toml()? };
+        load(Some(&text), &Overrides::default()).map(|read| read.plan)
     }
 }
 

@@ -352,7 +352,7 @@ mod tests {
         table.row(["steps", "a-value-with-a-long-name", "default"]);
         for width in [40, 60, 80] {
             let shown = table.on(&Screen { width: Some(width), ..Screen::default() });
-            assert!(shown.contains("objective.temperature_end "), "{width}:\n{shown}");
+            assert!(shown.contains("objective.temperature_end"), "{width}:\n{shown}");
             assert!(shown.lines().all(|line| line.width() <= width), "{width}:\n{shown}");
         }
     }

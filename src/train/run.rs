@@ -79,10 +79,7 @@ pub fn plan_of(run: &Path) -> Result<Plan> {
 /// What of the mathematics differs between the plan of a run folder and `plan` (settled), one line
 /// per key; models may have other names.
 pub fn differences(run: &Path, plan: &Plan) -> Result<Vec<String>> {
-    // As it would be stored: what `clm` does not read is left out there.
-    let now = RunFile { name: "the plan".into(), text: plan.to_toml()? };
-    let now = load(Some(&now), &Overrides::default())?.plan;
-    Ok(now.differences_beside(&plan_of(run)?.mathematics(), &["teacher", "student"]))
+    Ok(plan.as_stored()?.differences_beside(&plan_of(run)?.mathematics(), &["teacher", "student"]))
 }
 
 /// A run in its folder, ready to train.

@@ -191,7 +191,7 @@ impl Part<'_> {
 fn parts<'a>(plan: &Plan, out: &Path, cache: &Path, data: [&'a Path; 2]) -> Result<Vec<Part<'a>>> {
     let [much, little] = data;
     let folder = cache.join("teacher");
-    let students = students(plan, &folder.join(MODEL_FOLDER));
+    let students = students(plan, &folder.join(MODEL_FOLDER))?;
     let plan = teacher_plan(plan)?;
     let mut parts = vec![Part { name: TEACHER, model: "teacher", data: much, folder, plan }];
     parts.extend(students.into_iter().map(|(name, model, plan)| Part {
@@ -301,7 +301,7 @@ pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static s
     let teacher = shapes(&teacher_plan(plan)?, around)?;
     let vocabulary = teacher.student.vocab_size;
     let mut all = vec![("teacher", teacher)];
-    for (_, model, plan) in students(plan, Path::new(TEACHER)) {
+    for (_, model, plan) in students(plan, Path::new(TEACHER))? {
         let mut run = shapes(&plan, around)?;
         // The one that learns alone has the vocabulary of the same stories.
         run.student.vocab_size = vocabulary;
@@ -337,13 +337,13 @@ fn teacher_plan(student: &Plan) -> Result<Plan> {
 
 /// Plain, dense and, if the plan selects, at random and selected: equal tokens, equal seeds, one
 /// difference at a time.
-fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Plan)> {
+fn students(plan: &Plan, teacher: &Path) -> Result<Vec<(&'static str, &'static str, Plan)>> {
     let mut eslm = plan.clone();
     eslm.teacher = Some(teacher.display().to_string());
     let mut random = eslm.clone();
     random.select.score = Score::Random;
-    let mut dense = eslm.clone();
-    dense.method = Method::Clm;
+    // As its own folder has it, by which it goes on alone.
+    let dense = Plan { method: Method::Clm, ..eslm.clone() }.as_stored()?;
     let mut plain = dense.clone();
     plain.teacher = None;
     plain.objective.lambda = 0.0;
@@ -355,7 +355,7 @@ fn students(plan: &Plan, teacher: &Path) -> Vec<(&'static str, &'static str, Pla
         (ESLM, "ESLM distillation", eslm),
     ];
     students.truncate(if plan.selects() { 4 } else { 2 });
-    students
+    Ok(students)
 }
 
 /// The generated stories, tokenised: many in `much`, few in `little`; made on first use.
@@ -420,11 +420,14 @@ mod tests {
         };
         let place = tempfile::tempdir().unwrap();
         let run = place.path();
-        for (i, (name, _, of)) in students(&plan("seed=42"), Path::new("t")).iter().enumerate() {
+        for (i, (name, _, of)) in
+            students(&plan("seed=42"), Path::new("t")).unwrap().iter().enumerate()
+        {
             std::fs::write(run.join("config.toml"), of.to_toml().unwrap()).unwrap();
             check_same(run, of).unwrap();
+            assert_eq!(of.as_stored().unwrap(), *of, "{name} goes on alone");
             for (set, changes) in [("steps=300", true), ("select.alpha=0.5", of.selects())] {
-                let (_, _, other) = &students(&plan(set), Path::new("t"))[i];
+                let (_, _, other) = &students(&plan(set), Path::new("t")).unwrap()[i];
                 assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
             }
         }
@@ -461,7 +464,7 @@ mod tests {
         let of = plan("steps=100");
         let shape = Gpt2Config::new(300, 8, 16, 1, 2);
         let model = Gpt2::scratch(shape, 1, &Device::Cpu).unwrap();
-        for (name, _, student) in students(&of, Path::new("t")) {
+        for (name, _, student) in students(&of, Path::new("t")).unwrap() {
             let run = out.join(name);
             let save = SaveOptions { ids: SpecialIds::default(), tokenizer: None };
             save_model(&run.join(MODEL_FOLDER), &model.config, &model.params, &save).unwrap();
@@ -535,7 +538,7 @@ mod tests {
     fn the_students_differ_in_one_thing_each() {
         let file = RunFile::embedded("quickstart").unwrap();
         let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
-        let students = students(&plan, Path::new("t"));
+        let students = students(&plan, Path::new("t")).unwrap();
         let [(_, _, plain), (_, _, dense), (_, _, random), (_, _, eslm)] = students.as_slice()
         else {
             panic!("four students")
