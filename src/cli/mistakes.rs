@@ -207,8 +207,13 @@ pub(super) fn of_command_line(
             format!("{short}: expected once, found twice")
         }
         ErrorKind::ArgumentConflict => {
-            let other = found(ContextKind::PriorArg);
-            format!("{flag} and {other} exclude each other; give one of them")
+            // The brackets of what may be left away are those of a usage line.
+            let named = |text: String| match text.strip_prefix('[') {
+                Some(inner) => inner.replacen("]...", "...", 1).trim_end_matches(']').to_string(),
+                None => text,
+            };
+            let [this, other] = [flag, found(ContextKind::PriorArg)].map(named);
+            format!("{this} and {other} exclude each other; give one of them")
                 .replace(['<', '>'], "")
         }
         ErrorKind::InvalidUtf8 => "expected arguments in UTF-8".to_string(),

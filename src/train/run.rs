@@ -232,7 +232,8 @@ impl Run {
         let ended = match self.steps(sink) {
             Err(e) => match e.kind() {
                 ErrorKind::Interrupted(signal) => self.stopped(signal, sink),
-                ErrorKind::NonFinite => return Err(self.not_finite(&e)),
+                // It says itself how to go on.
+                ErrorKind::NonFinite => return Err(e),
                 _ => e,
             },
             Ok(()) => match self.finish(sink) {
@@ -246,8 +247,11 @@ impl Run {
     /// The command that goes on with the run; `more` stands between verb and folder.
     fn command(&self, more: &str) -> String {
         // The folder's own config has the rest.
-        let verb = if self.trainer.plan.teacher.is_some() { "distill" } else { "pretrain" };
-        format!("eslm-kd {verb} --resume{more} --out {}", quoted(self.lock.dir()))
+        format!("eslm-kd {} --resume{more} --out {}", self.verb(), quoted(self.lock.dir()))
+    }
+
+    fn verb(&self) -> &'static str {
+        if self.trainer.plan.teacher.is_some() { "distill" } else { "pretrain" }
     }
 
     /// Saves, and says where the run stands.
@@ -267,8 +271,30 @@ impl Run {
         }
     }
 
-    /// What was not finite, what is left, and what to do.
-    fn not_finite(&self, e: &Error) -> Error {
+    /// A validation's error. A model that is not finite is so again however the run goes on.
+    fn not_valid(&self, e: Error) -> Error {
+        let Counters { step, .. } = self.counters;
+        if e.kind() != ErrorKind::NonFinite || step == 0 {
+            return e;
+        }
+        let (plan, run) = (&self.trainer.plan, self.lock.dir());
+        let mut new = run.as_os_str().to_owned();
+        new.push("-lower-lr");
+        let begin = format!(
+            "eslm-kd {} {} --lr {:.1e} --out {}",
+            self.verb(),
+            quoted(run),
+            plan.optim.lr / 10.0,
+            quoted(Path::new(&new))
+        );
+        e.context(format!("validation after step {}", count(step))).going_on_with(begin)
+    }
+
+    /// What was not finite in a batch, what is left, and what to do.
+    fn not_finite(&self, e: Error) -> Error {
+        if e.kind() != ErrorKind::NonFinite {
+            return e;
+        }
         let saved = match self.saved_at {
             Some(step) => format!(
                 "the checkpoint of step {} stands in {}",
@@ -305,7 +331,7 @@ impl Run {
             // And here rather than after the step, so that a run stopped while it validated makes
             // up for it when it goes on.
             if step == 0 || step == plan.steps || due(plan.eval.every, step) {
-                self.validate(sink)?;
+                self.validate(sink).map_err(|e| self.not_valid(e))?;
             }
             if step == plan.steps {
                 return Ok(());
@@ -337,7 +363,7 @@ impl Run {
                 }))?;
                 continue;
             }
-            let mut report = stepped?;
+            let mut report = stepped.map_err(|e| self.not_finite(e))?;
             report.sums.phases.data = data_seconds;
             self.counters.pass(&plan, report.sums.tokens, seconds);
             self.counters.flops += report.sums.flops;

@@ -109,6 +109,23 @@ fn what_is_not_finite_stops_the_run_or_is_skipped() {
 }
 
 #[test]
+fn a_model_that_is_broken_is_begun_again_with_a_lower_rate() {
+    let place = Place::new();
+    let data = data();
+    let rate = ["--steps", "3", "--lr", "1e9", "--set", "optim.on_nonfinite=skip", "--out", "run"];
+    let args = [&["pretrain", "--data", &data][..], &TINY, &rate].concat();
+    let (code, _, stderr) = place.run(&args);
+    assert_eq!(code, 5, "{stderr}");
+    let ends = "\ngo on: eslm-kd pretrain run --lr 1.0e8 --out run-lower-lr\n";
+    assert!(
+        stderr.ends_with(ends) && stderr.contains("\nerror: validation after step 3: "),
+        "{stderr}"
+    );
+    let again = ["pretrain", "run", "--lr", "1e-4", "--out", "run-lower-lr"];
+    assert_eq!(place.run(&again).0, 0);
+}
+
+#[test]
 fn data_that_vanishes_or_changes_is_noticed() {
     let place = Place::new();
     let data = place.path("data");
