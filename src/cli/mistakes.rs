@@ -172,7 +172,9 @@ pub(super) fn of_command_line(
             let advice = verb.unknown_flag(&flag, &found(ContextKind::SuggestedArg));
             verb.placed(advice, &flag, arguments)
         }
-        ErrorKind::UnknownArgument | ErrorKind::TooManyValues => verb.one_too_many(&flag),
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues => {
+            verb.one_too_many(&flag, arguments)
+        }
         ErrorKind::InvalidSubcommand => verb.unknown_verb(&found(ContextKind::InvalidSubcommand)),
         ErrorKind::MissingSubcommand => format!("expected a verb behind `{}`", verb.path),
         ErrorKind::InvalidValue if value.is_empty() => {
@@ -322,7 +324,7 @@ impl<'a> Verb<'a> {
     }
 
     /// A value where none is expected.
-    fn one_too_many(&self, value: &str) -> String {
+    fn one_too_many(&self, value: &str, arguments: &[OsString]) -> String {
         let taken: Vec<String> = self
             .command
             .get_positionals()
@@ -333,16 +335,21 @@ impl<'a> Verb<'a> {
             Some(name) => format!("{} takes one {name} and flags", self.path),
         };
         let quoted = shell_word(value);
-        let advice = match self.name {
-            "generate" => format!("; a text to continue is --prompt {quoted}"),
-            "eval" => format!("; what is measured on is --data {quoted}"),
-            "inspect" => format!("; the text to score is --text {quoted}"),
-            "export" => format!("; what is written is --out {quoted}"),
-            "prepare" | "tokenizer" => format!("; text is --input {quoted}"),
-            "pretrain" | "distill" => {
-                format!("; a run folder is --out {quoted}, data are --data DIR")
-            }
-            _ => String::new(),
+        let (what, flag) = match self.name {
+            "generate" => ("a text to continue is", "--prompt"),
+            "eval" => ("what is measured on is", "--data"),
+            "inspect" => ("the text to score is", "--text"),
+            "export" => ("what is written is", "--out"),
+            "prepare" | "tokenizer" => ("text is", "--input"),
+            "pretrain" | "distill" => ("a run folder is --out RUN, data are", "--data"),
+            _ => ("", ""),
+        };
+        // Who has named it means something else.
+        let mut given = arguments.iter().filter_map(|a| a.to_str());
+        let is_given = given.any(|a| a.split('=').next() == Some(flag));
+        let advice = match flag.is_empty() || is_given {
+            true => String::new(),
+            false => format!("; {what} {flag} {quoted}"),
         };
         format!("{takes}, found \"{value}\"{advice}")
     }

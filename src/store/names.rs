@@ -422,8 +422,11 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
             "{shown} holds a tokenizer and no model; name the folder of a run or a model"
         )));
     }
-    // A comparison, a quickstart, or a folder of runs.
-    let below: Vec<PathBuf> = children(path)?.into_iter().filter(|p| holds_a_model(p)).collect();
+    // A quickstart or a folder of runs; a comparison keeps them in folders of their arms.
+    let arms = if has("compare.json") { children(&path.join("runs"))? } else { Vec::new() };
+    let seeds = arms.iter().flat_map(|arm| children(arm).unwrap_or_default());
+    let below: Vec<PathBuf> =
+        children(path)?.into_iter().chain(seeds).filter(|p| holds_a_model(p)).collect();
     if !below.is_empty() {
         return Err(Error::data(format!(
             "{shown} holds {}, and is none itself; name one: {}",
@@ -516,6 +519,12 @@ mod tests {
         let empty = root.path().join("empty");
         fs::create_dir(&empty).unwrap();
         assert!(refused(empty.to_str().unwrap(), Kind::Any).contains("is no model"));
+        // A folder of several names them, a comparison, too.
+        model(&empty.join("runs/arm/seed-1/model"));
+        assert!(refused(empty.to_str().unwrap(), Kind::Any).contains("is no model"));
+        fs::write(empty.join("compare.json"), "{}").unwrap();
+        let said = refused(empty.to_str().unwrap(), Kind::Any);
+        assert!(said.contains("holds 1 model") && said.ends_with("runs/arm/seed-1"), "{said}");
         let file = run.join("model/config.json");
         assert!(refused(file.to_str().unwrap(), Kind::Any).contains("is a file"));
     }
