@@ -335,21 +335,23 @@ impl<'a> Verb<'a> {
             Some(name) => format!("{} takes one {name} and flags", self.path),
         };
         let quoted = shell_word(value);
-        let (what, flag) = match self.name {
-            "generate" => ("a text to continue is", "--prompt"),
-            "eval" => ("what is measured on is", "--data"),
-            "inspect" => ("the text to score is", "--text"),
-            "export" => ("what is written is", "--out"),
-            "prepare" | "tokenizer" => ("text is", "--input"),
-            "pretrain" | "distill" => ("a run folder is --out RUN, data are", "--data"),
-            _ => ("", ""),
+        let meant: &[(&str, &str)] = match self.name {
+            "generate" => &[("a text to continue is", "--prompt")],
+            "eval" => &[("what is measured on is", "--data")],
+            "inspect" => &[("the text to score is", "--text")],
+            "export" => &[("what is written is", "--out")],
+            "prepare" | "tokenizer" => &[("text is", "--input")],
+            "pretrain" | "distill" => &[("data are", "--data"), ("a run folder is", "--out")],
+            _ => &[],
         };
-        // Who has named it means something else.
-        let mut given = arguments.iter().filter_map(|a| a.to_str());
-        let is_given = given.any(|a| a.split('=').next() == Some(flag));
-        let advice = match flag.is_empty() || is_given {
-            true => String::new(),
-            false => format!("; {what} {flag} {quoted}"),
+        // Who has named one means something else.
+        let given = |flag: &str| {
+            let mut words = arguments.iter().filter_map(|a| a.to_str());
+            words.any(|word| word.split('=').next() == Some(flag))
+        };
+        let advice = match meant.iter().find(|(_, flag)| !given(flag)) {
+            Some((what, flag)) => format!("; {what} {flag} {quoted}"),
+            None => String::new(),
         };
         format!("{takes}, found \"{value}\"{advice}")
     }
