@@ -2,10 +2,10 @@
 //!
 //! `cargo bench --bench step -- [SHAPE] [RUNS] [DTYPE] [--device DEVICE] [--teacher SHAPE] [--rows
 //! B] [--only TEXT] [--serve NAME]`, with SHAPE one of `124m` (B 4 x T 256), `14m` (B 8 x T 256, V
-//! 8192) and `124m-long` (B 32 x T 1024, for a GPU), and DTYPE one of `f32` and `bf16`. `--only`
-//! takes the steps whose name contains TEXT; the teacher's SHAPE is `355m` or `774m`. `cargo bench
-//! --bench step -- growth [RUNS]` says how a step's cost grows with B, T, V and the share that is
-//! kept.
+//! 8192), `llama-135m` (the preset, B 4 x T 256) and `124m-long` (B 32 x T 1024, for a GPU), and
+//! DTYPE one of `f32` and `bf16`. `--only` takes the steps whose name contains TEXT; the teacher's
+//! SHAPE is `355m` or `774m`. `cargo bench --bench step -- growth [RUNS]` says how a step's cost
+//! grows with B, T, V and the share that is kept.
 //!
 //! Every step is taken in turn with a plain one, each in a process of its own, so that a ratio is
 //! between medians of the same minutes. `--serve` does one step per line on stdin and answers with
@@ -22,6 +22,7 @@ use eslm_kd::data::loader::Batch;
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::gpu;
 use eslm_kd::report::text::{count, decimal};
+use eslm_kd::store::preset;
 use eslm_kd::teacher::Teacher;
 use eslm_kd::testing::random_batch;
 use eslm_kd::train::Trainer;
@@ -113,6 +114,14 @@ fn main() {
             dtype,
             device,
         },
+        "llama-135m" => Scale {
+            student: preset::student(shape).expect("a preset").shape.clone(),
+            teacher: preset::teacher("smollm2-360m").expect("a preset").shape.clone(),
+            rows: 4,
+            context: 256,
+            dtype,
+            device,
+        },
         "14m" => Scale {
             student: Gpt2Config::new(8192, 256, 384, 6, 6),
             teacher: Gpt2Config::new(8192, 256, 512, 8, 8),
@@ -122,7 +131,7 @@ fn main() {
             device,
         },
         "growth" => small(),
-        other => panic!("expected 124m, 124m-long, 14m or growth, found {other}"),
+        other => panic!("expected 124m, 124m-long, llama-135m, 14m or growth, found {other}"),
     };
     match of_teacher.as_deref() {
         None => {}

@@ -2,9 +2,10 @@
 torch.compile was no faster; on a GPU with --compile, whose attention is PyTorch's flash attention in bf16.
 
     python twin.py KIND [--dtype f32|bf16] [--device cpu|cuda] [--rows B] [--context T] [--compile] [--teacher 355m|774m]
+                        [--student 124m|llama-135m]
 
 KIND is one of
-  plain  GPT-2 124M on B x T random tokens: cross-entropy, clipping at 1, AdamW
+  plain  GPT-2 124M (or a Llama of SmolLM2 135M's shape) on B x T random tokens: cross-entropy, clipping at 1, AdamW
   eslm   the same by the published recipe of token selection: every logit is formed, the entropy of every position is read from
          them, the loss is masked to the half of each sequence with the highest, and the backward is that of the whole batch
   kd     the same beside a teacher of GPT-2 medium's or large's shape: half cross-entropy, half KL(teacher || student) on full
@@ -62,6 +63,52 @@ class Gpt2(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
 
+class LlamaBlock(nn.Module):
+    def __init__(self, width, heads, kv_heads, inner):
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, width // heads
+        linear = lambda a, b: nn.Linear(a, b, bias=False)  # noqa: E731
+        self.norm_1, self.norm_2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.q, self.attended = linear(width, width), linear(width, width)
+        self.k, self.v = linear(width, kv_heads * self.dim), linear(width, kv_heads * self.dim)
+        self.gate, self.up, self.narrow = linear(width, inner), linear(width, inner), linear(inner, width)
+
+    def rotate(self, x, cos, sin):
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    def forward(self, x, cos, sin):
+        b, t, d = x.shape
+        y = self.norm_1(x)
+        q = self.q(y).view(b, t, self.heads, self.dim).transpose(1, 2)
+        k, v = (f(y).view(b, t, self.kv_heads, self.dim).transpose(1, 2) for f in (self.k, self.v))
+        q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).reshape(b, t, d)
+        x = x + self.attended(y)
+        y = self.norm_2(x)
+        return x + self.narrow(F.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+    def __init__(self, vocab, width, layers, heads, kv_heads, inner):
+        super().__init__()
+        self.wte = nn.Embedding(vocab, width)
+        self.blocks = nn.ModuleList(LlamaBlock(width, heads, kv_heads, inner) for _ in range(layers))
+        self.ln_f = nn.RMSNorm(width, eps=1e-5)
+        half = width // heads // 2
+        angles = torch.outer(torch.arange(2048.0), 1e4 ** (-torch.arange(half) / half)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos()), self.register_buffer("sin", angles.sin())
+        for p in self.parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, ids):
+        x, t = self.wte(ids), ids.shape[1]
+        for block in self.blocks:
+            x = block(x, self.cos[:t], self.sin[:t])
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
 def plain_loss(z, y, _teacher):
     return F.cross_entropy(z.float().flatten(0, 1), y.flatten())
 
@@ -84,6 +131,7 @@ def kd_loss(z, y, teacher_logits):
     return 0.5 * F.nll_loss(logp, y.flatten()) + 0.5 * kl
 
 
+STUDENTS = {"124m": lambda: Gpt2(768, 12, 12), "llama-135m": lambda: Llama(49152, 576, 30, 9, 3, 1536)}
 LOSSES = {"plain": plain_loss, "eslm": eslm_loss, "kd": kd_loss}
 
 
@@ -97,12 +145,14 @@ def main():
     arguments.add_argument("--context", type=int, default=256)
     arguments.add_argument("--compile", action="store_true")
     arguments.add_argument("--teacher", choices=TEACHERS, default="355m")
+    arguments.add_argument("--student", choices=STUDENTS, default="124m")
     args = arguments.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     on_gpu = args.device == "cuda"
-    student = Gpt2(768, 12, 12).to(args.device)
+    student = STUDENTS[args.student]().to(args.device)
+    vocab = student.wte.num_embeddings
     teacher = None
     if args.kind == "kd":
         teacher = Gpt2(*TEACHERS[args.teacher]).to(args.device).eval().requires_grad_(False)
@@ -110,8 +160,8 @@ def main():
     others = [p for p in student.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
-    ids = torch.randint(VOCAB, (args.rows, args.context), device=args.device)
-    targets = torch.randint(VOCAB, (args.rows, args.context), device=args.device)
+    ids = torch.randint(vocab, (args.rows, args.context), device=args.device)
+    targets = torch.randint(vocab, (args.rows, args.context), device=args.device)
     narrow = torch.autocast(args.device, torch.bfloat16) if args.dtype == "bf16" else contextlib.nullcontext()
 
     def forward(ids, targets):
