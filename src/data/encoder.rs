@@ -1,52 +1,44 @@
-//! Bulk encoding: GPT-2's scheme, with the ids of words seen before remembered per thread.
+//! Bulk encoding: the ids of words seen before are remembered per thread.
 //!
-//! A match of GPT-2's pattern, taken out of its text, is again one match as a whole, so encoding
-//! word by word gives the same ids as encoding the text; a test compares both. Tokenizers of other
-//! schemes go the ordinary way.
+//! What a word is, `words` says; its ids are what the model gives for it by itself, so they are
+//! those of the whole text, and a test compares both. Tokenizers whose words cannot be told go the
+//! ordinary way.
 
-use crate::data::bpe::{GPT2_PATTERN, check_words};
 use crate::data::tokenizer::Tokenizer;
-use crate::error::{Error, Result};
+use crate::data::words::{Piece, Words};
+use crate::error::Result;
+use crate::guard::guarded;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use tokenizers::utils::SysRegex;
 
 /// Words remembered per thread; beyond that the memory starts afresh.
 const MAX_WORDS: usize = 100_000;
 /// Longer words are rare, so remembering them is of no use.
 const MAX_WORD_BYTES: usize = 64;
 
-struct WordCache {
-    regex: SysRegex,
+struct Memory {
+    words: Words,
     ids: HashMap<Box<str>, Box<[u32]>>,
 }
 
 /// Encodes many texts in parallel with one tokenizer.
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// One per thread, with the text of the only added token; None if the tokenizer is of another
-    /// scheme.
-    fast: Option<(String, Vec<Mutex<WordCache>>)>,
+    /// One per thread; none if the tokenizer's words cannot be told.
+    memories: Vec<Mutex<Memory>>,
 }
 
 impl<'a> Encoder<'a> {
     /// An encoder with empty memory.
     pub fn new(tokenizer: &'a Tokenizer) -> Result<Self> {
-        let memory = |_| {
-            let regex = SysRegex::new(GPT2_PATTERN);
-            let regex = regex
-                .map_err(|e| Error::internal(format!("GPT-2's pattern does not compile: {e}")))?;
-            Ok(Mutex::new(WordCache { regex, ids: HashMap::new() }))
-        };
-        let fast = match tokenizer.only_added_token().filter(|_| tokenizer.splits_safely()) {
-            Some(special) => Some((
-                special,
-                (0..rayon::current_num_threads()).map(memory).collect::<Result<_>>()?,
-            )),
-            None => None,
-        };
-        Ok(Self { tokenizer, fast })
+        let mut memories = Vec::new();
+        for _ in 0..rayon::current_num_threads() {
+            let words = Words::of(tokenizer.json())?;
+            let memory = |words| Mutex::new(Memory { words, ids: HashMap::new() });
+            memories.extend(words.map(memory));
+        }
+        Ok(Self { tokenizer, memories })
     }
 
     /// The ids of each text, in order; the same as of [`Tokenizer::encode`].
@@ -55,33 +47,37 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let Some((special, memories)) = &self.fast else { return self.tokenizer.encode(text) };
-        check_words(text)?;
-        let thread = rayon::current_thread_index().unwrap_or(0) % memories.len();
-        // The memory is valid at every moment, so a panic elsewhere does not spoil it.
-        let mut memory = memories[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        let WordCache { regex, ids } = &mut *memory;
-        let mut out = Vec::with_capacity(text.len() / 3);
-        for (number, part) in text.split(special.as_str()).enumerate() {
-            if number > 0 {
-                out.extend(self.tokenizer.encode(special)?);
-            }
-            for (start, end) in regex.find_iter(part) {
-                let word = &part[start..end];
-                if let Some(known) = ids.get(word) {
-                    out.extend_from_slice(known);
-                    continue;
-                }
-                let new = self.tokenizer.encode(word)?;
-                out.extend_from_slice(&new);
-                if word.len() <= MAX_WORD_BYTES {
-                    if ids.len() >= MAX_WORDS {
-                        ids.clear();
-                    }
-                    ids.insert(word.into(), new.into());
-                }
-            }
+        if self.memories.is_empty() {
+            return self.tokenizer.encode(text);
         }
+        let thread = rayon::current_thread_index().unwrap_or(0) % self.memories.len();
+        // The memory is valid at every moment, so a panic elsewhere does not spoil it.
+        let mut memory = self.memories[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let Memory { words, ids } = &mut *memory;
+        let mut out = Vec::with_capacity(text.len() / 3);
+        let take = |piece: Piece| {
+            let word = match piece {
+                Piece::Token(id) => {
+                    out.push(id);
+                    return Ok(());
+                }
+                Piece::Word(word) => word,
+            };
+            if let Some(known) = ids.get(word) {
+                out.extend_from_slice(known);
+                return Ok(());
+            }
+            let new = self.tokenizer.encode_word(&words.spelt(word))?;
+            out.extend_from_slice(&new);
+            if word.len() <= MAX_WORD_BYTES {
+                if ids.len() >= MAX_WORDS {
+                    ids.clear();
+                }
+                ids.insert(word.into(), new.into());
+            }
+            Ok(())
+        };
+        guarded("tokenizer", || words.each(text, take))??;
         Ok(out)
     }
 }
@@ -102,7 +98,7 @@ mod tests {
         let options = TrainOptions { vocab_size: 500, ..TrainOptions::default() };
         let (tokenizer, _) = Tokenizer::train(&[path], &options, &Silent).unwrap();
         let encoder = Encoder::new(&tokenizer).unwrap();
-        assert!(encoder.fast.is_some());
+        assert!(!encoder.memories.is_empty());
         let reversed: String = text.chars().rev().collect();
         // Twice: the second time from memory.
         for _ in 0..2 {

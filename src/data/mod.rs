@@ -13,3 +13,4 @@ pub(crate) mod split;
 pub mod tokenizer;
 pub mod tokens;
 pub mod train_tokenizer;
+mod words;

@@ -18,6 +18,7 @@ use crate::guard::guarded;
 use folder::{Declared, Found};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use tokenizers::Model;
 
 /// What may stand for it in tokenizers of other families where none is declared, tried in this
 /// order.
@@ -133,6 +134,14 @@ impl Tokenizer {
         encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 
+    /// Ids of one word, in the letters of the model: the model alone, without normalizer,
+    /// pre-tokenizer and added tokens.
+    pub(super) fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        let tokens = guarded("tokenizer", || self.inner.get_model().tokenize(word))?;
+        let tokens = tokens.map_err(|e| Error::data(format!("tokenizer: {e}")))?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
     /// The text of some ids, special tokens included; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| id >= self.vocab_size) {
@@ -209,14 +218,6 @@ impl Tokenizer {
     /// The tokenizer as JSON, with every default spelt out.
     pub(crate) fn json(&self) -> &Value {
         &self.json
-    }
-
-    /// The text of the added token, if there is exactly one.
-    pub(crate) fn only_added_token(&self) -> Option<String> {
-        match self.json["added_tokens"].as_array()?.as_slice() {
-            [one] => one["content"].as_str().filter(|c| !c.is_empty()).map(String::from),
-            _ => None,
-        }
     }
 
     /// The tokenizer of trained merges: 256 bytes, the merges, `<|endoftext|>`.
