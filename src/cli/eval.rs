@@ -2,13 +2,15 @@
 
 use super::number::whole;
 use super::{ModelArgs, Printer};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::TokenFile;
 use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
+use crate::progress::Progress;
 use crate::report::text;
-use crate::store::open_tokens;
+use crate::store::{begins_with, behind_first, open_tokens};
 use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Measure a model: mean NLL, perplexity, bits per byte, tokens
 #[derive(Debug, Clone, clap::Args)]
@@ -26,8 +28,8 @@ pub struct EvalArgs {
     /// at more cost; without it, the context
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub stride: Option<u32>,
-    /// Put end-of-text in front, so that the first token is predicted, too, as
-    /// lm-evaluation-harness does
+    /// Put in front what the tokenizer puts before a text (Llama's <s>), else end-of-text, so that
+    /// the first token is predicted, too, as lm-evaluation-harness does
     #[arg(long)]
     pub bos: bool,
 }
@@ -38,13 +40,31 @@ Examples:
   eslm-kd eval gpt2 --data novel.txt --stride 512
   eslm-kd eval runs/first/checkpoints/step-00000500 --data data/mine --json | jq .perplexity";
 
+/// Says so where transformers' tokenizer would put a token before the text and nothing is there:
+/// models that were trained with one may be far worse without.
+fn note_begin(tokens: &TokenFile, tokenizer: Option<&Tokenizer>, ui: &Printer) -> Result<()> {
+    let Some(tokenizer) = tokenizer.filter(|t| !t.document_begin().is_empty()) else {
+        return Ok(());
+    };
+    if !begins_with(tokens, tokenizer.begin())? {
+        let token = tokenizer.names(tokenizer.begin());
+        ui.note(&format!(
+            "note: measured without {token}, which the tokenizer puts before a text; --bos puts it there"
+        ));
+    }
+    Ok(())
+}
+
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
     use_everywhere(0)?;
     let model = args.model.open(ui)?;
     let mut tokens = open_tokens(&args.data, &model, ui)?;
+    let tokenizer = model.tokenizer().ok();
     if args.bos {
-        tokens = Arc::new(tokens.behind_end_of_text()?);
+        tokens = behind_first(&tokens, tokenizer)?;
+    } else {
+        note_begin(&tokens, tokenizer, ui)?;
     }
     let asked = args.context.map_or(model.model.config.n_positions, |c| c as usize);
     let mut options = EvalOptions::new(asked);

@@ -4,6 +4,7 @@ use super::number::finite;
 use super::{ConfigArgs, Printer};
 use crate::data::prepare::{PrepareOptions, PrepareReport, TRAIN, Validation, check_out, prepare};
 use crate::data::source::Source;
+use crate::data::tokens::END_OF_TEXT;
 use crate::error::Result;
 use crate::machine::available_memory;
 use crate::progress::{Progress, Silent};
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 /// Tokenise text, JSON lines or Parquet into a data folder.
 ///
 /// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
-/// with the tokenizer's end-of-text token. In text files `<|endoftext|>` separates documents; a
+/// with the tokenizer's end-of-text token, and begin with what its template puts before a text
+/// (Llama's <s>; mostly nothing). In text files `<|endoftext|>` separates documents; a
 /// file without it is one document. Inside a row it is one end-of-text token, and has no bytes. A
 /// pipe such as /dev/stdin is read once, and its first bytes say what it is.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,6 +112,7 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
         }
     }
     let (out, quoted) = (args.out.display(), quoted(&args.out));
+    let around = around(report);
     let skipped: String = report.skipped.iter().map(|s| format!("\n{s}")).collect();
     let (student, fits) = match student_for(&args.out, report.train.tokens) {
         Some((name, parameters, time)) => {
@@ -122,15 +125,26 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
         }
         None => {
             return format!(
-                "{}{skipped}\ndata folder: {out}\ntoo little text to train on",
+                "{}{around}{skipped}\ndata folder: {out}\ntoo little text to train on",
                 table.on(screen)
             );
         }
     };
     format!(
-        "{}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
+        "{}{around}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
         table.on(screen)
     )
+}
+
+/// What stands around each document, where it is not GPT-2's end mark alone.
+fn around(report: &PrepareReport) -> String {
+    match &report.begin_token {
+        Some(begin) => {
+            format!("\neach document begins with {begin} and ends with {}", report.end_token)
+        }
+        None if report.end_token == END_OF_TEXT => String::new(),
+        None => format!("\neach document ends with {}", report.end_token),
+    }
 }
 
 /// The largest student preset that fits into this machine's memory and whose run by default takes

@@ -82,7 +82,7 @@ pub struct PrepareOptions {
 pub struct SplitReport {
     /// Documents.
     pub documents: u64,
-    /// Tokens, one end-of-text per document included.
+    /// Tokens, what begins and ends each document included.
     pub tokens: u64,
     /// UTF-8 bytes of text, without those of end marks.
     pub bytes: u64,
@@ -122,6 +122,12 @@ pub struct PrepareReport {
     pub eot: u32,
     /// That token.
     pub end_token: String,
+    /// Ids that open every document: what the tokenizer's template puts before a text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub begin: Vec<u32>,
+    /// Those tokens, if there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begin_token: Option<String>,
     /// The training tokens.
     pub train: SplitReport,
     /// The validation tokens.
@@ -130,7 +136,8 @@ pub struct PrepareReport {
     pub skipped: Vec<Skipped>,
 }
 
-/// Tokenises the inputs. Documents keep their order and end with the end-of-text token; the bytes
+/// Tokenises the inputs. Documents keep their order, begin with what the tokenizer's template puts
+/// before a text ([`Tokenizer::document_begin`]) and end with the end-of-text token; the bytes
 /// written depend on the inputs and the tokenizer alone.
 pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
     if let Some(f) = options.validation.fraction().filter(|f| !(*f > 0.0 && *f < 1.0)) {
@@ -158,6 +165,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
     };
     let encoder = Encoder::new(&tokenizer)?;
     let (mut number, split) = (0u64, Rng::new(SPLIT_SEED, Stream::Split));
+    let mut begins = true;
     let mut skipped =
         source::for_each_batch(&sources, &reading, "Tokenising", progress, |batch| {
             encode_batch(&encoder, &batch.pieces, |piece, tokens| {
@@ -170,7 +178,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
                     _ => &mut train,
                 };
                 number += u64::from(piece.ends_document);
-                append(writer, piece, tokens, &tokenizer)
+                append(writer, piece, tokens, &tokenizer, &mut begins)
             })
         })?;
     if let (Validation::Files(_), Some(valid)) = (&options.validation, &mut valid) {
@@ -181,7 +189,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
             progress,
             |batch| {
                 encode_batch(&encoder, &batch.pieces, |piece, tokens| {
-                    append(valid, piece, tokens, &tokenizer)
+                    append(valid, piece, tokens, &tokenizer, &mut begins)
                 })
             },
         )?;
@@ -210,6 +218,8 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Progress) -> Result<Prep
         vocab_size: tokenizer.vocab_size(),
         eot: tokenizer.eot(),
         end_token: tokenizer.end_token(),
+        begin: tokenizer.document_begin().to_vec(),
+        begin_token: Some(tokenizer.names(tokenizer.document_begin())).filter(|t| !t.is_empty()),
         train: SplitReport::new(&parts.0),
         valid: parts.1.as_ref().map(SplitReport::new),
         skipped,
@@ -279,12 +289,20 @@ fn encode_batch(
     pieces.iter().zip(&encoded).try_for_each(|(piece, tokens)| take(piece, tokens))
 }
 
+/// `begins` says whether a document begins with this piece, and is told whether one does with the
+/// next.
 fn append(
     writer: &mut TokenWriter,
     piece: &Piece,
     tokens: &[u32],
     tokenizer: &Tokenizer,
+    begins: &mut bool,
 ) -> Result<()> {
+    // A text that begins so by itself, as a chat template makes it, gets no second.
+    if *begins && !tokens.starts_with(tokenizer.document_begin()) {
+        writer.push(tokenizer.document_begin())?;
+    }
+    *begins = piece.ends_document;
     writer.push(tokens)?;
     writer.add_source_bytes(tokenizer.source_bytes(&piece.text, tokens));
     if piece.ends_document {

@@ -65,6 +65,9 @@ impl End {
         let whole = tokens.header();
         let (mut ids, mut bytes, mut documents) = (Vec::new(), 0, 0);
         let mut held_out = TokenWriter::create(valid, tokenizer.origin())?;
+        if self.cuts {
+            held_out.push(tokenizer.document_begin())?;
+        }
         each_chunk(tokens, self.at..tokens.len(), &mut ids, |ids| {
             let text = tokenizer.decode(ids)?;
             bytes += tokenizer.source_bytes(&text, ids);

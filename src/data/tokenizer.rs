@@ -35,6 +35,8 @@ pub struct Tokenizer {
     json: Value,
     vocab_size: u32,
     eot: u32,
+    /// What its template puts before a text, and after it.
+    around: [Vec<u32>; 2],
     hash: Hash,
     /// The hash that earlier versions gave it.
     earlier: Hash,
@@ -64,7 +66,9 @@ impl Tokenizer {
         let vocab_size =
             largest.checked_add(1).ok_or_else(|| Error::data("a token id is 4294967295"))?;
         let eot = end_of_text(&inner, &json, &declared)?;
-        Ok(Self { hash: identity::hash(&json), earlier, inner, json, vocab_size, eot, declared })
+        let around = folder::around(&inner)?;
+        let hash = identity::hash(&json);
+        Ok(Self { hash, earlier, inner, json, vocab_size, eot, around, declared })
     }
 
     /// As [`Tokenizer::load`], with `token` at the end of documents, whatever is declared.
@@ -120,18 +124,34 @@ impl Tokenizer {
 
     /// Token ids of a text; nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encoded(text, false)
+        let encoding = guarded("tokenizer", || self.inner.encode_fast(text, false))?;
+        encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::data(format!("tokenizer: {e}")))
     }
 
     /// Token ids of a prompt, with what the tokenizer's template puts around it: Llama's begins it
-    /// with `bos`.
+    /// with `bos`. A prompt that begins so by itself, as the text of a chat template, gets no second.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        self.encoded(text, true)
+        let [before, after] = &self.around;
+        let text = self.encode(text)?;
+        let before = if text.starts_with(before) { &[][..] } else { before };
+        Ok([before, &text, after].concat())
     }
 
-    fn encoded(&self, text: &str, templated: bool) -> Result<Vec<u32>> {
-        let encoding = guarded("tokenizer", || self.inner.encode_fast(text, templated))?;
-        encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::data(format!("tokenizer: {e}")))
+    /// What the tokenizer's template puts before a text: `bos` for Llama and Gemma, mostly nothing.
+    pub fn begin(&self) -> &[u32] {
+        &self.around[0]
+    }
+
+    /// What begins a document in data: [`Tokenizer::begin`]; nothing where that is the token that
+    /// ends documents, since one between two of them says both.
+    pub fn document_begin(&self) -> &[u32] {
+        let begin = self.begin();
+        if begin == [self.eot] { &[] } else { begin }
+    }
+
+    /// Some tokens as their vocabulary writes them, one after the other.
+    pub fn names(&self, ids: &[u32]) -> String {
+        ids.iter().filter_map(|id| self.inner.id_to_token(*id)).collect()
     }
 
     /// Ids of one word, in the letters of the model: the model alone, without normalizer,
@@ -185,12 +205,15 @@ impl Tokenizer {
         self.hash
     }
 
-    /// UTF-8 bytes of a text that became `ids`. A literal end mark is a token without bytes, as it is
-    /// where it separates documents.
+    /// UTF-8 bytes of a text that became `ids`. A literal mark that begins or ends a document is a
+    /// token without bytes, as it is where it separates documents.
     pub fn source_bytes(&self, text: &str, ids: &[u32]) -> u64 {
-        let marks = ids.iter().filter(|id| **id == self.eot).count();
-        let mark = self.inner.id_to_token(self.eot).map_or(0, |mark| mark.len());
-        text.len().saturating_sub(marks * mark) as u64
+        let bytes = |mark: &u32| {
+            let found = ids.iter().filter(|id| *id == mark).count();
+            found * self.inner.id_to_token(*mark).map_or(0, |mark| mark.len())
+        };
+        let marks = self.document_begin().iter().chain([&self.eot]);
+        text.len().saturating_sub(marks.map(bytes).sum()) as u64
     }
 
     /// What a token file records about its tokenizer.

@@ -376,13 +376,14 @@ impl TokenFile {
         Self { path: path.to_path_buf(), ..self }
     }
 
-    /// A copy in memory that begins with end-of-text, so that the first token has something before
-    /// it.
-    pub fn behind_end_of_text(&self) -> Result<Self> {
+    /// A copy in memory that begins with `ids`, end-of-text or what the tokenizer puts before a text,
+    /// so that the first token has something before it.
+    pub fn behind(&self, ids: &[u32]) -> Result<Self> {
         self.check_unchanged()?;
-        let mut header = TokenHeader { tokens: self.len() + 1, ..self.header.clone() };
+        let tokens = self.len() + ids.len() as u64;
+        let mut header = TokenHeader { tokens, ..self.header.clone() };
         let mut bytes = vec![0; HEADER_BYTES];
-        encode_tokens(&[header.eot], &header, &mut bytes)?;
+        encode_tokens(ids, &header, &mut bytes)?;
         bytes.extend_from_slice(self.payload());
         header.content_hash = Sha256::digest(&bytes[HEADER_BYTES..]).into();
         Ok(Self { path: self.path.clone(), header, payload: Payload::Owned(bytes) })

@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn behind_end_of_text_every_token_is_predicted() {
         let (model, file) = (model(), tokens(50));
-        let behind = Arc::new(file.behind_end_of_text().unwrap());
+        let behind = Arc::new(file.behind(&[file.header().eot]).unwrap());
         let ids = behind.to_vec(0..51).unwrap();
         assert_eq!(ids[0], file.header().eot);
         for (context, stride) in [(16, 16), (16, 5)] {

@@ -27,4 +27,4 @@ pub mod weights;
 pub use names::{Kind, ModelFolder, Where, find};
 pub(crate) use open::shape_of;
 pub use open::{OpenModel, open, shape};
-pub use tokens::{open_tokens, open_tokens_by};
+pub use tokens::{begins_with, behind_first, open_tokens, open_tokens_by};

@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
-"""Write about 1 MB of hostile text and its token ids by transformers' GPT2TokenizerFast, for other tokenizers to match.
+"""Write about 1 MB of hostile text and its token ids by transformers, for other tokenizers to match.
 
     check_tokenizer.py TOKENIZER_DIR [--out PREFIX] [--bytes N] [--seed S] [--compare IDS_FILE] [--skip-slow]
+    check_tokenizer.py TOKENIZER_DIR... --encode PROGRAM
 
-Writes PREFIX.txt (UTF-8) and PREFIX.u32 (little-endian u32 ids of the whole file encoded as one text, with
-`<|endoftext|>` recognised as the special token). PREFIX defaults to a fresh temporary folder. --compare names ids that
-another tokenizer made of PREFIX.txt: the first difference is shown and the exit code is 1.
+Writes PREFIX.txt (UTF-8) and PREFIX.u32 (little-endian u32 ids of the whole file encoded as one text, with special tokens
+recognised and none added). PREFIX defaults to a fresh temporary folder. --compare names ids that another tokenizer made
+of PREFIX.txt: the first difference is shown and the exit code is 1.
 
-The slow side is transformers' slow GPT-2 tokenizer where that still exists (before version 5), and otherwise
+With --encode, PROGRAM (`target/release/examples/encode`) makes the ids of each folder's text. They must be those of its
+tokenizer.json; what AutoTokenizer gives beside is shown, since transformers 5 builds some classes anew and then gives
+others. The text of a folder holds its own special tokens.
+
+For GPT-2's tokenizer the slow side is transformers' slow one where that still exists (before version 5), and otherwise
 the BPE below, which shares no code with the `tokenizers` library: it reads vocab.json and merges.txt only.
 """
 
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import unicodedata
@@ -60,7 +66,7 @@ EMOJI = ["\U0001F468\u200d\U0001F469\u200d\U0001F467\u200d\U0001F466", "\U0001F4
          "\U0001F3F4\U000E0067\U000E0062\U000E0065\U000E006E\U000E0067\U000E007F", "\U0001F1E9\U0001F1EA", "\U0001F600"]
 
 
-def pieces(rng):
+def pieces(rng, specials):
     """One generator per kind of text; each call gives a short string."""
     def script():
         lo, hi = rng.choice(list(SCRIPTS.values()))
@@ -97,12 +103,17 @@ def pieces(rng):
 
     pick = lambda items: (lambda: rng.choice(items))
     return [(script, 8), (anything, 3), (words, 10), (marks, 2), (forms, 1), (spaces, 4), (numbers, 3), (runs, 1),
-            (pick(CODE), 3), (pick(SPECIALS), 1), (pick(ODD), 2), (pick(EMOJI), 1), (pick(CONTRACTIONS), 2)]
+            (pick(CODE), 3), (pick(specials), 1), (pick(ODD), 2), (pick(EMOJI), 1), (pick(CONTRACTIONS), 2)]
 
 
-def make_text(seed, size):
+def around(token):
+    """A special token in the places that tokenizers get wrong."""
+    return [token, token * 2, " " + token, token + " ", f"a{token}b", f"  {token}  x", f"\n{token}\n", token[:-1], token.upper()]
+
+
+def make_text(seed, size, specials=SPECIALS):
     rng = random.Random(seed)
-    makers, weights = zip(*pieces(rng))
+    makers, weights = zip(*pieces(rng, specials))
     out, total = [], 0
     while total < size:
         s = rng.choices(makers, weights)[0]() + rng.choice(["", "", " ", "\n", "\r\n", "\t"])
@@ -166,16 +177,46 @@ def differ(name, ids, expected, tokenizer):
     return False
 
 
+def by_program(args):
+    """Each folder's ids by PROGRAM, by its tokenizer.json and by AutoTokenizer; -> whether the first two are equal."""
+    ok = True
+    for folder in args.tokenizer:
+        plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        plain.no_truncation(), plain.no_padding()
+        auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        added = sorted(plain.get_added_tokens_decoder().items())
+        own = [t.content for _, t in added[:20] + added[-20:]]
+        text = make_text(args.seed, args.bytes, SPECIALS + [s for token in own for s in around(token)])
+        print(f"{folder.name}: {len(text.encode())} bytes, {len(plain.get_vocab())} tokens, {type(auto).__name__} of transformers "
+              f"{transformers.__version__}")
+        with tempfile.TemporaryDirectory() as work:
+            source, out = Path(work) / "text.txt", Path(work) / "ids.u32"
+            source.write_bytes(text.encode())
+            done = subprocess.run([args.encode, folder, source, out], capture_output=True, text=True)
+            if done.returncode:
+                print(f"  {done.stderr.strip()}")
+                ok = False
+                continue
+            ours = np.fromfile(out, "<u4").tolist()
+        ok &= differ("  tokenizer.json", ours, plain.encode(text, add_special_tokens=False).ids, auto)
+        differ("  AutoTokenizer", ours, auto(text, add_special_tokens=False, verbose=False)["input_ids"], auto)
+    return ok
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("tokenizer", type=Path)
+    ap.add_argument("tokenizer", type=Path, nargs="+")
     ap.add_argument("--out", type=Path, help="prefix of the two files")
     ap.add_argument("--bytes", type=int, default=1_000_000)
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--compare", type=Path, help="little-endian u32 ids to compare")
     ap.add_argument("--skip-slow", action="store_true")
+    ap.add_argument("--encode", type=Path, help="examples/encode, to compare with any folders")
     args = ap.parse_args()
     transformers.utils.logging.set_verbosity_error()
+    if args.encode:
+        sys.exit(0 if by_program(args) else 1)
+    [args.tokenizer] = args.tokenizer
 
     out = args.out or Path(tempfile.mkdtemp(prefix="tokenizer-")) / "mixed"
     text = make_text(args.seed, args.bytes)

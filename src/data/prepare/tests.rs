@@ -253,3 +253,72 @@ fn a_folder_with_another_tokenizer_is_refused() {
     assert!(DataDir::open(&setup.path("a")).unwrap_err().to_string().contains("made by tokenizer"));
     assert!(DataDir::open(&setup.path("tok")).unwrap_err().to_string().contains("eslm-kd prepare"));
 }
+
+/// The setup's tokenizer with a `<s>` that its template puts before a text.
+fn with_bos(setup: &Setup) -> u32 {
+    let path = setup.path("tok/tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let bos = json["added_tokens"][0]["id"].as_u64().unwrap() + 1;
+    let mut token = json["added_tokens"][0].clone();
+    token["id"] = bos.into();
+    token["content"] = "<s>".into();
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    let [special, a, b] = [
+        serde_json::json!({"SpecialToken": {"id": "<s>", "type_id": 0}}),
+        serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}),
+        serde_json::json!({"Sequence": {"id": "B", "type_id": 0}}),
+    ];
+    json["post_processor"] = serde_json::json!({"type": "TemplateProcessing", "single": [special, a],
+        "pair": [special, a, b], "special_tokens": {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}}});
+    fs::write(&path, json.to_string()).unwrap();
+    bos as u32
+}
+
+#[test]
+fn documents_begin_with_what_the_template_puts_before_a_text() {
+    let setup = Setup::new();
+    let before = prepare(&setup.options("in.jsonl", "a", Validation::None), &Silent).unwrap();
+    let manifest = fs::read_to_string(setup.path("a/manifest.json")).unwrap();
+    assert!(!manifest.contains("begin"), "GPT-2's data are as they were");
+    let bos = with_bos(&setup);
+    let report = prepare(&setup.options("in.jsonl", "b", Validation::None), &Silent).unwrap();
+    assert_eq!((&report.begin[..], report.begin_token.as_deref()), (&[bos][..], Some("<s>")));
+    assert_eq!(
+        (report.train.bytes, report.train.tokens),
+        (before.train.bytes, before.train.tokens + 300)
+    );
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(setup.path("b/manifest.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&manifest["begin"], &manifest["begin_token"]),
+        (&serde_json::json!([bos]), &"<s>".into())
+    );
+    let data = DataDir::open(&setup.path("b")).unwrap();
+    let tokens = data.train.to_vec(0..data.train.len()).unwrap();
+    let of = |text: &str| data.tokenizer.encode(text).unwrap();
+    let whole = |d: &String| [&[bos], &of(d)[..], &[data.tokenizer.eot()]].concat();
+    assert!(tokens == setup.documents.iter().flat_map(whole).collect::<Vec<_>>());
+    // A text that begins so by itself gets no second.
+    let rows = ["<s>One.", "Two."].map(|t| serde_json::json!({"text": t}).to_string());
+    fs::write(setup.path("in.jsonl"), rows.join("\n")).unwrap();
+    prepare(&setup.options("in.jsonl", "b", Validation::None), &Silent).unwrap();
+    let data = DataDir::open(&setup.path("b")).unwrap();
+    let tokens = data.train.to_vec(0..data.train.len()).unwrap();
+    assert_eq!(data.tokenizer.decode(&tokens).unwrap(), "<s>One.<|endoftext|><s>Two.<|endoftext|>");
+    assert_eq!(data.train.header().source_bytes, 8);
+}
+
+#[test]
+fn a_part_of_a_document_begins_as_a_document() {
+    let setup = Setup::new();
+    let bos = with_bos(&setup);
+    let text = "The lamp stood by the sea.\n".repeat(400);
+    fs::write(setup.path("in.txt"), &text).unwrap();
+    let report =
+        prepare(&setup.options("in.txt", "a", Validation::Fraction(0.1)), &Silent).unwrap();
+    let data = DataDir::open(&setup.path("a")).unwrap();
+    for file in data.files() {
+        assert_eq!(file.to_vec(0..1).unwrap(), [bos]);
+    }
+    assert_eq!(report.train.bytes + report.valid.unwrap().bytes, text.len() as u64);
+}

@@ -9,7 +9,7 @@ use crate::guard::guarded;
 use crate::json;
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, Encoding, Token};
 
 /// Classes whose pair of `vocab.json` and `merges.txt` means GPT-2's scheme
 /// (the last is a word for any).
@@ -18,6 +18,16 @@ const GPT2_SCHEME: [&str; 6] =
 /// Attributes of transformers that name one special token each, in its order.
 pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Classes of transformers 4 that put `bos` before a text, or none, as `add_bos_token` says, whatever
+/// template tokenizer.json has; GPT-2's adds one alone.
+const OBEY_ADD_BOS: [&str; 6] = [
+    "GPT2Tokenizer",
+    "LlamaTokenizer",
+    "CodeLlamaTokenizer",
+    "GemmaTokenizer",
+    "CohereTokenizer",
+    "GPTNeoXTokenizer",
+];
 /// What GPT-2's class and Roberta's take where nothing is declared and the token is there.
 const GPT2_ROLES: [(&str, &str); 3] =
     [("bos_token", END_OF_TEXT), ("eos_token", END_OF_TEXT), ("unk_token", END_OF_TEXT)];
@@ -110,12 +120,15 @@ impl Found {
         Ok(Self { inner, json, earlier, declared: Declared::default() })
     }
 
-    /// Says in the post-processor, which programs that feed a model obey and data do not, that a text
-    /// begins with `bos`: GPT2Tokenizer is told so by its config alone.
+    /// Says in the post-processor, the one place that both versions of transformers read, that a text
+    /// begins with `bos`: some classes are told so by their config alone.
     fn begin_with(&mut self, bos: Option<String>) -> Result<()> {
         let Some((id, bos)) = bos.and_then(|bos| Some((self.inner.token_to_id(&bos)?, bos))) else {
             return Ok(());
         };
+        if around(&self.inner)?[0] == [id] {
+            return Ok(());
+        }
         let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
         let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
         self.json["post_processor"] = json!({
@@ -125,6 +138,15 @@ impl Found {
             "special_tokens": {bos.as_str(): {"id": bos, "ids": [id], "tokens": [bos]}},
         });
         self.inner = parse(self.json.to_string().as_bytes())?;
+        Ok(())
+    }
+
+    /// Takes away a template that begins a text with a token.
+    fn begin_with_nothing(&mut self) -> Result<()> {
+        if !around(&self.inner)?[0].is_empty() {
+            self.json["post_processor"] = Value::Null;
+            self.inner = parse(self.json.to_string().as_bytes())?;
+        }
         Ok(())
     }
 
@@ -161,6 +183,26 @@ fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
     inner.with_truncation(None).map_err(|e| failed(&e))?;
     inner.with_padding(None);
     Ok(inner)
+}
+
+/// The ids that the template of a tokenizer puts before a text, and after it.
+pub(super) fn around(inner: &tokenizers::Tokenizer) -> Result<[Vec<u32>; 2]> {
+    /// Stands for a text; no vocabulary has it.
+    const TEXT: u32 = u32::MAX;
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".into(), (0, 1))], 0);
+    let processed =
+        guarded("tokenizer: its post_processor", || inner.post_process(text, None, true))?;
+    let processed =
+        processed.map_err(|e| Error::data(format!("tokenizer: its post_processor: {e}")))?;
+    let ids = processed.get_ids();
+    let unknown = |id: &&u32| **id != TEXT && inner.id_to_token(**id).is_none();
+    if let Some(id) = ids.iter().find(unknown) {
+        return Err(Error::data(format!(
+            "its post_processor puts token {id} around a text, which the vocabulary does not have; expected one of its tokens"
+        )));
+    }
+    let mut parts = ids.split(|id| *id == TEXT).map(<[u32]>::to_vec);
+    Ok([(); 2].map(|()| parts.next().unwrap_or_default()))
 }
 
 fn to_json(inner: &tokenizers::Tokenizer) -> Result<Value> {
@@ -219,8 +261,12 @@ fn load(folder: &Path) -> Result<Found> {
     }
     others.extend(declared.special());
     found.add(written.unwrap_or_default(), others).map_err(|e| e.context(folder.display()))?;
-    if gpt2 && declared.config.get("add_bos_token") == Some(&json!(true)) {
-        found.begin_with(declared.role("bos_token"))?;
+    if is(&OBEY_ADD_BOS) {
+        match declared.config.get("add_bos_token").and_then(Value::as_bool) {
+            Some(true) => found.begin_with(declared.role("bos_token"))?,
+            Some(false) if !gpt2 => found.begin_with_nothing()?,
+            _ => {}
+        }
     }
     Ok(Found { declared, ..found })
 }

@@ -421,3 +421,85 @@ fn a_text_that_begins_with_bos_by_config_does_so_in_what_is_written_and_not_in_d
     assert_eq!(written.encode("ab", true).unwrap().get_ids(), [0, 4]);
     assert_eq!(Tokenizer::load(out.path()).unwrap().hash(), tokenizer.hash());
 }
+
+/// A template that puts some tokens around a text.
+fn template(before: &[(&str, u32)], after: &[(&str, u32)]) -> Value {
+    let token = |(name, _): &(&str, u32)| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let single: Vec<Value> =
+        before.iter().map(token).chain([text]).chain(after.iter().map(token)).collect();
+    let names = before.iter().chain(after);
+    let special: Map<String, Value> = names
+        .map(|(name, id)| (name.to_string(), json!({"id": name, "ids": [id], "tokens": [name]})))
+        .collect();
+    let pair = [&single[..], &[json!({"Sequence": {"id": "B", "type_id": 0}})]].concat();
+    json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special})
+}
+
+/// The small tokenizer with `<s>` (9) and `</s>` (10), and a template.
+fn with_template(post_processor: Value) -> Value {
+    whole(|json| {
+        let tokens = json["added_tokens"].as_array_mut().unwrap();
+        tokens.extend([added(9, "<s>", true), added(10, "</s>", true)]);
+        json["post_processor"] = post_processor.clone();
+    })
+}
+
+#[test]
+fn a_text_begins_as_the_template_or_the_config_says() {
+    let bos = template(&[("<s>", 9)], &[]);
+    let begin = |post: &Value, config: Value| {
+        let mut config = config;
+        config["bos_token"] = json!("<s>");
+        config["eos_token"] = json!("</s>");
+        let files =
+            [("tokenizer.json", with_template(post.clone())), ("tokenizer_config.json", config)];
+        let tokenizer = load(&files);
+        // What is written says it to every reader.
+        let out = tempfile::tempdir().unwrap();
+        tokenizer.save(out.path()).unwrap();
+        let written = tokenizers::Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();
+        assert_eq!(
+            written.encode("ab", true).unwrap().get_ids(),
+            tokenizer.encode_prompt("ab").unwrap()
+        );
+        assert_eq!(Tokenizer::load(out.path()).unwrap().begin(), tokenizer.begin());
+        assert_eq!(tokenizer.encode("ab").unwrap(), [4]);
+        tokenizer.begin().to_vec()
+    };
+    let class = |class: &str, says: Value| json!({"tokenizer_class": class, "add_bos_token": says});
+    let none = Value::Null;
+    // transformers 5 reads the template alone, 4.57 the word of the config for some classes.
+    assert_eq!(begin(&bos, class("PreTrainedTokenizerFast", Value::Null)), [9]);
+    assert_eq!(begin(&bos, class("PreTrainedTokenizerFast", json!(false))), [9]);
+    assert_eq!(begin(&none, class("PreTrainedTokenizerFast", json!(true))), [0u32; 0]);
+    for name in ["LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer"] {
+        assert_eq!(begin(&none, class(name, json!(true))), [9], "{name}");
+        assert_eq!(begin(&bos, class(name, json!(true))), [9], "{name}");
+        assert_eq!(begin(&bos, class(name, json!(false))), [0u32; 0], "{name}");
+        assert_eq!(begin(&bos, class(name, Value::Null)), [9], "{name}");
+    }
+}
+
+#[test]
+fn a_prompt_that_begins_with_bos_gets_no_second() {
+    let of = |json: Value| {
+        let config = json!({"bos_token": "<s>", "eos_token": "</s>"});
+        load(&[("tokenizer.json", json), ("tokenizer_config.json", config)])
+    };
+    let tokenizer = of(with_template(template(&[("<s>", 9)], &[("</s>", 10)])));
+    let prompt = |text: &str| tokenizer.encode_prompt(text).unwrap();
+    assert_eq!(prompt("ab"), [9, 4, 10]);
+    assert_eq!(prompt("<s>ab"), [9, 4, 10]);
+    assert_eq!(prompt("ab<s>"), [9, 4, 9, 10]);
+    assert_eq!(prompt(""), [9, 10]);
+    assert_eq!((tokenizer.begin(), tokenizer.document_begin()), (&[9][..], &[9][..]));
+    // One token between documents says both.
+    let one = of(with_template(template(&[("</s>", 10)], &[])));
+    assert_eq!((one.begin(), one.document_begin()), (&[10][..], &[][..]));
+    // A mark in the text is a token without bytes.
+    assert_eq!(tokenizer.source_bytes("<s>ab</s>", &[9, 4, 10]), 2);
+    let json = with_template(template(&[("<s>", 77)], &[]));
+    let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(message.contains("77") && message.contains("post_processor"), "{message}");
+}

@@ -46,7 +46,7 @@ fn both_widths_come_back_and_the_width_follows_the_vocabulary() {
             (&header, tokens[3..9].to_vec())
         );
         memory.verify().unwrap();
-        let behind = file.behind_end_of_text().unwrap();
+        let behind = file.behind(&[file.header().eot]).unwrap();
         assert_eq!(behind.to_vec(0..1002).unwrap(), [&[vocab - 1], &tokens[..]].concat());
         assert_eq!((behind.header().source_bytes, behind.verify().is_ok()), (99, true));
     }
