@@ -17,6 +17,7 @@ use crate::files::read_bounded;
 use crate::guard::guarded;
 use folder::{Declared, Found};
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::path::Path;
 use tokenizers::Model;
 
@@ -34,6 +35,8 @@ pub struct Tokenizer {
     /// The tokenizer as JSON, in the `tokenizers` crate's own order and defaults.
     json: Value,
     vocab_size: u32,
+    /// Ranges of ids below `vocab_size` that stand for nothing, in order.
+    gaps: Vec<Range<u32>>,
     eot: u32,
     /// What its template puts before a text, and after it.
     around: [Vec<u32>; 2],
@@ -65,10 +68,11 @@ impl Tokenizer {
             vocab.values().copied().max().ok_or_else(|| Error::data("the vocabulary is empty"))?;
         let vocab_size =
             largest.checked_add(1).ok_or_else(|| Error::data("a token id is 4294967295"))?;
+        let gaps = gaps(vocab.into_values().collect());
         let eot = end_of_text(&inner, &json, &declared)?;
         let around = folder::around(&inner)?;
         let hash = identity::hash(&json);
-        Ok(Self { hash, earlier, inner, json, vocab_size, eot, around, declared })
+        Ok(Self { hash, earlier, inner, json, vocab_size, gaps, eot, around, declared })
     }
 
     /// As [`Tokenizer::load`], with `token` at the end of documents, whatever is declared.
@@ -193,6 +197,11 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Ranges of ids below [`Tokenizer::vocab_size`] that no token has, in order.
+    pub fn gaps(&self) -> &[Range<u32>] {
+        &self.gaps
+    }
+
     /// Id of the end-of-text token.
     pub fn eot(&self) -> u32 {
         self.eot
@@ -253,6 +262,14 @@ impl Tokenizer {
             gpt2_json(&Value::Object(vocab), &json!(bpe.merges), Some(eot)).to_string().as_bytes(),
         )
     }
+}
+
+/// The ranges between these ids, and before the first: ranges, since a file may name any id.
+fn gaps(mut ids: Vec<u32>) -> Vec<Range<u32>> {
+    ids.sort_unstable();
+    let mut next = 0;
+    let before = |id: u32| std::mem::replace(&mut next, id.saturating_add(1))..id;
+    ids.into_iter().map(before).filter(|gap| !gap.is_empty()).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

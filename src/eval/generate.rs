@@ -93,13 +93,19 @@ pub fn generate(
     Ok(Generation { text, prompt_tokens: ids.len(), tokens, stop })
 }
 
-/// Logits of the ids that the tokenizer knows (a padded embedding has more).
+/// Logits of the ids that the tokenizer knows: a padded embedding has more, which are left out, and
+/// some vocabularies have gaps, whose logits are so low that they are never drawn.
 fn logits(model: &Gpt2, tokenizer: &Tokenizer, hidden: &Tensor) -> Result<Vec<f32>> {
     let known = model.config.vocab_size.min(tokenizer.vocab_size() as usize);
     let all = matmul(hidden, &model.params.head().t()?, Precision::F32)?
         .squeeze(0)?
         .narrow(0, 0, known)?;
-    Ok(all.to_dtype(DType::F32)?.to_vec1::<f32>()?)
+    let mut logits = all.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    for gap in tokenizer.gaps() {
+        let end = known.min(gap.end as usize);
+        logits[end.min(gap.start as usize)..end].fill(f32::MIN);
+    }
+    Ok(logits)
 }
 
 /// Turns tokens into text as they come. A token may end inside a character, and some tokenizers
@@ -272,6 +278,25 @@ mod tests {
             let little =
                 GenerateOptions { top_p: Some(1e-9), top_k: Some(5), max_tokens: 20, ..options() };
             assert_eq!(run(&model, &little, "Anna").0.text, want);
+        }
+    }
+
+    /// Rows of the embedding that no token has stand for nothing, behind the last token and before.
+    #[test]
+    fn ids_without_a_token_are_never_drawn() {
+        let mut json = tokenizer().json().clone();
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        let (last, gone) = (vocab["<|endoftext|>"].clone(), vocab["Q"].as_u64().unwrap());
+        vocab.remove("Q");
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        assert!(tokenizer.gaps().iter().cloned().flatten().eq([gone as u32]));
+        let model = model(8);
+        let hidden = model.forward(&[1, 2], 2).unwrap().narrow(0, 1, 1).unwrap();
+        let z = logits(&model, &tokenizer, &hidden).unwrap();
+        assert_eq!((z.len() as u64, model.config.vocab_size), (last.as_u64().unwrap() + 1, 272));
+        let mut sampler = Sampler::new(50.0, None, None, 1);
+        for _ in 0..20_000 {
+            assert_ne!(u64::from(sampler.sample(&z).unwrap()), gone);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::store::names::{Kind, ModelFolder, ModelRef};
 use crate::store::weights::{
     SaveOptions, SpecialIds, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model, state_length,
 };
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::json;
 use std::fs;
@@ -234,11 +234,13 @@ fn cut_vocab(model: Gpt2, from: &ModelFolder) -> Result<Gpt2> {
         )));
     }
     let config = Gpt2Config { vocab_size: tokens, ..model.config };
-    let embedding = model.params.wte().narrow(0, 0, tokens)?.contiguous()?;
-    let tensors = model.params.named().map(|(name, tensor)| {
-        if name == "wte.weight" { embedding.clone() } else { tensor.clone() }
-    });
-    let params = ParamSet::new(Layout::new(&config), tensors.collect());
+    // A row for each token: the embedding, and the head where it is a matrix of its own.
+    let cut = |(name, tensor): (&str, &Tensor)| match name {
+        "wte.weight" | "lm_head.weight" => tensor.narrow(0, 0, tokens)?.contiguous(),
+        _ => Ok(tensor.clone()),
+    };
+    let tensors = model.params.named().map(cut).collect::<candle_core::Result<_>>()?;
+    let params = ParamSet::new(Layout::new(&config), tensors);
     Ok(Gpt2::new(config, params))
 }
 
@@ -374,5 +376,32 @@ mod tests {
                 .to_string()
                 .contains("manifest.json")
         );
+    }
+
+    #[test]
+    fn of_a_head_of_its_own_the_rows_without_a_token_go_too() {
+        let root = tempfile::tempdir().unwrap();
+        let (tokenizer, _) = crate::data::train_tokenizer::tests::trained(root.path(), 270);
+        let mut config = Gpt2Config::new(277, 8, 12, 2, 3);
+        config.parts.own_head = true;
+        let model = Gpt2::scratch(config, 1, &Device::Cpu).unwrap();
+        let source = root.path().join("model");
+        fs::create_dir(&source).unwrap();
+        let options = SaveOptions { ids: SpecialIds::of(&tokenizer), tokenizer: None };
+        save_model(&source, &model.config, &model.params, &options).unwrap();
+        tokenizer.save(&source).unwrap();
+        let out = root.path().join("out");
+        let exact = ExportOptions { vocab: Vocab::Exact, ..Default::default() };
+        let report = export(&source, &out, &exact, &Silent).unwrap();
+        assert_eq!(report.parameters, model.config.parameters() - 2 * 7 * 12);
+        let (config, params) = load_model(&out, &Device::Cpu).unwrap();
+        assert_eq!(config.vocab_size, 270);
+        for name in ["wte.weight", "lm_head.weight"] {
+            let of = |params: &ParamSet| {
+                let tensor = params.named().find(|(n, _)| *n == name).unwrap().1.clone();
+                tensor.narrow(0, 0, 270).unwrap().to_vec2::<f32>().unwrap()
+            };
+            assert_eq!(of(&params), of(&model.params), "{name}");
+        }
     }
 }

@@ -4,8 +4,11 @@
     check_folders.py ESLM_KD FOLDER...
 
 Each folder's text is tokenised by `eslm-kd prepare`. Its ids must be those of transformers for the same folder, with the
-declared end of text after them, and transformers must give them again with the folder that `prepare` wrote. Prints a
-line per folder; the exit code is 1 if one differs. Run it once with each version of transformers that is to be held.
+declared end of text after them and what the manifest calls `begin` before them. With the folder that `prepare` wrote,
+alone and beside a model of the types below, transformers must give the ids again, and put `begin` before a text. Where
+ids or `begin` of the folder itself are other ones, since transformers builds its class anew, ids must be those of its
+tokenizer.json, and it is said. Prints a line per folder; the exit code is 1 if one differs. Run it once with each version
+of transformers that is to be held.
 """
 
 import json
@@ -15,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tokenizers
 import transformers
 from transformers import AutoTokenizer
 
@@ -24,10 +28,26 @@ TEXT = (
 )
 
 
+# qwen2 is none: 5.24 builds its class anew whatever a folder says.
+BESIDE = ["", "gpt2", "llama", "qwen3"]
+
+
 def ids_of(path):
     raw = path.read_bytes()
     width, count = struct.unpack_from("<I", raw, 12)[0], struct.unpack_from("<Q", raw, 16)[0]
     return list(struct.unpack_from(f"<{count}{'H' if width == 2 else 'I'}", raw, 256))
+
+
+def by_file(folder, text):
+    """Ids by tokenizer.json alone; none without one."""
+    path = Path(folder) / "tokenizer.json"
+    return tokenizers.Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids if path.is_file() else []
+
+
+def before(tokenizer):
+    """What a tokenizer puts before a text."""
+    plain = tokenizer.encode("The lamp", add_special_tokens=False)
+    return tokenizer.encode("The lamp")[: -len(plain)]
 
 
 def check(program, folder, work):
@@ -40,23 +60,34 @@ def check(program, folder, work):
     if done.returncode:
         return "refused: " + done.stderr.strip()[-160:]
     ours = ids_of(work / "data/train.bin")
-    want = source.encode(text, add_special_tokens=False) + [source.eos_token_id]
+    begin = json.loads((work / "data/manifest.json").read_text()).get("begin", [])
+    want = begin + source.encode(text, add_special_tokens=False) + [source.eos_token_id]
+    note = ""
+    if ours != want and ours == begin + by_file(folder, text) + [source.eos_token_id]:
+        want, note = ours, f"; these are tokenizer.json's, {type(source).__name__} gives others"
     if ours != want:
         at = next((i for i, (a, b) in enumerate(zip(ours, want)) if a != b), min(len(ours), len(want)))
         return f"DIFFERS from the folder at {at}: {ours[at:at + 5]}, transformers {want[at:at + 5]}"
-    try:
-        written = AutoTokenizer.from_pretrained(work / "data/tokenizer")
-    except Exception as e:
-        return f"WRITTEN FOLDER cannot be read: {type(e).__name__}: {e}"
-    again = written.encode(text, add_special_tokens=False) + [written.eos_token_id]
-    if again != want:
-        at = next((i for i, (a, b) in enumerate(zip(again, want)) if a != b), min(len(again), len(want)))
-        return f"WRITTEN FOLDER DIFFERS at {at}: {again[at:at + 5]}, {want[at:at + 5]}"
+    for model in BESIDE:
+        if model:
+            (work / "data/tokenizer/config.json").write_text(json.dumps({"model_type": model}))
+        try:
+            written = AutoTokenizer.from_pretrained(work / "data/tokenizer")
+        except Exception as e:
+            return f"WRITTEN FOLDER cannot be read: {type(e).__name__}: {e}"
+        again = begin + written.encode(text, add_special_tokens=False) + [written.eos_token_id]
+        if again != want:
+            at = next((i for i, (a, b) in enumerate(zip(again, want)) if a != b), min(len(again), len(want)))
+            return f"WRITTEN FOLDER ({model}) DIFFERS at {at}: {again[at:at + 5]}, {want[at:at + 5]}"
+        # One token that ends documents and begins texts stands between two of them once.
+        if before(written) not in (begin, [source.eos_token_id]):
+            return f"WRITTEN FOLDER ({model}) begins a text with {before(written)}, data begin with {begin}"
     for role in ["bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "chat_template"]:
-        before, after = getattr(source, role), getattr(written, role)
-        if before != after and before is not None:
-            return f"WRITTEN FOLDER: {role} is {after}, was {before}"
-    return f"equal, {len(ours)} ids"
+        was, now = getattr(source, role), getattr(written, role)
+        if was != now and was is not None:
+            return f"WRITTEN FOLDER: {role} is {now}, was {was}"
+    own = before(source)
+    return f"equal, {len(ours)} ids" + note + (f"; begins with {begin}, the folder itself with {own}" if own != before(written) else "")
 
 
 def main():

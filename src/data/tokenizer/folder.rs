@@ -18,15 +18,15 @@ const GPT2_SCHEME: [&str; 6] =
 /// Attributes of transformers that name one special token each, in its order.
 pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Classes of transformers 4 that put `bos` before a text, or none, as `add_bos_token` says, whatever
-/// template tokenizer.json has; GPT-2's adds one alone.
-const OBEY_ADD_BOS: [&str; 6] = [
-    "GPT2Tokenizer",
-    "LlamaTokenizer",
-    "CodeLlamaTokenizer",
-    "GemmaTokenizer",
-    "CohereTokenizer",
-    "GPTNeoXTokenizer",
+/// Classes that put `bos` before a text, or none, as `add_bos_token` says, whatever template
+/// tokenizer.json has, and what counts where it is not said. So does transformers 4; version 5 reads
+/// the template alone, but of the last two, where it agrees on what counts unsaid.
+const OBEY_ADD_BOS: [(&str, Option<bool>); 5] = [
+    ("LlamaTokenizer", None),
+    ("GemmaTokenizer", None),
+    ("CohereTokenizer", None),
+    ("CodeLlamaTokenizer", Some(true)),
+    ("GPTNeoXTokenizer", Some(false)),
 ];
 /// What GPT-2's class and Roberta's take where nothing is declared and the token is there.
 const GPT2_ROLES: [(&str, &str); 3] =
@@ -261,12 +261,16 @@ fn load(folder: &Path) -> Result<Found> {
     }
     others.extend(declared.special());
     found.add(written.unwrap_or_default(), others).map_err(|e| e.context(folder.display()))?;
-    if is(&OBEY_ADD_BOS) {
-        match declared.config.get("add_bos_token").and_then(Value::as_bool) {
-            Some(true) => found.begin_with(declared.role("bos_token"))?,
-            Some(false) if !gpt2 => found.begin_with_nothing()?,
-            _ => {}
+    let unsaid = OBEY_ADD_BOS.iter().find(|(name, _)| is(&[*name])).map(|(_, unsaid)| *unsaid);
+    let said = declared.config.get("add_bos_token").and_then(Value::as_bool);
+    match unsaid.and_then(|unsaid| said.or(unsaid)) {
+        Some(true) => found.begin_with(declared.role("bos_token"))?,
+        Some(false) => found.begin_with_nothing()?,
+        // GPT-2's class makes a template of its own where there is no tokenizer.json.
+        None if gpt2 && !is_named(&file) && said == Some(true) => {
+            found.begin_with(declared.role("bos_token"))?;
         }
+        None => {}
     }
     Ok(Found { declared, ..found })
 }

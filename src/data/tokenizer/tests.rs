@@ -478,7 +478,17 @@ fn a_text_begins_as_the_template_or_the_config_says() {
         assert_eq!(begin(&bos, class(name, json!(true))), [9], "{name}");
         assert_eq!(begin(&bos, class(name, json!(false))), [0u32; 0], "{name}");
         assert_eq!(begin(&bos, class(name, Value::Null)), [9], "{name}");
+        assert_eq!(begin(&none, class(name, Value::Null)), [0u32; 0], "{name}");
     }
+    // Where nothing is said these two do not read the template, in both versions.
+    for template in [&bos, &none] {
+        assert_eq!(begin(template, class("CodeLlamaTokenizer", Value::Null)), [9]);
+        assert_eq!(begin(template, class("GPTNeoXTokenizer", Value::Null)), [0u32; 0]);
+        assert_eq!(begin(template, class("GPTNeoXTokenizer", json!(true))), [9]);
+    }
+    // GPT-2's class reads the word only where it makes the template itself, from a pair.
+    assert_eq!(begin(&none, class("GPT2Tokenizer", json!(true))), [0u32; 0]);
+    assert_eq!(begin(&bos, class("GPT2Tokenizer", json!(false))), [9]);
 }
 
 #[test]
@@ -502,4 +512,17 @@ fn a_prompt_that_begins_with_bos_gets_no_second() {
     let json = with_template(template(&[("<s>", 77)], &[]));
     let message = Tokenizer::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
     assert!(message.contains("77") && message.contains("post_processor"), "{message}");
+}
+
+#[test]
+fn ids_without_a_token_are_known() {
+    let of = |json: Value| Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    let gaps = |json: Value| {
+        let tokenizer = of(json);
+        (tokenizer.vocab_size(), tokenizer.gaps().iter().cloned().flatten().collect::<Vec<_>>())
+    };
+    assert_eq!(gaps(whole(|_| ())), (9, vec![]));
+    let with = |id: u32| whole(|json| json["model"]["vocab"]["x"] = json!(id));
+    assert_eq!(gaps(with(9)), (10, vec![]));
+    assert_eq!(gaps(with(12)), (13, vec![9, 10, 11]));
 }
