@@ -2,7 +2,11 @@
 //! binary, with every backward.
 
 use crate::support::place::{Place, copy_data};
-use serde_json::Value;
+use crate::support::tiny;
+use candle_core::Device;
+use eslm_kd::model::Gpt2;
+use eslm_kd::store::weights::{SaveOptions, SpecialIds, parse_config, save_model};
+use serde_json::{Value, json};
 use std::fs;
 
 /// A student of Llama's kind, small: two queries' heads on one of keys.
@@ -116,4 +120,75 @@ fn a_llama_teaches_a_llama_and_a_gpt2_with_every_backward() {
         &["--steps", "2", "--set", "machine.activations=recompute"],
         "again",
     );
+}
+
+/// A folder with random weights of what `config` says, and the tokenizer of the small data.
+fn stored(place: &Place, name: &str, config: &Value) {
+    let shape = parse_config(config.to_string().as_bytes()).unwrap();
+    let model = Gpt2::scratch(shape, 5, &Device::Cpu).unwrap();
+    let tokenizer = tiny::world().join("tokenizer");
+    let save = SaveOptions { ids: SpecialIds::default(), tokenizer: Some(&tokenizer) };
+    fs::create_dir_all(place.path(name)).unwrap();
+    save_model(&place.path(name), &model.config, &model.params, &save).unwrap();
+}
+
+#[test]
+fn models_of_every_other_family_are_trained_teach_and_are_exported() {
+    let place = Place::new();
+    copy_data(&place.path("data"));
+    let sizes = json!({
+        "vocab_size": tiny::VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
+    });
+    let families = [
+        json!({"model_type": "mistral", "sliding_window": 5}),
+        json!({"model_type": "olmo2"}),
+        json!({
+            "model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": true,
+            "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"],
+        }),
+        json!({"model_type": "gpt_neox", "rotary_pct": 0.5}),
+    ];
+    for own in families {
+        let mut config = sizes.clone();
+        config.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        let family = own["model_type"].as_str().unwrap();
+        stored(&place, family, &config);
+        let data = ["--data", "data", "--set", "data.context=16", "--set", "data.rows=4"];
+        let common = [&data[..], &["--lr", "0.01", "--set", "schedule.kind=constant"]].concat();
+        let run = |verb: &[&str], more: &[&str], out: &str| {
+            let out = format!("{family}-{out}");
+            place.json(&[verb, &common, more, &["--out", &out]].concat())
+        };
+        let loss = |done: &Value| done["val_loss"].as_f64().unwrap();
+        let pretrain = ["pretrain", "--student", family];
+        let done = run(&pretrain, &["--steps", "6"], "once");
+        assert!(loss(&done) < 5.7, "{family}: {done}"); // ln 320 = 5.77
+        // Stopped and gone on with: the same weights.
+        run(&pretrain, &["--steps", "3"], "part");
+        place.json(&["pretrain", "--resume", "--out", &format!("{family}-part"), "--steps", "6"]);
+        let weights = |run: &str| {
+            fs::read(place.path(&format!("{family}-{run}")).join("model/model.safetensors"))
+                .unwrap()
+        };
+        assert!(weights("part") == weights("once"), "{family}");
+        // It teaches, on selected tokens, with a backward that leaves the others out.
+        let (once, out) = (format!("{family}-once"), format!("{family}-out"));
+        let select = ["--score", "kl", "--alpha", "0.5", "--set", "machine.backward=sparse"];
+        let few = ["--steps", "3", "--set", "select.burn_in=0", "--set", "select.ramp=0"];
+        let distill = ["distill", "--teacher", &once, "--student", family];
+        let student = run(&distill, &[&select[..], &few].concat(), "student");
+        assert!(loss(&student).is_finite());
+        // What is exported is the same model, under its family's keys.
+        place.json(&["export", &once, "--out", &out]);
+        let written = fs::read_to_string(place.path(&out).join("config.json")).unwrap();
+        let written: Value = serde_json::from_str(&written).unwrap();
+        for (key, said) in own.as_object().unwrap() {
+            assert_eq!(&written[key], said, "{family}: {key}");
+        }
+        let nll = |model: &str| place.json(&["eval", model, "--data", "data"])["nll"].clone();
+        assert_eq!(nll(&out), nll(&once), "{family}");
+        let said = place.json(&["generate", &out, "--prompt", "One", "--max-tokens", "20"]);
+        assert_eq!(said["tokens"], 20, "{family}");
+    }
 }
