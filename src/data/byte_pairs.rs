@@ -1,8 +1,9 @@
-//! GPT-2's byte-level scheme written out, for programs that encode by a list of tokens and merges
-//! and know nothing else of a `tokenizer.json`.
+//! Byte-level pairs (GPT-2's scheme, with any pattern that cuts a text into words) written out, for
+//! programs that encode by a list of tokens and merges and know nothing else of a `tokenizer.json`.
 //!
-//! Such a program gives the same ids only if nothing beside the list decides them, so a tokenizer
-//! with anything else is refused by name.
+//! Such a program gives the same ids only if nothing beside the list and the pattern decides them,
+//! so a tokenizer with anything else is refused by name. Normalizer and pre-tokenizer are the
+//! caller's to look at.
 
 use crate::data::bpe;
 use crate::data::tokenizer::Tokenizer;
@@ -28,24 +29,30 @@ pub struct BytePairs {
     pub tokens: Vec<Option<(String, TokenKind)>>,
     /// `left right`; none is there twice, since the `tokenizers` crate keeps one of such.
     pub merges: Vec<String>,
+    /// Bytes that some text has and no token stands for. SmolLM2 lacks six control characters and
+    /// two bytes of rare letters. `tokenizers` leaves them out before it merges, others may do so after.
+    pub missing: Vec<u8>,
 }
 
 impl BytePairs {
     /// The lists of a tokenizer, or what it has that they cannot say.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let json = tokenizer.json();
-        if !tokenizer.splits_safely() {
-            return Err(beyond(format!(
-                "its normalizer is {}, its model {}, its pre-tokenizer {}, or an added token takes the white space around it",
-                kind(&json["normalizer"]),
-                kind(&json["model"]),
-                kind(&json["pre_tokenizer"]),
-            )));
-        }
         let model = &json["model"];
-        for key in
-            ["ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"]
-        {
+        if model["type"] != "BPE" {
+            return Err(beyond(format!("its model is {}", kind(model))));
+        }
+        for token in json["added_tokens"].as_array().into_iter().flatten() {
+            let set =
+                ["lstrip", "rstrip", "single_word"].into_iter().find(|k| token[*k] == json!(true));
+            if let Some(set) = set {
+                return Err(beyond(format!(
+                    "its added token {} has {set} = true",
+                    token["content"]
+                )));
+            }
+        }
+        for key in ["byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"] {
             let value = &model[key];
             let silent = value.is_null() || [json!(false), json!(""), json!(0.0)].contains(value);
             if !silent {
@@ -54,14 +61,13 @@ impl BytePairs {
         }
         let merges = merges(model)?;
         let tokens = tokens(json, tokenizer.vocab_size() as usize)?;
-        Ok(Self { tokens, merges })
+        Ok(Self { tokens, merges, missing: missing(&model["vocab"]) })
     }
 }
 
 fn beyond(what: String) -> Error {
     Error::data(format!(
-        "the tokenizer is not of GPT-2's scheme alone (byte-level pairs and its pattern): {what}; a list of tokens and \
-         merges would give other ids"
+        "the tokenizer is not byte-level pairs alone: {what}; a list of tokens and merges would give other ids"
     ))
 }
 
@@ -82,15 +88,17 @@ fn merges(model: &Value) -> Result<Vec<String>> {
     Ok(merges)
 }
 
+fn missing(vocab: &Value) -> Vec<u8> {
+    let bytes = (0..=u8::MAX).zip(bpe::byte_spelling());
+    // UTF-8 has none of these, so no text needs a token for them.
+    let in_text = bytes.filter(|(byte, _)| !matches!(byte, 0xC0 | 0xC1 | 0xF5..));
+    let known = |spelt: char| vocab.get(spelt.to_string()).is_some();
+    in_text.filter(|(_, spelt)| !known(*spelt)).map(|(byte, _)| byte).collect()
+}
+
 fn tokens(json: &Value, count: usize) -> Result<Vec<Option<(String, TokenKind)>>> {
     let mut tokens: Vec<Option<(String, TokenKind)>> = vec![None; count];
     let vocab = json["model"]["vocab"].as_object();
-    if let Some(byte) = bpe::byte_spelling()
-        .iter()
-        .find(|c| vocab.is_none_or(|v| !v.contains_key(c.to_string().as_str())))
-    {
-        return Err(beyond(format!("it has no token for the byte that is spelt {byte:?}")));
-    }
     let ordinary = vocab.into_iter().flatten().map(|(t, id)| (t.as_str(), id, TokenKind::Ordinary));
     let added: Vec<(&str, &Value, TokenKind)> = json["added_tokens"]
         .as_array()
@@ -120,10 +128,12 @@ fn tokens(json: &Value, count: usize) -> Result<Vec<Option<(String, TokenKind)>>
 }
 
 /// Added tokens are found from left to right here, the longest first elsewhere; that is the same
-/// unless one can begin inside another and end behind it.
+/// unless one can begin inside another and end behind it. Of one character alone (GPT-NeoX's runs of
+/// spaces) both take as many as there are.
 fn check_overlaps(added: &[(&str, &Value, TokenKind)]) -> Result<()> {
     for (a, ..) in added {
-        for (b, ..) in added.iter().filter(|(b, ..)| b != a) {
+        let alike = |b: &str| a.chars().chain(b.chars()).all(|c| a.starts_with(c));
+        for (b, ..) in added.iter().filter(|(b, ..)| b != a && !alike(b)) {
             let inside = (1..a.len()).filter(|&at| a.is_char_boundary(at));
             let shared =
                 inside.map(|at| &a[at..]).find(|end| end.len() < b.len() && b.starts_with(end));
@@ -147,7 +157,8 @@ mod tests {
     fn a_trained_tokenizer_is_bytes_merges_and_one_special_token() {
         let folder = tempfile::tempdir().unwrap();
         let (tokenizer, report) = trained(folder.path(), 300);
-        let BytePairs { tokens, merges } = BytePairs::of(&tokenizer).unwrap();
+        let BytePairs { tokens, merges, missing } = BytePairs::of(&tokenizer).unwrap();
+        assert!(missing.is_empty());
         assert_eq!((tokens.len(), merges.len() as u64), (300, report.merges));
         assert_eq!(tokens[299], Some(("<|endoftext|>".into(), TokenKind::Special)));
         let spelling = bpe::byte_spelling();
@@ -179,20 +190,25 @@ mod tests {
         let add = |json: &mut Value, token: Value| {
             json["added_tokens"].as_array_mut().unwrap().push(token)
         };
-        refused(&|j| j["normalizer"] = json!({"type": "NFC"}), "normalizer is NFC");
-        refused(&|j| j["pre_tokenizer"]["add_prefix_space"] = json!(true), "ByteLevel");
-        refused(&|j| j["pre_tokenizer"] = json!({"type": "Whitespace"}), "Whitespace");
-        refused(&|j| j["model"]["ignore_merges"] = json!(true), "ignore_merges = true");
-        let drop_byte = |j: &mut Value| {
-            // A byte that no merge of this tokenizer uses.
-            j["model"]["vocab"].as_object_mut().unwrap().remove("ÿ");
-        };
-        refused(&drop_byte, "no token for the byte");
+        refused(&|j| j["added_tokens"][0]["lstrip"] = json!(true), "lstrip = true");
+        refused(&|j| j["model"]["byte_fallback"] = json!(true), "byte_fallback = true");
         let overlapping = |j: &mut Value| {
             add(j, token(300, "<ab>", true));
             add(j, token(301, "b><", true));
         };
         refused(&overlapping, "\"b>\"");
+        let runs = with(&|j| {
+            add(j, token(300, "  ", false));
+            add(j, token(301, "   ", false));
+        });
+        assert_eq!(runs.unwrap().tokens[301], Some(("   ".to_string(), TokenKind::Added)));
+        // Bytes that no merge of this tokenizer uses; no text has the second.
+        let lacking = with(&|j| {
+            let vocab = j["model"]["vocab"].as_object_mut().unwrap();
+            vocab.remove("ð");
+            vocab.remove("ÿ");
+        });
+        assert_eq!(lacking.unwrap().missing, [0xF0]);
         // Tokens that contain or repeat each other are found alike, and text is told from control.
         let fine = with(&|j| {
             add(j, token(300, "<ab>", false));

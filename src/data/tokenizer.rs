@@ -98,6 +98,12 @@ impl Tokenizer {
         self.inner.token_to_id(&self.declared.role(role)?)
     }
 
+    /// The template of conversations that lies beside the tokenizer, in Jinja.
+    pub(crate) fn chat_template(&self) -> Option<&str> {
+        let of_config = || self.declared.config.get("chat_template").and_then(Value::as_str);
+        self.declared.chat_template.as_deref().or_else(of_config)
+    }
+
     /// The ids at which the model beside this tokenizer ends a text: `eos_token_id` of its
     /// `generation_config.json`, else of its `config.json`; the end-of-text token where neither
     /// says.

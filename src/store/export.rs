@@ -190,12 +190,8 @@ fn write_gguf(
         of,
     };
     let written = gguf::write(out, &contents).map_err(|e| e.context(from.dir.display()))?;
-    if written.unblocked > 0 {
-        progress.note(&format!(
-            "{}: {} matrices have rows that are no multiple of 32, which q8_0 needs; they are f16, as in llama.cpp",
-            out.display(),
-            written.unblocked
-        ));
+    for note in &written.notes {
+        progress.note(&format!("{}: {note}", out.display()));
     }
     Ok(written.bytes)
 }

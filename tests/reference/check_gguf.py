@@ -101,6 +101,7 @@ class Llama:
         p.cache_prompt = False
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 2
         self.server = xllamacpp.Server(p)
+        self.letter = self.ids("a")[-1]
 
     def post(self, path, **body):
         request = urllib.request.Request(self.server.listening_address + path, json.dumps(body).encode(),
@@ -113,8 +114,9 @@ class Llama:
 
     def last_log_probs(self, ids, count):
         """id -> log-probability of the `count` likeliest after these ids."""
+        # What is said next is a letter: of an end, or of a part of a character, the server sends no list.
         answer = self.post("/completion", prompt=[int(i) for i in ids], n_predict=1, n_probs=count, temperature=-1.0,
-                           cache_prompt=False)
+                           cache_prompt=False, logit_bias=[[self.letter, 1e6]])
         return {t["id"]: t["logprob"] for t in answer["completion_probabilities"][0]["top_logprobs"]}
 
 
@@ -231,6 +233,7 @@ def main():
     eslm_kd("export", args.model, "--out", work / "hf")
     config = json.loads((work / "hf/config.json").read_text())
     params, _ = read(work / "hf/model.safetensors")
+    params = {"transformer." + name.removeprefix("transformer."): value for name, value in params.items()}
     tokenizer = Tokenizer.from_file(str(work / "hf/tokenizer.json"))
     text = args.text.read_text() if args.text else (
         "One day Anna found a small red ball under the old tree. She did not know whose it was, so she asked "

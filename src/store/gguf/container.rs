@@ -9,6 +9,9 @@ use std::io::Write;
 /// Where tensors begin, the first one in the file and each behind another.
 pub(super) const ALIGNMENT: u64 = 32;
 
+/// Metadata, in its order.
+pub(super) type Keys = Vec<(String, Value)>;
+
 /// A value of the metadata; only the types that are needed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -18,6 +21,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Numbers(Vec<i32>),
+    Floats(Vec<f32>),
 }
 
 impl Value {
@@ -45,6 +49,11 @@ impl Value {
                 out.extend((numbers.len() as u64).to_le_bytes());
                 out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
             }
+            Self::Floats(numbers) => {
+                of_type(9, &6u32.to_le_bytes());
+                out.extend((numbers.len() as u64).to_le_bytes());
+                out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+            }
         }
     }
 }
@@ -60,8 +69,6 @@ pub(super) struct Entry {
     pub(super) name: String,
     /// Rows first, as everywhere here; the file has them the other way round.
     pub(super) shape: Vec<usize>,
-    /// Whether the parameter has them the other way round.
-    pub(super) turned: bool,
     pub(super) of: GgufType,
 }
 
@@ -73,7 +80,10 @@ impl Entry {
 }
 
 /// All that stands before the values, with the padding behind it.
-pub(super) fn header(metadata: &[(String, Value)], tensors: &[Entry]) -> Vec<u8> {
+pub(super) fn header<'a>(
+    metadata: &[(String, Value)],
+    tensors: impl ExactSizeIterator<Item = &'a Entry>,
+) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());

@@ -5,6 +5,7 @@ use crate::data::train_tokenizer::tests::trained;
 use crate::progress::Silent;
 use crate::store::export::{ExportOptions, Format, Vocab, export};
 use crate::store::weights::{SaveOptions, SpecialIds, load_model, save_model};
+use candle_core::Tensor;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value as Found;
 use clap::ValueEnum;
@@ -17,7 +18,13 @@ const TOKENS: usize = 300;
 /// rows of 32 in all matrices but one, noisy norms and biases.
 fn run(root: &Path) -> (PathBuf, Gpt2Config, ParamSet) {
     let config = Gpt2Config { n_inner: Some(48), ..Gpt2Config::new(TOKENS + 7, 8, 32, 2, 4) };
-    let layout = crate::model::Layout::new(&config);
+    let (dir, params) = run_of(root, &config);
+    (dir, config, params)
+}
+
+/// A run folder with a noisy model of this shape and a tokenizer of 300 tokens.
+pub(super) fn run_of(root: &Path, config: &Gpt2Config) -> (PathBuf, ParamSet) {
+    let layout = crate::model::Layout::new(config);
     let tensors = layout.entries().iter().map(|spec| {
         let values: Vec<f32> =
             (0..spec.elements()).map(|i| (i as f32 * 1.7 + spec.name.len() as f32).sin()).collect();
@@ -29,21 +36,21 @@ fn run(root: &Path) -> (PathBuf, Gpt2Config, ParamSet) {
     let eos = vec![TOKENS as u32 - 1, 9];
     let ids = SpecialIds { bos: Some(5), eos, pad: Some(7), ..Default::default() };
     let options = SaveOptions { ids, tokenizer: None };
-    save_model(&dir.join("model"), &config, &params, &options).unwrap();
+    save_model(&dir.join("model"), config, &params, &options).unwrap();
     trained(root, TOKENS).0.save(&dir.join("model")).unwrap();
-    (dir, config, params)
+    (dir, params)
 }
 
-fn options(of: GgufType) -> ExportOptions {
+pub(super) fn options(of: GgufType) -> ExportOptions {
     ExportOptions { format: Format::Gguf(of), ..Default::default() }
 }
 
-fn read(path: &Path) -> (Content, File) {
+pub(super) fn read(path: &Path) -> (Content, File) {
     let mut file = File::open(path).unwrap();
     (Content::read(&mut file).unwrap(), file)
 }
 
-fn values(tensor: &Tensor) -> Vec<f32> {
+pub(super) fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -152,7 +159,7 @@ fn the_metadata_is_what_llama_cpp_asks_for() {
         assert_eq!(text(key), want, "{key}");
     }
     assert_eq!(metadata["gpt2.attention.layer_norm_epsilon"].to_f32().unwrap(), 1e-5);
-    assert_eq!(model_name(Path::new("models/my-Phi-3.gguf")), "gpt2");
+    assert_eq!(model_name(Path::new("models/my-Phi-3.gguf")), "model");
     for key in ["add_bos_token", "add_space_prefix"] {
         assert!(!metadata[&format!("tokenizer.ggml.{key}")].to_bool().unwrap());
     }
@@ -259,7 +266,7 @@ fn refusals_and_failures_leave_what_was_there() {
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
     json["pre_tokenizer"]["add_prefix_space"] = true.into();
     fs::write(&file, json.to_string()).unwrap();
-    refused("not of GPT-2's scheme alone");
+    refused("no equal of the tokenizer's pre-tokenizer");
     fs::write(
         &file,
         text.replace("\"<|endoftext|>\": 299", "\"<|endoftext|>\": 400")
