@@ -1,8 +1,8 @@
 //! `distill`: a teacher's knowledge into a student, on selected tokens.
 
 use super::{Printer, RunArgs, quickstart, train};
-use crate::compare::quickstart::{SETTINGS, is_quickstart};
-use crate::config::{Resolved, RunFile};
+use crate::compare::quickstart::{SETTINGS, TEACHER, is_quickstart};
+use crate::config::{Resolved, RunFile, load};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::report::text::quoted;
@@ -39,11 +39,11 @@ impl DistillArgs {
         RunFile::find(&settings.to_string_lossy()).map(Some)
     }
 
-    /// The run as asked for. Without CONFIG it is the quickstart, unless a teacher or data of one's
-    /// own are named: those start from the defaults.
+    /// The run as asked for. Without CONFIG it is the quickstart, unless another teacher than its own
+    /// or data are named: those start from the defaults.
     pub fn resolve(&self) -> Result<Resolved> {
-        let overrides = self.run.config.overrides()?;
-        let own = overrides.names("teacher") || overrides.names("data.dir");
+        let named = load(None, &self.run.config.overrides()?)?.plan;
+        let own = named.data.dir.is_some() || named.teacher.is_some_and(|name| name != TEACHER);
         let fallback = match own {
             true => None,
             false => self.earlier()?.or_else(|| RunFile::embedded(QUICKSTART)),

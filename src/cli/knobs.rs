@@ -2,7 +2,10 @@
 //! live in the run file and `--set`. The config checks the values, so that a flag, a variable and a
 //! file give the same messages.
 
+use super::distill::QUICKSTART;
+use super::model::kept;
 use super::resume::check_config;
+use crate::compare::quickstart::is_quickstart;
 use crate::config::{Origin, Overrides, Resolved, RunFile, keys, load};
 use crate::error::{Error, Result};
 use crate::store::context::fit_context;
@@ -141,11 +144,22 @@ impl ConfigArgs {
 
     /// The same for the run folder that is `resumed`.
     fn resolve_for(&self, fallback: Option<RunFile>, resumed: Option<&Path>) -> Result<Resolved> {
-        let file = match &self.config {
+        let mut file = match &self.config {
             Some(place) => Some(RunFile::find(place)?),
             None => fallback,
         };
-        let mut resolved = load(file.as_ref(), &self.overrides()?)?;
+        let overrides = self.overrides()?;
+        let mut resolved = load(file.as_ref(), &overrides)?;
+        if file.is_none() && is_quickstart(&resolved.plan) {
+            // Its teacher is named, and no data: the rest is the quickstart's as well.
+            file = RunFile::embedded(QUICKSTART);
+            resolved = load(file.as_ref(), &overrides)?;
+        }
+        if !is_quickstart(&resolved.plan)
+            && let Some(teacher) = &mut resolved.plan.teacher
+        {
+            *teacher = kept(teacher).into_owned();
+        }
         aside(move || {
             if let Some(file) = &file {
                 find_again(&mut resolved, file, resumed)?;

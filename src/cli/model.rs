@@ -4,10 +4,11 @@ use super::Printer;
 use crate::compare::quickstart::{TEACHER, trained_teacher};
 use crate::config::DeviceSpec;
 use crate::error::Result;
-use crate::report::text::quoted;
 use crate::store::hub::HubOptions;
 use crate::store::{Kind, OpenModel, Where, open};
 use crate::train::session::device;
+use std::borrow::Cow;
+use std::path::Path;
 
 /// `MODEL` and `--device`.
 #[derive(Debug, Clone, clap::Args)]
@@ -36,13 +37,16 @@ impl ModelArgs {
     /// Another model, beside it.
     pub fn open_also(&self, name: &str, ui: &Printer) -> Result<OpenModel> {
         let hub = HubOptions::from_env(ui.offline());
-        let opened =
-            open(name, Kind::Any, &device(self.device)?, Where { hub: &hub, progress: ui });
-        opened.map_err(|e| match trained_teacher().filter(|_| name == TEACHER) {
-            Some(place) => {
-                e.followed_by(&format!("; the one that was trained here is {}", quoted(&place)))
-            }
-            None => e,
-        })
+        let at = Where { hub: &hub, progress: ui };
+        open(&kept(name), Kind::Any, &device(self.device)?, at)
+    }
+}
+
+/// What a model's name means here: the quickstart's teacher is the one that was trained on this
+/// machine, if it was.
+pub fn kept(name: &str) -> Cow<'_, str> {
+    match trained_teacher().filter(|_| name == TEACHER && !Path::new(name).exists()) {
+        Some(place) => place.to_string_lossy().into_owned().into(),
+        None => name.into(),
     }
 }

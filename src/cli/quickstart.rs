@@ -72,7 +72,7 @@ fn human(done: &Quickstart, screen: &Screen) -> String {
     let (run, model) = (done.run.display(), quoted(&done.model));
     let says = done.findings().join("\n");
     format!(
-        "{}\n{says}\n\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
+        "{}\nplain learns alone, dense from the teacher on every token, random and ESLM on some.\n{says}\n\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
         table.on(screen)
     )
 }

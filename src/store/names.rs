@@ -263,8 +263,8 @@ fn place(
         ModelRef::Preset(preset) => match &preset.source {
             Some(Provider::Hub { repo, revision: r }) => hub(repo, revision.or(Some(r))),
             Some(Provider::Generated {}) => Err(Error::usage(format!(
-                "the preset {name} has no weights to fetch: its teacher is pretrained by `eslm-kd distill` without arguments, \
-                 on the built-in corpus only; name a run folder, a model folder or a Hub id"
+                "the preset {name} has no weights to fetch: `eslm-kd distill` without arguments pretrains it, and it is \
+                 found by this name afterwards; run that first, or name a run folder, a model folder or a Hub id"
             ))),
             None => Err(Error::usage(format!(
                 "the preset {name} is a student's shape without weights; name a run folder, a checkpoint, a model \

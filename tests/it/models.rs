@@ -237,3 +237,27 @@ fn a_run_that_has_not_finished_is_used_with_a_warning() {
     );
     assert_eq!(distill("teacher/last", "c"), [""; 0], "who names the checkpoint knows");
 }
+
+/// Of the quickstart a small run stands in for the teacher.
+#[test]
+fn the_quickstarts_teacher_is_found_by_its_name() {
+    let place = Place::new();
+    let (data, cache) = (data(), place.path("cache"));
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "cache/quickstart-2/teacher"]));
+    let json = |args: &[&str]| -> Value {
+        let args = [args, &["--json"]].concat();
+        let done = place.command(&args).env("ESLM_KD_CACHE", &cache).output().unwrap();
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    let eval = |model: &str| json(&["eval", model, "--data", &data])["nll"].clone();
+    assert_eq!(eval("quickstart"), eval("cache/quickstart-2/teacher"));
+    let teacher = ["--teacher", "quickstart"];
+    let run = pretrain(&data, &["--steps", "2", "--out", "student"]);
+    json(&[&["distill"], &run[1..], &teacher[..]].concat());
+    let config = std::fs::read_to_string(place.path("student/config.toml")).unwrap();
+    assert!(config.contains("quickstart-2/teacher"), "{config}");
+    // Without data it is the quickstart, with the quickstart's student.
+    let student = |args: &[&str]| json(&[&["plan"], args].concat())["student"].clone();
+    assert_eq!(student(&teacher), student(&["quickstart"]));
+}

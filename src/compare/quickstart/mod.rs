@@ -119,7 +119,7 @@ impl Quickstart {
             };
             said.push(format!(
                 "Selection: on the tokens that ESLM keeps it is {} than on as many random ones, and {} than on every token, \
-                 for {cost}.",
+                 for {cost}; with one seed that may be chance.",
                 than(eslm.val_loss, random.val_loss),
                 than(eslm.val_loss, dense.val_loss)
             ));
@@ -527,7 +527,10 @@ mod tests {
         done.models[4].val_loss = 1.5;
         assert!(done.findings()[1].contains("0.125 higher than on as many random ones"));
         done.models[4].flops = 1.999;
-        assert!(done.findings()[1].ends_with("for about as many FLOPs."));
+        assert!(
+            done.findings()[1]
+                .ends_with("for about as many FLOPs; with one seed that may be chance.")
+        );
         done.models[4].flops = 2.0;
         assert!(done.findings()[1].contains("no token was dropped"));
         done.models.truncate(3);
