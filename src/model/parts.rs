@@ -147,11 +147,16 @@ impl Rotary {
         Self { theta, scaling, share: whole(), without: Blocks::default() }
     }
 
+    /// How many columns of a head are rotated, cut off as transformers does it.
+    fn columns(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.share) as usize
+    }
+
     /// Angular frequencies of the pairs of a head's rotated columns, and what cos and sin are
     /// multiplied by. `head_dim` is the head's width.
     pub fn frequencies(&self, head_dim: usize) -> (Vec<f64>, f64) {
-        // Cut off and paired as transformers does it: an odd number of columns takes one more.
-        let dim = (head_dim as f64 * self.share) as usize;
+        // An odd number of columns takes one more, as in transformers.
+        let dim = self.columns(head_dim);
         let half = dim.div_ceil(2);
         let plain = |i: usize| self.theta.powf(-2.0 * i as f64 / dim as f64);
         match self.scaling {
@@ -354,6 +359,13 @@ pub(super) fn check(parts: &Parts, n_head: usize, head_dim: usize) -> Result<()>
                 "rotary positions take columns in pairs, and {rotated} are more than a head's {head_dim}"
             ));
         }
+        // transformers has a ramp for each whole pair, and fails or takes the first one's for all.
+        let columns = rotary.columns(head_dim);
+        if matches!(rotary.scaling, RopeScaling::Yarn { .. }) && columns % 2 == 1 {
+            return wrong(format!(
+                "yarn takes an even number of rotated columns, found {columns} of a head's {head_dim}"
+            ));
+        }
         if !(rotary.theta.is_finite() && rotary.theta > 0.0) {
             return wrong(format!(
                 "rotary theta must be a positive number, found {}",
@@ -397,6 +409,21 @@ mod tests {
         // The first 5.6 of 8 columns are 5, which take three pairs.
         let part = Rotary { share: 0.7, ..Rotary::new(10000.0, RopeScaling::Default) };
         close(&part.frequencies(8).0, &[1.0, 10f64.powf(-1.6), 10f64.powf(-3.2)]);
+        let (factor, attention, beta_fast, beta_slow) = (4.0, 1.0, 32.0, 1.0);
+        let scaling = || RopeScaling::Yarn {
+            factor,
+            attention,
+            beta_fast,
+            beta_slow,
+            original: 64.0,
+            truncate: true,
+        };
+        let with = |share| {
+            let rotary = Rotary { share, ..Rotary::new(10000.0, scaling()) };
+            Parts { positions: Positions::Rotary(rotary), ..Parts::default() }
+        };
+        assert!(check(&with(0.5), 2, 8).is_ok());
+        assert!(check(&with(0.7), 2, 8).unwrap_err().to_string().contains("found 5 of a head's 8"));
         let smooth = (128.0 / (TAU / 0.1) - 1.0) / 3.0;
         close(&bands[1..2], &[(1.0 - smooth) * 0.1 / 8.0 + smooth * 0.1]);
     }
