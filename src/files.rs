@@ -11,7 +11,9 @@ pub use atomic::{AtomicDir, AtomicFile, write_atomic};
 pub use input::{
     HEAD_BYTES, Input, check_no_pointer, check_real, is_named, same_bytes, same_file, unread,
 };
-pub use out::{Contents, OutDir, check_file, check_folder, create_folder, is_bystander};
+pub use out::{
+    Contents, OutDir, check_file, check_file_like, check_folder, create_folder, is_bystander,
+};
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};

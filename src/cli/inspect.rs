@@ -4,8 +4,9 @@ use super::number::{finite, whole};
 use super::{ModelArgs, Printer};
 use crate::config::{Pool, Score, Tail};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{Input, check_file, check_no_pointer, unread, write_atomic};
+use crate::files::{Input, check_file_like, check_no_pointer, unread, write_atomic};
 use crate::inspect::{Inspection, Options, Token, histogram, inspect, page};
+use crate::report::page::BEGINS;
 use crate::report::table::broken;
 use crate::report::text::{self, MARKED, PLAIN_WIDTH, Screen};
 use crate::teacher::Teacher;
@@ -73,7 +74,7 @@ pub fn run(args: &InspectArgs, ui: &Printer) -> Result<()> {
     let options = options(args)?;
     let file = &args.text;
     if let Some(out) = &args.out {
-        check_file(out)?;
+        check_file_like(out, "a page", BEGINS, &[file])?;
     }
     let (mut text, input) = (Vec::new(), Input::open(file)?);
     let read = input.take(MOST_TEXT_BYTES + 1).read_to_end(&mut text);
@@ -249,5 +250,9 @@ fn levels(found: &Inspection, screen: &Screen) -> String {
     } else {
         String::new()
     };
-    format!("{}\n{cut}kept tokens are marked at alpha {}", table.on(screen), found.mark)
+    format!(
+        "{}\nVaR is the threshold, a mean over pools: of each pool the lowest kept score\n{cut}kept tokens are marked at alpha {}",
+        table.on(screen),
+        found.mark
+    )
 }

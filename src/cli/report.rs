@@ -3,9 +3,10 @@
 use super::Printer;
 use crate::compare::live::{Fingerprint, Live, Place, RunState, find, is_closed, page};
 use crate::error::{Error, Result};
-use crate::files::{check_file, write_atomic};
+use crate::files::{check_file_like, write_atomic};
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::report::page::BEGINS;
 use crate::report::text::{Screen, Table, count, quoted, seconds};
 use crate::runs::state_of;
 use serde::Serialize;
@@ -52,7 +53,7 @@ struct Report {
 
 /// Runs the verb.
 pub fn run(args: &ReportArgs, ui: &Printer) -> Result<()> {
-    check_file(&args.out)?;
+    check_file_like(&args.out, "a page", BEGINS, &[])?;
     let found =
         if args.watch { watch(args, ui)? } else { draw(&find(&args.runs)?, &args.out, false)? };
     let report = Report { page: args.out.clone(), runs: found.iter().map(Live::state).collect() };

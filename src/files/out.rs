@@ -7,11 +7,12 @@
 //! the folder is claimed, before the work begins.
 
 use super::atomic::{Temporary, sweep};
+use super::input::same_file;
 use super::{children, name_of, parent_of, read_bounded, sync_folder};
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A mark may hold the names of all inputs.
@@ -233,6 +234,35 @@ pub fn check_file(out: &Path) -> Result<()> {
     beside(out, &target).map(drop)
 }
 
+/// Errs unless a file of that name can be written, and what stands there is empty or begins as what
+/// this program writes there; changes nothing. A file that is read is not written either.
+pub fn check_file_like(out: &Path, what: &str, begins: &str, inputs: &[&Path]) -> Result<()> {
+    check_file(out)?;
+    let refuse = |found: &str| {
+        let out = out.display();
+        Err(Error::usage(format!(
+            "{out}: expected a new file or {what} to replace, found {found}; name another file with --out, or remove it \
+             yourself"
+        )))
+    };
+    if inputs.iter().any(|input| same_file(out, input)) {
+        return refuse("the file that is read");
+    }
+    let mut head = Vec::new();
+    match File::open(out) {
+        Ok(file) => {
+            let read = file.take(begins.len() as u64).read_to_end(&mut head);
+            read.map_err(|e| Error::io("read", out, e))?;
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read", out, e)),
+    }
+    match head.is_empty() || head == begins.as_bytes() {
+        true => Ok(()),
+        false => refuse("a file that eslm-kd did not write"),
+    }
+}
+
 /// Where a folder of that name is, or would be made.
 fn folder_behind(out: &Path) -> Result<PathBuf> {
     match fs::metadata(out) {
@@ -440,6 +470,30 @@ mod tests {
         fs::write(dir.path().join("other"), "").unwrap();
         assert!(dir.commit().unwrap_err().to_string().contains("other"));
         assert_eq!(held(root.path()), before);
+    }
+
+    #[test]
+    fn only_a_file_that_begins_as_ours_is_replaced_and_never_one_that_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for (name, text) in [("empty", ""), ("ours", "<ours>1"), ("read", "<ours>2"), ("b", "<our")]
+        {
+            fs::write(at(name), text).unwrap();
+        }
+        fs::hard_link(at("read"), at("also")).unwrap();
+        let said = |name: &str| {
+            let done = check_file_like(&at(name), "a page", "<ours>", &[&at("read")]);
+            done.map_err(|e| e.to_string())
+        };
+        for name in ["new", "empty", "ours"] {
+            assert_eq!(said(name), Ok(()), "{name}");
+        }
+        assert!(
+            said("b").unwrap_err().contains("a page to replace, found a file that eslm-kd did")
+        );
+        for name in ["read", "also"] {
+            assert!(said(name).unwrap_err().contains("found the file that is read"), "{name}");
+        }
     }
 
     #[test]

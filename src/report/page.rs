@@ -10,6 +10,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 const STYLE: &str = concat!(include_str!("chart.css"), include_str!("page.css"));
 const SCRIPT: &str = include_str!("page.js");
 
+/// How every page begins, by which an earlier one is known.
+pub const BEGINS: &str = "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+                          <meta name=\"generator\" content=\"eslm-kd\">";
+
 /// A whole page. With `refresh` it loads itself again after that many seconds.
 pub fn page(title: &str, refresh: Option<u32>, body: &Markup) -> String {
     let whole = html! {
@@ -17,6 +21,7 @@ pub fn page(title: &str, refresh: Option<u32>, body: &Markup) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
+                meta name="generator" content="eslm-kd";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 @if let Some(seconds) = refresh { meta http-equiv="refresh" content=(seconds); }
@@ -39,6 +44,7 @@ mod tests {
     #[test]
     fn what_html_means_something_by_is_escaped() {
         let text = page("x < y", None, &html! { p title="\"<b>\"" { "a<script>&" } });
+        assert!(text.starts_with(BEGINS), "an earlier page is known by it");
         assert!(text.contains("<title>x &lt; y</title>"));
         assert!(text.contains("<p title=\"&quot;&lt;b&gt;&quot;\">a&lt;script&gt;&amp;</p>"));
     }
