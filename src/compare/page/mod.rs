@@ -15,7 +15,7 @@ use super::verdict::{LEVEL, Verdict, plural, why_untested};
 use crate::config::Plan;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::report::chart::key;
+use crate::report::chart::{Chart, Line, key};
 use crate::report::page::page as whole;
 use crate::report::text::{count, perplexity};
 use maud::{Markup, html};
@@ -66,7 +66,7 @@ fn title(s: &Summary) -> String {
 fn head(s: &Summary) -> Markup {
     let d = &s.state.data;
     let budget = match s.state.budget {
-        Budget::Tokens => "steps as the run files say",
+        Budget::Tokens => "steps as run files and settings say",
         Budget::Flops => "steps set to the baseline's FLOPs",
         Budget::Seconds => "steps set to the baseline's seconds",
     };
@@ -186,15 +186,25 @@ fn millions(n: u64) -> String {
 
 fn charts(s: &Summary) -> Markup {
     let groups = groups(s);
+    let drawn: Vec<Vec<Chart>> = groups.iter().map(|group| curves(s, group)).collect();
+    // What is said of the charts is what they show.
+    let leaves = |chart: &Chart, end: bool| {
+        let outside = |p: &(f64, f64)| p.1 > chart.range.1 || end && p.1 < chart.range.0;
+        let point =
+            |line: &Line| if end { line.points.last() } else { line.points.first() }.copied();
+        chart.lines.iter().filter_map(point).any(|p| outside(&p))
+    };
+    let any = |end: bool| drawn.iter().flatten().any(|chart| leaves(chart, end));
     html! {
         h2 { "Validation during training" }
         @for (g, group) in groups.iter().enumerate() {
             @if groups.len() > 1 { h3 { (group_title(s, g, groups.len(), group)) } }
-            @for (i, chart) in curves(s, group).iter().enumerate() { (chart.figure(&format!("c{g}-{i}"))) }
+            @for (i, chart) in drawn[g].iter().enumerate() { (chart.figure(&format!("c{g}-{i}"))) }
         }
         p.note {
-            "Lines are means over the seeds, bands go from the lowest to the highest. The fall of the first losses is cut off \
-             so that differences show; an arrow at the edge is a line that ends outside."
+            "Lines are means over the seeds, bands go from the lowest to the highest."
+            @if any(false) { " The fall of the first losses is cut off so that differences show." }
+            @if any(true) { " An arrow at the edge is a line that ends outside." }
             @if let Some(part) = s.arms.iter().find_map(|a| validated_part(&a.arm.plan, s.state.data.valid_tokens)) {
                 " Validations during training read " (part) ", not all."
             }
