@@ -73,9 +73,6 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
             return ui.result(&report, |screen| human(&report, plan, screen));
         }
     };
-    for note in resolved.notes() {
-        ui.note(&format!("note: {note}"));
-    }
     use_everywhere(plan.machine.threads)?;
     if resume && plan.data.dir.is_none() {
         let above = out.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -98,6 +95,10 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     let parameters = student.parameters() as u64;
     // A run that goes on was told at its start.
     if !resume && let Some(note) = misnamed(args.config.config.as_deref(), plan, student) {
+        ui.note(&format!("note: {note}"));
+    }
+    // Here, where nothing is left to be refused: beside an error they would only distract.
+    for note in resolved.notes() {
         ui.note(&format!("note: {note}"));
     }
     say_what_is_coming(&session, ui);
