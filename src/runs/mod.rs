@@ -9,13 +9,13 @@ pub use find::{defaults, find};
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
-use crate::files::near::shortlist;
+use crate::files::near::{did_you_mean, shortlist};
 use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
 use crate::store::places::find_again;
 use crate::store::weights::{check_model, read_config};
 use crate::train::events::{Outline, outline};
-use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, plan_of};
+use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, diverged, plan_of};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -215,7 +215,9 @@ pub fn show(run: &Path) -> Result<Shown> {
     if !find::is_run(run) {
         let below = if run.is_dir() { find(&[run.to_path_buf()])? } else { Vec::new() };
         let beside = run.parent().filter(|p| p.is_dir()).unwrap_or(Path::new("."));
+        let near = did_you_mean(run, find::is_run);
         let says = match &below[..] {
+            [] if !run.exists() && !near.is_empty() => near.trim_start_matches("; ").to_string(),
             [] => format!("`eslm-kd runs {}` lists those that there are", quoted(beside)),
             below => format!("below it: {}; `runs show` takes one of them", shortlist(below)),
         };
@@ -230,7 +232,8 @@ pub fn show(run: &Path) -> Result<Shown> {
     // Of equal ones the later, as for `RUN/best`.
     let best = metrics.validations.iter().rev().min_by(|a, b| a.1.total_cmp(&b.1));
     let located = plan.as_ref().map(|_| located(run).ok()).unwrap_or_default();
-    let (next, notes) = next::steps(run, &row, located.as_ref().or(plan.as_ref()));
+    let (next, notes) =
+        next::steps(run, &row, is_ruined(&metrics), located.as_ref().or(plan.as_ref()));
     Ok(Shown {
         process,
         parameters: shape.as_ref().map(|s| s.parameters() as u64),
@@ -248,6 +251,20 @@ pub fn show(run: &Path) -> Result<Shown> {
         plan,
         row,
     })
+}
+
+/// Whether the metrics end as those of a run whose weights are no longer of use. The first logged
+/// step may be the last one, too; then the first validation says where it began.
+fn is_ruined(metrics: &Outline) -> bool {
+    let Outline { first, last, validations, .. } = metrics;
+    let risen = |from: Option<f64>, to: Option<f64>| {
+        from.zip(to).is_some_and(|(from, to)| diverged(from, to))
+    };
+    metrics.ends_in_skip
+        // What is not finite is written as null.
+        || last.get("loss").is_some_and(serde_json::Value::is_null)
+        || risen(first["loss"].as_f64(), last["loss"].as_f64())
+        || risen(validations.first().map(|(_, loss)| *loss), last["full_loss"].as_f64())
 }
 
 /// The plan with its data where it is to be found from here, as a run that goes on would find it.

@@ -3,10 +3,16 @@
 use super::{Row, State};
 use crate::config::Plan;
 use crate::report::text::quoted;
+use crate::train::run::begin_again;
 use std::path::Path;
 
 /// Commands, and notes.
-pub(super) fn steps(run: &Path, row: &Row, plan: Option<&Plan>) -> (Vec<String>, Vec<String>) {
+pub(super) fn steps(
+    run: &Path,
+    row: &Row,
+    ruined: bool,
+    plan: Option<&Plan>,
+) -> (Vec<String>, Vec<String>) {
     // The run may be the working folder.
     let whole = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
     let over = row.state == State::Finished;
@@ -20,6 +26,10 @@ pub(super) fn steps(run: &Path, row: &Row, plan: Option<&Plan>) -> (Vec<String>,
     let next = match (row.state, plan) {
         (State::Running, _) | (_, None) => Vec::new(),
         (State::Finished, Some(plan)) => uses(run, plan),
+        // The batches that it would meet again ruin it again.
+        (State::CutOff, Some(plan)) if ruined && plan.data.dir.is_some() => {
+            vec![begin_again(run, plan)]
+        }
         (State::Stopped | State::CutOff | State::Damaged, Some(plan)) => {
             vec![resume(run, &whole, plan)]
         }
@@ -93,14 +103,17 @@ mod tests {
             ("cache/teacher", State::Stopped, &[], "distill"),
             ("own", State::Finished, &[], "generate @/own --prompt \"...\""),
         ] {
-            let (found, notes) = steps(&at(run), &row(state), Some(&plan(set)));
+            let (found, notes) = steps(&at(run), &row(state), false, Some(&plan(set)));
             assert_eq!((found.len(), notes.len()), (1, 0), "{run}: {found:?} {notes:?}");
             assert_eq!(found[0], format!("eslm-kd {}", next.replace('@', &root)));
         }
-        let (found, _) = steps(&at("own"), &row(State::Running), Some(&plan(&[])));
+        let (found, _) = steps(&at("own"), &row(State::Running), false, Some(&plan(&[])));
         assert_eq!(found, Vec::<String>::new(), "it is under way");
+        let (found, _) = steps(&at("own"), &row(State::CutOff), true, Some(&plan(&["data.dir=d"])));
+        assert!(found[0].starts_with(&format!("eslm-kd pretrain {root}/own --lr ")), "{found:?}");
+        assert!(found[0].ends_with("/own-lower-lr"), "{found:?}");
         let arm = at("c/runs/a b/seed-1");
-        let (found, notes) = steps(&arm, &row(State::Stopped), Some(&plan(&["data.dir=d"])));
+        let (found, notes) = steps(&arm, &row(State::Stopped), false, Some(&plan(&["data.dir=d"])));
         assert!(found[0].ends_with("/c/runs/a b/seed-1'"), "{found:?}");
         assert!(notes[0].contains("a run of the comparison") && notes[0].contains("/c:"));
     }

@@ -82,6 +82,30 @@ pub fn differences(run: &Path, plan: &Plan) -> Result<Vec<String>> {
     Ok(plan.as_stored()?.differences_beside(&plan_of(run)?.mathematics(), &["teacher", "student"]))
 }
 
+/// The command that begins a run of this plan, whose weights were ruined, again in a folder beside
+/// it with a lower rate.
+pub fn begin_again(run: &Path, plan: &Plan) -> String {
+    let mut new = run.as_os_str().to_owned();
+    new.push("-lower-lr");
+    format!(
+        "eslm-kd {} {} --lr {:.1e} --out {}",
+        verb(plan),
+        quoted(run),
+        plan.optim.lr / 10.0,
+        quoted(Path::new(&new))
+    )
+}
+
+fn verb(plan: &Plan) -> &'static str {
+    if plan.teacher.is_some() { "distill" } else { "pretrain" }
+}
+
+/// Whether a loss is so far above the first one that the weights are ruined: no single batch does
+/// that.
+pub fn diverged(first: f64, last: f64) -> bool {
+    !last.is_finite() || last > 2.0 * first.max(1.0)
+}
+
 /// A run in its folder, ready to train.
 pub struct Run {
     lock: RunLock,
@@ -89,6 +113,8 @@ pub struct Run {
     counters: Counters,
     /// Steps done in the checkpoint that was loaded or saved last.
     saved_at: Option<u64>,
+    /// Loss of the first step of this session and of the last one.
+    losses: Option<(f64, f64)>,
     loader: Ahead,
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
@@ -204,7 +230,7 @@ impl Run {
         let on_cpu = trainer.student.params.wte().device().is_cpu();
         let threads =
             if on_cpu { Threads::of(trainer.plan.machine.threads)? } else { Threads::default() };
-        Ok(Self { lock, trainer, saved_at, counters, loader, valid, config, threads })
+        Ok(Self { lock, trainer, saved_at, losses: None, counters, loader, valid, config, threads })
     }
 
     /// Steps done before, 0 unless resumed.
@@ -247,11 +273,8 @@ impl Run {
     /// The command that goes on with the run; `more` stands between verb and folder.
     fn command(&self, more: &str) -> String {
         // The folder's own config has the rest.
-        format!("eslm-kd {} --resume{more} --out {}", self.verb(), quoted(self.lock.dir()))
-    }
-
-    fn verb(&self) -> &'static str {
-        if self.trainer.plan.teacher.is_some() { "distill" } else { "pretrain" }
+        let verb = verb(&self.trainer.plan);
+        format!("eslm-kd {verb} --resume{more} --out {}", quoted(self.lock.dir()))
     }
 
     /// Saves, and says where the run stands.
@@ -277,16 +300,7 @@ impl Run {
         if e.kind() != ErrorKind::NonFinite || step == 0 {
             return e;
         }
-        let (plan, run) = (&self.trainer.plan, self.lock.dir());
-        let mut new = run.as_os_str().to_owned();
-        new.push("-lower-lr");
-        let begin = format!(
-            "eslm-kd {} {} --lr {:.1e} --out {}",
-            self.verb(),
-            quoted(run),
-            plan.optim.lr / 10.0,
-            quoted(Path::new(&new))
-        );
+        let begin = begin_again(self.lock.dir(), &self.trainer.plan);
         e.context(format!("validation after step {}", count(step))).going_on_with(begin)
     }
 
@@ -303,6 +317,12 @@ impl Run {
             ),
             None => "no checkpoint was written yet".to_string(),
         };
+        if let Some(why) = self.is_ruined() {
+            let begin = begin_again(self.lock.dir(), &self.trainer.plan);
+            let next = "begin again with a lower optim.lr";
+            return Error::new(e.kind(), format!("{e}; {saved}; {why}; {next}"))
+                .going_on_with(begin);
+        }
         let optim = &self.trainer.plan.optim;
         let (next, set) = match optim.on_nonfinite {
             OnNonfinite::Skip => (
@@ -320,10 +340,36 @@ impl Run {
         Error::new(e.kind(), format!("{e}; {saved}; {next}")).going_on_with(self.command(&set))
     }
 
+    /// Why passing over a batch would not help; None where it may.
+    fn is_ruined(&self) -> Option<String> {
+        let (first, last) = self.losses?;
+        if diverged(first, last) {
+            return Some(format!("the loss went from {first:.4} to {last:.4}"));
+        }
+        // There is nothing to go on from, and the steps before may have broken the weights.
+        let unsaved = self.saved_at.is_none_or(|step| step == 0);
+        unsaved.then(|| format!("it came after {}", amount(self.counters.step, "steps")))
+    }
+
     fn steps(&mut self, sink: &mut dyn EventSink) -> Result<()> {
+        let mut window = Window::default();
+        let done = self.each_step(sink, &mut window);
+        // How far it came is told also where it failed between two steps that are logged. A run that
+        // is stopped has a checkpoint that says so; such a line would stay when it goes on.
+        if let Err(e) = &done
+            && !matches!(e.kind(), ErrorKind::Interrupted(_))
+            && self.saved_at != Some(self.counters.step)
+            && let Some(report) = window.last.take()
+        {
+            // Its own failure says less than the one before.
+            let _ = sink.event(&Event::Step(window.event(&report, &self.counters)));
+        }
+        done
+    }
+
+    fn each_step(&mut self, sink: &mut dyn EventSink, window: &mut Window) -> Result<()> {
         let plan = self.trainer.plan.clone();
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
-        let mut window = Window::default();
         let mut is_first = true;
         loop {
             let step = self.counters.step;
@@ -353,6 +399,7 @@ impl Run {
                 && self.counters.skipped < plan.optim.max_skips
             {
                 self.counters.skipped += 1;
+                window.last = None; // the line of the skip says how far it came
                 self.counters.pass(&plan, batch.valid_count() as u64, seconds);
                 let Counters { step, skipped, tokens, .. } = self.counters;
                 sink.event(&Event::Skipped(SkipEvent {
@@ -369,11 +416,12 @@ impl Run {
             self.counters.flops += report.sums.flops;
             // The first one waits for memory that later ones have.
             window.add(&report, seconds, std::mem::take(&mut is_first));
-            let step = self.counters.step;
+            let (step, loss) = (self.counters.step, report.mean_loss());
+            self.losses = Some((self.losses.map_or(loss, |(first, _)| first), loss));
             if due(plan.log.every, step) || step == plan.steps {
-                sink.event(&Event::Step(
-                    std::mem::take(&mut window).event(&report, &self.counters),
-                ))?;
+                sink.event(&Event::Step(std::mem::take(window).event(&report, &self.counters)))?;
+            } else {
+                window.last = Some(report);
             }
         }
     }
@@ -518,6 +566,8 @@ struct Window {
     phases: Phases,
     /// Tokens and seconds of a first step, if it is among them.
     first: Option<(u64, f64)>,
+    /// The last of them.
+    last: Option<StepReport>,
 }
 
 impl Window {

@@ -126,6 +126,32 @@ fn a_model_that_is_broken_is_begun_again_with_a_lower_rate() {
 }
 
 #[test]
+fn a_run_that_diverges_says_how_far_it_came_and_is_begun_again() {
+    let place = Place::new();
+    let data = data();
+    let mut counted = Vec::new();
+    for (name, every) in [("each", "log.every=1"), ("tenth", "log.every=10")] {
+        let args = ["--steps", "60", "--lr", "1e9", "--out", name, "--set", every];
+        let (code, _, stderr) =
+            place.run(&[&["pretrain", "--data", &data][..], &TINY, &args].concat());
+        assert_eq!(code, 5, "{stderr}");
+        let again = format!("eslm-kd pretrain {name} --lr 1.0e8 --out {name}-lower-lr");
+        assert!(stderr.ends_with(&format!("\ngo on: {again}\n")), "{stderr}");
+        assert!(!stderr.contains("on_nonfinite=skip"), "{stderr}");
+        let report = &place.json(&["report", name])["runs"][0];
+        let row = &place.json(&["runs", name])["runs"][0];
+        assert_eq!(row["step"], report["step"], "{stderr}");
+        let steps = row["step"].as_u64().unwrap();
+        let said = format!(": {steps} step");
+        assert!(stderr.lines().any(|l| l.contains(&said) && l.contains(" in ")), "{stderr}");
+        assert_eq!(place.json(&["runs", "show", name])["next"][0], again.as_str());
+        counted.push(steps);
+    }
+    // All that was done is counted, logged or not.
+    assert!(counted[0] > 0 && counted[0] % 10 > 0 && counted[0] == counted[1], "{counted:?}");
+}
+
+#[test]
 fn data_that_vanishes_or_changes_is_noticed() {
     let place = Place::new();
     let data = place.path("data");

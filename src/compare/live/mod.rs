@@ -9,7 +9,8 @@ use super::runs::{Point, folder, is_finished};
 use super::state::{FILE, State};
 use crate::error::{Error, Result};
 use crate::files::children;
-use crate::store::checkpoint::holder;
+use crate::files::near::did_you_mean;
+use crate::store::checkpoint::{holder, list};
 use crate::train::events::each_metric;
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, plan_of};
 use serde::Serialize;
@@ -45,6 +46,8 @@ pub struct Live {
     pub finished: bool,
     /// Whether a process of this machine trains it.
     pub running: bool,
+    /// Steps done: by any line that was written, or by a checkpoint. Such a line may have no loss.
+    pub step: u64,
     /// Steps that its plan has; None where it cannot be read.
     pub steps: Option<u64>,
     /// What its plan validates on: data folder, rows, tokens.
@@ -67,7 +70,7 @@ pub struct RunState {
     pub finished: bool,
     /// Whether a process of this machine trains it.
     pub running: bool,
-    /// Steps done, at the last line that was written.
+    /// Steps done, at the last line that was written or the last checkpoint.
     pub step: u64,
     /// Steps that its plan has.
     pub steps: Option<u64>,
@@ -97,7 +100,10 @@ pub fn find(names: &[PathBuf]) -> Result<Vec<Place>> {
             return Err(Error::data(format!(
                 "{}: expected a run folder (with {METRICS_FILE}) or a folder of runs, found {}",
                 name.display(),
-                if name.is_dir() { "no run in it" } else { "no folder" }
+                match name.is_dir() {
+                    true => "no run in it".to_string(),
+                    false => format!("no folder{}", did_you_mean(name, Path::is_dir)),
+                }
             )));
         }
         let known = |p: &Place| found.iter().any(|f| f.run == p.run);
@@ -180,8 +186,10 @@ impl Place {
         let finished = is_finished(&self.run);
         let (mut full, mut kept, mut validation) = (Vec::new(), Vec::new(), Vec::new());
         let path = self.run.join(METRICS_FILE);
+        let mut step = list(&self.run).ok().and_then(|all| Some(all.last()?.0)).unwrap_or(0);
         if path.exists() {
             each_metric(&path, |line| {
+                step = step.max(line["step"].as_u64().unwrap_or(0));
                 full.extend(Point::of(&line, "full_loss"));
                 kept.extend(Point::of(&line, "kept_loss"));
                 validation.extend(Point::of(&line, "val_loss"));
@@ -190,13 +198,13 @@ impl Place {
         let plan = plan_of(&self.run).ok();
         let steps = plan.as_ref().map(|plan| plan.steps);
         // A run that was made longer has the model of its earlier end.
-        let last = full.iter().chain(&kept).chain(&validation).map(|p: &Point| p.step).max();
-        let longer = last.zip(steps).is_some_and(|(last, steps)| last > 0 && last < steps);
+        let longer = steps.is_some_and(|steps| step > 0 && step < steps);
         let kept_only = full.is_empty() && !kept.is_empty();
         Ok(Live {
             place: self.clone(),
             finished: finished && !longer,
             running: holder(&self.run).is_some(),
+            step,
             steps,
             validated_on: plan.map(|plan| (plan.data.dir, plan.eval.rows, plan.eval.tokens)),
             training: if kept_only { kept } else { full },
@@ -225,7 +233,7 @@ impl Live {
             run: self.place.run.clone(),
             finished: self.finished,
             running: self.running,
-            step: last.map_or(0, |p| p.step),
+            step: self.step,
             steps: self.steps,
             tokens: last.map_or(0, |p| p.tokens as u64),
             seconds: last.map_or(0.0, |p| p.seconds),
@@ -302,6 +310,11 @@ mod tests {
         run(&at, &(text + &step(6, 4.2)));
         assert_ne!(place.fingerprint(), before, "it has grown");
         assert_eq!(place.read().unwrap().state().step, 6);
+        // A step whose losses were not finite is one that was done.
+        let blank = "{\"step\":7,\"full_loss\":null,\"kept_loss\":null,\"tokens\":7,\"flops\":1.0,\"seconds\":7.5}\n";
+        run(&at, &(validation(0, 6.0) + blank));
+        assert_eq!(place.read().unwrap().state().step, 7);
+        run(&at, &(validation(0, 6.0) + &step(6, 4.2)));
         fs::create_dir(at.join("model")).unwrap();
         assert!(!place.read().unwrap().finished, "it was made longer after its end");
         fs::write(at.join(CONFIG_FILE), "steps = 6\n").unwrap();

@@ -85,6 +85,10 @@ pub struct Outline {
     pub validations: Vec<(u64, f64)>,
     /// Steps done by the last line of any kind.
     pub step: u64,
+    /// The first line of a step; null without one.
+    pub first: Value,
+    /// Whether the last line of a step or a skip is that of a skip.
+    pub ends_in_skip: bool,
 }
 
 /// Reads it from a file that another process may be writing. Lines of steps are most of a file, and
@@ -101,7 +105,12 @@ pub fn outline(path: &Path) -> Result<Outline> {
             found.step = found.step.max(step.unwrap_or(0));
             let loss = value.as_ref().and_then(|v| v["val_loss"].as_f64());
             found.validations.extend(step.zip(loss));
+            found.ends_in_skip |= loss.is_none() && step.is_some();
         } else {
+            found.ends_in_skip = false;
+            if found.first.is_null() {
+                found.first = value_of(line).unwrap_or_default();
+            }
             recent.swap(0, 1);
             recent[1].clear();
             recent[1].extend_from_slice(line);

@@ -1,6 +1,6 @@
 //! What a terminal shows of a run: a progress bar in steps, and a line of figures now and then.
 
-use super::{Event, EventSink, StepEvent, Summary};
+use super::{Event, EventSink, SkipEvent, StepEvent, Summary, ValEvent};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::report::text::{PLAIN_WIDTH, amount, count, flops, percent, perplexity, seconds};
@@ -31,8 +31,24 @@ impl<'a> Terminal<'a> {
     }
 }
 
+impl Terminal<'_> {
+    /// Steps done, whatever told of them.
+    fn advance(&mut self, step: u64) {
+        if self.state.started {
+            self.progress.advance(step.saturating_sub(self.state.step));
+            self.state.step = self.state.step.max(step);
+        }
+    }
+}
+
 impl EventSink for Terminal<'_> {
     fn event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Validation(ValEvent { step, .. })
+            | Event::Skipped(SkipEvent { step, .. })
+            | Event::CheckpointSaved { step, .. } => self.advance(*step),
+            _ => {}
+        }
         let shown = &mut self.state;
         match event {
             Event::RunStarted { label, step, steps, seconds } => {
@@ -74,10 +90,6 @@ impl EventSink for Terminal<'_> {
                 count(e.skipped)
             )),
             Event::CheckpointSaved { path, step } => {
-                if shown.started {
-                    self.progress.advance(step.saturating_sub(shown.step));
-                    shown.step = shown.step.max(*step);
-                }
                 self.progress.note(&saved(*step, path, self.progress.width()));
             }
             Event::Note(text) => self.progress.note(text),
