@@ -28,7 +28,7 @@ pub struct EvalArgs {
     /// at more cost; without it, the context
     #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
     pub stride: Option<u32>,
-    /// Put in front what the tokenizer puts before a text (Llama's <s>), else end-of-text, so that
+    /// Put in front what the tokenizer puts before a text (Llama's `<s>`), else end-of-text, so that
     /// the first token is predicted, too, as lm-evaluation-harness does
     #[arg(long)]
     pub bos: bool,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads .txt, .jsonl and .parquet, each also with .gz or .zst, in bounded memory. Documents end
 /// with the tokenizer's end-of-text token, and begin with what its template puts before a text
-/// (Llama's <s>; mostly nothing). In text files `<|endoftext|>` separates documents; a
+/// (Llama's `<s>`; mostly nothing). In text files `<|endoftext|>` separates documents; a
 /// file without it is one document. Inside a row it is one end-of-text token, and has no bytes. A
 /// pipe such as /dev/stdin is read once, and its first bytes say what it is.
 #[derive(Debug, Clone, clap::Args)]

@@ -312,7 +312,8 @@ pub fn resolve_tokenizer(
     }
     let meant = ModelRef::parse(text, Kind::Any).map_err(|e| {
         let near = near::did_you_mean(path, has_tokenizer);
-        if e.to_string().contains(" Did you mean ") { e } else { e.followed_by(&near) }
+        let said = e.to_string().to_lowercase().contains("did you mean ");
+        if said { e } else { e.followed_by(&near) }
     })?;
     let (id, revision) = match meant {
         ModelRef::Folder { dir, .. } => return Ok(dir),
