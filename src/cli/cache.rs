@@ -138,7 +138,9 @@ fn repo_id(name: Option<&str>) -> Result<Option<String>> {
                 "the preset {name} does not come from the Hub; expected a Hub id (org/name)"
             ))),
         },
-        ModelRef::Folder { .. } => Err(Error::internal(format!("{name} was taken for a folder"))),
+        ModelRef::Folder { .. } | ModelRef::Gguf(_) => {
+            Err(Error::internal(format!("{name} was taken for a folder")))
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use crate::error::Result;
 use crate::model::Gpt2Config;
 use crate::store::names::{Kind, ModelRef};
 use crate::store::student::Start;
-use crate::store::weights::read_config;
 
 /// The key.
 const CONTEXT: &str = "data.context";
@@ -45,9 +44,8 @@ fn student(plan: &Plan) -> Option<Gpt2Config> {
 
 fn stored(meant: &ModelRef) -> Option<Gpt2Config> {
     match meant {
-        ModelRef::Folder { dir, .. } => read_config(&dir.join("config.json")).ok(),
         ModelRef::Preset(preset) => Some(preset.shape.clone()),
-        ModelRef::Hub { .. } => None,
+        other => other.clone().local()?.config().ok(),
     }
 }
 

@@ -77,16 +77,13 @@ pub fn export(
     options: &ExportOptions,
     progress: &dyn Progress,
 ) -> Result<ExportReport> {
-    let ModelRef::Folder { dir, origin, .. } =
-        ModelRef::parse(&source.to_string_lossy(), Kind::Any)?
-    else {
+    let Some(from) = ModelRef::parse(&source.to_string_lossy(), Kind::Any)?.local() else {
         return Err(Error::data(format!(
-            "there is no folder {}; export takes a run folder, a checkpoint or a model folder (`eslm-kd download` makes one of \
+            "there is no folder {}; export takes a run folder, a checkpoint, a model folder or a GGUF file (`eslm-kd download` makes one of \
              a model of the Hub)",
             source.display()
         )));
     };
-    let from = ModelFolder { dir, origin, commit: None };
     let names = folder_names();
     let folder = match options.format {
         Format::HuggingFace => Some(OutDir::create(out, contents(&names))?),
@@ -128,7 +125,7 @@ fn write_folder(
         ));
     }
     let options = SaveOptions {
-        ids: SpecialIds::read(&from.dir)?,
+        ids: from.special_ids()?,
         tokenizer: from.has_tokenizer().then_some(from.dir.as_path()),
     };
     save_model(folder.path(), config, params, &options)?;
@@ -186,7 +183,7 @@ fn write_gguf(
         config: &model.config,
         params: &model.params,
         tokenizer: &tokenizer,
-        ids: SpecialIds::read(&from.dir)?,
+        ids: from.special_ids()?,
         of,
     };
     let written = gguf::write(out, &contents).map_err(|e| e.context(from.dir.display()))?;
@@ -219,7 +216,7 @@ fn cut_vocab(model: Gpt2, from: &ModelFolder) -> Result<Gpt2> {
         )));
     };
     let tokens = tokens_within(&tokenizer, &model.config, from)?;
-    let SpecialIds { bos, eos, pad, .. } = SpecialIds::read(&from.dir)?;
+    let SpecialIds { bos, eos, pad, .. } = from.special_ids()?;
     let stated = bos.map(|id| ("bos", id)).into_iter().chain(eos.into_iter().map(|id| ("eos", id)));
     let mut stated = stated.chain(pad.map(|id| ("pad", id)));
     if let Some((role, id)) = stated.find(|(_, id)| *id as usize >= tokens) {

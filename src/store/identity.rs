@@ -1,8 +1,8 @@
 //! What a stored model is, whatever it is called and wherever it lies.
 
-use super::weights::{read_config, weights_hash};
+use super::names::ModelFolder;
+use super::weights::weights_hash;
 use crate::error::Result;
-use std::path::Path;
 
 /// By what a model is known again: its weights, and what of its `config.json` no weight shows. Where
 /// an earlier version of this program noted the weights alone, these alone are compared.
@@ -17,10 +17,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// That of the model in `dir`; reads its weights once.
-    pub fn of(dir: &Path) -> Result<Self> {
-        let function = Some(read_config(&dir.join("config.json"))?.function());
-        Ok(Self { weights: weights_hash(dir)?, function })
+    /// That of the model in a folder; reads its weights once. Those of a GGUF file are the file's
+    /// bytes: the same model in another file is another.
+    pub fn of(folder: &ModelFolder) -> Result<Self> {
+        let function = Some(folder.config()?.function());
+        Ok(Self { weights: weights_hash(folder.weights())?, function })
     }
 
     /// From what a manifest notes.
@@ -41,8 +42,8 @@ impl Identity {
             .collect()
     }
 
-    /// Whether the model in `dir` is this one.
-    pub(crate) fn is_in(&self, dir: &Path) -> bool {
-        Self::of(dir).is_ok_and(|found| found.differences(self).is_empty())
+    /// Whether the model in a folder is this one.
+    pub(crate) fn is_in(&self, folder: &ModelFolder) -> bool {
+        Self::of(folder).is_ok_and(|found| found.differences(self).is_empty())
     }
 }

@@ -5,7 +5,8 @@
 //! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run
 //!    folder (its `model/`, or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the
 //!    newest of it); `RUN/last` and `RUN/best`, its newest checkpoint and the one of the lowest
-//!    validation loss, verified.
+//!    validation loss, verified. A GGUF file, or a folder without other weights that holds one; its
+//!    tokenizer lies beside it.
 //! 2. **A preset**: a name from `teachers/` or `students/`.
 //! 3. **A Hub id**: `org/name`.
 //!
@@ -24,11 +25,14 @@ use crate::model::{Gpt2, Gpt2Config};
 use crate::progress::Progress;
 use crate::report::text::amount;
 use crate::store::checkpoint;
+use crate::store::gguf::{self, GgufModel};
 use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
 use crate::store::preset::{self, Preset, Provider, Role};
-use crate::store::weights::{check_model, load_model, read_config, unused_tensors};
+use crate::store::weights::{
+    INDEX_FILE, SpecialIds, WEIGHTS_FILE, check_model, load_model, read_config, unused_tensors,
+};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +72,8 @@ pub enum ModelRef {
     /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that
     /// has no final model yet.
     Folder { dir: PathBuf, origin: String, unfinished: bool },
+    /// A GGUF file.
+    Gguf(PathBuf),
     /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a
     /// shape.
     Preset(&'static Preset),
@@ -83,10 +89,24 @@ impl ModelRef {
             return Ok(found);
         }
         if path.exists() {
-            let (dir, origin, unfinished) = model_folder(path)?;
-            return Ok(Self::Folder { dir, origin, unfinished });
+            return on_disk(path);
         }
         Self::named(text, kind)
+    }
+
+    /// What lies on disk; None of presets and what is on the Hub.
+    pub(crate) fn local(self) -> Option<ModelFolder> {
+        match self {
+            Self::Folder { dir, origin, .. } => {
+                Some(ModelFolder { dir, origin, commit: None, gguf: None })
+            }
+            Self::Gguf(file) => {
+                let dir = folder_of(&file);
+                let origin = format!("file {}", file.display());
+                Some(ModelFolder { dir, origin, commit: None, gguf: Some(file) })
+            }
+            Self::Preset(_) | Self::Hub { .. } => None,
+        }
     }
 
     /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
@@ -138,7 +158,8 @@ impl ModelRef {
     }
 }
 
-/// A folder in Hugging Face layout that holds a model, and how it was found.
+/// A folder in Hugging Face layout that holds a model, or a GGUF file with a tokenizer beside it, and
+/// how it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFolder {
     /// The folder.
@@ -147,6 +168,8 @@ pub struct ModelFolder {
     pub origin: String,
     /// The Hub's commit, if it comes from there.
     pub commit: Option<String>,
+    /// The file that holds the model in place of what the folder would.
+    pub gguf: Option<PathBuf>,
 }
 
 /// How the origin of a model of the Hub begins.
@@ -169,24 +192,47 @@ impl ModelFolder {
         self.has_tokenizer().then(|| Tokenizer::load(&self.dir)).transpose()
     }
 
-    /// The shape that `config.json` states.
+    /// The shape that `config.json` states, or the metadata of a GGUF file.
     pub fn config(&self) -> Result<Gpt2Config> {
-        read_config(&self.dir.join("config.json"))
+        match &self.gguf {
+            Some(file) => GgufModel::open(file)?.config(),
+            None => read_config(&self.dir.join("config.json")),
+        }
     }
 
     /// The same, with names and shapes of the stored tensors checked against it; none of their
     /// values is read.
     pub fn checked_config(&self) -> Result<Gpt2Config> {
-        check_model(&self.dir)
+        match &self.gguf {
+            Some(_) => self.config(),
+            None => check_model(&self.dir),
+        }
+    }
+
+    /// Ids of special tokens that the folder's files state, else the GGUF file.
+    pub(crate) fn special_ids(&self) -> Result<SpecialIds> {
+        let stated = SpecialIds::read(&self.dir)?;
+        match &self.gguf {
+            Some(file) if stated.eos.is_empty() => Ok(GgufModel::open(file)?.special_ids()),
+            _ => Ok(stated),
+        }
     }
 
     /// What it is known by; reads the weights.
     pub fn identity(&self) -> Result<Identity> {
-        Identity::of(&self.dir)
+        Identity::of(self)
     }
 
-    /// The model with its weights on `device`.
+    /// Where the weights are: the file, or else the folder.
+    pub(crate) fn weights(&self) -> &Path {
+        self.gguf.as_deref().unwrap_or(&self.dir)
+    }
+
+    /// The model with its weights on `device`; those of a GGUF file are dequantised.
     pub fn load(&self, device: &Device) -> Result<Gpt2> {
+        if let Some(file) = &self.gguf {
+            return GgufModel::open(file)?.load(device);
+        }
         let (config, params) = load_model(&self.dir, device)?;
         Ok(Gpt2::new(config, params))
     }
@@ -210,6 +256,7 @@ pub(crate) fn locate(
     let folder = place(meant, name, revision, what, at)?;
     // What cannot be read yet is the loader's to say.
     if what == What::Model
+        && folder.gguf.is_none()
         && let Ok(unused) = unused_tensors(&folder.dir)
         && let [first, more @ ..] = unused.as_slice()
     {
@@ -236,23 +283,37 @@ fn place(
             dir: fetched.dir,
             origin: format!("{HUB}{id}"),
             commit: Some(fetched.commit),
+            gguf: None,
         })
     };
     match meant {
-        ModelRef::Folder { dir, origin, unfinished } => match revision {
-            None => {
-                if unfinished {
-                    at.progress.note(&format!(
-                        "warning: {name} is a run that has not finished; its newest checkpoint is used: {}",
-                        dir.display()
-                    ));
-                }
-                Ok(ModelFolder { dir, origin, commit: None })
+        ModelRef::Folder { .. } | ModelRef::Gguf(_) if revision.is_some() => {
+            Err(Error::usage(format!(
+                "{name} is on this machine; revision {} is for models of the Hub",
+                revision.unwrap_or_default()
+            )))
+        }
+        ModelRef::Folder { dir, origin, unfinished } => {
+            if unfinished {
+                at.progress.note(&format!(
+                    "warning: {name} is a run that has not finished; its newest checkpoint is used: {}",
+                    dir.display()
+                ));
             }
-            Some(r) => Err(Error::usage(format!(
-                "{name} is a folder; revision {r} is for models of the Hub"
-            ))),
-        },
+            Ok(ModelFolder { dir, origin, commit: None, gguf: None })
+        }
+        ModelRef::Gguf(file) => {
+            let dir = folder_of(&file);
+            if !has_tokenizer(&dir) {
+                return Err(Error::data(format!(
+                    "{}: expected the model's tokenizer beside it, found none; put its tokenizer.json (and \
+                     tokenizer_config.json) into the file's folder. The one inside a GGUF file is not read",
+                    file.display()
+                )));
+            }
+            let origin = format!("file {}", file.display());
+            Ok(ModelFolder { dir, origin, commit: None, gguf: Some(file) })
+        }
         // A mistyped path looks like a Hub id: say how it was read.
         ModelRef::Hub { id, revision: own } => {
             let revision = one_revision(name, own.as_deref(), revision)?;
@@ -285,21 +346,18 @@ pub fn resolve_tokenizer(
 ) -> Result<PathBuf> {
     let path = Path::new(text);
     if path.is_file() && path.file_name().is_some_and(|n| n == "tokenizer.json") {
-        return Ok(path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."))
-            .to_path_buf());
+        return Ok(folder_of(path));
     }
-    if path.is_file() {
+    if path.is_file() && !gguf::is_gguf(path) {
         return Err(Error::usage(format!(
             "{text} is a file; name the tokenizer's folder, or its tokenizer.json"
         )));
     }
-    if path.is_dir() {
+    if path.exists() {
         // A folder that is no model may still hold a tokenizer.
-        let dir = if has_tokenizer(path) { None } else { model_folder(path).ok() };
-        let dir = dir.map_or_else(|| path.to_path_buf(), |(dir, ..)| dir);
+        let found = if has_tokenizer(path) { None } else { on_disk(path).ok() };
+        let found = found.and_then(ModelRef::local);
+        let dir = found.map_or_else(|| path.to_path_buf(), |folder| folder.dir);
         return match has_tokenizer(&dir) {
             true => Ok(dir),
             false => Err(lacking_tokenizer(&dir).unwrap_or_else(|| {
@@ -317,6 +375,7 @@ pub fn resolve_tokenizer(
     })?;
     let (id, revision) = match meant {
         ModelRef::Folder { dir, .. } => return Ok(dir),
+        ModelRef::Gguf(file) => return Ok(folder_of(&file)),
         ModelRef::Hub { id, revision: own } => {
             (id, one_revision(text, own.as_deref(), revision)?.map(str::to_string))
         }
@@ -350,6 +409,12 @@ fn one_revision<'a>(
     }
 }
 
+/// The folder that a file lies in.
+fn folder_of(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_path_buf()
+}
+
 /// Whether a folder holds a tokenizer's files.
 pub fn has_tokenizer(dir: &Path) -> bool {
     holds_tokenizer(|name| dir.join(name).exists())
@@ -374,28 +439,37 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
     Ok(Some(ModelRef::Folder { dir, origin, unfinished: false }))
 }
 
-/// The Hugging Face folder that an existing path stands for, how it was found, and whether it is
-/// that of a run which has no final model yet.
-fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
+/// What an existing path stands for.
+fn on_disk(path: &Path) -> Result<ModelRef> {
     let shown = path.display();
+    if gguf::is_gguf(path) {
+        return Ok(ModelRef::Gguf(path.to_path_buf()));
+    }
     if path.is_file() {
         return Err(Error::data(format!(
-            "{shown} is a file; name the model's folder, which holds config.json"
+            "{shown} is a file; name the model's folder, which holds config.json, or a .gguf file"
         )));
     }
+    let folder = |dir, origin, unfinished| Ok(ModelRef::Folder { dir, origin, unfinished });
+    let ggufs = gguf::all_in(path);
     let whole = |dir: &Path| dir.join("config.json").exists();
     if whole(path) {
-        return Ok((path.to_path_buf(), format!("folder {shown}"), false));
+        // A config.json may have come with the tokenizer of a GGUF file.
+        let has_weights = [WEIGHTS_FILE, INDEX_FILE].iter().any(|file| path.join(file).exists());
+        return match ggufs.as_slice() {
+            [file] if !has_weights => Ok(ModelRef::Gguf(file.clone())),
+            _ => folder(path.to_path_buf(), format!("folder {shown}"), false),
+        };
     }
     let model = path.join("model");
     if whole(&model) {
-        return Ok((model, format!("final model of run {shown}"), false));
+        return folder(model, format!("final model of run {shown}"), false);
     }
     for (checkpoints, of_run) in
         [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)]
     {
         if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
-            return Ok((dir, format!("checkpoint at step {step} of {shown}"), of_run));
+            return folder(dir, format!("checkpoint at step {step} of {shown}"), of_run);
         }
     }
     let has = |name: &str| path.join(name).is_file();
@@ -417,6 +491,17 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
              merge_and_unload) and name the merged folder",
             base.unwrap_or_default()
         )));
+    }
+    match ggufs.as_slice() {
+        [] => {}
+        [file] => return Ok(ModelRef::Gguf(file.clone())),
+        _ => {
+            return Err(Error::data(format!(
+                "{shown} holds {}; name one: {}",
+                amount(ggufs.len() as u64, "GGUF files"),
+                shortlist(&ggufs)
+            )));
+        }
     }
     if has_tokenizer(path) {
         return Err(Error::data(format!(
@@ -441,9 +526,9 @@ fn model_folder(path: &Path) -> Result<(PathBuf, String, bool)> {
     )))
 }
 
-/// Whether [`model_folder`] finds one there.
+/// Whether [`on_disk`] finds one there.
 fn holds_a_model(path: &Path) -> bool {
-    path.is_dir() && model_folder(path).is_ok()
+    path.is_dir() && on_disk(path).is_ok()
 }
 
 /// The config of a LoRA adapter or its like.

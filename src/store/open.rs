@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
 use crate::store::hub::{What, lacking_tokenizer};
 use crate::store::names::{Kind, ModelFolder, ModelRef, Where, find, locate};
-use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE, check_model};
+use crate::store::weights::{INDEX_FILE, WEIGHTS_FILE};
 use candle_core::Device;
 
 /// A model, ready to be used, and where it lies.
@@ -35,7 +35,7 @@ impl OpenModel {
     }
 }
 
-/// Opens a run folder, a checkpoint, a Hugging Face folder, a preset or a Hub id on `device`;
+/// Opens a run folder, a checkpoint, a Hugging Face folder, a GGUF file, a preset or a Hub id on `device`;
 /// downloads if need be.
 pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<OpenModel> {
     let folder = find(name, kind, at)?;
@@ -59,7 +59,7 @@ pub(crate) fn shape_of(meant: ModelRef, name: &str, at: Where<'_>) -> Result<Gpt
             let folder = locate(meant, name, None, What::ConfigOnly, at)?;
             // Names and shapes of tensors that are here are read with the config.
             match [WEIGHTS_FILE, INDEX_FILE].iter().any(|file| folder.dir.join(file).is_file()) {
-                true => check_model(&folder.dir),
+                true => folder.checked_config(),
                 false => folder.config(),
             }
         }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::hex;
 use crate::store::checkpoint::{known, list};
 use crate::store::identity::Identity;
-use crate::store::names::{Kind, ModelRef};
+use crate::store::names::{Kind, ModelFolder, ModelRef};
 use std::path::{Path, PathBuf};
 
 /// Replaces what `file` names and the working directory does not have by what is found around the
@@ -71,7 +71,9 @@ impl Content<'_> {
             Self::New | Self::NotNoted => true,
             Self::Data(train, valid) => content_of_data(place)
                 .is_some_and(|found| found.0 == *train && valid.is_none_or(|v| found.1 == *v)),
-            Self::Model(identity) => model_in(place, kind).is_some_and(|dir| identity.is_in(&dir)),
+            Self::Model(identity) => {
+                model_in(place, kind).is_some_and(|found| identity.is_in(&found))
+            }
         }
     }
 
@@ -99,16 +101,13 @@ fn are_same(key: &str, one: &Path, other: &Path, kind: Kind) -> bool {
     if key == "data.dir" {
         return content_of_data(one) == content_of_data(other);
     }
-    let identity = |place| model_in(place, kind).and_then(|dir| Identity::of(&dir).ok());
+    let identity = |place| model_in(place, kind).and_then(|found| Identity::of(&found).ok());
     identity(one) == identity(other)
 }
 
-/// The model's folder that a path stands for.
-fn model_in(place: &Path, kind: Kind) -> Option<PathBuf> {
-    match ModelRef::parse(place.to_str()?, kind) {
-        Ok(ModelRef::Folder { dir, .. }) => Some(dir),
-        _ => None,
-    }
+/// The model that a path stands for.
+fn model_in(place: &Path, kind: Kind) -> Option<ModelFolder> {
+    ModelRef::parse(place.to_str()?, kind).ok()?.local()
 }
 
 /// Puts what `key` names in order, seen from `homes`.

@@ -178,8 +178,7 @@ impl Survey {
         let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
             self;
         let mut ids = SpecialIds::of(&data.tokenizer);
-        if let Some(own) =
-            stored.as_ref().map(|folder| SpecialIds::read(&folder.dir)).transpose()?
+        if let Some(own) = stored.as_ref().map(ModelFolder::special_ids).transpose()?
             && !own.eos.is_empty()
         {
             // What came is kept, and the mark that these documents end with ends texts, too.

@@ -261,3 +261,43 @@ fn the_quickstarts_teacher_is_found_by_its_name() {
     let student = |args: &[&str]| json(&[&["plan"], args].concat())["student"].clone();
     assert_eq!(student(&teacher), student(&["quickstart"]));
 }
+
+#[test]
+fn a_gguf_file_is_a_model_and_a_teacher() {
+    let world = World::new();
+    std::fs::create_dir(world.path("g")).unwrap();
+    let measure = |model: &str| {
+        let measured = world.json(&["eval", model, "--data", "text.txt"]);
+        measured["nll"].as_f64().unwrap().to_bits()
+    };
+    let (code, _, stderr) = world.run(&["export", "run", "--format", "gguf", "--out", "g/a.gguf"]);
+    assert_eq!(code, 0, "{stderr}");
+    world.refused(&["generate", "g/a.gguf", "--prompt", "Anna"], 3, "put its tokenizer.json");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(world.path("run/model").join(name), world.path("g").join(name)).unwrap();
+    }
+    assert_eq!(measure("g/a.gguf"), measure("run"));
+    assert_eq!(measure("g"), measure("run"));
+    let (code, _, stderr) = world.run(&["export", "g", "--out", "again"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(measure("again"), measure("run"));
+
+    let prepare = ["prepare", "--input", "text.txt", "--tokenizer", "g/a.gguf", "--out", "data"];
+    let (code, _, stderr) = world.run(&prepare);
+    assert_eq!(code, 0, "{stderr}");
+    let distill = |more: &[&str]| {
+        let args = ["distill", "--data", "data", "--teacher", "g/a.gguf", "--student", "tiny"];
+        let small = ["--device", "cpu", "--set", "data.rows=2", "--out", "kd"];
+        world.json(&[&args[..], &small, more].concat())
+    };
+    distill(&["--steps", "2"]);
+    // The file is known again by its content, and another is refused.
+    let resume = ["distill", "--resume", "--out", "kd", "--steps", "3", "--device", "cpu"];
+    let q8_0 = ["export", "run", "--format", "gguf", "--type", "q8_0", "--out", "g/a.gguf"];
+    let whole = std::fs::read(world.path("g/a.gguf")).unwrap();
+    assert_eq!(world.run(&q8_0).0, 0);
+    world.refused(&resume, 2, "weights (SHA-256)");
+    std::fs::write(world.path("g/a.gguf"), whole).unwrap();
+    let (code, _, stderr) = world.run(&resume);
+    assert_eq!(code, 0, "{stderr}");
+}

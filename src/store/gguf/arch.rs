@@ -188,18 +188,21 @@ fn scaling(scaling: &RopeScaling) -> Vec<(&'static str, Value)> {
             vec![("rope.scaling.type", text("linear")), ("rope.scaling.factor", float(factor))]
         }
         RopeScaling::Yarn { factor, attention, beta_fast, beta_slow, original, .. } => {
-            // llama.cpp multiplies cos and sin by this itself, and by attn_factor.
-            let own = if factor > 1.0 { 1.0 + 0.1 * factor.ln() } else { 1.0 };
             vec![
                 ("rope.scaling.type", text("yarn")),
                 ("rope.scaling.factor", float(factor)),
                 ("rope.scaling.original_context_length", Value::U32(original as u32)),
-                ("rope.scaling.attn_factor", float(attention / own)),
+                ("rope.scaling.attn_factor", float(attention / own_attention(factor))),
                 ("rope.scaling.yarn_beta_fast", float(beta_fast)),
                 ("rope.scaling.yarn_beta_slow", float(beta_slow)),
             ]
         }
     }
+}
+
+/// What llama.cpp multiplies cos and sin of YaRN by itself, beside `attn_factor`.
+pub(super) fn own_attention(factor: f64) -> f64 {
+    if factor > 1.0 { 1.0 + 0.1 * factor.ln() } else { 1.0 }
 }
 
 /// `rope_freqs.weight` of a model with Llama 3.1's bands: what llama.cpp divides each frequency of a

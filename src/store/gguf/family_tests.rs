@@ -13,13 +13,23 @@ use std::collections::HashMap;
 
 const ROWS: usize = 307;
 const HEADS: usize = 4;
-const BANDS: RopeScaling = RopeScaling::Llama3 {
+pub(super) const FAMILIES: [Family; 8] = [
+    Family::Gpt2,
+    Family::Llama,
+    Family::Qwen2,
+    Family::Qwen3,
+    Family::Mistral,
+    Family::Olmo2,
+    Family::SmolLm3,
+    Family::GptNeoX,
+];
+pub(super) const BANDS: RopeScaling = RopeScaling::Llama3 {
     factor: 8.0,
     low_freq_factor: 1.0,
     high_freq_factor: 4.0,
     original: 128.0,
 };
-const YARN: RopeScaling = RopeScaling::Yarn {
+pub(super) const YARN: RopeScaling = RopeScaling::Yarn {
     factor: 4.0,
     attention: 1.3,
     beta_fast: 32.0,
@@ -29,7 +39,7 @@ const YARN: RopeScaling = RopeScaling::Yarn {
 };
 
 /// A model of a family: 4 blocks, 4 heads of 8 columns, 2 of keys and values where there may be.
-fn config(family: Family) -> Gpt2Config {
+pub(super) fn config(family: Family) -> Gpt2Config {
     let none = Biases { qkv: false, output: false, mlp: false };
     let mut rotary = Rotary::new(5e4, RopeScaling::Default);
     let mut parts = Parts {
@@ -134,16 +144,7 @@ fn matrix(tensor: &Tensor) -> Vec<Vec<f32>> {
 
 #[test]
 fn every_family_has_llama_cpps_names_and_the_rows_of_its_safetensors() {
-    for family in [
-        Family::Gpt2,
-        Family::Llama,
-        Family::Qwen2,
-        Family::Qwen3,
-        Family::Mistral,
-        Family::Olmo2,
-        Family::SmolLm3,
-        Family::GptNeoX,
-    ] {
+    for family in FAMILIES {
         let mut config = config(family);
         if family == Family::Llama {
             config.parts.biases = Biases { qkv: true, output: true, mlp: true };

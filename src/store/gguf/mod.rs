@@ -1,4 +1,5 @@
-//! A model as one GGUF file, which llama.cpp and what is built on it read.
+//! A model as one GGUF file, which llama.cpp and what is built on it read; and such a file as a model
+//! (`read.rs`).
 //!
 //! Names, keys and what is rounded are those of llama.cpp's `convert_hf_to_gguf.py`: a matrix is
 //! stored `[out, in]`; positions, norms and biases stay f32; a tied head has no tensor, unless the
@@ -7,12 +8,16 @@
 
 mod arch;
 mod container;
+mod described;
+mod header;
 mod pre;
+mod read;
 mod rounding;
 mod sentencepiece;
 mod tensors;
 mod vocab;
 
+pub(super) use read::{GgufModel, all_in, is_gguf};
 pub use rounding::GgufType;
 
 use crate::data::tokenizer::Tokenizer;
@@ -156,6 +161,8 @@ fn verify(path: &Path, all: &[Stored]) -> Result<()> {
 
 #[cfg(test)]
 mod family_tests;
+#[cfg(test)]
+mod read_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

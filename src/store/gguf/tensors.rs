@@ -11,6 +11,9 @@ use crate::store::weights::with_values;
 use candle_core::{D, Device, Tensor};
 use std::ops::Range;
 
+/// What frequencies of rotary positions are divided by.
+pub(super) const DIVISORS: &str = "rope_freqs.weight";
+
 /// A tensor of the file.
 pub(super) struct Stored {
     pub(super) entry: Entry,
@@ -27,7 +30,7 @@ impl Stored {
     pub(super) fn in_pieces(&self, mut piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let columns = match self.heads {
             None => self.columns.clone(),
-            Some(heads) => side_by_side(&self.columns, heads)?,
+            Some(heads) => paired(&self.columns, heads, Pairs::Apart)?,
         };
         let rows = if self.turned { columns.t()? } else { columns };
         let mut bytes = Vec::new();
@@ -44,14 +47,28 @@ impl Stored {
     }
 }
 
-/// Columns `[heads, 2, half]` as `[heads, half, 2]`: Hugging Face's files rotate column i of a head
-/// with column i + half, llama.cpp's architecture `llama` with the next one, as Meta's files do.
-fn side_by_side(columns: &Tensor, heads: usize) -> Result<Tensor> {
+/// How pairs of rotated columns stand.
+#[derive(Clone, Copy)]
+enum Pairs {
+    /// Columns are `[heads, 2, half]`: Hugging Face's files rotate column i of a head with column
+    /// i + half.
+    Apart,
+    /// Columns are `[heads, half, 2]`: llama.cpp's architecture `llama` rotates a column with the
+    /// next one, as Meta's files do.
+    SideBySide,
+}
+
+/// Columns that stand as `from` says, the other way.
+fn paired(columns: &Tensor, heads: usize, from: Pairs) -> Result<Tensor> {
     let dims = columns.dims().to_vec();
     let width = dims[dims.len() - 1];
     let (rows, half) = (columns.elem_count() / width, width / heads / 2);
-    let apart = columns.contiguous()?.reshape((rows, heads, 2, half))?;
-    Ok(apart.transpose(D::Minus1, D::Minus2)?.contiguous()?.reshape(dims)?)
+    let columns = columns.contiguous()?;
+    let columns = match from {
+        Pairs::Apart => columns.reshape((rows, heads, 2, half))?,
+        Pairs::SideBySide => columns.reshape((rows, heads, half, 2))?,
+    };
+    Ok(columns.transpose(D::Minus1, D::Minus2)?.contiguous()?.reshape(dims)?)
 }
 
 /// Every tensor, in the order of the parameters; `of` is the type of matrices and embedding.
@@ -78,7 +95,7 @@ pub(super) fn of_model(
         let shape = vec![divisors.len()];
         all.push(Stored {
             columns: Tensor::from_vec(divisors, shape.as_slice(), &Device::Cpu)?,
-            entry: Entry { name: "rope_freqs.weight".into(), shape, of: GgufType::F32 },
+            entry: Entry { name: DIVISORS.into(), shape, of: GgufType::F32 },
             turned: false,
             heads: None,
         });
@@ -87,21 +104,41 @@ pub(super) fn of_model(
 }
 
 /// Where some columns of a parameter go.
-struct Piece {
-    name: String,
+pub(super) struct Piece {
+    pub(super) name: String,
     columns: Range<usize>,
     /// The heads whose pairs are put side by side.
     heads: Option<usize>,
 }
 
+impl Piece {
+    /// The shape in the file, rows first.
+    pub(super) fn shape(&self, spec: &ParamSpec) -> Vec<usize> {
+        let mut shape = spec.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = self.columns.len();
+        }
+        if spec.kind.is_matrix() {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// The columns of the parameter from the tensor of the file: what [`Stored::in_pieces`] does,
+    /// backwards.
+    pub(super) fn read(&self, spec: &ParamSpec, stored: Tensor) -> Result<Tensor> {
+        let columns = if spec.kind.is_matrix() { stored.t()?.contiguous()? } else { stored };
+        match self.heads {
+            None => Ok(columns),
+            Some(heads) => paired(&columns, heads, Pairs::SideBySide),
+        }
+    }
+}
+
 fn stored(spec: &ParamSpec, tensor: &Tensor, piece: Piece, of: GgufType) -> Result<Stored> {
+    let (shape, turned) = (piece.shape(spec), spec.kind.is_matrix());
     let Piece { name, columns, heads } = piece;
     let columns = tensor.narrow(D::Minus1, columns.start, columns.len())?;
-    let mut shape = columns.dims().to_vec();
-    let turned = spec.kind.is_matrix();
-    if turned {
-        shape.reverse();
-    }
     let of = match spec.kind {
         ParamKind::Position | ParamKind::Norm | ParamKind::Bias => GgufType::F32,
         ParamKind::Embedding | ParamKind::Head | ParamKind::Matrix | ParamKind::ResidualMatrix => {
@@ -112,7 +149,7 @@ fn stored(spec: &ParamSpec, tensor: &Tensor, piece: Piece, of: GgufType) -> Resu
 }
 
 /// llama.cpp's tensors that hold the columns of one of our parameters.
-fn pieces(config: &Gpt2Config, spec: &ParamSpec) -> Result<Vec<Piece>> {
+pub(super) fn pieces(config: &Gpt2Config, spec: &ParamSpec) -> Result<Vec<Piece>> {
     let unknown = || Error::internal(format!("no GGUF name for the parameter {}", spec.name));
     let (stem, end) = spec.name.rsplit_once('.').ok_or_else(unknown)?;
     let (block, part) = match stem.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {

@@ -60,10 +60,14 @@ pub fn unused_tensors(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// SHA-256 of the weights of a folder that [`load_model`] reads, in hexadecimal: of
-/// `model.safetensors`, or of its shards one after the other in the order of their names. Who
-/// fetched or copied them, and where to, does not matter.
-pub fn weights_hash(dir: &Path) -> Result<String> {
-    TensorFiles::open_model(dir)?.hash()
+/// `model.safetensors`, or of its shards one after the other in the order of their names; of a file,
+/// of that file. Who fetched or copied them, and where to, does not matter.
+pub fn weights_hash(path: &Path) -> Result<String> {
+    let files = match path.is_file() {
+        true => TensorFiles::open_one(path)?,
+        false => TensorFiles::open_model(path)?,
+    };
+    files.hash()
 }
 
 /// Reads a file that [`save_params`] wrote: exactly the tensors of `layout`, in f32, with every bit
@@ -275,7 +279,7 @@ impl<'a> Stored<'a> {
 }
 
 /// At most five names, then how many more.
-fn some_of(names: &[&str]) -> String {
+pub(super) fn some_of(names: &[&str]) -> String {
     let mut text = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
     if names.len() > 5 {
         text += &format!(" and {} more", names.len() - 5);
@@ -311,7 +315,8 @@ pub(super) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Re
     }
 }
 
-fn tensor_is_finite(name: &str, tensor: &Tensor) -> Result<()> {
+/// Errs with the name of a tensor that holds NaN or an infinity.
+pub(super) fn tensor_is_finite(name: &str, tensor: &Tensor) -> Result<()> {
     let bad = with_values(tensor, |v| v.iter().position(|x| !x.is_finite()).map(|at| (at, v[at])))?;
     match bad {
         None => Ok(()),
