@@ -45,7 +45,8 @@ impl ModelArgs {
 /// What a model's name means here: the quickstart's teacher is the one that was trained on this
 /// machine, if it was.
 pub fn kept(name: &str) -> Cow<'_, str> {
-    match trained_teacher().filter(|_| name == TEACHER && !Path::new(name).exists()) {
+    let is_ours = name == TEACHER && !Path::new(name).exists();
+    match is_ours.then(trained_teacher).flatten() {
         Some(place) => place.to_string_lossy().into_owned().into(),
         None => name.into(),
     }

@@ -402,6 +402,11 @@ impl Plan {
         self.method == Method::Eslm && self.select.score.needs_teacher()
     }
 
+    /// The verb that runs it.
+    pub fn verb(&self) -> &'static str {
+        if self.teacher.is_some() { "distill" } else { "pretrain" }
+    }
+
     /// Whether the teacher runs at all during training.
     pub fn uses_teacher(&self) -> bool {
         self.teacher.is_some() && (self.score_needs_teacher() || self.objective.distils())

@@ -353,14 +353,14 @@ pub(super) fn check(parts: &Parts, n_head: usize, head_dim: usize) -> Result<()>
                 rotary.share
             ));
         }
-        let rotated = 2 * rotary.frequencies(head_dim).0.len();
+        let columns = rotary.columns(head_dim);
+        let rotated = columns.next_multiple_of(2);
         if rotated > head_dim {
             return wrong(format!(
                 "rotary positions take columns in pairs, and {rotated} are more than a head's {head_dim}"
             ));
         }
         // transformers has a ramp for each whole pair, and fails or takes the first one's for all.
-        let columns = rotary.columns(head_dim);
         if matches!(rotary.scaling, RopeScaling::Yarn { .. }) && columns % 2 == 1 {
             return wrong(format!(
                 "yarn takes an even number of rotated columns, found {columns} of a head's {head_dim}"

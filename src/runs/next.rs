@@ -48,8 +48,7 @@ fn uses(run: &Path, plan: &Plan) -> Vec<String> {
 }
 
 fn resume(run: &Path, whole: &Path, plan: &Plan) -> String {
-    let verb = if plan.teacher.is_some() { "distill" } else { "pretrain" };
-    let own = format!("eslm-kd {verb} --resume --out {}", quoted(run));
+    let own = format!("eslm-kd {} --resume --out {}", plan.verb(), quoted(run));
     if plan.data.dir.is_some() {
         return own;
     }

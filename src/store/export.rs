@@ -79,8 +79,8 @@ pub fn export(
 ) -> Result<ExportReport> {
     let Some(from) = ModelRef::parse(&source.to_string_lossy(), Kind::Any)?.local() else {
         return Err(Error::data(format!(
-            "there is no folder {}; export takes a run folder, a checkpoint, a model folder or a GGUF file (`eslm-kd download` makes one of \
-             a model of the Hub)",
+            "there is no folder {}; export takes a run folder, a checkpoint, a model folder or a GGUF file (`eslm-kd download` \
+             makes one of a model of the Hub)",
             source.display()
         )));
     };

@@ -35,8 +35,8 @@ impl OpenModel {
     }
 }
 
-/// Opens a run folder, a checkpoint, a Hugging Face folder, a GGUF file, a preset or a Hub id on `device`;
-/// downloads if need be.
+/// Opens a run folder, a checkpoint, a Hugging Face folder, a GGUF file, a preset or a Hub id on
+/// `device`; downloads if need be.
 pub fn open(name: &str, kind: Kind, device: &Device, at: Where<'_>) -> Result<OpenModel> {
     let folder = find(name, kind, at)?;
     let model = folder.load(device)?;

@@ -89,15 +89,11 @@ pub fn begin_again(run: &Path, plan: &Plan) -> String {
     new.push("-lower-lr");
     format!(
         "eslm-kd {} {} --lr {:.1e} --out {}",
-        verb(plan),
+        plan.verb(),
         quoted(run),
         plan.optim.lr / 10.0,
         quoted(Path::new(&new))
     )
-}
-
-fn verb(plan: &Plan) -> &'static str {
-    if plan.teacher.is_some() { "distill" } else { "pretrain" }
 }
 
 /// Whether a loss is so far above the first one that the weights are ruined: no single batch does
@@ -273,7 +269,7 @@ impl Run {
     /// The command that goes on with the run; `more` stands between verb and folder.
     fn command(&self, more: &str) -> String {
         // The folder's own config has the rest.
-        let verb = verb(&self.trainer.plan);
+        let verb = self.trainer.plan.verb();
         format!("eslm-kd {verb} --resume{more} --out {}", quoted(self.lock.dir()))
     }
 

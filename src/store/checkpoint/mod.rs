@@ -468,7 +468,7 @@ pub(crate) fn from_its_weights(run: &Path, was: &Plan, step: u64, steps: u64) ->
     let place = |n: u32| run.with_file_name(format!("{name}-{n}"));
     let new = (2..).map(place).find(|path| !path.exists()).unwrap_or_else(|| place(0));
     let (run, new) = (quoted(run), quoted(&new));
-    let verb = if was.teacher.is_some() { "distill" } else { "pretrain" };
+    let verb = was.verb();
     // The run as a run file has all of its settings; a shape would contradict stored weights.
     if was.shape.is_empty() && was.init.is_none() {
         return format!(
