@@ -140,6 +140,9 @@ fn prose_breaks_between_words() {
             if columns == 40 && args[0] == "runs" {
                 continue; // a table in two parts
             }
+            if args[0] == "doctor" {
+                continue; // what it advises depends on what it measures: another call, other words
+            }
             for word in lines.iter().flat_map(|line| line.split_whitespace()) {
                 let known = whole.split_whitespace().any(|w| w == word);
                 // The unit of what is measured anew may be another.
