@@ -8,6 +8,7 @@ use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
 use crate::files::{hex, read_bounded, write_atomic};
 use crate::model::Gpt2;
 use crate::progress::Progress;
+use crate::store::checkpoint::verify_model;
 use crate::store::weights::load_model;
 use crate::train::run::MODEL_FOLDER;
 use candle_core::Device;
@@ -138,7 +139,9 @@ impl Texts {
         {
             return Ok(known.clone());
         }
-        let (config, params) = load_model(&run.join(MODEL_FOLDER), device)?;
+        let folder = run.join(MODEL_FOLDER);
+        verify_model(&folder, true)?;
+        let (config, params) = load_model(&folder, device)?;
         let model = Gpt2::new(config, params);
         let mut also = Vec::with_capacity(self.also.len());
         for o in &self.also {

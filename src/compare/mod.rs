@@ -138,7 +138,8 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
     }
     let mut state = agree(known, asked, &probes, data)?;
     state.eval_tokens = eval_tokens;
-    let baseline = arms::baseline(&asked.arms, Some(&state.baseline))?;
+    // It may be an arm of an earlier call.
+    let baseline = asked.arms.iter().position(|arm| arm.label == state.baseline);
     for (arm, probe) in asked.arms.iter().zip(&probes) {
         check_runs(&state, arm, probe, asked)?;
     }
@@ -147,7 +148,7 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
 
     // The baseline first: with a budget of seconds, the others' steps follow from it.
     let mut order: Vec<usize> = (0..asked.arms.len()).collect();
-    order.sort_by_key(|i| *i != baseline);
+    order.sort_by_key(|i| Some(*i) != baseline);
     let all = asked.seeds.len() * order.len();
     let mut done = 0;
     let flops = probes.iter().map(|probe| probe.shapes.flops()).collect();
@@ -157,7 +158,7 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             crate::interrupt::check()?;
             done += 1;
             let (arm, probe) = (&asked.arms[i], &probes[i]);
-            let steps = steps_of(&mut state, asked, &probes, (i, baseline), around)?;
+            let steps = steps_of(&mut state, asked, &probes, (i, baseline.unwrap_or(i)), around)?;
             let plan = Plan { seed, ..with_steps(&probe.shapes.plan, steps) };
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
@@ -316,17 +317,18 @@ fn agree(
         }
         *old = ArmState { steps: old.steps, seconds_per_step: old.seconds_per_step, ..now };
     }
-    let known_baseline =
-        asked.arms.iter().any(|a| a.label == state.baseline).then_some(state.baseline.as_str());
-    let baseline = arms::baseline(&asked.arms, asked.baseline.as_deref().or(known_baseline))?;
-    let label = &asked.arms[baseline].label;
-    if asked.budget != Budget::Tokens && !state.baseline.is_empty() && state.baseline != *label {
-        let (old, budget) = (&state.baseline, asked.budget.name());
-        return refuse(format!(
-            "the {budget} of the comparison there are those of \"{old}\", now of \"{label}\""
-        ));
+    let old = state.baseline.clone();
+    state.find_baseline(asked.baseline.as_deref())?;
+    if asked.budget != Budget::Tokens {
+        let (now, budget) = (&state.baseline, asked.budget.name());
+        let theirs = format!("the {budget} of the comparison there are those of \"{old}\"");
+        if was_there && old != *now {
+            return refuse(format!("{theirs}, now of \"{now}\""));
+        }
+        if asked.arms.iter().all(|arm| arm.label != *now) {
+            return refuse(format!("{theirs}, which is not among the arms; name it, too"));
+        }
     }
-    state.baseline.clone_from(label);
     state.seeds.extend(&asked.seeds);
     state.seeds.sort_unstable();
     state.seeds.dedup();

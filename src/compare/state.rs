@@ -1,7 +1,7 @@
 //! `compare.json`: what a comparison is, so that a later call goes on with the same arms, steps and
 //! data.
 
-use super::arms::Arm;
+use super::arms::{Arm, baseline};
 use super::budget::Budget;
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
@@ -26,6 +26,9 @@ pub struct State {
     pub budget: Budget,
     /// Label of the arm that the others are measured against.
     pub baseline: String,
+    /// Whether `--baseline` named it; else it is found among the arms.
+    #[serde(default)]
+    pub baseline_named: bool,
     /// Seeds, ascending.
     pub seeds: Vec<u64>,
     /// What is read.
@@ -95,6 +98,7 @@ impl State {
             version: VERSION,
             budget,
             baseline: String::new(),
+            baseline_named: false,
             seeds: Vec::new(),
             data,
             arms: Vec::new(),
@@ -109,7 +113,7 @@ impl State {
         if !path.exists() {
             return Ok(None);
         }
-        let state: Self =
+        let mut state: Self =
             serde_json::from_slice(&read_bounded(&path, MOST_BYTES)?).map_err(|e| {
                 Error::data(format!(
                     "{}: expected what `eslm-kd compare` writes, found {e}; move it away",
@@ -124,7 +128,22 @@ impl State {
                 state.version
             )));
         }
+        state.find_baseline(None)?;
         Ok(Some(state))
+    }
+
+    /// Decides what the arms are measured against: `wanted` by its label, or what was named before,
+    /// or else what [`baseline`] finds among all arms. Under a budget that goes by the baseline it
+    /// stays what it was.
+    pub fn find_baseline(&mut self, wanted: Option<&str>) -> Result<()> {
+        let all: Vec<Arm> = self.arms.iter().map(ArmState::arm).collect::<Result<_>>()?;
+        let is_fixed = self.budget != Budget::Tokens && !self.baseline.is_empty();
+        if all.is_empty() || wanted.is_none() && (self.baseline_named || is_fixed) {
+            return Ok(());
+        }
+        self.baseline.clone_from(&all[baseline(&all, wanted)?].label);
+        self.baseline_named |= wanted.is_some();
+        Ok(())
     }
 
     /// Writes it into the folder `out`.

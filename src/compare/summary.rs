@@ -1,6 +1,6 @@
 //! The finished runs of a comparison brought together: figures per arm, tests between arms, CSV.
 
-use super::arms::{Arm, baseline};
+use super::arms::Arm;
 use super::evaluate::Evaluation;
 use super::runs::{self, Metrics, Point};
 use super::state::{self, ArmState, State};
@@ -79,10 +79,8 @@ impl Summary {
                 state::FILE
             ))
         })?;
-        if let Some(label) = wanted {
-            let all: Vec<Arm> = state.arms.iter().map(ArmState::arm).collect::<Result<_>>()?;
-            baseline(&all, Some(label))?;
-            state.baseline = label.to_string();
+        if wanted.is_some() {
+            state.find_baseline(wanted)?;
         }
         let (mut arms, mut missing) = (Vec::new(), Vec::new());
         for arm in &state.arms {

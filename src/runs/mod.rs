@@ -14,7 +14,7 @@ use crate::report::text::quoted;
 use crate::store::checkpoint::{Glance, holder, list};
 use crate::store::places::find_again;
 use crate::store::weights::{check_model, read_config};
-use crate::train::events::{Outline, outline};
+use crate::train::events::{Outline, Totals, outline};
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, diverged, plan_of};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ struct Found {
     row: Row,
     plan: Option<Plan>,
     metrics: Outline,
+    /// At the row's step, or at the last one before of which they are known.
+    totals: Option<Totals>,
     checkpoints: Vec<(u64, PathBuf)>,
     process: Option<u32>,
 }
@@ -113,13 +115,17 @@ fn look(run: &Path) -> Found {
     let checkpoints = list(run).map_err(&mut read).unwrap_or_default();
     let process = holder(run);
     let saved = checkpoints.last().map(|(step, _)| *step);
+    let newest = checkpoints.last().map(|(_, path)| Glance::of(path));
+    // A run that a signal stopped was saved behind its last logged step.
+    let of_newest = newest.as_ref().and_then(|n| n.as_ref().ok()).map(|n| (&n.counters).into());
+    let totals = Totals::latest(metrics.totals, of_newest);
     let step = metrics.step.max(saved.unwrap_or(0));
     // A run that was made longer has the model of its earlier end.
     let longer = plan.as_ref().is_some_and(|plan| step > 0 && step < plan.steps);
     let finished = run.join(MODEL_FOLDER).is_dir() && !longer;
     if process.is_none() {
         // What a run would go on from, and what it made.
-        checkpoints.last().map(|(_, path)| Glance::of(path).map_err(&mut read));
+        newest.map(|newest| newest.map_err(&mut read));
         finished.then(|| check_model(&run.join(MODEL_FOLDER)).map_err(&mut read));
     }
     let state = if process.is_some() {
@@ -145,7 +151,7 @@ fn look(run: &Path) -> Found {
         best_val_loss: lowest,
         age: last_change(run, &checkpoints),
     };
-    Found { row, plan, metrics, checkpoints, process }
+    Found { row, plan, metrics, totals, checkpoints, process }
 }
 
 /// Seconds since the last sign of life.
@@ -173,7 +179,7 @@ pub struct Shown {
     pub parameters: Option<u64>,
     /// Its vocabulary.
     pub vocabulary: Option<u64>,
-    /// Training tokens seen.
+    /// Training tokens seen at the row's step: by `metrics.jsonl`, or the newest checkpoint.
     pub tokens: Option<u64>,
     /// Operations executed.
     pub flops: Option<f64>,
@@ -226,7 +232,7 @@ pub fn show(run: &Path) -> Result<Shown> {
             run.display(),
         )));
     }
-    let Found { row, plan, metrics, checkpoints, process } = look(run);
+    let Found { row, plan, metrics, totals, checkpoints, process } = look(run);
     let model = [Some(run.join(MODEL_FOLDER)), checkpoints.last().map(|(_, path)| path.clone())];
     let shape = model.iter().flatten().find_map(|dir| read_config(&dir.join("config.json")).ok());
     // Of equal ones the later, as for `RUN/best`.
@@ -238,9 +244,9 @@ pub fn show(run: &Path) -> Result<Shown> {
         process,
         parameters: shape.as_ref().map(|s| s.parameters() as u64),
         vocabulary: shape.as_ref().map(|s| s.vocab_size as u64),
-        tokens: metrics.last["tokens"].as_u64(),
-        flops: metrics.last["flops"].as_f64(),
-        seconds: metrics.last["seconds"].as_f64(),
+        tokens: totals.map(|totals| totals.tokens),
+        flops: totals.map(|totals| totals.flops),
+        seconds: totals.map(|totals| totals.seconds),
         full_loss: metrics.last["full_loss"].as_f64(),
         loss_step: metrics.last["step"].as_u64(),
         val_step: metrics.validations.last().map(|(step, _)| *step),
@@ -277,8 +283,8 @@ fn located(run: &Path) -> Result<Plan> {
 
 fn glanced(step: u64, path: PathBuf) -> Checkpoint {
     match Glance::of(&path) {
-        Ok(Glance { step, val_loss, bytes }) => {
-            Checkpoint { step, val_loss, bytes: Some(bytes), path, damage: None }
+        Ok(Glance { counters, val_loss, bytes }) => {
+            Checkpoint { step: counters.step, val_loss, bytes: Some(bytes), path, damage: None }
         }
         Err(e) => {
             Checkpoint { step, val_loss: None, bytes: None, path, damage: Some(e.to_string()) }

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::files::{Contents, OutDir, check_file, write_atomic};
 use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::progress::Progress;
-use crate::store::checkpoint;
 use crate::store::gguf::{self, GgufType};
+use crate::store::hub::What;
 use crate::store::names::{Kind, ModelFolder, ModelRef};
 use crate::store::weights::{
     SaveOptions, SpecialIds, TOKENIZER_FILES, WEIGHTS_FILE, load_model, save_model, state_length,
@@ -77,7 +77,9 @@ pub fn export(
     options: &ExportOptions,
     progress: &dyn Progress,
 ) -> Result<ExportReport> {
-    let Some(from) = ModelRef::parse(&source.to_string_lossy(), Kind::Any)?.local() else {
+    let name = source.to_string_lossy();
+    let meant = ModelRef::parse(&name, Kind::Any)?.verified(&name, What::Model, progress)?;
+    let Some(from) = meant.local() else {
         return Err(Error::data(format!(
             "there is no folder {}; export takes a run folder, a checkpoint, a model folder or a GGUF file (`eslm-kd download` \
              makes one of a model of the Hub)",
@@ -89,9 +91,6 @@ pub fn export(
         Format::HuggingFace => Some(OutDir::create(out, contents(&names))?),
         Format::Gguf(_) => check_replaceable_file(out).map(|()| None)?,
     };
-    if from.dir.join(checkpoint::MANIFEST_FILE).is_file() {
-        checkpoint::verify(&from.dir)?;
-    }
     let mut model = from.load(&Device::Cpu)?;
     if options.vocab == Vocab::Exact {
         model = cut_vocab(model, &from)?;
@@ -362,7 +361,9 @@ mod tests {
         assert!(export(&source, &out, &ExportOptions::default(), &Silent).is_err());
         fs::write(&weights, bytes).unwrap();
         assert!(!export(&source, &out, &ExportOptions::default(), &Silent).unwrap().tokenizer);
-        fs::write(source.join("model/manifest.json"), "{}").unwrap();
+        fs::write(source.join("model/manifest.json"), "{\"format\": \"of another\"}").unwrap();
+        export(&source, &out, &ExportOptions::default(), &Silent).unwrap();
+        fs::write(source.join("model/manifest.json"), "{").unwrap();
         assert!(
             export(&source, &out, &ExportOptions::default(), &Silent)
                 .unwrap_err()

@@ -66,12 +66,24 @@ impl Kind {
     }
 }
 
+/// Why a folder is the one that a name means, which says what becomes of a damaged checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    /// It was named, or is the only one: damage is an error.
+    Itself,
+    /// The newest of a `checkpoints` folder: where it is damaged, the one before is taken.
+    Newest,
+    /// The same of a run that has no final model yet, which is noted.
+    NewestOfRun,
+    /// It is verified elsewhere.
+    Verified,
+}
+
 /// What a MODEL argument means; found without the network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelRef {
-    /// A folder in Hugging Face layout, and how it was found; `unfinished` if a run was named that
-    /// has no final model yet.
-    Folder { dir: PathBuf, origin: String, unfinished: bool },
+    /// A folder in Hugging Face layout, how it was found, and why it is this one.
+    Folder { dir: PathBuf, origin: String, chosen: Chosen },
     /// A GGUF file.
     Gguf(PathBuf),
     /// A preset: a teacher of the Hub, a teacher that is generated here, or a student, which is a
@@ -107,6 +119,26 @@ impl ModelRef {
             }
             Self::Preset(_) | Self::Hub { .. } => None,
         }
+    }
+
+    /// The same, with the files of a checkpoint compared with its manifest, those of `what` at
+    /// least: damage is an error, or a note where the checkpoint before is taken. `name` is what
+    /// stands for the model.
+    pub(crate) fn verified(self, name: &str, what: What, progress: &dyn Progress) -> Result<Self> {
+        let Self::Folder { dir, origin, chosen } = self else { return Ok(self) };
+        let with_weights = what == What::Model;
+        let (dir, origin) = match (chosen, dir.parent()) {
+            (Chosen::Newest | Chosen::NewestOfRun, Some(folder)) => {
+                let (step, dir) = checkpoint::newest_sound(folder, with_weights, progress)?;
+                (dir, checkpoint_of(step, name))
+            }
+            (Chosen::Verified, _) => (dir, origin),
+            _ => {
+                checkpoint::verify_model(&dir, with_weights)?;
+                (dir, origin)
+            }
+        };
+        Ok(Self::Folder { dir, origin, chosen: Chosen::Verified })
     }
 
     /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
@@ -286,14 +318,15 @@ fn place(
             gguf: None,
         })
     };
-    match meant {
+    let unfinished = matches!(meant, ModelRef::Folder { chosen: Chosen::NewestOfRun, .. });
+    match meant.verified(name, what, at.progress)? {
         ModelRef::Folder { .. } | ModelRef::Gguf(_) if revision.is_some() => {
             Err(Error::usage(format!(
                 "{name} is on this machine; revision {} is for models of the Hub",
                 revision.unwrap_or_default()
             )))
         }
-        ModelRef::Folder { dir, origin, unfinished } => {
+        ModelRef::Folder { dir, origin, .. } => {
             if unfinished {
                 at.progress.note(&format!(
                     "warning: {name} is a run that has not finished; its newest checkpoint is used: {}",
@@ -436,7 +469,12 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
     };
     let step = checkpoint::verify(&dir)?.step;
     let origin = format!("{name} checkpoint (step {step}) of {}", run.display());
-    Ok(Some(ModelRef::Folder { dir, origin, unfinished: false }))
+    Ok(Some(ModelRef::Folder { dir, origin, chosen: Chosen::Verified }))
+}
+
+/// How the origin of a checkpoint is said.
+fn checkpoint_of(step: u64, name: &str) -> String {
+    format!("checkpoint at step {step} of {name}")
 }
 
 /// What an existing path stands for.
@@ -450,7 +488,7 @@ fn on_disk(path: &Path) -> Result<ModelRef> {
             "{shown} is a file; name the model's folder, which holds config.json, or a .gguf file"
         )));
     }
-    let folder = |dir, origin, unfinished| Ok(ModelRef::Folder { dir, origin, unfinished });
+    let folder = |dir, origin, chosen| Ok(ModelRef::Folder { dir, origin, chosen });
     let ggufs = gguf::all_in(path);
     let whole = |dir: &Path| dir.join("config.json").exists();
     if whole(path) {
@@ -458,18 +496,19 @@ fn on_disk(path: &Path) -> Result<ModelRef> {
         let has_weights = [WEIGHTS_FILE, INDEX_FILE].iter().any(|file| path.join(file).exists());
         return match ggufs.as_slice() {
             [file] if !has_weights => Ok(ModelRef::Gguf(file.clone())),
-            _ => folder(path.to_path_buf(), format!("folder {shown}"), false),
+            _ => folder(path.to_path_buf(), format!("folder {shown}"), Chosen::Itself),
         };
     }
     let model = path.join("model");
     if whole(&model) {
-        return folder(model, format!("final model of run {shown}"), false);
+        return folder(model, format!("final model of run {shown}"), Chosen::Itself);
     }
-    for (checkpoints, of_run) in
-        [(checkpoint::list(path)?, true), (checkpoint::list_in(path)?, false)]
-    {
+    for (checkpoints, chosen) in [
+        (checkpoint::list(path)?, Chosen::NewestOfRun),
+        (checkpoint::list_in(path)?, Chosen::Newest),
+    ] {
         if let Some((step, dir)) = checkpoints.into_iter().rev().find(|(_, dir)| whole(dir)) {
-            return folder(dir, format!("checkpoint at step {step} of {shown}"), of_run);
+            return folder(dir, checkpoint_of(step, &shown.to_string()), chosen);
         }
     }
     let has = |name: &str| path.join(name).is_file();

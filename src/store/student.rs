@@ -4,7 +4,7 @@
 use crate::config::{Init as Word, Plan};
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
-use crate::store::names::{Kind, ModelRef};
+use crate::store::names::{Chosen, Kind, ModelRef};
 use crate::store::preset::{Init, Preset, Provider};
 use candle_core::Device;
 use std::path::Path;
@@ -36,7 +36,8 @@ impl Start {
         let own = ModelRef::Folder {
             dir: checkpoint.to_path_buf(),
             origin: format!("checkpoint {}", checkpoint.display()),
-            unfinished: false,
+            // A run that goes on reads its weights from there, and verifies all of it.
+            chosen: Chosen::Verified,
         };
         let meant = match ModelRef::named(&plan.student, Kind::Student) {
             Ok(preset @ ModelRef::Preset(_)) if !was_stored => preset,

@@ -19,7 +19,7 @@ use crate::interrupt::stopped_by;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{amount, count, quoted};
 use crate::select::SelectionState;
-use crate::store::checkpoint::{self, Counters, Expected, RunLock, TrainState};
+use crate::store::checkpoint::{self, Counters, Expected, Manifest, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, SpecialIds, save_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -506,7 +506,8 @@ impl Run {
         Ok(path)
     }
 
-    /// Writes `model/` in Hugging Face layout, whole or not at all.
+    /// Writes `model/` in Hugging Face layout, whole or not at all, with a manifest by which damage
+    /// is found.
     fn export(&self) -> Result<()> {
         let _hold = crate::interrupt::hold();
         let dir = AtomicDir::create(&self.lock.dir().join(MODEL_FOLDER))?;
@@ -516,6 +517,7 @@ impl Run {
             &self.trainer.student.params,
             &self.save_options(),
         )?;
+        Manifest::write(dir.path(), self.counters.step, &self.config.inputs)?;
         dir.commit()
     }
 

@@ -215,6 +215,36 @@ fn an_evaluation_of_some_tokens_is_that_of_all_runs() {
 }
 
 #[test]
+fn the_baseline_is_found_among_all_arms_of_the_page() {
+    let place = Place::new();
+    let data = tiny::data().display().to_string();
+    let (plain, loss) = ("plain:run.toml+method=clm", "loss:run.toml+select.score=loss");
+    let baseline = |arms: &[&str], more: &[&str]| {
+        let args = [arms, &["--seeds", "1", "--out", "c", "--json"], more].concat();
+        let args = if arms.is_empty() { args } else { [&args[..], &["--data", &data]].concat() };
+        let (code, stdout, stderr) = place.run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        let json: Value = serde_json::from_str(&stdout).unwrap();
+        json["baseline"].as_str().unwrap().to_string()
+    };
+    let only = &["--report-only"][..];
+    assert_eq!(baseline(&[loss], &[]), "loss", "there is no other");
+    assert_eq!(baseline(&[plain], &[]), "plain");
+    assert_eq!(baseline(&[loss], &[]), "plain", "it is on the page");
+    assert_eq!(baseline(&[], only), "plain");
+    // What an earlier version left behind.
+    let path = place.path("c/compare.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"baseline\": \"plain\"", "\"baseline\": \"loss\"")).unwrap();
+    assert_eq!(baseline(&[], only), "plain");
+    // Who names one keeps it, also by an arm of an earlier call.
+    assert_eq!(baseline(&[], &["--report-only", "--baseline", "loss"]), "loss");
+    assert_eq!(baseline(&[], only), "plain", "a report changes nothing");
+    assert_eq!(baseline(&[plain], &["--baseline", "loss"]), "loss");
+    assert_eq!((baseline(&[plain], &[]), baseline(&[], only)), ("loss".into(), "loss".into()));
+}
+
+#[test]
 fn equal_flops_are_kept_and_contradictions_are_refused() {
     let place = Place::new();
     let flops = ["--seeds", "1", "--out", "c", "--budget", "flops", "-q"];
@@ -236,6 +266,18 @@ fn equal_flops_are_kept_and_contradictions_are_refused() {
     refused(&["--seeds", "1", "--out", "c", "-q"], "has --budget flops, this one tokens");
     refused(&[&flops[..], &["--set", "optim.lr=0.1"]].concat(), "optim.lr");
     refused(&[&flops[..], &["--baseline", "x"]].concat(), "no arm has the label \"x\"");
+    refused(
+        &[&flops[..], &["--baseline", "loss"]].concat(),
+        "are those of \"plain\", now of \"loss\"",
+    );
+    let (code, _, stderr) = place.run(
+        &[
+            &["loss:run.toml+select.score=loss", "--data", &tiny::data().display().to_string()],
+            &flops[..],
+        ]
+        .concat(),
+    );
+    assert!(code == 2 && stderr.contains("which is not among the arms; name it, too"), "{stderr}");
     refused(
         &[&flops[..], &["--set", "machine.backward=sampled"]].concat(),
         "--budget flops cannot set its steps",

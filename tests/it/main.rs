@@ -35,6 +35,7 @@ mod run_lists;
 mod sampled;
 mod selection;
 mod sizes;
+mod sound; // models whose files are as they were written
 mod steps;
 mod support;
 mod terminal; // what a person sees, by the width of the window

@@ -289,3 +289,44 @@ fn what_a_finished_run_has_lost_makes_it_damaged() {
     let shown = place.json(&["runs", "show", "run"]);
     assert_eq!(shown["full_loss"], report["runs"][0]["train_loss"]);
 }
+
+#[test]
+fn totals_are_those_of_the_step_that_is_shown() {
+    let place = Place::new();
+    let data = data();
+    let every = ["--set", "log.every=5", "--set", "eval.every=4", "--set", "checkpoint.every=4"];
+    let args = [&["--steps", "12"][..], &every, &["--out", "r"]].concat();
+    let whole = place.json(&pretrain(&data, &args));
+    fs::remove_dir_all(place.path("r/model")).unwrap();
+    let metrics = place.path("r/metrics.jsonl");
+    let lines: Vec<(u64, String)> = fs::read_to_string(&metrics)
+        .unwrap()
+        .lines()
+        .map(|line| {
+            let value: Value = serde_json::from_str(line).unwrap();
+            (value["step"].as_u64().unwrap(), line.to_string() + "\n")
+        })
+        .collect();
+    let each = whole["tokens"].as_u64().unwrap() / 12;
+    // As a signal leaves it behind: what was done since the last logged step is in a checkpoint
+    // alone. Then as a kill does, where the last line may be a validation's.
+    for (logged, saved, step) in [(10, Some(12), 12), (8, Some(8), 8), (8, None, 8)] {
+        let kept: String = lines.iter().filter(|l| l.0 <= logged).map(|l| l.1.as_str()).collect();
+        fs::write(&metrics, kept).unwrap();
+        if saved != Some(12) {
+            let _ = fs::remove_dir_all(place.path("r/checkpoints/step-00000012"));
+        }
+        if saved.is_none() {
+            fs::remove_dir_all(place.path("r/checkpoints")).unwrap();
+        }
+        let shown = place.json(&["runs", "show", "r"]);
+        assert_eq!((&shown["step"], &shown["tokens"]), (&step.into(), &(step * each).into()));
+        if step == 12 {
+            assert_eq!(shown["flops"], whole["flops"]);
+            assert_eq!(shown["seconds"], whole["seconds"]);
+        }
+        let page = place.json(&["report", "r", "--out", "page.html"]);
+        let run = &page["runs"][0];
+        assert_eq!((&run["step"], &run["tokens"]), (&step.into(), &(step * each).into()));
+    }
+}

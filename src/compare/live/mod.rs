@@ -10,8 +10,8 @@ use super::state::{FILE, State};
 use crate::error::{Error, Result};
 use crate::files::children;
 use crate::files::near::did_you_mean;
-use crate::store::checkpoint::{holder, list};
-use crate::train::events::each_metric;
+use crate::store::checkpoint::{Glance, holder, list};
+use crate::train::events::{Totals, each_metric};
 use crate::train::run::{CONFIG_FILE, METRICS_FILE, plan_of};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -48,6 +48,8 @@ pub struct Live {
     pub running: bool,
     /// Steps done: by any line that was written, or by a checkpoint. Such a line may have no loss.
     pub step: u64,
+    /// What that took.
+    pub totals: Totals,
     /// Steps that its plan has; None where it cannot be read.
     pub steps: Option<u64>,
     /// What its plan validates on: data folder, rows, tokens.
@@ -186,10 +188,14 @@ impl Place {
         let finished = is_finished(&self.run);
         let (mut full, mut kept, mut validation) = (Vec::new(), Vec::new(), Vec::new());
         let path = self.run.join(METRICS_FILE);
-        let mut step = list(&self.run).ok().and_then(|all| Some(all.last()?.0)).unwrap_or(0);
+        let saved = list(&self.run).ok().and_then(|mut all| all.pop());
+        let mut step = saved.as_ref().map_or(0, |(step, _)| *step);
+        let mut totals =
+            saved.and_then(|(_, path)| Some((&Glance::of(&path).ok()?.counters).into()));
         if path.exists() {
             each_metric(&path, |line| {
                 step = step.max(line["step"].as_u64().unwrap_or(0));
+                totals = Totals::latest(totals, Totals::of(&line));
                 full.extend(Point::of(&line, "full_loss"));
                 kept.extend(Point::of(&line, "kept_loss"));
                 validation.extend(Point::of(&line, "val_loss"));
@@ -205,6 +211,7 @@ impl Place {
             finished: finished && !longer,
             running: holder(&self.run).is_some(),
             step,
+            totals: totals.unwrap_or_default(),
             steps,
             validated_on: plan.map(|plan| (plan.data.dir, plan.eval.rows, plan.eval.tokens)),
             training: if kept_only { kept } else { full },
@@ -228,15 +235,14 @@ impl Live {
 
     /// In numbers.
     pub fn state(&self) -> RunState {
-        let last = self.last();
         RunState {
             run: self.place.run.clone(),
             finished: self.finished,
             running: self.running,
             step: self.step,
             steps: self.steps,
-            tokens: last.map_or(0, |p| p.tokens as u64),
-            seconds: last.map_or(0.0, |p| p.seconds),
+            tokens: self.totals.tokens,
+            seconds: self.totals.seconds,
             train_loss: self.training.last().map(|p| p.loss),
             val_loss: self.validation.last().map(|p| p.loss),
             best_val_loss: self.best().map(|p| p.loss),

@@ -1,7 +1,7 @@
 //! What can be told of a run folder from outside: nothing is locked, written or hashed.
 
 use super::rotation::LOCK_FILE;
-use super::{Manifest, STATE_FILE, read_state, required};
+use super::{Counters, Manifest, STATE_FILE, read_state, required};
 use crate::error::{Error, Result};
 use crate::files::read_bounded;
 use std::fs;
@@ -10,8 +10,8 @@ use std::path::Path;
 /// A checkpoint by its small files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Glance {
-    /// Optimizer steps done.
-    pub step: u64,
+    /// How far the run was.
+    pub counters: Counters,
     /// Validation loss of its weights; None if they were not validated.
     pub val_loss: Option<f64>,
     /// Bytes of its files.
@@ -41,8 +41,8 @@ impl Glance {
             )));
         }
         Ok(Self {
-            step: manifest.step,
             val_loss: saved.counters.validated_now(),
+            counters: saved.counters,
             bytes: manifest.files.values().map(|sum| sum.size).sum(),
         })
     }

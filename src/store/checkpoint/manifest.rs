@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::{HEAD_BYTES, read_bounded};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -49,7 +50,7 @@ pub struct FileSum {
 
 impl Manifest {
     /// Describes the files that `dir` holds now, and writes the description beside them.
-    pub(super) fn write(dir: &Path, step: u64, inputs: &Inputs) -> Result<()> {
+    pub(crate) fn write(dir: &Path, step: u64, inputs: &Inputs) -> Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", dir, e))?;
@@ -109,13 +110,28 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Compares every file with its size and SHA-256; the error names the first file that differs.
-    /// `required` must be among them.
-    pub(super) fn verify(&self, dir: &Path, required: &[&str]) -> Result<()> {
+    /// Whether the folder's manifest, if it has one, is another program's: no checkpoint of ours.
+    /// What cannot be read as anything may be the rest of ours.
+    pub(super) fn is_of_another(dir: &Path) -> bool {
+        let text = match read_bounded(&dir.join(MANIFEST_FILE), MOST_BYTES) {
+            Ok(text) => text,
+            Err(_) => return !dir.join(MANIFEST_FILE).exists(),
+        };
+        serde_json::from_slice::<Value>(&text).is_ok_and(|found| found["format"] != FORMAT)
+    }
+
+    /// Compares the files that `concerns` with their sizes and SHA-256; the error names the first
+    /// one that differs. `required` must be listed.
+    pub(super) fn verify(
+        &self,
+        dir: &Path,
+        required: &[&str],
+        concerns: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         if let Some(name) = required.iter().find(|name| !self.files.contains_key(**name)) {
             return Err(damaged(dir, &format!("manifest.json does not list {name}")));
         }
-        let files: Vec<_> = self.files.iter().collect();
+        let files: Vec<_> = self.files.iter().filter(|(name, _)| concerns(name)).collect();
         let checks: Vec<Result<()>> =
             files.into_par_iter().map(|(name, sum)| verify_file(dir, name, sum)).collect();
         checks.into_iter().collect()

@@ -168,15 +168,22 @@ pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 pub(crate) fn list_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found: Vec<(u64, PathBuf)> = names(folder)?
         .into_iter()
-        .filter_map(|name| {
-            let digits =
-                name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
-            Some((digits.parse().ok()?, folder.join(&name)))
-        })
+        .filter_map(|name| Some((step_of(&name)?, folder.join(&name))))
         .filter(|(_, path)| path.is_dir())
         .collect();
     found.sort();
     Ok(found)
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(PREFIX).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+    digits.parse().ok()
+}
+
+/// Whether a folder is one of a run's checkpoints, by its name and the one above.
+pub(super) fn is_checkpoint(dir: &Path) -> bool {
+    let above = dir.parent().and_then(Path::file_name);
+    above.is_some_and(|name| name == FOLDER) && step_of(&name_of(dir)).is_some()
 }
 
 /// The newest checkpoint of a run folder, judged by its name alone.

@@ -2,6 +2,7 @@
 
 use super::{Event, EventSink};
 use crate::error::{Error, Result};
+use crate::store::checkpoint::Counters;
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -76,6 +77,43 @@ pub fn each_metric(path: &Path, mut take: impl FnMut(Value)) -> Result<()> {
     })
 }
 
+/// What a run has spent after some steps: totals since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Operations executed.
+    pub flops: f64,
+    /// Seconds of training.
+    pub seconds: f64,
+}
+
+impl Totals {
+    /// Of a line of metrics that has them.
+    pub fn of(line: &Value) -> Option<Self> {
+        Some(Self {
+            step: line["step"].as_u64()?,
+            tokens: line["tokens"].as_u64()?,
+            flops: line["flops"].as_f64()?,
+            seconds: line["seconds"].as_f64()?,
+        })
+    }
+
+    /// Those of the later of two moments, of which either may not be known.
+    pub fn latest(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        one.into_iter().chain(other).max_by_key(|totals| totals.step)
+    }
+}
+
+impl From<&Counters> for Totals {
+    fn from(saved: &Counters) -> Self {
+        let Counters { step, tokens, flops, seconds, .. } = *saved;
+        Self { step, tokens, flops: flops.total() as f64, seconds }
+    }
+}
+
 /// What `metrics.jsonl` says of how far a run is and how well it goes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outline {
@@ -85,6 +123,8 @@ pub struct Outline {
     pub validations: Vec<(u64, f64)>,
     /// Steps done by the last line of any kind.
     pub step: u64,
+    /// Totals by the last line that has them.
+    pub totals: Option<Totals>,
     /// The first line of a step; null without one.
     pub first: Value,
     /// Whether the last line of a step or a skip is that of a skip.
@@ -103,6 +143,7 @@ pub fn outline(path: &Path) -> Result<Outline> {
             let value = value_of(line);
             let step = value.as_ref().and_then(|v| v["step"].as_u64());
             found.step = found.step.max(step.unwrap_or(0));
+            found.totals = Totals::latest(found.totals, value.as_ref().and_then(Totals::of));
             let loss = value.as_ref().and_then(|v| v["val_loss"].as_f64());
             found.validations.extend(step.zip(loss));
             found.ends_in_skip |= loss.is_none() && step.is_some();
@@ -119,6 +160,7 @@ pub fn outline(path: &Path) -> Result<Outline> {
     })?;
     found.last = recent.iter().rev().find_map(|line| value_of(line)).unwrap_or(Value::Null);
     found.step = found.step.max(found.last["step"].as_u64().unwrap_or(0));
+    found.totals = Totals::latest(found.totals, Totals::of(&found.last));
     Ok(found)
 }
 

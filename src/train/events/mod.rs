@@ -10,7 +10,7 @@ mod tensorboard;
 mod terminal;
 
 pub use crate::cost::Flops;
-pub use jsonl::{Jsonl, Outline, each_metric, outline};
+pub use jsonl::{Jsonl, Outline, Totals, each_metric, outline};
 pub use metrics::{Metric, SkipEvent, StepEvent, ValEvent, reference};
 pub use tensorboard::{TENSORBOARD_FOLDER, TensorBoard};
 pub use terminal::Terminal;
