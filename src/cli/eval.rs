@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::progress::Progress;
 use crate::report::text;
-use crate::store::{begins_with, behind_first, open_tokens};
+use crate::store::{OpenModel, begins_with, behind_first, open_tokens};
+use crate::train::run::plan_behind;
 use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
 
@@ -55,6 +56,20 @@ fn note_begin(tokens: &TokenFile, tokenizer: Option<&Tokenizer>, ui: &Printer) -
     Ok(())
 }
 
+/// Says so where a run's model is asked for more context than it was trained on: it never saw such
+/// positions, and its own validation had fewer.
+fn note_context(model: &OpenModel, context: usize, ui: &Printer) {
+    let trained = plan_behind(&model.folder.dir).map_or(context, |plan| plan.data.context);
+    if trained < context {
+        ui.note(&format!(
+            "note: {} was trained on {} of context and is measured with {}; --context {trained} is what its own validation had",
+            model.folder.origin,
+            text::amount(trained as u64, "tokens"),
+            text::count(context as u64)
+        ));
+    }
+}
+
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
     use_everywhere(0)?;
@@ -83,6 +98,7 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         options.rows_per_batch
     ));
     let found = evaluate(&model.model, &tokens, options, ui)?;
+    note_context(&model, options.context, ui);
     ui.result(&found, |screen| {
         let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);
         table.row([

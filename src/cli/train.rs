@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::files::check_folder;
 use crate::progress::Progress;
 use crate::report::text::{self, Screen, Table, count, flops, quoted, seconds};
-use crate::runs::Shown;
+use crate::runs::{Shown, has_diverged};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::sizes::misnamed;
 use crate::teacher::Teacher;
 use crate::train::pace;
-use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER, begin_again, train};
 use crate::train::session::Session;
 use crate::train::threads::use_everywhere;
 use serde::Serialize;
@@ -160,10 +160,14 @@ fn human(report: &RunReport, plan: &Plan, screen: &Screen) -> String {
         report.val_loss.map_or_else(|| "-".into(), text::perplexity),
     ]);
     let (run, model) = (report.run.display(), quoted(&report.model));
-    format!(
-        "{}\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"...\"",
-        table.on(screen)
-    )
+    let next = match plan.data.dir.is_some() && has_diverged(&report.run) {
+        true => format!(
+            "warning: its loss ended far above where it began: the training diverged\nnext: {}",
+            begin_again(&report.run, plan)
+        ),
+        false => format!("next: eslm-kd generate {model} --prompt \"...\""),
+    };
+    format!("{}\nrun folder: {run}\n{next}", table.on(screen))
 }
 
 /// `--out`, or `runs/NAME-N` with the lowest free N.
@@ -171,7 +175,17 @@ pub fn out_folder(name: &str, args: &RunArgs) -> Result<PathBuf> {
     let place = |n: u32| Path::new("runs").join(format!("{name}-{n}"));
     match (&args.out, args.resume.is_some()) {
         (Some(out), _) => Ok(out.clone()),
-        (None, true) => Err(Error::usage("--resume needs --out RUN: the run folder to continue")),
+        (None, true) => {
+            let verb = if name == "quickstart" { "distill" } else { name };
+            // A folder that is named in the place of CONFIG is the one that is meant.
+            let named = args.config.config.as_deref().map(Path::new).filter(|path| path.is_dir());
+            let command = named.map_or_else(String::new, |run| {
+                format!("; for this one: eslm-kd {verb} --resume --out {}", quoted(run))
+            });
+            Err(Error::usage(format!(
+                "--resume needs --out RUN: the run folder to continue{command}"
+            )))
+        }
         (None, false) => Ok((1..).map(place).find(|p| !p.exists()).unwrap_or_else(|| place(0))),
     }
 }

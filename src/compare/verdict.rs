@@ -126,13 +126,23 @@ fn surely(best: &ArmResult, rivals: &[Rival], pairs: usize) -> String {
     )
 }
 
+/// Mean FLOPs of an arm's runs.
+fn flops(arm: &ArmResult) -> f64 {
+    arm.spread(|r| Some(r.metrics.flops)).map_or(f64::INFINITY, |s| s.mean)
+}
+
+/// The arm is as cheap as any of `arms`; whether it is the only one.
+fn takes_the_fewest<'a>(arm: &ArmResult, mut arms: impl Iterator<Item = &'a ArmResult>) -> String {
+    let equal = |other: &ArmResult| flops(other) <= flops(arm) && label(other) != label(arm);
+    let words = if arms.any(equal) { "is among those that take" } else { "takes" };
+    format!("{words} the fewest FLOPs")
+}
+
 /// Some arm is not told apart from the best: the cheapest of those that are near it is the one to
 /// use.
 fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a ArmResult, String) {
     let even: Vec<&Rival> = rivals.iter().filter(|r| !r.is_beaten()).collect();
     let seeds = even.iter().filter_map(|r| r.difference.map(|d| d.n)).min().unwrap_or(0);
-    let flops =
-        |arm: &ArmResult| arm.spread(|r| Some(r.metrics.flops)).map_or(f64::INFINITY, |s| s.mean);
     let all = || std::iter::once(best).chain(even.iter().map(|r| r.arm));
     let near = || std::iter::once(best).chain(even.iter().filter(|r| r.is_near()).map(|r| r.arm));
     // Of those that cost about as little as the cheapest, the one of lowest loss.
@@ -146,7 +156,10 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
     let seeds = plural(seeds, "seed");
     let text = if name == first {
         let fewest = flops(best) <= least && least < CHEAPER * dearest;
-        let cost = if fewest { " and takes the fewest FLOPs" } else { "" };
+        let cost = match fewest {
+            true => format!(" and {}", takes_the_fewest(best, all())),
+            false => String::new(),
+        };
         format!(
             "Use {name}, but that may be chance: it has the lowest mean validation loss{cost}, yet cannot be told apart from \
              {} with {seeds}{tested}",
@@ -154,13 +167,16 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
         )
     } else {
         let less = 100.0 * (1.0 - flops(arm) / flops(best));
-        let of_near = match CHEAPER * flops(arm) <= least {
-            true => String::new(),
-            false => format!(" of those within {NEAR} of the lowest mean"),
+        let (fewest, of_near) = match CHEAPER * flops(arm) <= least {
+            true => (takes_the_fewest(arm, all()), String::new()),
+            false => (
+                takes_the_fewest(arm, near()),
+                format!(" of those within {NEAR} of the lowest mean"),
+            ),
         };
         format!(
-            "Use {name} for its cost: {} cannot be told apart with {seeds}{tested}, and {name} takes the fewest \
-             FLOPs{of_near} ({less:.0} % less than {first})",
+            "Use {name} for its cost: {} cannot be told apart with {seeds}{tested}, and {name} {fewest}{of_near} \
+             ({less:.0} % less than {first})",
             listed(&names)
         )
     };
@@ -293,6 +309,9 @@ mod tests {
         assert_eq!(said(0.99e9, start, ")."), "a");
         let start = "Use a, but that may be chance: it has the lowest mean validation loss and takes the fewest FLOPs, yet";
         assert_eq!(said(2e9, start, ")."), "a");
+        let v = verdict(&[("a", &a, 2e9), ("b", &b, 1e9), ("c", &[4.03, 4.06, 4.10], 1e9)]);
+        let end = ", and b is among those that take the fewest FLOPs (50 % less than a).";
+        assert!(v.text.ends_with(end), "{}", v.text);
     }
 
     #[test]

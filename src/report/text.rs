@@ -65,9 +65,10 @@ pub fn flops(n: u128) -> String {
     if n < 1000 { format!("{n} FLOP") } else { scaled(n as f64, 1000.0, &UNITS) }
 }
 
-/// The perplexity of a loss in nats: `237.59`.
+/// The perplexity of a loss in nats: `237.59`; `2.0e43` where no model is so bad that counts.
 pub fn perplexity(loss: f64) -> String {
-    decimal(loss.exp(), 2)
+    let perplexity = loss.exp();
+    if perplexity < 1e12 { decimal(perplexity, 2) } else { format!("{perplexity:.1e}") }
 }
 
 /// `3.2 ms`, `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
@@ -208,6 +209,8 @@ mod tests {
         let written = [0.01234, -1.5, 0.00004, -0.00004, 0.0].map(|x| signed(x, 4));
         assert_eq!(written, ["+0.0123", "-1.5000", "0.0000", "0.0000", "0.0000"]);
         assert_eq!(perplexity(3.0), "20.09");
+        assert_eq!(perplexity(27.0), "532,048,240,601.80");
+        assert_eq!((perplexity(100.0), perplexity(1e3)), ("2.7e43".into(), "inf".into()));
     }
 
     #[test]

@@ -238,8 +238,9 @@ pub fn show(run: &Path) -> Result<Shown> {
     // Of equal ones the later, as for `RUN/best`.
     let best = metrics.validations.iter().rev().min_by(|a, b| a.1.total_cmp(&b.1));
     let located = plan.as_ref().map(|_| located(run).ok()).unwrap_or_default();
-    let (next, notes) =
-        next::steps(run, &row, is_ruined(&metrics), located.as_ref().or(plan.as_ref()));
+    let positions = shape.as_ref().map(|shape| shape.n_positions);
+    let plan_here = located.as_ref().or(plan.as_ref());
+    let (next, notes) = next::steps(run, &row, is_ruined(&metrics), plan_here, positions);
     Ok(Shown {
         process,
         parameters: shape.as_ref().map(|s| s.parameters() as u64),
@@ -257,6 +258,11 @@ pub fn show(run: &Path) -> Result<Shown> {
         plan,
         row,
     })
+}
+
+/// Whether the run in the folder ended with weights that are of no use, by its metrics.
+pub fn has_diverged(run: &Path) -> bool {
+    outline(&run.join(METRICS_FILE)).is_ok_and(|metrics| is_ruined(&metrics))
 }
 
 /// Whether the metrics end as those of a run whose weights are no longer of use. The first logged

@@ -6,12 +6,13 @@ use crate::report::text::quoted;
 use crate::train::run::begin_again;
 use std::path::Path;
 
-/// Commands, and notes.
+/// Commands, and notes. `positions` are those of the student.
 pub(super) fn steps(
     run: &Path,
     row: &Row,
     ruined: bool,
     plan: Option<&Plan>,
+    positions: Option<usize>,
 ) -> (Vec<String>, Vec<String>) {
     // The run may be the working folder.
     let whole = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
@@ -25,11 +26,11 @@ pub(super) fn steps(
     });
     let next = match (row.state, plan) {
         (State::Running, _) | (_, None) => Vec::new(),
-        (State::Finished, Some(plan)) => uses(run, plan),
-        // The batches that it would meet again ruin it again.
-        (State::CutOff, Some(plan)) if ruined && plan.data.dir.is_some() => {
+        // The batches that it would meet again ruin it again, and nobody has a use for its model.
+        (State::Finished | State::CutOff, Some(plan)) if ruined && plan.data.dir.is_some() => {
             vec![begin_again(run, plan)]
         }
+        (State::Finished, Some(plan)) => uses(run, plan, positions),
         (State::Stopped | State::CutOff | State::Damaged, Some(plan)) => {
             vec![resume(run, &whole, plan)]
         }
@@ -37,14 +38,26 @@ pub(super) fn steps(
     (next, notes.into_iter().collect())
 }
 
-fn uses(run: &Path, plan: &Plan) -> Vec<String> {
+fn uses(run: &Path, plan: &Plan, positions: Option<usize>) -> Vec<String> {
     let run = quoted(run);
-    let eval = plan
-        .data
-        .dir
-        .as_ref()
-        .map(|data| format!("eslm-kd eval {run} --data {}", quoted(Path::new(data))));
+    let eval = plan.data.dir.as_ref().map(|data| {
+        let windows = windows(plan, positions);
+        format!("eslm-kd eval {run} --data {}{windows}", quoted(Path::new(data)))
+    });
     std::iter::once(format!("eslm-kd generate {run} --prompt \"...\"")).chain(eval).collect()
+}
+
+/// Flags by which `eval` cuts a text into the windows of the run's own validation.
+fn windows(plan: &Plan, positions: Option<usize>) -> String {
+    let (context, stride) = (plan.data.context, plan.eval.stride);
+    let mut flags = String::new();
+    if positions.is_some_and(|all| context < all) {
+        flags += &format!(" --context {context}");
+    }
+    if stride < context {
+        flags += &format!(" --stride {stride}");
+    }
+    flags
 }
 
 fn resume(run: &Path, whole: &Path, plan: &Plan) -> String {
@@ -102,17 +115,31 @@ mod tests {
             ("cache/teacher", State::Stopped, &[], "distill"),
             ("own", State::Finished, &[], "generate @/own --prompt \"...\""),
         ] {
-            let (found, notes) = steps(&at(run), &row(state), false, Some(&plan(set)));
+            let (found, notes) = steps(&at(run), &row(state), false, Some(&plan(set)), None);
             assert_eq!((found.len(), notes.len()), (1, 0), "{run}: {found:?} {notes:?}");
             assert_eq!(found[0], format!("eslm-kd {}", next.replace('@', &root)));
         }
-        let (found, _) = steps(&at("own"), &row(State::Running), false, Some(&plan(&[])));
+        let (found, _) = steps(&at("own"), &row(State::Running), false, Some(&plan(&[])), None);
         assert_eq!(found, Vec::<String>::new(), "it is under way");
-        let (found, _) = steps(&at("own"), &row(State::CutOff), true, Some(&plan(&["data.dir=d"])));
+        let (found, _) =
+            steps(&at("own"), &row(State::CutOff), true, Some(&plan(&["data.dir=d"])), None);
         assert!(found[0].starts_with(&format!("eslm-kd pretrain {root}/own --lr ")), "{found:?}");
         assert!(found[0].ends_with("/own-lower-lr"), "{found:?}");
+        let finished = row(State::Finished);
+        let (over, _) = steps(&at("own"), &finished, true, Some(&plan(&["data.dir=d"])), None);
+        assert_eq!(over, found);
+        for (context, stride, flags) in
+            [(128, 128, ""), (64, 64, " --context 64"), (64, 16, " --context 64 --stride 16")]
+        {
+            let set = [format!("data.context={context}"), format!("eval.stride={stride}")];
+            let plan = plan(&["data.dir=d", &set[0], &set[1]]);
+            let (found, _) =
+                steps(&at("own"), &row(State::Finished), false, Some(&plan), Some(128));
+            assert_eq!(found[1], format!("eslm-kd eval {root}/own --data d{flags}"));
+        }
         let arm = at("c/runs/a b/seed-1");
-        let (found, notes) = steps(&arm, &row(State::Stopped), false, Some(&plan(&["data.dir=d"])));
+        let (found, notes) =
+            steps(&arm, &row(State::Stopped), false, Some(&plan(&["data.dir=d"])), None);
         assert!(found[0].ends_with("/c/runs/a b/seed-1'"), "{found:?}");
         assert!(notes[0].contains("a run of the comparison") && notes[0].contains("/c:"));
     }

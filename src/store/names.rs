@@ -5,7 +5,7 @@
 //! 1. **An existing path.** A Hugging Face folder or a checkpoint (it has `config.json`); a run
 //!    folder (its `model/`, or else its newest `checkpoints/step-N`); a `checkpoints/` folder (the
 //!    newest of it); `RUN/last` and `RUN/best`, its newest checkpoint and the one of the lowest
-//!    validation loss, verified. A GGUF file, or a folder without other weights that holds one; its
+//!    validation loss. What has a manifest of ours is verified by it. A GGUF file, or a folder without other weights that holds one; its
 //!    tokenizer lies beside it.
 //! 2. **A preset**: a name from `teachers/` or `students/`.
 //! 3. **A Hub id**: `org/name`.
@@ -392,7 +392,7 @@ pub fn resolve_tokenizer(
         let found = found.and_then(ModelRef::local);
         let dir = found.map_or_else(|| path.to_path_buf(), |folder| folder.dir);
         return match has_tokenizer(&dir) {
-            true => Ok(dir),
+            true => checkpoint::verify_model(&dir, false).map(|()| dir),
             false => Err(lacking_tokenizer(&dir).unwrap_or_else(|| {
                 Error::data(format!(
                     "{}: expected a tokenizer (tokenizer.json, or vocab.json and merges.txt), found none",

@@ -330,3 +330,41 @@ fn totals_are_those_of_the_step_that_is_shown() {
         assert_eq!((&run["step"], &run["tokens"]), (&step.into(), &(step * each).into()));
     }
 }
+
+#[test]
+fn the_eval_that_is_suggested_is_the_runs_own_validation() {
+    let place = Place::new();
+    let data = data();
+    let narrow = ["--set", "data.context=12", "--set", "eval.stride=5", "--set", "eval.rows=0"];
+    let args = [&["--steps", "2"][..], &narrow, &["--out", "r"]].concat();
+    let loss = place.json(&pretrain(&data, &args))["val_loss"].as_f64().unwrap();
+    let shown = place.json(&["runs", "show", "r"]);
+    let command = shown["next"][1].as_str().unwrap();
+    let own: Vec<&str> = command.split(' ').skip(1).collect();
+    assert_eq!(own[4..], ["--context", "12", "--stride", "5"], "{command}");
+    let measured = place.json(&own)["nll"].as_f64().unwrap();
+    assert!((measured - loss).abs() < 1e-6, "{command}: {measured}, validated {loss}");
+    // With all positions of the model it is another number, and that is said.
+    let note = "was trained on 12 tokens of context and is measured with 16";
+    for model in ["r", "r/model", "r/last", "r/checkpoints/step-00000002"] {
+        let (code, _, said) = place.run(&["eval", model, "--data", &data]);
+        assert!(code == 0 && said.contains(note) && said.contains("--context 12"), "{said}");
+        let (_, _, said) = place.run(&["eval", model, "--data", &data, "--context", "12"]);
+        assert!(!said.contains("was trained on"), "{said}");
+    }
+}
+
+#[test]
+fn a_run_that_diverged_is_no_success() {
+    let place = Place::new();
+    let data = data();
+    let args = ["--steps", "12", "--lr", "50", "--set", "schedule.warmup=0", "--out", "r"];
+    let (code, text, said) = place.run(&pretrain(&data, &args));
+    let warned = text.contains("warning: ") && text.contains("the training diverged");
+    let again = "next: eslm-kd pretrain r --lr 5.0e0 --out r-lower-lr";
+    assert!(code == 0 && warned && text.contains(again), "{text}{said}");
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    let shown = place.json(&["runs", "show", "r"]);
+    assert_eq!(shown["next"].as_array().unwrap().len(), 1, "{shown}");
+    assert!(again.ends_with(shown["next"][0].as_str().unwrap()));
+}

@@ -4,8 +4,9 @@ use crate::support::place::{Place, TINY, copy_folder, data, pretrain};
 use std::fs;
 use std::path::Path;
 
-/// A run of four steps with checkpoints at 2 and 4, of which `model/` stays if it is `finished`.
+/// A text, and a run of four steps with checkpoints at 2 and 4, of which `model/` stays if it is `finished`.
 fn run(place: &Place, data: &str, finished: bool) {
+    fs::write(place.path("text.txt"), "A pear and a plum.").unwrap();
     place.json(&pretrain(data, &["--steps", "4", "--set", "checkpoint.every=2", "--out", "run"]));
     if !finished {
         fs::remove_dir_all(place.path("run/model")).unwrap();
@@ -76,6 +77,10 @@ fn a_damaged_model_is_named_by_every_reader() {
             assert!(code == 3 && names && other, "{args:?}: {code} {said}");
         });
     }
+    // A tokenizer is a part of a model, too, for whoever wants no more.
+    let prepare = ["prepare", "--input", "text.txt", "--tokenizer", "copy", "--out", "d"];
+    place.refused(&prepare, 3, &["tokenizer.json is damaged", "SHA-256"]);
+    flip(&place.path("copy/tokenizer.json"));
     // The moments are no part of a model, and another program's manifest says nothing of ours.
     let two = "run/checkpoints/step-00000002";
     fs::remove_file(place.path(two).join("adam_m.moments")).unwrap();

@@ -7,6 +7,7 @@ pub use page::page;
 
 use super::runs::{Point, folder, is_finished};
 use super::state::{FILE, State};
+use crate::config::Plan;
 use crate::error::{Error, Result};
 use crate::files::children;
 use crate::files::near::did_you_mean;
@@ -52,8 +53,8 @@ pub struct Live {
     pub totals: Totals,
     /// Steps that its plan has; None where it cannot be read.
     pub steps: Option<u64>,
-    /// What its plan validates on: data folder, rows, tokens.
-    pub validated_on: Option<(Option<String>, usize, u64)>,
+    /// What its plan validates on, key by key.
+    pub validated_on: Option<[(&'static str, String); 5]>,
     /// Logged steps, with the mean cross-entropy of all tokens (`full_loss`); where an early exit
     /// left none of these, of the kept ones.
     pub training: Vec<Point>,
@@ -213,12 +214,23 @@ impl Place {
             step,
             totals: totals.unwrap_or_default(),
             steps,
-            validated_on: plan.map(|plan| (plan.data.dir, plan.eval.rows, plan.eval.tokens)),
+            validated_on: plan.map(validated_on),
             training: if kept_only { kept } else { full },
             kept_only,
             validation,
         })
     }
+}
+
+/// The keys that say what a validation loss is of: two that differ in one do not compare.
+fn validated_on(plan: Plan) -> [(&'static str, String); 5] {
+    [
+        ("data.dir", plan.data.dir.unwrap_or_default()),
+        ("data.context", plan.data.context.to_string()),
+        ("eval.rows", plan.eval.rows.to_string()),
+        ("eval.tokens", plan.eval.tokens.to_string()),
+        ("eval.stride", plan.eval.stride.to_string()),
+    ]
 }
 
 impl Live {
@@ -375,7 +387,7 @@ mod tests {
         let mut s = super::super::testing::summary(
             arms.iter().map(|l| super::super::testing::arm(l, &[4.0, 4.1], 1.0)).collect(),
         );
-        s.state.baseline = "loss".into();
+        (s.state.baseline, s.state.baseline_named) = ("loss".into(), true);
         s.state.write(folder.path()).unwrap();
         for label in ["plain", "random"] {
             for seed in [1, 2] {
@@ -424,11 +436,18 @@ mod tests {
     fn runs_on_other_data_have_no_lowest_loss_without_a_caveat() {
         let folder = tempfile::tempdir().unwrap();
         let runs = ["a", "b"].map(|n| run(&folder.path().join(n), &validation(0, 6.0)));
-        let caveat = "losses on different text do not compare";
+        let caveat = "so their losses do not compare";
         assert!(!page(&read(&runs), None).contains(caveat));
-        for other in ["[data]\ndir = 'other'\n", "[eval]\nrows = 3\n"] {
+        for (other, differing) in [
+            ("[data]\ndir = 'other'\n", "data.dir differs"),
+            ("[eval]\nrows = 3\n", "eval.rows differs"),
+            ("[data]\ncontext = 64\n", "data.context, eval.stride differ"),
+            ("[eval]\nstride = 64\n", "eval.stride differs"),
+        ] {
             fs::write(runs[1].join(CONFIG_FILE), format!("steps = 8\n{other}")).unwrap();
-            assert!(page(&read(&runs), None).contains(caveat), "{other}");
+            let page_of_both = page(&read(&runs), None);
+            let said = page_of_both.contains(caveat) && page_of_both.contains(differing);
+            assert!(said, "{other}: {page_of_both:.2000}");
             assert!(!page(&read(&runs[1..]), None).contains(caveat), "one run");
         }
     }

@@ -76,10 +76,15 @@ fn first(runs: &[Live]) -> String {
             let whose =
                 if runs.len() > 1 { format!("{}, ", run.place.name) } else { String::new() };
             let so_far = if finished < runs.len() { " so far" } else { "" };
-            let caveat = if same_text(runs) {
-                ""
-            } else {
-                " But data.dir, eval.rows or eval.tokens differ between the runs: losses on different text do not compare."
+            let caveat = match differently_validated(runs).as_slice() {
+                [] => String::new(),
+                [one] => {
+                    format!(" But {one} differs between the runs, so their losses do not compare.")
+                }
+                keys => format!(
+                    " But {} differ between the runs, so their losses do not compare.",
+                    keys.join(", ")
+                ),
             };
             format!(
                 "{how_far}. Lowest validation loss{so_far}: {whose}{:.4} at step {}.{caveat}",
@@ -91,12 +96,15 @@ fn first(runs: &[Live]) -> String {
     }
 }
 
-/// Whether all that are validated are so on the same text, as far as their plans say.
-fn same_text(runs: &[Live]) -> bool {
-    let mut texts =
+/// Keys in which validations of different runs differ, as far as their plans say: other text, or
+/// less context for each token of it.
+fn differently_validated(runs: &[Live]) -> Vec<&'static str> {
+    let mut validated =
         runs.iter().filter(|r| r.best().is_some()).filter_map(|r| r.validated_on.as_ref());
-    let first = texts.next();
-    texts.all(|text| Some(text) == first)
+    let Some(first) = validated.next() else { return Vec::new() };
+    let others: Vec<_> = validated.collect();
+    let differs = |i: &usize| others.iter().any(|other| other[*i] != first[*i]);
+    (0..first.len()).filter(differs).map(|i| first[i].0).collect()
 }
 
 fn progress(run: &Live) -> String {

@@ -38,8 +38,8 @@ mod sound;
 
 pub use glance::{Glance, holder};
 pub use manifest::{FileSum, MANIFEST_FILE, Manifest};
-pub(crate) use rotation::list_in;
 pub use rotation::{RunLock, best, check_free, latest, list};
+pub(crate) use rotation::{is_checkpoint, list_in};
 pub(crate) use sound::{newest_sound, verify_model};
 
 use crate::config::{CheckpointPlan, Plan};

@@ -181,7 +181,7 @@ fn step_of(name: &str) -> Option<u64> {
 }
 
 /// Whether a folder is one of a run's checkpoints, by its name and the one above.
-pub(super) fn is_checkpoint(dir: &Path) -> bool {
+pub(crate) fn is_checkpoint(dir: &Path) -> bool {
     let above = dir.parent().and_then(Path::file_name);
     above.is_some_and(|name| name == FOLDER) && step_of(&name_of(dir)).is_some()
 }
