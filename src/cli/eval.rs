@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::progress::Progress;
 use crate::report::text;
+use crate::runs::plan_behind;
 use crate::store::{OpenModel, begins_with, behind_first, open_tokens};
-use crate::train::run::plan_behind;
 use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
 

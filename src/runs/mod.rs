@@ -11,7 +11,7 @@ use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
 use crate::files::near::{did_you_mean, shortlist};
 use crate::report::text::quoted;
-use crate::store::checkpoint::{Glance, holder, list};
+use crate::store::checkpoint::{Glance, holder, is_checkpoint, list};
 use crate::store::places::find_again;
 use crate::store::weights::{check_model, read_config};
 use crate::train::events::{Outline, Totals, outline};
@@ -258,6 +258,16 @@ pub fn show(run: &Path) -> Result<Shown> {
         plan,
         row,
     })
+}
+
+/// The plan of the run whose final model or checkpoint the folder is; None of other folders.
+pub fn plan_behind(model: &Path) -> Option<Plan> {
+    let run = match is_checkpoint(model) {
+        true => model.parent()?.parent()?,
+        false if model.ends_with(MODEL_FOLDER) => model.parent()?,
+        false => return None,
+    };
+    plan_of(run).ok()
 }
 
 /// Whether the run in the folder ended with weights that are of no use, by its metrics.

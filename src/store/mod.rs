@@ -22,6 +22,8 @@ pub mod preset;
 pub mod sizes;
 pub mod student;
 mod tokens;
+#[doc(hidden)]
+pub mod verified;
 pub mod weights;
 
 pub use names::{Kind, ModelFolder, Where, find};

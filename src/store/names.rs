@@ -30,6 +30,7 @@ use crate::store::hub::names::valid_repo_id;
 use crate::store::hub::{HubOptions, What, fetch_model, holds_tokenizer, lacking_tokenizer};
 use crate::store::identity::Identity;
 use crate::store::preset::{self, Preset, Provider, Role};
+use crate::store::verified::Chosen;
 use crate::store::weights::{
     INDEX_FILE, SpecialIds, WEIGHTS_FILE, check_model, load_model, read_config, unused_tensors,
 };
@@ -64,19 +65,6 @@ impl Kind {
             Kind::Any => None,
         }
     }
-}
-
-/// Why a folder is the one that a name means, which says what becomes of a damaged checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chosen {
-    /// It was named, or is the only one: damage is an error.
-    Itself,
-    /// The newest of a `checkpoints` folder: where it is damaged, the one before is taken.
-    Newest,
-    /// The same of a run that has no final model yet, which is noted.
-    NewestOfRun,
-    /// It is verified elsewhere.
-    Verified,
 }
 
 /// What a MODEL argument means; found without the network.
@@ -119,26 +107,6 @@ impl ModelRef {
             }
             Self::Preset(_) | Self::Hub { .. } => None,
         }
-    }
-
-    /// The same, with the files of a checkpoint compared with its manifest, those of `what` at
-    /// least: damage is an error, or a note where the checkpoint before is taken. `name` is what
-    /// stands for the model.
-    pub(crate) fn verified(self, name: &str, what: What, progress: &dyn Progress) -> Result<Self> {
-        let Self::Folder { dir, origin, chosen } = self else { return Ok(self) };
-        let with_weights = what == What::Model;
-        let (dir, origin) = match (chosen, dir.parent()) {
-            (Chosen::Newest | Chosen::NewestOfRun, Some(folder)) => {
-                let (step, dir) = checkpoint::newest_sound(folder, with_weights, progress)?;
-                (dir, checkpoint_of(step, name))
-            }
-            (Chosen::Verified, _) => (dir, origin),
-            _ => {
-                checkpoint::verify_model(&dir, with_weights)?;
-                (dir, origin)
-            }
-        };
-        Ok(Self::Folder { dir, origin, chosen: Chosen::Verified })
     }
 
     /// The same without the first rule: a preset or a Hub id, whatever lies on disk.
@@ -473,7 +441,7 @@ fn derived(path: &Path) -> Result<Option<ModelRef>> {
 }
 
 /// How the origin of a checkpoint is said.
-fn checkpoint_of(step: u64, name: &str) -> String {
+pub(super) fn checkpoint_of(step: u64, name: &str) -> String {
     format!("checkpoint at step {step} of {name}")
 }
 

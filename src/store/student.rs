@@ -4,8 +4,9 @@
 use crate::config::{Init as Word, Plan};
 use crate::error::{Error, Result};
 use crate::model::{Gpt2, Gpt2Config};
-use crate::store::names::{Chosen, Kind, ModelRef};
+use crate::store::names::{Kind, ModelRef};
 use crate::store::preset::{Init, Preset, Provider};
+use crate::store::verified::Chosen;
 use candle_core::Device;
 use std::path::Path;
 

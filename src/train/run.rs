@@ -76,16 +76,6 @@ pub fn plan_of(run: &Path) -> Result<Plan> {
     Ok(load(Some(&file), &Overrides::default())?.plan)
 }
 
-/// The plan of the run whose final model or checkpoint the folder is; None of other folders.
-pub fn plan_behind(model: &Path) -> Option<Plan> {
-    let run = match checkpoint::is_checkpoint(model) {
-        true => model.parent()?.parent()?,
-        false if model.ends_with(MODEL_FOLDER) => model.parent()?,
-        false => return None,
-    };
-    plan_of(run).ok()
-}
-
 /// What of the mathematics differs between the plan of a run folder and `plan` (settled), one line
 /// per key; models may have other names.
 pub fn differences(run: &Path, plan: &Plan) -> Result<Vec<String>> {

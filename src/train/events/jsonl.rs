@@ -110,7 +110,7 @@ impl Totals {
 impl From<&Counters> for Totals {
     fn from(saved: &Counters) -> Self {
         let Counters { step, tokens, flops, seconds, .. } = *saved;
-        Self { step, tokens, flops: flops.total() as f64, seconds }
+        Self { step, tokens, flops: flops.total(), seconds }
     }
 }
 
