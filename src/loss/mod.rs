@@ -8,7 +8,7 @@ pub mod head;
 pub mod signal;
 
 pub use divergence::Divergence;
-pub use signal::{Signal, SignalKind};
+pub use signal::{DrawnId, Said, Sampled, Signal, SignalKind, TopK};
 
 /// The per-token objective `(1 - lambda) nll + lambda tau² D(q^tau, p^tau)`: q the teacher's, p the
 /// student's distribution (with forward KL that of Hinton et al., arXiv 1503.02531).

@@ -301,11 +301,20 @@ struct Sums {
     weighted: f64,
     /// sum exp((z - max) / tau)
     sum_tau: f64,
+    /// sum (z - max) / tau exp((z - max) / tau)
+    weighted_tau: f64,
 }
 
 impl Default for Sums {
     fn default() -> Self {
-        Self { max: f32::NEG_INFINITY, target: 0.0, sum: 0.0, weighted: 0.0, sum_tau: 0.0 }
+        Self {
+            max: f32::NEG_INFINITY,
+            target: 0.0,
+            sum: 0.0,
+            weighted: 0.0,
+            sum_tau: 0.0,
+            weighted_tau: 0.0,
+        }
     }
 }
 
@@ -335,7 +344,9 @@ impl Sums {
         let factor = below.exp();
         self.weighted = (self.weighted + below * self.sum) * factor;
         self.sum *= factor;
-        self.sum_tau *= (below / tau).exp();
+        let factor = (below / tau).exp();
+        self.weighted_tau = (self.weighted_tau + below / tau * self.sum_tau) * factor;
+        self.sum_tau *= factor;
         self.max = max;
         below
     }
@@ -345,7 +356,10 @@ impl Sums {
         let (sum, weighted) = sums(z, self.max);
         self.sum += f64::from(sum);
         self.weighted += f64::from(weighted);
-        self.sum_tau += f64::from(if tau == 1.0 { sum } else { sum_at(z, self.max, 1.0 / tau) });
+        let (sum_tau, weighted_tau) =
+            if tau == 1.0 { (sum, weighted) } else { sums_at(z, self.max, 1.0 / tau) };
+        self.sum_tau += f64::from(sum_tau);
+        self.weighted_tau += f64::from(weighted_tau);
         below
     }
 
@@ -357,6 +371,7 @@ impl Sums {
             log_sum_tau: self.sum_tau.ln() as f32,
             nll: (log_sum + f64::from(self.max) - f64::from(self.target)) as f32,
             entropy: (log_sum - self.weighted / self.sum) as f32,
+            entropy_tau: (self.sum_tau.ln() - self.weighted_tau / self.sum_tau) as f32,
         }
     }
 }
@@ -460,19 +475,25 @@ multiversion! {
         (sum_lanes(sum), sum_lanes(weighted))
     }
 
-    fn sum_at(z: &[f32], max: f32, inverse_tau: f32) -> f32 {
-        let mut sum = [0.0f32; LANES];
+    fn sums_at(z: &[f32], max: f32, inverse_tau: f32) -> (f32, f32) {
+        let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
         let chunks = z.chunks_exact(LANES);
         let tail = chunks.remainder();
         for chunk in chunks {
             for l in 0..LANES {
-                sum[l] += exp((chunk[l] - max) * inverse_tau);
+                let a = (chunk[l] - max) * inverse_tau;
+                let e = exp(a);
+                sum[l] += e;
+                weighted[l] += a * e;
             }
         }
         for (l, v) in tail.iter().enumerate() {
-            sum[l] += exp((v - max) * inverse_tau);
+            let a = (v - max) * inverse_tau;
+            let e = exp(a);
+            sum[l] += e;
+            weighted[l] += a * e;
         }
-        sum_lanes(sum)
+        (sum_lanes(sum), sum_lanes(weighted))
     }
 
     fn cross(t: &[f32], z: &[f32], max_t: f32, max_z: f32, inverse_tau: f32) -> f32 {

@@ -6,7 +6,7 @@
 
 mod signals;
 
-pub(super) use signals::{Largest, largest};
+pub(super) use signals::largest;
 
 use super::fused::{Found, Fused, PassInput, Weigh};
 use super::sparse::SparseRow;
@@ -32,7 +32,7 @@ const PAD: usize = 64;
 /// Threads of a block that owns a row.
 const THREADS: u32 = if cfg!(test) { 64 } else { 512 };
 /// Numbers of a row's statistics.
-const STATS: usize = 12;
+const STATS: usize = 14;
 
 /// Where logits or statistics lie, as kernels take it.
 #[derive(Clone, Copy)]
@@ -156,7 +156,7 @@ struct Scan {
     reverse_kl: u32,
 }
 
-/// Statistics of a block, written to `out` [count, 12].
+/// Statistics of a block, written to `out` [count, 14].
 fn scan_block(
     out: &Tensor,
     z: &Block,
@@ -204,15 +204,21 @@ pub(super) fn scan(
 
 fn read(stats: &Tensor) -> Result<Vec<RowStats>> {
     let all = stats.flatten_all()?.to_vec1::<f32>()?;
-    let of =
-        |s: &[f32]| Stats { max: s[0], log_sum: s[1], log_sum_tau: s[2], nll: s[3], entropy: s[4] };
+    let of = |s: &[f32]| Stats {
+        max: s[0],
+        log_sum: s[1],
+        log_sum_tau: s[2],
+        nll: s[3],
+        entropy: s[4],
+        entropy_tau: s[5],
+    };
     let row =
-        |s: &[f32]| RowStats { student: of(s), teacher: of(&s[5..]), kl: s[10], reverse_kl: s[11] };
+        |s: &[f32]| RowStats { student: of(s), teacher: of(&s[6..]), kl: s[12], reverse_kl: s[13] };
     Ok(all.chunks_exact(STATS).map(row).collect())
 }
 
 fn written(stats: &[RowStats], like: &Tensor) -> Result<Tensor> {
-    let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+    let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy, s.entropy_tau];
     let row =
         |s: &RowStats| of(&s.student).into_iter().chain(of(&s.teacher)).chain([s.kl, s.reverse_kl]);
     let all: Vec<f32> = stats.iter().flat_map(row).collect();
@@ -258,7 +264,7 @@ struct Gradient {
 struct Chosen<'a> {
     z: &'a Block,
     t: Option<&'a Block>,
-    /// Of the block, [.., 12], and where row i's lie; None: at i. Targets lie alike.
+    /// Of the block, [.., 14], and where row i's lie; None: at i. Targets lie alike.
     stats: &'a Tensor,
     places: Option<&'a Tensor>,
     targets: &'a Tensor,

@@ -9,6 +9,9 @@ constexpr int THREADS = 64;  // fewer fibers to switch between
 constexpr int THREADS = 512;
 #endif
 
+// Numbers of a row's statistics: six of the student's, six of the teacher's, and two between them.
+constexpr int ROW_STATS = 14;
+
 // A row of logits among many; `rows` says where row i lies, null means at i.
 struct Logits {
     const float* data;
@@ -19,7 +22,7 @@ struct Logits {
 };
 
 struct Scan {
-    float* out;  // [N, 12]: ops::head::RowStats, number after number
+    float* out;  // [N, 14]: ops::head::RowStats, number after number
     Logits z, t; // student; teacher, or null data
     const uint32_t* targets;
     uint32_t v;
@@ -29,7 +32,7 @@ struct Scan {
 
 // Softmax sums relative to the row's maximum.
 struct Sums {
-    double sum, weighted, at_tau;
+    double sum, weighted, at_tau, weighted_at_tau;
 
     __device__ void write(float* out, float max, float target) const {
         const double log_sum = log(sum);
@@ -38,6 +41,7 @@ struct Sums {
         out[2] = static_cast<float>(log(at_tau));
         out[3] = static_cast<float>(log_sum + static_cast<double>(max) - static_cast<double>(target));
         out[4] = static_cast<float>(log_sum - weighted / sum);
+        out[5] = static_cast<float>(log(at_tau) - weighted_at_tau / at_tau);
     }
 };
 
@@ -52,48 +56,52 @@ __device__ inline float not_negative(double x) { return x < 0 ? 0.0f : static_ca
 
 __device__ inline void scan(const Scan& a) {
     const uint32_t row = blockIdx.x, target = a.targets[row];
-    float* out = a.out + static_cast<size_t>(row) * 12;
+    float* out = a.out + static_cast<size_t>(row) * ROW_STATS;
     const float* z = a.z.row(row);
     const float z_max = row_max(z, a.v), inverse = 1.0f / a.tau;
-    float sum = 0, weighted = 0, at_tau = 0;
+    float sum = 0, weighted = 0, at_tau = 0, weighted_at_tau = 0;
     if (a.t.data == nullptr) {
         for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
             const float shifted = z[i] - z_max, e = expf(shifted);
             sum += e, weighted += shifted * e;
-            if (a.tau != 1.0f) at_tau += expf(shifted * inverse);
+            if (a.tau != 1.0f) {
+                const float s = shifted * inverse, p = expf(s);
+                at_tau += p, weighted_at_tau += s * p;
+            }
         }
-        const double total = block_sum(static_cast<double>(sum));
-        const Sums sums{total, block_sum(static_cast<double>(weighted)),
-                        a.tau == 1.0f ? total : block_sum(static_cast<double>(at_tau))};
+        const double total = block_sum(static_cast<double>(sum)), moment = block_sum(static_cast<double>(weighted));
+        const Sums sums{total, moment, a.tau == 1.0f ? total : block_sum(static_cast<double>(at_tau)),
+                        a.tau == 1.0f ? moment : block_sum(static_cast<double>(weighted_at_tau))};
         if (threadIdx.x == 0) {
             sums.write(out, z_max, z[target]);
-            for (int i = 5; i < 12; ++i) out[i] = 0;
+            for (int i = 6; i < ROW_STATS; ++i) out[i] = 0;
         }
         return;
     }
     const float* t = a.t.row(row);
     const float t_max = row_max(t, a.v);
-    float t_sum = 0, t_weighted = 0, t_at_tau = 0, cross = 0, reverse = 0;
+    float t_sum = 0, t_weighted = 0, t_at_tau = 0, t_weighted_at_tau = 0, cross = 0, reverse = 0;
     for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
         const float zs = z[i] - z_max, ts = t[i] - t_max, ez = expf(zs), et = expf(ts);
         sum += ez, weighted += zs * ez;
         t_sum += et, t_weighted += ts * et;
         const float p = a.tau == 1.0f ? ez : expf(zs * inverse), q = a.tau == 1.0f ? et : expf(ts * inverse);
         at_tau += p, t_at_tau += q;
+        weighted_at_tau += p * (zs * inverse), t_weighted_at_tau += q * (ts * inverse);
         cross += q * ((ts - zs) * inverse);
         if (a.reverse_kl) reverse += p * ((zs - ts) * inverse);
     }
     const Sums student{block_sum(static_cast<double>(sum)), block_sum(static_cast<double>(weighted)),
-                       block_sum(static_cast<double>(at_tau))};
+                       block_sum(static_cast<double>(at_tau)), block_sum(static_cast<double>(weighted_at_tau))};
     const Sums teacher{block_sum(static_cast<double>(t_sum)), block_sum(static_cast<double>(t_weighted)),
-                       block_sum(static_cast<double>(t_at_tau))};
+                       block_sum(static_cast<double>(t_at_tau)), block_sum(static_cast<double>(t_weighted_at_tau))};
     const double crossed = block_sum(static_cast<double>(cross)), back = block_sum(static_cast<double>(reverse));
     if (threadIdx.x == 0) {
         student.write(out, z_max, z[target]);
-        teacher.write(out + 5, t_max, t[target]);
+        teacher.write(out + 6, t_max, t[target]);
         const double between = log(student.at_tau) - log(teacher.at_tau);
-        out[10] = not_negative(crossed / teacher.at_tau + between);
-        out[11] = a.reverse_kl ? not_negative(back / student.at_tau - between) : 0.0f;
+        out[12] = not_negative(crossed / teacher.at_tau + between);
+        out[13] = a.reverse_kl ? not_negative(back / student.at_tau - between) : 0.0f;
     }
 }
 
@@ -101,10 +109,10 @@ KERNEL(head_scan, THREADS, Scan, scan)
 
 // What a row's scan says of it.
 struct Stats {
-    const float* data;     // [N, 12]
+    const float* data;     // [N, 14]
     const uint32_t* rows;  // as for logits
 
-    __device__ const float* row(uint32_t i) const { return data + (rows == nullptr ? i : rows[i]) * static_cast<size_t>(12); }
+    __device__ const float* row(uint32_t i) const { return data + (rows == nullptr ? i : rows[i]) * static_cast<size_t>(ROW_STATS); }
 };
 
 struct Taught {
@@ -124,7 +132,7 @@ __device__ inline void add_up(const Taught& a, Entry entry) {
     const float inverse = 1.0f / a.tau;
     float value = 0, gradient = 0;
     for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
-        const Term term = entry.at((z[i] - s[0]) * inverse - s[2], (t[i] - s[5]) * inverse - s[7]);
+        const Term term = entry.at((z[i] - s[0]) * inverse - s[2], (t[i] - s[6]) * inverse - s[8]);
         value += term.value, gradient += term.g;
     }
     const double d = block_sum(static_cast<double>(value)), g = block_sum(static_cast<double>(gradient));
@@ -167,7 +175,7 @@ __device__ inline void taught_row(const Gradient& a, Entry entry, float ce, floa
     const uint32_t target = a.targets[a.stats.rows == nullptr ? row : a.stats.rows[row]];
     for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
         const float p = expf(z[i] - s[0] - s[1]);
-        const float log_p = (z[i] - s[0]) * inverse - s[2], log_q = (t[i] - s[5]) * inverse - s[7];
+        const float log_p = (z[i] - s[0]) * inverse - s[2], log_q = (t[i] - s[6]) * inverse - s[8];
         const float d = gradient_of(entry, log_p, log_q, total);
         store(dz + i, ce * (i == target ? p - 1.0f : p) + scale * d);
     }
@@ -228,11 +236,8 @@ KERNEL(head_pick, 128, Pick, pick)
 struct Top {
     uint32_t* ids;   // [N, K], ascending
     float* logits;   // [N, K]
-    float* outside;  // [N, 2]: sum exp((t - max) / tau) of the others, and the largest of them
     Logits t;
-    const float* stats;  // [N, 12]
     uint32_t v, k;
-    float tau;
 };
 
 // Bits whose order as integers is that of the floats.
@@ -251,7 +256,6 @@ __device__ inline void top(const Top& a) {
     __shared__ uint32_t counts[256], found[2], before[WARPS + 1];
     const uint32_t row = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const float* t = a.t.row(row);
-    const float* s = a.stats + static_cast<size_t>(row) * 12;
     uint32_t prefix = 0, left = a.k;  // the K-th largest begins with `prefix`; so many of those that do are taken
     for (int shift = 24; shift >= 0; shift -= 8) {
         for (uint32_t i = threadIdx.x; i < 256; i += THREADS) counts[i] = 0;
@@ -272,7 +276,6 @@ __device__ inline void top(const Top& a) {
     }
     // `left` of those equal to the K-th are taken, the first ones; every id is visited in order.
     uint32_t taken = 0, equals = 0;
-    float sum = 0, largest = -INFINITY;
     for (uint32_t start = 0; start < a.v; start += THREADS) {
         const uint32_t i = start + threadIdx.x;
         const bool inside = i < a.v;
@@ -301,15 +304,9 @@ __device__ inline void top(const Top& a) {
         if (take) {
             a.ids[static_cast<size_t>(row) * a.k + place] = i;
             a.logits[static_cast<size_t>(row) * a.k + place] = t[i];
-        } else if (inside) {
-            sum += expf((t[i] - s[5]) / a.tau);
-            largest = larger(t[i], largest);
         }
         taken += all_taken, equals += all_equal;
     }
-    const double outside = block_sum(static_cast<double>(sum));
-    const float most = block_max(largest);
-    if (threadIdx.x == 0) a.outside[2 * row] = static_cast<float>(outside), a.outside[2 * row + 1] = most;
 }
 
 KERNEL(head_top, THREADS, Top, top)

@@ -49,6 +49,8 @@ pub struct Stats {
     pub nll: f32,
     /// Entropy of p in nats.
     pub entropy: f32,
+    /// Entropy of p at temperature tau.
+    pub entropy_tau: f32,
 }
 
 /// Statistics of a student row and, where a teacher was scanned with it, of the teacher's row and

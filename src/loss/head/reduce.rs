@@ -4,9 +4,9 @@
 use super::cpu::{TILE, Tiles};
 use super::{Logits, RowStats, cuda, reference};
 use crate::error::{Error, Result};
-use crate::loss::signal::{DrawnId, Sampled, TopK};
+use crate::loss::signal::{DrawnId, Said, Sampled, TopK};
 use crate::ops::Backend;
-use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use crate::ops::simd::{exp, multiversion};
 use crate::rng::Rng;
 use rayon::prelude::*;
 
@@ -26,16 +26,6 @@ impl Scale {
     fn log(self, t: f32) -> f32 {
         (t - self.max) * self.inverse_tau - self.log_sum
     }
-
-    /// ln of the mass outside the largest entries: `outside` is the sum of its `exp((t - max) /
-    /// tau)`. Far below the largest logit nothing is left of the sum: its largest term bounds it
-    /// from below.
-    fn rest(self, outside: f64, largest: f32) -> f32 {
-        match outside > f64::from(f32::MIN_POSITIVE) {
-            true => outside.ln() as f32 - self.log_sum,
-            false => self.log(largest),
-        }
-    }
 }
 
 /// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal
@@ -46,9 +36,10 @@ pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result
     let k = k.clamp(1, vocab);
     let backend = Backend::of(&teacher.hidden);
     if backend == Backend::Gpu {
-        return Ok(of_largest(cuda::largest(teacher, stats, tau, k)?, stats, tau, k, vocab));
+        let (ids, logits) = cuda::largest(teacher, k)?;
+        return Ok(of_largest(ids, &logits, stats, tau, k, vocab));
     }
-    let mut rows: Vec<Top> = stats.iter().map(|s| Top::new(Scale::new(s, tau), k)).collect();
+    let mut rows: Vec<Top> = stats.iter().map(|_| Top::new(k)).collect();
     if backend == Backend::Cpu {
         let mut tiles = Tiles::new(teacher, false)?;
         for start in (0..vocab).step_by(TILE) {
@@ -60,23 +51,28 @@ pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result
             row.add(&t, 0);
         }
     }
-    let mut top = TopK { k, ids: Vec::new(), logp: Vec::new(), rest: Vec::new() };
-    for row in rows {
-        let (entries, rest, scale) = row.finish();
-        top.ids.extend(entries.iter().map(|e| e.1));
-        top.logp.extend(entries.iter().map(|e| scale.log(e.0)));
-        top.rest.push(if k == vocab { f32::NEG_INFINITY } else { rest });
-    }
-    Ok(top)
+    let (logits, ids): (Vec<f32>, Vec<u32>) = rows.into_iter().flat_map(Top::finish).unzip();
+    Ok(of_largest(ids, &logits, stats, tau, k, vocab))
 }
 
-fn of_largest(found: cuda::Largest, stats: &[RowStats], tau: f32, k: usize, vocab: usize) -> TopK {
-    let scales: Vec<Scale> = stats.iter().map(|s| Scale::new(s, tau)).collect();
-    let logp = found.logits.iter().enumerate().map(|(i, t)| scales[i / k].log(*t)).collect();
-    let rest = scales.iter().zip(&found.outside).map(|(scale, [sum, largest])| {
-        if k == vocab { f32::NEG_INFINITY } else { scale.rest(f64::from(*sum), *largest) }
-    });
-    TopK { k, ids: found.ids, logp, rest: rest.collect() }
+/// From the `k` largest logits of each row, by ascending id: their probabilities, quantised.
+fn of_largest(
+    ids: Vec<u32>,
+    logits: &[f32],
+    stats: &[RowStats],
+    tau: f32,
+    k: usize,
+    vocab: usize,
+) -> TopK {
+    let (mut logp, mut rest) = (Vec::with_capacity(ids.len()), Vec::with_capacity(stats.len()));
+    for (stats, logits) in stats.iter().zip(logits.chunks_exact(k)) {
+        let scale = Scale::new(stats, tau);
+        let level = |t: &f32| TopK::level(f64::from(scale.log(*t)).exp());
+        let levels: Vec<u32> = logits.iter().map(level).collect();
+        logp.extend(levels.iter().map(|s| TopK::logp_of(*s)));
+        rest.push(if k == vocab { f32::NEG_INFINITY } else { TopK::rest_of(levels.into_iter()) });
+    }
+    TopK { k, ids, logp, rest, said: stats.iter().map(Said::of).collect() }
 }
 
 /// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s
@@ -108,7 +104,8 @@ pub fn sample(
             row.add(&t, 0);
         }
     }
-    Ok(Sampled { draws, rows: rows.into_iter().map(Draws::finish).collect() })
+    let said = stats.iter().map(Said::of).collect();
+    Ok(Sampled::of_rows(draws, rows.into_iter().map(Draws::finish), said))
 }
 
 fn check(teacher: &Logits, stats: &[RowStats]) -> Result<()> {
@@ -123,63 +120,37 @@ fn uniform(rng: Rng, draw: u32, token: u64) -> f64 {
     (rng.bits(draw, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The largest entries of the tiles seen so far. What is sure not to be among them is already in
-/// `outside`.
+/// The largest entries of the tiles seen so far.
 struct Top {
-    scale: Scale,
     k: usize,
     /// (logit, id): at least the k largest, once so many were seen.
     candidates: Vec<(f32, u32)>,
     /// The k-th largest logit when the candidates were last sorted out.
     threshold: f32,
-    /// sum exp((t - max) / tau) of the others, and the largest of them.
-    outside: f64,
-    largest_outside: f32,
 }
 
 impl Top {
-    fn new(scale: Scale, k: usize) -> Self {
-        let lowest = f32::NEG_INFINITY;
-        Self {
-            scale,
-            k,
-            candidates: Vec::new(),
-            threshold: lowest,
-            outside: 0.0,
-            largest_outside: lowest,
-        }
+    fn new(k: usize) -> Self {
+        Self { k, candidates: Vec::new(), threshold: f32::NEG_INFINITY }
     }
 
     fn add(&mut self, t: &[f32], start: usize) {
-        let (sum, largest) = up_to(t, self.threshold, self.scale.max, self.scale.inverse_tau);
-        self.outside += f64::from(sum);
-        self.largest_outside = self.largest_outside.max(largest);
         // An equal one comes later than those it equals, so it stays outside.
-        let above = t.iter().enumerate().filter(|(_, t)| **t > self.threshold);
+        let full = self.candidates.len() == self.k;
+        let above = t.iter().enumerate().filter(|(_, t)| !full || **t > self.threshold);
         self.candidates.extend(above.map(|(i, t)| (*t, (start + i) as u32)));
-        self.prune();
+        if self.candidates.len() > self.k {
+            let rank = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            let (_, last, _) = self.candidates.select_nth_unstable_by(self.k - 1, rank);
+            self.threshold = last.0;
+            self.candidates.truncate(self.k);
+        }
     }
 
-    fn prune(&mut self) {
-        if self.candidates.len() <= self.k {
-            return;
-        }
-        let rank = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let (_, last, others) = self.candidates.select_nth_unstable_by(self.k - 1, rank);
-        self.threshold = last.0;
-        others.sort_unstable_by_key(|e| e.1); // one order of the sum
-        for (t, _) in others.iter() {
-            self.outside += f64::from((t - self.scale.max) * self.scale.inverse_tau).exp();
-            self.largest_outside = self.largest_outside.max(*t);
-        }
-        self.candidates.truncate(self.k);
-    }
-
-    /// The entries by id, ln of the mass outside, and how to normalise.
-    fn finish(mut self) -> (Vec<(f32, u32)>, f32, Scale) {
+    /// The entries, by id.
+    fn finish(mut self) -> Vec<(f32, u32)> {
         self.candidates.sort_unstable_by_key(|e| e.1);
-        let rest = self.scale.rest(self.outside, self.largest_outside);
-        (self.candidates, rest, self.scale)
+        self.candidates
     }
 }
 
@@ -191,7 +162,7 @@ struct Draws {
     cumulative: f64,
     drawn: Vec<DrawnId>,
     /// The last entry with any mass: rounding may leave a draw beyond the sum.
-    last: Option<(u32, f32)>,
+    last: Option<u32>,
 }
 
 impl Draws {
@@ -205,30 +176,30 @@ impl Draws {
     fn add(&mut self, t: &[f32], start: usize) {
         let mut mass = vec![0.0; t.len()];
         exponentials(&mut mass, t, self.scale.max, self.scale.inverse_tau);
-        for (i, (mass, t)) in mass.iter().zip(t).enumerate() {
+        for (i, mass) in mass.iter().enumerate() {
             if *mass == 0.0 {
                 continue;
             }
             self.cumulative += f64::from(*mass);
-            let entry = ((start + i) as u32, self.scale.log(*t));
+            let id = (start + i) as u32;
             let mut count = 0;
             while self.waiting.last().is_some_and(|u| *u < self.cumulative) {
                 self.waiting.pop();
                 count += 1;
             }
             if count > 0 {
-                self.drawn.push(DrawnId { id: entry.0, count, logp: entry.1 });
+                self.drawn.push(DrawnId { id, count });
             }
-            self.last = Some(entry);
+            self.last = Some(id);
         }
     }
 
     fn finish(mut self) -> Vec<DrawnId> {
         let left = self.waiting.len() as u32;
-        if let (Some((id, logp)), true) = (self.last, left > 0) {
+        if let (Some(id), true) = (self.last, left > 0) {
             match self.drawn.last_mut().filter(|d| d.id == id) {
                 Some(drawn) => drawn.count += left,
-                None => self.drawn.push(DrawnId { id, count: left, logp }),
+                None => self.drawn.push(DrawnId { id, count: left }),
             }
         }
         self.drawn
@@ -236,27 +207,6 @@ impl Draws {
 }
 
 multiversion! {
-    // Sum of exp((t - max) / tau) over t <= threshold, and the largest such t.
-    fn up_to(t: &[f32], threshold: f32, max: f32, inverse_tau: f32) -> (f32, f32) {
-        let (mut sum, mut largest) = ([0.0f32; LANES], [f32::NEG_INFINITY; LANES]);
-        let chunks = t.chunks_exact(LANES);
-        let tail = chunks.remainder();
-        for chunk in chunks {
-            for l in 0..LANES {
-                let t = chunk[l];
-                let e = exp((t - max) * inverse_tau);
-                sum[l] += if t <= threshold { e } else { 0.0 };
-                largest[l] = if t <= threshold && t > largest[l] { t } else { largest[l] };
-            }
-        }
-        for (l, &t) in tail.iter().enumerate() {
-            let e = exp((t - max) * inverse_tau);
-            sum[l] += if t <= threshold { e } else { 0.0 };
-            largest[l] = if t <= threshold && t > largest[l] { t } else { largest[l] };
-        }
-        (sum_lanes(sum), largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }))
-    }
-
     fn exponentials(out: &mut [f32], t: &[f32], max: f32, inverse_tau: f32) {
         for (out, t) in out.iter_mut().zip(t) {
             *out = exp((t - max) * inverse_tau);

@@ -136,15 +136,18 @@ fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {
     let index = Tensor::new(targets, z.device())?.unsqueeze(1)?;
     let nll = log_p.gather(&index, 1)?.squeeze(1)?.neg()?;
     let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
-    let columns = [max.squeeze(1)?, log_sum, log_sum_tau, nll, entropy];
-    let [max, log_sum, log_sum_tau, nll, entropy] = columns.map(|c| host(&c));
-    let (max, log_sum, log_sum_tau, nll, entropy) = (max?, log_sum?, log_sum_tau?, nll?, entropy?);
+    let log_p_tau = log_softmax(z, tau)?;
+    let entropy_tau = (log_p_tau.exp()? * &log_p_tau)?.sum(D::Minus1)?.neg()?;
+    let [max, log_sum, log_sum_tau] =
+        [host(&max.squeeze(1)?)?, host(&log_sum)?, host(&log_sum_tau)?];
+    let [nll, entropy, entropy_tau] = [host(&nll)?, host(&entropy)?, host(&entropy_tau)?];
     let row = |i: usize| Stats {
         max: max[i] as f32,
         log_sum: log_sum[i] as f32,
         log_sum_tau: log_sum_tau[i] as f32,
         nll: nll[i] as f32,
         entropy: entropy[i] as f32,
+        entropy_tau: entropy_tau[i] as f32,
     };
     Ok((0..targets.len()).map(row).collect())
 }

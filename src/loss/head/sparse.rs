@@ -101,18 +101,25 @@ pub(super) fn rows_of(
         match signal {
             Signal::Dense(_) => SparseRow::default(),
             Signal::TopK(top) => bucketed(top, first + i, objective.divergence, log_p),
-            Signal::Sampled(sampled) => drawn(&sampled.rows[first + i], sampled.draws, log_p),
+            Signal::Sampled(sampled) => drawn(sampled, first + i, log_p),
         }
     };
     Ok((0..stats.len()).into_par_iter().map(one).collect())
 }
 
-/// Only forward KL is linear in q, so only there draws are right on average.
+/// Only forward KL is linear in q, so only there draws are right on average; and without draws
+/// there is nothing to learn from.
 pub(super) fn check(signal: &Signal, objective: Objective) -> Result<()> {
     match signal {
         Signal::Sampled(_) if objective.divergence != Divergence::ForwardKl => Err(
             Error::internal("a sampled teacher needs forward KL: no other divergence is unbiased"),
         ),
+        Signal::Sampled(Sampled { draws: 0, .. }) if objective.lambda != 0.0 => {
+            Err(Error::internal(
+                "expected a teacher's signal to learn from, found its scores alone (a sample of 0 \
+                 draws)",
+            ))
+        }
         _ => Ok(()),
     }
 }
@@ -145,13 +152,13 @@ fn bucketed(
     out
 }
 
-fn drawn(ids: &[DrawnId], draws: u32, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
-    let share = |d: &DrawnId| d.count as f32 / draws as f32;
-    let value = ids
-        .iter()
-        .enumerate()
-        .map(|(i, d)| f64::from(share(d)) * f64::from(d.logp - log_p(i, d.id)))
-        .sum();
+fn drawn(sampled: &Sampled, row: usize, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
+    let ids = sampled.row(row);
+    let share = |d: &DrawnId| d.count as f32 / sampled.draws as f32;
+    let terms = ids.iter().enumerate();
+    let cross: f64 = terms.map(|(i, d)| f64::from(share(d)) * f64::from(-log_p(i, d.id))).sum();
+    // Below 0 where few draws say so: the estimate of KL is right on average.
+    let value = cross - f64::from(sampled.said[row].entropy_tau);
     // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there
     // and nothing elsewhere.
     let g = ids.iter().map(|d| (d.id, -share(d))).collect();
@@ -185,18 +192,16 @@ pub(super) fn by_reference(
                 (Tensor::cat(&[p, outside], 1)?, Tensor::cat(&[q, here(top.rest.clone(), 1)?], 1)?);
             reference::divergence(objective.divergence, &p, &q)
         }
-        Signal::Sampled(Sampled { draws, rows }) => {
+        Signal::Sampled(sampled) => {
             let mut shares = vec![0.0; n * vocab];
-            let mut entropy = vec![0.0; n];
-            for (i, d) in
-                rows.iter().enumerate().flat_map(|(i, row)| row.iter().map(move |d| (i, d)))
-            {
-                let share = d.count as f32 / *draws as f32;
-                shares[i * vocab + d.id as usize] = share;
-                entropy[i] += share * d.logp;
+            for i in 0..n {
+                for d in sampled.row(i) {
+                    shares[i * vocab + d.id as usize] = d.count as f32 / sampled.draws as f32;
+                }
             }
-            let cross = (here(shares, vocab)? * log_p)?.sum(D::Minus1)?;
-            Ok((here(entropy, 1)?.squeeze(1)? - cross)?)
+            let cross = (here(shares, vocab)? * log_p)?.sum(D::Minus1)?.neg()?;
+            let entropy = sampled.said.iter().map(|said| said.entropy_tau).collect();
+            Ok((cross - here(entropy, 1)?.squeeze(1)?)?)
         }
     }
 }
@@ -230,6 +235,7 @@ mod tests {
     use crate::loss::SignalKind;
     use crate::loss::head::tests::scanned;
     use crate::loss::head::{LossGradient, LossInput, Scanned, loss, scan};
+    use crate::loss::signal::Said;
     use crate::ops::testing::{assert_close, check_finite_differences, random};
     use candle_core::{DType, Tensor};
 
@@ -297,13 +303,14 @@ mod tests {
             let ((dense, dense_dw), (top, top_dw)) =
                 (of(SignalKind::Dense), of(SignalKind::TopK(1000)));
             assert!(
-                (dense.sum - top.sum).abs() < 1e-5 * dense.sum,
+                (dense.sum - top.sum).abs() < 1e-3 * dense.sum,
                 "{divergence:?}: {} vs {}",
                 top.sum,
                 dense.sum
             );
-            assert_close(&top.d_hidden, &dense.d_hidden, 2e-5);
-            assert_close(&top_dw, &dense_dw, 2e-5);
+            // But for the levels that its probabilities are rounded to.
+            assert_close(&top.d_hidden, &dense.d_hidden, 1e-3);
+            assert_close(&top_dw, &dense_dw, 1e-3);
         }
     }
 
@@ -369,7 +376,8 @@ mod tests {
                 .chunks(3)
                 .map(|l| (1.0 - l.iter().map(|l| l.exp()).sum::<f32>()).ln())
                 .collect();
-            let signal = Signal::TopK(TopK { k: 3, ids, logp, rest });
+            let said = vec![Said::default(); 2];
+            let signal = Signal::TopK(TopK { k: 3, ids, logp, rest, said });
             check_finite_differences(&[&random((2, 9), 6)], |z| {
                 reference::per_token_sparse(&z[0], &signal, &[2, 4], objective)
             });
@@ -434,7 +442,9 @@ mod tests {
                 .reduce(t.select(rows).unwrap(), &picked, 2.0, 3, tokens)
                 .unwrap()
             {
-                Signal::Sampled(sampled) => sampled.rows,
+                Signal::Sampled(sampled) => {
+                    (0..rows.len()).map(|i| sampled.row(i).to_vec()).collect::<Vec<_>>()
+                }
                 other => panic!("{other:?}"),
             }
         };

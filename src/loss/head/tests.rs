@@ -107,7 +107,8 @@ fn assert_stats_close(got: &[RowStats], want: &[RowStats], tolerance: f32) {
     assert_eq!(got.len(), want.len());
     for (g, w) in got.iter().zip(want) {
         let flat = |s: &RowStats| {
-            let one = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+            let one =
+                |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy, s.entropy_tau];
             let mut all = [one(&s.student), one(&s.teacher)].concat();
             all.extend([s.kl, s.reverse_kl]);
             all

@@ -1,7 +1,7 @@
 //! Sparse signals on a GPU: what a teacher's largest entries are, and what the student's gradient
 //! needs of a few ids.
 
-use super::{Block, Blocks, LogitsAt, ROWS, THREADS, written};
+use super::{Block, Blocks, LogitsAt, ROWS, THREADS};
 use crate::error::Result;
 use crate::loss::Signal;
 use crate::loss::head::sparse::{self, SparseRow};
@@ -80,55 +80,33 @@ pub(super) fn sparse_rows(
 struct Top {
     ids: Address,
     logits: Address,
-    outside: Address,
     t: LogitsAt,
-    stats: Address,
     v: u32,
     k: u32,
-    tau: f32,
 }
 
-/// The `k` largest logits of each row as (logits, by ascending id), the sum of `exp((t - max) /
-/// tau)` over the others and the largest of them.
-pub(in crate::loss::head) struct Largest {
-    pub(in crate::loss::head) ids: Vec<u32>,
-    pub(in crate::loss::head) logits: Vec<f32>,
-    pub(in crate::loss::head) outside: Vec<[f32; 2]>,
-}
-
-pub(in crate::loss::head) fn largest(
-    teacher: &Logits,
-    stats: &[RowStats],
-    tau: f32,
-    k: usize,
-) -> Result<Largest> {
-    let mut found = Largest { ids: Vec::new(), logits: Vec::new(), outside: Vec::new() };
-    if stats.is_empty() {
-        return Ok(found);
-    }
-    let (blocks, on_device) = (Blocks::new(teacher, false)?, written(stats, &teacher.hidden)?);
-    for start in (0..stats.len()).step_by(ROWS) {
-        let count = ROWS.min(stats.len() - start);
+/// Ids [N, k], ascending, and logits of the `k` largest of each row; of equal ones the lower ids.
+pub(in crate::loss::head) fn largest(teacher: &Logits, k: usize) -> Result<(Vec<u32>, Vec<f32>)> {
+    let n = teacher.rows();
+    let (mut all_ids, mut all_logits) = (Vec::with_capacity(n * k), Vec::with_capacity(n * k));
+    let blocks = Blocks::new(teacher, false)?;
+    for start in (0..n).step_by(ROWS) {
+        let count = ROWS.min(n - start);
         let t = blocks.block(start, count)?;
         let (ids, logits) = (
             uninitialised((count, k), DType::U32, &t.data)?,
             uninitialised((count, k), DType::F32, &t.data)?,
         );
-        let outside = uninitialised((count, 2), DType::F32, &t.data)?;
         let args = Top {
             ids: contiguous(&ids)?,
             logits: floats(&logits)?,
-            outside: floats(&outside)?,
             t: t.at()?,
-            stats: floats(&on_device.narrow(0, start, count)?)?,
             v: teacher.vocab() as u32,
             k: k as u32,
-            tau,
         };
         launch(&ids, Module::Head, "head_top", Grid::of(count, THREADS), args)?;
-        found.ids.extend(ids.flatten_all()?.to_vec1::<u32>()?);
-        found.logits.extend(logits.flatten_all()?.to_vec1::<f32>()?);
-        found.outside.extend(outside.to_vec2::<f32>()?.iter().map(|o| [o[0], o[1]]));
+        all_ids.extend(ids.flatten_all()?.to_vec1::<u32>()?);
+        all_logits.extend(logits.flatten_all()?.to_vec1::<f32>()?);
     }
-    Ok(found)
+    Ok((all_ids, all_logits))
 }

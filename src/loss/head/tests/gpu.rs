@@ -48,7 +48,7 @@ fn whole_head(
     let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
     let one = read(fused(case.pass(&s, Some(&t), objective), weigh, &fused_dw).unwrap());
     let flat = |stats: &[RowStats]| {
-        let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy];
+        let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy, s.entropy_tau];
         let all = stats
             .iter()
             .flat_map(|s| [of(&s.student), of(&s.teacher)].concat().into_iter().chain([s.kl]));
