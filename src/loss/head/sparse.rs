@@ -309,8 +309,8 @@ mod tests {
                 dense.sum
             );
             // But for the levels that its probabilities are rounded to.
-            assert_close(&top.d_hidden, &dense.d_hidden, 1e-3);
-            assert_close(&top_dw, &dense_dw, 1e-3);
+            assert_close(&top.d_hidden, &dense.d_hidden, 5e-3);
+            assert_close(&top_dw, &dense_dw, 5e-3);
         }
     }
 
