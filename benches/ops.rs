@@ -314,7 +314,7 @@ fn head_of(n: usize, d: usize, vocab: usize, context: usize) -> Vec<Op> {
             head::fused(
                 head::PassInput {
                     student: &logits,
-                    teacher: None,
+                    signal: None,
                     targets: &y,
                     options: 1.0.into(),
                     objective,

@@ -392,6 +392,17 @@ impl Resolved {
                 objective.divergence
             )));
         }
+        if objective.signal == Signal::Sampled
+            && self.plan.method == Method::Eslm
+            && self.plan.select.score.needs_reverse_kl()
+        {
+            return Err(Error::usage(format!(
+                "{}: objective.signal = \"sampled\" estimates KL(q || p), but select.score = \"{}\" is KL(p || q), of \
+                 which a sample of q knows nothing; choose score = \"kl\", or signal = \"top-k\" or \"dense\"",
+                origin("select.score"),
+                self.plan.select.score
+            )));
+        }
         Ok(())
     }
 }

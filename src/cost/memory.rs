@@ -243,16 +243,18 @@ fn head_bytes(student: &Gpt2Config, plan: &Plan, micro: u64) -> u64 {
         HeadMode::Recompute => (logit_sets(plan) + 1) * tile,
         HeadMode::Keep | HeadMode::Auto => logit_bytes(student, plan, micro) + tile,
     };
-    in_one_pass.max(in_two)
+    // A sparse signal is made block by block, before the student's logits are formed.
+    let reduced = if plan.uses_teacher() && !plan.objective.is_dense() { block } else { 0 };
+    in_one_pass.max(in_two).max(reduced)
 }
 
 fn usually_one_pass(plan: &Plan, selects: bool) -> bool {
     Route::of(plan, StepFacts::usual(plan, selects)).one_pass
 }
 
-/// Models whose logits are formed.
+/// Models whose logits are there at a time: a sparse signal is made of the teacher's beforehand.
 fn logit_sets(plan: &Plan) -> u64 {
-    1 + u64::from(plan.uses_teacher())
+    1 + u64::from(plan.uses_teacher() && plan.objective.is_dense())
 }
 
 /// Bytes of so many floats for every position of `micro` sequences.

@@ -187,9 +187,9 @@ pub struct Work {
 /// Dense heads cost 3 (forward 1, backward 2). What happens in one pass costs 1 + 2k whatever is
 /// asked of stored logits: all of them once, gradients of kept rows. Two passes cost the same with
 /// `keep`; `recompute` costs 1 + 3k, and 1 + 4k where the kept rows are scanned again with a
-/// teacher that selection did not need. A teacher's head runs on all rows if the score reads it,
-/// else on kept rows if the objective does; a recomputed one runs again for the gradient, or for
-/// the reduction to a sparse signal. A dense signal and a divergence other than forward KL take one
+/// dense teacher that selection did not need. A teacher's head runs on all rows if the score reads
+/// it, else on kept rows if the objective does; a dense one that is recomputed runs again for the
+/// gradient. A dense signal and a divergence other than forward KL take one
 /// more pass of both, before the gradient. The products of a sparse signal's ids, a few dozen rows
 /// of the head per token, are not counted.
 pub fn flops(
@@ -248,7 +248,7 @@ pub fn flops(
             as f64;
     }
     if let Some(teacher) = teacher.filter(|_| route.teacher != TeacherRows::None) {
-        let again = if route.distils && recompute { 1 + summed } else { 0 };
+        let again = if route.distils && route.dense && recompute { 1 + summed } else { 0 };
         flops.teacher = (trunk_forward(teacher, sequences, context)
             + head_forward(teacher, kept)
             + again * head_forward(teacher, differentiated)) as f64;

@@ -50,6 +50,8 @@ pub struct Route {
     pub distils: bool,
     /// Which of the teacher's logits are read.
     pub teacher: TeacherRows,
+    /// Score and loss read them as they are; otherwise a sparse signal is made of them first.
+    pub dense: bool,
     /// One pass over the head scores and differentiates each row while its logits are in hand.
     /// Otherwise a scan comes first, and a second pass forms the gradient of the chosen rows.
     pub one_pass: bool,
@@ -62,8 +64,8 @@ impl Route {
     ///
     /// One pass is possible where a row's fate is known before its score (nothing is selected, and
     /// a sampled backward does not want every norm first) or with it (a carried threshold), and the
-    /// loss uses the dense output of a teacher that is read everywhere, or no teacher: one that
-    /// only kept rows are compared with is better asked afterwards.
+    /// teacher is read everywhere, or nowhere: one that only kept rows are compared with is better
+    /// asked afterwards.
     pub fn of(plan: &Plan, step: StepFacts) -> Self {
         let distils = plan.teacher.is_some() && step.weighs_teacher;
         let scored_by_teacher = step.selects
@@ -77,25 +79,21 @@ impl Route {
         let dense = plan.objective.is_dense();
         let one_pass = if step.selects {
             let known = plan.select.pool == Pool::Carried && step.threshold && !step.own_score;
-            let heard = match teacher {
-                TeacherRows::None => true,
-                TeacherRows::Kept => false,
-                TeacherRows::All => dense || !distils,
-            };
-            known && heard
+            known && teacher != TeacherRows::Kept
         } else {
             let draws = plan.machine.backward == BackwardMode::Sampled
                 && plan.machine.rho != Rho::Share(1.0);
-            (dense || !plan.uses_teacher()) && !draws
+            !draws
         };
         let bounded = !distils || forward_kl(plan);
         let draws_at_head = plan.machine.backward == BackwardMode::Sampled && !one_pass && bounded;
-        Self { selects: step.selects, distils, teacher, one_pass, draws_at_head }
+        Self { selects: step.selects, distils, teacher, dense, one_pass, draws_at_head }
     }
 
-    /// Whether the kept rows are scanned again, now with the teacher, which selection did without.
+    /// Whether the kept rows are scanned again, now with the teacher's logits, which selection did
+    /// without.
     pub fn scans_again(&self) -> bool {
-        !self.one_pass && self.distils && self.teacher == TeacherRows::Kept
+        !self.one_pass && self.distils && self.dense && self.teacher == TeacherRows::Kept
     }
 }
 
@@ -160,8 +158,12 @@ mod tests {
         );
         let by_teacher = ["select.pool=carried", "select.score=excess", "teacher=t"];
         assert!(one(&by_teacher, true));
-        assert!(!one(&[&by_teacher[..], &["objective.signal=top-k"]].concat(), true));
-        assert!(!one(&["teacher=t", "objective.signal=top-k"], false));
+        for sparse in ["objective.signal=top-k", "objective.signal=sampled"] {
+            assert!(one(&[&by_teacher[..], &[sparse]].concat(), true));
+            assert!(one(&["teacher=t", sparse], false));
+            assert!(!one(&[&carried[..], &["teacher=t", sparse]].concat(), true));
+            assert!(!one(&["teacher=t", sparse, "machine.backward=sampled"], false));
+        }
         let plan = plan(&carried);
         let usual = StepFacts::usual(&plan, true);
         assert!(!Route::of(&plan, StepFacts { threshold: false, ..usual }).one_pass);

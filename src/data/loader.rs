@@ -80,6 +80,12 @@ impl Batch {
         picked
     }
 
+    /// The number of position `i` in the data: that of its sequence times the context, and its place
+    /// there. The same in every epoch.
+    pub fn position(&self, i: usize) -> u64 {
+        self.sequence_ids[i / self.context] * self.context as u64 + (i % self.context) as u64
+    }
+
     /// Where position `i` is, for messages.
     pub fn place(&self, i: usize) -> String {
         format!("sequence {}, position {}", self.sequence_ids[i / self.context], i % self.context)

@@ -292,7 +292,7 @@ fn statistics(
         let logits = model.logits(hidden);
         let signal = teacher.map(|t| t.signal(&window.inputs, window.context)).transpose()?;
         let tau = if teacher.is_some() { options.temperature } else { 1.0 };
-        let measured = ScanOptions { tau, reverse_kl: options.score.needs_reverse_kl() };
+        let measured = ScanOptions { reverse_kl: options.score.needs_reverse_kl(), ..tau.into() };
         stats.extend(scan(&logits, signal.as_ref(), &window.targets, measured)?);
     }
     Ok(stats)

@@ -4,10 +4,9 @@
 //! with a live teacher they are formed from its dense logits, so that such a student can be
 //! studied.
 
-use super::head::{Logits, RowStats, Stats, check_vocab, sample, top_k};
+use super::head::{Logits, RowStats, Stats, check_vocab};
 use crate::config::{self, ObjectivePlan};
 use crate::error::{Error, Result};
-use crate::rng::{Rng, Stream};
 use half::f16;
 
 /// The teacher's distribution q at the objective's temperature, for N rows.
@@ -169,32 +168,6 @@ impl SignalKind {
             config::Signal::Dense => Self::Dense,
             config::Signal::TopK => Self::TopK(plan.top_k),
             config::Signal::Sampled => Self::Sampled(plan.samples),
-        }
-    }
-
-    /// The signal of this kind in `logits`, whose scan at temperature `tau` gave `stats`, row by
-    /// row. `tokens` numbers each row's token within the run of that `seed`: draws then depend
-    /// neither on the micro-batch nor on what else is kept.
-    pub fn reduce(
-        self,
-        logits: Logits,
-        stats: &[RowStats],
-        tau: f32,
-        seed: u64,
-        tokens: &[u64],
-    ) -> Result<Signal> {
-        match self {
-            Self::Dense => Ok(Signal::Dense(logits)),
-            Self::TopK(k) => Ok(Signal::TopK(top_k(&logits, stats, tau, k)?)),
-            Self::Sampled(draws) => {
-                let rng = Rng::new(seed, Stream::Teacher);
-                Ok(Signal::Sampled(sample(&logits, stats, tau, draws, rng, tokens)?))
-            }
-            Self::Scores => {
-                let none = stats.iter().map(|_| Vec::new());
-                let said = stats.iter().map(Said::of).collect();
-                Ok(Signal::Sampled(Sampled::of_rows(0, none, said)))
-            }
         }
     }
 }

@@ -60,6 +60,7 @@ impl Teacher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Signal;
     use crate::loss::head::{Objective, PassInput, Weigh, fused, scan};
     use crate::model::ParamSet;
     use crate::ops::testing::{assert_close, random};
@@ -102,7 +103,7 @@ mod tests {
             let done = fused(
                 PassInput {
                     student: &student,
-                    teacher: Some(&signal),
+                    signal: Some(&Signal::Dense(signal.clone())),
                     targets: &targets,
                     options: 1.0.into(),
                     objective,

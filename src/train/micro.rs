@@ -6,14 +6,14 @@
 
 use super::step::{StepWork, Trainer};
 use super::sums::Sums;
-use crate::config::{BackwardMode, HeadMode, Rho};
+use crate::config::{BackwardMode, HeadMode, Rho, Statistic};
 use crate::cost::{self, Drawn, Probe, TeacherRows, Work};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::{
     self, Found, Fused, Logits, Objective, RowStats, ScanOptions, Scanned, Weigh,
 };
-use crate::loss::{Divergence, SignalKind};
+use crate::loss::{Divergence, Signal, SignalKind};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
 use crate::select::{Decision, OwnScore, Rows, ScoreContext, judge_sequences, kept_of, probe_rows};
@@ -31,6 +31,16 @@ struct Micro<'a> {
     sampler: Option<RowSampler>,
     /// Whether KL(p || q) is measured: the score needs it.
     reverse_kl: bool,
+    /// Whether KL(q || p) is measured of a sparse signal, for the score.
+    sparse_kl: bool,
+}
+
+/// What is known of the teacher before selection.
+struct Heard {
+    /// At every position, where score or loss want it there.
+    signal: Option<Signal>,
+    /// Logits of every position, formed when read.
+    teacher: Option<Logits>,
 }
 
 /// A forward pass after the early exit.
@@ -72,21 +82,29 @@ impl Trainer {
         sums.sequences.0 += sequences as u64;
         sums.sequences.1 += batch.sequences as u64;
         let numbers = numbers.among(left.as_deref());
+        let score = self.plan.select.score;
+        let selects = work.route.selects;
         let micro = Micro {
             work,
             batch,
             numbers,
             objective: self.objective(work),
             sampler: self.row_sampler(batch, numbers),
-            reverse_kl: work.route.selects && self.plan.select.score.needs_reverse_kl(),
+            reverse_kl: selects && score.needs_reverse_kl(),
+            // An own score may read it.
+            sparse_kl: selects && (own.is_some() || score.reads().contains(&Statistic::Kl)),
         };
 
         let (hidden, tape) = self.student.finish(partial)?; // [B T, D]
         clock.lap(&mut sums.phases.forward);
-        let signal = match &self.teacher {
+        let teacher = match &self.teacher {
             Some(teacher) if work.route.teacher != TeacherRows::None => {
                 Some(teacher.signal(&batch.inputs, batch.context)?)
             }
+            _ => None,
+        };
+        let signal = match (&teacher, work.route.teacher) {
+            (Some(teacher), TeacherRows::All) => Some(self.signal_for(&micro, teacher, None)?),
             _ => None,
         };
         clock.lap(&mut sums.phases.teacher);
@@ -94,7 +112,8 @@ impl Trainer {
         let head = if work.route.one_pass {
             Some(self.one_pass(&micro, &logits, signal.as_ref(), &mut sums, &mut clock)?)
         } else {
-            self.two_passes(&micro, own, logits, signal, &mut sums, &mut clock)?
+            let heard = Heard { signal, teacher };
+            self.two_passes(&micro, own, logits, heard, &mut sums, &mut clock)?
         };
 
         let mut done = Work {
@@ -116,6 +135,28 @@ impl Trainer {
         sums.flops += cost::flops(&self.student.config, teacher, &self.plan, work.route, done);
         clock.lap(&mut sums.phases.backward);
         Ok(sums)
+    }
+
+    /// What the loss hears of the teacher at `rows`, ascending (None: at all positions), whose
+    /// logits at every position are `teacher`. A sparse signal belongs to its place in the data: it
+    /// is the same in every epoch and run of a seed.
+    fn signal_for(
+        &self,
+        micro: &Micro<'_>,
+        teacher: &Logits,
+        rows: Option<&[u32]>,
+    ) -> Result<Signal> {
+        let batch = micro.batch;
+        let logits = select_rows(teacher.clone(), rows)?;
+        let kind = match SignalKind::of(&self.plan.objective) {
+            SignalKind::Dense => return Ok(Signal::Dense(logits)),
+            _ if !micro.work.route.distils && !micro.sparse_kl => SignalKind::Scores,
+            kind => kind,
+        };
+        let positions: Vec<u64> = (0..batch.inputs.len()).map(|i| batch.position(i)).collect();
+        let (targets, positions) = (pick(rows, &batch.targets), pick(rows, &positions));
+        let tau = micro.objective.temperature;
+        head::reduce(&logits, &targets, kind, tau, self.plan.seed, &positions)
     }
 
     /// Cross-entropy and divergence of the step.
@@ -235,24 +276,33 @@ impl Trainer {
         micro: &Micro<'_>,
         own: Option<&mut OwnScore>,
         logits: Logits,
-        signal: Option<Logits>,
+        heard: Heard,
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<Option<HeadGradient>> {
         let Micro { batch, objective, work, .. } = *micro;
         let route = work.route;
-        // Where every row of the teacher is read anyway, one scan serves score and loss.
-        let everywhere = route.teacher == TeacherRows::All;
-        let (with, later) = if everywhere { (signal, None) } else { (None, signal) };
-        let tau = if everywhere || !route.selects { objective.temperature } else { 1.0 };
-        let Scanned { stats, student: logits, teacher } =
+        // Where every row of the teacher is read anyway, one scan serves score and loss; a sparse
+        // signal needs no scan of its own.
+        let all = route.teacher == TeacherRows::All;
+        let later = route.distils && !route.dense;
+        let tau = if all || later || !route.selects { objective.temperature } else { 1.0 };
+        let Heard { signal, teacher } = heard;
+        let (with, sparse) = match signal {
+            Some(Signal::Dense(teacher)) => (Some(teacher), None),
+            sparse => (None, sparse),
+        };
+        let Scanned { mut stats, student: logits, teacher: with } =
             if self.plan.machine.head == HeadMode::Recompute {
                 let stats = head::scan(&logits, with.as_ref(), &batch.targets, micro.options(tau))?;
                 Scanned { stats, student: logits, teacher: with }
             } else {
                 head::scan_and_store(logits, with, &batch.targets, micro.options(tau))?
             };
-        let signal = if everywhere { teacher } else { later };
+        if let Some(sparse) = &sparse {
+            head::hear(&logits, sparse, &mut stats, micro.options(tau))?;
+        }
+        let signal = with.map(Signal::Dense).or(sparse);
         // Whatever the score: a NaN is never dropped in silence.
         stats
             .iter()
@@ -272,14 +322,27 @@ impl Trainer {
         let picked = gaps(&rows.rows, batch.inputs.len());
         let (targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
         let logits = select_rows(logits, picked)?;
-        let signal = signal.map(|signal| select_rows(signal, picked)).transpose()?;
-        if let Some(signal) = signal.as_ref().filter(|_| route.scans_again()) {
-            stats = head::scan(&logits, Some(signal), &targets, objective.temperature)?.into();
+        let signal = match (signal, &teacher) {
+            (Some(signal), _) => Some(match picked {
+                Some(rows) => signal.select(rows)?,
+                None => signal,
+            }),
+            (None, Some(teacher)) => Some(self.signal_for(micro, teacher, picked)?),
+            (None, None) => None,
+        };
+        match &signal {
+            Some(Signal::Dense(teacher)) if route.scans_again() => {
+                stats = head::scan(&logits, Some(teacher), &targets, objective.temperature)?.into();
+            }
+            Some(sparse) if !route.dense && !all => {
+                head::hear(&logits, sparse, stats.to_mut(), objective.temperature)?;
+            }
+            _ => {}
         }
         let signal = signal.filter(|_| route.distils);
         if signal.is_some() {
             let mut rows = rows.rows.iter().zip(stats.iter());
-            rows.try_for_each(|(&r, s)| micro.check("KL to the teacher", r as usize, s.kl))?;
+            rows.try_for_each(|(&r, s)| micro.check_teacher(r as usize, s))?;
         }
         let chosen = ChosenRows { rows, targets, stats, logits, signal };
         self.differentiate(micro, chosen, sums, clock)
@@ -306,16 +369,6 @@ impl Trainer {
             chosen = chosen.only(&drawn)?;
         }
         let ChosenRows { rows: Rows { rows, weights }, targets, stats, logits, signal } = chosen;
-        let signal = match signal {
-            Some(dense) => {
-                let context = micro.batch.context;
-                let tokens: Vec<u64> =
-                    rows.iter().map(|&r| micro.numbers.token(r as usize, context)).collect();
-                let kind = SignalKind::of(&self.plan.objective);
-                Some(kind.reduce(dense, &stats, objective.temperature, self.plan.seed, &tokens)?)
-            }
-            None => None,
-        };
         clock.lap(&mut sums.phases.teacher);
         let loss = head::loss(
             head::LossInput {
@@ -350,7 +403,7 @@ impl Trainer {
         &self,
         micro: &Micro<'_>,
         logits: &Logits,
-        signal: Option<&Logits>,
+        signal: Option<&Signal>,
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<HeadGradient> {
@@ -360,7 +413,7 @@ impl Trainer {
             head::fused(
                 head::PassInput {
                     student: logits,
-                    teacher: signal,
+                    signal,
                     targets: &batch.targets,
                     options,
                     objective,
@@ -398,7 +451,7 @@ struct ChosenRows<'a> {
     targets: Cow<'a, [u32]>,
     stats: Cow<'a, [RowStats]>,
     logits: Logits,
-    signal: Option<Logits>,
+    signal: Option<Signal>,
 }
 
 impl<'a> ChosenRows<'a> {
@@ -421,7 +474,7 @@ impl<'a> ChosenRows<'a> {
 
 impl Micro<'_> {
     fn options(&self, tau: f32) -> ScanOptions {
-        ScanOptions { tau, reverse_kl: self.reverse_kl }
+        ScanOptions { tau, reverse_kl: self.reverse_kl, sparse_kl: self.sparse_kl }
     }
 
     /// What enters the loss must be finite where it counts.
@@ -435,13 +488,22 @@ impl Micro<'_> {
         ))
     }
 
+    /// The same of what a loss reads of the teacher. A sparse signal's levels and draws say nothing
+    /// of a NaN; its entropy does.
+    fn check_teacher(&self, i: usize, stats: &RowStats) -> Result<()> {
+        if !self.work.route.dense {
+            self.check("entropy of the teacher", i, stats.teacher.entropy_tau)?;
+        }
+        self.check("KL to the teacher", i, stats.kl)
+    }
+
     /// What one pass over the head found: it must be finite where it counts.
     fn take_in(&self, found: Found, decision: Decision, sums: &mut Sums) -> Result<()> {
         let (stats, loss) = found.read()?;
         for (i, s) in stats.iter().enumerate() {
             self.check("loss of the student", i, s.student.nll)?;
             if self.objective.lambda > 0.0 {
-                self.check("KL to the teacher", i, s.kl)?;
+                self.check_teacher(i, s)?;
             }
         }
         sums.scores.extend(decision.scores);

@@ -120,7 +120,7 @@ impl Case {
             let out = head::fused(
                 head::PassInput {
                     student: &s,
-                    teacher: Some(&t),
+                    signal: Some(&Signal::Dense(t)),
                     targets: &self.targets,
                     options: objective.temperature.into(),
                     objective,

@@ -145,21 +145,13 @@ pub(super) fn row_gradient(
         (weight * (1.0 - objective.lambda), weight * objective.lambda * objective.temperature);
     if let (TaughtTile::Dense(t, _), Divergence::ForwardKl) = (&taught, objective.divergence) {
         mixed_gradient(dz, z, t, s, weight, objective.lambda, objective.temperature);
+    } else if let TaughtTile::Sparse(row, start) = taught {
+        row.write(dz, z, start, s, objective, (ce, scale));
     } else {
         ce_gradient(dz, z, s.student.max, s.student.log_sum, ce);
-        match taught {
-            TaughtTile::Nothing => {}
-            TaughtTile::Dense(t, total) => {
-                objective.divergence.add_gradient(
-                    dz,
-                    z,
-                    t,
-                    &normal(s, objective),
-                    total as f32,
-                    scale,
-                );
-            }
-            TaughtTile::Sparse(row, start) => row.add(dz, z, start, s, objective, (ce, scale)),
+        if let TaughtTile::Dense(t, total) = taught {
+            let normal = normal(s, objective);
+            objective.divergence.add_gradient(dz, z, t, &normal, total as f32, scale);
         }
     }
     if let Some(at_target) = dz.get_mut(target) {
@@ -515,7 +507,7 @@ multiversion! {
         sum_lanes(sum)
     }
 
-    fn ce_gradient(dz: &mut [f32], z: &[f32], max: f32, log_sum: f32, weight: f32) {
+    pub(super) fn ce_gradient(dz: &mut [f32], z: &[f32], max: f32, log_sum: f32, weight: f32) {
         for (dz, z) in dz.iter_mut().zip(z) {
             *dz = weight * exp(z - max - log_sum);
         }

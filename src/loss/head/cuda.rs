@@ -6,10 +6,9 @@
 
 mod signals;
 
-pub(super) use signals::largest;
+pub(super) use signals::{hear, largest};
 
 use super::fused::{Found, Fused, PassInput, Weigh};
-use super::sparse::SparseRow;
 use super::{
     Logits, LossGradient, LossInput, Objective, Passed, RowStats, ScanOptions, Stats, Stored,
     per_token,
@@ -22,7 +21,7 @@ use crate::ops::gpu::{
     upload, variant,
 };
 use candle_core::{DType, Tensor};
-use signals::{Uploaded, sparse_rows};
+use signals::{Heard, OnDevice};
 
 /// Rows per block: 4,096 of GPT-2's vocabulary are 0.8 GB of logits. Fixed, so that sums have one
 /// order.
@@ -266,6 +265,8 @@ struct Chosen<'a> {
     t: Option<&'a Block>,
     /// Of the block, [.., 14], and where row i's lie; None: at i. Targets lie alike.
     stats: &'a Tensor,
+    /// What a sparse signal says of the block's rows.
+    heard: Option<&'a Heard>,
     places: Option<&'a Tensor>,
     targets: &'a Tensor,
     /// `[k]`.
@@ -296,17 +297,16 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the gradients of the rows chosen of a block, whose hidden vectors are `hidden` [k, D].
-    fn add(
-        &mut self,
-        chosen: &Chosen<'_>,
-        hidden: &Tensor,
-        sparse: Option<&[SparseRow]>,
-    ) -> Result<()> {
+    fn add(&mut self, chosen: &Chosen<'_>, hidden: &Tensor) -> Result<()> {
         let (k, d) = hidden.dims2()?;
         let stride = self.blocks.weight.dim(0)?;
         let (divergence, share) = self.objective.divergence.code();
-        let sums = match chosen.t {
-            Some(t) if self.objective.divergence.needs_sums() => {
+        let sums = match (chosen.t, chosen.heard) {
+            (_, Some(Heard { sums, .. })) => Some(match chosen.places {
+                Some(places) => sums.index_select(places, 0)?,
+                None => sums.clone(),
+            }),
+            (Some(t), None) if self.objective.divergence.needs_sums() => {
                 let sums = uninitialised((k, 2), DType::F32, hidden)?;
                 let args = DivergenceSums {
                     sums: floats(&sums)?,
@@ -323,7 +323,6 @@ impl<'a> Pass<'a> {
             }
             _ => None,
         };
-        let sparse = sparse.map(|rows| Uploaded::new(rows, hidden)).transpose()?;
         let dz = uninitialised((k, stride), self.student.precision.activations(), hidden)?;
         let args = Gradient {
             dz: contiguous(&dz)?,
@@ -333,10 +332,10 @@ impl<'a> Pass<'a> {
             targets: contiguous(chosen.targets)?,
             weights: floats(chosen.weights)?,
             sums: optional(sums.as_ref())?,
-            starts: optional(sparse.as_ref().map(|s| &s.starts))?,
-            ids: optional(sparse.as_ref().map(|s| &s.ids))?,
-            g: optional(sparse.as_ref().map(|s| &s.g))?,
-            rest: optional(sparse.as_ref().map(|s| &s.rest))?,
+            starts: optional(chosen.heard.map(|heard| &heard.starts))?,
+            ids: optional(chosen.heard.map(|heard| &heard.ids))?,
+            g: optional(chosen.heard.map(|heard| &heard.g))?,
+            rest: optional(chosen.heard.map(|heard| &heard.rest))?,
             stride: stride as u64,
             v: self.student.vocab() as u32,
             divergence,
@@ -399,19 +398,11 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
     let LossInput { student, signal, stats, targets, weights, objective } = input;
     let k = stats.len();
     let mut pass = Pass::new(student, objective, d_weight)?;
-    let teacher = match signal {
-        Some(Signal::Dense(t)) => Some(Blocks::new(t, false)?),
-        _ => None,
+    let (teacher, sparse) = match signal {
+        None => (None, None),
+        Some(Signal::Dense(t)) => (Some(Blocks::new(t, false)?), None),
+        Some(signal) => (None, Some(OnDevice::new(signal, objective, &student.hidden)?)),
     };
-    let of_sparse = |z: &Block, start: usize, count: usize| -> Result<Option<Vec<SparseRow>>> {
-        match signal {
-            Some(signal @ (Signal::TopK(_) | Signal::Sampled(_))) => {
-                sparse_rows(z, signal, &stats[start..start + count], start, objective).map(Some)
-            }
-            _ => Ok(None),
-        }
-    };
-    let mut of_ids = Vec::new();
     if k > 0 {
         let like = &student.hidden;
         let (on_device, targets, weights) =
@@ -420,22 +411,28 @@ pub(super) fn loss(input: LossInput<'_>, d_weight: &Tensor) -> Result<LossGradie
             let count = ROWS.min(k - start);
             let z = pass.blocks.block(start, count)?;
             let t = teacher.as_ref().map(|t| t.block(start, count)).transpose()?;
-            let sparse = of_sparse(&z, start, count)?;
+            let stats = on_device.narrow(0, start, count)?;
+            let heard = match &sparse {
+                Some(sparse) => {
+                    sparse.hear(&stats, &z, start, objective.temperature.into(), true)?
+                }
+                None => None,
+            };
             let chosen = Chosen {
                 z: &z,
                 t: t.as_ref(),
-                stats: &on_device.narrow(0, start, count)?,
+                stats: &stats,
+                heard: heard.as_ref(),
                 places: None,
                 targets: &targets.narrow(0, start, count)?,
                 weights: &weights.narrow(0, start, count)?,
             };
             let hidden = pass.blocks.hidden.narrow(0, start, count)?;
-            pass.add(&chosen, &hidden, sparse.as_deref())?;
-            of_ids.extend(sparse.iter().flatten().map(SparseRow::value));
+            pass.add(&chosen, &hidden)?;
         }
     }
     let (d_hidden, sums) = pass.finish()?;
-    let known = if of_ids.is_empty() { values(&sums)? } else { Some(of_ids) };
+    let known = values(&sums)?;
     let value = |i: usize, s: &RowStats| match (signal, &known) {
         (None, _) => 0.0,
         (_, Some(known)) => known[i],
@@ -451,12 +448,14 @@ pub(super) fn fused(
     weigh: &mut Weigh<'_>,
     d_weight: &Tensor,
 ) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, objective } = input;
+    let PassInput { student, targets, options, objective, .. } = input;
     let n = targets.len();
     let mut pass = Pass::new(student, objective, d_weight)?;
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     let stats = uninitialised((n, STATS), DType::F32, &student.hidden)?;
-    let teacher = teacher.map(|t| Blocks::new(t, false)).transpose()?;
+    let teacher = input.dense().map(|t| Blocks::new(t, false)).transpose()?;
+    let sparse =
+        input.sparse().map(|signal| OnDevice::new(signal, objective, &stats)).transpose()?;
     let on_device = upload(targets, &stats)?;
     for start in (0..n).step_by(ROWS) {
         let count = ROWS.min(n - start);
@@ -464,6 +463,11 @@ pub(super) fn fused(
         let t = teacher.as_ref().map(|t| t.block(start, count)).transpose()?;
         let found = stats.narrow(0, start, count)?;
         scan_block(&found, &z, t.as_ref(), &targets, student.vocab(), options)?;
+        let heard = match &sparse {
+            // A teacher without weight in the loss costs nothing there.
+            Some(sparse) => sparse.hear(&found, &z, start, options, objective.lambda != 0.0)?,
+            None => None,
+        };
         let of_block: Vec<f32> = match weigh {
             Weigh::Known(weights) => weights[start..start + count].to_vec(),
             Weigh::Asking(weigh) => {
@@ -482,14 +486,14 @@ pub(super) fn fused(
         let (z, t) = (z.pick(picked.as_ref())?, t.map(|t| t.pick(picked.as_ref())).transpose()?);
         let chosen = Chosen {
             z: &z,
-            // A teacher without weight in the loss costs nothing.
             t: t.as_ref().filter(|_| objective.lambda != 0.0),
             stats: &found,
+            heard: heard.as_ref(),
             places: picked.as_ref(),
             targets: &targets,
             weights: &upload(&of_kept, &found)?,
         };
-        pass.add(&chosen, &hidden, None)?;
+        pass.add(&chosen, &hidden)?;
         rows.extend(places.iter().map(|&i| start as u32 + i));
         weights.extend(of_kept);
     }

@@ -8,6 +8,7 @@
 
 use super::cpu::{self, Running, TILE, TaughtTile};
 use super::cuda::{self, Pending};
+use super::sparse::{self, SparseRow};
 use super::{
     Logits, LossInput, Objective, RowStats, ScanOptions, check, loss, per_token, reference,
 };
@@ -81,31 +82,65 @@ impl Found {
 pub struct PassInput<'a> {
     /// The student's logits of N rows: formed, never stored; stored ones are not read.
     pub student: &'a Logits,
-    /// The teacher's.
-    pub teacher: Option<&'a Logits>,
+    /// What the teacher says of these rows: logits, which are formed likewise, or a sparse signal.
+    pub signal: Option<&'a Signal>,
     /// `[N]`
     pub targets: &'a [u32],
     /// `tau` must be the objective's temperature wherever the divergence has weight.
     pub options: ScanOptions,
-    /// The objective; the teacher's signal is dense.
+    /// The objective.
     pub objective: Objective,
+}
+
+impl PassInput<'_> {
+    /// The teacher's logits, if the signal is dense.
+    pub(super) fn dense(&self) -> Option<&Logits> {
+        match self.signal {
+            Some(Signal::Dense(t)) => Some(t),
+            _ => None,
+        }
+    }
+
+    /// The signal, if it is a sparse one.
+    pub(super) fn sparse(&self) -> Option<&Signal> {
+        self.signal.filter(|signal| !matches!(signal, Signal::Dense(_)))
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { student, signal, targets, options, objective } = *self;
+        check(student, self.dense(), targets)?;
+        if objective.lambda != 0.0 && (signal.is_none() || options.tau != objective.temperature) {
+            return Err(Error::internal(
+                "a distillation term needs a teacher, read at the term's temperature",
+            ));
+        }
+        let Some(signal) = self.sparse() else { return Ok(()) };
+        if signal.rows() != student.rows() {
+            return Err(Error::internal(format!(
+                "expected a signal of the student's {} rows, found one of {}",
+                student.rows(),
+                signal.rows()
+            )));
+        }
+        signal.check_vocab(student.vocab())?;
+        sparse::check_options(signal, options)?;
+        if objective.lambda == 0.0 { Ok(()) } else { sparse::check(signal, objective) }
+    }
 }
 
 /// Statistics of all rows, and loss and gradients of those to which `weigh` gives a weight other
 /// than 0; that of the head is added to `d_weight` [V, D]. The numbers are those of [`super::scan`]
-/// and [`super::loss`] up to rounding.
+/// (and [`super::hear`], of a sparse signal) and [`super::loss`] up to rounding.
 pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, objective } = input;
-    check(student, teacher, targets)?;
-    if matches!(weigh, Weigh::Known(weights) if weights.len() != targets.len()) {
+    input.check()?;
+    // What the loss reads of a sparse signal is said of every row.
+    let distils = input.objective.lambda != 0.0;
+    let options = ScanOptions { sparse_kl: input.options.sparse_kl || distils, ..input.options };
+    let input = PassInput { options, ..input };
+    if matches!(weigh, Weigh::Known(weights) if weights.len() != input.targets.len()) {
         return Err(Error::internal("weights and rows of a head pass differ in number"));
     }
-    if objective.lambda != 0.0 && (teacher.is_none() || options.tau != objective.temperature) {
-        return Err(Error::internal(
-            "a distillation term needs a teacher, read at the term's temperature",
-        ));
-    }
-    match Backend::of(&student.hidden) {
+    match Backend::of(&input.student.hidden) {
         Backend::Cpu => Pass::new(input)?.run(&mut weigh, d_weight),
         Backend::Gpu => cuda::fused(input, &mut weigh, d_weight),
         Backend::Reference => by_reference(input, &mut weigh, d_weight),
@@ -113,8 +148,11 @@ pub fn fused(input: PassInput<'_>, mut weigh: Weigh<'_>, d_weight: &Tensor) -> R
 }
 
 fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
-    let PassInput { student, teacher, targets, options, objective } = input;
-    let stats = reference::scan(student, teacher, targets, options)?;
+    let PassInput { student, signal, targets, options, objective } = input;
+    let mut stats = reference::scan(student, input.dense(), targets, options)?;
+    if let Some(sparse) = input.sparse() {
+        reference::hear(student, sparse, &mut stats, options)?;
+    }
     let (mut rows, mut weights) = (Vec::new(), Vec::new());
     for (row, s) in stats.iter().enumerate() {
         let weight = weigh.of(row, s)?;
@@ -125,8 +163,8 @@ fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) 
     }
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
     let targets: Vec<u32> = rows.iter().map(|&r| targets[r as usize]).collect();
-    let teacher = teacher.filter(|_| objective.lambda != 0.0);
-    let signal = teacher.map(|t| t.select(&rows).map(Signal::Dense)).transpose()?;
+    let signal = signal.filter(|_| objective.lambda != 0.0);
+    let signal = signal.map(|signal| signal.select(&rows)).transpose()?;
     let student = student.select(&rows)?;
     let chosen = LossInput {
         student: &student,
@@ -143,13 +181,14 @@ fn by_reference(input: PassInput<'_>, weigh: &mut Weigh<'_>, d_weight: &Tensor) 
 struct Pass<'a> {
     student: Product<'a>,
     teacher: Option<Product<'a>>,
+    sparse: Option<&'a Signal>,
     targets: &'a [u32],
     options: ScanOptions,
     objective: Objective,
 }
 
 /// Factors of logits, in memory.
-struct Product<'a> {
+pub(super) struct Product<'a> {
     hidden: Read<'a>,
     weight: ReadWeight<'a>,
     d: usize,
@@ -158,7 +197,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(logits: &'a Logits) -> Result<Self> {
+    pub(super) fn new(logits: &'a Logits) -> Result<Self> {
         let (hidden, weight) = (read(&logits.hidden)?, read_weight(&logits.weight)?);
         Ok(Self {
             hidden,
@@ -171,8 +210,22 @@ impl<'a> Product<'a> {
 
     /// The logits of `count` rows from `start` on, [count, V].
     fn form(&self, into: &mut [f32], start: usize, count: usize) {
-        let hidden =
-            Mat::row_major(&self.hidden[start * self.d..(start + count) * self.d], count, self.d);
+        self.multiply(into, &self.hidden[start * self.d..(start + count) * self.d], count);
+    }
+
+    /// The same, in a product of at least so many rows, for which there is room: rows of nothing
+    /// follow.
+    pub(super) fn form_at_least(&self, into: &mut [f32], start: usize, count: usize, least: usize) {
+        if count >= least {
+            return self.form(&mut into[..count * self.vocab], start, count);
+        }
+        let mut hidden = self.hidden[start * self.d..(start + count) * self.d].to_vec();
+        hidden.resize(least * self.d, 0.0);
+        self.multiply(&mut into[..least * self.vocab], &hidden, least);
+    }
+
+    fn multiply(&self, into: &mut [f32], hidden: &[f32], count: usize) {
+        let hidden = Mat::row_major(hidden, count, self.d);
         let weight = Mat::stored(self.weight.elements(), self.vocab, self.d, self.d, 1).t();
         multiply(
             MatMut::new(into, count, self.vocab, self.vocab),
@@ -194,9 +247,12 @@ struct Kept {
 
 impl<'a> Pass<'a> {
     fn new(input: PassInput<'a>) -> Result<Self> {
-        let PassInput { student, teacher, targets, options, objective } = input;
-        let teacher = teacher.map(Product::new).transpose()?;
-        Ok(Self { student: Product::new(student)?, teacher, targets, options, objective })
+        let PassInput { student, signal, targets, options, objective } = input;
+        let (teacher, sparse) = match signal {
+            Some(Signal::Dense(t)) => (Some(Product::new(t)?), None),
+            other => (None, other),
+        };
+        Ok(Self { student: Product::new(student)?, teacher, sparse, targets, options, objective })
     }
 
     fn run(&self, weigh: &mut Weigh<'_>, d_weight: &Tensor) -> Result<Fused> {
@@ -233,7 +289,7 @@ impl<'a> Pass<'a> {
                 rows.push(kept.row as u32);
                 weights.push(kept.weight);
                 sum += f64::from(kept.weight)
-                    * per_token(&found[kept.place], sums.value, self.objective);
+                    * per_token(&found[kept.place], sums.value(), self.objective);
             }
             for (to, kept) in kept.iter().enumerate().filter(|(to, kept)| *to != kept.place) {
                 block.copy_within(kept.place * v..(kept.place + 1) * v, to * v);
@@ -293,7 +349,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Statistics of a block, tile by tile as [`super::scan`] forms them.
+    /// Statistics of a block, tile by tile as [`super::scan`] forms them, and what is said of it.
     fn scan(&self, z: &[f32], t: Option<&[f32]>, start: usize, count: usize) -> Vec<RowStats> {
         let v = self.student.vocab;
         let one = |place: usize| {
@@ -304,7 +360,12 @@ impl<'a> Pass<'a> {
                 let target = (self.targets[start + place] as usize).wrapping_sub(tile);
                 running.add(&z[range.clone()], t.map(|t| &t[range.clone()]), target, self.options);
             }
-            running.finish()
+            let mut stats = running.finish();
+            if let Some(signal) = self.sparse {
+                let logit = |id: u32| z[id as usize];
+                sparse::hear_row(signal, start + place, &mut stats, self.options, logit);
+            }
+            stats
         };
         (0..count).into_par_iter().map(one).collect()
     }
@@ -315,19 +376,26 @@ impl<'a> Pass<'a> {
         t: Option<&[f32]>,
         block: &[RowStats],
         kept: &[Kept],
-    ) -> Vec<RowDivergence> {
+    ) -> Vec<RowSums> {
         let v = self.student.vocab;
+        // A teacher without weight in the loss costs nothing.
+        let signal = self.sparse.filter(|_| self.objective.lambda != 0.0);
         let one = |kept: &Kept| {
-            let s = &block[kept.place];
+            let (s, z) = (&block[kept.place], &z[kept.place * v..][..v]);
+            if let Some(signal) = signal {
+                let logit = |id: u32| z[id as usize];
+                let row = sparse::row_of(signal, kept.row, s, self.objective, logit);
+                return RowSums::Sparse(row);
+            }
             let Some(t) = t.filter(|_| self.objective.divergence != Divergence::ForwardKl) else {
-                return RowDivergence { value: f64::from(s.kl), gradient: 0.0 };
+                return RowSums::Dense(RowDivergence { value: f64::from(s.kl), gradient: 0.0 });
             };
-            let (z, t) = (&z[kept.place * v..][..v], &t[kept.place * v..][..v]);
+            let t = &t[kept.place * v..][..v];
             let mut sums = RowDivergence::default();
             for (z, t) in z.chunks(TILE).zip(t.chunks(TILE)) {
                 cpu::add_sums(&mut sums, z, t, s, self.objective);
             }
-            RowDivergence { value: cpu::not_negative(sums.value), ..sums }
+            RowSums::Dense(RowDivergence { value: cpu::not_negative(sums.value), ..sums })
         };
         kept.par_iter().map(one).collect()
     }
@@ -339,7 +407,7 @@ impl<'a> Pass<'a> {
         t: Option<&[f32]>,
         found: &[RowStats],
         kept: &[Kept],
-        sums: &[RowDivergence],
+        sums: &[RowSums],
     ) {
         let v = self.student.vocab;
         z.par_chunks_exact_mut(v).zip(kept).zip(sums).for_each_init(
@@ -349,9 +417,14 @@ impl<'a> Pass<'a> {
                 for (i, dz) in row.chunks_mut(TILE).enumerate() {
                     let (tile, z) = (i * TILE, &mut logits[..dz.len()]);
                     z.copy_from_slice(dz);
-                    let said = t.map_or(TaughtTile::Nothing, |t| {
-                        TaughtTile::Dense(&t[kept.place * v + tile..][..z.len()], sums.gradient)
-                    });
+                    let said = match (sums, t) {
+                        (RowSums::Sparse(row), _) => TaughtTile::Sparse(row, tile),
+                        (RowSums::Dense(sums), Some(t)) => {
+                            let t = &t[kept.place * v + tile..][..z.len()];
+                            TaughtTile::Dense(t, sums.gradient)
+                        }
+                        (RowSums::Dense(_), None) => TaughtTile::Nothing,
+                    };
                     cpu::row_gradient(
                         dz,
                         z,
@@ -364,5 +437,21 @@ impl<'a> Pass<'a> {
                 }
             },
         );
+    }
+}
+
+/// What a kept row's loss and gradient need beyond its statistics.
+enum RowSums {
+    Dense(RowDivergence),
+    Sparse(SparseRow),
+}
+
+impl RowSums {
+    /// D.
+    fn value(&self) -> f64 {
+        match self {
+            Self::Dense(sums) => sums.value,
+            Self::Sparse(row) => row.value(),
+        }
     }
 }

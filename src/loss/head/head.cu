@@ -155,7 +155,7 @@ struct Gradient {
     const uint32_t* targets; // by the rows of the statistics
     const float* weights;    // [k]
     const float* sums;       // [k, 2], or null: forward KL needs none
-    // A sparse signal: ids[starts[i]..starts[i + 1]] are those of row i; null without one.
+    // A sparse signal, by the rows of the statistics: ids[starts[i]..starts[i + 1]] are those of row i; null without one.
     const uint32_t* starts;
     const uint32_t* ids;     // of a row ascending
     const float* g;          // of each id
@@ -200,14 +200,15 @@ __device__ inline void gradient(const Gradient& a) {
         }
         return;
     }
-    const float inverse = 1.0f / a.tau, total = a.rest[2 * row + 1], outside = a.rest[2 * row] - total;
+    const uint32_t said = a.stats.rows == nullptr ? row : a.stats.rows[row];
+    const float inverse = 1.0f / a.tau, total = a.rest[2 * said + 1], outside = a.rest[2 * said] - total;
     for (uint32_t i = threadIdx.x; i < a.v; i += THREADS) {
-        const float p = expf(z[i] - s[0] - s[1]), p_tau = expf((z[i] - s[0]) * inverse - s[2]);
+        const float p = expf(z[i] - s[0] - s[1]), p_tau = a.tau == 1.0f ? p : expf((z[i] - s[0]) * inverse - s[2]);
         store(dz + i, ce * (i == target ? p - 1.0f : p) + scale * outside * p_tau);
     }
     __syncthreads();
     // Written anew: beside a large h of the rest, what the ids have would drown in rounding.
-    for (uint32_t at = a.starts[row] + threadIdx.x; at < a.starts[row + 1]; at += THREADS) {
+    for (uint32_t at = a.starts[said] + threadIdx.x; at < a.starts[said + 1]; at += THREADS) {
         const uint32_t i = a.ids[at];
         const float p = expf(z[i] - s[0] - s[1]), p_tau = expf((z[i] - s[0]) * inverse - s[2]);
         store(dz + i, ce * (i == target ? p - 1.0f : p) + scale * (a.g[at] - p_tau * total));
@@ -217,21 +218,90 @@ __device__ inline void gradient(const Gradient& a) {
 KERNEL(head_gradient_f32, THREADS, Gradient, gradient<float>)
 KERNEL(head_gradient_bf16, THREADS, Gradient, gradient<bf16>)
 
-struct Pick {
-    float* out;             // [ids]
+// What a sparse signal says of rows: ids[starts[i]..starts[i + 1]] are those of row i.
+struct Hear {
+    float* stats;           // [N, 14], into which the teacher's half is written
     Logits z;
-    const uint32_t* starts; // [k + 1]
+    const uint32_t* starts; // [N + 1]
     const uint32_t* ids;
+    const float* says;      // of each id: ln q, or the share of the draws
+    const float* outside;   // [N]: ln q of everything else, -infinity where that is nothing; null for draws
+    const float* said;      // [N, 3]: the teacher's cross-entropy, its entropy, and that at tau
+    float* g;               // of each id; null where nothing is learned
+    float* rest;            // [N, 2]: h of everything else, and G
+    float* sums;            // [N, 2]: D and G
+    uint32_t divergence;
+    float share, tau;
+    uint32_t kl, reverse_kl;
 };
 
-// out[at] = the logit of ids[at] in its row.
-__device__ inline void pick(const Pick& a) {
+struct Row {
+    float value, h, g;
+};
+
+// D, h of everything else and G: the twin of `bucketed` in sparse.rs. With `g`, that of each id is written.
+template <typename Entry>
+__device__ inline Row buckets(const Hear& a, Entry entry, float* g) {
     const uint32_t row = blockIdx.x;
-    const float* z = a.z.row(row);
-    for (uint32_t at = a.starts[row] + threadIdx.x; at < a.starts[row + 1]; at += blockDim.x) a.out[at] = z[a.ids[at]];
+    const float *z = a.z.row(row), *s = a.stats + static_cast<size_t>(row) * ROW_STATS;
+    double value = 0, total = 0, inside = 0;
+    for (uint32_t at = a.starts[row] + threadIdx.x; at < a.starts[row + 1]; at += blockDim.x) {
+        const float log_p = (z[a.ids[at]] - s[0]) / a.tau - s[2];
+        const Term term = entry.at(log_p, a.says[at]);
+        value += static_cast<double>(term.value), total += static_cast<double>(term.g);
+        inside += exp(static_cast<double>(log_p));
+        if (g != nullptr) g[at] = term.g;
+    }
+    value = block_sum(value), total = block_sum(total), inside = block_sum(inside);
+    float h = 0;
+    if (a.outside[row] > -INFINITY) {
+        // What 1 - sum p is known to, at least.
+        const double left = 1.0 - inside, outside = left > 1.1920929e-7 ? left : 1.1920929e-7;
+        const Term term = entry.at(static_cast<float>(log(outside)), a.outside[row]);
+        value += static_cast<double>(term.value), total += static_cast<double>(term.g);
+        h = static_cast<float>(static_cast<double>(term.g) / outside);
+    }
+    return {not_negative(value), h, static_cast<float>(total)};
 }
 
-KERNEL(head_pick, 128, Pick, pick)
+// The twin of `drawn` in sparse.rs.
+__device__ inline Row draws(const Hear& a, float* g) {
+    const uint32_t row = blockIdx.x;
+    const float *z = a.z.row(row), *s = a.stats + static_cast<size_t>(row) * ROW_STATS;
+    double cross = 0;
+    for (uint32_t at = a.starts[row] + threadIdx.x; at < a.starts[row + 1]; at += blockDim.x) {
+        const float log_p = (z[a.ids[at]] - s[0]) / a.tau - s[2];
+        cross -= static_cast<double>(a.says[at]) * static_cast<double>(log_p);
+        if (g != nullptr) g[at] = -a.says[at];
+    }
+    return {static_cast<float>(block_sum(cross) - static_cast<double>(a.said[3 * row + 2])), 0.0f, -1.0f};
+}
+
+__device__ inline void hear(const Hear& a) {
+    const uint32_t row = blockIdx.x;
+    float kl = 0, reverse = 0;
+    if (a.kl) kl = a.outside == nullptr ? draws(a, nullptr).value : buckets(a, ForwardKl{}, nullptr).value;
+    if (a.reverse_kl && a.outside != nullptr) reverse = buckets(a, ReverseKl{}, nullptr).value;
+    if (a.g != nullptr) {
+        Row of{};
+        if (a.outside == nullptr) {
+            of = draws(a, a.g);
+        } else {
+            with_divergence(a.divergence, a.share, [&](auto entry) { of = buckets(a, entry, a.g); });
+        }
+        if (threadIdx.x == 0) {
+            a.rest[2 * row] = of.h, a.rest[2 * row + 1] = of.g;
+            a.sums[2 * row] = of.value, a.sums[2 * row + 1] = of.g;
+        }
+    }
+    if (threadIdx.x != 0) return;
+    float* out = a.stats + static_cast<size_t>(row) * ROW_STATS;
+    out[6] = out[7] = out[8] = 0;
+    for (int i = 0; i < 3; ++i) out[9 + i] = a.said[3 * row + i];
+    out[12] = kl, out[13] = reverse;
+}
+
+KERNEL(head_hear, 128, Hear, hear)
 
 struct Top {
     uint32_t* ids;   // [N, K], ascending

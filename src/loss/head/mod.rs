@@ -10,6 +10,8 @@
 //! |---|---|---|
 //! | [`scan`] | all rows | statistics |
 //! | [`scan_and_store`] | all rows | statistics, and the same logits, stored |
+//! | [`reduce`] | all rows of a teacher | a sparse signal |
+//! | [`hear`] | all rows | what a sparse signal says, written into their statistics |
 //! | [`loss`] | chosen rows | loss and gradients |
 //! | [`fused`] | all rows | statistics, then loss and gradients of the rows that the caller weighs |
 
@@ -25,7 +27,7 @@ pub use super::Objective;
 pub(crate) use cpu::TILE;
 pub(crate) use fused::ROWS as BLOCK_ROWS;
 pub use fused::{Found, Fused, PassInput, Weigh, fused};
-pub use reduce::{sample, top_k};
+pub use reduce::reduce;
 
 use crate::error::{Error, Result};
 use crate::loss::Signal;
@@ -59,10 +61,12 @@ pub struct Stats {
 pub struct RowStats {
     /// Of the student's logits.
     pub student: Stats,
-    /// Of the teacher's logits; zeros without a teacher.
+    /// Of the teacher's logits; zeros without a teacher, and all but cross-entropy and entropies
+    /// where a sparse signal says these.
     pub teacher: Stats,
     /// KL(q || p) at temperature tau, in nats: q the teacher's, p the student's distribution. 0
-    /// without a teacher.
+    /// without a teacher. Of a sparse signal: that between a top-k signal's buckets, or a sample's
+    /// unbiased estimate, which may lie below 0.
     pub kl: f32,
     /// KL(p || q) at temperature tau, in nats; 0 unless [`ScanOptions::reverse_kl`] asked for it.
     pub reverse_kl: f32,
@@ -75,11 +79,14 @@ pub struct ScanOptions {
     pub tau: f32,
     /// Whether KL(p || q) is formed beside KL(q || p): one more exponential per entry.
     pub reverse_kl: bool,
+    /// Whether KL(q || p) is formed of a sparse signal, too, though no loss may read it. Beside a
+    /// dense one it always is.
+    pub sparse_kl: bool,
 }
 
 impl From<f32> for ScanOptions {
     fn from(tau: f32) -> Self {
-        Self { tau, reverse_kl: false }
+        Self { tau, reverse_kl: false, sparse_kl: false }
     }
 }
 
@@ -218,6 +225,40 @@ fn passed(
             let stats = reference::scan(student, teacher, targets, options)?;
             Ok(Passed { stats, student: None, teacher: None })
         }
+    }
+}
+
+/// Writes what a sparse `signal` says of every row into the statistics that a scan of the student
+/// at `options.tau` gave, so that scores read them: the teacher's cross-entropy and entropies and,
+/// if `options` ask for them, the divergences. Of logits that are not stored a GPU forms the
+/// product again for these; the CPU multiplies a few rows of the head.
+///
+/// Errs where numbers of rows differ, an id lies outside the vocabulary, or the signal cannot say
+/// what is asked for: a sample knows no reverse KL, scores alone no divergence.
+pub fn hear(
+    student: &Logits,
+    signal: &Signal,
+    stats: &mut [RowStats],
+    options: impl Into<ScanOptions>,
+) -> Result<()> {
+    let options = options.into();
+    if matches!(signal, Signal::Dense(_)) {
+        return Err(Error::internal("expected a sparse signal, found a dense one: scan with it"));
+    }
+    if signal.rows() != student.rows() || stats.len() != student.rows() {
+        return Err(Error::internal(format!(
+            "expected a signal and statistics of the student's {} rows, found {} and {}",
+            student.rows(),
+            signal.rows(),
+            stats.len()
+        )));
+    }
+    signal.check_vocab(student.vocab())?;
+    sparse::check_options(signal, options)?;
+    match Backend::of(&student.hidden) {
+        Backend::Cpu => sparse::hear(student, signal, stats, options),
+        Backend::Gpu => cuda::hear(student, signal, stats, options),
+        Backend::Reference => reference::hear(student, signal, stats, options),
     }
 }
 

@@ -1,118 +1,179 @@
-//! From dense teacher logits to the sparse signals: one pass over the vocabulary that stores no
-//! more than it returns.
+//! From a teacher's logits to the sparse signals, in one product: a block of rows is formed once,
+//! and its statistics and what the signal takes of it are read from the same memory. No more is
+//! stored than is returned.
 
-use super::cpu::{TILE, Tiles};
-use super::{Logits, RowStats, cuda, reference};
+use super::cpu::{Running, TILE};
+use super::fused::{Product, ROWS};
+use super::{Logits, RowStats, ScanOptions, Stats, cuda, reference, scan};
 use crate::error::{Error, Result};
-use crate::loss::signal::{DrawnId, Said, Sampled, TopK};
+use crate::loss::signal::{DrawnId, Said, Sampled, Signal, SignalKind, TopK};
 use crate::ops::Backend;
-use crate::ops::simd::{exp, multiversion};
-use crate::rng::Rng;
+use crate::ops::simd::{LANES, exp, multiversion, sum_lanes};
+use crate::rng::{Rng, Stream};
 use rayon::prelude::*;
 
-/// How a row's logits become log probabilities: (max, ln sum exp((t - max) / tau), 1 / tau).
-#[derive(Clone, Copy)]
-struct Scale {
-    max: f32,
-    log_sum: f32,
-    inverse_tau: f32,
-}
+/// Entries whose probabilities are added up, or whose largest is found, before any is looked at by
+/// itself.
+const CHUNK: usize = 128;
 
-impl Scale {
-    fn new(stats: &RowStats, tau: f32) -> Self {
-        Self { max: stats.teacher.max, log_sum: stats.teacher.log_sum_tau, inverse_tau: 1.0 / tau }
-    }
+/// Products of fewer rows take kernels of their own, which round differently; what is said of a row
+/// must not depend on how many others there are.
+const LEAST_ROWS: usize = 16;
 
-    fn log(self, t: f32) -> f32 {
-        (t - self.max) * self.inverse_tau - self.log_sum
-    }
-}
-
-/// The `k` largest entries of each row of `teacher`, whose scan at `tau` gave `stats`; of equal
-/// ones the lower ids.
-pub fn top_k(teacher: &Logits, stats: &[RowStats], tau: f32, k: usize) -> Result<TopK> {
-    check(teacher, stats)?;
-    let vocab = teacher.vocab();
-    let k = k.clamp(1, vocab);
-    let backend = Backend::of(&teacher.hidden);
-    if backend == Backend::Gpu {
-        let (ids, logits) = cuda::largest(teacher, k)?;
-        return Ok(of_largest(ids, &logits, stats, tau, k, vocab));
-    }
-    let mut rows: Vec<Top> = stats.iter().map(|_| Top::new(k)).collect();
-    if backend == Backend::Cpu {
-        let mut tiles = Tiles::new(teacher, false)?;
-        for start in (0..vocab).step_by(TILE) {
-            let t = tiles.tile(start);
-            rows.par_iter_mut().enumerate().for_each(|(i, row)| row.add(t.row(i), start));
-        }
-    } else {
-        for (row, t) in rows.iter_mut().zip(reference::host_rows(teacher)?) {
-            row.add(&t, 0);
-        }
-    }
-    let (logits, ids): (Vec<f32>, Vec<u32>) = rows.into_iter().flat_map(Top::finish).unzip();
-    Ok(of_largest(ids, &logits, stats, tau, k, vocab))
-}
-
-/// From the `k` largest logits of each row, by ascending id: their probabilities, quantised.
-fn of_largest(
-    ids: Vec<u32>,
-    logits: &[f32],
-    stats: &[RowStats],
-    tau: f32,
-    k: usize,
-    vocab: usize,
-) -> TopK {
-    let (mut logp, mut rest) = (Vec::with_capacity(ids.len()), Vec::with_capacity(stats.len()));
-    for (stats, logits) in stats.iter().zip(logits.chunks_exact(k)) {
-        let scale = Scale::new(stats, tau);
-        let level = |t: &f32| TopK::level(f64::from(scale.log(*t)).exp());
-        let levels: Vec<u32> = logits.iter().map(level).collect();
-        logp.extend(levels.iter().map(|s| TopK::logp_of(*s)));
-        rest.push(if k == vocab { f32::NEG_INFINITY } else { TopK::rest_of(levels.into_iter()) });
-    }
-    TopK { k, ids, logp, rest, said: stats.iter().map(Said::of).collect() }
-}
-
-/// `draws` independent draws from each row of `teacher`, whose scan at `tau` gave `stats`. Draw s
-/// of the row of token n is a function of the generator, s and n alone.
-pub fn sample(
+/// The signal of this kind in `teacher` [N, V] at temperature `tau`, beside it the teacher's
+/// cross-entropy to `targets` `[N]` and its entropies, as [`scan`] forms them. Draw s of the row at
+/// position n of `positions` `[N]` is a function of (`seed`, s, n) and of the row alone: it depends
+/// neither on threads nor on which other rows are there.
+///
+/// Errs where the numbers of rows differ, or a target lies outside the vocabulary.
+pub fn reduce(
     teacher: &Logits,
-    stats: &[RowStats],
+    targets: &[u32],
+    kind: SignalKind,
     tau: f32,
-    draws: u32,
-    rng: Rng,
-    tokens: &[u64],
-) -> Result<Sampled> {
-    check(teacher, stats)?;
-    if tokens.len() != stats.len() {
-        return Err(Error::internal("every row that is drawn from needs the number of its token"));
+    seed: u64,
+    positions: &[u64],
+) -> Result<Signal> {
+    super::check(teacher, None, targets)?;
+    if positions.len() != targets.len() {
+        return Err(Error::internal(format!(
+            "expected a position for each of {} rows of a teacher's logits, found {}",
+            targets.len(),
+            positions.len()
+        )));
     }
-    let rows = stats.iter().zip(tokens);
-    let mut rows: Vec<Draws> = rows
-        .map(|(s, &token)| Draws::new(Scale::new(s, tau), draws, |draw| uniform(rng, draw, token)))
-        .collect();
-    if Backend::of(&teacher.hidden) == Backend::Cpu {
-        let mut tiles = Tiles::new(teacher, false)?;
-        for start in (0..teacher.vocab()).step_by(TILE) {
-            let t = tiles.tile(start);
-            rows.par_iter_mut().enumerate().for_each(|(i, row)| row.add(t.row(i), start));
-        }
-    } else {
-        for (row, t) in rows.iter_mut().zip(reference::host_rows(teacher)?) {
-            row.add(&t, 0);
-        }
+    let of = Reduction {
+        kind: match kind {
+            SignalKind::TopK(k) => SignalKind::TopK(k.clamp(1, teacher.vocab())),
+            other => other,
+        },
+        tau,
+        rng: Rng::new(seed, Stream::Teacher),
+        positions,
+    };
+    match (kind, Backend::of(&teacher.hidden)) {
+        (SignalKind::Dense, _) => Ok(Signal::Dense(teacher.clone())),
+        (_, Backend::Cpu) => of.by_blocks(teacher, targets),
+        (_, backend) => of.after_a_scan(teacher, targets, backend),
     }
-    let said = stats.iter().map(Said::of).collect();
-    Ok(Sampled::of_rows(draws, rows.into_iter().map(Draws::finish), said))
 }
 
-fn check(teacher: &Logits, stats: &[RowStats]) -> Result<()> {
-    if stats.len() == teacher.rows() {
-        return Ok(());
+/// What is taken of rows.
+struct Reduction<'a> {
+    /// `TopK` of 1 to V entries.
+    kind: SignalKind,
+    tau: f32,
+    rng: Rng,
+    positions: &'a [u64],
+}
+
+/// What is taken of one row.
+enum Taken {
+    /// (id, logit), by id.
+    Top(Vec<(u32, f32)>),
+    Drawn(Vec<DrawnId>),
+    Nothing,
+}
+
+impl Reduction<'_> {
+    fn by_blocks(&self, teacher: &Logits, targets: &[u32]) -> Result<Signal> {
+        let (n, v) = (targets.len(), teacher.vocab());
+        let product = Product::new(teacher)?;
+        let mut block = vec![0.0; ROWS.min(n).max(LEAST_ROWS) * v];
+        let (mut taken, mut stats) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for start in (0..n).step_by(ROWS) {
+            let count = ROWS.min(n - start);
+            product.form_at_least(&mut block, start, count, LEAST_ROWS);
+            let one = |i: usize| {
+                let (row, t) = (start + i, &block[i * v..][..v]);
+                let stats = statistics(t, targets[row] as usize, self.tau);
+                (self.take(row, t, &stats), stats)
+            };
+            let found: Vec<_> = (0..count).into_par_iter().map(one).collect();
+            found.into_iter().for_each(|(of_row, s)| {
+                taken.push(of_row);
+                stats.push(s);
+            });
+        }
+        Ok(self.signal(v, taken, &stats))
     }
-    Err(Error::internal("statistics and rows of a teacher's signal differ in number"))
+
+    /// Where whole rows are elsewhere, or in another format: a scan, then what a GPU selects by
+    /// itself, or what is brought here.
+    fn after_a_scan(&self, teacher: &Logits, targets: &[u32], backend: Backend) -> Result<Signal> {
+        let stats: Vec<Stats> =
+            scan(teacher, None, targets, self.tau)?.iter().map(|s| s.student).collect();
+        let taken = match self.kind {
+            SignalKind::Dense | SignalKind::Scores => {
+                stats.iter().map(|_| Taken::Nothing).collect()
+            }
+            SignalKind::TopK(k) if backend == Backend::Gpu => {
+                let (ids, logits) = cuda::largest(teacher, k)?;
+                let rows = ids.chunks_exact(k).zip(logits.chunks_exact(k));
+                rows.map(|(ids, logits)| {
+                    Taken::Top(ids.iter().copied().zip(logits.iter().copied()).collect())
+                })
+                .collect()
+            }
+            SignalKind::TopK(_) | SignalKind::Sampled(_) => {
+                let rows = reference::host_rows(teacher)?;
+                let rows = rows.par_iter().zip(&stats).enumerate();
+                rows.map(|(row, (t, stats))| self.take(row, t, stats)).collect()
+            }
+        };
+        Ok(self.signal(teacher.vocab(), taken, &stats))
+    }
+
+    fn take(&self, row: usize, t: &[f32], stats: &Stats) -> Taken {
+        match self.kind {
+            SignalKind::Dense | SignalKind::Scores => Taken::Nothing,
+            SignalKind::TopK(k) => Taken::Top(largest(t, k)),
+            SignalKind::Sampled(draws) => {
+                let token = self.positions[row];
+                let uniforms = (0..draws).map(|draw| uniform(self.rng, draw, token)).collect();
+                Taken::Drawn(drawn(t, stats.max, 1.0 / self.tau, uniforms))
+            }
+        }
+    }
+
+    fn signal(&self, vocab: usize, taken: Vec<Taken>, stats: &[Stats]) -> Signal {
+        let said: Vec<Said> = stats
+            .iter()
+            .map(|&teacher| Said::of(&RowStats { teacher, ..RowStats::default() }))
+            .collect();
+        let SignalKind::TopK(k) = self.kind else {
+            let draws = if let SignalKind::Sampled(draws) = self.kind { draws } else { 0 };
+            let rows = taken.into_iter().map(|of_row| match of_row {
+                Taken::Drawn(drawn) => drawn,
+                Taken::Top(_) | Taken::Nothing => Vec::new(),
+            });
+            return Signal::Sampled(Sampled::of_rows(draws, rows, said));
+        };
+        let mut top = TopK { k, ids: Vec::new(), logp: Vec::new(), rest: Vec::new(), said };
+        for (of_row, stats) in taken.into_iter().zip(stats) {
+            let Taken::Top(entries) = of_row else { continue };
+            let level = |t: f32| {
+                let log_q = (t - stats.max) * (1.0 / self.tau) - stats.log_sum_tau;
+                TopK::level(f64::from(log_q).exp())
+            };
+            let levels: Vec<u32> = entries.iter().map(|e| level(e.1)).collect();
+            top.ids.extend(entries.iter().map(|e| e.0));
+            top.logp.extend(levels.iter().map(|s| TopK::logp_of(*s)));
+            let rest =
+                if k == vocab { f32::NEG_INFINITY } else { TopK::rest_of(levels.into_iter()) };
+            top.rest.push(rest);
+        }
+        Signal::TopK(top)
+    }
+}
+
+/// Those of a scan of the teacher alone.
+fn statistics(t: &[f32], target: usize, tau: f32) -> Stats {
+    let mut running = Running::default();
+    for (i, tile) in t.chunks(TILE).enumerate() {
+        running.add(tile, None, target.wrapping_sub(i * TILE), ScanOptions::from(tau));
+    }
+    running.finish().student
 }
 
 /// In [0, 1), with 53 random bits.
@@ -120,93 +181,106 @@ fn uniform(rng: Rng, draw: u32, token: u64) -> f64 {
     (rng.bits(draw, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The largest entries of the tiles seen so far.
-struct Top {
-    k: usize,
-    /// (logit, id): at least the k largest, once so many were seen.
-    candidates: Vec<(f32, u32)>,
-    /// The k-th largest logit when the candidates were last sorted out.
-    threshold: f32,
+/// The `k` largest of a row, from 1 to all, by id; of equal ones the lower ids.
+///
+/// `k` chunks whose largest entry is not below a threshold hold `k` entries that are not: the k-th
+/// largest of the chunks' maxima is such a threshold, and hardly more than `k` entries reach it.
+fn largest(t: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let descending = |a: &f32, b: &f32| b.total_cmp(a);
+    let mut maxima = vec![0.0; t.len().div_ceil(CHUNK)];
+    chunk_maxima(&mut maxima, t);
+    let threshold = match maxima.len() < k {
+        true => f32::NEG_INFINITY,
+        false => *maxima.clone().select_nth_unstable_by(k - 1, descending).1,
+    };
+    let mut found: Vec<(u32, f32)> = Vec::with_capacity(2 * k);
+    for (c, (chunk, _)) in
+        t.chunks(CHUNK).zip(&maxima).enumerate().filter(|(_, (_, max))| **max >= threshold)
+    {
+        let id = |i: usize| (c * CHUNK + i) as u32;
+        // What is no number is not below it either: so many there are, at least.
+        let above = chunk.iter().enumerate().filter(|(_, t)| !(**t < threshold));
+        found.extend(above.map(|(i, t)| (id(i), *t)));
+    }
+    if found.len() > k {
+        let rank = |a: &(u32, f32), b: &(u32, f32)| descending(&a.1, &b.1).then(a.0.cmp(&b.0));
+        found.select_nth_unstable_by(k - 1, rank);
+        found.truncate(k);
+        found.sort_unstable_by_key(|e| e.0);
+    }
+    found
 }
 
-impl Top {
-    fn new(k: usize) -> Self {
-        Self { k, candidates: Vec::new(), threshold: f32::NEG_INFINITY }
-    }
-
-    fn add(&mut self, t: &[f32], start: usize) {
-        // An equal one comes later than those it equals, so it stays outside.
-        let full = self.candidates.len() == self.k;
-        let above = t.iter().enumerate().filter(|(_, t)| !full || **t > self.threshold);
-        self.candidates.extend(above.map(|(i, t)| (*t, (start + i) as u32)));
-        if self.candidates.len() > self.k {
-            let rank = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-            let (_, last, _) = self.candidates.select_nth_unstable_by(self.k - 1, rank);
-            self.threshold = last.0;
-            self.candidates.truncate(self.k);
-        }
-    }
-
-    /// The entries, by id.
-    fn finish(mut self) -> Vec<(f32, u32)> {
-        self.candidates.sort_unstable_by_key(|e| e.1);
-        self.candidates
-    }
-}
-
-/// Draws by inversion: uniforms in ascending order meet the cumulative distribution.
-struct Draws {
-    scale: Scale,
-    /// Uniforms times the total, descending: the next one is the last.
-    waiting: Vec<f64>,
-    cumulative: f64,
-    drawn: Vec<DrawnId>,
-    /// The last entry with any mass: rounding may leave a draw beyond the sum.
-    last: Option<u32>,
-}
-
-impl Draws {
-    fn new(scale: Scale, draws: u32, uniform: impl Fn(u32) -> f64) -> Self {
-        let total = f64::from(scale.log_sum).exp();
-        let mut waiting: Vec<f64> = (0..draws).map(|draw| total * uniform(draw)).collect();
-        waiting.sort_unstable_by(|a, b| b.total_cmp(a));
-        Self { scale, waiting, cumulative: 0.0, drawn: Vec::new(), last: None }
-    }
-
-    fn add(&mut self, t: &[f32], start: usize) {
-        let mut mass = vec![0.0; t.len()];
-        exponentials(&mut mass, t, self.scale.max, self.scale.inverse_tau);
-        for (i, mass) in mass.iter().enumerate() {
-            if *mass == 0.0 {
-                continue;
-            }
-            self.cumulative += f64::from(*mass);
-            let id = (start + i) as u32;
-            let mut count = 0;
-            while self.waiting.last().is_some_and(|u| *u < self.cumulative) {
-                self.waiting.pop();
-                count += 1;
-            }
-            if count > 0 {
-                self.drawn.push(DrawnId { id, count });
-            }
-            self.last = Some(id);
-        }
-    }
-
-    fn finish(mut self) -> Vec<DrawnId> {
-        let left = self.waiting.len() as u32;
-        if let (Some(id), true) = (self.last, left > 0) {
-            match self.drawn.last_mut().filter(|d| d.id == id) {
-                Some(drawn) => drawn.count += left,
-                None => self.drawn.push(DrawnId { id, count: left }),
+/// Draws from softmax(t / tau) by inversion, ids ascending: `uniforms` in [0, 1) meet the
+/// cumulative distribution, whose largest logit is `max`. Only chunks of entries that one of them
+/// falls into are walked entry by entry.
+fn drawn(t: &[f32], max: f32, inverse_tau: f32, mut uniforms: Vec<f64>) -> Vec<DrawnId> {
+    let mut sums = vec![0.0; t.len().div_ceil(CHUNK)];
+    chunk_sums(&mut sums, t, max, inverse_tau);
+    let total: f64 = sums.iter().sum();
+    uniforms.sort_unstable_by(f64::total_cmp);
+    let mut waiting = uniforms.into_iter().map(|u| u * total).peekable();
+    let (mut out, mut before, mut mass): (Vec<DrawnId>, f64, _) = (Vec::new(), 0.0, [0.0; CHUNK]);
+    // Where rounding leaves a draw beyond the sums, it is of the last chunk that has any mass.
+    let last = sums.iter().rposition(|sum| *sum > 0.0).unwrap_or(0);
+    for (c, (chunk, sum)) in t.chunks(CHUNK).zip(&sums).enumerate() {
+        let end = if c == last { f64::INFINITY } else { before + sum };
+        if waiting.peek().is_some_and(|u| *u < end) {
+            let mass = &mut mass[..chunk.len()];
+            exponentials(mass, chunk, max, inverse_tau);
+            // Likewise of the last such entry of its chunk.
+            let final_one = mass.iter().rposition(|m| *m > 0.0).unwrap_or(0);
+            let mut cumulative = before;
+            for (i, mass) in mass.iter().enumerate() {
+                cumulative += f64::from(*mass);
+                let end = if i == final_one { end } else { cumulative.min(end) };
+                let mut count = 0;
+                while waiting.next_if(|u| *u < end).is_some() {
+                    count += 1;
+                }
+                if count > 0 {
+                    out.push(DrawnId { id: (c * CHUNK + i) as u32, count });
+                }
             }
         }
-        self.drawn
+        before += sum;
     }
+    out
 }
 
 multiversion! {
+    fn chunk_maxima(out: &mut [f32], t: &[f32]) {
+        for (out, chunk) in out.iter_mut().zip(t.chunks(CHUNK)) {
+            let mut largest = [f32::NEG_INFINITY; LANES];
+            let (lines, tail) = chunk.as_chunks::<LANES>();
+            for line in lines {
+                for l in 0..LANES {
+                    largest[l] = if line[l] > largest[l] { line[l] } else { largest[l] };
+                }
+            }
+            for (l, &t) in tail.iter().enumerate() {
+                largest[l] = if t > largest[l] { t } else { largest[l] };
+            }
+            *out = largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        }
+    }
+
+    fn chunk_sums(out: &mut [f64], t: &[f32], max: f32, inverse_tau: f32) {
+        for (out, chunk) in out.iter_mut().zip(t.chunks(CHUNK)) {
+            let mut sum = [0.0f32; LANES];
+            let (lines, tail) = chunk.as_chunks::<LANES>();
+            for line in lines {
+                for l in 0..LANES {
+                    sum[l] += exp((line[l] - max) * inverse_tau);
+                }
+            }
+            for (l, &t) in tail.iter().enumerate() {
+                sum[l] += exp((t - max) * inverse_tau);
+            }
+            *out = f64::from(sum_lanes(sum));
+        }
+    }
+
     fn exponentials(out: &mut [f32], t: &[f32], max: f32, inverse_tau: f32) {
         for (out, t) in out.iter_mut().zip(t) {
             *out = exp((t - max) * inverse_tau);
@@ -219,12 +293,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn draws_that_rounding_leaves_over_are_of_the_last_entry() {
-        // Four equal entries, and a sum that is said to be a little larger than theirs.
-        let scale = Scale { max: 0.0, log_sum: 4.001f32.ln(), inverse_tau: 1.0 };
-        let mut draws = Draws::new(scale, 4, |i| [0.1, 0.9, 0.99999, 0.99999][i as usize]);
-        draws.add(&[0.0; 4], 0);
-        let drawn: Vec<(u32, u32)> = draws.finish().iter().map(|d| (d.id, d.count)).collect();
-        assert_eq!(drawn, [(0, 1), (3, 3)]);
+    fn draws_fall_where_the_cumulative_distribution_says() {
+        // Entry i has mass i + 1, but every fifth has none; an odd end.
+        let n = 3 * CHUNK + 7;
+        let weight = |i: usize| if i % 5 == 2 { 0.0 } else { (i + 1) as f64 };
+        let t: Vec<f32> = (0..n)
+            .map(|i| if i % 5 == 2 { -1e4 } else { (weight(i) / n as f64).ln() as f32 })
+            .collect();
+        let max = t.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = (0..n).map(weight).sum();
+        let uniforms: Vec<f64> = (0..2000).map(|i| (i as f64 * 0.618_033_9).fract()).collect();
+        let mut want = vec![0u32; n];
+        for u in &uniforms {
+            let mut sum = 0.0;
+            want[(0..n)
+                .position(|i| {
+                    sum += weight(i);
+                    u * total < sum
+                })
+                .unwrap()] += 1;
+        }
+        let found = drawn(&t, max, 1.0, uniforms);
+        assert!(found.windows(2).all(|w| w[0].id < w[1].id) && found.iter().all(|d| d.count > 0));
+        assert_eq!(found.iter().map(|d| d.count).sum::<u32>(), 2000);
+        let mut got = vec![0u32; n];
+        found.iter().for_each(|d| got[d.id as usize] = d.count);
+        let moved: u32 = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).sum();
+        assert!(moved <= 2, "{moved} draws lie elsewhere: more than rounding moves");
+        assert!((0..n).filter(|i| i % 5 == 2).all(|i| got[i] == 0), "no mass, no draw");
+    }
+
+    #[test]
+    fn draws_that_rounding_leaves_over_are_of_the_last_entry_with_mass() {
+        // Uniforms of 1 lie beyond every sum.
+        let mut t = vec![-1e4; 2 * CHUNK + 3];
+        (t[1], t[CHUNK + 5]) = (0.0, 0.0);
+        let found = drawn(&t, 0.0, 1.0, vec![1.0, 0.2, 1.0]);
+        let [a, b] = [DrawnId { id: 1, count: 1 }, DrawnId { id: CHUNK as u32 + 5, count: 2 }];
+        assert_eq!(found, [a, b]);
+    }
+
+    #[test]
+    fn the_largest_are_the_largest_whatever_the_ties() {
+        for (n, values) in [(1, 1), (5, 3), (CHUNK, 1), (700, 4), (1000, 977), (3001, 50)] {
+            let t: Vec<f32> = (0..n).map(|i| ((i * 7919) % values) as f32 - 2.0).collect();
+            for k in [1, 2, 7, 23, 24, 25, 700].into_iter().filter(|k| *k <= n) {
+                let mut order: Vec<u32> = (0..n as u32).collect();
+                let of = |id: u32| t[id as usize];
+                order.sort_by(|&a, &b| of(b).total_cmp(&of(a)).then(a.cmp(&b)));
+                order.truncate(k);
+                order.sort_unstable();
+                let found = largest(&t, k);
+                assert_eq!(found.iter().map(|e| e.0).collect::<Vec<_>>(), order, "{k} of {n}");
+                assert!(found.iter().all(|e| e.1 == of(e.0)));
+            }
+        }
+        assert_eq!(largest(&[f32::NAN; 300], 3).len(), 3, "no panic");
     }
 }

@@ -96,7 +96,7 @@ pub(super) fn scan(
     student: &Logits,
     teacher: Option<&Logits>,
     targets: &[u32],
-    ScanOptions { tau, reverse_kl }: ScanOptions,
+    ScanOptions { tau, reverse_kl, .. }: ScanOptions,
 ) -> Result<Vec<RowStats>> {
     if targets.is_empty() {
         return Ok(Vec::new()); // candle reduces no empty tensors
@@ -125,6 +125,35 @@ pub(super) fn scan(
         reverse_kl: reverse as f32,
     };
     Ok(rows.map(row).collect())
+}
+
+/// As [`super::hear`], by the formulas.
+pub(super) fn hear(
+    student: &Logits,
+    signal: &Signal,
+    stats: &mut [RowStats],
+    options: ScanOptions,
+) -> Result<()> {
+    if stats.is_empty() {
+        return Ok(());
+    }
+    let tau = options.tau;
+    let log_p = log_softmax(&logits(&student.hidden, &student.weight)?, f64::from(tau))?;
+    let of = |asked: bool, divergence: Divergence| match asked {
+        true => {
+            let objective = Objective { lambda: 1.0, temperature: tau, divergence };
+            host(&sparse::by_reference(&log_p, signal, objective)?)
+        }
+        false => Ok(vec![0.0; stats.len()]),
+    };
+    let forward = of(options.sparse_kl, Divergence::ForwardKl)?;
+    let reverse = of(options.reverse_kl, Divergence::ReverseKl)?;
+    for (i, s) in stats.iter_mut().enumerate() {
+        let silent = ScanOptions::from(tau);
+        sparse::hear_row(signal, i, s, silent, |_| 0.0);
+        (s.kl, s.reverse_kl) = (forward[i] as f32, reverse[i] as f32);
+    }
+    Ok(())
 }
 
 fn stats(z: &Tensor, targets: &[u32], tau: f64) -> Result<Vec<Stats>> {

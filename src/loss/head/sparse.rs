@@ -6,7 +6,7 @@
 //! logit is p (h of its bucket - G). Drawn ids give KL(q || p) with q replaced by the share of
 //! draws: the gradient p - count / draws is right in expectation.
 
-use super::{Logits, Objective, RowStats, cpu, reference};
+use super::{Logits, Objective, RowStats, ScanOptions, Stats, cpu, reference};
 use crate::error::{Error, Result};
 use crate::loss::Divergence;
 use crate::loss::divergence::RowDivergence;
@@ -32,19 +32,9 @@ impl SparseRow {
         self.sums.value
     }
 
-    /// (id, g) of its ids, ascending.
-    pub(super) fn ids(&self) -> &[(u32, f32)] {
-        &self.g
-    }
-
-    /// h of everything else, and G.
-    pub(super) fn rest(&self) -> [f32; 2] {
-        [self.h_rest, self.sums.gradient as f32]
-    }
-
-    /// Adds the divergence's part to a tile of a row's gradient that holds the cross-entropy's,
-    /// `ce` times p at temperature 1, itself `scale` times. The tile begins at id `start`.
-    pub(super) fn add(
+    /// Writes a tile of a row's gradient, but for the target's own part: cross-entropy's `ce` times
+    /// p at temperature 1, and `scale` times the divergence's. The tile begins at id `start`.
+    pub(super) fn write(
         &self,
         dz: &mut [f32],
         z: &[f32],
@@ -55,7 +45,14 @@ impl SparseRow {
     ) {
         let (s, total, inverse_tau) =
             (&s.student, self.sums.gradient as f32, 1.0 / objective.temperature);
-        add_softmax(dz, z, s.max, s.log_sum_tau, inverse_tau, scale * (self.h_rest - total));
+        let outside = scale * (self.h_rest - total);
+        if objective.temperature == 1.0 {
+            // One p serves both: no more work than cross-entropy's gradient.
+            cpu::ce_gradient(dz, z, s.max, s.log_sum, ce + outside);
+        } else {
+            cpu::ce_gradient(dz, z, s.max, s.log_sum, ce);
+            add_softmax(dz, z, s.max, s.log_sum_tau, inverse_tau, outside);
+        }
         let from = self.g.partition_point(|(id, _)| (*id as usize) < start);
         let inside = self.g[from..].iter().map(|(id, g)| (*id as usize - start, *g));
         for (i, g) in inside.take_while(|(i, _)| *i < z.len()) {
@@ -78,33 +75,85 @@ pub(super) fn rows(
     let d = student.hidden.dim(1)?;
     let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
     let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
+    let logit = |i: usize, id: u32| dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d]);
     // Few products, formed here however the logits are held: the same bits in every head mode.
-    rows_of(signal, 0, stats, objective, |i, _, id| {
-        dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d])
-    })
+    let one = |i: usize| row_of(signal, i, &stats[i], objective, |id| logit(i, id));
+    Ok((0..stats.len()).into_par_iter().map(one).collect())
 }
 
-/// As [`rows`], of rows `first..` of the signal, whose statistics are `stats`: `logit` gives the
-/// student's from a row's number among these, an id's place among the row's, and the id.
-pub(super) fn rows_of(
+/// What the gradient of row `row` of a sparse signal needs, at the objective's temperature.
+/// `logit` gives the student's logit of an id.
+pub(super) fn row_of(
     signal: &Signal,
-    first: usize,
-    stats: &[RowStats],
+    row: usize,
+    s: &RowStats,
     objective: Objective,
-    logit: impl Fn(usize, usize, u32) -> f32 + Sync,
-) -> Result<Vec<SparseRow>> {
-    let one = |i: usize| {
-        let s = &stats[i].student;
-        let log_p = |place: usize, id: u32| {
-            (logit(i, place, id) - s.max) / objective.temperature - s.log_sum_tau
-        };
-        match signal {
-            Signal::Dense(_) => SparseRow::default(),
-            Signal::TopK(top) => bucketed(top, first + i, objective.divergence, log_p),
-            Signal::Sampled(sampled) => drawn(sampled, first + i, log_p),
-        }
+    logit: impl Fn(u32) -> f32,
+) -> SparseRow {
+    let s = &s.student;
+    let log_p = |id: u32| (logit(id) - s.max) / objective.temperature - s.log_sum_tau;
+    match signal {
+        Signal::Dense(_) => SparseRow::default(),
+        Signal::TopK(top) => bucketed(top, row, objective.divergence, log_p),
+        Signal::Sampled(sampled) => drawn(sampled, row, log_p),
+    }
+}
+
+/// Writes what row `row` of a sparse signal says into its statistics: the teacher's cross-entropy
+/// and entropies, and the divergences that `options` ask for.
+pub(super) fn hear_row(
+    signal: &Signal,
+    row: usize,
+    s: &mut RowStats,
+    options: ScanOptions,
+    logit: impl Fn(u32) -> f32,
+) {
+    let Some(said) = signal.said(row) else { return };
+    s.teacher = Stats {
+        nll: said.nll,
+        entropy: said.entropy,
+        entropy_tau: said.entropy_tau,
+        ..Stats::default()
     };
-    Ok((0..stats.len()).into_par_iter().map(one).collect())
+    let of = |divergence| {
+        let objective = Objective { lambda: 1.0, temperature: options.tau, divergence };
+        row_of(signal, row, s, objective, &logit).value() as f32
+    };
+    let (kl, reverse_kl) = (
+        if options.sparse_kl { of(Divergence::ForwardKl) } else { 0.0 },
+        if options.reverse_kl { of(Divergence::ReverseKl) } else { 0.0 },
+    );
+    (s.kl, s.reverse_kl) = (kl, reverse_kl);
+}
+
+/// As [`super::hear`], of every row on the CPU.
+pub(super) fn hear(
+    student: &Logits,
+    signal: &Signal,
+    stats: &mut [RowStats],
+    options: ScanOptions,
+) -> Result<()> {
+    let d = student.hidden.dim(1)?;
+    let (hidden, weight) = (read(&student.hidden)?, read(&student.weight)?);
+    let (hidden, weight): (&[f32], &[f32]) = (&hidden, &weight);
+    stats.par_iter_mut().enumerate().for_each(|(i, s)| {
+        hear_row(signal, i, s, options, |id| {
+            dot(&hidden[i * d..][..d], &weight[id as usize * d..][..d])
+        });
+    });
+    Ok(())
+}
+
+/// Whether a signal can say what `options` ask for.
+pub(super) fn check_options(signal: &Signal, options: ScanOptions) -> Result<()> {
+    let asked = |divergence| Objective { lambda: 1.0, temperature: options.tau, divergence };
+    if options.sparse_kl {
+        check(signal, asked(Divergence::ForwardKl))?;
+    }
+    if options.reverse_kl {
+        check(signal, asked(Divergence::ReverseKl))?;
+    }
+    Ok(())
 }
 
 /// Only forward KL is linear in q, so only there draws are right on average; and without draws
@@ -128,7 +177,7 @@ fn bucketed(
     top: &TopK,
     row: usize,
     divergence: Divergence,
-    log_p: impl Fn(usize, u32) -> f32,
+    log_p: impl Fn(u32) -> f32,
 ) -> SparseRow {
     let mut out = SparseRow::default();
     let range = row * top.k..(row + 1) * top.k;
@@ -139,8 +188,8 @@ fn bucketed(
         out.sums.gradient += f64::from(g);
         g
     };
-    for (place, (&id, &log_q)) in top.ids[range.clone()].iter().zip(&top.logp[range]).enumerate() {
-        let log_p = log_p(place, id);
+    for (&id, &log_q) in top.ids[range.clone()].iter().zip(&top.logp[range]) {
+        let log_p = log_p(id);
         outside -= f64::from(log_p).exp();
         out.g.push((id, add(log_p, log_q)));
     }
@@ -152,11 +201,10 @@ fn bucketed(
     out
 }
 
-fn drawn(sampled: &Sampled, row: usize, log_p: impl Fn(usize, u32) -> f32) -> SparseRow {
+fn drawn(sampled: &Sampled, row: usize, log_p: impl Fn(u32) -> f32) -> SparseRow {
     let ids = sampled.row(row);
     let share = |d: &DrawnId| d.count as f32 / sampled.draws as f32;
-    let terms = ids.iter().enumerate();
-    let cross: f64 = terms.map(|(i, d)| f64::from(share(d)) * f64::from(-log_p(i, d.id))).sum();
+    let cross: f64 = ids.iter().map(|d| f64::from(share(d)) * f64::from(-log_p(d.id))).sum();
     // Below 0 where few draws say so: the estimate of KL is right on average.
     let value = cross - f64::from(sampled.said[row].entropy_tau);
     // h = 1 everywhere and g = p - share at the ids; up to p, which sums to 1, that is -share there
@@ -226,257 +274,5 @@ multiversion! {
             sum[l] += a * b;
         }
         sum_lanes(sum)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::loss::SignalKind;
-    use crate::loss::head::tests::scanned;
-    use crate::loss::head::{LossGradient, LossInput, Scanned, loss, scan};
-    use crate::loss::signal::Said;
-    use crate::ops::testing::{assert_close, check_finite_differences, random};
-    use candle_core::{DType, Tensor};
-
-    const V: usize = 5003;
-    const DIVERGENCES: [Divergence; 6] = [
-        Divergence::ForwardKl,
-        Divergence::ReverseKl,
-        Divergence::Jsd { beta: 0.3 },
-        Divergence::SkewKl { skew: 0.1 },
-        Divergence::SkewReverseKl { skew: 0.1 },
-        Divergence::TotalVariation,
-    ];
-
-    fn objective(divergence: Divergence) -> Objective {
-        Objective { lambda: 0.7, temperature: 2.0, divergence }
-    }
-
-    fn pair(dtype: DType, vocab: usize) -> (Logits, Logits) {
-        let logits = |width: usize, tag| {
-            let (hidden, weight) = (random((6, width), tag), random((vocab, width), tag + 1));
-            Logits::new(hidden.to_dtype(dtype).unwrap(), weight.to_dtype(dtype).unwrap())
-        };
-        (logits(8, 1), logits(5, 3))
-    }
-
-    /// Loss and gradients (the last with respect to the head) with a signal of some kind.
-    fn taught(
-        dtype: DType,
-        keep: bool,
-        vocab: usize,
-        kind: SignalKind,
-        objective: Objective,
-        seed: u64,
-    ) -> (LossGradient, Tensor) {
-        let (s, t) = pair(dtype, vocab);
-        let targets = [0, 3, 1, 2, vocab as u32 - 1, 7];
-        let Scanned { stats, student: s, teacher } =
-            scanned(s, Some(t), &targets, objective.temperature, keep);
-        let t = teacher.unwrap();
-        let signal =
-            kind.reduce(t, &stats, objective.temperature, seed, &[4, 5, 6, 10, 11, 12]).unwrap();
-        let d_weight = s.weight.zeros_like().unwrap();
-        let weights = [1.0, 0.5, 2.0, 1.0, 1.0, 3.0];
-        (
-            loss(
-                LossInput {
-                    student: &s,
-                    signal: Some(&signal),
-                    stats: &stats,
-                    targets: &targets,
-                    weights: &weights,
-                    objective,
-                },
-                &d_weight,
-            )
-            .unwrap(),
-            d_weight,
-        )
-    }
-
-    #[test]
-    fn the_whole_vocabulary_in_the_top_is_the_dense_signal() {
-        for divergence in DIVERGENCES {
-            let of = |kind| taught(DType::F32, false, 301, kind, objective(divergence), 1);
-            let ((dense, dense_dw), (top, top_dw)) =
-                (of(SignalKind::Dense), of(SignalKind::TopK(1000)));
-            assert!(
-                (dense.sum - top.sum).abs() < 1e-3 * dense.sum,
-                "{divergence:?}: {} vs {}",
-                top.sum,
-                dense.sum
-            );
-            // But for the levels that its probabilities are rounded to.
-            assert_close(&top.d_hidden, &dense.d_hidden, 5e-3);
-            assert_close(&top_dw, &dense_dw, 5e-3);
-        }
-    }
-
-    #[test]
-    fn buckets_never_tell_more_than_the_vocabulary() {
-        for divergence in DIVERGENCES {
-            let only = Objective { lambda: 1.0, ..objective(divergence) };
-            let dense = taught(DType::F32, false, V, SignalKind::Dense, only, 1).0.sum;
-            let mut before = 0.0;
-            for k in [1, 16, 256, 4500] {
-                let top = taught(DType::F32, false, V, SignalKind::TopK(k), only, 1).0.sum;
-                assert!(
-                    before < top + 1e-4 && top < dense * (1.0 + 1e-5),
-                    "{divergence:?}, {k}: {top} of {dense}"
-                );
-                before = top;
-            }
-            assert!(before > 0.9 * dense, "{divergence:?}: nearly all ids tell nearly all");
-        }
-    }
-
-    #[test]
-    fn fast_path_and_reference_agree_and_no_head_mode_or_thread_count_matters() {
-        let kinds = [SignalKind::TopK(1), SignalKind::TopK(40), SignalKind::Sampled(50)];
-        for (kind, divergence) in kinds.into_iter().flat_map(|kind| DIVERGENCES.map(|d| (kind, d)))
-        {
-            let objective = objective(divergence);
-            if matches!(kind, SignalKind::Sampled(_)) && divergence != Divergence::ForwardKl {
-                continue;
-            }
-            let (fast, fast_dw) = taught(DType::F32, true, V, kind, objective, 1);
-            let (slow, slow_dw) = taught(DType::F64, false, V, kind, objective, 1);
-            assert!(
-                (fast.sum - slow.sum).abs() < 1e-5 * slow.sum.abs().max(1.0),
-                "{kind:?} {objective:?}: {} {}",
-                fast.sum,
-                slow.sum
-            );
-            assert_close(&fast.d_hidden, &slow.d_hidden, 2e-5);
-            assert_close(&fast_dw, &slow_dw, 2e-5);
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            let (other, other_dw) =
-                pool.install(|| taught(DType::F32, false, V, kind, objective, 1));
-            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert!(
-                other.sum.to_bits() == fast.sum.to_bits()
-                    && bits(&other.d_hidden) == bits(&fast.d_hidden)
-            );
-            assert!(bits(&other_dw) == bits(&fast_dw), "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn the_references_are_right_by_finite_differences() {
-        let q = random((2, 9), 5);
-        for divergence in DIVERGENCES {
-            let objective = objective(divergence);
-            let log_q = reference::log_softmax(&q, 2.0).unwrap().to_vec2::<f32>().unwrap();
-            let ids = vec![1, 4, 8, 0, 2, 3];
-            let logp: Vec<f32> =
-                ids.iter().enumerate().map(|(i, &id)| log_q[i / 3][id as usize]).collect();
-            let rest = logp
-                .chunks(3)
-                .map(|l| (1.0 - l.iter().map(|l| l.exp()).sum::<f32>()).ln())
-                .collect();
-            let said = vec![Said::default(); 2];
-            let signal = Signal::TopK(TopK { k: 3, ids, logp, rest, said });
-            check_finite_differences(&[&random((2, 9), 6)], |z| {
-                reference::per_token_sparse(&z[0], &signal, &[2, 4], objective)
-            });
-        }
-    }
-
-    /// The mean over many seeds against the dense gradient, in standard errors of the mean.
-    #[test]
-    fn a_sample_is_right_on_average() {
-        const SEEDS: u64 = 400;
-        let objective = objective(Divergence::ForwardKl);
-        let flat = |(out, dw): (LossGradient, Tensor)| -> Vec<f64> {
-            let all =
-                [&out.d_hidden, &dw].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-            std::iter::once(out.sum).chain(all.concat().into_iter().map(f64::from)).collect()
-        };
-        let want = flat(taught(DType::F32, false, 33, SignalKind::Dense, objective, 0));
-        let (mut sum, mut square) = (vec![0.0; want.len()], vec![0.0; want.len()]);
-        for seed in 0..SEEDS {
-            for (i, x) in
-                flat(taught(DType::F32, false, 33, SignalKind::Sampled(4), objective, seed))
-                    .into_iter()
-                    .enumerate()
-            {
-                sum[i] += x;
-                square[i] += x * x;
-            }
-        }
-        let n = SEEDS as f64;
-        let mut chi = 0.0;
-        for ((sum, square), want) in sum.iter().zip(&square).zip(&want) {
-            let (mean, variance) = (sum / n, (square / n - (sum / n).powi(2)).max(1e-12));
-            let z = (mean - want) / (variance / n).sqrt();
-            assert!(z.abs() < 5.0, "{z} standard errors from {want}");
-            chi += z * z;
-        }
-        let mean_square = chi / want.len() as f64;
-        assert!((0.5..1.7).contains(&mean_square), "mean square of the z values: {mean_square}");
-    }
-
-    #[test]
-    fn the_top_is_the_top_and_draws_belong_to_their_token() {
-        let (_, t) = pair(DType::F32, V);
-        let (s, _) = pair(DType::F32, V);
-        let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
-        let Signal::TopK(top) = SignalKind::TopK(7).reduce(t.clone(), &stats, 2.0, 1, &[]).unwrap()
-        else {
-            panic!()
-        };
-        for (i, row) in reference::host_rows(&t).unwrap().iter().enumerate() {
-            let mut order: Vec<u32> = (0..V as u32).collect();
-            order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
-            order.truncate(7);
-            order.sort_unstable();
-            assert_eq!(top.ids[i * 7..][..7], order);
-            let inside: f64 = top.logp[i * 7..][..7].iter().map(|l| f64::from(*l).exp()).sum();
-            assert!((inside + f64::from(top.rest[i]).exp() - 1.0).abs() < 1e-5);
-        }
-        let draw = |rows: &[u32], tokens: &[u64]| {
-            let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
-            match SignalKind::Sampled(9)
-                .reduce(t.select(rows).unwrap(), &picked, 2.0, 3, tokens)
-                .unwrap()
-            {
-                Signal::Sampled(sampled) => {
-                    (0..rows.len()).map(|i| sampled.row(i).to_vec()).collect::<Vec<_>>()
-                }
-                other => panic!("{other:?}"),
-            }
-        };
-        let all = draw(&[0, 1, 2, 3, 4, 5], &[20, 21, 22, 23, 24, 25]);
-        assert!(all.iter().all(|row| row.iter().map(|d| d.count).sum::<u32>() == 9));
-        assert_eq!(draw(&[2, 4], &[22, 24]), [all[2].clone(), all[4].clone()]);
-        assert_ne!(draw(&[2], &[23])[0], all[2]);
-    }
-
-    #[test]
-    fn only_forward_kl_takes_a_sample_and_ids_lie_in_the_vocabulary() {
-        let (s, t) = pair(DType::F32, 33);
-        let stats = scan(&s, Some(&t), &[0; 6], 2.0).unwrap();
-        let sampled = SignalKind::Sampled(3).reduce(t, &stats, 2.0, 1, &[0; 6]).unwrap();
-        let dw = s.weight.zeros_like().unwrap();
-        let refused = |objective| {
-            loss(
-                LossInput {
-                    student: &s,
-                    signal: Some(&sampled),
-                    stats: &stats,
-                    targets: &[0; 6],
-                    weights: &[1.0; 6],
-                    objective,
-                },
-                &dw,
-            )
-            .is_err()
-        };
-        assert!(
-            refused(objective(Divergence::ReverseKl)) && !refused(objective(Divergence::ForwardKl))
-        );
-        assert!(sampled.check_vocab(1).unwrap_err().to_string().contains("vocabulary has 1"));
     }
 }

@@ -5,6 +5,7 @@ use crate::ops::testing::{assert_close, autograd, check_finite_differences, emul
 use candle_core::{DType, Device};
 
 mod gpu;
+mod signals;
 
 /// (rows, width, vocabulary): below, at and above a tile, and odd.
 const SHAPES: [(usize, usize, usize); 4] = [(1, 4, 3), (7, 24, 101), (5, 8, 4096), (9, 16, 9001)];
@@ -52,12 +53,12 @@ impl Case {
     fn pass<'a>(
         &'a self,
         student: &'a Logits,
-        teacher: Option<&'a Logits>,
+        signal: Option<&'a Signal>,
         objective: Objective,
     ) -> PassInput<'a> {
         PassInput {
             student,
-            teacher,
+            signal,
             targets: &self.targets,
             options: objective.temperature.into(),
             objective,
@@ -88,6 +89,13 @@ impl Case {
 
     fn teacher(&self) -> Logits {
         Logits::new(self.t_hidden.clone(), self.t_weight.clone())
+    }
+
+    /// The teacher's sparse signal of this kind; none of the dense kind.
+    fn sparse(&self, kind: SignalKind, tau: f32) -> Option<Signal> {
+        let positions: Vec<u64> = (0..self.targets.len() as u64).collect();
+        let of = || reduce(&self.teacher(), &self.targets, kind, tau, 5, &positions).unwrap();
+        (kind != SignalKind::Dense).then(of)
     }
 
     fn in_f64(&self) -> Case {
@@ -126,7 +134,7 @@ fn scan_matches_the_reference_in_f64() {
         let wide = case.in_f64();
         for tau in [0.05, 1.0, 2.0, 20.0] {
             for reverse_kl in [false, true] {
-                let options = ScanOptions { tau, reverse_kl };
+                let options = ScanOptions { reverse_kl, ..tau.into() };
                 let (s, t) = (wide.student(), wide.teacher());
                 let want = reference::scan(&s, Some(&t), &case.targets, options).unwrap();
                 let (s, t) = (case.student(), case.teacher());
@@ -240,7 +248,7 @@ fn nothing_to_learn(objective: Objective) {
     let case = case((6, 16, 5000));
     let (s, t) = (case.student(), case.student());
     let stats =
-        scan(&s, Some(&t), &case.targets, ScanOptions { tau: 2.0, reverse_kl: true }).unwrap();
+        scan(&s, Some(&t), &case.targets, ScanOptions { reverse_kl: true, ..2.0.into() }).unwrap();
     assert!(stats.iter().all(|s| s.kl == 0.0 && s.reverse_kl == 0.0));
     let dw = case.weight.zeros_like().unwrap();
     let out = loss(case.loss(&s, Some(&Signal::Dense(t)), &stats, objective), &dw).unwrap();
@@ -268,7 +276,7 @@ fn extreme_logits_stay_finite() {
         let objective = Objective { lambda: 0.5, temperature: tau, divergence };
         let (s, q) = (Logits::new(eye.clone(), z.clone()), Logits::new(eye.clone(), t.clone()));
         let targets = [1, 2, 3, 4];
-        let options = ScanOptions { tau, reverse_kl: true };
+        let options = ScanOptions { reverse_kl: true, ..tau.into() };
         let stats = scan(&s, Some(&q), &targets, options).unwrap();
         let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let (ws, wq) = (Logits::new(wide(&eye), wide(&z)), Logits::new(wide(&eye), wide(&t)));
@@ -475,7 +483,7 @@ fn one_fused_pass_is_scan_and_loss() {
         ] {
             let (want, want_dw) = in_two_passes(&case, with_teacher, &weights, objective);
             let run = |case: &Case, dw: &Tensor| {
-                let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
+                let (s, t) = (case.student(), with_teacher.then(|| Signal::Dense(case.teacher())));
                 let mut seen = 0;
                 let mut weigh = |row: usize, stats: &RowStats| {
                     assert_eq!(row, seen, "rows come in order");
@@ -522,7 +530,7 @@ fn one_fused_pass_is_scan_and_loss() {
                     "{threads} threads"
                 );
             }
-            let (s, t) = (case.student(), with_teacher.then(|| case.teacher()));
+            let (s, t) = (case.student(), with_teacher.then(|| Signal::Dense(case.teacher())));
             let (known, other) = (Weigh::Known(&weights), random(case.weight.dims(), 9));
             let again = fused(case.pass(&s, t.as_ref(), objective), known, &other).unwrap();
             assert!(read(again).sum.to_bits() == got.sum.to_bits(), "weights known beforehand");
@@ -539,49 +547,20 @@ fn a_fused_pass_ends_with_the_error_of_its_caller() {
     let dw = case.weight.zeros_like().unwrap();
     let mut weigh =
         |row: usize, _: &RowStats| if row == 2 { Err(Error::internal("row two")) } else { Ok(1.0) };
-    let weigh = Weigh::Asking(&mut weigh);
-    let failed = fused(
-        PassInput {
-            student: &case.student(),
-            teacher: None,
-            targets: &case.targets,
-            options: 1.0.into(),
-            objective: OBJECTIVES[0],
-        },
-        weigh,
-        &dw,
-    )
-    .unwrap_err();
+    let s = case.student();
+    let of = |targets, objective| PassInput {
+        student: &s,
+        signal: None,
+        targets,
+        options: 1.0.into(),
+        objective,
+    };
+    let pass = of(&case.targets, OBJECTIVES[0]);
+    let failed = fused(pass, Weigh::Asking(&mut weigh), &dw).unwrap_err();
     assert!(failed.to_string().contains("row two"));
     let weigh = || Weigh::Known(&[1.0; 4]);
-    assert!(
-        fused(
-            PassInput {
-                student: &case.student(),
-                teacher: None,
-                targets: &case.targets,
-                options: 1.0.into(),
-                objective: OBJECTIVES[2]
-            },
-            weigh(),
-            &dw
-        )
-        .is_err()
-    );
-    assert!(
-        fused(
-            PassInput {
-                student: &case.student(),
-                teacher: None,
-                targets: &case.targets[..3],
-                options: 1.0.into(),
-                objective: OBJECTIVES[0]
-            },
-            weigh(),
-            &dw
-        )
-        .is_err()
-    );
+    assert!(fused(of(&case.targets, OBJECTIVES[2]), weigh(), &dw).is_err());
+    assert!(fused(of(&case.targets[..3], OBJECTIVES[0]), weigh(), &dw).is_err());
 }
 
 #[test]

@@ -124,8 +124,8 @@ fn beside(kind: SignalKind) -> f64 {
     let objective = Objective { lambda: 1.0, temperature: 2.0, divergence: Divergence::ForwardKl };
     let (student, teacher) = logits();
     let stats = head::scan(&student, Some(&teacher), &batch.targets, 2.0).unwrap();
-    let tokens: Vec<u64> = (0..64).collect();
-    let signal = kind.reduce(teacher, &stats, 2.0, 3, &tokens).unwrap();
+    let positions: Vec<u64> = (0..64).map(|i| batch.position(i)).collect();
+    let signal = head::reduce(&teacher, &batch.targets, kind, 2.0, 3, &positions).unwrap();
     let wte = model(16, 2, 1).params.wte().zeros_like().unwrap();
     head::loss(
         head::LossInput {

@@ -1,78 +1,168 @@
-//! Sparse signals on a GPU: what a teacher's largest entries are, and what the student's gradient
-//! needs of a few ids.
+//! Sparse signals on a GPU: what a teacher's largest entries are, and what a signal says of the
+//! student's rows. The few logits that it names are read where they are.
 
-use super::{Block, Blocks, LogitsAt, ROWS, THREADS};
-use crate::error::Result;
+use super::{Block, Blocks, LogitsAt, ROWS, THREADS, read, written};
+use crate::error::{Error, Result};
 use crate::loss::Signal;
-use crate::loss::head::sparse::{self, SparseRow};
-use crate::loss::head::{Logits, Objective, RowStats};
+use crate::loss::divergence::Divergence;
+use crate::loss::head::sparse;
+use crate::loss::head::{Logits, Objective, RowStats, ScanOptions};
 use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload};
 use candle_core::{DType, Tensor};
 
-/// Ids of rows, and what the gradient needs of each.
-pub(super) struct Uploaded {
+/// A sparse signal of N rows on the device.
+pub(super) struct OnDevice {
+    /// Where each row's ids begin, and where the last row's end [N + 1].
+    starts: Tensor,
+    ids: Tensor,
+    /// Of each id: ln q, or the share of the draws.
+    says: Tensor,
+    /// ln q of everything else `[N]`, of a top-k signal.
+    outside: Option<Tensor>,
+    /// [N, 3]
+    said: Tensor,
+    objective: Objective,
+}
+
+/// What the gradients of a block's rows need of a signal.
+pub(super) struct Heard {
+    /// [count + 1], into `ids` and `g`.
     pub(super) starts: Tensor,
     pub(super) ids: Tensor,
     pub(super) g: Tensor,
+    /// h of everything else, and G, [count, 2].
     pub(super) rest: Tensor,
-}
-
-impl Uploaded {
-    pub(super) fn new(rows: &[SparseRow], like: &Tensor) -> Result<Self> {
-        let starts = starts(rows.iter().map(|row| row.ids().len()));
-        let (ids, g): (Vec<u32>, Vec<f32>) = rows.iter().flat_map(SparseRow::ids).copied().unzip();
-        let rest: Vec<f32> = rows.iter().flat_map(SparseRow::rest).collect();
-        Ok(Self {
-            starts: upload(&starts, like)?,
-            ids: upload(&ids, like)?,
-            g: upload(&g, like)?,
-            rest: upload(&rest, like)?,
-        })
-    }
-}
-
-/// Where each stretch begins, and where the last one ends.
-fn starts(lengths: impl Iterator<Item = usize>) -> Vec<u32> {
-    let mut starts = vec![0];
-    for length in lengths {
-        starts.push(starts[starts.len() - 1] + length as u32);
-    }
-    starts
+    /// D and G, [count, 2].
+    pub(super) sums: Tensor,
 }
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Pick {
-    out: Address,
+struct Hear {
+    stats: Address,
     z: LogitsAt,
     starts: Address,
     ids: Address,
+    says: Address,
+    outside: Address,
+    said: Address,
+    g: Address,
+    rest: Address,
+    sums: Address,
+    divergence: u32,
+    share: f32,
+    tau: f32,
+    kl: u32,
+    reverse_kl: u32,
 }
 
-/// What a sparse signal says of a block's rows, of which the first is row `first` of the signal:
-/// the few logits it names are brought to the host, where the formulas are.
-pub(super) fn sparse_rows(
-    z: &Block,
+impl OnDevice {
+    pub(super) fn new(signal: &Signal, objective: Objective, like: &Tensor) -> Result<Self> {
+        let n = signal.rows();
+        let (starts, mut ids, mut says, outside): (Vec<u32>, Vec<u32>, Vec<f32>, _) = match signal {
+            Signal::Dense(_) => return Err(Error::internal("a dense signal has no ids")),
+            Signal::TopK(top) => (
+                (0..=n).map(|i| (i * top.k) as u32).collect(),
+                top.ids.clone(),
+                top.logp.clone(),
+                Some(upload(&top.rest, like)?),
+            ),
+            Signal::Sampled(sampled) => (
+                sampled.starts.iter().map(|&start| start as u32).collect(),
+                sampled.drawn.iter().map(|d| d.id).collect(),
+                sampled.drawn.iter().map(|d| d.count as f32 / sampled.draws as f32).collect(),
+                None,
+            ),
+        };
+        if ids.is_empty() {
+            (ids, says) = (vec![0], vec![0.0]); // memory of no size has no address
+        }
+        let said: Vec<f32> = (0..n)
+            .filter_map(|i| signal.said(i))
+            .flat_map(|said| [said.nll, said.entropy, said.entropy_tau])
+            .collect();
+        Ok(Self {
+            starts: upload(&starts, like)?,
+            ids: upload(&ids, like)?,
+            says: upload(&says, like)?,
+            outside,
+            said: upload(&said, like)?.reshape((n, 3))?,
+            objective,
+        })
+    }
+
+    /// Writes what the signal says of the block `z` of rows, the first of which is row `start`,
+    /// into their statistics [count, 14], and forms what their gradients need if `learns`.
+    pub(super) fn hear(
+        &self,
+        stats: &Tensor,
+        z: &Block,
+        start: usize,
+        options: ScanOptions,
+        learns: bool,
+    ) -> Result<Option<Heard>> {
+        let count = stats.dim(0)?;
+        let (divergence, share) = self.objective.divergence.code();
+        let heard = if learns {
+            Some(Heard {
+                starts: self.starts.narrow(0, start, count + 1)?,
+                ids: self.ids.clone(),
+                g: uninitialised(self.ids.dims1()?, DType::F32, stats)?,
+                rest: uninitialised((count, 2), DType::F32, stats)?,
+                sums: uninitialised((count, 2), DType::F32, stats)?,
+            })
+        } else {
+            None
+        };
+        let or_null = |x: Option<&Tensor>| x.map_or(Ok(Address::NULL), floats);
+        let outside = self.outside.as_ref().map(|o| o.narrow(0, start, count)).transpose()?;
+        let args = Hear {
+            stats: floats(stats)?,
+            z: z.at()?,
+            starts: contiguous(&self.starts.narrow(0, start, count + 1)?)?,
+            ids: contiguous(&self.ids)?,
+            says: floats(&self.says)?,
+            outside: or_null(outside.as_ref())?,
+            said: floats(&self.said.narrow(0, start, count)?)?,
+            g: or_null(heard.as_ref().map(|h| &h.g))?,
+            rest: or_null(heard.as_ref().map(|h| &h.rest))?,
+            sums: or_null(heard.as_ref().map(|h| &h.sums))?,
+            divergence,
+            share,
+            tau: options.tau,
+            kl: u32::from(options.sparse_kl),
+            reverse_kl: u32::from(options.reverse_kl),
+        };
+        launch(stats, Module::Head, "head_hear", Grid::of(count, 128), args)?;
+        Ok(heard)
+    }
+}
+
+/// As [`crate::loss::head::hear`].
+pub(in crate::loss::head) fn hear(
+    student: &Logits,
     signal: &Signal,
-    stats: &[RowStats],
-    first: usize,
-    objective: Objective,
-) -> Result<Vec<SparseRow>> {
-    let ids: Vec<Vec<u32>> = (0..stats.len()).map(|i| signal.ids(first + i)).collect();
-    let begin = starts(ids.iter().map(Vec::len));
-    let flat: Vec<u32> = ids.concat();
-    let out = uninitialised(flat.len(), DType::F32, &z.data)?;
-    let (starts, flat) = (upload(&begin, &z.data)?, upload(&flat, &z.data)?);
-    let args = Pick {
-        out: floats(&out)?,
-        z: z.at()?,
-        starts: contiguous(&starts)?,
-        ids: contiguous(&flat)?,
-    };
-    launch(&out, Module::Head, "head_pick", Grid::of(stats.len(), 128), args)?;
-    let logits = out.to_vec1::<f32>()?;
-    let row = |i: usize| &logits[begin[i] as usize..begin[i + 1] as usize];
-    sparse::rows_of(signal, first, stats, objective, |i, place, _| row(i)[place])
+    stats: &mut [RowStats],
+    options: ScanOptions,
+) -> Result<()> {
+    let n = stats.len();
+    if !options.sparse_kl && !options.reverse_kl {
+        let rows = stats.iter_mut().enumerate();
+        rows.for_each(|(i, s)| sparse::hear_row(signal, i, s, options, |_| 0.0));
+    } else if n > 0 {
+        let on_device = written(stats, &student.hidden)?;
+        let (lambda, temperature) = (1.0, options.tau);
+        let objective = Objective { lambda, temperature, divergence: Divergence::ForwardKl };
+        let signal = OnDevice::new(signal, objective, &on_device)?;
+        let blocks = Blocks::new(student, false)?;
+        for start in (0..n).step_by(ROWS) {
+            let count = ROWS.min(n - start);
+            let of_block = on_device.narrow(0, start, count)?;
+            signal.hear(&of_block, &blocks.block(start, count)?, start, options, false)?;
+        }
+        stats.copy_from_slice(&read(&on_device)?);
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]

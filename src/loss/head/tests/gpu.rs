@@ -3,30 +3,36 @@
 use super::*;
 
 /// Everything that a head says and does, as tensors: a scan, a loss on some of its rows, and one
-/// fused pass.
+/// fused pass; with the sparse signal, or a dense one.
 fn whole_head(
     case: &Case,
     objective: Objective,
     keep: bool,
     precision: Precision,
-    signal: SignalKind,
+    sparse: Option<&Signal>,
 ) -> Vec<Tensor> {
     let half = |t: &Tensor| t.to_dtype(precision.activations()).unwrap();
     let of = |hidden: &Tensor, weight: &Tensor| {
         Logits::new(half(hidden), weight.clone()).with_precision(precision)
     };
     let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
-    let options = ScanOptions { tau: objective.temperature, reverse_kl: true };
-    let Scanned { stats, student: s, teacher } = scanned(s, Some(t), &case.targets, options, keep);
-    let t = teacher.unwrap();
-    assert!(s.is_stored() == keep && t.is_stored() == keep);
+    let options = ScanOptions {
+        tau: objective.temperature,
+        reverse_kl: !matches!(sparse, Some(Signal::Sampled(_))),
+        sparse_kl: true,
+    };
+    let t = sparse.is_none().then_some(t);
+    let Scanned { mut stats, student: s, teacher } = scanned(s, t, &case.targets, options, keep);
+    assert!(s.is_stored() == keep && teacher.as_ref().is_none_or(|t| t.is_stored() == keep));
+    if let Some(sparse) = sparse {
+        hear(&s, sparse, &mut stats, options).unwrap();
+    }
     let rows: Vec<u32> = (0..case.targets.len() as u32).filter(|r| r % 3 != 1).collect();
     let (targets, weights): (Vec<u32>, Vec<f32>) =
         rows.iter().map(|&r| (case.targets[r as usize], case.weights[r as usize])).unzip();
     let picked: Vec<RowStats> = rows.iter().map(|&r| stats[r as usize]).collect();
-    let tokens: Vec<u64> = rows.iter().map(|&r| u64::from(r)).collect();
-    let (s, t) = (s.select(&rows).unwrap(), t.select(&rows).unwrap());
-    let signal = signal.reduce(t, &picked, objective.temperature, 5, &tokens).unwrap();
+    let signal = teacher.map_or_else(|| sparse.unwrap().clone(), Signal::Dense);
+    let (s, signal) = (s.select(&rows).unwrap(), signal.select(&rows).unwrap());
     let dw = random(case.weight.dims(), 9);
     let out = loss(
         LossInput {
@@ -40,13 +46,15 @@ fn whole_head(
         &dw,
     )
     .unwrap();
-    let (s, t) = (of(&case.hidden, &case.weight), of(&case.t_hidden, &case.t_weight));
+    let s = of(&case.hidden, &case.weight);
+    let t = Signal::Dense(of(&case.t_hidden, &case.t_weight));
+    let t = sparse.unwrap_or(&t);
     let gaps: Vec<f32> =
         case.weights.iter().enumerate().map(|(i, w)| if i % 4 == 2 { 0.0 } else { *w }).collect();
     let fused_dw = random(case.weight.dims(), 9);
     let mut asked = |i: usize, _: &RowStats| Ok(gaps[i]);
     let weigh = if keep { Weigh::Known(&gaps) } else { Weigh::Asking(&mut asked) };
-    let one = read(fused(case.pass(&s, Some(&t), objective), weigh, &fused_dw).unwrap());
+    let one = read(fused(case.pass(&s, Some(t), objective), weigh, &fused_dw).unwrap());
     let flat = |stats: &[RowStats]| {
         let of = |s: &Stats| [s.max, s.log_sum, s.log_sum_tau, s.nll, s.entropy, s.entropy_tau];
         let all = stats
@@ -77,11 +85,30 @@ fn a_gpus_kernels_give_the_same() {
         ((10, 8, 150), OBJECTIVES[6], false, SignalKind::TopK(149)),
         ((3, 8, 70), OBJECTIVES[5], false, SignalKind::TopK(70)),
         ((10, 8, 66), OBJECTIVES[1], true, SignalKind::Sampled(7)),
+        ((9, 8, 70), OBJECTIVES[2], false, SignalKind::Sampled(50)),
+        ((9, 8, 70), OBJECTIVES[0], true, SignalKind::Scores),
     ]);
-    for (shape, objective, keep, signal) in cases {
+    for (shape, objective, keep, kind) in cases {
         let case = case(shape);
-        let want = whole_head(&case, objective, keep, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, objective, keep, Precision::F32, signal)) {
+        let signal = case.sparse(kind, objective.temperature);
+        // A signal without draws has no divergence that could be asked for.
+        if kind == SignalKind::Scores {
+            let fuse = || {
+                let (s, dw) = (case.student(), random(case.weight.dims(), 9));
+                let pass = case.pass(&s, signal.as_ref(), objective);
+                let one = read(fused(pass, Weigh::Known(&case.weights), &dw).unwrap());
+                let of = |s: &RowStats| [s.student.nll, s.teacher.nll, s.teacher.entropy, s.kl];
+                let said: Vec<f32> = one.stats.iter().flat_map(of).collect();
+                vec![Tensor::new(said, &Device::Cpu).unwrap(), one.d_hidden, dw]
+            };
+            for (got, want) in emulated(fuse).iter().flatten().zip(&fuse()) {
+                assert_close(got, want, 1e-5);
+            }
+            continue;
+        }
+        let run = || whole_head(&case, objective, keep, Precision::F32, signal.as_ref());
+        let want = run();
+        if let Some(got) = emulated(run) {
             for (got, want) in got.iter().zip(&want) {
                 // As against the reference: a logit's rounding, times 1 / tau.
                 assert_close(got, want, 1e-5 / f64::from(objective.temperature.min(1.0)));
@@ -90,13 +117,14 @@ fn a_gpus_kernels_give_the_same() {
     }
     // bf16 rounds hidden vectors, the head and the gradient of logits to 2^-9; logits here are up
     // to about 5.
-    for (objective, signal) in
+    for (objective, kind) in
         [(OBJECTIVES[1], dense), (OBJECTIVES[6], dense), (OBJECTIVES[1], SignalKind::TopK(69))]
     {
         let case = case((11, 8, 70));
-        let want = whole_head(&case, objective, true, Precision::F32, signal);
-        if let Some(got) = emulated(|| whole_head(&case, objective, true, Precision::Mixed, signal))
-        {
+        let signal = case.sparse(kind, objective.temperature);
+        let run = |precision| whole_head(&case, objective, true, precision, signal.as_ref());
+        let want = run(Precision::F32);
+        if let Some(got) = emulated(|| run(Precision::Mixed)) {
             for (got, want) in got.iter().zip(&want) {
                 assert_close(got, want, 2e-2);
             }
@@ -113,10 +141,12 @@ fn a_gpu_finds_the_same_largest_entries_whatever_the_ties() {
     let targets = [0u32; 10];
     for k in [1, 21, 22, 100, 149, 150] {
         let find = || {
-            let t = teacher.clone();
-            let mut stats = scan(&t.clone(), Some(&t), &targets, 1.0).unwrap();
-            stats.truncate(10);
-            top_k(&teacher, &stats, 1.0, k).unwrap()
+            let kind = SignalKind::TopK(k);
+            let Signal::TopK(top) = reduce(&teacher, &targets, kind, 1.0, 1, &[0; 10]).unwrap()
+            else {
+                panic!()
+            };
+            top
         };
         let want = find();
         for got in crate::ops::gpu::emulator::emulate(find).iter().flatten() {
