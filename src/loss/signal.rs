@@ -201,6 +201,7 @@ impl Signal {
     }
 
     /// The ids that it names for a row, ascending; none of a dense one.
+    #[cfg(test)]
     pub(crate) fn ids(&self, row: usize) -> Vec<u32> {
         match self {
             Self::Dense(_) => Vec::new(),

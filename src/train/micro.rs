@@ -150,7 +150,9 @@ impl Trainer {
         let logits = select_rows(teacher.clone(), rows)?;
         let kind = match SignalKind::of(&self.plan.objective) {
             SignalKind::Dense => return Ok(Signal::Dense(logits)),
-            _ if !micro.work.route.distils && !micro.sparse_kl => SignalKind::Scores,
+            _ if !(micro.work.route.distils || micro.sparse_kl || micro.reverse_kl) => {
+                SignalKind::Scores
+            }
             kind => kind,
         };
         let positions: Vec<u64> = (0..batch.inputs.len()).map(|i| batch.position(i)).collect();

@@ -418,7 +418,7 @@ fn divergences_and_their_gradients_match_pytorch_at_every_extreme() {
                 Logits::new(eye.clone(), golden.tensor(name).t().unwrap().contiguous().unwrap())
             };
             let (student, teacher) = (logits("z"), logits("t"));
-            let options = ScanOptions { tau: tau as f32, reverse_kl: true };
+            let options = ScanOptions { reverse_kl: true, ..(tau as f32).into() };
             let stats = head::scan(&student, Some(&teacher), &targets, options).unwrap();
             let signal = Signal::Dense(teacher);
             let out = head::loss(

@@ -147,6 +147,8 @@ fn contradict(a: (usize, usize), b: (usize, usize)) -> bool {
         ((SCORE, 4), (POOL, 2)) => true,
         ((MIX, 1..), (PHASE_ONE, 1..)) => true,
         ((SIGNAL, 2), (DIVERGENCE, 1..)) => true,
+        // A sample of the teacher knows nothing of KL(p || q).
+        ((SIGNAL, 2), (SCORE, 3)) => true,
         ((TEACHER, 0), (SCORE, 2..=6)) => true,
         ((TEACHER, 0), (LAMBDA, value)) => value != 1,
         // Ada-ESLM has no alpha of 0.
@@ -479,7 +481,9 @@ fn a_step_with_a_carried_threshold_costs_what_its_plan_foresees() {
         (&["select.score=loss"][..], true),
         (&["select.score=kl", "teacher=t"], true),
         (&["select.score=entropy", "teacher=t"], false),
-        (&["select.score=kl", "teacher=t", "objective.signal=top-k"], false),
+        (&["select.score=kl", "teacher=t", "objective.signal=top-k"], true),
+        (&["select.score=excess", "teacher=t", "objective.signal=sampled"], true),
+        (&["select.score=entropy", "teacher=t", "objective.signal=sampled"], false),
         (&["select.score=entropy", "teacher=t", "objective.lambda=0"], true),
     ] {
         let settings = [settings, &["select.pool=carried", "machine.head=recompute"]].concat();

@@ -190,7 +190,7 @@ pub fn step(
     let selecting = out.alpha > 0.0;
     let pools = pools_of(plan, &parts, context, &valid);
     let scores = match selecting {
-        true => scores(plan, &z, t.as_ref(), tau, &left, &pools, &token)?,
+        true => scores(plan, &z, t.as_ref(), tau, &left, &pools, &token, &mut margin)?,
         false => Vec::new(),
     };
     let mut kept: Vec<usize> = match (selecting, select.pool) {
@@ -262,7 +262,7 @@ pub fn step(
     let mut cost = (nll(&z, &left.targets)? * (1.0 - out.lambda))?;
     let mut divergence = vec![0.0; n];
     if let Some(t) = t.as_ref().filter(|_| out.lambda > 0.0) {
-        let d = taught(plan, &z, t, tau, &rows, &token, &mut margin)?;
+        let d = taught(plan, &z, t, tau, &rows, &left, &mut margin)?;
         divergence = numbers(&d);
         cost = (cost + (d * (out.lambda * tau * tau))?)?;
     }
@@ -335,7 +335,7 @@ fn draws_at_head(plan: &Plan, out: &Expected, memory: &SelectionState, teacher: 
     let at_once = out.alpha > 0.0
         && plan.select.pool == Pool::Carried
         && memory.carried.is_some()
-        && (!asked || (scored_beside && (out.lambda == 0.0 || dense)));
+        && (!asked || scored_beside);
     bounded && !at_once
 }
 
@@ -394,6 +394,7 @@ fn pools_of(plan: &Plan, parts: &[Vec<usize>], context: usize, valid: &[usize]) 
     lengths.into_iter().map(pool).collect()
 }
 
+#[allow(clippy::too_many_arguments)]
 fn scores(
     plan: &Plan,
     z: &Tensor,
@@ -402,19 +403,30 @@ fn scores(
     batch: &Batch,
     pools: &[Vec<usize>],
     token: &dyn Fn(usize) -> u64,
+    margin: &mut Margin,
 ) -> Result<Vec<f64>> {
     let teacher = || t.expect("this score reads a teacher");
-    let of_kl = |forward: bool| -> Result<Vec<f64>> {
-        let (p, q) = (log_softmax(z, tau)?, log_softmax(teacher(), tau)?);
-        Ok(numbers(&if forward { kl(&q, &p) } else { kl(&p, &q) }?))
+    let valid: Vec<usize> = (0..batch.inputs.len()).filter(|&i| batch.valid[i]).collect();
+    let mut of_kl = |forward: bool| -> Result<Vec<f64>> {
+        let direction = |p: &Tensor, q: &Tensor| if forward { kl(q, p) } else { kl(p, q) };
+        let heard = Heard::of(plan, teacher(), tau, &valid, batch, margin)?;
+        Ok(numbers(&heard.divergence(&log_softmax(z, tau)?, &direction)?))
     };
+    let dense = plan.objective.signal == Signal::Dense;
     Ok(match plan.select.score {
         Score::Entropy => numbers(&entropy(z)?),
         Score::Loss => numbers(&nll(z, &batch.targets)?),
         Score::Kl => of_kl(true)?,
         Score::ReverseKl => of_kl(false)?,
-        Score::TeacherEntropy => numbers(&entropy(teacher())?),
-        Score::Excess => numbers(&(nll(z, &batch.targets)? - nll(teacher(), &batch.targets)?)?),
+        Score::TeacherEntropy => {
+            let said = numbers(&entropy(teacher())?);
+            if dense { said } else { in_sixteen_bits(&said, &valid, margin) }
+        }
+        Score::Excess => {
+            let said = numbers(&nll(teacher(), &batch.targets)?);
+            let said = if dense { said } else { in_sixteen_bits(&said, &valid, margin) };
+            numbers(&nll(z, &batch.targets)?).iter().zip(said).map(|(z, t)| z - t).collect()
+        }
         Score::Random => {
             let rng = Rng::new(plan.seed, Stream::Score);
             (0..batch.inputs.len()).map(|i| f64::from(rng.uniform(0, token(i)))).collect()
@@ -444,59 +456,121 @@ fn taught(
     t: &Tensor,
     tau: f64,
     rows: &[usize],
-    token: &dyn Fn(usize) -> u64,
+    batch: &Batch,
     margin: &mut Margin,
 ) -> Result<Tensor> {
-    let objective = &plan.objective;
-    let (log_p, log_q) = (log_softmax(z, tau)?, log_softmax(t, tau)?);
-    let (n, vocab) = log_p.dims2()?;
-    match objective.signal {
-        Signal::Dense => distance(objective, &log_p, &log_q),
-        Signal::TopK => {
-            let all: Vec<usize> = (0..vocab).collect();
-            let mut ids = Vec::new();
-            for (i, row) in log_q.to_vec2::<f64>()?.iter().enumerate() {
-                let mut none = Margin(f64::INFINITY);
-                let margin = if rows.contains(&i) { &mut *margin } else { &mut none };
-                ids.extend(
-                    best(&all, &|v| row[v], objective.top_k, Tail::High, margin)
-                        .iter()
-                        .map(|&v| v as u32),
-                );
-            }
-            let ids = Tensor::from_vec(ids, (n, objective.top_k), &Device::Cpu)?;
-            // One minus what is named is known to the rounding of the named, which is much of it
-            // where hardly any is left.
-            let left = numbers(&(1.0 - log_p.gather(&ids, 1)?.exp()?.sum(1)?)?);
-            rows.iter().filter(|&&i| left[i] < 5e-3).for_each(|_| margin.meet(0.0));
-            let with_rest = |log: &Tensor| -> Result<Tensor> {
-                let named = log.gather(&ids, 1)?;
-                let rest = (1.0 - named.exp()?.sum_keepdim(1)?)?.log()?;
-                Tensor::cat(&[named, rest], 1)
-            };
-            distance(objective, &with_rest(&log_p)?, &with_rest(&log_q)?)
+    let log_p = log_softmax(z, tau)?;
+    let heard = Heard::of(plan, t, tau, rows, batch, margin)?;
+    if let Heard::Top(ids, _) = &heard {
+        // One minus what is named is known to the rounding of the named, which is much of it where
+        // hardly any is left.
+        let left = numbers(&(1.0 - log_p.gather(ids, 1)?.exp()?.sum(1)?)?);
+        rows.iter().filter(|&&i| left[i] < 5e-3).for_each(|_| margin.meet(0.0));
+    }
+    heard.divergence(&log_p, &|p, q| distance(&plan.objective, p, q))
+}
+
+/// Each number as the nearest of 16 bits.
+fn in_sixteen_bits(numbers: &[f64], rows: &[usize], margin: &mut Margin) -> Vec<f64> {
+    let said: Vec<half::f16> = numbers.iter().map(|x| half::f16::from_f64(*x)).collect();
+    for &i in rows {
+        for other in [said[i].to_bits() + 1, said[i].to_bits().wrapping_sub(1)] {
+            let edge = (said[i].to_f64() + half::f16::from_bits(other).to_f64()) / 2.0;
+            margin.meet((numbers[i] - edge) * 10.0);
         }
-        Signal::Sampled => {
-            let rng = Rng::new(plan.seed, Stream::Teacher);
-            let q = log_q.exp()?.to_vec2::<f64>()?;
-            let mut shares = vec![0.0; n * vocab];
-            for &i in rows {
-                for draw in 0..objective.samples {
-                    let u = uniform53(rng, draw, token(i));
-                    let mut sum = 0.0;
-                    let id = q[i].iter().position(|q| {
-                        sum += q;
-                        // Sums of probabilities of the order of 1/300 are known better than scores
-                        // are.
-                        margin.meet((u - sum) * 40.0);
-                        u < sum
-                    });
-                    shares[i * vocab + id.unwrap_or(vocab - 1)] +=
-                        1.0 / f64::from(objective.samples);
+    }
+    said.iter().map(|x| x.to_f64()).collect()
+}
+
+/// What is heard of the teacher's distribution, all in logarithms.
+enum Heard {
+    /// All of it.
+    Dense(Tensor),
+    /// Some ids [n, k], and their probabilities with that of everything else [n, k + 1].
+    Top(Tensor, Tensor),
+    /// Shares of the draws [n, V], and the entropy.
+    Drawn(Tensor, Tensor),
+}
+
+impl Heard {
+    /// Of teacher logits `t`; decisions about `rows` matter.
+    fn of(
+        plan: &Plan,
+        t: &Tensor,
+        tau: f64,
+        rows: &[usize],
+        batch: &Batch,
+        margin: &mut Margin,
+    ) -> Result<Self> {
+        let (objective, log_q) = (&plan.objective, log_softmax(t, tau)?);
+        let (n, vocab) = log_q.dims2()?;
+        let matrix = |data: Vec<f64>, columns| Tensor::from_vec(data, (n, columns), &Device::Cpu);
+        let q = log_q.exp()?.to_vec2::<f64>()?;
+        match objective.signal {
+            Signal::Dense => Ok(Self::Dense(log_q)),
+            Signal::TopK => {
+                let (all, k): (Vec<usize>, _) = ((0..vocab).collect(), objective.top_k);
+                let (mut ids, mut logs) = (Vec::new(), Vec::new());
+                for (i, q) in q.iter().enumerate() {
+                    let mut none = Margin(f64::INFINITY);
+                    let margin = if rows.contains(&i) { &mut *margin } else { &mut none };
+                    let mut left = 1.0;
+                    for v in best(&all, &|v| q[v].ln(), k, Tail::High, margin) {
+                        // The root in steps of 1/4095. It is known to 1e-7 of itself.
+                        let root = q[v].sqrt() * 4095.0;
+                        margin.meet(((root - 0.5).round() + 0.5 - root) / root * 100.0);
+                        let level = root.round().max(1.0) / 4095.0;
+                        ids.push(v as u32);
+                        logs.push(2.0 * level.ln());
+                        left -= level * level;
+                    }
+                    logs.push(left.max(1.0 / (4095.0 * 4095.0)).ln());
                 }
+                Ok(Self::Top(Tensor::from_vec(ids, (n, k), &Device::Cpu)?, matrix(logs, k + 1)?))
             }
-            let shares = Tensor::from_vec(shares, (n, vocab), &Device::Cpu)?;
-            (shares * (log_q - log_p)?)?.sum(1)
+            Signal::Sampled => {
+                let rng = Rng::new(plan.seed, Stream::Teacher);
+                let mut shares = vec![0.0; n * vocab];
+                for &i in rows {
+                    let (sequence, place) =
+                        (batch.sequence_ids[i / batch.context], i % batch.context);
+                    let position = sequence * batch.context as u64 + place as u64;
+                    for draw in 0..objective.samples {
+                        let u = uniform53(rng, draw, position);
+                        let mut sum = 0.0;
+                        let id = q[i].iter().position(|q| {
+                            sum += q;
+                            // Sums of probabilities of the order of 1/300 are known better than
+                            // scores are.
+                            margin.meet((u - sum) * 40.0);
+                            u < sum
+                        });
+                        shares[i * vocab + id.unwrap_or(vocab - 1)] +=
+                            1.0 / f64::from(objective.samples);
+                    }
+                }
+                let at_tau = numbers(&(log_q.exp()? * &log_q)?.sum(1)?.neg()?);
+                let at_tau = in_sixteen_bits(&at_tau, rows, margin);
+                let at_tau = Tensor::from_vec(at_tau, n, &Device::Cpu)?;
+                Ok(Self::Drawn(matrix(shares, vocab)?, at_tau))
+            }
+        }
+    }
+
+    /// `between` log p and log q; by draws, the cross-entropy less the entropy.
+    fn divergence(
+        &self,
+        log_p: &Tensor,
+        between: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Dense(log_q) => between(log_p, log_q),
+            Self::Top(ids, log_q) => {
+                let named = log_p.gather(ids, 1)?;
+                let rest = (1.0 - named.exp()?.sum_keepdim(1)?)?.log()?;
+                between(&Tensor::cat(&[named, rest], 1)?, log_q)
+            }
+            Self::Drawn(shares, entropy) => (shares * log_p)?.sum(1)?.neg()? - entropy,
         }
     }
 }

@@ -163,7 +163,8 @@ fn top_k() {
         close("so many entries", of(k), beside(SignalKind::TopK(k)));
     }
     assert!(of(1) < of(7) && of(7) < of(100) && of(100) < of(320), "more entries tell more");
-    close("all entries are the dense signal", of(320), heard(&[]));
+    let (all, dense) = (of(320), heard(&[]));
+    assert!((all - dense).abs() < 3e-4 * dense, "all entries are the dense signal, but for levels");
 }
 
 fn samples() {

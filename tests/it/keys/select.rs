@@ -52,7 +52,7 @@ fn score() {
     // The statistics of student and teacher, by the head's own scan.
     let (student, teacher, batch) = (model(16, 2, 1), model(24, 3, 2), batch(0, ROWS));
     let logits = |model: &Gpt2| model.logits(model.forward(&batch.inputs, CONTEXT).unwrap());
-    let options = eslm_kd::loss::head::ScanOptions { tau: 2.0, reverse_kl: true };
+    let options = eslm_kd::loss::head::ScanOptions { reverse_kl: true, ..2.0.into() };
     let stats = scan(&logits(&student), Some(&logits(&teacher)), &batch.targets, options).unwrap();
     let total = |of: &dyn Fn(usize) -> f32| (0..64).map(|i| f64::from(of(i))).sum::<f64>();
     for (word, want) in [
