@@ -385,12 +385,7 @@ impl Parity {
             let objective = Objective { lambda, temperature, divergence };
             let what =
                 format!("head [{n}, {d}] [{v}, {d}], lambda {lambda}, {divergence:?}, {kind:?}");
-            // Made once: a level or a draw at an edge may round to either side of it.
-            let sparse = (kind != SignalKind::Dense).then(|| {
-                let t = Logits::new(th.clone(), tw.clone());
-                let positions: Vec<u64> = (0..n as u64).collect();
-                head::reduce(&t, &targets, kind, temperature, 3, &positions).unwrap()
-            });
+            let sparse = sparse(kind, &Logits::new(th.clone(), tw.clone()), &targets, temperature);
             self.compare(&what, 5e-5, 5e-2, &|on| {
                 let (w, tw) = (on.put(&w), on.put(&tw));
                 let logits = |hidden: &Tensor, w: &Tensor| {
@@ -648,4 +643,12 @@ fn chain(step: u64, rows: usize, context: usize) -> Batch {
         valid: vec![true; rows * context],
         sequence_ids: (0..rows as u64).collect(),
     }
+}
+
+/// A teacher's sparse signal of this kind, of the CPU for every device: a level or a draw at an edge
+/// may round to either side of it.
+fn sparse(kind: SignalKind, teacher: &Logits, targets: &[u32], tau: f32) -> Option<Signal> {
+    let positions: Vec<u64> = (0..targets.len() as u64).collect();
+    let of = || head::reduce(teacher, targets, kind, tau, 3, &positions).unwrap();
+    (kind != SignalKind::Dense).then(of)
 }

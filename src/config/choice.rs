@@ -286,8 +286,8 @@ choice! {
 
 choice! {
     /// What happens to the logits between scoring and the backward pass. Same numbers, other cost.
-    /// Where nothing is selected (and the signal is dense, and no position is drawn) there is no
-    /// between: a block of positions is scored and differentiated at once.
+    /// Where nothing is selected (and no position is drawn) there is no between: a block of
+    /// positions is scored and differentiated at once.
     HeadMode ("head mode") {
         /// Keep them: where a share k of the positions is kept, (1 + 2k) times the products of one
         /// forward pass of the output layer, and memory for micro-batch x vocabulary.

@@ -6,7 +6,7 @@
 
 mod signals;
 
-pub(super) use signals::{hear, largest};
+pub(super) use signals::{draw, hear, largest};
 
 use super::fused::{Found, Fused, PassInput, Weigh};
 use super::{

@@ -303,6 +303,70 @@ __device__ inline void hear(const Hear& a) {
 
 KERNEL(head_hear, 128, Hear, hear)
 
+// Chunks of entries whose sums a block holds: more entries make longer chunks.
+constexpr uint32_t CHUNKS = 512;
+
+struct Draw {
+    uint32_t* ids;           // [N, draws]
+    const double* uniforms;  // [N, draws], in [0, 1)
+    Logits t;
+    uint32_t v, draws;
+    float tau;
+};
+
+// Draws by inversion: ids[i] is where the cumulative distribution passes uniforms[i]. A warp adds up a chunk; a thread looks
+// for the chunk of its draw and walks it. The twin of `drawn` in reduce.rs.
+__device__ inline void draw(const Draw& a) {
+    __shared__ double until[CHUNKS];
+    __shared__ uint32_t final_chunk;
+    const uint32_t row = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const float* t = a.t.row(row);
+    const float max = row_max(t, a.v), inverse = 1.0f / a.tau;
+    const uint32_t length = ((a.v + CHUNKS - 1) / CHUNKS + WARP - 1) / WARP * WARP, chunks = (a.v + length - 1) / length;
+    for (uint32_t c = warp; c < chunks; c += THREADS / WARP) {
+        float sum = 0;
+        for (uint32_t i = c * length + lane; i < a.v && i < (c + 1) * length; i += WARP) sum += expf((t[i] - max) * inverse);
+        sum = warp_sum(sum);
+        if (lane == 0) until[c] = static_cast<double>(sum);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        double total = 0;
+        uint32_t last = 0;
+        for (uint32_t c = 0; c < chunks; ++c) {
+            if (until[c] > 0) last = c;
+            total += until[c];
+            until[c] = total;
+        }
+        final_chunk = last;
+    }
+    __syncthreads();
+    const double total = until[chunks - 1];
+    for (uint32_t d = threadIdx.x; d < a.draws; d += THREADS) {
+        const size_t at = static_cast<size_t>(row) * a.draws + d;
+        const double u = a.uniforms[at] * total;
+        uint32_t chunk = 0, high = final_chunk;
+        while (chunk < high) {
+            const uint32_t middle = (chunk + high) / 2;
+            if (u < until[middle]) high = middle;
+            else chunk = middle + 1;
+        }
+        // What rounding leaves over is of the last entry that has any mass.
+        uint32_t id = chunk * length;
+        double sum = chunk == 0 ? 0.0 : until[chunk - 1];
+        for (uint32_t i = id; i < a.v && i < (chunk + 1) * length; ++i) {
+            const float mass = expf((t[i] - max) * inverse);
+            if (mass == 0.0f) continue;
+            id = i;
+            sum += static_cast<double>(mass);
+            if (u < sum) break;
+        }
+        a.ids[at] = id;
+    }
+}
+
+KERNEL(head_draw, THREADS, Draw, draw)
+
 struct Top {
     uint32_t* ids;   // [N, K], ascending
     float* logits;   // [N, K]

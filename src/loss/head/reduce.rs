@@ -45,6 +45,7 @@ pub fn reduce(
     let of = Reduction {
         kind: match kind {
             SignalKind::TopK(k) => SignalKind::TopK(k.clamp(1, teacher.vocab())),
+            SignalKind::Sampled(0) => SignalKind::Scores,
             other => other,
         },
         tau,
@@ -115,6 +116,12 @@ impl Reduction<'_> {
                 })
                 .collect()
             }
+            SignalKind::Sampled(draws) if backend == Backend::Gpu => {
+                let uniforms: Vec<f64> =
+                    (0..stats.len()).flat_map(|row| self.uniforms(row, draws)).collect();
+                let ids = cuda::draw(teacher, self.tau, draws as usize, &uniforms)?;
+                ids.chunks_exact(draws as usize).map(|ids| Taken::Drawn(counted(ids))).collect()
+            }
             SignalKind::TopK(_) | SignalKind::Sampled(_) => {
                 let rows = reference::host_rows(teacher)?;
                 let rows = rows.par_iter().zip(&stats).enumerate();
@@ -129,11 +136,15 @@ impl Reduction<'_> {
             SignalKind::Dense | SignalKind::Scores => Taken::Nothing,
             SignalKind::TopK(k) => Taken::Top(largest(t, k)),
             SignalKind::Sampled(draws) => {
-                let token = self.positions[row];
-                let uniforms = (0..draws).map(|draw| uniform(self.rng, draw, token)).collect();
+                let uniforms = self.uniforms(row, draws).collect();
                 Taken::Drawn(drawn(t, stats.max, 1.0 / self.tau, uniforms))
             }
         }
+    }
+
+    fn uniforms(&self, row: usize, draws: u32) -> impl Iterator<Item = f64> + use<> {
+        let (rng, position) = (self.rng, self.positions[row]);
+        (0..draws).map(move |draw| uniform(rng, draw, position))
     }
 
     fn signal(&self, vocab: usize, taken: Vec<Taken>, stats: &[Stats]) -> Signal {
@@ -176,6 +187,14 @@ fn statistics(t: &[f32], target: usize, tau: f32) -> Stats {
     running.finish().student
 }
 
+/// Ids and how often each is there, ascending.
+fn counted(ids: &[u32]) -> Vec<DrawnId> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    let of = |same: &[u32]| DrawnId { id: same[0], count: same.len() as u32 };
+    ids.chunk_by(|a, b| a == b).map(of).collect()
+}
+
 /// In [0, 1), with 53 random bits.
 fn uniform(rng: Rng, draw: u32, token: u64) -> f64 {
     (rng.bits(draw, token) >> 11) as f64 / (1u64 << 53) as f64
@@ -198,8 +217,8 @@ fn largest(t: &[f32], k: usize) -> Vec<(u32, f32)> {
         t.chunks(CHUNK).zip(&maxima).enumerate().filter(|(_, (_, max))| **max >= threshold)
     {
         let id = |i: usize| (c * CHUNK + i) as u32;
-        // What is no number is not below it either: so many there are, at least.
-        let above = chunk.iter().enumerate().filter(|(_, t)| !(**t < threshold));
+        // What is no number is among them, so that there are always `k`; statistics tell of it.
+        let above = chunk.iter().enumerate().filter(|(_, t)| **t >= threshold || t.is_nan());
         found.extend(above.map(|(i, t)| (id(i), *t)));
     }
     if found.len() > k {

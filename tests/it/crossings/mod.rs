@@ -4,6 +4,7 @@
 //! What a sampled backward draws below the head is left to the law that the mean over draws is the
 //! gradient (`sampled.rs`); here its rows at the head are drawn again, one by one.
 
+mod heard;
 mod net;
 mod reference;
 

@@ -2,6 +2,7 @@
 //! sorting, weights by their definition, gradients by automatic differentiation. Slow, and shares
 //! nothing with the step it judges but the plan's fields, the parameters and the random numbers.
 
+use super::heard::{Heard, in_sixteen_bits};
 use super::net::{Net, distance, entropy, kl, log_softmax, nll, numbers};
 use candle_core::{Device, Result, Tensor, Var};
 use eslm_kd::config::{
@@ -57,15 +58,15 @@ pub struct Expected {
 }
 
 /// The smallest gap that a decision went through.
-struct Margin(f64);
+pub struct Margin(pub f64);
 
 impl Margin {
-    fn meet(&mut self, gap: f64) {
+    pub fn meet(&mut self, gap: f64) {
         self.0 = self.0.min(gap.abs());
     }
 }
 
-fn uniform53(rng: Rng, sub: u32, token: u64) -> f64 {
+pub fn uniform53(rng: Rng, sub: u32, token: u64) -> f64 {
     (rng.bits(sub, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
@@ -93,7 +94,7 @@ fn between(plan: &Plan, step: u64, from: f64, to: Option<f64>) -> f64 {
 }
 
 /// The `k` best of `members` by `score`, ties to the first.
-fn best(
+pub fn best(
     members: &[usize],
     score: &dyn Fn(usize) -> f64,
     k: usize,
@@ -468,111 +469,6 @@ fn taught(
         rows.iter().filter(|&&i| left[i] < 5e-3).for_each(|_| margin.meet(0.0));
     }
     heard.divergence(&log_p, &|p, q| distance(&plan.objective, p, q))
-}
-
-/// Each number as the nearest of 16 bits.
-fn in_sixteen_bits(numbers: &[f64], rows: &[usize], margin: &mut Margin) -> Vec<f64> {
-    let said: Vec<half::f16> = numbers.iter().map(|x| half::f16::from_f64(*x)).collect();
-    for &i in rows {
-        for other in [said[i].to_bits() + 1, said[i].to_bits().wrapping_sub(1)] {
-            let edge = (said[i].to_f64() + half::f16::from_bits(other).to_f64()) / 2.0;
-            margin.meet((numbers[i] - edge) * 10.0);
-        }
-    }
-    said.iter().map(|x| x.to_f64()).collect()
-}
-
-/// What is heard of the teacher's distribution, all in logarithms.
-enum Heard {
-    /// All of it.
-    Dense(Tensor),
-    /// Some ids [n, k], and their probabilities with that of everything else [n, k + 1].
-    Top(Tensor, Tensor),
-    /// Shares of the draws [n, V], and the entropy.
-    Drawn(Tensor, Tensor),
-}
-
-impl Heard {
-    /// Of teacher logits `t`; decisions about `rows` matter.
-    fn of(
-        plan: &Plan,
-        t: &Tensor,
-        tau: f64,
-        rows: &[usize],
-        batch: &Batch,
-        margin: &mut Margin,
-    ) -> Result<Self> {
-        let (objective, log_q) = (&plan.objective, log_softmax(t, tau)?);
-        let (n, vocab) = log_q.dims2()?;
-        let matrix = |data: Vec<f64>, columns| Tensor::from_vec(data, (n, columns), &Device::Cpu);
-        let q = log_q.exp()?.to_vec2::<f64>()?;
-        match objective.signal {
-            Signal::Dense => Ok(Self::Dense(log_q)),
-            Signal::TopK => {
-                let (all, k): (Vec<usize>, _) = ((0..vocab).collect(), objective.top_k);
-                let (mut ids, mut logs) = (Vec::new(), Vec::new());
-                for (i, q) in q.iter().enumerate() {
-                    let mut none = Margin(f64::INFINITY);
-                    let margin = if rows.contains(&i) { &mut *margin } else { &mut none };
-                    let mut left = 1.0;
-                    for v in best(&all, &|v| q[v].ln(), k, Tail::High, margin) {
-                        // The root in steps of 1/4095. It is known to 1e-7 of itself.
-                        let root = q[v].sqrt() * 4095.0;
-                        margin.meet(((root - 0.5).round() + 0.5 - root) / root * 100.0);
-                        let level = root.round().max(1.0) / 4095.0;
-                        ids.push(v as u32);
-                        logs.push(2.0 * level.ln());
-                        left -= level * level;
-                    }
-                    logs.push(left.max(1.0 / (4095.0 * 4095.0)).ln());
-                }
-                Ok(Self::Top(Tensor::from_vec(ids, (n, k), &Device::Cpu)?, matrix(logs, k + 1)?))
-            }
-            Signal::Sampled => {
-                let rng = Rng::new(plan.seed, Stream::Teacher);
-                let mut shares = vec![0.0; n * vocab];
-                for &i in rows {
-                    let (sequence, place) =
-                        (batch.sequence_ids[i / batch.context], i % batch.context);
-                    let position = sequence * batch.context as u64 + place as u64;
-                    for draw in 0..objective.samples {
-                        let u = uniform53(rng, draw, position);
-                        let mut sum = 0.0;
-                        let id = q[i].iter().position(|q| {
-                            sum += q;
-                            // Sums of probabilities of the order of 1/300 are known better than
-                            // scores are.
-                            margin.meet((u - sum) * 40.0);
-                            u < sum
-                        });
-                        shares[i * vocab + id.unwrap_or(vocab - 1)] +=
-                            1.0 / f64::from(objective.samples);
-                    }
-                }
-                let at_tau = numbers(&(log_q.exp()? * &log_q)?.sum(1)?.neg()?);
-                let at_tau = in_sixteen_bits(&at_tau, rows, margin);
-                let at_tau = Tensor::from_vec(at_tau, n, &Device::Cpu)?;
-                Ok(Self::Drawn(matrix(shares, vocab)?, at_tau))
-            }
-        }
-    }
-
-    /// `between` log p and log q; by draws, the cross-entropy less the entropy.
-    fn divergence(
-        &self,
-        log_p: &Tensor,
-        between: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        match self {
-            Self::Dense(log_q) => between(log_p, log_q),
-            Self::Top(ids, log_q) => {
-                let named = log_p.gather(ids, 1)?;
-                let rest = (1.0 - named.exp()?.sum_keepdim(1)?)?.log()?;
-                between(&Tensor::cat(&[named, rest], 1)?, log_q)
-            }
-            Self::Drawn(shares, entropy) => (shares * log_p)?.sum(1)?.neg()? - entropy,
-        }
-    }
 }
 
 /// What the next step's selection learns from this one.

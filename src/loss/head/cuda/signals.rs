@@ -1,5 +1,5 @@
-//! Sparse signals on a GPU: what a teacher's largest entries are, and what a signal says of the
-//! student's rows. The few logits that it names are read where they are.
+//! Sparse signals on a GPU: a teacher's largest entries, draws from it, and what a signal says of
+//! the student's rows. The few logits that it names are read where they are.
 
 use super::{Block, Blocks, LogitsAt, ROWS, THREADS, read, written};
 use crate::error::{Error, Result};
@@ -199,4 +199,45 @@ pub(in crate::loss::head) fn largest(teacher: &Logits, k: usize) -> Result<(Vec<
         all_logits.extend(logits.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok((all_ids, all_logits))
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Draw {
+    ids: Address,
+    uniforms: Address,
+    t: LogitsAt,
+    v: u32,
+    draws: u32,
+    tau: f32,
+}
+
+/// The ids [N, draws] that `uniforms` [N, draws] fall on in the cumulative distributions of
+/// softmax(t / tau).
+pub(in crate::loss::head) fn draw(
+    teacher: &Logits,
+    tau: f32,
+    draws: usize,
+    uniforms: &[f64],
+) -> Result<Vec<u32>> {
+    let n = teacher.rows();
+    let mut all = Vec::with_capacity(n * draws);
+    let blocks = Blocks::new(teacher, false)?;
+    for start in (0..n).step_by(ROWS) {
+        let count = ROWS.min(n - start);
+        let t = blocks.block(start, count)?;
+        let ids = uninitialised((count, draws), DType::U32, &t.data)?;
+        let uniforms = upload(&uniforms[start * draws..(start + count) * draws], &t.data)?;
+        let args = Draw {
+            ids: contiguous(&ids)?,
+            uniforms: contiguous(&uniforms)?,
+            t: t.at()?,
+            v: teacher.vocab() as u32,
+            draws: draws as u32,
+            tau,
+        };
+        launch(&ids, Module::Head, "head_draw", Grid::of(count, THREADS), args)?;
+        all.extend(ids.flatten_all()?.to_vec1::<u32>()?);
+    }
+    Ok(all)
 }
