@@ -48,7 +48,7 @@ pub struct TopK {
     pub k: usize,
     /// Ascending ids of each row [N, k].
     pub ids: Vec<u32>,
-    /// ln q of these ids [N, k], of a [`TopK::level`] each.
+    /// ln q of these ids [N, k], each of one of 4,095 levels: `(s / 4095)^2` is q.
     pub logp: Vec<f32>,
     /// ln of the mass outside `[N]`; negative infinity where the ids are the whole vocabulary.
     pub rest: Vec<f32>,
