@@ -16,12 +16,15 @@ mod ceilings;
 use ceilings::{matmul_ceiling, median};
 use eslm_kd::config::{
     self, BackwardMode, DeviceSpec, Dtype, HeadMode, Method, MicroRows, Overrides, Plan, Rho,
-    RunFile, Score,
+    RunFile, Score, Signal,
 };
 use eslm_kd::data::loader::Batch;
+use eslm_kd::data::tokens::{TokenFile, TokenOrigin};
 use eslm_kd::model::{Gpt2, Gpt2Config};
 use eslm_kd::ops::gpu;
+use eslm_kd::progress::Silent;
 use eslm_kd::report::text::{count, decimal};
+use eslm_kd::signal::{Kind, Shard, Stored, TeacherId, Window, WriteOptions, write};
 use eslm_kd::store::preset;
 use eslm_kd::teacher::Teacher;
 use eslm_kd::testing::random_batch;
@@ -30,6 +33,7 @@ use eslm_kd::train::events::Phases;
 use eslm_kd::train::session::device;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A kind of step.
@@ -43,6 +47,18 @@ struct Arm {
     alpha_seq: f64,
     /// Whether the teacher is stored in bf16 where products are f32; where they are bf16, it is.
     narrow_teacher: bool,
+    signal: Heard,
+}
+
+/// In what form the teacher is heard.
+#[derive(Clone, Copy, PartialEq)]
+enum Heard {
+    /// All of its output, beside the step.
+    Dense,
+    /// 50 draws, from the disk.
+    Sampled,
+    /// 64 entries, from the disk.
+    TopK,
 }
 
 const PLAIN: Arm = Arm {
@@ -53,13 +69,14 @@ const PLAIN: Arm = Arm {
     backward: BackwardMode::Exact,
     alpha_seq: 0.0,
     narrow_teacher: false,
+    signal: Heard::Dense,
 };
 
 const fn keep(name: &'static str, alpha: f64, backward: BackwardMode) -> Arm {
     Arm { name, alpha, backward, ..PLAIN }
 }
 
-const ARMS: [Arm; 15] = [
+const ARMS: [Arm; 18] = [
     PLAIN,
     keep("keep 0.9, exact", 0.1, BackwardMode::Exact),
     keep("keep 0.5, exact", 0.5, BackwardMode::Exact),
@@ -73,6 +90,15 @@ const ARMS: [Arm; 15] = [
     Arm { alpha_seq: 0.25, ..keep("hierarchical 0.25, keep 0.5", 0.5, BackwardMode::Exact) },
     Arm { name: "dense KD", lambda: 0.5, ..PLAIN },
     Arm { name: "dense KD, bf16 teacher", lambda: 0.5, narrow_teacher: true, ..PLAIN },
+    Arm { name: "stored KD, 50 draws", lambda: 0.5, signal: Heard::Sampled, ..PLAIN },
+    Arm { name: "stored KD, top 64", lambda: 0.5, signal: Heard::TopK, ..PLAIN },
+    Arm {
+        name: "stored ESLM-KD, 50 draws, entropy, keep 0.2",
+        alpha: 0.8,
+        lambda: 0.5,
+        signal: Heard::Sampled,
+        ..PLAIN
+    },
     Arm { name: "ESLM-KD, entropy, keep 0.2", alpha: 0.8, lambda: 0.5, ..PLAIN },
     Arm { name: "ESLM-KD, kl, keep 0.2", alpha: 0.8, lambda: 0.5, score: Score::Kl, ..PLAIN },
 ];
@@ -372,6 +398,8 @@ struct Steps {
     trainer: Trainer,
     batch: Batch,
     done: u64,
+    /// Holds the signal that is read.
+    _signal: Option<tempfile::TempDir>,
 }
 
 struct Taken {
@@ -383,16 +411,16 @@ impl Steps {
     fn new(arm: Arm, scale: &Scale) -> Self {
         let device = open(scale);
         let model = Gpt2::scratch(scale.student.clone(), 1, &device).unwrap();
-        let teacher = (arm.lambda > 0.0).then(|| {
+        let batch = random_batch(scale.rows, scale.context, scale.student.vocab_size);
+        let stored = written(arm.signal, scale);
+        let live = arm.lambda > 0.0 && stored.is_none();
+        let teacher = live.then(|| {
             Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student)
                 .unwrap()
         });
-        let trainer = Trainer::new(plan(arm, scale), model, teacher).unwrap();
-        Self {
-            trainer,
-            batch: random_batch(scale.rows, scale.context, scale.student.vocab_size),
-            done: 0,
-        }
+        let signal = stored.as_ref().map(|place| Stored::open(place.path()).unwrap());
+        let trainer = Trainer::new(plan(arm, scale), model, teacher).unwrap().learning_from(signal);
+        Self { trainer, batch, done: 0, _signal: stored }
     }
 
     fn take(&mut self) -> (f64, Taken) {
@@ -405,6 +433,34 @@ impl Steps {
             Taken { phases: report.sums.phases, flops: report.sums.flops.total() },
         )
     }
+}
+
+/// What a small teacher without training says of the batch's positions, on disk. It is nowhere sure:
+/// hardly a draw falls on the same id as another, so that there is more to read than of a real one.
+fn written(signal: Heard, scale: &Scale) -> Option<tempfile::TempDir> {
+    let kind = match signal {
+        Heard::Dense => return None,
+        Heard::Sampled => Kind::Sampled { planes: Kind::planes_of(50), seed: 1, temperature: 1.0 },
+        Heard::TopK => Kind::TopK { k: 64, temperature: 1.0 },
+    };
+    let context = scale.context;
+    let shape = Gpt2Config::new(scale.student.vocab_size, context, 32, 1, 2);
+    let model = Gpt2::scratch(shape.clone(), 2, &candle_core::Device::Cpu).unwrap();
+    let teacher = Teacher::new(model, &shape).unwrap();
+    let tokens = vec![0; scale.rows * context + 1];
+    let vocab_size = scale.student.vocab_size as u32;
+    let origin = TokenOrigin { vocab_size, eot: 0, tokenizer_hash: [0; 32] };
+    let tokens = Arc::new(TokenFile::from_tokens(&tokens, origin, 1, 0).unwrap());
+    let place = tempfile::tempdir().unwrap();
+    let options = WriteOptions {
+        out: place.path().to_path_buf(),
+        kind,
+        window: Window { context: context as u32, stride: context as u32 },
+        shard: Shard::ALL,
+    };
+    let id = TeacherId { name: "random".into(), weights: None, function: None, revision: None };
+    write(&teacher, id, &tokens, &options, &Silent).unwrap();
+    Some(place)
 }
 
 fn open(scale: &Scale) -> candle_core::Device {
@@ -420,6 +476,11 @@ fn plan(arm: Arm, scale: &Scale) -> Plan {
     let mut plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
     plan.method = Method::Eslm;
     (plan.data.rows, plan.data.context) = (scale.rows, scale.context);
+    plan.objective.signal = match arm.signal {
+        Heard::Dense => Signal::Dense,
+        Heard::Sampled => Signal::Sampled,
+        Heard::TopK => Signal::TopK,
+    };
     (plan.select.alpha, plan.select.score, plan.objective.lambda) =
         (arm.alpha, arm.score, arm.lambda);
     (plan.select.alpha_seq, plan.select.exit_layer) = (arm.alpha_seq, scale.student.n_layer / 4);

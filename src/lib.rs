@@ -109,6 +109,7 @@ pub mod rng;
 #[doc(hidden)]
 pub mod runs;
 pub mod select;
+pub mod signal;
 pub mod store;
 pub mod teacher;
 #[doc(hidden)]

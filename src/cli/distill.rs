@@ -43,13 +43,15 @@ impl DistillArgs {
     /// or data are named: those start from the defaults.
     pub fn resolve(&self) -> Result<Resolved> {
         let named = load(None, &self.run.config.overrides()?)?.plan;
-        let own = named.data.dir.is_some() || named.teacher.is_some_and(|name| name != TEACHER);
+        let own = named.data.dir.is_some()
+            || named.data.signal.is_some()
+            || named.teacher.is_some_and(|name| name != TEACHER);
         let fallback = match own {
             true => None,
             false => self.earlier()?.or_else(|| RunFile::embedded(QUICKSTART)),
         };
         let resolved = self.run.resolve("distill", fallback)?;
-        if resolved.plan.teacher.is_none() {
+        if !resolved.plan.is_taught() {
             if let (Some(out), true) = (&self.run.out, self.run.resume.is_some())
                 && out.join(CONFIG_FILE).is_file()
             {
@@ -61,7 +63,8 @@ impl DistillArgs {
             }
             return Err(Error::usage(
                 "distill needs a teacher: add teacher = \"NAME\" at the top of the run file or --teacher NAME \
-                 (a preset such as gpt2-medium, a model folder or a Hub id); `pretrain` trains without one",
+                 (a preset such as gpt2-medium, a model folder or a Hub id), or --signal DIR with what one wrote; `pretrain` \
+                 trains without one",
             ));
         }
         Ok(resolved)

@@ -39,6 +39,7 @@ const fn knob(
 /// All of them.
 pub const KNOBS: &[Knob] = &[
     knob("teacher", "ESLM_KD_TEACHER", "teacher", "NAME"),
+    knob("signal", "ESLM_KD_SIGNAL", "data.signal", "DIR"),
     knob("student", "ESLM_KD_STUDENT", "student", "NAME"),
     knob("data", "ESLM_KD_DATA", "data.dir", "DIR"),
     knob("method", "ESLM_KD_METHOD", "method", "METHOD"),

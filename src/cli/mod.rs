@@ -26,6 +26,7 @@ mod quickstart;
 pub mod report;
 mod resume;
 pub mod runs;
+pub mod signal;
 pub mod terminal;
 #[cfg(test)]
 mod tests;
@@ -105,6 +106,7 @@ pub enum Verb {
     Tokenizer(tokenizer::TokenizerArgs),
     Pretrain(pretrain::PretrainArgs),
     Distill(distill::DistillArgs),
+    Signal(signal::SignalArgs),
     Compare(compare::CompareArgs),
     Download(download::DownloadArgs),
     Cache(cache::CacheArgs),
@@ -165,6 +167,7 @@ impl Verb {
             Self::Tokenizer(args) => tokenizer::run(args, ui),
             Self::Pretrain(args) => pretrain::run(args, ui),
             Self::Distill(args) => distill::run(args, ui),
+            Self::Signal(args) => signal::run(args, ui),
             Self::Compare(args) => compare::run(args, ui),
             Self::Download(args) => download::run(args, ui),
             Self::Cache(args) => cache::run(args, ui),

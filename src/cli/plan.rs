@@ -384,8 +384,7 @@ fn lacks_a_teacher(name: &str, resolved: &Resolved) -> bool {
             && v.origin != Origin::Default
             && default.is_some_and(|default| v.value.as_ref() != Some(&default))
     };
-    resolved.plan.teacher.is_none()
-        && (name.starts_with("distill") || resolved.values.iter().any(says))
+    !resolved.plan.is_taught() && (name.starts_with("distill") || resolved.values.iter().any(says))
 }
 
 #[cfg(test)]

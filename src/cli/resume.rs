@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::progress::Silent;
 use crate::report::text::{count, quoted};
 use crate::runs::{Shown, State, show};
+use crate::signal::Stored;
 use crate::store::Where;
 use crate::store::checkpoint::{
     Expected, Inputs, Known, check_free, from_its_weights, known, latest,
@@ -106,7 +107,15 @@ fn inputs_here(plan: &Plan, known: &Known, at: Where<'_>) -> Result<Option<Input
         None if is_noted(&plan.data.dir, &known.plan.data.dir) => {}
         None => return Ok(None),
     }
-    let Some(name) = plan.teacher.as_deref().filter(|_| plan.uses_teacher()) else {
+    match plan.data.signal.as_deref().map(Path::new).filter(|_| plan.uses_teacher()) {
+        Some(dir) if dir.exists() => {
+            inputs.models.signal_hash = Some(Stored::open(dir)?.hash().to_string());
+        }
+        Some(_) if is_noted(&plan.data.signal, &known.plan.data.signal) => {}
+        Some(_) => return Ok(None),
+        None => {}
+    }
+    let Some(name) = plan.live_teacher() else {
         return Ok(Some(inputs));
     };
     let cache = HubOptions { offline: true, ..at.hub.clone() };

@@ -144,7 +144,11 @@ fn told(shown: &Shown, screen: &Screen) -> String {
     if let Some(plan) = plan {
         line("method", method(plan));
         line("student", student(shown, plan));
-        line("teacher", plan.teacher.clone().unwrap_or_else(|| "none".into()));
+        let teacher = match &plan.data.signal {
+            Some(signal) => Some(format!("what one said, in {signal}")),
+            None => plan.teacher.clone(),
+        };
+        line("teacher", teacher.unwrap_or_else(|| "none".into()));
         let data = plan.data.dir.clone().unwrap_or_else(|| "the quickstart's stories".into());
         let (rows, context) = (count(plan.data.rows as u64), count(plan.data.context as u64));
         line("data", format!("{data}, {rows} sequences x {context} tokens a step"));

@@ -183,7 +183,7 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
     .plan;
     let fits = |name: &str| match name.split_once('.') {
         Some(("select", _)) => bare.method != Method::Clm,
-        Some(("objective", _)) => bare.teacher.is_some(),
+        Some(("objective", _)) => bare.is_taught(),
         _ => true,
     };
     let mut resolved = resolve(&written(&fits)?)?;

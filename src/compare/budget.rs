@@ -80,7 +80,8 @@ pub fn steps_for_seconds(target: f64, per_step: f64) -> u64 {
 pub fn seconds_per_step(session: Session) -> Result<f64> {
     let plan = session.plan;
     let loader = Loader::new(session.train, plan.data.context, plan.seed)?;
-    let mut trainer = Trainer::new(plan.clone(), session.student, session.teacher)?;
+    let mut trainer =
+        Trainer::new(plan.clone(), session.student, session.teacher)?.learning_from(session.signal);
     let mut cursor = 0;
     let mut median_at = |at: u64| -> Result<f64> {
         let mut seconds = Vec::with_capacity(MEASURED_STEPS);

@@ -256,6 +256,8 @@ choice! {
         TopK = "top-k",
         /// `objective.samples` draws from the distribution (Random Sampling KD, arXiv 2503.16870).
         Sampled = "sampled",
+        /// What the signal in `data.signal` holds.
+        Stored = "stored",
     }
 }
 

@@ -109,6 +109,7 @@ impl Resolved {
         }
         match name {
             "data.dir" => self.plan.data.dir = Some(text),
+            "data.signal" => self.plan.data.signal = Some(text),
             "teacher" => self.plan.teacher = Some(text),
             _ => self.plan.student = text,
         }
@@ -191,7 +192,12 @@ impl Resolved {
                 ));
             }
         }
-        if plan.teacher.is_some() && !plan.uses_teacher() {
+        if let (Some(teacher), Some(signal)) = (&plan.teacher, &plan.data.signal) {
+            note(format!(
+                "the signal {signal} stands for the teacher {teacher}, which is not loaded"
+            ));
+        }
+        if plan.is_taught() && !plan.uses_teacher() {
             note(
                 "the teacher is never asked: objective.lambda = 0 and the score does not need it"
                     .to_string(),
@@ -281,7 +287,7 @@ impl Resolved {
     /// What asks for a teacher has one.
     fn check_teacher(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
         let plan = &self.plan;
-        if plan.teacher.is_none() {
+        if !plan.is_taught() {
             let add = "add teacher = \"NAME\" at the top of the run file or --teacher NAME";
             if plan.score_needs_teacher() {
                 return Err(Error::usage(format!(
@@ -309,6 +315,13 @@ impl Resolved {
                     origin("init")
                 )));
             }
+        }
+        if let (Some(Init::TeacherLayers), Some(signal)) = (plan.init, &plan.data.signal) {
+            return Err(Error::usage(format!(
+                "{}: init = \"teacher-layers\" copies a teacher's weights, and the signal {signal} has none; leave out \
+                 data.signal, or start the student from a folder",
+                origin("init")
+            )));
         }
         Ok(())
     }
@@ -384,6 +397,27 @@ impl Resolved {
 impl Resolved {
     fn check_objective(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
         let objective = &self.plan.objective;
+        let stored = self.plan.data.signal.as_ref();
+        if objective.signal == Signal::Stored && stored.is_none() {
+            return Err(Error::usage(format!(
+                "{}: objective.signal = \"stored\" reads a signal from a folder, but data.signal names none; add --signal DIR \
+                 (`eslm-kd signal write` makes one), or choose dense, top-k or sampled",
+                origin("objective.signal")
+            )));
+        }
+        if let (Signal::Dense, Some(stored)) = (objective.signal, stored) {
+            return Err(Error::usage(format!(
+                "{}: objective.signal = \"dense\" asks for all of a teacher's output, which no stored signal has; leave it \
+                 out, and the loss uses what {stored} holds",
+                origin("objective.signal")
+            )));
+        }
+        if objective.signal == Signal::Sampled && objective.samples == 0 && stored.is_none() {
+            return Err(Error::usage(format!(
+                "{}: objective.samples = 0 draws nothing; expected at least 1",
+                origin("objective.samples")
+            )));
+        }
         if objective.signal == Signal::Sampled && objective.divergence != Divergence::ForwardKl {
             return Err(Error::usage(format!(
                 "{}: objective.signal = \"sampled\" estimates forward-kl without bias, and no other divergence, but \
@@ -415,12 +449,22 @@ impl Plan {
 
     /// The verb that runs it.
     pub fn verb(&self) -> &'static str {
-        if self.teacher.is_some() { "distill" } else { "pretrain" }
+        if self.is_taught() { "distill" } else { "pretrain" }
     }
 
-    /// Whether the teacher runs at all during training.
+    /// Whether there is a teacher, beside the run or on disk.
+    pub fn is_taught(&self) -> bool {
+        self.teacher.is_some() || self.data.signal.is_some()
+    }
+
+    /// The teacher that is loaded, by name; None where none is asked, or what it said is read.
+    pub fn live_teacher(&self) -> Option<&str> {
+        self.teacher.as_deref().filter(|_| self.uses_teacher() && self.data.signal.is_none())
+    }
+
+    /// Whether the teacher is asked anything during training.
     pub fn uses_teacher(&self) -> bool {
-        self.teacher.is_some() && (self.score_needs_teacher() || self.objective.distils())
+        self.is_taught() && (self.score_needs_teacher() || self.objective.distils())
     }
 }
 

@@ -40,17 +40,22 @@ const TENTH_OF_STEPS: Fallback =
 const WARMUP: Fallback =
     Rule("3 % of steps", |get| Value::Integer((whole(get("steps")) * 3 + 99) / 100));
 const BEST_SCORE: Fallback = Rule("excess with a teacher, else entropy", |get| {
-    Value::String((if get("teacher").is_some() { "excess" } else { "entropy" }).into())
+    Value::String((if is_taught(get) { "excess" } else { "entropy" }).into())
 });
 // Selection alone did not beat plain training (docs/evidence/selection.md), so it is asked for.
 const BEST_METHOD: Fallback =
     Rule("eslm with a teacher or where a key of [select] is written, else clm", |get| {
         let selects = |key: &&Key| key.name.starts_with("select.") && get(key.name).is_some();
-        let eslm = get("teacher").is_some() || super::keys::KEYS.iter().any(|key| selects(&key));
+        let eslm = is_taught(get) || super::keys::KEYS.iter().any(|key| selects(&key));
         Value::String((if eslm { "eslm" } else { "clm" }).into())
     });
-const HALF_WITH_TEACHER: Fallback = Rule("0.5 with a teacher, else 0", |get| {
-    Value::Float(if get("teacher").is_some() { 0.5 } else { 0.0 })
+const HALF_WITH_TEACHER: Fallback =
+    Rule("0.5 with a teacher, else 0", |get| Value::Float(if is_taught(get) { 0.5 } else { 0.0 }));
+const BEST_SIGNAL: Fallback = Rule("stored with data.signal, else dense", |get| {
+    Value::String((if get("data.signal").is_some() { "stored" } else { "dense" }).into())
+});
+const ALL_DRAWS: Fallback = Rule("50; with data.signal 0", |get| {
+    Value::Integer(if get("data.signal").is_some() { 0 } else { 50 })
 });
 const CONTEXT: Fallback =
     Rule("data.context", |get| get("data.context").unwrap_or(Value::Integer(1)));
@@ -73,6 +78,11 @@ const SHARED_THRESHOLD: Counts = Counts::When(
     "select.pool is micro-batch or select.alpha_seq is above 0",
     Plan::micro_rows_matter,
 );
+
+/// Whether there is a teacher, beside the run or on disk.
+fn is_taught(get: &dyn Fn(&str) -> Option<Value>) -> bool {
+    get("teacher").is_some() || get("data.signal").is_some()
+}
 
 fn whole(value: Option<Value>) -> i64 {
     value.and_then(|v| v.as_integer()).unwrap_or(0)
@@ -275,6 +285,9 @@ keys! {
     data: DataPlan, counts Always {
         /// Folder written by `prepare`; only the quickstart runs without one.
         dir: Option<String> = Absent, counts Never; // a place: the content is known by the token files' own hashes
+        /// Folder written by `signal write`: what a teacher said of these data. It stands for the
+        /// teacher, which is not loaded.
+        signal: Option<String> = Absent, counts Never; // likewise
         /// Tokens per sequence.
         context: usize = MODELS_HOLD, in POSITIVE_COUNT;
         /// Sequences per optimizer step.
@@ -348,11 +361,11 @@ keys! {
         /// `skew-reverse-kl`.
         skew: f64 = 0.1, in BELOW_ONE;
         /// Form of the teacher's output that the loss uses.
-        signal: Signal = "dense";
+        signal: Signal = BEST_SIGNAL;
         /// Entries that `signal = "top-k"` keeps; the rest is one bucket.
         top_k: usize = 64, in POSITIVE_COUNT;
-        /// Draws per token of `signal = "sampled"` (forward KL only).
-        samples: u32 = 50, in POSITIVE_COUNT;
+        /// Draws per token of `signal = "sampled"` (forward KL only); 0: all that data.signal has.
+        samples: u32 = ALL_DRAWS, in count(0);
         /// Lambda at the last step; absent: constant.
         lambda_end: Option<f64> = Absent, in SHARE;
         /// Temperature at the last step; absent: constant.

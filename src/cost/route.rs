@@ -67,9 +67,9 @@ impl Route {
     /// teacher is read everywhere, or nowhere: one that only kept rows are compared with is better
     /// asked afterwards.
     pub fn of(plan: &Plan, step: StepFacts) -> Self {
-        let distils = plan.teacher.is_some() && step.weighs_teacher;
+        let distils = plan.is_taught() && step.weighs_teacher;
         let scored_by_teacher = step.selects
-            && plan.teacher.is_some()
+            && plan.is_taught()
             && (plan.select.score.needs_teacher() || step.own_score);
         let teacher = match (distils || scored_by_teacher, step.selects && !scored_by_teacher) {
             (false, _) => TeacherRows::None,

@@ -86,6 +86,11 @@ impl Batch {
         self.sequence_ids[i / self.context] * self.context as u64 + (i % self.context) as u64
     }
 
+    /// The numbers of all positions `[rows * context]`.
+    pub fn positions(&self) -> Vec<u64> {
+        (0..self.inputs.len()).map(|i| self.position(i)).collect()
+    }
+
     /// Where position `i` is, for messages.
     pub fn place(&self, i: usize) -> String {
         format!("sequence {}, position {}", self.sequence_ids[i / self.context], i % self.context)
@@ -249,6 +254,12 @@ impl EvalWindows {
         };
         let windows = 1 + predictions.saturating_sub(context as u64).div_ceil(stride as u64);
         Ok(Self { tokens, context, stride, rows, next: 0, windows })
+    }
+
+    /// Only these of the windows.
+    #[must_use]
+    pub fn between(self, windows: Range<u64>) -> Self {
+        Self { next: windows.start, windows: windows.end.min(self.windows), ..self }
     }
 
     /// Number of windows in all.

@@ -36,6 +36,9 @@ pub const FORMAT_VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"ESLMTOK\0";
 const CHECKED: usize = 224;
 
+/// Tokens that a walk over a file holds at once.
+const PIECE: u64 = 1 << 20;
+
 /// GPT-2's end-of-text token, which stands between documents.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
@@ -494,13 +497,30 @@ impl TokenFile {
         )))
     }
 
+    /// How often each of `vocab_size` ids is there, at least as many as the file may name.
+    pub fn counts(&self, vocab_size: usize) -> Result<Vec<u64>> {
+        let mut counts = vec![0; vocab_size];
+        for start in (0..self.len()).step_by(PIECE as usize) {
+            crate::interrupt::check()?;
+            for id in self.to_vec(start..(start + PIECE).min(self.len()))? {
+                let count = counts.get_mut(id as usize);
+                *count.ok_or_else(|| {
+                    let path = self.path.display();
+                    Error::data(format!(
+                        "{path}: id {id} lies outside the vocabulary of {vocab_size}"
+                    ))
+                })? += 1;
+            }
+        }
+        Ok(counts)
+    }
+
     /// Errs unless a model with `vocab_size` embeddings can read every id. A tokenizer may have
     /// more (a padding token that was added later); what counts is whether the text uses one.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
         if self.header.vocab_size as usize <= vocab_size {
             return Ok(());
         }
-        const PIECE: u64 = 1 << 20;
         for start in (0..self.len()).step_by(PIECE as usize) {
             crate::interrupt::check()?;
             let ids = self.to_vec(start..(start + PIECE).min(self.len()))?;

@@ -56,23 +56,23 @@ pub struct TopK {
     pub said: Vec<Said>,
 }
 
-/// Levels of probability: twelve bits. Their squares are finer where probabilities are small.
-const LEVELS: u32 = 4095;
+/// Levels of probability: ten bits. Their squares are finer where probabilities are small.
+const LEVELS: u32 = 1023;
 
 impl TopK {
-    /// The level s of probability `q`: the nearest to `4095 sqrt(q)`, from 1 to 4095.
+    /// The level s of probability `q`: the nearest to `1023 sqrt(q)`, from 1 to 1023.
     pub(crate) fn level(q: f64) -> u32 {
         ((q.max(0.0).sqrt() * f64::from(LEVELS)).round() as u32).clamp(1, LEVELS)
     }
 
-    /// ln of the probability that a level stands for, `(s / 4095)^2`.
+    /// ln of the probability that a level stands for, `(s / 1023)^2`.
     pub(crate) fn logp_of(level: u32) -> f32 {
         mass(level).ln() as f32
     }
 
     /// ln of the mass outside ids of these levels, which are not the whole vocabulary: what they
     /// leave of 1. A sure teacher's levels may add up to 1 or, rounded, to more; the rest is never
-    /// less than the least level's, `1 / 4095^2` (6e-8), which is what f32 knows such a rest to.
+    /// less than the least level's, `1 / 1023^2` (1e-6).
     pub(crate) fn rest_of(levels: impl Iterator<Item = u32>) -> f32 {
         let left = 1.0 - levels.map(mass).sum::<f64>();
         left.max(mass(1)).ln() as f32
@@ -162,17 +162,31 @@ pub enum SignalKind {
 }
 
 impl SignalKind {
-    /// What a plan's word and numbers mean.
-    pub fn of(plan: &ObjectivePlan) -> Self {
+    /// What a plan's word and numbers mean. Errs where they leave it to what is stored.
+    pub fn of(plan: &ObjectivePlan) -> Result<Self> {
         match plan.signal {
-            config::Signal::Dense => Self::Dense,
-            config::Signal::TopK => Self::TopK(plan.top_k),
-            config::Signal::Sampled => Self::Sampled(plan.samples),
+            config::Signal::Dense => Ok(Self::Dense),
+            config::Signal::TopK => Ok(Self::TopK(plan.top_k)),
+            config::Signal::Sampled => Ok(Self::Sampled(plan.samples)),
+            config::Signal::Stored => {
+                Err(Error::internal("a stored signal was asked for, and none was opened"))
+            }
         }
     }
 }
 
 impl Signal {
+    /// What is said of rows, and no more.
+    pub fn scores(said: Vec<Said>) -> Self {
+        let none = vec![Vec::new(); said.len()];
+        Self::Sampled(Sampled::of_rows(0, none, said))
+    }
+
+    /// Whether it is that.
+    pub fn is_scores(&self) -> bool {
+        matches!(self, Self::Sampled(sampled) if sampled.draws == 0)
+    }
+
     /// Number of rows (N).
     pub fn rows(&self) -> usize {
         match self {
@@ -201,6 +215,7 @@ impl Signal {
     }
 
     /// The ids that it names for a row, ascending; none of a dense one.
+    #[cfg(test)]
     #[cfg(test)]
     pub(crate) fn ids(&self, row: usize) -> Vec<u32> {
         match self {
@@ -249,14 +264,14 @@ mod tests {
 
     #[test]
     fn levels_are_squares_and_leave_a_rest() {
-        for level in [1, 2, 3, 100, 4094, 4095] {
+        for level in [1, 2, 3, 100, 1022, 1023] {
             assert_eq!(TopK::level(f64::from(TopK::logp_of(level)).exp()), level);
         }
-        assert_eq!([0.0, 1e-12, 1.0, 1.0 + 1e-6].map(TopK::level), [1, 1, 4095, 4095]);
+        assert_eq!([0.0, 1e-12, 1.0, 1.0 + 1e-6].map(TopK::level), [1, 1, 1023, 1023]);
         for q in [0.9, 0.3, 0.01, 1e-5] {
             let found = f64::from(TopK::logp_of(TopK::level(q))).exp();
             // Half a level, twice its root.
-            assert!((found - q).abs() <= q.sqrt() / 4095.0 + 1e-7, "{q}: {found}");
+            assert!((found - q).abs() <= q.sqrt() / 1023.0 + 1e-7, "{q}: {found}");
         }
         let half = [TopK::level(0.25), TopK::level(0.25)];
         let found = f64::from(TopK::rest_of(half.into_iter())).exp();
@@ -265,8 +280,8 @@ mod tests {
         let sure = [TopK::level(1.0 - 1e-6), 1, 1, 1];
         let least = TopK::rest_of(sure.into_iter());
         assert_eq!(least, TopK::logp_of(1));
-        assert_eq!(TopK::rest_of([4095].into_iter()), least);
-        assert!(TopK::rest_of([4094].into_iter()) > least);
+        assert_eq!(TopK::rest_of([1023].into_iter()), least);
+        assert!(TopK::rest_of([1022].into_iter()) > least);
     }
 
     #[test]

@@ -3,13 +3,16 @@
 use crate::config::{Origin, Plan, Resolved};
 use crate::error::Result;
 use crate::model::Gpt2Config;
+use crate::signal::Stored;
 use crate::store::names::{Kind, ModelRef};
 use crate::store::student::Start;
+use std::path::Path;
 
 /// The key.
 const CONTEXT: &str = "data.context";
 
-/// Lowers `data.context` to the positions of student and teacher where nobody wrote it. Models that
+/// Lowers `data.context` to the positions of student and teacher where nobody wrote it, or to what the teacher
+/// of a stored signal read at once. Models that
 /// would have to be fetched first are not asked: a run of theirs says what is too long.
 pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
     // Models are looked at only where it is asked what they hold.
@@ -19,8 +22,8 @@ pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
         return Ok(());
     }
     let plan = &resolved.plan;
-    let positions = [teacher(plan), student(plan)].into_iter().flatten().map(|s| s.n_positions);
-    match positions.min() {
+    let models = [teacher(plan), student(plan)].into_iter().flatten().map(|s| s.n_positions);
+    match models.chain(signal(plan)).min() {
         Some(fewest) if (1..plan.data.context).contains(&fewest) => {
             let why = "what the models hold".to_string();
             resolved.fall_back(CONTEXT, (fewest as i64).into(), why)
@@ -30,8 +33,14 @@ pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
 }
 
 fn teacher(plan: &Plan) -> Option<Gpt2Config> {
-    let name = plan.teacher.as_deref().filter(|_| plan.uses_teacher())?;
+    let name = plan.live_teacher()?;
     stored(&ModelRef::parse(name, Kind::Teacher).ok()?)
+}
+
+/// Tokens that the teacher of a stored signal read at once.
+fn signal(plan: &Plan) -> Option<usize> {
+    let dir = plan.data.signal.as_deref().filter(|_| plan.uses_teacher())?;
+    Some(Stored::open(Path::new(dir)).ok()?.header().window.context as usize)
 }
 
 fn student(plan: &Plan) -> Option<Gpt2Config> {

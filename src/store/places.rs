@@ -12,10 +12,14 @@ use crate::data::prepare::{TRAIN, VALID};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::files::hex;
+use crate::signal::{Stored, is_signal};
 use crate::store::checkpoint::{known, list};
 use crate::store::identity::Identity;
 use crate::store::names::{Kind, ModelFolder, ModelRef};
 use std::path::{Path, PathBuf};
+
+/// The key of a stored signal.
+const SIGNAL: &str = "data.signal";
 
 /// Replaces what `file` names and the working directory does not have by what is found around the
 /// file; each replacement is a note of `resolved`. The content that counts is that of the run
@@ -33,7 +37,7 @@ pub fn find_again(resolved: &mut Resolved, file: &RunFile, resumed: Option<&Path
     homes.extend(resumed.map(Path::to_path_buf));
     homes.extend(resumed.and_then(|run| run.canonicalize().ok()));
     let Some(known) = known else {
-        return ["data.dir", "teacher", "student"]
+        return ["data.dir", SIGNAL, "teacher", "student"]
             .into_iter()
             .try_for_each(|key| find(resolved, &homes, key, &Content::New, false));
     };
@@ -41,9 +45,12 @@ pub fn find_again(resolved: &mut Resolved, file: &RunFile, resumed: Option<&Path
     let data = Content::Data(&data.data_hash, data.valid_hash.as_ref());
     let is_resumed = resumed.is_some();
     find(resolved, &homes, "data.dir", &data, is_resumed)?;
+    if let Some(hash) = &models.signal_hash {
+        find(resolved, &homes, SIGNAL, &Content::Signal(hash), is_resumed)?;
+    }
     let model = |noted: Option<Identity>| noted.map_or(Content::NotNoted, Content::Model);
     // What came from the Hub is no folder, and what is not asked is noted nowhere.
-    if models.teacher_revision.is_none() && resolved.plan.uses_teacher() {
+    if models.teacher_revision.is_none() && resolved.plan.live_teacher().is_some() {
         find(resolved, &homes, "teacher", &model(models.teacher()), is_resumed)?;
     }
     // A run that goes on has its student in its checkpoint.
@@ -62,6 +69,8 @@ enum Content<'a> {
     NotNoted,
     /// Training and validation tokens.
     Data(&'a str, Option<&'a String>),
+    /// A signal's hash.
+    Signal(&'a str),
     Model(Identity),
 }
 
@@ -71,6 +80,7 @@ impl Content<'_> {
             Self::New | Self::NotNoted => true,
             Self::Data(train, valid) => content_of_data(place)
                 .is_some_and(|found| found.0 == *train && valid.is_none_or(|v| found.1 == *v)),
+            Self::Signal(hash) => Stored::open(place).is_ok_and(|found| found.hash() == *hash),
             Self::Model(identity) => {
                 model_in(place, kind).is_some_and(|found| identity.is_in(&found))
             }
@@ -83,6 +93,7 @@ impl Content<'_> {
             Self::New => false,
             Self::NotNoted => true,
             Self::Data(_, valid) => valid.is_none(),
+            Self::Signal(_) => false,
             Self::Model(identity) => identity.function.is_none(),
         }
     }
@@ -100,6 +111,10 @@ fn content_of_data(place: &Path) -> Option<(String, String)> {
 fn are_same(key: &str, one: &Path, other: &Path, kind: Kind) -> bool {
     if key == "data.dir" {
         return content_of_data(one) == content_of_data(other);
+    }
+    if key == SIGNAL {
+        let hash = |place| Stored::open(place).map(|found| found.hash().to_string()).ok();
+        return hash(one) == hash(other);
     }
     let identity = |place| model_in(place, kind).and_then(|found| Identity::of(&found).ok());
     identity(one) == identity(other)
@@ -127,7 +142,7 @@ fn find(
     let here = Path::new(text);
     let kind = if key == "student" { Kind::Student } else { Kind::Teacher };
     let names_a_preset =
-        key != "data.dir" && matches!(ModelRef::named(text, kind), Ok(ModelRef::Preset(_)));
+        !key.starts_with("data.") && matches!(ModelRef::named(text, kind), Ok(ModelRef::Preset(_)));
     let was_stored = matches!(content, Content::Model(_));
     if names_a_preset && !was_stored && (!is_there(here) || matches!(content, Content::NotNoted)) {
         if is_there(here) {
@@ -139,11 +154,14 @@ fn find(
         }
         return Ok(());
     }
-    let is_known = matches!(content, Content::Data(..) | Content::Model(_));
+    let is_known = matches!(content, Content::Data(..) | Content::Signal(_) | Content::Model(_));
     let mut places: Vec<PathBuf> = Vec::new();
     for place in homes.iter().flat_map(|home| around(home, here, is_known)) {
-        let is_one = key == "data.dir" && place.join(TRAIN).is_file()
-            || key != "data.dir" && model_in(&place, kind).is_some();
+        let is_one = match key {
+            "data.dir" => place.join(TRAIN).is_file(),
+            SIGNAL => is_signal(&place),
+            _ => model_in(&place, kind).is_some(),
+        };
         if is_one && !places.contains(&place) {
             places.push(place);
         }
@@ -179,7 +197,11 @@ fn find(
         return Ok(());
     };
     if let Some(other) = fitting[1..].iter().find(|other| !are_same(key, found, other, kind)) {
-        let flag = if key == "data.dir" { "data" } else { key };
+        let flag = match key {
+            "data.dir" => "data",
+            SIGNAL => "signal",
+            _ => key,
+        };
         return Err(Error::usage(format!(
             "{}: {key} = {text:?} is {} or {}, which differ, and the checkpoints there, of an earlier version, do not say \
              which it was; name it with --{flag}",

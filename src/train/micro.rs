@@ -4,6 +4,7 @@
 //! `rows` are the positions that carry gradient, ascending; `indices` are places among these rows,
 //! where a sampled backward draws a part of them.
 
+use super::heard::Heard;
 use super::step::{StepWork, Trainer};
 use super::sums::Sums;
 use crate::config::{BackwardMode, HeadMode, Rho, Statistic};
@@ -13,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::{
     self, Found, Fused, Logits, Objective, RowStats, ScanOptions, Scanned, Weigh,
 };
-use crate::loss::{Divergence, Signal, SignalKind};
+use crate::loss::{Divergence, Signal};
 use crate::model::{Chosen, Flow, Partial, Reached, RowBudget, RowSampler, Tape};
 use crate::ops::embed::scatter_add;
 use crate::select::{Decision, OwnScore, Rows, ScoreContext, judge_sequences, kept_of, probe_rows};
@@ -22,25 +23,17 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 /// What the stages of a micro-batch share.
-struct Micro<'a> {
-    work: &'a StepWork<'a>,
-    batch: &'a Batch,
+pub(super) struct Micro<'a> {
+    pub(super) work: &'a StepWork<'a>,
+    pub(super) batch: &'a Batch,
     numbers: ScoreContext<'a>,
-    objective: Objective,
+    pub(super) objective: Objective,
     /// Draws the rows of a sampled backward.
     sampler: Option<RowSampler>,
     /// Whether KL(p || q) is measured: the score needs it.
     reverse_kl: bool,
     /// Whether KL(q || p) is measured of a sparse signal, for the score.
     sparse_kl: bool,
-}
-
-/// What is known of the teacher before selection.
-struct Heard {
-    /// At every position, where score or loss want it there.
-    signal: Option<Signal>,
-    /// Logits of every position, formed when read.
-    teacher: Option<Logits>,
 }
 
 /// A forward pass after the early exit.
@@ -97,14 +90,11 @@ impl Trainer {
 
         let (hidden, tape) = self.student.finish(partial)?; // [B T, D]
         clock.lap(&mut sums.phases.forward);
-        let teacher = match &self.teacher {
-            Some(teacher) if work.route.teacher != TeacherRows::None => {
-                Some(teacher.signal(&batch.inputs, batch.context)?)
+        let speaker = self.speaker(&micro)?;
+        let signal = match &speaker {
+            Some(speaker) if work.route.teacher == TeacherRows::All => {
+                Some(self.signal_before_selection(&micro, speaker)?)
             }
-            _ => None,
-        };
-        let signal = match (&teacher, work.route.teacher) {
-            (Some(teacher), TeacherRows::All) => Some(self.signal_for(&micro, teacher, None)?),
             _ => None,
         };
         clock.lap(&mut sums.phases.teacher);
@@ -112,7 +102,7 @@ impl Trainer {
         let head = if work.route.one_pass {
             Some(self.one_pass(&micro, &logits, signal.as_ref(), &mut sums, &mut clock)?)
         } else {
-            let heard = Heard { signal, teacher };
+            let heard = Heard { signal, speaker };
             self.two_passes(&micro, own, logits, heard, &mut sums, &mut clock)?
         };
 
@@ -137,35 +127,11 @@ impl Trainer {
         Ok(sums)
     }
 
-    /// What the loss hears of the teacher at `rows`, ascending (None: at all positions), whose
-    /// logits at every position are `teacher`. A sparse signal belongs to its place in the data: it
-    /// is the same in every epoch and run of a seed.
-    fn signal_for(
-        &self,
-        micro: &Micro<'_>,
-        teacher: &Logits,
-        rows: Option<&[u32]>,
-    ) -> Result<Signal> {
-        let batch = micro.batch;
-        let logits = select_rows(teacher.clone(), rows)?;
-        let kind = match SignalKind::of(&self.plan.objective) {
-            SignalKind::Dense => return Ok(Signal::Dense(logits)),
-            _ if !(micro.work.route.distils || micro.sparse_kl || micro.reverse_kl) => {
-                SignalKind::Scores
-            }
-            kind => kind,
-        };
-        let positions: Vec<u64> = (0..batch.inputs.len()).map(|i| batch.position(i)).collect();
-        let (targets, positions) = (pick(rows, &batch.targets), pick(rows, &positions));
-        let tau = micro.objective.temperature;
-        head::reduce(&logits, &targets, kind, tau, self.plan.seed, &positions)
-    }
-
     /// Cross-entropy and divergence of the step.
     fn objective(&self, work: &StepWork<'_>) -> Objective {
         Objective {
             lambda: work.settings.lambda as f32,
-            temperature: if self.teacher.is_some() {
+            temperature: if self.teacher.is_some() || self.signal.is_some() {
                 work.settings.temperature as f32
             } else {
                 1.0
@@ -278,7 +244,7 @@ impl Trainer {
         micro: &Micro<'_>,
         own: Option<&mut OwnScore>,
         logits: Logits,
-        heard: Heard,
+        heard: Heard<'_>,
         sums: &mut Sums,
         clock: &mut Clock,
     ) -> Result<Option<HeadGradient>> {
@@ -289,7 +255,7 @@ impl Trainer {
         let all = route.teacher == TeacherRows::All;
         let later = route.distils && !route.dense;
         let tau = if all || later || !route.selects { objective.temperature } else { 1.0 };
-        let Heard { signal, teacher } = heard;
+        let Heard { signal, speaker } = heard;
         let (with, sparse) = match signal {
             Some(Signal::Dense(teacher)) => (Some(teacher), None),
             sparse => (None, sparse),
@@ -324,13 +290,13 @@ impl Trainer {
         let picked = gaps(&rows.rows, batch.inputs.len());
         let (targets, mut stats) = (pick(picked, &batch.targets), pick(picked, &stats));
         let logits = select_rows(logits, picked)?;
-        let signal = match (signal, &teacher) {
-            (Some(signal), _) => Some(match picked {
+        let signal = match (signal, &speaker) {
+            (Some(signal), _) if !(route.distils && signal.is_scores()) => Some(match picked {
                 Some(rows) => signal.select(rows)?,
                 None => signal,
             }),
-            (None, Some(teacher)) => Some(self.signal_for(micro, teacher, picked)?),
-            (None, None) => None,
+            (_, Some(speaker)) => Some(self.signal_for(micro, speaker, picked)?),
+            (_, None) => None,
         };
         match &signal {
             Some(Signal::Dense(teacher)) if route.scans_again() => {
@@ -475,6 +441,11 @@ impl<'a> ChosenRows<'a> {
 }
 
 impl Micro<'_> {
+    /// Whether the score compares student and teacher beyond the target.
+    pub(super) fn compares(&self) -> bool {
+        self.sparse_kl || self.reverse_kl
+    }
+
     fn options(&self, tau: f32) -> ScanOptions {
         ScanOptions { tau, reverse_kl: self.reverse_kl, sparse_kl: self.sparse_kl }
     }
@@ -521,7 +492,7 @@ fn gaps(rows: &[u32], n: usize) -> Option<&[u32]> {
     (rows.len() < n).then_some(rows)
 }
 
-fn pick<'a, T: Clone>(rows: Option<&[u32]>, all: &'a [T]) -> Cow<'a, [T]> {
+pub(super) fn pick<'a, T: Clone>(rows: Option<&[u32]>, all: &'a [T]) -> Cow<'a, [T]> {
     rows.map_or(Cow::Borrowed(all), |rows| gathered(rows, all))
 }
 
@@ -529,7 +500,7 @@ fn gathered<'a, T: Clone>(rows: &[u32], all: &[T]) -> Cow<'a, [T]> {
     rows.iter().map(|&r| all[r as usize].clone()).collect()
 }
 
-fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
+pub(super) fn select_rows(logits: Logits, rows: Option<&[u32]>) -> Result<Logits> {
     match rows {
         Some(rows) => logits.select(rows),
         None => Ok(logits),

@@ -1,6 +1,7 @@
 //! Training: the learning rate, what is reported, what is saved.
 
 pub mod events;
+mod heard;
 mod micro;
 #[doc(hidden)]
 pub mod pace;

@@ -142,7 +142,17 @@ impl Prepared {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let Session {
-            mut plan, train, valid, tokenizer, ids, student, teacher, device, label, ..
+            mut plan,
+            train,
+            valid,
+            tokenizer,
+            ids,
+            student,
+            teacher,
+            signal,
+            device,
+            label,
+            ..
         } = session;
         let (inputs, begun) = (session.inputs, session.begun);
         let expected = Expected { plan: &plan, config: &student.config, inputs: &inputs };
@@ -172,7 +182,7 @@ impl Prepared {
             progress.note(&format!("warning: {e}"));
         }
         let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
-        let trainer = Trainer::new(plan, student, teacher)?;
+        let trainer = Trainer::new(plan, student, teacher)?.learning_from(signal);
         Ok(Self {
             trainer,
             saved,

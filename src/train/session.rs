@@ -1,7 +1,7 @@
 //! From a plan to what a run works with: data, student, teacher and device, each found, checked and
 //! named.
 
-use crate::config::{DeviceSpec, Plan};
+use crate::config::{DeviceSpec, Plan, Signal};
 use crate::cost::{self, MemoryByPart, check_fit, settle};
 use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokens::TokenFile;
@@ -12,6 +12,7 @@ use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::{Progress, Silent};
 use crate::report::text::amount;
+use crate::signal::{Kind as SignalOnDisk, Stored};
 use crate::store::checkpoint::{self, Inputs, Known, Models};
 use crate::store::hub::{HubOptions, What};
 use crate::store::names::{ModelRef, locate};
@@ -43,8 +44,10 @@ pub struct Session {
     pub ids: SpecialIds,
     /// The student before its first step.
     pub student: Gpt2,
-    /// The teacher, if the plan has one.
+    /// The teacher, if the plan has one beside the run.
     pub teacher: Option<Teacher>,
+    /// What a teacher said of the training tokens, if the plan has that.
+    pub signal: Option<Stored>,
     /// Where tensors live.
     pub device: Device,
     /// What is read, by hash.
@@ -93,6 +96,7 @@ pub struct Survey {
     dir: PathBuf,
     data: DataDir,
     teacher: Option<ModelFolder>,
+    signal: Option<Stored>,
     start: Start,
     stored: Option<ModelFolder>,
     /// The models that the run read before, if it has begun.
@@ -114,6 +118,7 @@ impl Survey {
         if let (DeviceSpec::Auto, true) = (plan.machine.device, device.is_cuda()) {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
+        let signal = opened_signal(&mut plan, Some(&data.train))?;
         let teacher = asked(&plan)
             .map(|name| {
                 let meant = ModelRef::parse(name, Kind::Teacher)?;
@@ -133,17 +138,19 @@ impl Survey {
             None => Start::of(&plan)?,
         };
         let mut stored = None;
-        let vocabulary = data.tokenizer.vocab_size() as usize;
+        let vocabulary = vocabulary(signal.as_ref(), data.tokenizer.vocab_size());
         let student =
             start.shape(&plan, teacher_shape.as_ref(), Some(vocabulary), |name, meant| {
                 stored.insert(find_fitting(name, meant.clone(), &data, at)?).checked_config()
             })?;
         let shapes = Shapes::new(&plan, student, teacher_shape)?;
+        check_signal_fits(signal.as_ref(), &shapes)?;
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }
         let begun = begun.map(|known| known.inputs.models.clone());
-        Ok(Self { shapes, device, dir: dir.to_path_buf(), data, teacher, start, stored, begun })
+        let dir = dir.to_path_buf();
+        Ok(Self { shapes, device, dir, data, teacher, signal, start, stored, begun })
     }
 
     /// The stored models that it reads, by their content; reads their weights once.
@@ -153,7 +160,13 @@ impl Survey {
             let (weights, function) = found.map(|i| (i.weights, i.function)).unzip();
             Ok((weights, function.flatten(), folder.as_ref().and_then(ModelFolder::revision)))
         };
-        let (teacher_hash, teacher_function, teacher_revision) = noted(&self.teacher)?;
+        let (teacher_hash, teacher_function, teacher_revision) = match &self.signal {
+            Some(signal) => {
+                let teacher = signal.header().teacher.clone();
+                (teacher.weights, teacher.function, teacher.revision)
+            }
+            None => noted(&self.teacher)?,
+        };
         let (student_hash, student_function, student_revision) = match &self.begun {
             Some(Models { student_hash, student_function, student_revision, .. }) => {
                 (student_hash.clone(), student_function.clone(), student_revision.clone())
@@ -167,6 +180,7 @@ impl Survey {
             student_hash,
             student_function,
             student_revision,
+            signal_hash: self.signal.as_ref().map(|signal| signal.hash().to_string()),
         })
     }
 
@@ -175,8 +189,8 @@ impl Survey {
         let teacher = self.teacher.as_ref().map(|folder| folder.load(&self.device)).transpose()?;
         let inputs = inputs_of(&self.data, self.models()?);
         let begun = self.begun.is_some() && self.stored.is_some();
-        let Self { shapes: Shapes { plan, student, .. }, device, dir, data, start, stored, .. } =
-            self;
+        let Self { shapes, device, dir, data, signal, start, stored, .. } = self;
+        let Shapes { plan, student, .. } = shapes;
         let mut ids = SpecialIds::of(&data.tokenizer);
         if let Some(own) = stored.as_ref().map(ModelFolder::special_ids).transpose()?
             && !own.eos.is_empty()
@@ -199,6 +213,7 @@ impl Survey {
         Ok(Session {
             label: label_of(&plan),
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
+            signal,
             train: data.train,
             valid: data.valid.map(|valid| valid.bounded(plan.eval.tokens)).transpose()?,
             plan,
@@ -217,17 +232,22 @@ impl Session {
     /// refuses is refused, as far as that can be told without weights, and none are fetched or read.
     /// A plan may name no data yet.
     pub fn shapes(plan: &Plan, at: Where<'_>) -> Result<Shapes> {
+        let mut plan = plan.clone();
         let data = plan.data.dir.as_deref().map(|dir| DataDir::open(Path::new(dir))).transpose()?;
         let shape = |name: &str, meant: &ModelRef| match &data {
             Some(data) => shape_fitting(name, meant, data, at),
             None => shape_of(meant.clone(), name, at),
         };
+        let signal = opened_signal(&mut plan, data.as_ref().map(|data| &*data.train))?;
+        let plan = &plan;
         let teacher = asked(plan)
             .map(|name| shape(name, &ModelRef::parse(name, Kind::Teacher)?))
             .transpose()?;
-        let vocabulary = data.as_ref().map(|data| data.tokenizer.vocab_size() as usize);
+        let of_data = data.as_ref().map(|data| data.tokenizer.vocab_size());
+        let vocabulary = of_data.map(|size| vocabulary(signal.as_ref(), size));
         let student = Start::of(plan)?.shape(plan, teacher.as_ref(), vocabulary, shape)?;
         let shapes = Shapes::new(plan, student, teacher)?;
+        check_signal_fits(signal.as_ref(), &shapes)?;
         for tokens in data.iter().flat_map(DataDir::files) {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }
@@ -281,7 +301,104 @@ pub(super) fn label_of(plan: &Plan) -> String {
 
 /// The teacher's name, if the run asks it anything.
 fn asked(plan: &Plan) -> Option<&str> {
-    plan.teacher.as_deref().filter(|_| plan.uses_teacher())
+    plan.live_teacher()
+}
+
+/// The stored signal of the plan, if it is asked anything, of these training tokens; the plan then
+/// says what the loss uses of it.
+fn opened_signal(plan: &mut Plan, data: Option<&TokenFile>) -> Result<Option<Stored>> {
+    let Some(dir) = plan.data.signal.as_deref().filter(|_| plan.uses_teacher()) else {
+        return Ok(None);
+    };
+    let stored = Stored::open(Path::new(dir))?;
+    let header = stored.header().clone();
+    if let Some(data) = data {
+        let here = hex(&data.header().content_hash);
+        if here != header.data.content_hash {
+            return Err(Error::data(format!(
+                "{dir}: of other training tokens than {} (SHA-256 {} there, {} here); write a signal of these data",
+                data.path().display(),
+                &header.data.content_hash[..12.min(header.data.content_hash.len())],
+                &here[..12]
+            )));
+        }
+    }
+    header.window.check_fits(plan.data.context).map_err(|e| e.context(dir))?;
+    let objective = &mut plan.objective;
+    let of_dir = |what: String| Error::usage(format!("{dir}: {what}"));
+    let kind = match &header.signal {
+        SignalOnDisk::Sampled { .. } => Signal::Sampled,
+        SignalOnDisk::TopK { .. } => Signal::TopK,
+        SignalOnDisk::Scores if objective.distils() => {
+            return Err(of_dir(
+                "holds scores and nothing that a loss could learn from; set objective.lambda = 0, or write a signal with                  --signal sampled=50"
+                    .into(),
+            ));
+        }
+        SignalOnDisk::Scores => Signal::Stored,
+    };
+    if ![Signal::Stored, kind].contains(&objective.signal) {
+        return Err(of_dir(format!(
+            "holds {}, and objective.signal is {}; leave it out, or write another signal",
+            header.signal, objective.signal
+        )));
+    }
+    objective.signal = kind;
+    let constant = objective.temperature_end.is_none_or(|end| end == objective.temperature);
+    let tau = header.signal.temperature();
+    if objective.distils()
+        && !(constant && tau.is_none_or(|tau| tau == objective.temperature as f32))
+    {
+        return Err(of_dir(format!(
+            "was written at temperature {}, and objective.temperature is {}{}; train at the signal's, or write a signal with \
+             --temperature {}",
+            tau.unwrap_or(1.0),
+            objective.temperature,
+            if constant { "" } else { " and moves" },
+            objective.temperature
+        )));
+    }
+    if kind == Signal::Sampled
+        && objective.divergence != crate::config::Divergence::ForwardKl
+        && objective.distils()
+    {
+        return Err(of_dir(format!(
+            "holds draws, which estimate forward-kl and no other divergence, and objective.divergence is {}; choose \
+             forward-kl, or write a signal with --signal top-k=64",
+            objective.divergence
+        )));
+    }
+    match &header.signal {
+        SignalOnDisk::Sampled { planes, .. } => {
+            if objective.samples == 0 {
+                objective.samples = planes.iter().sum();
+            }
+            return stored.with_draws(objective.samples).map(Some).map_err(|e| e.context(dir));
+        }
+        SignalOnDisk::TopK { k, .. } => objective.top_k = *k as usize,
+        SignalOnDisk::Scores => {}
+    }
+    Ok(Some(stored))
+}
+
+/// Tokens of a student that begins from a shape: all that the signal may name.
+fn vocabulary(signal: Option<&Stored>, of_data: u32) -> usize {
+    signal.map_or(of_data, |signal| signal.header().vocab_size.max(of_data)) as usize
+}
+
+/// Errs where a signal may name what the student does not have.
+fn check_signal_fits(signal: Option<&Stored>, shapes: &Shapes) -> Result<()> {
+    let Some(signal) = signal else { return Ok(()) };
+    let (named, held) = (signal.header().vocab_size as usize, shapes.student.vocab_size);
+    if named <= held {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{}: of a teacher with a vocabulary of {}, and the student has {}; choose a student of the teacher's family",
+        signal.dir().display(),
+        amount(named as u64, "tokens"),
+        amount(held as u64, "tokens")
+    )))
 }
 
 fn data_dir(plan: &Plan) -> Result<&Path> {
@@ -384,7 +501,7 @@ fn shape_fitting(
 }
 
 /// Errs where the tokenizer that lies beside a model is not that of the data.
-fn check_tokenizer(name: &str, folder: &ModelFolder, data: &DataDir) -> Result<()> {
+pub(crate) fn check_tokenizer(name: &str, folder: &ModelFolder, data: &DataDir) -> Result<()> {
     if let Some(own) = folder.tokenizer()? {
         let Some(shared) = own.shares_with(&data.tokenizer) else {
             return Err(Error::data(format!(

@@ -11,6 +11,7 @@ use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW, global_norm};
 use crate::optim::schedule;
 use crate::select::{Observed, OwnScore, SelectionState, StepSelection};
+use crate::signal::Stored;
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
@@ -22,8 +23,11 @@ pub struct Trainer {
     pub plan: Plan,
     /// The student, trained in place.
     pub student: Gpt2,
-    /// The teacher, if the plan has one.
+    /// The teacher, if the plan has one beside the run.
     pub teacher: Option<Teacher>,
+    /// What a teacher said of the training tokens, which stands for one
+    /// ([`Trainer::learning_from`]).
+    pub signal: Option<Stored>,
     /// AdamW's moments.
     pub state: adamw::State,
     /// What selection remembers from step to step.
@@ -61,12 +65,19 @@ impl Trainer {
             plan,
             student,
             teacher,
+            signal: None,
             state,
             selection: SelectionState::default(),
             phases_apart: false,
             grads,
             own_score: None,
         })
+    }
+
+    /// The same, which reads what a teacher said of the training tokens in place of asking one.
+    #[must_use]
+    pub fn learning_from(self, signal: Option<Stored>) -> Self {
+        Self { signal, ..self }
     }
 
     /// Takes the memory of moments and gradients, so that the first step takes no longer than the

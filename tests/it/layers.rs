@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors of the house, the ground first. What stands on one line may not use its neighbours.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 15] = [
     &["error"],
     &["interrupt", "progress", "guard", "rng", "allocator", "json", "machine"],
     &["files", "report"],
@@ -15,6 +15,7 @@ const LAYERS: [&[&str]; 14] = [
     &["loss"],
     &["model", "select"],
     &["optim", "teacher", "cost"],
+    &["signal"],
     &["store"],
     &["eval"],
     &["train"],

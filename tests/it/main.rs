@@ -34,6 +34,7 @@ mod run;
 mod run_lists;
 mod sampled;
 mod selection;
+mod signal;
 mod sizes;
 mod sound; // models whose files are as they were written
 mod steps;

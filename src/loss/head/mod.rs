@@ -27,7 +27,7 @@ pub use super::Objective;
 pub(crate) use cpu::TILE;
 pub(crate) use fused::ROWS as BLOCK_ROWS;
 pub use fused::{Found, Fused, PassInput, Weigh, fused};
-pub use reduce::reduce;
+pub use reduce::{reduce, reduce_planes};
 
 use crate::error::{Error, Result};
 use crate::loss::Signal;

@@ -34,35 +34,49 @@ pub fn reduce(
     seed: u64,
     positions: &[u64],
 ) -> Result<Signal> {
-    super::check(teacher, None, targets)?;
-    if positions.len() != targets.len() {
-        return Err(Error::internal(format!(
-            "expected a position for each of {} rows of a teacher's logits, found {}",
-            targets.len(),
-            positions.len()
-        )));
-    }
-    let of = Reduction {
-        kind: match kind {
-            SignalKind::TopK(k) => SignalKind::TopK(k.clamp(1, teacher.vocab())),
-            SignalKind::Sampled(0) => SignalKind::Scores,
-            other => other,
-        },
-        tau,
-        rng: Rng::new(seed, Stream::Teacher),
-        positions,
+    let kind = match kind {
+        SignalKind::Dense => return Ok(Signal::Dense(teacher.clone())),
+        SignalKind::TopK(k) => SignalKind::TopK(k.clamp(1, teacher.vocab())),
+        SignalKind::Sampled(0) => SignalKind::Scores,
+        other => other,
     };
-    match (kind, Backend::of(&teacher.hidden)) {
-        (SignalKind::Dense, _) => Ok(Signal::Dense(teacher.clone())),
-        (_, Backend::Cpu) => of.by_blocks(teacher, targets),
-        (_, backend) => of.after_a_scan(teacher, targets, backend),
-    }
+    let planes = if let SignalKind::Sampled(draws) = kind { vec![draws] } else { Vec::new() };
+    let rng = Rng::new(seed, Stream::Teacher);
+    let of = Reduction { kind, planes: &planes, tau, rng, positions };
+    let (taken, said) = of.run(teacher, targets)?;
+    Ok(of.signal(teacher.vocab(), taken, said))
+}
+
+/// The sampled signals of consecutive draws: `planes` says how many each has. Together they are what
+/// [`reduce`] draws.
+pub fn reduce_planes(
+    teacher: &Logits,
+    targets: &[u32],
+    planes: &[u32],
+    tau: f32,
+    seed: u64,
+    positions: &[u64],
+) -> Result<Vec<Sampled>> {
+    let kind = SignalKind::Sampled(planes.iter().sum());
+    let rng = Rng::new(seed, Stream::Teacher);
+    let of = Reduction { kind, planes, tau, rng, positions };
+    let (mut taken, said) = of.run(teacher, targets)?;
+    let plane = |(i, &draws): (usize, &u32)| {
+        let rows = taken.iter_mut().map(|of_row| match &mut of_row.0 {
+            Taken::Drawn(planes) => std::mem::take(&mut planes[i]),
+            Taken::Top(_) | Taken::Nothing => Vec::new(),
+        });
+        Sampled::of_rows(draws, rows, said.clone())
+    };
+    Ok(planes.iter().enumerate().map(plane).collect())
 }
 
 /// What is taken of rows.
 struct Reduction<'a> {
     /// `TopK` of 1 to V entries.
     kind: SignalKind,
+    /// How the draws of a sampled signal are divided.
+    planes: &'a [u32],
     tau: f32,
     rng: Rng,
     positions: &'a [u64],
@@ -72,16 +86,37 @@ struct Reduction<'a> {
 enum Taken {
     /// (id, logit), by id.
     Top(Vec<(u32, f32)>),
-    Drawn(Vec<DrawnId>),
+    /// Plane by plane.
+    Drawn(Vec<Vec<DrawnId>>),
     Nothing,
 }
 
 impl Reduction<'_> {
-    fn by_blocks(&self, teacher: &Logits, targets: &[u32]) -> Result<Signal> {
+    /// What is taken of each row, the row's statistics, and what is said of it.
+    fn run(&self, teacher: &Logits, targets: &[u32]) -> Result<(Vec<(Taken, Stats)>, Vec<Said>)> {
+        super::check(teacher, None, targets)?;
+        if self.positions.len() != targets.len() {
+            return Err(Error::internal(format!(
+                "expected a position for each of {} rows of a teacher's logits, found {}",
+                targets.len(),
+                self.positions.len()
+            )));
+        }
+        let taken = match Backend::of(&teacher.hidden) {
+            Backend::Cpu => self.by_blocks(teacher, targets)?,
+            backend => self.after_a_scan(teacher, targets, backend)?,
+        };
+        let said =
+            |&(_, teacher): &(Taken, Stats)| Said::of(&RowStats { teacher, ..RowStats::default() });
+        let said = taken.iter().map(said).collect();
+        Ok((taken, said))
+    }
+
+    fn by_blocks(&self, teacher: &Logits, targets: &[u32]) -> Result<Vec<(Taken, Stats)>> {
         let (n, v) = (targets.len(), teacher.vocab());
         let product = Product::new(teacher)?;
         let mut block = vec![0.0; ROWS.min(n).max(LEAST_ROWS) * v];
-        let (mut taken, mut stats) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut taken = Vec::with_capacity(n);
         for start in (0..n).step_by(ROWS) {
             let count = ROWS.min(n - start);
             product.form_at_least(&mut block, start, count, LEAST_ROWS);
@@ -90,21 +125,22 @@ impl Reduction<'_> {
                 let stats = statistics(t, targets[row] as usize, self.tau);
                 (self.take(row, t, &stats), stats)
             };
-            let found: Vec<_> = (0..count).into_par_iter().map(one).collect();
-            found.into_iter().for_each(|(of_row, s)| {
-                taken.push(of_row);
-                stats.push(s);
-            });
+            taken.par_extend((0..count).into_par_iter().map(one));
         }
-        Ok(self.signal(v, taken, &stats))
+        Ok(taken)
     }
 
     /// Where whole rows are elsewhere, or in another format: a scan, then what a GPU selects by
     /// itself, or what is brought here.
-    fn after_a_scan(&self, teacher: &Logits, targets: &[u32], backend: Backend) -> Result<Signal> {
+    fn after_a_scan(
+        &self,
+        teacher: &Logits,
+        targets: &[u32],
+        backend: Backend,
+    ) -> Result<Vec<(Taken, Stats)>> {
         let stats: Vec<Stats> =
             scan(teacher, None, targets, self.tau)?.iter().map(|s| s.student).collect();
-        let taken = match self.kind {
+        let taken: Vec<Taken> = match self.kind {
             SignalKind::Dense | SignalKind::Scores => {
                 stats.iter().map(|_| Taken::Nothing).collect()
             }
@@ -120,7 +156,9 @@ impl Reduction<'_> {
                 let uniforms: Vec<f64> =
                     (0..stats.len()).flat_map(|row| self.uniforms(row, draws)).collect();
                 let ids = cuda::draw(teacher, self.tau, draws as usize, &uniforms)?;
-                ids.chunks_exact(draws as usize).map(|ids| Taken::Drawn(counted(ids))).collect()
+                ids.chunks_exact(draws as usize)
+                    .map(|ids| Taken::Drawn(self.counted(ids)))
+                    .collect()
             }
             SignalKind::TopK(_) | SignalKind::Sampled(_) => {
                 let rows = reference::host_rows(teacher)?;
@@ -128,7 +166,7 @@ impl Reduction<'_> {
                 rows.map(|(row, (t, stats))| self.take(row, t, stats)).collect()
             }
         };
-        Ok(self.signal(teacher.vocab(), taken, &stats))
+        Ok(taken.into_iter().zip(stats).collect())
     }
 
     fn take(&self, row: usize, t: &[f32], stats: &Stats) -> Taken {
@@ -136,10 +174,23 @@ impl Reduction<'_> {
             SignalKind::Dense | SignalKind::Scores => Taken::Nothing,
             SignalKind::TopK(k) => Taken::Top(largest(t, k)),
             SignalKind::Sampled(draws) => {
-                let uniforms = self.uniforms(row, draws).collect();
-                Taken::Drawn(drawn(t, stats.max, 1.0 / self.tau, uniforms))
+                let planes = self.planes.iter().enumerate();
+                let of_draw = planes.flat_map(|(plane, n)| (0..*n).map(move |_| plane));
+                let uniforms = self.uniforms(row, draws).zip(of_draw).collect();
+                Taken::Drawn(drawn(t, stats.max, 1.0 / self.tau, uniforms, self.planes.len()))
             }
         }
+    }
+
+    /// Ids in the order of their draws, counted plane by plane.
+    fn counted(&self, ids: &[u32]) -> Vec<Vec<DrawnId>> {
+        let mut rest = ids;
+        let plane = |n: &u32| {
+            let (of_plane, after) = rest.split_at(*n as usize);
+            rest = after;
+            counted(of_plane)
+        };
+        self.planes.iter().map(plane).collect()
     }
 
     fn uniforms(&self, row: usize, draws: u32) -> impl Iterator<Item = f64> + use<> {
@@ -147,21 +198,17 @@ impl Reduction<'_> {
         (0..draws).map(move |draw| uniform(rng, draw, position))
     }
 
-    fn signal(&self, vocab: usize, taken: Vec<Taken>, stats: &[Stats]) -> Signal {
-        let said: Vec<Said> = stats
-            .iter()
-            .map(|&teacher| Said::of(&RowStats { teacher, ..RowStats::default() }))
-            .collect();
+    fn signal(&self, vocab: usize, taken: Vec<(Taken, Stats)>, said: Vec<Said>) -> Signal {
         let SignalKind::TopK(k) = self.kind else {
             let draws = if let SignalKind::Sampled(draws) = self.kind { draws } else { 0 };
-            let rows = taken.into_iter().map(|of_row| match of_row {
-                Taken::Drawn(drawn) => drawn,
+            let rows = taken.into_iter().map(|(of_row, _)| match of_row {
+                Taken::Drawn(planes) => planes.into_iter().next().unwrap_or_default(),
                 Taken::Top(_) | Taken::Nothing => Vec::new(),
             });
             return Signal::Sampled(Sampled::of_rows(draws, rows, said));
         };
         let mut top = TopK { k, ids: Vec::new(), logp: Vec::new(), rest: Vec::new(), said };
-        for (of_row, stats) in taken.into_iter().zip(stats) {
+        for (of_row, stats) in taken {
             let Taken::Top(entries) = of_row else { continue };
             let level = |t: f32| {
                 let log_q = (t - stats.max) * (1.0 / self.tau) - stats.log_sum_tau;
@@ -230,21 +277,28 @@ fn largest(t: &[f32], k: usize) -> Vec<(u32, f32)> {
     found
 }
 
-/// Draws from softmax(t / tau) by inversion, ids ascending: `uniforms` in [0, 1) meet the
-/// cumulative distribution, whose largest logit is `max`. Only chunks of entries that one of them
+/// Draws from softmax(t / tau) by inversion, plane by plane, ids ascending: `uniforms` in [0, 1), each
+/// of a plane, meet the cumulative distribution, whose largest logit is `max`. Only chunks of entries that one of them
 /// falls into are walked entry by entry.
-fn drawn(t: &[f32], max: f32, inverse_tau: f32, mut uniforms: Vec<f64>) -> Vec<DrawnId> {
+fn drawn(
+    t: &[f32],
+    max: f32,
+    inverse_tau: f32,
+    mut uniforms: Vec<(f64, usize)>,
+    planes: usize,
+) -> Vec<Vec<DrawnId>> {
     let mut sums = vec![0.0; t.len().div_ceil(CHUNK)];
     chunk_sums(&mut sums, t, max, inverse_tau);
     let total: f64 = sums.iter().sum();
-    uniforms.sort_unstable_by(f64::total_cmp);
-    let mut waiting = uniforms.into_iter().map(|u| u * total).peekable();
-    let (mut out, mut before, mut mass): (Vec<DrawnId>, f64, _) = (Vec::new(), 0.0, [0.0; CHUNK]);
+    uniforms.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let mut waiting = uniforms.into_iter().map(|(u, plane)| (u * total, plane)).peekable();
+    let mut out: Vec<Vec<DrawnId>> = vec![Vec::new(); planes];
+    let (mut before, mut mass) = (0.0, [0.0; CHUNK]);
     // Where rounding leaves a draw beyond the sums, it is of the last chunk that has any mass.
     let last = sums.iter().rposition(|sum| *sum > 0.0).unwrap_or(0);
     for (c, (chunk, sum)) in t.chunks(CHUNK).zip(&sums).enumerate() {
         let end = if c == last { f64::INFINITY } else { before + sum };
-        if waiting.peek().is_some_and(|u| *u < end) {
+        if waiting.peek().is_some_and(|u| u.0 < end) {
             let mass = &mut mass[..chunk.len()];
             exponentials(mass, chunk, max, inverse_tau);
             // Likewise of the last such entry of its chunk.
@@ -253,12 +307,12 @@ fn drawn(t: &[f32], max: f32, inverse_tau: f32, mut uniforms: Vec<f64>) -> Vec<D
             for (i, mass) in mass.iter().enumerate() {
                 cumulative += f64::from(*mass);
                 let end = if i == final_one { end } else { cumulative.min(end) };
-                let mut count = 0;
-                while waiting.next_if(|u| *u < end).is_some() {
-                    count += 1;
-                }
-                if count > 0 {
-                    out.push(DrawnId { id: (c * CHUNK + i) as u32, count });
+                let id = (c * CHUNK + i) as u32;
+                while let Some((_, plane)) = waiting.next_if(|u| u.0 < end) {
+                    match out[plane].last_mut().filter(|d| d.id == id) {
+                        Some(drawn) => drawn.count += 1,
+                        None => out[plane].push(DrawnId { id, count: 1 }),
+                    }
                 }
             }
         }
@@ -332,7 +386,8 @@ mod tests {
                 })
                 .unwrap()] += 1;
         }
-        let found = drawn(&t, max, 1.0, uniforms);
+        let uniforms = uniforms.into_iter().map(|u| (u, 0)).collect();
+        let found = drawn(&t, max, 1.0, uniforms, 1).remove(0);
         assert!(found.windows(2).all(|w| w[0].id < w[1].id) && found.iter().all(|d| d.count > 0));
         assert_eq!(found.iter().map(|d| d.count).sum::<u32>(), 2000);
         let mut got = vec![0u32; n];
@@ -347,7 +402,7 @@ mod tests {
         // Uniforms of 1 lie beyond every sum.
         let mut t = vec![-1e4; 2 * CHUNK + 3];
         (t[1], t[CHUNK + 5]) = (0.0, 0.0);
-        let found = drawn(&t, 0.0, 1.0, vec![1.0, 0.2, 1.0]);
+        let found = drawn(&t, 0.0, 1.0, vec![(1.0, 0), (0.2, 0), (1.0, 0)], 1).remove(0);
         let [a, b] = [DrawnId { id: 1, count: 1 }, DrawnId { id: CHUNK as u32 + 5, count: 2 }];
         assert_eq!(found, [a, b]);
     }

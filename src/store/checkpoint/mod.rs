@@ -214,6 +214,9 @@ pub struct Models {
     /// `org/name@commit` of the Hub's model that it started as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_revision: Option<String>,
+    /// What the teacher said, where it was read and not computed (the hash of the stored signal).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal_hash: Option<String>,
 }
 
 impl Models {
@@ -396,6 +399,11 @@ impl Expected<'_> {
                 valid.and(now.valid_hash.as_ref()).unwrap_or(&none),
             ),
             ("tokenizer (SHA-256)", &before.tokenizer_hash, &now.tokenizer_hash),
+            (
+                "signal (SHA-256)",
+                before.models.signal_hash.as_ref().unwrap_or(&none),
+                now.models.signal_hash.as_ref().unwrap_or(&none),
+            ),
         ] {
             if was != is {
                 differences.push(format!("{what}: {was} before, {is} now"));

@@ -53,18 +53,19 @@ impl Heard {
                     let margin = if rows.contains(&i) { &mut *margin } else { &mut none };
                     let mut left = 1.0;
                     for v in best(&all, &|v| q[v].ln(), k, Tail::High, margin) {
-                        // The root in steps of 1/4095. It is known to 1e-7 of itself.
-                        let root = q[v].sqrt() * 4095.0;
+                        // The root in steps of 1/1023. It is known to 1e-7 of itself.
+                        let root = q[v].sqrt() * 1023.0;
                         margin.meet(((root - 0.5).round() + 0.5 - root) / root * 100.0);
-                        let level = root.round().max(1.0) / 4095.0;
+                        let level = root.round().max(1.0) / 1023.0;
                         ids.push(v as u32);
                         logs.push(2.0 * level.ln());
                         left -= level * level;
                     }
-                    logs.push(left.max(1.0 / (4095.0 * 4095.0)).ln());
+                    logs.push(left.max(1.0 / (1023.0 * 1023.0)).ln());
                 }
                 Ok(Self::Top(Tensor::from_vec(ids, (n, k), &Device::Cpu)?, matrix(logs, k + 1)?))
             }
+            Signal::Stored => unreachable!("no run here has a signal on disk"),
             Signal::Sampled => {
                 let rng = Rng::new(plan.seed, Stream::Teacher);
                 let mut shares = vec![0.0; n * vocab];

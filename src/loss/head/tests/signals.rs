@@ -1,7 +1,7 @@
 //! Sparse signals: what is made of a teacher's logits, and what students learn from them.
 
 use super::*;
-use crate::loss::signal::{Said, Sampled, TopK};
+use crate::loss::signal::{DrawnId, Said, Sampled, TopK};
 
 const V: usize = 5003;
 const DIVERGENCES: [Divergence; 6] = [
@@ -200,7 +200,7 @@ fn the_top_is_the_top_and_its_levels_are_those_of_its_probabilities() {
         for (id, log_q) in order.iter().zip(&top.logp[i * 7..]) {
             let want = (row[*id as usize] - s.max) / 2.0 - s.log_sum_tau;
             let (q, want) = (f64::from(*log_q).exp(), f64::from(want).exp());
-            assert!((q - want).abs() <= want.sqrt() / 4095.0 + 6e-8, "{q} of {want}");
+            assert!((q - want).abs() <= want.sqrt() / 1023.0 + 1e-6, "{q} of {want}");
         }
         let inside: f64 = top.logp[i * 7..][..7].iter().map(|l| f64::from(*l).exp()).sum();
         assert!((inside + f64::from(top.rest[i]).exp() - 1.0).abs() < 1e-5);
@@ -439,4 +439,34 @@ fn only_forward_kl_takes_a_sample_and_ids_lie_in_the_vocabulary() {
         refused(objective(Divergence::ReverseKl)) && !refused(objective(Divergence::ForwardKl))
     );
     assert!(sampled.check_vocab(1).unwrap_err().to_string().contains("vocabulary has 1"));
+}
+
+#[test]
+fn planes_are_what_one_draw_of_all_divides_into() {
+    let (_, teacher) = pair(DType::F32, 301);
+    let (targets, positions) = ([1, 7, 300, 0, 9, 2], [5, 1, 900, 7, 8, 1 << 33]);
+    for tau in [1.0, 2.0] {
+        let kind = SignalKind::Sampled(50);
+        let Signal::Sampled(all) = reduce(&teacher, &targets, kind, tau, 3, &positions).unwrap()
+        else {
+            panic!("draws")
+        };
+        let planes =
+            reduce_planes(&teacher, &targets, &[8, 8, 16, 18], tau, 3, &positions).unwrap();
+        for i in 0..6 {
+            let mut sum = std::collections::BTreeMap::new();
+            for plane in &planes {
+                assert_eq!(plane.row(i).iter().map(|d| d.count).sum::<u32>(), plane.draws);
+                plane.row(i).iter().for_each(|d| *sum.entry(d.id).or_insert(0) += d.count);
+            }
+            let sum: Vec<DrawnId> =
+                sum.into_iter().map(|(id, count)| DrawnId { id, count }).collect();
+            assert_eq!(sum, all.row(i));
+            assert_eq!(planes[0].said[i], all.said[i]);
+        }
+        // The first plane is what a smaller signal draws.
+        let first = reduce(&teacher, &targets, SignalKind::Sampled(8), tau, 3, &positions).unwrap();
+        let Signal::Sampled(first) = first else { panic!("draws") };
+        assert_eq!(first, planes[0]);
+    }
 }

@@ -1,0 +1,358 @@
+//! `signal write | verify | inspect | ls`: what a teacher says of a data folder, on disk.
+
+use super::Printer;
+use super::model::kept;
+use super::number::whole;
+use crate::config::{DeviceSpec, Dtype};
+use crate::data::prepare::DataDir;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::matmul::Precision;
+use crate::report::text::{Screen, Table, amount, bytes, count, decimal, percent, quoted};
+use crate::signal::{
+    Inspected, Kind, Listed, MOST_DRAWS, Shard, TeacherId, Verified, Window, WriteOptions, Written,
+    inspect, list, verify, write,
+};
+use crate::store::Where;
+use crate::store::hub::HubOptions;
+use crate::store::names::{Kind as ModelKind, find};
+use crate::teacher::Teacher;
+use crate::train::session::{check_tokenizer, device};
+use crate::train::threads::use_everywhere;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Write what a teacher says of the data to disk, once for every run that learns from it
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SignalArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SignalCommand,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium
+  eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium --shard 2/8
+  eslm-kd signal verify signals/medium        exit status 3 if anything is damaged
+  eslm-kd signal inspect signals/medium       bytes per token, entropy, ids
+  eslm-kd signal ls signals
+  eslm-kd distill --signal signals/medium --data data/mine --student gpt2-30m";
+
+/// What the verb can do.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum SignalCommand {
+    /// Run a teacher over the training tokens of a data folder and write what it says.
+    #[command(after_help = EXAMPLES)]
+    Write(SignalWriteArgs),
+    /// Read every block against its hash, and name what is damaged.
+    #[command(after_help = EXAMPLES)]
+    Verify(SignalDirArgs),
+    /// Say what a signal is of and what its bytes are for.
+    #[command(after_help = EXAMPLES)]
+    Inspect(SignalDirArgs),
+    /// List the signals in a folder.
+    #[command(after_help = EXAMPLES)]
+    Ls(SignalLsArgs),
+}
+
+/// Arguments of `signal write`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignalWriteArgs {
+    /// The teacher: preset, model folder, GGUF file or Hub id.
+    #[arg(long, env = "ESLM_KD_TEACHER", hide_env_values = true, value_name = "NAME")]
+    pub teacher: String,
+    /// Folder written by `prepare`.
+    #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder of the signal; the same command goes on with what is there of it.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What a position holds: sampled=N draws (in planes with sampled=8+8+16), top-k=N entries, or
+    /// none for scores alone.
+    #[arg(long, value_name = "KIND", default_value = "sampled=50")]
+    pub signal: Asked,
+    /// Tokens that the teacher reads at once; students train on as many. Without it, what the
+    /// teacher holds, at most 1,024.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
+    pub context: Option<u32>,
+    /// Tokens by which its windows advance; fewer than the context gives every token left context,
+    /// at more cost; without it, the context.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
+    pub stride: Option<u32>,
+    /// Temperature of the distribution that is drawn from.
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Seed of the draws; a run beside its teacher with this seed draws the same.
+    #[arg(long, env = "ESLM_KD_SEED", hide_env_values = true, value_name = "N", default_value_t = 42, value_parser = whole::<u64>(0..=i64::MAX))]
+    pub seed: u64,
+    /// Write part I of N, counted from 0: parts may be written at once, by processes or machines.
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub shard: ShardOf,
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(
+        long,
+        env = "ESLM_KD_DEVICE",
+        hide_env_values = true,
+        value_name = "DEVICE",
+        default_value = "auto"
+    )]
+    pub device: DeviceSpec,
+    /// How the teacher's products are computed and its matrices stored (f32, bf16).
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub dtype: Dtype,
+}
+
+/// A signal's folder.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignalDirArgs {
+    /// Folder written by `signal write`.
+    #[arg(value_name = "DIR")]
+    pub signal: PathBuf,
+}
+
+/// Arguments of `signal ls`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignalLsArgs {
+    /// Where to look; without it, here.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+}
+
+/// A kind as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Draws by plane.
+    Sampled(Vec<u32>),
+    /// Entries.
+    TopK(u32),
+    /// Scores.
+    None,
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong =
+            || format!("expected sampled=N, sampled=N+N+..., top-k=N or none, found {text:?}");
+        let number = |text: &str| text.parse::<u32>().ok().filter(|n| *n > 0).ok_or_else(wrong);
+        match text.split_once('=') {
+            None if text == "none" => Ok(Self::None),
+            Some(("sampled", draws)) => {
+                let planes =
+                    draws.split('+').map(number).collect::<std::result::Result<Vec<_>, _>>()?;
+                let sum: u64 = planes.iter().map(|n| u64::from(*n)).sum();
+                if sum > MOST_DRAWS.into() {
+                    return Err(format!("{sum} draws; expected at most {MOST_DRAWS}"));
+                }
+                Ok(Self::Sampled(match planes.as_slice() {
+                    [all] => Kind::planes_of(*all),
+                    _ => planes,
+                }))
+            }
+            Some(("top-k", k)) => number(k).map(Self::TopK),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// `I/N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardOf(pub Shard);
+
+impl FromStr for ShardOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parts =
+            text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, of)) if index < of && of <= 99_999 => Ok(Self(Shard { index, of })),
+            _ => Err(format!("expected I/N with I from 0 to N - 1, as 0/8, found {text:?}")),
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
+    match &args.command {
+        SignalCommand::Write(args) => {
+            let written = written(args, ui)?;
+            ui.result(&written, |_| written_text(&written, args))
+        }
+        SignalCommand::Verify(args) => {
+            let found = verify(&args.signal, ui)?;
+            ui.result(&found, |_| verified_text(&found))?;
+            complaint(&found).map_or(Ok(()), Err)
+        }
+        SignalCommand::Inspect(args) => {
+            let found = inspect(&args.signal, ui)?;
+            ui.result(&found, |screen| inspected_text(&found, screen))
+        }
+        SignalCommand::Ls(args) => {
+            if !args.dir.is_dir() {
+                return Err(Error::data(format!("{}: expected a folder", args.dir.display())));
+            }
+            let found = list(&args.dir)?;
+            ui.result(&found, |screen| list_text(&found, &args.dir, screen))
+        }
+    }
+}
+
+/// `signal write` without its printing.
+pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
+    use_everywhere(0)?;
+    if !(args.temperature.is_finite() && args.temperature >= 1e-3) {
+        return Err(Error::usage(format!(
+            "--temperature: expected at least 0.001, found {}",
+            args.temperature
+        )));
+    }
+    let data = DataDir::open(&args.data)?;
+    let hub = HubOptions::from_env(ui.offline());
+    let at = Where { hub: &hub, progress: ui };
+    let device = device(args.device)?;
+    let precision = Precision::of(args.dtype, &device)?;
+    let name = kept(&args.teacher);
+    let folder = find(&name, ModelKind::Teacher, at)?;
+    check_tokenizer(&name, &folder, &data)?;
+    let shape = folder.checked_config()?;
+    data.train.check_vocab(shape.vocab_size)?;
+    let context = args.context.unwrap_or_else(|| shape.n_positions.min(1024) as u32);
+    let stride = args.stride.unwrap_or(context);
+    if stride > context {
+        return Err(Error::usage(format!(
+            "--stride {stride} would skip tokens: expected at most --context, {context}"
+        )));
+    }
+    let kind = match &args.signal {
+        Asked::Sampled(planes) => {
+            Kind::Sampled { planes: planes.clone(), seed: args.seed, temperature: args.temperature }
+        }
+        Asked::TopK(k) => Kind::TopK { k: *k, temperature: args.temperature },
+        Asked::None => Kind::Scores,
+    };
+    let identity = folder.identity()?;
+    let id = TeacherId {
+        name: args.teacher.clone(),
+        weights: Some(identity.weights),
+        function: identity.function,
+        revision: folder.revision(),
+    };
+    let model = folder.load(&device)?;
+    let config = model.config.clone();
+    let teacher = Teacher::new(model, &config)?.working_at(precision, args.dtype)?;
+    let window = Window { context, stride };
+    let options = WriteOptions { out: args.out.clone(), kind, window, shard: args.shard.0 };
+    write(&teacher, id, &data.train, &options, ui)
+}
+
+fn written_text(written: &Written, args: &SignalWriteArgs) -> String {
+    let speed = match written.computed {
+        0 => "it was there already".to_string(),
+        n => format!("{} tokens/s", count((n as f64 / written.seconds.max(1e-9)) as u64)),
+    };
+    let out = quoted(&written.signal);
+    let next = match written.complete {
+        true => format!(
+            "next: eslm-kd distill --signal {out} --data {} --student NAME",
+            quoted(&args.data)
+        ),
+        false => format!("next: the other shards of {out}, each with its own --shard"),
+    };
+    format!(
+        "{}, {}, {} bytes per token, {speed}\n{next}",
+        amount(written.positions, "tokens"),
+        bytes(written.bytes),
+        decimal(written.bytes_per_token, 1)
+    )
+}
+
+fn verified_text(found: &Verified) -> String {
+    let mut text: String = found.damaged.iter().map(|line| format!("{line}\n")).collect();
+    text.extend(found.missing.iter().map(|file| format!("{file}: missing\n")));
+    text + &format!(
+        "{}: {} of {} read",
+        found.signal.display(),
+        amount(found.positions, "positions"),
+        amount(found.blocks, "blocks")
+    )
+}
+
+fn complaint(found: &Verified) -> Option<Error> {
+    let (damaged, missing) = (found.damaged.len() as u64, found.missing.len() as u64);
+    if damaged + missing == 0 {
+        return None;
+    }
+    Some(Error::new(
+        ErrorKind::Data,
+        format!(
+            "{}: {} damaged, {} missing; remove damaged files, and the command that wrote the signal writes them again",
+            found.signal.display(),
+            amount(damaged, "parts"),
+            amount(missing, "shards")
+        ),
+    ))
+}
+
+fn inspected_text(found: &Inspected, screen: &Screen) -> String {
+    let header = &found.header;
+    let teacher = match &header.teacher.revision {
+        Some(revision) => format!("{} ({revision})", header.teacher.name),
+        None => header.teacher.name.clone(),
+    };
+    let line = |name: &str, text: String| format!("{name:<12}{text}\n");
+    let mut out = line("teacher", teacher)
+        + &line("signal", header.signal.to_string())
+        + &line("windows", header.window.to_string())
+        + &line(
+            "positions",
+            format!("{} in {}", count(found.positions), amount(found.shards.into(), "shards")),
+        )
+        + &line("entropy", format!("{:.4} nats, NLL of the data {:.4}", found.entropy, found.nll))
+        + &line("hash", found.hash.clone());
+    let mut table = Table::new(["bytes per token", ""]);
+    for (name, value) in [
+        ("all", found.bytes_per_token),
+        ("signal", found.row_bytes_per_token),
+        ("NLL and entropy", found.scalar_bytes_per_token),
+        ("lengths", found.length_bytes_per_token),
+        ("headers", found.frame_bytes_per_token),
+    ] {
+        table.row([name.to_string(), decimal(value, 2)]);
+    }
+    out += &table.on(screen);
+    if !found.histogram.is_empty() {
+        let mut table = Table::new(["ids of a position", "positions", "share"]);
+        for (upper, positions) in &found.histogram {
+            let from = upper / 2 + 1;
+            let ids = if from >= *upper { upper.to_string() } else { format!("{from} to {upper}") };
+            let share = percent(*positions as f64 / found.positions.max(1) as f64);
+            table.row([ids, count(*positions), share]);
+        }
+        out += &format!("\n\n{}\nmean {} ids", table.on(screen), decimal(found.ids, 2));
+    }
+    out
+}
+
+fn list_text(found: &[Listed], dir: &Path, screen: &Screen) -> String {
+    if found.is_empty() {
+        return format!("no signal in {}", dir.display());
+    }
+    let mut table =
+        Table::new(["signal", "teacher", "holds", "context", "tokens", "size", "shards"]);
+    for one in found {
+        let shards = format!("{} of {}", one.shards.0, one.shards.1);
+        table.row([
+            one.signal.display().to_string(),
+            one.teacher.clone(),
+            one.damage.clone().unwrap_or_else(|| one.kind.clone()),
+            count(one.context.into()),
+            count(one.positions),
+            bytes(one.bytes),
+            shards,
+        ]);
+    }
+    table.on(screen)
+}

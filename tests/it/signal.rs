@@ -1,0 +1,229 @@
+//! Signals on disk, through the program: a run learns the same from what a teacher wrote as from the
+//! teacher beside it.
+
+use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random, stop};
+use crate::support::tiny;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+/// A place with a teacher of 64 positions.
+fn place() -> Place {
+    let place = Place::new();
+    save_random(&place.path("teacher"), tiny::VOCAB, 64, true);
+    place
+}
+
+fn write<'a>(data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let own = ["signal", "write", "--teacher", "teacher", "--data", data, "--out", out];
+    [&own[..], &["--context", "16"], more].concat()
+}
+
+fn distill<'a>(data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let steps = if more.contains(&"--steps") { &[][..] } else { &["--steps", "6"] };
+    [&["distill", "--data", data, "--out", out][..], steps, &TINY, more].concat()
+}
+
+/// Weights and moments at the end of a run.
+fn trained(place: &Place, args: &[&str], out: &str) -> [Vec<u8>; 4] {
+    let (code, _, stderr) = place.run(args);
+    assert_eq!(code, 0, "{args:?}: {stderr}");
+    numbers(&place.path(out))
+}
+
+#[test]
+fn a_run_from_a_signal_has_the_bits_of_one_beside_its_teacher() {
+    let (place, data) = (place(), data());
+    let kinds = [
+        (
+            "sampled",
+            "sampled=4+4+8",
+            &["--set", "objective.signal=sampled", "--set", "objective.samples=16"],
+        ),
+        ("top", "top-k=9", &["--set", "objective.signal=top-k", "--set", "objective.top_k=9"]),
+    ];
+    // Plain distillation in one pass; selection by what is said beside the signal, by the signal
+    // itself and by the student; a threshold that is carried; sequences that exit early; draws of
+    // rows; other temperatures are another signal.
+    let ways: [&[&str]; 7] = [
+        &["--alpha", "0"],
+        &["--score", "excess", "--alpha", "0.5"],
+        &["--score", "kl", "--alpha", "0.5", "--micro-rows", "2"],
+        &["--score", "entropy", "--alpha", "0.5"],
+        &["--score", "excess", "--alpha", "0.4", "--set", "select.pool=carried"],
+        &["--alpha", "0.3", "--set", "select.alpha_seq=0.5"],
+        &["--alpha", "0", "--set", "machine.backward=sampled", "--set", "machine.rho=0.5"],
+    ];
+    let early = ["--set", "select.burn_in=1", "--set", "select.ramp=1"];
+    for (name, kind, live) in kinds {
+        let signal = format!("signal-{name}");
+        let written = place.json(&write(&data, &signal, &["--signal", kind]));
+        assert_eq!(written["complete"], true);
+        for (i, way) in ways.iter().enumerate() {
+            let (a, b) = (format!("{name}-{i}-live"), format!("{name}-{i}-read"));
+            let more = [&["--teacher", "teacher"], *way, &early, &live[..]].concat();
+            let beside = trained(&place, &distill(&data, &a, &more), &a);
+            let more = [&["--signal", &signal], *way, &early].concat();
+            let read = trained(&place, &distill(&data, &b, &more), &b);
+            assert!(beside == read, "{name}, {way:?}");
+            let losses = |run: &str| -> Vec<Value> {
+                place.metrics(run).iter().map(|line| line["loss"].clone()).collect()
+            };
+            assert_eq!(losses(&a), losses(&b));
+        }
+    }
+}
+
+#[test]
+fn fewer_draws_are_the_first_planes_and_scores_need_no_signal() {
+    let (place, data) = (place(), data());
+    place.json(&write(&data, "signal", &["--signal", "sampled=4+4+8"]));
+    let eight = ["--set", "objective.samples=8", "--alpha", "0"];
+    let live =
+        [&["--teacher", "teacher", "--set", "objective.signal=sampled"][..], &eight].concat();
+    let beside = trained(&place, &distill(&data, "live", &live), "live");
+    let read = [&["--signal", "signal"][..], &eight].concat();
+    assert!(beside == trained(&place, &distill(&data, "read", &read), "read"));
+    let ten = [&["--signal", "signal"][..], &["--set", "objective.samples=10"]].concat();
+    place.refused(&distill(&data, "ten", &ten), 2, &["signal", "4 or 8 or 16 draws"]);
+
+    // Static scores: the file with draws and the file without select alike.
+    place.json(&write(&data, "scores", &["--signal", "none"]));
+    let alone = ["--set", "objective.lambda=0", "--score", "excess", "--alpha", "0.5"];
+    let early = ["--set", "select.burn_in=0", "--set", "select.ramp=0"];
+    let [a, b] = ["signal", "scores"].map(|signal| {
+        let out = format!("by-{signal}");
+        let more = [&["--signal", signal][..], &alone, &early].concat();
+        trained(&place, &distill(&data, &out, &more), &out)
+    });
+    assert!(a == b);
+    let weighs = ["--signal", "scores"];
+    place.refused(
+        &distill(&data, "no", &weighs),
+        2,
+        &["scores: ", "nothing that a loss could learn from"],
+    );
+}
+
+#[test]
+fn order_batch_and_workers_read_the_same_signal() {
+    let (place, data) = (place(), data());
+    // In four parts, of which one is written in two goes.
+    for shard in ["3/4", "0/4", "2/4", "1/4"] {
+        place.json(&write(&data, "parts", &["--signal", "sampled=16", "--shard", shard]));
+    }
+    place.json(&write(&data, "whole", &["--signal", "sampled=16"]));
+    let run = |signal: &'static str, out: &'static str, more: &[&str]| {
+        let more = [&["--signal", signal, "--alpha", "0"][..], more].concat();
+        trained(&place, &distill(&data, out, &more), out)
+    };
+    let whole = run("whole", "a", &["--micro-rows", "8"]);
+    assert!(whole == run("parts", "b", &["--micro-rows", "8"]));
+    assert!(whole == run("whole", "c", &["--micro-rows", "8", "--set", "machine.threads=1"]));
+    assert!(whole != run("whole", "d", &["--micro-rows", "8", "--seed", "2"]));
+    // Longer than an epoch of a context that divides the teacher's.
+    run("whole", "e", &["--set", "data.context=8", "--steps", "700", "--set", "machine.threads=1"]);
+}
+
+#[test]
+fn a_run_knows_its_signal_by_content() {
+    let (place, data) = (place(), data());
+    place.json(&write(&data, "signal", &["--signal", "sampled=8"]));
+    place.json(&write(&data, "other", &["--signal", "sampled=8", "--seed", "2"]));
+    let args = distill(
+        &data,
+        "run",
+        &["--signal", "signal", "--set", "checkpoint.every=2", "--set", "checkpoint.keep=9"],
+    );
+    let whole = trained(&place, &args, "run");
+    let stopped = |out: &str| {
+        copy_folder(&place.path("run"), &place.path(out));
+        fs::remove_dir_all(place.path(out).join("model")).unwrap();
+        for step in ["00000004", "00000006"] {
+            let _ =
+                fs::remove_dir_all(place.path(out).join("checkpoints/step-".to_string() + step));
+        }
+    };
+    // Moved with the run's knowledge of it; another under its name.
+    stopped("again");
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    fs::rename(place.path("signal"), place.path("elsewhere/signal")).unwrap();
+    let again = ["distill", "--resume", "--out", "again", "--signal", "elsewhere/signal"];
+    assert!(whole == trained(&place, &again, "again"));
+    stopped("wrong");
+    let wrong = ["distill", "--resume", "--out", "wrong", "--signal", "other"];
+    place.refused(&wrong, 2, &["signal (SHA-256)"]);
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let (place, data) = (place(), data());
+    place.json(&write(&data, "signal", &["--signal", "sampled=8"]));
+    let with =
+        |more: &[&'static str]| distill(&data, "run", &[&["--signal", "signal"], more].concat());
+    place.refused(
+        &with(&["--set", "data.context=12"]),
+        2,
+        &["windows of 16 tokens", "--context 12"],
+    );
+    place.refused(&with(&["--set", "objective.temperature=2"]), 2, &["--temperature 2"]);
+    place.refused(&with(&["--set", "objective.divergence=reverse-kl"]), 2, &["top-k=64"]);
+    place.refused(&with(&["--set", "objective.signal=dense"]), 2, &["leave it out"]);
+    place.refused(&with(&["--set", "objective.signal=top-k"]), 2, &["holds sampled=8", "top-k"]);
+    place.refused(&distill(&data, "run", &["--signal", "signl"]), 3, &["did you mean signal?"]);
+    let stored = ["--teacher", "teacher", "--set", "objective.signal=stored"];
+    place.refused(&distill(&data, "run", &stored), 2, &["--signal DIR"]);
+    place.refused(&write(&data, "signal", &["--signal", "sampled=9"]), 2, &["sampled=8 (8) there"]);
+    place.refused(&write(&data, "signal", &["--shard", "0/2"]), 2, &["another number of shards"]);
+    place.refused(&write(&data, "new", &["--stride", "17"]), 2, &["skip tokens"]);
+    place.refused(&write(&data, "new", &["--signal", "sampled=70000"]), 2, &["at most 65536"]);
+    assert!(!place.path("new").exists() && !place.path("run").exists());
+    // Data of other tokens.
+    let other = place.path("other-data");
+    copy_folder(Path::new(&data), &other);
+    fs::rename(other.join("valid.bin"), other.join("train.bin")).unwrap();
+    let other = other.display().to_string();
+    place.refused(&distill(&other, "run", &["--signal", "signal"]), 3, &["other training tokens"]);
+    // A flipped byte is named, and what was trained before it stands.
+    let file = place.path("signal/00000-of-00001.signal");
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let (code, stdout, stderr) = place.run(&["signal", "verify", "signal"]);
+    assert!(
+        code == 3 && stdout.contains("is damaged (its checksum does not fit)"),
+        "{stdout}{stderr}"
+    );
+    let long = distill(&data, "run", &["--signal", "signal", "--steps", "400"]);
+    place.refused(&long, 3, &["step ", "00000-of-00001.signal: block ", "is damaged"]);
+}
+
+#[test]
+fn a_stopped_writer_goes_on_to_the_same_bytes() {
+    let (place, data) = (place(), data());
+    place.json(&write(&data, "whole", &["--signal", "sampled=8", "--stride", "1"]));
+    let args = write(&data, "parts", &["--signal", "sampled=8", "--stride", "1"]);
+    let mut child =
+        place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let partial = place.path("parts/00000-of-00001.signal.partial");
+    while !partial.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let stopped = stop(&mut child, &partial, 0, "-INT");
+    let out = child.wait_with_output().unwrap();
+    if stopped && out.status.code() == Some(130) {
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert!(stderr.contains("are written in parts, and the same command goes on"), "{stderr}");
+        assert!(partial.exists());
+    }
+    place.json(&args);
+    let file = |folder: &str| fs::read(place.path(folder).join("00000-of-00001.signal")).unwrap();
+    assert!(file("whole") == file("parts"));
+    let found = place.json(&["signal", "inspect", "whole"]);
+    assert!(found["bytes_per_token"].as_f64().unwrap() > 4.0);
+    assert_eq!(found["header"]["signal"]["planes"], serde_json::json!([8]));
+    let listed = place.json(&["signal", "ls"]);
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+}
