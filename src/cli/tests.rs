@@ -26,6 +26,7 @@ fn surface<A: clap::Args>() -> Vec<String> {
 fn the_flags_of_runs_and_their_twins_are_these() {
     let knobs = [
         "--teacher ESLM_KD_TEACHER",
+        "--signal ESLM_KD_SIGNAL",
         "--student ESLM_KD_STUDENT",
         "--data ESLM_KD_DATA",
         "--method ESLM_KD_METHOD",
@@ -46,6 +47,24 @@ fn the_flags_of_runs_and_their_twins_are_these() {
 
 #[test]
 fn the_flags_of_the_other_verbs_are_these() {
+    assert_eq!(
+        surface::<signal::SignalWriteArgs>(),
+        [
+            "--teacher ESLM_KD_TEACHER",
+            "--data ESLM_KD_DATA",
+            "--out",
+            "--signal",
+            "--context",
+            "--stride",
+            "--temperature",
+            "--seed ESLM_KD_SEED",
+            "--shard",
+            "--device ESLM_KD_DEVICE",
+            "--dtype",
+        ]
+    );
+    assert_eq!(surface::<signal::SignalDirArgs>(), ["[DIR]"]);
+    assert_eq!(surface::<signal::SignalLsArgs>(), ["[DIR]"]);
     assert_eq!(
         surface::<compare::CompareArgs>(),
         [

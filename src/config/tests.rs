@@ -39,6 +39,7 @@ fn selection_is_asked_for_by_a_teacher_or_by_a_key_of_its_own() {
         ("[select]\nburn_in = 7", Method::Eslm, 0.1),
         ("teacher = 't'\nmethod = 'clm'", Method::Clm, 0.0),
         ("method = 'eslm'", Method::Eslm, 0.1),
+        ("[data]\nsignal = 's'", Method::Eslm, 0.1),
     ] {
         let plan = plan(text);
         assert_eq!((plan.method, plan.select.alpha), (method, alpha), "{text}");
@@ -53,6 +54,8 @@ fn the_table_of_keys_and_the_plan_name_the_same_things() {
          [shape]\nn_layer = 1\nn_head = 1\nn_embd = 4\nn_positions = 4\n\
          [objective]\nlambda_end = 0.1\ntemperature_end = 2.0\n",
     );
+    // Which no run can have beside a teacher's layers.
+    let full = Plan { data: DataPlan { signal: Some("s".into()), ..full.data }, ..full };
     let mut leaves = Vec::new();
     super::plan::flatten("", &serde_json::to_value(&full).unwrap(), &mut leaves);
     let of_plan: Vec<&str> = leaves.iter().map(|(k, _)| k.as_str()).collect();
@@ -160,7 +163,7 @@ fn unknown_keys_are_refused_with_place_and_suggestion() {
     }
     let far = message("[data]\nzzzzzzzz = 1\n");
     assert!(
-        far.contains("[data] has dir, context, rows") && !far.contains("did you mean"),
+        far.contains("[data] has dir, signal, context, rows") && !far.contains("did you mean"),
         "{far}"
     );
     let set = Overrides::default().set("select.alfa=1").unwrap_err().to_string();
@@ -519,4 +522,24 @@ fn lambda_and_temperature_move_from_their_start_to_their_end() {
     assert_eq!(objective("").lambda_at(7, 11), 0.8);
     let late = plan("teacher = 't'\n[objective]\nlambda = 0\nlambda_end = 0.5\n");
     assert!(late.uses_teacher(), "a teacher that speaks later is a teacher");
+}
+
+#[test]
+fn a_signal_stands_for_a_teacher() {
+    let plan = plan("[data]\nsignal = 's'");
+    assert!(plan.is_taught() && plan.uses_teacher() && plan.live_teacher().is_none());
+    assert_eq!((plan.select.score, plan.objective.lambda), (Score::Excess, 0.5));
+    assert_eq!((plan.objective.signal, plan.objective.samples), (Signal::Stored, 0));
+    assert_eq!(plan.verb(), "distill");
+    let both = from_text("teacher = 't'\n[data]\nsignal = 's'").unwrap();
+    assert!(both.notes().iter().any(|note| note.contains("stands for the teacher t")));
+    for (text, parts) in [
+        ("[data]\nsignal = 's'\n[objective]\nsignal = 'dense'", "no stored signal has"),
+        ("teacher = 't'\n[objective]\nsignal = 'stored'", "add --signal DIR"),
+        ("teacher = 't'\n[objective]\nsignal = 'sampled'\nsamples = 0", "at least 1"),
+        ("init = 'teacher-layers'\nteacher = 't'\n[data]\nsignal = 's'", "has none"),
+    ] {
+        let refused = from_text(text).unwrap_err().to_string();
+        assert!(refused.contains(parts), "{text}: {refused}");
+    }
 }

@@ -275,7 +275,7 @@ mod tests {
         }
         let half = [TopK::level(0.25), TopK::level(0.25)];
         let found = f64::from(TopK::rest_of(half.into_iter())).exp();
-        assert!((found - 0.5).abs() < 3e-4, "{found}");
+        assert!((found - 0.5).abs() < 1e-3, "{found}");
         // A teacher that is sure: the levels of its other ids alone are more than what is left.
         let sure = [TopK::level(1.0 - 1e-6), 1, 1, 1];
         let least = TopK::rest_of(sure.into_iter());

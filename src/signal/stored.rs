@@ -135,7 +135,11 @@ fn no_signal(dir: &Path) -> Error {
             dir.display()
         ));
     }
-    let found = if dir.exists() { "found none of its files" } else { "found nothing of that name" };
+    let found = match (dir.is_dir(), dir.exists()) {
+        (true, _) => "found none of its files",
+        (false, true) => "found a file",
+        (false, false) => "found nothing of that name",
+    };
     Error::data(format!(
         "{}: expected a signal, a folder made by `eslm-kd signal write`; {found}{}",
         dir.display(),

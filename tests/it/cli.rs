@@ -143,6 +143,7 @@ fn help_has_examples() {
         "tokenizer",
         "pretrain",
         "distill",
+        "signal",
         "compare",
         "inspect",
         "download",

@@ -1,5 +1,5 @@
 //! Signals on disk, through the program: a run learns the same from what a teacher wrote as from the
-//! teacher beside it.
+//! teacher beside it. This is what `data.signal` does.
 
 use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random, stop};
 use crate::support::tiny;

@@ -91,9 +91,12 @@ enum Taken {
     Nothing,
 }
 
+/// What is taken of rows, and the statistics of each.
+type Rows = Vec<(Taken, Stats)>;
+
 impl Reduction<'_> {
-    /// What is taken of each row, the row's statistics, and what is said of it.
-    fn run(&self, teacher: &Logits, targets: &[u32]) -> Result<(Vec<(Taken, Stats)>, Vec<Said>)> {
+    /// What is taken of each row with the row's statistics, and what is said of it.
+    fn run(&self, teacher: &Logits, targets: &[u32]) -> Result<(Rows, Vec<Said>)> {
         super::check(teacher, None, targets)?;
         if self.positions.len() != targets.len() {
             return Err(Error::internal(format!(
@@ -112,7 +115,7 @@ impl Reduction<'_> {
         Ok((taken, said))
     }
 
-    fn by_blocks(&self, teacher: &Logits, targets: &[u32]) -> Result<Vec<(Taken, Stats)>> {
+    fn by_blocks(&self, teacher: &Logits, targets: &[u32]) -> Result<Rows> {
         let (n, v) = (targets.len(), teacher.vocab());
         let product = Product::new(teacher)?;
         let mut block = vec![0.0; ROWS.min(n).max(LEAST_ROWS) * v];
@@ -132,12 +135,7 @@ impl Reduction<'_> {
 
     /// Where whole rows are elsewhere, or in another format: a scan, then what a GPU selects by
     /// itself, or what is brought here.
-    fn after_a_scan(
-        &self,
-        teacher: &Logits,
-        targets: &[u32],
-        backend: Backend,
-    ) -> Result<Vec<(Taken, Stats)>> {
+    fn after_a_scan(&self, teacher: &Logits, targets: &[u32], backend: Backend) -> Result<Rows> {
         let stats: Vec<Stats> =
             scan(teacher, None, targets, self.tau)?.iter().map(|s| s.student).collect();
         let taken: Vec<Taken> = match self.kind {
@@ -198,7 +196,7 @@ impl Reduction<'_> {
         (0..draws).map(move |draw| uniform(rng, draw, position))
     }
 
-    fn signal(&self, vocab: usize, taken: Vec<(Taken, Stats)>, said: Vec<Said>) -> Signal {
+    fn signal(&self, vocab: usize, taken: Rows, said: Vec<Said>) -> Signal {
         let SignalKind::TopK(k) = self.kind else {
             let draws = if let SignalKind::Sampled(draws) = self.kind { draws } else { 0 };
             let rows = taken.into_iter().map(|(of_row, _)| match of_row {

@@ -164,7 +164,10 @@ fn top_k() {
     }
     assert!(of(1) < of(7) && of(7) < of(100) && of(100) < of(320), "more entries tell more");
     let (all, dense) = (of(320), heard(&[]));
-    assert!((all - dense).abs() < 3e-4 * dense, "all entries are the dense signal, but for levels");
+    assert!(
+        (all - dense).abs() < 1.2e-3 * dense,
+        "all entries are the dense signal, but for levels"
+    );
 }
 
 fn samples() {

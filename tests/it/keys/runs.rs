@@ -34,6 +34,10 @@ pub const KEYS: Proofs = &[
     ("shape.n_embd", Here(shape)),
     ("shape.n_positions", Here(shape)),
     ("data.dir", Here(dir)),
+    (
+        "data.signal",
+        There("signal.rs", "a_run_from_a_signal_has_the_bits_of_one_beside_its_teacher"),
+    ),
     ("data.context", Here(seed)),
     ("data.rows", Here(seed)),
     ("eval.every", Here(rhythms)),
