@@ -26,6 +26,11 @@ pub fn ids(value: &Value) -> Vec<u32> {
 /// The same text with `by` for the numbers that Python's json writes and reads and JSON does not
 /// have, in as many bytes at least; None if there are none.
 pub fn without_constants(text: &[u8], by: &str) -> Option<Vec<u8>> {
+    replaced_constants(text, |_| by)
+}
+
+/// The same with another word for each: `by` is given `NaN`, `Infinity` or `-Infinity`.
+pub fn replaced_constants<'a>(text: &[u8], by: impl Fn(&str) -> &'a str) -> Option<Vec<u8>> {
     let (mut out, mut at, mut quoted, mut found) = (Vec::new(), 0, false, false);
     while let Some(&byte) = text.get(at) {
         // An escaped character inside a string ends nothing.
@@ -44,7 +49,7 @@ pub fn without_constants(text: &[u8], by: &str) -> Option<Vec<u8>> {
             })
         });
         if let Some(name) = constant {
-            let width = space + name.len();
+            let (width, by) = (space + name.len(), by(name));
             out.extend(format!("{by:<width$}").bytes());
             (at, found) = (at + width, true);
         }

@@ -9,8 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::matmul::Precision;
 use crate::report::text::{Screen, Table, amount, bytes, count, decimal, percent, quoted};
 use crate::signal::{
-    Inspected, Kind, Listed, MOST_DRAWS, Shard, TeacherId, Verified, Window, WriteOptions, Written,
-    inspect, list, verify, write,
+    ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Shard, TeacherId, Verified, Window,
+    WriteOptions, Written, import, inspect, list, verify, write,
 };
 use crate::store::Where;
 use crate::store::hub::HubOptions;
@@ -34,6 +34,7 @@ const EXAMPLES: &str = "\
 Examples:
   eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium
   eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium --shard 2/8
+  eslm-kd signal import --input said.jsonl.gz --data data/mine --out signals/served --context 1024
   eslm-kd signal verify signals/medium        exit status 3 if anything is damaged
   eslm-kd signal inspect signals/medium       bytes per token, entropy, ids
   eslm-kd signal ls signals
@@ -45,6 +46,10 @@ pub enum SignalCommand {
     /// Run a teacher over the training tokens of a data folder and write what it says.
     #[command(after_help = EXAMPLES)]
     Write(SignalWriteArgs),
+    /// Make a signal of what a served teacher said of the training tokens: the log-probabilities of
+    /// vLLM or of an OpenAI-compatible server.
+    #[command(after_help = EXAMPLES)]
+    Import(SignalImportArgs),
     /// Read every block against its hash, and name what is damaged.
     #[command(after_help = EXAMPLES)]
     Verify(SignalDirArgs),
@@ -101,6 +106,33 @@ pub struct SignalWriteArgs {
     /// How the teacher's products are computed and its matrices stored (f32, bf16).
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub dtype: Dtype,
+}
+
+/// Arguments of `signal import`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignalImportArgs {
+    /// What was said, in the order of the data: JSON lines or Parquet, also .gz and .zst.
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    pub input: Vec<PathBuf>,
+    /// Folder written by `prepare`, whose training tokens the teacher read.
+    #[arg(long, env = "ESLM_KD_DATA", hide_env_values = true, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder of the signal.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Tokens of the windows that the teacher read, one behind the other; each prompt has one more,
+    /// the token that follows. Students train on as many.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
+    pub context: u32,
+    /// Entries to keep of each position; without it, as many as the first has.
+    #[arg(long, value_name = "K", value_parser = whole::<u32>(1..=u32::MAX.into()))]
+    pub top_k: Option<u32>,
+    /// What the teacher is called; without it, as the first input.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Ids that the teacher has, where they are more than the data's tokenizer has.
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=u32::MAX.into()))]
+    pub vocab_size: Option<u32>,
 }
 
 /// A signal's folder.
@@ -179,7 +211,11 @@ pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
     match &args.command {
         SignalCommand::Write(args) => {
             let written = written(args, ui)?;
-            ui.result(&written, |_| written_text(&written, args))
+            ui.result(&written, |_| written_text(&written, &args.data))
+        }
+        SignalCommand::Import(args) => {
+            let written = imported(args, ui)?;
+            ui.result(&written, |_| written_text(&written, &args.data))
         }
         SignalCommand::Verify(args) => {
             let found = verify(&args.signal, ui)?;
@@ -248,7 +284,23 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
     write(&teacher, id, &data.train, &options, ui)
 }
 
-fn written_text(written: &Written, args: &SignalWriteArgs) -> String {
+/// `signal import` without its printing.
+pub fn imported(args: &SignalImportArgs, ui: &Printer) -> Result<Written> {
+    use_everywhere(0)?;
+    let data = DataDir::open(&args.data)?;
+    let first = args.input.first().and_then(|path| path.file_name()).unwrap_or_default();
+    let options = ImportOptions {
+        inputs: args.input.clone(),
+        out: args.out.clone(),
+        context: args.context,
+        top_k: args.top_k,
+        name: args.name.clone().unwrap_or_else(|| first.to_string_lossy().into_owned()),
+        vocab_size: args.vocab_size,
+    };
+    import(&data.train, &options, ui)
+}
+
+fn written_text(written: &Written, data: &Path) -> String {
     let speed = match written.computed {
         0 => "it was there already".to_string(),
         n => format!("{} tokens/s", count((n as f64 / written.seconds.max(1e-9)) as u64)),
@@ -257,7 +309,7 @@ fn written_text(written: &Written, args: &SignalWriteArgs) -> String {
     let next = match written.complete {
         true => format!(
             "next: eslm-kd distill --signal {out} --data {} --student NAME",
-            quoted(&args.data)
+            quoted(data)
         ),
         false => format!("next: the other shards of {out}, each with its own --shard"),
     };

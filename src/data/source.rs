@@ -6,14 +6,18 @@
 //! Documents of nothing but white space are left out. Long documents arrive in pieces, cut where no
 //! token of GPT-2's scheme can cross.
 
+mod lines;
 mod packed;
 mod parquet;
 mod parquet_pages;
 mod pieces;
 mod records;
 mod stream;
+mod table;
 
+pub(crate) use lines::Lines;
 pub use pieces::split_point;
+pub(crate) use table::Table;
 
 use crate::data::bpe::check_words;
 use crate::error::{Error, Result};
@@ -155,6 +159,11 @@ impl Source {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What its bytes mean once decompressed.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Bytes on disk, None for what comes through a pipe.

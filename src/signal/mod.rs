@@ -12,6 +12,7 @@ mod block;
 mod check;
 mod codec;
 mod header;
+mod import;
 mod shard;
 mod stored;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod write;
 
 pub use check::{Inspected, Listed, Verified, inspect, list, verify};
 pub use header::{DataId, Header, Kind, MOST_DRAWS, Shard, TeacherId, Window};
+pub use import::{ImportOptions, import};
 pub use shard::FORMAT_VERSION;
 pub use stored::{Fetched, Stored, is_signal};
 pub use write::{WriteOptions, Written, write};

@@ -223,6 +223,21 @@ impl ShardWriter {
         Ok(Self { header, ranks, target, partial, file, at, index })
     }
 
+    /// Forgets what is there and begins anew.
+    pub(super) fn start_over(&mut self) -> Result<()> {
+        let head = head(&self.header, &self.ranks, None)?;
+        self.index.clear();
+        self.at = head.len() as u64;
+        let file = &mut self.file;
+        let begun = file.seek(SeekFrom::Start(0)).and_then(|_| file.get_ref().set_len(0));
+        begun.and_then(|()| file.write_all(&head)).map_err(|e| Error::io("write", &self.partial, e))
+    }
+
+    /// What the file is called until it is whole.
+    pub(super) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
     /// Positions that are there.
     pub(super) fn done(&self) -> u64 {
         (self.index.len() as u64 * u64::from(self.header.block))

@@ -60,6 +60,12 @@ pub struct Written {
     pub complete: bool,
 }
 
+/// Positions of a block, of a teacher that reads so many tokens at once. A block is read at once:
+/// that of a student's sequence holds nothing else.
+pub(super) fn block_of(context: u32) -> u32 {
+    if (128..=2048).contains(&context) { context } else { BLOCK }
+}
+
 /// The header of the signal that `options` ask for.
 fn header(
     teacher: &Teacher,
@@ -79,8 +85,7 @@ fn header(
         window: options.window,
         signal: options.kind.clone(),
         vocab_size: teacher.config().vocab_size as u32,
-        // A block is read at once: that of a student's sequence holds nothing else.
-        block: if (128..=2048).contains(&context) { context } else { BLOCK },
+        block: block_of(context),
         shard: options.shard,
         positions: (0, 0),
     }

@@ -51,19 +51,9 @@ struct Column {
 impl RowReader {
     pub fn open(source: &Source, field: &str, consumed: &Arc<AtomicU64>) -> Result<Self> {
         let place = source.path.display();
-        // Parquet starts reading at its end, so a compressed one has to be unpacked first, and one
-        // from a pipe laid down.
-        let in_place = source.compression == Compression::None && source.stream.is_none();
-        let unpacked = (!in_place).then(|| Unpacked::new(source)).transpose()?;
-        let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let failed = |e: &dyn std::fmt::Display| {
-            Error::data(format!("{place}: not a readable Parquet file: {e}"))
-        };
-        let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        let mut input = Checked { file, size, pages: None };
-        let metadata = guarded(&place, || ParquetMetaDataReader::new().parse_and_finish(&input))?;
-        let metadata = metadata.map_err(|e| failed(&e))?;
+        let failed = |e: &dyn std::fmt::Display| unreadable(source, e);
+        let mut opened = checked(source)?;
+        let metadata = &opened.metadata;
         let schema = metadata.file_metadata().schema_descr_ptr();
         let columns = schema.root_schema().get_fields();
         let Some(index) = columns.iter().position(|column| column.name() == field) else {
@@ -81,13 +71,14 @@ impl RowReader {
         let leaf =
             (0..schema.num_columns()).find(|leaf| schema.get_column_root_idx(*leaf) == index);
         let leaf = leaf.ok_or_else(|| failed(&"its column has no data"))?;
-        let found = guarded(&place, || Pages::find(&input, &metadata, |other| other == leaf))?;
-        input.pages = Some(found.map_err(|e| failed(&e))?);
+        let found = guarded(&place, || Pages::find(&*opened.input, metadata, |other| other == leaf))?;
         let rows = metadata.file_metadata().num_rows().max(0) as u64;
+        opened.only(found.map_err(|e| failed(&e))?)?;
+        let Opened { input, metadata, unpacked } = opened;
         Ok(Self {
             source: source.clone(),
             field: field.into(),
-            input: Arc::new(input),
+            input,
             metadata,
             leaf,
             groups: 0,
@@ -186,9 +177,46 @@ impl Rows for RowReader {
     }
 }
 
+/// A file whose footer is read.
+pub(super) struct Opened {
+    pub(super) input: Arc<Checked>,
+    pub(super) metadata: ParquetMetaData,
+    /// Removed when reading is over.
+    unpacked: Option<Unpacked>,
+}
+
+impl Opened {
+    /// From now on it gives out these pages and nothing else.
+    pub(super) fn only(&mut self, pages: Pages) -> Result<()> {
+        let input = Arc::get_mut(&mut self.input);
+        let input = input.ok_or_else(|| Error::internal("a Parquet file is being read already"))?;
+        input.pages = Some(pages);
+        Ok(())
+    }
+}
+
+/// Opens a Parquet file and reads its footer.
+pub(super) fn checked(source: &Source) -> Result<Opened> {
+    // Parquet starts reading at its end, so a compressed one has to be unpacked first, and one
+    // from a pipe laid down.
+    let in_place = source.compression == Compression::None && source.stream.is_none();
+    let unpacked = (!in_place).then(|| Unpacked::new(source)).transpose()?;
+    let path = unpacked.as_ref().map_or(&source.path, |u| &u.path);
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+    let input = Checked { file, size, pages: None };
+    let footer = || ParquetMetaDataReader::new().parse_and_finish(&input);
+    let metadata = guarded(source.path.display(), footer)?.map_err(|e| unreadable(source, &e))?;
+    Ok(Opened { input: Arc::new(input), metadata, unpacked })
+}
+
+fn unreadable(source: &Source, e: &dyn std::fmt::Display) -> Error {
+    Error::data(format!("{}: not a readable Parquet file: {e}", source.path.display()))
+}
+
 /// A file that allocates for what it holds, not for what its footer says: lengths there are
 /// anyone's claim. Once its pages are known, it gives out nothing else.
-struct Checked {
+pub(super) struct Checked {
     file: File,
     size: u64,
     pages: Option<Pages>,
@@ -255,7 +283,7 @@ fn text_of(value: Option<&ByteArray>) -> std::result::Result<&str, String> {
 }
 
 /// A decompressed copy in the folder for temporary files.
-struct Unpacked {
+pub(super) struct Unpacked {
     path: PathBuf,
 }
 
