@@ -307,10 +307,9 @@ fn written_text(written: &Written, data: &Path) -> String {
     };
     let out = quoted(&written.signal);
     let next = match written.complete {
-        true => format!(
-            "next: eslm-kd distill --signal {out} --data {} --student NAME",
-            quoted(data)
-        ),
+        true => {
+            format!("next: eslm-kd distill --signal {out} --data {} --student NAME", quoted(data))
+        }
         false => format!("next: the other shards of {out}, each with its own --shard"),
     };
     format!(

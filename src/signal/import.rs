@@ -273,13 +273,18 @@ impl<'a> Job<'a> {
         }
         let window = self.at..(self.at + context + 1).min(self.tokens.len());
         let expected = self.tokens.to_vec(window.clone())?;
-        self.check_tokens(&sequence.tokens, &expected, &window).map_err(|what| place.error(what))?;
+        self.check_tokens(&sequence.tokens, &expected, &window)
+            .map_err(|what| place.error(what))?;
         let Sequence { said, .. } = sequence;
         if said.len() != expected.len() || said.first().is_some_and(Option::is_some) {
             return Err(place.error(format!(
                 "prompt_logprobs has {}, {}; expected one for each of {}, and null first",
                 amount(said.len() as u64, "entries"),
-                if said.first().is_some_and(Option::is_some) { "the first not null" } else { "the first null" },
+                if said.first().is_some_and(Option::is_some) {
+                    "the first not null"
+                } else {
+                    "the first null"
+                },
                 amount(expected.len() as u64, "tokens")
             )));
         }
@@ -393,7 +398,8 @@ impl<'a> Job<'a> {
         };
         let asked = Asked { target, k: k as usize, vocab: self.header.vocab_size };
         let top = reduced(position, asked).map_err(|what| wrong(self.at, what))?;
-        let shard = self.shard.as_mut().ok_or_else(|| Error::internal("an import without a file"))?;
+        let shard =
+            self.shard.as_mut().ok_or_else(|| Error::internal("an import without a file"))?;
         self.block.push(&self.header, &shard.ranks, top.said[0], Row::Top(&top, 0))?;
         self.at += 1;
         let end = self.at == self.header.positions.1;
@@ -440,7 +446,7 @@ type Numbered = (u64, std::result::Result<Record, String>);
 /// An input that is being read.
 enum Reader {
     Lines(Lines),
-    Table(Table),
+    Table(Box<Table>),
 }
 
 impl Reader {
@@ -450,7 +456,7 @@ impl Reader {
         }
         let table = Table::open(source, &COLUMNS)?;
         check_columns(&source.path().display().to_string(), &table)?;
-        Ok(Self::Table(table))
+        Ok(Self::Table(Box::new(table)))
     }
 
     /// The next records; none at the end.

@@ -1,10 +1,18 @@
 //! Signals on disk, through the program: a run learns the same from what a teacher wrote as from the
 //! teacher beside it. This is what `data.signal` does.
 
+use crate::crossings::net::{Net, log_softmax};
 use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random, stop};
 use crate::support::tiny;
-use serde_json::Value;
+use candle_core::Device;
+use eslm_kd::data::tokens::TokenFile;
+use eslm_kd::loss::Signal;
+use eslm_kd::model::Gpt2;
+use eslm_kd::signal::Stored;
+use eslm_kd::store::weights::load_model;
+use serde_json::{Value, json};
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -226,4 +234,149 @@ fn a_stopped_writer_goes_on_to_the_same_bytes() {
     assert_eq!(found["header"]["signal"]["planes"], serde_json::json!([8]));
     let listed = place.json(&["signal", "ls"]);
     assert_eq!(listed.as_array().unwrap().len(), 2);
+}
+
+/// A list of position, for each its ids and ln q of them, and ln q of the token that follows.
+type Lines = Vec<(Vec<u32>, Vec<f64>, f64)>;
+
+/// What a server would say of every position: the `k` largest of the teacher, as the library's
+/// formulas compute them in double precision.
+fn served(place: &Place, tokens: &[u32], k: usize) -> Lines {
+    let (config, params) = load_model(&place.path("teacher"), &Device::Cpu).unwrap();
+    let net = Net::new(&Gpt2::new(config, params)).unwrap();
+    let mut out = Lines::new();
+    for start in (0..tokens.len() - 1).step_by(16) {
+        let end = (start + 16).min(tokens.len() - 1);
+        let hidden = net.hidden(&tokens[start..end], end - start, net.layers(), None).unwrap();
+        let log_q = log_softmax(&net.logits(&hidden).unwrap(), 1.0).unwrap();
+        for (i, row) in log_q.to_vec2::<f64>().unwrap().into_iter().enumerate() {
+            let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+            ids.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
+            ids.truncate(k);
+            let logprobs = ids.iter().map(|id| row[*id as usize]).collect();
+            out.push((ids, logprobs, row[tokens[start + i + 1] as usize]));
+        }
+    }
+    out
+}
+
+/// The same as vLLM says it, a window of 16 tokens a line.
+fn as_windows(lines: &Lines, tokens: &[u32]) -> String {
+    let entry = |p: usize| {
+        let (ids, logprobs, target) = &lines[p];
+        let rank = |i: usize| json!({"logprob": logprobs[i], "rank": i + 1, "decoded_token": "x"});
+        let mut all: serde_json::Map<String, Value> =
+            ids.iter().enumerate().map(|(i, id)| (id.to_string(), rank(i))).collect();
+        let own = json!({"logprob": target, "rank": ids.len() + 7});
+        all.entry(tokens[p + 1].to_string()).or_insert(own);
+        Value::Object(all)
+    };
+    let window = |start: usize| {
+        let end = (start + 17).min(tokens.len());
+        let said = (start + 1..end).map(|i| entry(i - 1));
+        let said: Vec<Value> = std::iter::once(Value::Null).chain(said).collect();
+        json!({"prompt_token_ids": tokens[start..end], "prompt_logprobs": said}).to_string() + "\n"
+    };
+    (0..tokens.len() - 1).step_by(16).map(window).collect()
+}
+
+fn as_positions(lines: &Lines) -> String {
+    let line = |(ids, logprobs, target): &(Vec<u32>, Vec<f64>, f64)| {
+        json!({"ids": ids, "logprobs": logprobs, "target_logprob": target}).to_string() + "\n"
+    };
+    lines.iter().map(line).collect()
+}
+
+fn import<'a>(data: &'a str, input: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let own = ["signal", "import", "--input", input, "--data", data, "--out", out];
+    [&own[..], &["--context", "16"], more].concat()
+}
+
+#[test]
+fn a_run_learns_the_same_from_what_a_server_said_of_the_data() {
+    let (place, data) = (place(), data());
+    place.json(&write(&data, "written", &["--signal", "top-k=9"]));
+    let tokens = TokenFile::open(&Path::new(&data).join("train.bin")).unwrap();
+    let tokens = tokens.to_vec(0..tokens.len()).unwrap();
+    let all: Vec<u64> = (0..tokens.len() as u64 - 1).collect();
+    let read = |folder: &str| {
+        let stored = Stored::open(&place.path(folder)).unwrap();
+        let Signal::TopK(top) = stored.fetch(&all).unwrap().signal(None).unwrap() else { panic!() };
+        top
+    };
+    // From what the teacher computes: its own levels and NLLs, but where double precision rounds
+    // another way.
+    let lines = served(&place, &tokens, 9);
+    fs::write(place.path("windows.jsonl"), as_windows(&lines, &tokens)).unwrap();
+    fs::write(place.path("positions.jsonl"), as_positions(&lines)).unwrap();
+    let found = place.json(&import(&data, "windows.jsonl", "windows", &[]));
+    assert_eq!((&found["positions"], &found["complete"]), (&json!(all.len()), &json!(true)));
+    place.json(&import(&data, "positions.jsonl", "positions", &["--name", "windows.jsonl"]));
+    let file = |folder: &str| fs::read(place.path(folder).join("00000-of-00001.signal")).unwrap();
+    assert!(file("windows") == file("positions"));
+    let (want, got) = (read("written"), read("windows"));
+    let differ = |same: usize| all.len() * 9 - same;
+    let ids = differ(want.ids.iter().zip(&got.ids).filter(|(a, b)| a == b).count());
+    let levels = differ(want.logp.iter().zip(&got.logp).filter(|(a, b)| a == b).count());
+    let close = |a: f32, b: f32| (a - b).abs() <= a.abs() / 500.0;
+    assert!(ids * 1000 <= all.len() && levels * 500 <= all.len() * 9, "{ids} {levels}");
+    for (a, b) in want.said.iter().zip(&got.said) {
+        // The entropy that is known is the less.
+        assert!(close(a.nll, b.nll) && b.entropy < a.entropy, "{a:?} {b:?}");
+    }
+    // With the levels and NLLs that were written, a run ends with the same bits.
+    let said = |p: usize| {
+        let (ids, logp) = (&want.ids[p * 9..][..9], &want.logp[p * 9..][..9]);
+        let logp = logp.iter().map(|l| f64::from(*l)).collect();
+        (ids.to_vec(), logp, -f64::from(want.said[p].nll))
+    };
+    let exact: Lines = (0..all.len()).map(said).collect();
+    fs::write(place.path("exact.jsonl"), as_positions(&exact)).unwrap();
+    place.json(&import(&data, "exact.jsonl", "exact", &["--vocab-size", "320", "--top-k", "9"]));
+    let got = read("exact");
+    assert!(got.ids == want.ids && got.logp == want.logp && got.rest == want.rest);
+    for way in [&["--alpha", "0"][..], &["--score", "excess", "--alpha", "0.5"]] {
+        let run = |signal: &'static str| {
+            let out = format!("{signal}-{}", way.len());
+            trained(&place, &distill(&data, &out, &[&["--signal", signal], way].concat()), &out)
+        };
+        assert!(run("written") == run("exact"), "{way:?}");
+    }
+    let text = place.run(&["signal", "inspect", "windows"]).1;
+    assert!(text.contains("windows.jsonl") && text.contains("top-k=9"), "{text}");
+    assert_eq!(place.run(&["signal", "verify", "windows"]).0, 0);
+}
+
+#[test]
+fn an_import_that_fails_or_is_stopped_leaves_nothing() {
+    let (place, data) = (place(), data());
+    let line = json!({"ids": [1, 2], "logprobs": [-1.0, -2.0]}).to_string() + "\n";
+    fs::write(place.path("short.jsonl"), line.repeat(5000)).unwrap();
+    let args = import(&data, "short.jsonl", "a/b/signal", &[]);
+    place.refused(&args, 3, &["short.jsonl: 5,000 of ", "are missing, from position 5000 on"]);
+    assert!(!place.path("a").exists());
+    fs::write(place.path("logits.jsonl"), line.replace("-2.0", "2.0")).unwrap();
+    let args = import(&data, "logits.jsonl", "signal", &[]);
+    place.refused(&args, 3, &["logits.jsonl:1: position 0: ", "are these logits?"]);
+    place.refused(&import(&data, "absent.jsonl", "signal", &[]), 6, &["absent.jsonl"]);
+    // A server that goes on speaking is interrupted.
+    let args = import(&data, "/dev/stdin", "signal", &[]);
+    let mut child = place
+        .command(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut speaks = child.stdin.take().unwrap();
+    speaks.write_all(line.repeat(5000).as_bytes()).unwrap();
+    let partial = place.path("signal/00000-of-00001.signal.partial");
+    while !partial.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    stop(&mut child, &partial, 0, "-INT");
+    let out = child.wait_with_output().unwrap();
+    drop(speaks);
+    assert_eq!(out.status.code(), Some(130), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(!place.path("signal").exists());
 }

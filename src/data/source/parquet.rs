@@ -71,7 +71,8 @@ impl RowReader {
         let leaf =
             (0..schema.num_columns()).find(|leaf| schema.get_column_root_idx(*leaf) == index);
         let leaf = leaf.ok_or_else(|| failed(&"its column has no data"))?;
-        let found = guarded(&place, || Pages::find(&*opened.input, metadata, |other| other == leaf))?;
+        let found =
+            guarded(&place, || Pages::find(&*opened.input, metadata, |other| other == leaf))?;
         let rows = metadata.file_metadata().num_rows().max(0) as u64;
         opened.only(found.map_err(|e| failed(&e))?)?;
         let Opened { input, metadata, unpacked } = opened;

@@ -43,7 +43,8 @@ impl Table {
         let found = guarded(&place, || {
             let of_leaf = |leaf: usize| read[file.get_column_root_idx(leaf)];
             let pages = Pages::find(&*opened.input, &opened.metadata, of_leaf)?;
-            let fields = fields.iter().zip(&read).filter(|(_, read)| **read).map(|(f, _)| f.clone());
+            let fields =
+                fields.iter().zip(&read).filter(|(_, read)| **read).map(|(f, _)| f.clone());
             let root = Type::group_type_builder("rows").with_fields(fields.collect()).build()?;
             Ok((pages, SchemaDescriptor::new(Arc::new(root))))
         })?;
@@ -64,9 +65,8 @@ impl Table {
     /// end.
     pub(crate) fn next(&mut self) -> Result<Option<(u64, Row)>> {
         let place = self.source.path.display().to_string();
-        let row = guarded(&place, || self.row())?.map_err(|e| {
-            Error::data(format!("{place}: damaged after row {}: {e}", self.number))
-        })?;
+        let row = guarded(&place, || self.row())?
+            .map_err(|e| Error::data(format!("{place}: damaged after row {}: {e}", self.number)))?;
         self.number += u64::from(row.is_some());
         Ok(row.map(|row| (self.number, row)))
     }
@@ -79,7 +79,8 @@ impl Table {
             let Some(group) = self.opened.metadata.row_groups().get(self.groups) else {
                 return Ok(None);
             };
-            let (input, index) = (Arc::clone(&self.opened.input), RowGroupPageIndex::new(self.groups, None));
+            let (input, index) =
+                (Arc::clone(&self.opened.input), RowGroupPageIndex::new(self.groups, None));
             self.groups += 1;
             // Columns advance to their first row as they are opened, which there must be.
             if group.num_rows() > 0 {

@@ -8,8 +8,6 @@ use half::f16;
 const ABOVE: f64 = 1e-3;
 /// What probabilities that it rounded may sum to.
 const MOST_SUM: f64 = 1.01;
-/// The rest is never less: what the least level of a signal stands for.
-const LEAST_REST: f64 = 1.0 / (1023.0 * 1023.0);
 
 /// What a position must be of.
 #[derive(Debug, Clone, Copy)]
@@ -22,14 +20,23 @@ pub(super) struct Asked {
     pub(super) vocab: u32,
 }
 
-/// The entries that a server was asked for, from a first prompt. Where a token of the prompt is not
-/// among the largest, vLLM adds it: such a position has one entry more.
+/// How many entries a server was asked for, from a first prompt. Where a token of the prompt is not
+/// among the largest, vLLM adds it: such a position has one entry more. Its rank tells whether that
+/// is so of the first; without ranks, a position with one less does, or that the prompt's own token
+/// is the least everywhere.
 pub(super) fn k_of(said: &[Option<Vec<Entry>>], tokens: &[u32]) -> usize {
-    let Some(Some(first)) = said.get(1) else { return 0 };
+    let positions = || said.iter().zip(tokens).filter_map(|(e, own)| Some((e.as_ref()?, *own)));
+    let Some((first, own)) = positions().next() else { return 0 };
     let less = first.len().saturating_sub(1);
-    let added = tokens.get(1).is_some_and(|own| first.iter().any(|e| e.id == *own && is_added(e, first.len())));
-    let fewer = said.iter().flatten().any(|entries| entries.len() == less);
-    if added || fewer { less } else { first.len() }
+    let find = |entries: &[Entry], own: u32| entries.iter().find(|e| e.id == own).copied();
+    let Some(of_first) = find(first, own) else { return first.len() };
+    let least = |(entries, own): (&Vec<Entry>, u32)| {
+        let own = find(entries, own);
+        own.is_some_and(|own| entries.iter().all(|e| e.logprob >= own.logprob))
+    };
+    let fewer = positions().any(|(entries, _)| entries.len() == less);
+    let unranked = of_first.rank.is_none() && positions().all(least);
+    if is_added(&of_first, first.len()) || fewer || unranked { less } else { first.len() }
 }
 
 /// Whether the prompt's own token is one of `n` entries only because it is the prompt's.
@@ -55,8 +62,9 @@ pub(super) fn reduced(position: Position, asked: Asked) -> Result<TopK, String> 
         return Err(wrong(logprob, "the target"));
     }
     let own = entries.iter().find(|e| e.id == target).copied();
-    // Where nothing is said of the target it is somewhere in the rest.
-    let of_rest = || (1.0 - sum).max(LEAST_REST).ln();
+    // Where nothing is said of the target it is somewhere in the rest, which a signal never takes for
+    // less than its least level; where there is none, NaN is not the maximum.
+    let of_rest = || (1.0 - sum).ln().max(TopK::logp_of(1).into());
     let target_logprob = given.or(own.map(|e| e.logprob)).unwrap_or_else(of_rest);
     if let Some(own) = own.filter(|own| is_added(own, n)) {
         entries.retain(|e| e.id != own.id);

@@ -43,9 +43,11 @@ pub(super) enum Record {
 }
 
 /// The columns of a position in Parquet.
-pub(super) const COLUMNS: [&str; 5] = ["ids", "token_ids", "logprobs", "position", "target_logprob"];
+pub(super) const COLUMNS: [&str; 5] =
+    ["ids", "token_ids", "logprobs", "position", "target_logprob"];
 
-const FORMS: &str = "prompt_token_ids with prompt_logprobs (also in choices[0]), or ids with logprobs";
+const FORMS: &str =
+    "prompt_token_ids with prompt_logprobs (also in choices[0]), or ids with logprobs";
 /// Most fields that an error names.
 const MOST_FIELDS: usize = 12;
 
@@ -230,7 +232,10 @@ impl<'de> Deserialize<'de> for Entries {
                 f.write_str("an object of log-probabilities by token id")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Entries, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(Id(id)) = map.next_key()? {
                     let LogProb { logprob, rank } = map.next_value()?;

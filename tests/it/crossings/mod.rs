@@ -5,7 +5,7 @@
 //! gradient (`sampled.rs`); here its rows at the head are drawn again, one by one.
 
 mod heard;
-mod net;
+pub(crate) mod net;
 mod reference;
 
 use crate::laws::{CONTEXT, ROWS, batch, model, plan, step, trainer, trainer_of};
