@@ -139,6 +139,18 @@ fn the_flags_of_the_other_verbs_are_these() {
     assert_eq!(surface::<cache::CacheVerifyArgs>(), ["[REPO]", "--remove"]);
     assert_eq!(surface::<cache::CachePruneArgs>(), ["[REPO]", "--dry-run"]);
     assert_eq!(
+        surface::<signal::SignalImportArgs>(),
+        [
+            "--input",
+            "--data ESLM_KD_DATA",
+            "--out",
+            "--context",
+            "--top-k",
+            "--name",
+            "--vocab-size",
+        ]
+    );
+    assert_eq!(
         surface::<Globals>(),
         [
             "--json ESLM_KD_JSON",

@@ -13,7 +13,7 @@ use super::stored::shards_in;
 use super::write::{Written, block_of};
 use crate::data::source::{Format, Lines, Source, Table};
 use crate::data::tokens::TokenFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{check_folder, check_space, create_folder, hex};
 use crate::progress::Progress;
 use crate::report::text::{amount, count};
@@ -82,7 +82,13 @@ pub fn import(
         Ok(shard) => (job.header, shard.finish()),
         Err(e) => (job.header, Err(e)),
     };
-    let bytes = written.inspect_err(|_| job.made.remove())?;
+    let bytes = written.map_err(|e| {
+        job.made.remove();
+        match e.kind() {
+            ErrorKind::Interrupted(_) => e.followed_by("; nothing is kept of what was read"),
+            _ => e,
+        }
+    })?;
     let positions = header.positions_in_all();
     Ok(Written {
         signal: options.out.clone(),
@@ -387,7 +393,7 @@ impl<'a> Job<'a> {
         let shard = ShardWriter::open(&self.options.out, self.header.clone(), Ranks::of(&counts))?;
         // From here on the file is ours.
         self.made.partial = Some(shard.partial().to_path_buf());
-        self.shard.insert(shard).start_over()
+        self.shard.insert(shard).start_over(&self.header.teacher)
     }
 
     /// Appends a position.

@@ -19,7 +19,7 @@
 
 use super::block::{Block, Decoder};
 use super::codec::Ranks;
-use super::header::{Header, Kind};
+use super::header::{Header, Kind, TeacherId};
 use crate::data::tokens::Hash;
 use crate::error::{Error, Result};
 use crate::files::{hex, sync_folder};
@@ -172,7 +172,7 @@ pub(super) struct ShardWriter {
 impl ShardWriter {
     /// Begins the shard of `header` in the folder `dir`, or goes on with what is there of it. Errs
     /// where that is of another signal, or where another process is writing it.
-    pub(super) fn open(dir: &Path, header: Header, ranks: Ranks) -> Result<Self> {
+    pub(super) fn open(dir: &Path, mut header: Header, ranks: Ranks) -> Result<Self> {
         let target = dir.join(header.shard.file());
         let partial = target.with_extension("signal.partial");
         let io = |e| Error::io("write", &partial, e);
@@ -202,6 +202,8 @@ impl ShardWriter {
                             differences.join("; ")
                         )));
                     }
+                    // The name may be another: a longer one would not fit before the blocks.
+                    header.teacher = head.header.teacher;
                     at = head.bytes;
                     for block in whole_blocks(&mut file, &partial, &header, at)? {
                         at += (PREFIX + block.0) as u64;
@@ -223,8 +225,9 @@ impl ShardWriter {
         Ok(Self { header, ranks, target, partial, file, at, index })
     }
 
-    /// Forgets what is there and begins anew.
-    pub(super) fn start_over(&mut self) -> Result<()> {
+    /// Forgets what is there and begins anew, for a teacher of this name.
+    pub(super) fn start_over(&mut self, teacher: &TeacherId) -> Result<()> {
+        self.header.teacher = teacher.clone();
         let head = head(&self.header, &self.ranks, None)?;
         self.index.clear();
         self.at = head.len() as u64;

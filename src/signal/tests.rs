@@ -231,6 +231,13 @@ fn what_was_stopped_goes_on_to_the_same_bytes() {
         assert_eq!(fs::read(place.path().join(Shard::ALL.file())).unwrap(), whole, "cut at {cut}");
         assert!(!partial.exists());
     }
+    // A teacher that has moved has another name, and what was begun keeps its own.
+    let place = tempfile::tempdir().unwrap();
+    write_shard(place.path(), &header, 70);
+    let name = "of another place".to_string();
+    let moved = Header { teacher: TeacherId { name, ..header.teacher.clone() }, ..header.clone() };
+    assert!(write_shard(place.path(), &moved, u64::MAX));
+    assert_eq!(fs::read(place.path().join(Shard::ALL.file())).unwrap(), whole);
     // Another signal's leftovers are nobody's.
     let place = tempfile::tempdir().unwrap();
     write_shard(place.path(), &header, 70);

@@ -358,7 +358,7 @@ fn an_import_that_fails_or_is_stopped_leaves_nothing() {
     fs::write(place.path("logits.jsonl"), line.replace("-2.0", "2.0")).unwrap();
     let args = import(&data, "logits.jsonl", "signal", &[]);
     place.refused(&args, 3, &["logits.jsonl:1: position 0: ", "are these logits?"]);
-    place.refused(&import(&data, "absent.jsonl", "signal", &[]), 6, &["absent.jsonl"]);
+    place.refused(&import(&data, "absent.jsonl", "signal", &[]), 3, &["absent.jsonl"]);
     // A server that goes on speaking is interrupted.
     let args = import(&data, "/dev/stdin", "signal", &[]);
     let mut child = place

@@ -297,12 +297,11 @@ pub(super) fn of_row(row: Row) -> std::result::Result<Record, String> {
                 let numbers = list(&field).and_then(|l| l.iter().map(number).collect());
                 logprobs = numbers.ok_or_else(|| wrong("a list of numbers"))?;
             }
+            // Optional, row by row.
+            "position" | "target_logprob" if field == Field::Null => {}
             "position" => {
-                let n = whole(&field).or(if field == Field::Null { Some(0) } else { None });
-                let n = n.ok_or_else(|| wrong("a whole number"))?;
-                found.number = (field != Field::Null).then_some(n);
+                found.number = Some(whole(&field).ok_or_else(|| wrong("a whole number"))?);
             }
-            "target_logprob" if field == Field::Null => {}
             "target_logprob" => {
                 found.target = Some(number(&field).ok_or_else(|| wrong("a number"))?);
             }

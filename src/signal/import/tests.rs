@@ -542,3 +542,34 @@ fn ties_go_to_lower_ids_and_what_is_unsaid_lies_in_the_rest() {
     let even: Vec<(u32, f64)> = (0..10).map(|id| (id, 0.1)).collect();
     assert!((of(&even, 1, None, 10).said[0].entropy - 10f32.ln()).abs() < 2e-3);
 }
+
+#[test]
+fn a_damaged_file_is_an_error_that_names_it() {
+    let folder = Folder::new();
+    let samples = [
+        ("a.jsonl", lines(&windows(object))),
+        ("b.jsonl", lines(&positions())),
+        ("c.parquet", parquet(&positions(), "ids")),
+    ];
+    for (sub, (name, sample)) in samples.iter().enumerate() {
+        let mut refused = 0;
+        for i in 0..300 {
+            let draw = |n: u32, below: usize| {
+                rng().below(3 * sub as u32 + n, 1000 + i, below as u64) as usize
+            };
+            let mut bytes = sample.clone();
+            let at = draw(0, bytes.len());
+            match draw(1, 4) {
+                0 => bytes.truncate(at),
+                1 => bytes[at] = b'"',
+                _ => bytes[at] ^= 1 << draw(2, 8),
+            }
+            if let Err(e) = import(&tokens(), &folder.options(&[(name, &bytes)]), &Silent) {
+                assert!(e.to_string().contains(name) && e.kind() != ErrorKind::Internal, "{e}");
+                refused += 1;
+            }
+            let _ = fs::remove_dir_all(folder.path("new"));
+        }
+        assert!(refused > 50, "{name}: {refused}");
+    }
+}
