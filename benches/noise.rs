@@ -80,7 +80,9 @@ fn main() {
     let own = dense.iter().map(|g| squared(g, &center)).sum::<f64>() / (batches - 1) as f64;
     let first: Vec<f64> = dense[0].iter().map(|g| f64::from(*g)).collect();
     let size: f64 = center.iter().map(|c| c * c).sum();
-    println!("a mini-batch's own variance {own:.4e} over {batches} batches; the mean's square {size:.4e}");
+    println!(
+        "a mini-batch's own variance {own:.4e} over {batches} batches; the mean's square {size:.4e}"
+    );
     for draws in [8, 16, 50, 200] {
         let signal = format!("sampled={draws}");
         let drawn: Vec<Vec<f32>> =

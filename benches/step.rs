@@ -458,7 +458,13 @@ fn written(signal: Heard, scale: &Scale) -> Option<tempfile::TempDir> {
         window: Window { context: context as u32, stride: context as u32 },
         shard: Shard::ALL,
     };
-    let id = TeacherId { name: "random".into(), weights: None, function: None, revision: None };
+    let id = TeacherId {
+        name: "random".into(),
+        weights: None,
+        function: None,
+        revision: None,
+        dtype: None,
+    };
     write(&teacher, id, &tokens, &options, &Silent).unwrap();
     Some(place)
 }

@@ -275,6 +275,7 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
         weights: Some(identity.weights),
         function: identity.function,
         revision: folder.revision(),
+        dtype: Some(args.dtype.to_string()),
     };
     let model = folder.load(&device)?;
     let config = model.config.clone();

@@ -59,6 +59,10 @@ pub struct TeacherId {
     /// `org/name@commit` of one from the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// How its products were computed and its matrices stored; None of output that came from
+    /// elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
 }
 
 /// The windows in which a teacher reads a token file: number w holds the inputs from `w * stride` on,
@@ -323,6 +327,7 @@ impl Header {
             ("data (SHA-256)", a.data.content_hash.clone(), b.data.content_hash.clone()),
             ("teacher's weights (SHA-256)", words(first), words(second)),
             ("teacher's config.json", words(&a.teacher.function), words(&b.teacher.function)),
+            ("dtype", words(&a.teacher.dtype), words(&b.teacher.dtype)),
             ("windows", a.window.to_string(), b.window.to_string()),
             ("signal", a.signal.to_string(), b.signal.to_string()),
             ("seed", seed(&a.signal), seed(&b.signal)),
@@ -388,6 +393,7 @@ mod tests {
                         weights: None,
                         function: None,
                         revision: None,
+                        dtype: None,
                     },
                     window: Window { context, stride },
                     signal: Kind::Scores,

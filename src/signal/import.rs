@@ -193,6 +193,7 @@ impl<'a> Job<'a> {
                 weights: None,
                 function: None,
                 revision: None,
+                dtype: None,
             },
             window: Window { context: options.context, stride: options.context },
             signal: Kind::TopK { k: options.top_k.unwrap_or(0), temperature: 1.0 },

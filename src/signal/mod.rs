@@ -4,8 +4,8 @@
 //! A signal is a folder of shards, `00000-of-00001.signal`. A position is the place of an input in the
 //! token file; what is stored for it speaks of the token behind it. So neither seed, nor batch, nor
 //! order, nor epoch of a run matters, and live draws take the same key: a run learns the same from a
-//! teacher beside it and from what that teacher wrote, bit for bit. Layers of the format: [`shard`]
-//! (file), [`block`] (some consecutive positions), [`codec`] (a position), [`bits`].
+//! teacher beside it and from what that teacher wrote, bit for bit. Layers of the format: `shard`
+//! (file), `block` (some consecutive positions), `codec` (a position), `bits`.
 
 mod bits;
 mod block;

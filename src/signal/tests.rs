@@ -19,7 +19,13 @@ fn rng() -> Rng {
 fn header(signal: Kind, tokens: u64) -> Header {
     Header {
         data: DataId { content_hash: "d".into(), tokenizer_hash: "t".into(), tokens },
-        teacher: TeacherId { name: "some".into(), weights: None, function: None, revision: None },
+        teacher: TeacherId {
+            name: "some".into(),
+            weights: None,
+            function: None,
+            revision: None,
+            dtype: None,
+        },
         window: Window { context: 8, stride: 8 },
         signal,
         vocab_size: VOCAB,
