@@ -418,7 +418,7 @@ impl Steps {
             Teacher::new(Gpt2::scratch(scale.teacher.clone(), 2, &device).unwrap(), &scale.student)
                 .unwrap()
         });
-        let signal = stored.as_ref().map(|place| Stored::open(place.path()).unwrap());
+        let signal = stored.as_ref().map(|place| Arc::new(Stored::open(place.path()).unwrap()));
         let trainer = Trainer::new(plan(arm, scale), model, teacher).unwrap().learning_from(signal);
         Self { trainer, batch, done: 0, _signal: stored }
     }

@@ -11,6 +11,7 @@ use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
 use crate::report::text::{amount, count};
 use crate::rng::{Rng, Stream};
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -174,12 +175,29 @@ pub struct Ahead {
     loader: Arc<Loader>,
     rows: usize,
     next: Option<(u64, JoinHandle<Result<Batch>>)>,
+    also: Also,
+}
+
+/// What else is done for a batch that was read ahead.
+#[derive(Clone, Default)]
+struct Also(Option<Arc<dyn Fn(&Batch) + Send + Sync>>);
+
+impl fmt::Debug for Also {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Also({})", if self.0.is_some() { "something" } else { "nothing" })
+    }
 }
 
 impl Ahead {
     /// Batches of `rows` sequences.
     pub fn new(loader: Loader, rows: usize) -> Self {
-        Self { loader: Arc::new(loader), rows, next: None }
+        Self { loader: Arc::new(loader), rows, next: None, also: Also::default() }
+    }
+
+    /// The same, whose thread also does this for each batch that it reads.
+    #[must_use]
+    pub fn with(self, also: impl Fn(&Batch) + Send + Sync + 'static) -> Self {
+        Self { also: Also(Some(Arc::new(also))), ..self }
     }
 
     /// As [`Loader::batch`]; quick where `cursor` is where the batch before ended.
@@ -191,7 +209,15 @@ impl Ahead {
             _ => self.loader.batch(cursor, self.rows),
         }?;
         let (loader, rows, at) = (Arc::clone(&self.loader), self.rows, cursor + self.rows as u64);
-        self.next = Some((at, thread::spawn(move || loader.batch(at, rows))));
+        let also = self.also.clone();
+        let read = move || {
+            let batch = loader.batch(at, rows)?;
+            if let Some(also) = also.0 {
+                also(&batch);
+            }
+            Ok(batch)
+        };
+        self.next = Some((at, thread::spawn(read)));
         Ok(batch)
     }
 }

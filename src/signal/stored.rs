@@ -8,7 +8,10 @@ use crate::files::children;
 use crate::loss::{Said, Sampled, Signal, TopK};
 use crate::report::text::amount;
 use rayon::prelude::*;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a teacher said of every position of a token file, read by position in any order. Cheap to
 /// share: it holds files and an index.
@@ -19,7 +22,12 @@ pub struct Stored {
     hash: String,
     /// Planes that are read of a sampled signal.
     planes: usize,
+    /// Blocks that were read ahead: those of the last two calls.
+    ahead: Mutex<[Blocks; 2]>,
 }
+
+/// Blocks by shard and number.
+type Blocks = HashMap<(usize, u64), Arc<Block>>;
 
 /// Rows that are decoded by one task: some hundreds of microseconds.
 const ROWS_OF_A_TASK: usize = 128;
@@ -61,7 +69,7 @@ impl Stored {
             Kind::TopK { .. } | Kind::Scores => 0,
         };
         let hash = hash_of_shards(&shards);
-        Ok(Self { dir: dir.to_path_buf(), shards, hash, planes })
+        Ok(Self { dir: dir.to_path_buf(), shards, hash, planes, ahead: Mutex::default() })
     }
 
     /// The same, of which only the planes are read that hold the first `draws` draws. Errs where no
@@ -107,6 +115,34 @@ impl Stored {
         Ok((shard, from / block, (from % block) as usize))
     }
 
+    /// Block `key`, from what was read ahead or from the disk.
+    fn block(&self, key: (usize, u64)) -> Result<Arc<Block>> {
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = ahead.iter().find_map(|blocks| blocks.get(&key).cloned());
+        drop(ahead);
+        match known {
+            Some(block) => Ok(block),
+            None => self.shards[key.0].block(key.1).map(Arc::new),
+        }
+    }
+
+    /// Reads and checks the blocks of these positions for the [`Stored::fetch`] that comes, on
+    /// whatever thread: a step then waits for no disk. What cannot be read, the fetch will say.
+    pub fn read_ahead(&self, positions: &[u64]) {
+        let mut blocks = Blocks::new();
+        for &position in positions {
+            let Ok((shard, block, _)) = self.place(position) else { continue };
+            if let Entry::Vacant(free) = blocks.entry((shard, block))
+                && let Ok(found) = self.block((shard, block))
+            {
+                free.insert(found);
+            }
+        }
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.swap(0, 1);
+        ahead[1] = blocks;
+    }
+
     /// Reads what the teacher said at these positions of the token file, each block once where
     /// positions of a block follow each other. Errs where a block is damaged.
     pub fn fetch(&self, positions: &[u64]) -> Result<Fetched<'_>> {
@@ -119,8 +155,7 @@ impl Stored {
             }
             places.push((wanted.len() - 1, row));
         }
-        let read = |&(shard, block): &(usize, u64)| self.shards[shard].block(block);
-        let blocks = wanted.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let blocks = wanted.par_iter().map(|key| self.block(*key)).collect::<Result<Vec<_>>>()?;
         Ok(Fetched { stored: self, blocks, places })
     }
 }
@@ -175,7 +210,7 @@ pub(super) fn shards_in(dir: &Path) -> Result<Vec<Shard>> {
 #[derive(Debug)]
 pub struct Fetched<'a> {
     stored: &'a Stored,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     places: Vec<(usize, usize)>,
 }
 

@@ -164,6 +164,24 @@ fn draws_are_read_as_they_were_written_in_any_order() {
 }
 
 #[test]
+fn what_was_read_ahead_needs_no_file() {
+    let place = written(sampled(&[8], 1.0), 200, 1);
+    let stored = Stored::open(place.path()).unwrap();
+    let of = |positions: &[u64]| stored.fetch(positions).and_then(|f| f.signal(None));
+    let Signal::Sampled(before) = of(&[3, 40]).unwrap() else { panic!("draws") };
+    stored.read_ahead(&[3, 40]);
+    stored.read_ahead(&[100]);
+    let path = place.path().join(Shard::ALL.file());
+    fs::write(&path, []).unwrap();
+    let Signal::Sampled(after) = of(&[3, 40]).unwrap() else { panic!("draws") };
+    assert_eq!(before, after);
+    assert!(of(&[100]).is_ok() && of(&[150]).is_err());
+    // Of the last two calls.
+    stored.read_ahead(&[]);
+    assert!(of(&[3]).is_err() && of(&[100]).is_ok());
+}
+
+#[test]
 fn largest_entries_and_bare_scores_are_read_as_they_were_written() {
     for k in [1, 5, 64, VOCAB as usize] {
         let place = written(Kind::TopK { k: k as u32, temperature: 1.0 }, 50, 1);

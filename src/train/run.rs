@@ -181,7 +181,11 @@ impl Prepared {
         if let Err(e) = check_space(lock.dir(), disk, "the run") {
             progress.note(&format!("warning: {e}"));
         }
-        let loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
+        let mut loader =
+            Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
+        if let Some(signal) = signal.clone() {
+            loader = loader.with(move |batch| signal.read_ahead(&batch.positions()));
+        }
         let trainer = Trainer::new(plan, student, teacher)?.learning_from(signal);
         Ok(Self {
             trainer,

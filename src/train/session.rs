@@ -47,7 +47,7 @@ pub struct Session {
     /// The teacher, if the plan has one beside the run.
     pub teacher: Option<Teacher>,
     /// What a teacher said of the training tokens, if the plan has that.
-    pub signal: Option<Stored>,
+    pub signal: Option<Arc<Stored>>,
     /// Where tensors live.
     pub device: Device,
     /// What is read, by hash.
@@ -213,7 +213,7 @@ impl Survey {
         Ok(Session {
             label: label_of(&plan),
             teacher: teacher.map(|t| Teacher::new(t, &student.config)).transpose()?,
-            signal,
+            signal: signal.map(Arc::new),
             train: data.train,
             valid: data.valid.map(|valid| valid.bounded(plan.eval.tokens)).transpose()?,
             plan,

@@ -15,6 +15,7 @@ use crate::signal::Stored;
 use crate::teacher::Teacher;
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
+use std::sync::Arc;
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub struct Trainer {
     pub teacher: Option<Teacher>,
     /// What a teacher said of the training tokens, which stands for one
     /// ([`Trainer::learning_from`]).
-    pub signal: Option<Stored>,
+    pub signal: Option<Arc<Stored>>,
     /// AdamW's moments.
     pub state: adamw::State,
     /// What selection remembers from step to step.
@@ -76,7 +77,7 @@ impl Trainer {
 
     /// The same, which reads what a teacher said of the training tokens in place of asking one.
     #[must_use]
-    pub fn learning_from(self, signal: Option<Stored>) -> Self {
+    pub fn learning_from(self, signal: Option<Arc<Stored>>) -> Self {
         Self { signal, ..self }
     }
 
