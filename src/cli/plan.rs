@@ -360,7 +360,11 @@ impl Report {
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
         let checkpoint = cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer;
-        row("one checkpoint", checkpoint, "weights, moments, tokenizer".into());
+        let parts = match self.tokenizer {
+            0 => "weights, moments; a tokenizer comes to it",
+            _ => "weights, moments, tokenizer",
+        };
+        row("one checkpoint", checkpoint, parts.into());
         let disk = self.disk();
         let checkpoints = text::amount(disk.checkpoints, "checkpoints");
         let how = match disk.with_model {

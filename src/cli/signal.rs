@@ -337,13 +337,17 @@ fn complaint(found: &Verified) -> Option<Error> {
     if damaged + missing == 0 {
         return None;
     }
+    let counted = [(damaged, "part", "damaged"), (missing, "shard", "missing")];
+    let of =
+        |(n, unit, what): (u64, &str, &str)| format!("{} {what}", amount(n, &format!("{unit}s")));
+    let what: Vec<String> = counted.into_iter().filter(|c| c.0 > 0).map(of).collect();
+    let how = if damaged > 0 { "each is named above; without the file, " } else { "" };
     Some(Error::new(
         ErrorKind::Data,
         format!(
-            "{}: {} damaged, {} missing; remove damaged files, and the command that wrote the signal writes them again",
+            "{}: {}; {how}the command that wrote the signal writes it again, with --shard where it was divided",
             found.signal.display(),
-            amount(damaged, "parts"),
-            amount(missing, "shards")
+            what.join(", ")
         ),
     ))
 }

@@ -170,6 +170,7 @@ fn plan(spec: &Spec<'_>, set: &[String], data: Option<&str>) -> Result<Plan> {
         shared.apply(&mut written)?;
         if alone {
             written.remove("teacher");
+            written.remove("data.signal");
             written.remove("objective.lambda");
             written.remove("objective.lambda_end");
         }
@@ -335,6 +336,10 @@ mod tests {
         );
         assert!(!dense.plan.selects() && dense.plan.objective.lambda == 0.7 && !dense.is_plain());
         assert_eq!((own.plan.steps, own.plan.teacher.as_deref()), (5, Some("u")));
+        // A signal goes where a teacher would.
+        let specs = ["distill-4m", "distill-4m+method=clm+teacher=none"];
+        let [eslm, plain] = &arms(&specs, &["data.signal=s"]).unwrap()[..] else { panic!("two") };
+        assert!(eslm.plan.data.signal.is_some() && !plain.plan.is_taught() && plain.is_plain());
         assert_eq!(baseline(&all, None).unwrap(), 1);
         assert_eq!(baseline(&all, Some("distill-4m")).unwrap(), 0);
         assert!(

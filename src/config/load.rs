@@ -69,6 +69,7 @@ pub fn resolve(written: &Written) -> Result<Resolved> {
     if resolved.plan.method == Method::Clm {
         resolved.without_selection()?;
     }
+    resolved.without_teacher()?;
     resolved.check()?;
     Ok(resolved)
 }
@@ -192,11 +193,6 @@ impl Resolved {
                 ));
             }
         }
-        if let (Some(teacher), Some(signal)) = (&plan.teacher, &plan.data.signal) {
-            note(format!(
-                "the signal {signal} stands for the teacher {teacher}, which is not loaded"
-            ));
-        }
         if plan.is_taught() && !plan.uses_teacher() {
             note(
                 "the teacher is never asked: objective.lambda = 0 and the score does not need it"
@@ -204,6 +200,33 @@ impl Resolved {
             );
         }
         notes
+    }
+
+    /// A stored signal says what its own teacher said. A run file's teacher is left out; one that is
+    /// asked for beside it is a contradiction.
+    fn without_teacher(&mut self) -> Result<()> {
+        let (Some(teacher), Some(signal)) = (&self.plan.teacher, &self.plan.data.signal) else {
+            return Ok(());
+        };
+        let (teacher, signal) = (teacher.clone(), signal.clone());
+        let Some(entry) = self.values.iter_mut().find(|v| v.key.name == "teacher") else {
+            return Ok(());
+        };
+        if !matches!(entry.origin, Origin::File { .. }) {
+            return Err(Error::usage(format!(
+                "{}: the teacher {teacher} has no place beside the signal {signal}, which says what its own teacher said; leave \
+                 out one of them",
+                entry.origin
+            )));
+        }
+        self.reading.push(format!(
+            "{}: the teacher {teacher} is left out: the signal {signal} has its own",
+            entry.origin
+        ));
+        entry.value = None;
+        entry.origin = Origin::Rule("data.signal has its own".to_string());
+        self.plan = build(&self.values)?;
+        Ok(())
     }
 
     /// `clm`: selection off. A file made for `eslm` stays usable with `--method clm`, but a flag

@@ -532,7 +532,12 @@ fn a_signal_stands_for_a_teacher() {
     assert_eq!((plan.objective.signal, plan.objective.samples), (Signal::Stored, 0));
     assert_eq!(plan.verb(), "distill");
     let both = from_text("teacher = 't'\n[data]\nsignal = 's'").unwrap();
-    assert!(both.notes().iter().any(|note| note.contains("stands for the teacher t")));
+    assert!(both.notes().iter().any(|note| note.contains("the teacher t is left out")));
+    assert_eq!(both.plan.teacher, None);
+    let mut flag = Overrides::default();
+    flag.put("teacher", "t", Origin::Flag("teacher")).unwrap();
+    let refused = load(Some(&file("[data]\nsignal = 's'")), &flag).unwrap_err().to_string();
+    assert!(refused.starts_with("--teacher: the teacher t has no place"), "{refused}");
     for (text, parts) in [
         ("[data]\nsignal = 's'\n[objective]\nsignal = 'dense'", "no stored signal has"),
         ("teacher = 't'\n[objective]\nsignal = 'stored'", "add --signal DIR"),

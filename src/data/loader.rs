@@ -180,7 +180,9 @@ pub struct Ahead {
 
 /// What else is done for a batch that was read ahead.
 #[derive(Clone, Default)]
-struct Also(Option<Arc<dyn Fn(&Batch) + Send + Sync>>);
+struct Also(Option<Arc<ForBatch>>);
+
+type ForBatch = dyn Fn(&Batch) + Send + Sync;
 
 impl fmt::Debug for Also {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,8 +2,8 @@
 
 use super::block::Parts;
 use super::header::{Header, Kind, Shard};
-use super::shard::ShardReader;
-use super::stored::{Stored, is_signal, shards_in};
+use super::shard::{Begun, ShardReader, begun_in};
+use super::stored::{Stored, shards_in};
 use crate::error::Result;
 use crate::files::children;
 use crate::loss::Signal;
@@ -45,7 +45,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Verified> {
     progress.start(&format!("Verifying {}", dir.display()), Some(bytes), "bytes");
     let mut first: Option<Header> = None;
     for shard in &found {
-        let shard = match ShardReader::open(&dir.join(shard.file())) {
+        let shard = match ShardReader::open(dir, *shard) {
             Ok(shard) => shard,
             Err(e) => {
                 out.damaged.push(e.to_string());
@@ -202,8 +202,10 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>> {
 }
 
 fn walk(dir: &Path, depth: u32, found: &mut Vec<Listed>) -> Result<()> {
-    if is_signal(dir) {
-        found.push(listed(dir)?);
+    let shards = shards_in(dir);
+    let is_there = shards.as_ref().map_or(true, |shards| !shards.is_empty());
+    if is_there || !begun_in(dir).is_empty() {
+        found.push(listed(dir, shards));
         return Ok(());
     }
     if depth == 0 {
@@ -216,8 +218,9 @@ fn walk(dir: &Path, depth: u32, found: &mut Vec<Listed>) -> Result<()> {
     Ok(())
 }
 
-fn listed(dir: &Path) -> Result<Listed> {
-    let shards = shards_in(dir)?;
+fn listed(dir: &Path, shards: Result<Vec<Shard>>) -> Listed {
+    let damage = shards.as_ref().err().map(ToString::to_string);
+    let shards = shards.unwrap_or_default();
     let mut out = Listed {
         signal: dir.to_path_buf(),
         teacher: String::new(),
@@ -226,10 +229,10 @@ fn listed(dir: &Path) -> Result<Listed> {
         positions: 0,
         bytes: crate::files::bytes_of_files(dir),
         shards: (shards.len() as u32, shards.first().map_or(0, |s| s.of)),
-        damage: None,
+        damage,
     };
     for shard in shards {
-        match ShardReader::open(&dir.join(shard.file())) {
+        match ShardReader::open(dir, shard) {
             Ok(ShardReader { header, .. }) => {
                 out.positions += header.positions.1 - header.positions.0;
                 out.context = header.window.context;
@@ -239,5 +242,12 @@ fn listed(dir: &Path) -> Result<Listed> {
             Err(e) => out.damage = Some(e.to_string()),
         }
     }
-    Ok(out)
+    for Begun { header, positions } in begun_in(dir) {
+        out.positions += positions;
+        out.context = header.window.context;
+        out.kind = header.signal.to_string();
+        out.shards.1 = header.shard.of;
+        out.teacher = header.teacher.name;
+    }
+    out
 }

@@ -90,19 +90,23 @@ impl Window {
         start.min(end)..end
     }
 
+    fn fits(self, context: usize) -> bool {
+        let nested = self.stride == self.context && (self.context as usize).is_multiple_of(context);
+        nested || (self.context - self.stride) as usize + 1 >= context
+    }
+
     /// Errs unless the teacher has read, at every position, at least what a student reads there that
     /// is trained on sequences of `context` positions, which begin at its multiples.
     pub fn check_fits(self, context: usize) -> Result<()> {
-        let nested = self.stride == self.context && (self.context as usize).is_multiple_of(context);
-        let behind = (self.context - self.stride) as usize + 1 >= context;
-        if nested || behind {
+        if self.fits(context) {
             return Ok(());
         }
+        let fits = (1..context).rev().find(|&fewer| self.fits(fewer));
         Err(Error::usage(format!(
             "the teacher read {self}, and the student would read {}: at some positions more than the teacher did; train with \
              data.context = {}, or write a signal with --context {context}",
             amount(context as u64, "tokens"),
-            self.context
+            fits.unwrap_or(1)
         )))
     }
 }
@@ -376,6 +380,12 @@ mod tests {
         assert!(!fits(256, 256, 512) && !fits(256, 256, 96));
         // Every position has 129 tokens or more, itself included.
         assert!(fits(256, 128, 129) && fits(256, 128, 96) && !fits(256, 128, 130));
+        let said = |student| {
+            Window { context: 256, stride: 256 }.check_fits(student).unwrap_err().to_string()
+        };
+        assert!(
+            said(96).contains("data.context = 64,") && said(512).contains("data.context = 256,")
+        );
     }
 
     #[test]

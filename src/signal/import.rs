@@ -9,7 +9,7 @@ use super::block::{BlockWriter, Row};
 use super::codec::Ranks;
 use super::header::{DataId, Header, Kind, Shard, TeacherId, Window};
 use super::shard::ShardWriter;
-use super::stored::shards_in;
+use super::stored::{check_out, shards_in};
 use super::write::{Written, block_of};
 use crate::data::source::{Format, Lines, Source, Table};
 use crate::data::tokens::TokenFile;
@@ -73,6 +73,7 @@ pub fn import(
         )));
     }
     check_folder(&options.out)?;
+    check_out(&options.out)?;
     let mut job = Job::new(tokens, options)?;
     progress.start("Importing the signal", Some(job.total()), "tokens");
     let started = Instant::now();

@@ -19,11 +19,12 @@
 
 use super::block::{Block, Decoder};
 use super::codec::Ranks;
-use super::header::{Header, Kind, TeacherId};
+use super::header::{Header, Kind, Shard, TeacherId};
 use crate::data::tokens::Hash;
 use crate::error::{Error, Result};
-use crate::files::{hex, sync_folder};
+use crate::files::{children, hex, name_of, sync_folder};
 use crate::loss::Signal;
+use crate::report::text::{amount, count};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -33,6 +34,8 @@ use std::path::{Path, PathBuf};
 /// Newest format version that this build writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"ESLMSIG\0";
+/// What the name of a shard ends with until it is whole.
+pub(super) const PARTIAL: &str = ".signal.partial";
 const FIXED: usize = 96;
 const CHECKED: usize = 64;
 /// In front of a block, and an entry of the index.
@@ -321,6 +324,42 @@ fn whole_blocks(
     Ok(found)
 }
 
+/// A shard that is not finished.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) header: Header,
+    /// Positions whose blocks are there, by their lengths: their hashes are not looked at.
+    pub(super) positions: u64,
+}
+
+impl Begun {
+    /// `2,048 of 9,999 positions are written`.
+    pub(super) fn progress(&self) -> String {
+        let (from, to) = self.header.positions;
+        format!("{} of {} are written", count(self.positions), amount(to - from, "positions"))
+    }
+}
+
+/// The shards in a folder that are not finished.
+pub(super) fn begun_in(dir: &Path) -> Vec<Begun> {
+    let begun = |path: &PathBuf| {
+        let mut file = File::open(path).ok()?;
+        let Head { header, bytes: mut at, .. } = read_head(&mut file, path).ok()?;
+        let (length, mut positions, mut prefix) = (file.metadata().ok()?.len(), 0, [0; PREFIX]);
+        while file.read_exact_at(&mut prefix, at).is_ok() {
+            at += PREFIX as u64 + u64::from(u32_at(&prefix, 0));
+            if at > length {
+                break;
+            }
+            positions += u64::from(u32_at(&prefix, 4));
+        }
+        let most = header.positions.1 - header.positions.0;
+        Some(Begun { header, positions: positions.min(most) })
+    };
+    let files = children(dir).unwrap_or_default();
+    files.iter().filter(|path| name_of(path).ends_with(PARTIAL)).filter_map(begun).collect()
+}
+
 /// A finished shard, open for reading. It is read and not mapped: a page of a mapping that someone
 /// cuts off would end the process.
 #[derive(Debug)]
@@ -338,10 +377,20 @@ pub(super) struct ShardReader {
 }
 
 impl ShardReader {
-    /// Checks header and index; blocks are checked as they are read.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// That of `shard` in the folder `dir`. Checks header and index; blocks are checked as they are
+    /// read.
+    pub(super) fn open(dir: &Path, shard: Shard) -> Result<Self> {
+        let path = &dir.join(shard.file());
         let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let head = read_head(&mut file, path)?;
+        let found = head.header.shard;
+        if found != shard {
+            return Err(Error::data(format!(
+                "{}: holds shard {found}, and its name is that of {shard}; give it its own name, {}, or write {shard} again",
+                path.display(),
+                found.file()
+            )));
+        }
         let Head { header, ranks, hash, index: end, .. } = head;
         let length = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
         let size = header.blocks() * PREFIX as u64;

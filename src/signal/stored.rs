@@ -2,9 +2,10 @@
 
 use super::block::{Block, Decoder};
 use super::header::{Header, Kind, Shard};
-use super::shard::{ShardReader, hash_of_shards};
+use super::shard::{PARTIAL, ShardReader, begun_in, hash_of_shards};
 use crate::error::{Error, Result};
-use crate::files::children;
+use crate::files::is_bystander;
+use crate::files::{children, name_of};
 use crate::loss::{Said, Sampled, Signal, TopK};
 use crate::report::text::amount;
 use rayon::prelude::*;
@@ -50,7 +51,7 @@ impl Stored {
                 if missing.len() == 1 { "is" } else { "are" }
             )));
         }
-        let open = |shard: &Shard| ShardReader::open(&dir.join(shard.file()));
+        let open = |shard: &Shard| ShardReader::open(dir, *shard);
         let shards = found.iter().map(open).collect::<Result<Vec<_>>>()?;
         let header = &shards[0].header;
         for other in &shards[1..] {
@@ -161,13 +162,13 @@ impl Stored {
 }
 
 fn no_signal(dir: &Path) -> Error {
-    let partial = children(dir).unwrap_or_default().iter().any(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".signal.partial"))
-    });
-    if partial {
+    if let Some(begun) = begun_in(dir).first() {
         return Error::data(format!(
-            "{}: this signal is not finished; the command that began it goes on with it",
-            dir.display()
+            "{}: this signal is not finished: {}; the command that began it (`eslm-kd signal write --teacher {} ...`) goes on \
+             with it",
+            dir.display(),
+            begun.progress(),
+            begun.header.teacher.name
         ));
     }
     let found = match (dir.is_dir(), dir.exists()) {
@@ -185,6 +186,19 @@ fn no_signal(dir: &Path) -> Error {
 /// Whether a folder holds a signal, or a part of one.
 pub fn is_signal(dir: &Path) -> bool {
     shards_in(dir).is_ok_and(|shards| !shards.is_empty())
+}
+
+/// Errs where a signal has no place in the folder `out`: it holds something else.
+pub(super) fn check_out(out: &Path) -> Result<()> {
+    let names: Vec<String> = children(out)?.iter().map(|path| name_of(path)).collect();
+    let is_ours = |name: &String| name.ends_with(".signal") || name.ends_with(PARTIAL);
+    match names.iter().find(|name| !is_bystander(name)) {
+        Some(other) if !names.iter().any(is_ours) => Err(Error::usage(format!(
+            "{}: holds {other}, and no signal; name a new folder with --out",
+            out.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The shards that are there, in order. Errs where they are of different divisions.

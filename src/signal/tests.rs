@@ -251,6 +251,13 @@ fn what_was_stopped_goes_on_to_the_same_bytes() {
         fs::write(&partial, &bytes[..cut.min(bytes.len())]).unwrap();
         let unfinished = Stored::open(place.path()).unwrap_err().to_string();
         assert!(unfinished.contains("not finished"), "{unfinished}");
+        if cut == usize::MAX {
+            assert!(unfinished.contains("64 of 99 positions are written"), "{unfinished}");
+            assert!(unfinished.contains("--teacher some"), "{unfinished}");
+            let found = list(place.path()).unwrap();
+            assert_eq!((found[0].positions, found[0].shards), (64, (0, 1)));
+            assert_eq!(found[0].kind, "sampled=8 (4 + 4)");
+        }
         assert!(write_shard(place.path(), &header, u64::MAX));
         assert_eq!(fs::read(place.path().join(Shard::ALL.file())).unwrap(), whole, "cut at {cut}");
         assert!(!partial.exists());
@@ -284,6 +291,15 @@ fn a_signal_with_parts_missing_says_which() {
     assert_eq!(verify(place.path(), &Silent).unwrap().missing, [name]);
     let listed = list(place.path()).unwrap();
     assert_eq!((listed[0].shards, listed[0].positions), ((2, 3), 99 - 32));
+    // A shard under another's name.
+    let swapped = written(sampled(&[8], 1.0), 100, 3);
+    let at = |index| swapped.path().join(Shard { index, of: 3 }.file());
+    fs::copy(at(0), at(1)).unwrap();
+    let wrong = "00001-of-00003.signal: holds shard 0/3, and its name is that of 1/3";
+    let refused = Stored::open(swapped.path()).unwrap_err().to_string();
+    assert!(refused.contains(wrong), "{refused}");
+    assert!(verify(swapped.path(), &Silent).unwrap().damaged[0].contains(wrong));
+    assert!(list(swapped.path()).unwrap()[0].damage.as_ref().unwrap().contains(wrong));
     let nothing = tempfile::tempdir().unwrap();
     let refused = Stored::open(nothing.path()).unwrap_err().to_string();
     assert!(refused.contains("expected a signal"), "{refused}");

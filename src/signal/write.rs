@@ -4,7 +4,7 @@ use super::block::{BlockWriter, Row};
 use super::codec::Ranks;
 use super::header::{DataId, Header, Kind, Shard, TeacherId, Window};
 use super::shard::{ShardReader, ShardWriter};
-use super::stored::shards_in;
+use super::stored::{check_out, shards_in};
 use crate::data::loader::{Batch, EvalWindows};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
@@ -111,6 +111,7 @@ pub fn write(
     progress: &dyn Progress,
 ) -> Result<Written> {
     let header = header(teacher, id, tokens, options)?;
+    check_out(&options.out)?;
     let target = options.out.join(header.shard.file());
     if shards_in(&options.out)?.iter().any(|there| there.of != header.shard.of) {
         return Err(Error::usage(format!(
@@ -179,7 +180,7 @@ fn summary(header: &Header, bytes: u64, options: &WriteOptions) -> Result<Writte
 
 /// A shard that an earlier call has finished.
 fn there(target: &Path, header: &Header, options: &WriteOptions) -> Result<Written> {
-    let found = ShardReader::open(target)?;
+    let found = ShardReader::open(&options.out, header.shard)?;
     let differences = found.header.differences(header);
     if differences.is_empty() {
         return summary(header, found.bytes, options);

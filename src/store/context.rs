@@ -25,7 +25,12 @@ pub fn fit_context(resolved: &mut Resolved) -> Result<()> {
     let models = [teacher(plan), student(plan)].into_iter().flatten().map(|s| s.n_positions);
     match models.chain(signal(plan)).min() {
         Some(fewest) if (1..plan.data.context).contains(&fewest) => {
-            let why = "what the models hold".to_string();
+            let why = if signal(plan).is_some() {
+                "what the models and the signal hold"
+            } else {
+                "what the models hold"
+            };
+            let why = why.to_string();
             resolved.fall_back(CONTEXT, (fewest as i64).into(), why)
         }
         _ => Ok(()),

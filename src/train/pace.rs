@@ -65,13 +65,20 @@ const SIDE: usize = 512;
 /// The share of a product's speed that whole steps reach, roughly.
 const OF_A_PRODUCT: f64 = 0.5;
 
-/// Operations per second that a step reaches on this machine's CPU, roughly: from products of some
-/// milliseconds.
+/// Seconds that [`speed`] tries for the best product: long enough that something else on the machine
+/// does not hold up all of them.
+const TRIED: f64 = 0.15;
+
+/// Operations per second that a step reaches on this machine's CPU, roughly: from the best of some
+/// products.
 pub fn speed() -> f64 {
     let matrix = vec![WEIGHT; SIDE * SIDE];
     let matrix = Mat::row_major(&matrix, SIDE, SIDE);
     let mut best = f64::INFINITY;
-    for _ in 0..4 {
+    let begun = Instant::now();
+    let mut tries = 0;
+    while tries < 4 || begun.elapsed().as_secs_f64() < TRIED {
+        tries += 1;
         let started = Instant::now();
         drop(product(matrix, matrix, Precision::F32));
         best = best.min(started.elapsed().as_secs_f64());

@@ -12,7 +12,7 @@ use crate::ops::gpu;
 use crate::ops::matmul::Precision;
 use crate::progress::{Progress, Silent};
 use crate::report::text::amount;
-use crate::signal::{Kind as SignalOnDisk, Stored};
+use crate::signal::{Kind as SignalOnDisk, Stored, Window};
 use crate::store::checkpoint::{self, Inputs, Known, Models};
 use crate::store::hub::{HubOptions, What};
 use crate::store::names::{ModelRef, locate};
@@ -118,7 +118,16 @@ impl Survey {
         if let (DeviceSpec::Auto, true) = (plan.machine.device, device.is_cuda()) {
             plan.machine.device = DeviceSpec::Cuda(0); // what was found: a micro-batch is sized by it
         }
-        let signal = opened_signal(&mut plan, Some(&data.train))?;
+        let signal = opened_signal(&mut plan, Some(&data.train), known)?;
+        if let Some(Window { context, .. }) = signal.as_ref().map(|signal| signal.header().window)
+            && context as usize > plan.data.context
+        {
+            at.progress.note(&format!(
+                "note: the teacher of the signal read {} at once, and the student reads {}: beside this run it would have read less",
+                amount(context.into(), "tokens"),
+                plan.data.context
+            ));
+        }
         let teacher = asked(&plan)
             .map(|name| {
                 let meant = ModelRef::parse(name, Kind::Teacher)?;
@@ -238,7 +247,7 @@ impl Session {
             Some(data) => shape_fitting(name, meant, data, at),
             None => shape_of(meant.clone(), name, at),
         };
-        let signal = opened_signal(&mut plan, data.as_ref().map(|data| &*data.train))?;
+        let signal = opened_signal(&mut plan, data.as_ref().map(|data| &*data.train), None)?;
         let plan = &plan;
         let teacher = asked(plan)
             .map(|name| shape(name, &ModelRef::parse(name, Kind::Teacher)?))
@@ -306,12 +315,25 @@ fn asked(plan: &Plan) -> Option<&str> {
 
 /// The stored signal of the plan, if it is asked anything, of these training tokens; the plan then
 /// says what the loss uses of it.
-fn opened_signal(plan: &mut Plan, data: Option<&TokenFile>) -> Result<Option<Stored>> {
+fn opened_signal(
+    plan: &mut Plan,
+    data: Option<&TokenFile>,
+    known: Option<&Known>,
+) -> Result<Option<Stored>> {
     let Some(dir) = plan.data.signal.as_deref().filter(|_| plan.uses_teacher()) else {
         return Ok(None);
     };
     let stored = Stored::open(Path::new(dir))?;
     let header = stored.header().clone();
+    if let Some(was) = known.and_then(|known| known.inputs.models.signal_hash.as_ref())
+        && was != stored.hash()
+    {
+        return Err(Error::usage(format!(
+            "{dir}: the run learned from another signal: signal (SHA-256): {was} before, {} now; name that one with --signal, \
+             or start a new run folder",
+            stored.hash()
+        )));
+    }
     if let Some(data) = data {
         let here = hex(&data.header().content_hash);
         if here != header.data.content_hash {

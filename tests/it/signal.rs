@@ -161,7 +161,10 @@ fn a_run_knows_its_signal_by_content() {
     assert!(whole == trained(&place, &again, "again"));
     stopped("wrong");
     let wrong = ["distill", "--resume", "--out", "wrong", "--signal", "other"];
-    place.refused(&wrong, 2, &["signal (SHA-256)"]);
+    place.refused(&wrong, 2, &["learned from another signal", "signal (SHA-256)"]);
+    place.json(&write(&data, "top", &["--signal", "top-k=8"]));
+    let wrong = ["distill", "--resume", "--out", "wrong", "--signal", "top"];
+    place.refused(&wrong, 2, &["learned from another signal"]);
 }
 
 #[test]
@@ -187,6 +190,8 @@ fn what_does_not_belong_together_is_refused() {
     place.refused(&write(&data, "new", &["--stride", "17"]), 2, &["skip tokens"]);
     place.refused(&write(&data, "new", &["--signal", "sampled=70000"]), 2, &["at most 65536"]);
     assert!(!place.path("new").exists() && !place.path("run").exists());
+    place.refused(&write(&data, "teacher", &[]), 2, &["holds config.json, and no signal"]);
+    place.refused(&with(&["--teacher", "teacher"]), 2, &["--teacher: ", "has no place beside"]);
     // Data of other tokens.
     let other = place.path("other-data");
     copy_folder(Path::new(&data), &other);
