@@ -171,6 +171,12 @@ fn no_signal(dir: &Path) -> Error {
             begun.header.teacher.name
         ));
     }
+    if children(dir).unwrap_or_default().iter().any(|path| name_of(path).ends_with(PARTIAL)) {
+        return Error::data(format!(
+            "{}: this signal is not finished, and nothing of it is whole; the command that began it begins again",
+            dir.display()
+        ));
+    }
     let found = match (dir.is_dir(), dir.exists()) {
         (true, _) => "found none of its files",
         (false, true) => "found a file",

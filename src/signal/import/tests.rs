@@ -431,7 +431,7 @@ fn what_was_there_before_stays_and_leftovers_of_an_import_go() {
     let folder = Folder::new();
     let options = ImportOptions { out: folder.path("out"), ..folder.options(&[]) };
     fs::create_dir(&options.out).unwrap();
-    fs::write(options.out.join("notes.md"), "mine").unwrap();
+    fs::write(options.out.join(".notes"), "mine").unwrap();
     let part = lines(&windows(object)[..3]);
     fs::write(folder.path("part.jsonl"), part).unwrap();
     let failing = ImportOptions { inputs: vec![folder.path("part.jsonl")], ..options.clone() };
