@@ -182,10 +182,16 @@ fn no_signal(dir: &Path) -> Error {
         (false, true) => "found a file",
         (false, false) => "found nothing of that name",
     };
+    let inside = children(dir).unwrap_or_default().into_iter().find(|path| is_signal(path));
+    let above =
+        dir.parent().filter(|above| dir.is_file() && is_signal(above)).map(Path::to_path_buf);
+    let meant = match inside.or(above) {
+        Some(place) => format!("; {} is one", place.display()),
+        None => crate::files::near::did_you_mean(dir, is_signal),
+    };
     Error::data(format!(
-        "{}: expected a signal, a folder made by `eslm-kd signal write`; {found}{}",
-        dir.display(),
-        crate::files::near::did_you_mean(dir, is_signal)
+        "{}: expected a signal, a folder made by `eslm-kd signal write`; {found}{meant}",
+        dir.display()
     ))
 }
 

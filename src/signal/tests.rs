@@ -300,6 +300,13 @@ fn a_signal_with_parts_missing_says_which() {
     assert!(refused.contains(wrong), "{refused}");
     assert!(verify(swapped.path(), &Silent).unwrap().damaged[0].contains(wrong));
     assert!(list(swapped.path()).unwrap()[0].damage.as_ref().unwrap().contains(wrong));
+    let above = tempfile::tempdir().unwrap();
+    let below = above.path().join("a");
+    fs::rename(swapped.path(), &below).unwrap();
+    for place in [above.path(), &below.join(Shard { index: 0, of: 3 }.file())] {
+        let refused = Stored::open(place).unwrap_err().to_string();
+        assert!(refused.contains("/a is one"), "{refused}");
+    }
     let nothing = tempfile::tempdir().unwrap();
     let refused = Stored::open(nothing.path()).unwrap_err().to_string();
     assert!(refused.contains("expected a signal"), "{refused}");
