@@ -71,8 +71,10 @@ fn human(done: &Quickstart, screen: &Screen) -> String {
     }
     let (run, model) = (done.run.display(), quoted(&done.model));
     let says = done.findings().join("\n");
+    let there = |name: &str| done.models.iter().any(|model| model.model == name);
+    let some = if there("random") { ", random and ESLM on some" } else { "" };
     format!(
-        "{}\nplain learns alone, dense from the teacher on every token, random and ESLM on some.\n{says}\n\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
+        "{}\nplain learns alone, dense from the teacher on every token{some}.\n{says}\n\nrun folder: {run}\nnext: eslm-kd generate {model} --prompt \"One morning\"",
         table.on(screen)
     )
 }

@@ -211,11 +211,11 @@ pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
     match &args.command {
         SignalCommand::Write(args) => {
             let written = written(args, ui)?;
-            ui.result(&written, |_| written_text(&written, &args.data))
+            ui.result(&written, |_| written_text(&written, &args.data, &settings(args)))
         }
         SignalCommand::Import(args) => {
             let written = imported(args, ui)?;
-            ui.result(&written, |_| written_text(&written, &args.data))
+            ui.result(&written, |_| written_text(&written, &args.data, ""))
         }
         SignalCommand::Verify(args) => {
             let found = verify(&args.signal, ui)?;
@@ -301,7 +301,18 @@ pub fn imported(args: &SignalImportArgs, ui: &Printer) -> Result<Written> {
     import(&data.train, &options, ui)
 }
 
-fn written_text(written: &Written, data: &Path) -> String {
+/// What a run of this signal must set that is not what a run file says by itself.
+fn settings(args: &SignalWriteArgs) -> String {
+    match args.signal {
+        Asked::None => " --set objective.lambda=0".into(),
+        _ if args.temperature != 1.0 => {
+            format!(" --set objective.temperature={}", args.temperature)
+        }
+        _ => String::new(),
+    }
+}
+
+fn written_text(written: &Written, data: &Path, settings: &str) -> String {
     let speed = match written.computed {
         0 => "it was there already".to_string(),
         n => format!("{} tokens/s", count((n as f64 / written.seconds.max(1e-9)) as u64)),
@@ -309,7 +320,8 @@ fn written_text(written: &Written, data: &Path) -> String {
     let out = quoted(&written.signal);
     let next = match written.complete {
         true => {
-            format!("next: eslm-kd distill --signal {out} --data {} --student NAME", quoted(data))
+            let data = quoted(data);
+            format!("next: eslm-kd distill --signal {out} --data {data} --student NAME{settings}")
         }
         false => format!("next: the other shards of {out}, each with its own --shard"),
     };

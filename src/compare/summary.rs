@@ -345,7 +345,8 @@ pub fn flat(arm: &Arm) -> BTreeMap<String, String> {
 }
 
 /// Keys that say what is what even where only some of the arms have them.
-const TELLING: [&str; 4] = ["teacher", "select.score", "select.alpha", "objective.lambda"];
+const TELLING: [&str; 5] =
+    ["teacher", "data.signal", "select.score", "select.alpha", "objective.lambda"];
 
 /// Keys of which two arms that have them have different values, in the order of the table of keys.
 fn differing(arms: &[ArmResult]) -> Vec<&'static str> {

@@ -2,6 +2,7 @@
 
 use super::{Row, State};
 use crate::config::Plan;
+use crate::data::prepare::VALID;
 use crate::report::text::quoted;
 use crate::train::run::begin_again;
 use std::path::Path;
@@ -40,7 +41,8 @@ pub(super) fn steps(
 
 fn uses(run: &Path, plan: &Plan, positions: Option<usize>) -> Vec<String> {
     let run = quoted(run);
-    let eval = plan.data.dir.as_ref().map(|data| {
+    let with_valid = |data: &&String| Path::new(data.as_str()).join(VALID).is_file();
+    let eval = plan.data.dir.as_ref().filter(with_valid).map(|data| {
         let windows = windows(plan, positions);
         format!("eslm-kd eval {run} --data {}{windows}", quoted(Path::new(data)))
     });
@@ -132,10 +134,19 @@ mod tests {
             [(128, 128, ""), (64, 64, " --context 64"), (64, 16, " --context 64 --stride 16")]
         {
             let set = [format!("data.context={context}"), format!("eval.stride={stride}")];
-            let plan = plan(&["data.dir=d", &set[0], &set[1]]);
+            let data = at("data");
+            fs::create_dir_all(&data).unwrap();
+            fs::write(data.join(VALID), "").unwrap();
+            let dir = format!("data.dir={}", data.display());
+            let plan = plan(&[&dir, &set[0], &set[1]]);
             let (found, _) =
                 steps(&at("own"), &row(State::Finished), false, Some(&plan), Some(128));
-            assert_eq!(found[1], format!("eslm-kd eval {root}/own --data d{flags}"));
+            assert_eq!(found[1], format!("eslm-kd eval {root}/own --data {root}/data{flags}"));
+            // Without a validation split there is nothing to evaluate.
+            fs::remove_file(data.join(VALID)).unwrap();
+            let (found, _) =
+                steps(&at("own"), &row(State::Finished), false, Some(&plan), Some(128));
+            assert_eq!(found.len(), 1, "{found:?}");
         }
         let arm = at("c/runs/a b/seed-1");
         let (found, notes) =

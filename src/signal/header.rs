@@ -90,6 +90,11 @@ impl Window {
         start.min(end)..end
     }
 
+    /// The longest sequences that a student may read.
+    pub fn longest(self) -> u32 {
+        if self.stride == self.context { self.context } else { self.context - self.stride + 1 }
+    }
+
     fn fits(self, context: usize) -> bool {
         let nested = self.stride == self.context && (self.context as usize).is_multiple_of(context);
         nested || (self.context - self.stride) as usize + 1 >= context
@@ -102,9 +107,13 @@ impl Window {
             return Ok(());
         }
         let fits = (1..context).rev().find(|&fewer| self.fits(fewer));
+        let other = match self.stride == self.context {
+            true => format!("--context {context}"),
+            false => "windows side by side, without --stride".into(),
+        };
         Err(Error::usage(format!(
             "the teacher read {self}, and the student would read {}: at some positions more than the teacher did; train with \
-             data.context = {}, or write a signal with --context {context}",
+             data.context = {}, or write a signal with {other}",
             amount(context as u64, "tokens"),
             fits.unwrap_or(1)
         )))

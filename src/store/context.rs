@@ -42,10 +42,10 @@ fn teacher(plan: &Plan) -> Option<Gpt2Config> {
     stored(&ModelRef::parse(name, Kind::Teacher).ok()?)
 }
 
-/// Tokens that the teacher of a stored signal read at once.
+/// What a student of a stored signal may read at once.
 fn signal(plan: &Plan) -> Option<usize> {
     let dir = plan.data.signal.as_deref().filter(|_| plan.uses_teacher())?;
-    Some(Stored::open(Path::new(dir)).ok()?.header().window.context as usize)
+    Some(Stored::open(Path::new(dir)).ok()?.header().window.longest() as usize)
 }
 
 fn student(plan: &Plan) -> Option<Gpt2Config> {

@@ -353,7 +353,7 @@ fn opened_signal(
         SignalOnDisk::TopK { .. } => Signal::TopK,
         SignalOnDisk::Scores if objective.distils() => {
             return Err(of_dir(
-                "holds scores and nothing that a loss could learn from; set objective.lambda = 0, or write a signal with                  --signal sampled=50"
+                "holds scores and nothing that a loss could learn from; set objective.lambda = 0, or write a signal with --signal sampled=50"
                     .into(),
             ));
         }
@@ -372,8 +372,7 @@ fn opened_signal(
         && !(constant && tau.is_none_or(|tau| tau == objective.temperature as f32))
     {
         return Err(of_dir(format!(
-            "was written at temperature {}, and objective.temperature is {}{}; train at the signal's, or write a signal with \
-             --temperature {}",
+            "was written at temperature {}, and objective.temperature is {}{}; train at the signal's, or write a signal with --temperature {}",
             tau.unwrap_or(1.0),
             objective.temperature,
             if constant { "" } else { " and moves" },

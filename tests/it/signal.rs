@@ -385,3 +385,26 @@ fn an_import_that_fails_or_is_stopped_leaves_nothing() {
     assert_eq!(out.status.code(), Some(130), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(!place.path("signal").exists());
 }
+
+#[test]
+fn the_command_that_follows_runs_as_it_stands() {
+    let (place, data) = (place(), data());
+    let small = ["--steps", "2", "--set", "data.rows=2", "--set", "shape.n_layer=1"];
+    let kinds: [&[&str]; 4] = [
+        &["--signal", "none"],
+        &["--signal", "sampled=8", "--temperature", "2"],
+        &["--signal", "top-k=8", "--stride", "4"],
+        &["--signal", "sampled=8"],
+    ];
+    for (i, kind) in kinds.iter().enumerate() {
+        let (out, run) = (format!("signal {i}"), format!("run-{i}"));
+        let (code, stdout, stderr) = place.run(&write(&data, &out, kind));
+        assert_eq!(code, 0, "{stderr}");
+        let next = stdout.lines().find_map(|line| line.strip_prefix("next: eslm-kd ")).unwrap();
+        let next = next.replace("NAME", "tiny").replace(&format!("'{out}'"), "SIGNAL");
+        let words: Vec<&str> =
+            next.split_whitespace().map(|w| if w == "SIGNAL" { &*out } else { w }).collect();
+        let (code, _, stderr) = place.run(&[&words[..], &small, &["--out", &run]].concat());
+        assert_eq!(code, 0, "{next}: {stderr}");
+    }
+}

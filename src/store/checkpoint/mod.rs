@@ -485,7 +485,9 @@ pub(crate) fn from_its_weights(run: &Path, was: &Plan, step: u64, steps: u64) ->
             "begin a new run from its weights: eslm-kd {verb} {run} --student {run} --steps {steps} --out {new}"
         );
     }
-    let teacher = was.teacher.as_ref().map(|t| format!(" --teacher {}", quoted(Path::new(t))));
+    let flag = |name: &str, value: &str| format!(" --{name} {}", quoted(Path::new(value)));
+    let teacher = was.teacher.as_ref().map(|t| flag("teacher", t));
+    let teacher = teacher.or(was.data.signal.as_ref().map(|s| flag("signal", s)));
     format!(
         "begin a new run from its weights, and name its other settings, which are in {run}/config.toml: eslm-kd {verb} --data \
          {}{} --student {run} --steps {steps} --out {new}",

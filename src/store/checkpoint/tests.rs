@@ -531,3 +531,17 @@ fn a_stop_signal_does_not_stop_the_save_it_asks_for() {
         "the signal is noticed again after the save"
     );
 }
+
+#[test]
+fn the_command_for_a_longer_run_names_who_teaches() {
+    let of = |teaches: &str| {
+        let plan = crate::testing::plan(&["data.dir=d", "shape.n_layer=1", teaches]);
+        from_its_weights(Path::new("runs/a"), &plan, 2, 5)
+    };
+    assert!(of("teacher=t").contains(" distill --data d --teacher t "), "{}", of("teacher=t"));
+    assert!(
+        of("data.signal=s").contains(" distill --data d --signal s "),
+        "{}",
+        of("data.signal=s")
+    );
+}
