@@ -180,10 +180,7 @@ pub(super) struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// Of the first `planes` planes of a sampled signal.
     pub(super) fn new(header: &'a Header, ranks: &'a Ranks, planes: usize) -> Self {
-        let sizes: &[u32] = match &header.signal {
-            Kind::Sampled { planes: sizes, .. } => &sizes[..planes],
-            Kind::TopK { .. } | Kind::Scores => &[],
-        };
+        let sizes = &header.signal.planes()[..planes];
         let out = match &header.signal {
             Kind::TopK { k, .. } => Signal::TopK(TopK {
                 k: *k as usize,

@@ -188,6 +188,14 @@ impl Kind {
         }
     }
 
+    /// Draws of each plane; none where nothing is drawn.
+    pub fn planes(&self) -> &[u32] {
+        match self {
+            Self::Sampled { planes, .. } => planes,
+            Self::TopK { .. } | Self::Scores => &[],
+        }
+    }
+
     /// How many planes have `draws` draws. Errs where none end there.
     pub fn planes_for(&self, draws: u32) -> Result<usize> {
         let Self::Sampled { planes, .. } = self else { return Ok(0) };

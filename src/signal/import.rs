@@ -408,14 +408,8 @@ impl<'a> Job<'a> {
         let top = reduced(position, asked).map_err(|what| wrong(self.at, what))?;
         let shard =
             self.shard.as_mut().ok_or_else(|| Error::internal("an import without a file"))?;
-        self.block.push(&self.header, &shard.ranks, top.said[0], Row::Top(&top, 0))?;
+        shard.append(&mut self.block, top.said[0], Row::Top(&top, 0))?;
         self.at += 1;
-        let end = self.at == self.header.positions.1;
-        if self.block.len() == self.header.block as usize || end {
-            let positions = self.block.len() as u32;
-            let bytes = self.block.take(&self.header);
-            shard.push(&bytes, positions)?;
-        }
         Ok(())
     }
 

@@ -17,13 +17,13 @@
 //! Numbers are little-endian. While a shard is written its name ends in `.partial`; what is whole of
 //! it is found again by the blocks' hashes.
 
-use super::block::{Block, Decoder};
+use super::block::{Block, BlockWriter, Decoder, Row};
 use super::codec::Ranks;
 use super::header::{Header, Kind, Shard, TeacherId};
 use crate::data::tokens::Hash;
 use crate::error::{Error, Result};
 use crate::files::{children, hex, name_of, sync_folder};
-use crate::loss::Signal;
+use crate::loss::{Said, Signal};
 use crate::report::text::{amount, count};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -255,6 +255,22 @@ impl ShardWriter {
         self.index.first().map_or(0, |first| self.at - first.0)
     }
 
+    /// Appends a position to `block`, and the block to the file where that fills it.
+    pub(super) fn append(
+        &mut self,
+        block: &mut BlockWriter,
+        said: Said,
+        row: Row<'_>,
+    ) -> Result<()> {
+        block.push(&self.header, &self.ranks, said, row)?;
+        let (n, total) = (block.len(), self.header.positions.1 - self.header.positions.0);
+        if n == self.header.block as usize || self.done() + n as u64 == total {
+            let bytes = block.take(&self.header);
+            self.push(&bytes, n as u32)?;
+        }
+        Ok(())
+    }
+
     /// Appends a block of `positions`.
     pub(super) fn push(&mut self, bytes: &[u8], positions: u32) -> Result<()> {
         let half = half_hash(bytes);
@@ -414,10 +430,7 @@ impl ShardReader {
 
     /// All that the `n` positions of block `i` hold.
     pub(super) fn decoded(&self, block: &Block, n: usize, i: u64) -> Result<Signal> {
-        let planes = match &self.header.signal {
-            Kind::Sampled { planes, .. } => planes.len(),
-            Kind::TopK { .. } | Kind::Scores => 0,
-        };
+        let planes = self.header.signal.planes().len();
         let mut decoder = Decoder::new(&self.header, &self.ranks, planes);
         let whole = (0..n).all(|row| decoder.push(block, row).is_some());
         if whole {

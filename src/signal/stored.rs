@@ -1,11 +1,10 @@
 //! A signal in its folder, open for reading.
 
 use super::block::{Block, Decoder};
-use super::header::{Header, Kind, Shard};
+use super::header::{Header, Shard};
 use super::shard::{PARTIAL, ShardReader, begun_in, hash_of_shards};
 use crate::error::{Error, Result};
-use crate::files::is_bystander;
-use crate::files::{children, name_of};
+use crate::files::{children, is_bystander, name_of};
 use crate::loss::{Said, Sampled, Signal, TopK};
 use crate::report::text::amount;
 use rayon::prelude::*;
@@ -65,10 +64,7 @@ impl Stored {
                 )));
             }
         }
-        let planes = match &header.signal {
-            Kind::Sampled { planes, .. } => planes.len(),
-            Kind::TopK { .. } | Kind::Scores => 0,
-        };
+        let planes = header.signal.planes().len();
         let hash = hash_of_shards(&shards);
         Ok(Self { dir: dir.to_path_buf(), shards, hash, planes, ahead: Mutex::default() })
     }

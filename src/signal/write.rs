@@ -284,14 +284,8 @@ impl Job {
                 Reduced::Other(Signal::TopK(top)) => Row::Top(top, i),
                 Reduced::Other(_) => Row::Nothing,
             };
-            self.block.push(&self.header, &self.shard.ranks, said.said(i), row)?;
+            self.shard.append(&mut self.block, said.said(i), row)?;
             self.at += 1;
-            let end = self.header.positions.0 + self.at == self.header.positions.1;
-            if self.block.len() == self.header.block as usize || end {
-                let positions = self.block.len() as u32;
-                let bytes = self.block.take(&self.header);
-                self.shard.push(&bytes, positions)?;
-            }
         }
         Ok(())
     }

@@ -128,7 +128,8 @@ impl Survey {
                 plan.data.context
             ));
         }
-        let teacher = asked(&plan)
+        let teacher = plan
+            .live_teacher()
             .map(|name| {
                 let meant = ModelRef::parse(name, Kind::Teacher)?;
                 let recorded =
@@ -249,7 +250,8 @@ impl Session {
         };
         let signal = opened_signal(&mut plan, data.as_ref().map(|data| &*data.train), None)?;
         let plan = &plan;
-        let teacher = asked(plan)
+        let teacher = plan
+            .live_teacher()
             .map(|name| shape(name, &ModelRef::parse(name, Kind::Teacher)?))
             .transpose()?;
         let of_data = data.as_ref().map(|data| data.tokenizer.vocab_size());
@@ -306,11 +308,6 @@ impl Session {
 pub(super) fn label_of(plan: &Plan) -> String {
     let student = Path::new(&plan.student).file_name().map(|name| name.to_string_lossy());
     format!("{} {}", plan.method, student.unwrap_or_default())
-}
-
-/// The teacher's name, if the run asks it anything.
-fn asked(plan: &Plan) -> Option<&str> {
-    plan.live_teacher()
 }
 
 /// The stored signal of the plan, if it is asked anything, of these training tokens; the plan then
