@@ -16,9 +16,26 @@ pub fn available_memory() -> Option<u64> {
     }
 }
 
-/// `MemAvailable` of `/proc/meminfo`.
+/// Bytes of memory of this machine, within the limit of the process's control group. None where
+/// neither is known.
+pub fn total_memory() -> Option<u64> {
+    let system = std::fs::read_to_string("/proc/meminfo").ok();
+    let system = system.and_then(|text| field(&text, "MemTotal:"));
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    match (system, group) {
+        (Some(system), Some(group)) => Some(group.min(system)),
+        (system, group) => system.or(group),
+    }
+}
+
 fn available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    field(text, "MemAvailable:")
+}
+
+/// A number of `/proc/meminfo`, in bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
 }
@@ -32,8 +49,10 @@ mod tests {
         let text = "MemTotal:       24589136 kB\nMemAvailable:   20971520 kB\n";
         assert_eq!(available(text), Some(20 << 30));
         assert_eq!(available("MemTotal: 1 kB\n"), None);
+        assert_eq!(field(text, "MemTotal:"), Some(24_589_136 << 10));
         if cfg!(target_os = "linux") {
             assert!(available_memory().unwrap() > 1 << 20);
+            assert!(total_memory() >= available_memory());
         }
     }
 }

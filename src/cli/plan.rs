@@ -72,7 +72,18 @@ struct Report {
 
 impl Report {
     fn new(resolved: Resolved, file: Option<&str>, at: Where<'_>) -> Result<Self> {
-        let shapes = Session::shapes(&resolved.plan, at)?;
+        let quickstart = match is_quickstart(&resolved.plan) {
+            true => forecast_of_all(&resolved.plan, at)?
+                .into_iter()
+                .map(|(what, run)| (what, run, None))
+                .collect(),
+            false => Vec::new(),
+        };
+        // The rest of the quickstart's plan is that of its last run.
+        let shapes = match quickstart.last() {
+            Some((_, last, _)) => Shapes::clone(last),
+            None => Session::shapes(&resolved.plan, at)?,
+        };
         let Shapes { plan, student, teacher } = &shapes;
         let level = plan.level();
         let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
@@ -86,13 +97,6 @@ impl Report {
                 quoted(Path::new(name))
             )
         }));
-        let quickstart = match is_quickstart(&resolved.plan) {
-            true => forecast_of_all(&resolved.plan, at)?
-                .into_iter()
-                .map(|(what, run)| (what, run, None))
-                .collect(),
-            false => Vec::new(),
-        };
         let tokenizer = (shapes.plan.data.dir.as_ref())
             .map_or(0, |data| bytes_of_files(&Path::new(data).join(TOKENIZER)));
         let pace = None;
@@ -259,7 +263,7 @@ impl Report {
         let kept = text::count(cost::kept_rows(plan, self.level));
         let how = format!(
             "{} at the target alpha, {} on average",
-            text::percent((1.0 - self.level.alpha) * (1.0 - self.level.alpha_seq)),
+            text::percent(cost::kept_share(plan, self.level)),
             text::percent(cost::mean_keep(plan))
         );
         table.row(["kept per step".to_string(), kept, how]);
@@ -357,6 +361,8 @@ impl Report {
             row("teacher", m.teacher, "weights, no tape".into());
         }
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
+        let rows = text::count(plan.data.rows as u64);
+        row("batch", m.batch, format!("tokens of two steps, {rows} sequences each"));
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
         let checkpoint = cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer;
@@ -510,7 +516,11 @@ mod tests {
         let runs = json["quickstart"].as_array().unwrap();
         let parameters = runs.iter().map(|run| run["parameters"].as_u64().unwrap());
         let student = json["student"]["parameters"].as_u64().unwrap();
-        let teacher = json["teacher"]["parameters"].as_u64().unwrap();
+        let teacher = runs[0]["parameters"].as_u64().unwrap();
+        assert!(json["teacher"].is_null(), "what it said is read from the disk");
+        let beside = of(&["objective.signal=dense"]).json();
+        assert_eq!(beside["teacher"]["parameters"], teacher);
+        assert!(beside["flops"]["total"].as_f64() > json["flops"]["total"].as_f64());
         assert_eq!(parameters.collect::<Vec<_>>(), [teacher, student, student, student, student]);
         assert_eq!(runs[4]["flops"], json["flops"]["total"]);
         let comments = crate::config::RunFile::embedded("quickstart").unwrap().text;

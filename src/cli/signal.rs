@@ -6,17 +6,16 @@ use super::number::whole;
 use crate::config::{DeviceSpec, Dtype};
 use crate::data::prepare::DataDir;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::matmul::Precision;
 use crate::report::text::{Screen, Table, amount, bytes, count, decimal, percent, quoted};
 use crate::signal::{
-    ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Shard, TeacherId, Verified, Window,
-    WriteOptions, Written, import, inspect, list, verify, write,
+    ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Shard, Verified, Window, WriteOptions,
+    Written, import, inspect, list, verify,
 };
 use crate::store::Where;
 use crate::store::hub::HubOptions;
 use crate::store::names::{Kind as ModelKind, find};
-use crate::teacher::Teacher;
-use crate::train::session::{check_tokenizer, device};
+use crate::train::session::device;
+use crate::train::signal::{Working, write_signal};
 use crate::train::threads::use_everywhere;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -249,12 +248,8 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
     let device = device(args.device)?;
-    let precision = Precision::of(args.dtype, &device)?;
-    let name = kept(&args.teacher);
-    let folder = find(&name, ModelKind::Teacher, at)?;
-    check_tokenizer(&name, &folder, &data)?;
+    let folder = find(&kept(&args.teacher), ModelKind::Teacher, at)?;
     let shape = folder.checked_config()?;
-    data.train.check_vocab(shape.vocab_size)?;
     let context = args.context.unwrap_or_else(|| shape.n_positions.min(1024) as u32);
     let stride = args.stride.unwrap_or(context);
     if stride > context {
@@ -269,20 +264,10 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
         Asked::TopK(k) => Kind::TopK { k: *k, temperature: args.temperature },
         Asked::None => Kind::Scores,
     };
-    let identity = folder.identity()?;
-    let id = TeacherId {
-        name: args.teacher.clone(),
-        weights: Some(identity.weights),
-        function: identity.function,
-        revision: folder.revision(),
-        dtype: Some(args.dtype.to_string()),
-    };
-    let model = folder.load(&device)?;
-    let config = model.config.clone();
-    let teacher = Teacher::new(model, &config)?.working_at(precision, args.dtype)?;
     let window = Window { context, stride };
     let options = WriteOptions { out: args.out.clone(), kind, window, shard: args.shard.0 };
-    write(&teacher, id, &data.train, &options, ui)
+    let working = Working { device, dtype: args.dtype, stored: args.dtype };
+    write_signal(&args.teacher, &folder, &data, &working, &options, ui)
 }
 
 /// `signal import` without its printing.

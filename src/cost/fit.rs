@@ -1,9 +1,10 @@
 //! Whether a plan and the shapes of its models belong together.
 
-use super::{micro_rows, settle};
+use super::{MemoryByPart, micro_rows, settle};
 use crate::config::Plan;
 use crate::error::{Error, Result};
 use crate::model::Gpt2Config;
+use crate::report::text;
 use crate::select::kept_of;
 
 /// Whether student, teacher and plan fit each other: context, vocabulary, layers.
@@ -26,15 +27,7 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
             )));
         }
     }
-    // Counts below are u64: refuse what no machine could run before it can wrap around.
-    let work =
-        [Some(student), teacher].into_iter().flatten().map(|s| s.parameters() as f64).sum::<f64>();
-    if work * plan.tokens_per_step() as f64 * (1.0 + context as f64) > 1e18 {
-        return Err(Error::usage(format!(
-            "data.rows = {} x data.context = {context} tokens per step are more than any machine can train on",
-            plan.data.rows
-        )));
-    }
+    check_work(student, teacher, plan)?;
     if plan.selects() && plan.select.alpha_seq > 0.0 {
         let select = &plan.select;
         if select.exit_layer >= student.n_layer {
@@ -66,4 +59,66 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
         )));
     }
     Ok(())
+}
+
+/// Operations of a step that no machine makes. Counts of them are u64, and do not wrap below.
+const MOST_WORK: f64 = 1e18;
+
+/// Errs where a step takes more operations than can be counted.
+fn check_work(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> Result<()> {
+    let context = plan.data.context;
+    let tokens = plan.data.rows as f64 * context as f64;
+    // Forward and backward of the weights, and of attention.
+    let work = |shape: &Gpt2Config| {
+        let attention = 2.0 * shape.n_layer as f64 * context as f64 * shape.inner() as f64;
+        6.0 * tokens * (shape.parameters() as f64 + attention)
+    };
+    let all: f64 = [Some(student), teacher].into_iter().flatten().map(work).sum();
+    if all <= MOST_WORK {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "a step of the student {} ({}) on data.rows = {} x data.context = {context} tokens takes {}, more than the 1 EFLOP that any \
+         machine makes; choose a smaller student, or fewer rows",
+        plan.student,
+        text::amount(student.parameters() as u64, "parameters"),
+        text::count(plan.data.rows as u64),
+        text::flops(all as u128)
+    )))
+}
+
+/// Errs where a run takes more memory than the `total` bytes that its machine has: names what takes
+/// most of it.
+pub fn check_memory(needed: &MemoryByPart, total: u64, plan: &Plan) -> Result<()> {
+    if needed.total() <= total {
+        return Ok(());
+    }
+    let MemoryByPart { weights, gradients, moments, activations, logits, .. } = *needed;
+    let parts = [
+        (weights + gradients + moments, "the student's weights", "choose a smaller student"),
+        (
+            activations + logits + needed.scratch,
+            "what a micro-batch leaves for its backward pass",
+            "lower data.context",
+        ),
+        (
+            needed.teacher,
+            "the teacher",
+            "choose a smaller teacher, or read its signal from the disk (`eslm-kd signal write`)",
+        ),
+        (needed.batch, "the tokens of a step", "lower data.rows"),
+    ];
+    let Some((bytes, what, remedy)) = parts.into_iter().max_by_key(|part| part.0) else {
+        return Ok(());
+    };
+    Err(Error::usage(format!(
+        "the run takes {} of memory, {} of it for {what}, and this machine has {}; {remedy} (data.rows = {}, data.context = {}, \
+         student {})",
+        text::bytes(needed.total()),
+        text::bytes(bytes),
+        text::bytes(total),
+        text::count(plan.data.rows as u64),
+        text::count(plan.data.context as u64),
+        plan.student
+    )))
 }

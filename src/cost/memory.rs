@@ -39,6 +39,9 @@ const F32: u64 = 4;
 /// `benches/records/2026-11-26-cpu.md`.
 const PROGRAM: u64 = 20_000_000;
 
+/// Input, target and whether it counts.
+const BYTES_OF_TOKEN: u64 = 9;
+
 /// Bytes of device or host memory at the peak, by part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryByPart {
@@ -58,6 +61,8 @@ pub struct MemoryByPart {
     /// What one block's backward forms beside its tape, as far as it does not fit where the logits
     /// were.
     pub scratch: u64,
+    /// The tokens of two optimizer steps: one at work, one read ahead.
+    pub batch: u64,
     /// The program itself, without a run.
     pub program: u64,
 }
@@ -71,7 +76,7 @@ impl MemoryByPart {
             + self.activations
             + self.logits
             + self.teacher;
-        run + self.scratch + self.program
+        run + self.scratch + self.batch + self.program
     }
 }
 
@@ -101,6 +106,7 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
             teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + heads.max(f))
         }),
         scratch: scratch.saturating_sub(logits),
+        batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step(),
         program: PROGRAM,
     }
 }

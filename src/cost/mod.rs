@@ -9,7 +9,7 @@ mod fit;
 mod memory;
 mod route;
 
-pub use fit::check_fit;
+pub use fit::{check_fit, check_memory};
 pub use memory::{
     Budget, DiskAtPeak, MemoryByPart, checkpoint_bytes, disk_at_peak, memory, settle,
     stores_logits, tape_bytes,
@@ -405,14 +405,25 @@ fn ramp_mean(plan: &Plan, steps: u64) -> Level {
     plan.level().scaled((steps + 1) as f64 / 2.0 / plan.select.ramp as f64)
 }
 
-/// Mean share of rows kept over the run, burn-in and ramp included (the ramp at its mean level).
+/// Share of a step's rows that is kept at a level: pools keep whole positions, so it is a little
+/// more than `1 - alpha`.
+pub fn kept_share(plan: &Plan, level: Level) -> f64 {
+    kept_rows(plan, level) as f64 / plan.tokens_per_step() as f64
+}
+
+/// Steps of a ramp that are looked at, evenly spread.
+const MOST_OF_RAMP: u64 = 4096;
+
+/// Mean share of rows kept over the run, burn-in and ramp included.
 pub fn mean_keep(plan: &Plan) -> f64 {
-    let keep = |level: Level| {
-        (1.0 - level.alpha) * kept_sequences(plan, level.alpha_seq) as f64 / plan.data.rows as f64
-    };
     let Stages { plain, ramp, full } = Stages::of(plan);
-    let ramped = if ramp > 0 { ramp as f64 * keep(ramp_mean(plan, ramp)) } else { 0.0 };
-    (plain as f64 + ramped + full as f64 * keep(plan.level())) / plan.steps as f64
+    let every = ramp.div_ceil(MOST_OF_RAMP).max(1);
+    let shares: Vec<f64> = (0..ramp)
+        .step_by(every as usize)
+        .map(|i| kept_share(plan, plan.level_at(plain + i)))
+        .collect();
+    let ramped = shares.iter().sum::<f64>() / shares.len().max(1) as f64 * ramp as f64;
+    (plain as f64 + ramped + full as f64 * kept_share(plan, plan.level())) / plan.steps as f64
 }
 
 /// Multiply-adds per token in the matrices of one block.

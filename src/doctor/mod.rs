@@ -150,7 +150,14 @@ impl Place {
         };
         let shown = quoted(folder);
         if !self.writable {
-            let what = format!("{shown} cannot be written to, so it holds no {purpose}: {other}");
+            let what = match self.exists {
+                true => format!(
+                    "{shown} cannot be written to: what it holds is used, and nothing comes to it; {other}"
+                ),
+                false => format!(
+                    "{shown} cannot be written to, so there is no place for {purpose}: {other}"
+                ),
+            };
             return Some(Finding::new(prevents, what));
         }
         let free = self.free.filter(|free| *free < FULL)?;

@@ -46,6 +46,10 @@ fn a_place_is_judged_without_writing() {
     let place = Place::of(Some(&file));
     let found = place.findings(false, "models", "set THIS").unwrap();
     assert!(found.what.contains("file cannot be written to") && found.what.ends_with("set THIS"));
+    assert!(found.what.contains("no place for models"), "{found:?}");
+    let filled = Place { writable: false, ..Place::of(Some(folder.path())) };
+    let found = filled.findings(false, "models", "set THIS").unwrap();
+    assert!(found.what.contains("what it holds is used"), "{found:?}");
     assert_eq!(Place::of(None).findings(true, "models", "x").map(|f| f.prevents), Some(true));
     let full = Place { free: Some(1 << 20), ..Place::of(Some(folder.path())) };
     assert!(full.findings(true, "results", "x").unwrap().what.starts_with("1.00 MiB free"));

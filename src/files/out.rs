@@ -209,10 +209,13 @@ fn claim(out: &Path, target: &Path) -> Result<Temporary> {
 
 fn beside(out: &Path, at: &Path) -> Result<Temporary> {
     Temporary::beside(at).map_err(|e| {
-        Error::new(
-            e.kind(),
-            format!("{}: {e}; name a place that can be written to with --out", out.display()),
-        )
+        let remedy = match children(out).is_ok_and(|found| !found.is_empty()) {
+            true => {
+                "make it writable, or name another place with --out (a copy of it, to go on with what it holds)"
+            }
+            false => "name a place that can be written to with --out",
+        };
+        Error::new(e.kind(), format!("{}: {e}; {remedy}", out.display()))
     })
 }
 

@@ -48,7 +48,7 @@ pub struct TopK {
     pub k: usize,
     /// Ascending ids of each row [N, k].
     pub ids: Vec<u32>,
-    /// ln q of these ids [N, k], each of one of 4,095 levels: `(s / 4095)^2` is q.
+    /// ln q of these ids [N, k], each of one of 1,023 levels: `(s / 1023)^2` is q.
     pub logp: Vec<f32>,
     /// ln of the mass outside `[N]`; negative infinity where the ids are the whole vocabulary.
     pub rest: Vec<f32>,
@@ -215,7 +215,6 @@ impl Signal {
     }
 
     /// The ids that it names for a row, ascending; none of a dense one.
-    #[cfg(test)]
     #[cfg(test)]
     pub(crate) fn ids(&self, row: usize) -> Vec<u32> {
         match self {

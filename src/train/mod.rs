@@ -7,6 +7,7 @@ mod micro;
 pub mod pace;
 pub mod run;
 pub mod session;
+pub mod signal;
 mod step;
 mod sums;
 pub(crate) mod threads;

@@ -7,6 +7,7 @@ use crate::data::prepare::{DataDir, TOKENIZER};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::hex;
+use crate::machine::total_memory;
 use crate::model::{Gpt2, Gpt2Config, Layout, ParamSet};
 use crate::ops::gpu;
 use crate::ops::matmul::Precision;
@@ -155,6 +156,10 @@ impl Survey {
             })?;
         let shapes = Shapes::new(&plan, student, teacher_shape)?;
         check_signal_fits(signal.as_ref(), &shapes)?;
+        if device.is_cpu() {
+            let total = total_memory().unwrap_or(u64::MAX);
+            cost::check_memory(&shapes.memory(), total, &shapes.plan)?;
+        }
         for tokens in data.files() {
             tokens.check_vocab(shapes.student.vocab_size)?;
         }

@@ -417,6 +417,20 @@ fn the_quickstarts_teacher_stops_and_goes_on() {
     assert!(verify(&checkpoint::latest(&teacher).unwrap().unwrap()).unwrap().step >= 20);
 }
 
+#[test]
+fn more_memory_than_there_is_is_refused_before_anything_is_written() {
+    let (place, data) = (Place::new(), data());
+    let long = ["--set", "shape.n_positions=256", "--set", "data.context=256"];
+    let rows = ["--set", "data.rows=1_000_000_000", "--out", "run"]; // 4.6 TB of tokens
+    let run = pretrain(&data, &[&long[..], &rows].concat());
+    let parts = ["lower data.rows (data.rows = 1,000,000,000", "and this machine has"];
+    place.refused(&run, 2, &parts);
+    assert!(!place.path("run").exists());
+    let (code, stdout, stderr) = place.run(&[&["plan"], &run[1..run.len() - 2]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("do not fit into the memory that is free"), "{stdout}");
+}
+
 fn signal(child: &Child, name: &str) {
     let done = Command::new("kill").args([name, &child.id().to_string()]).status();
     assert!(done.unwrap().success());

@@ -1,6 +1,6 @@
 //! The verbs that take a model: eval, generate, export, through the built binary.
 
-use crate::support::place::{Place, TINY, data, pretrain, without_settings};
+use crate::support::place::{Place, TINY, copy_data, data, pretrain, without_settings};
 use candle_core::Device;
 use eslm_kd::data::tokenizer::Tokenizer;
 use eslm_kd::data::train_tokenizer::TrainOptions;
@@ -260,6 +260,50 @@ fn the_quickstarts_teacher_is_found_by_its_name() {
     // Without data it is the quickstart, with the quickstart's student.
     let student = |args: &[&str]| json(&[&["plan"], args].concat())["student"].clone();
     assert_eq!(student(&teacher), student(&["quickstart"]));
+}
+
+/// The quickstart with a small teacher, which says once what three students learn from.
+#[test]
+fn the_quickstarts_teacher_speaks_once() {
+    let place = Place::new();
+    let (data, cache) = (data(), place.path("cache"));
+    let [much, little] = ["teacher-data", "data"].map(|of| cache.join("quickstart-2").join(of));
+    [&much, &little].into_iter().for_each(|of| copy_data(of));
+    let distill = |args: &[&str]| {
+        let short =
+            ["distill", "--steps", "6", "--set", "select.burn_in=2", "--set", "select.ramp=2"];
+        let args = [&short[..], &["--device", "cpu"], args].concat();
+        let done = place.command(&args).env("ESLM_KD_CACHE", &cache).output().unwrap();
+        let stderr = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{args:?}: {stderr}");
+        stderr
+    };
+    let wrote = |out: &str| {
+        let said = distill(&["--out", out]);
+        assert_eq!(said.matches("what the teacher says of the students'").count(), 1, "{said}");
+    };
+    let teacher = |seed: &str| {
+        let out = ["--out", "cache/quickstart-2/teacher", "--set", "shape.n_positions=128"];
+        let _ = std::fs::remove_dir_all(place.path("cache/quickstart-2/teacher"));
+        place.json(&[&pretrain(&data, &["--steps", "2", "--seed", seed])[..], &out].concat());
+    };
+    let weights =
+        |run: &str| std::fs::read(place.path(run).join("model/model.safetensors")).unwrap();
+    teacher("1");
+    distill(&["--out", "beside", "--set", "objective.signal=dense"]);
+    assert!(!place.path("beside/signal").exists());
+    wrote("q");
+    // A student learns what it would learn beside the teacher from the same 64 entries.
+    let little = little.display().to_string();
+    let model = place.path("cache/quickstart-2/teacher/model").display().to_string();
+    distill(&["quickstart", "--teacher", &model, "--data", &little, "--out", "live"]);
+    assert_eq!(weights("live"), weights("q/eslm"));
+    assert_ne!(weights("beside/eslm"), weights("q/eslm"), "dense is more than 64 entries");
+    // Another teacher says something else.
+    teacher("2");
+    wrote("other");
+    assert_ne!(weights("other/dense"), weights("q/dense"));
+    assert_eq!(weights("other/plain"), weights("q/plain"));
 }
 
 #[test]

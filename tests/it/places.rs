@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use crate::support::place::{
-    Place, TINY, contents, data, on_file_system, save_random, without_settings,
+    Place, TINY, contents, data, on_file_system, pretrain, save_random, without_settings,
 };
 use crate::support::tiny;
 use std::fs;
@@ -210,6 +210,15 @@ fn what_may_not_be_written_is_said_before_the_work() {
             assert!(!stderr.contains(".tmp") && !stderr.contains("no.txt"), "{stderr}");
         }
     }
+    // A run goes on in its own folder: another, empty one would be no remedy.
+    let data = data();
+    place.json(&pretrain(&data, &["--steps", "2", "--out", "run"]));
+    mode("run", 0o555);
+    let again = ["pretrain", "--resume", "--out", "run", "--steps", "4"];
+    let (code, stderr) = as_nobody(&place, &again).unwrap();
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains("run: ") && stderr.contains("make it writable, or"), "{stderr}");
+    assert!(stderr.contains("a copy of it"), "{stderr}");
     // A folder of one's own below one that is not is filled.
     let tokenizer = ["tokenizer", "train", "--input", "a.txt", "--vocab-size", "258", "--out"];
     let (code, stderr) = as_nobody(&place, &[&tokenizer[..], &["closed/open"]].concat()).unwrap();

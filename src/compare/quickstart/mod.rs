@@ -2,14 +2,16 @@
 //! teacher that has read much of it; nothing to download.
 //!
 //! Plain pretraining, dense distillation, and distillation on tokens drawn at random and on selected
-//! ones, of equal tokens and seeds, each a run in the folder of the comparison. Data and teacher are
-//! made on first use, in a cache folder that the next one finds.
+//! ones, of equal tokens and seeds, each a run in the folder of the comparison. What the teacher says
+//! of the students' text is written once, beside them. Data and teacher are made on first use, in a
+//! cache folder that the next one finds.
 
 pub mod stories;
+mod told;
 mod whole;
 
 use super::runs::{Metrics, check_same, finish, is_finished};
-use crate::config::{self, Method, Overrides, Plan, RunFile, Score};
+use crate::config::{self, DataPlan, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_tokenizer::TrainOptions;
@@ -27,6 +29,7 @@ use crate::train::run::MODEL_FOLDER;
 use crate::train::session::{Session, Shapes, device};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use told::Told;
 use whole::Whole;
 
 /// Name of the generated teacher, as `--teacher` takes it.
@@ -178,6 +181,8 @@ struct Part<'a> {
     data: &'a Path,
     folder: PathBuf,
     plan: Plan,
+    /// What it learns from, if that is on disk.
+    told: Option<Told>,
 }
 
 impl Part<'_> {
@@ -191,14 +196,18 @@ impl Part<'_> {
 fn parts<'a>(plan: &Plan, out: &Path, cache: &Path, data: [&'a Path; 2]) -> Result<Vec<Part<'a>>> {
     let [much, little] = data;
     let folder = cache.join("teacher");
-    let students = students(plan, &folder.join(MODEL_FOLDER))?;
+    let told = Told::of(plan, out);
+    let dir = told.as_ref().map(|told| told.dir.as_path());
+    let students = students(plan, &folder.join(MODEL_FOLDER), dir)?;
     let plan = teacher_plan(plan)?;
-    let mut parts = vec![Part { name: TEACHER, model: "teacher", data: much, folder, plan }];
+    let model = "teacher";
+    let mut parts = vec![Part { name: TEACHER, model, data: much, folder, plan, told: None }];
     parts.extend(students.into_iter().map(|(name, model, plan)| Part {
         name,
         model,
         data: little,
         folder: out.join(name),
+        told: told.clone().filter(|_| plan.data.signal.is_some()),
         plan,
     }));
     Ok(parts)
@@ -230,6 +239,7 @@ fn compared(
             _ => e,
         })?;
     }
+    let teacher = parts[0].folder.join(MODEL_FOLDER);
     let shapes = forecast_of_all(plan_of_all, around)?;
     let (parts, shapes) = (&parts[usize::from(gone)..], &shapes[usize::from(gone)..]);
     let done = parts.iter().map(steps_done).collect::<Result<Vec<u64>>>()?;
@@ -247,7 +257,7 @@ fn compared(
     let around = Where { progress: &whole, ..around };
     let mut models = Vec::with_capacity(parts.len());
     for (i, part) in parts.iter().enumerate() {
-        let Part { name, model, data, folder, plan } = part;
+        let Part { name, model, data, folder, plan, told } = part;
         if *name == FIRST {
             create_folder(out)?;
             note_settings(plan_of_all, &out.join(SETTINGS))?;
@@ -259,7 +269,13 @@ fn compared(
             (false, true) => format!("{model}, pretrained once and kept:"),
             (false, false) => format!("student, {model}:"),
         });
-        finish(folder, || Session::with_data(plan, data, around), around.progress)?;
+        let session = || {
+            if let Some(told) = told {
+                told.write(&teacher, data, plan, around)?;
+            }
+            Session::with_data(plan, data, around)
+        };
+        finish(folder, session, around.progress)?;
         models.push(trained(part.word(), folder)?);
     }
     Ok(models)
@@ -301,7 +317,9 @@ pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static s
     let teacher = shapes(&teacher_plan(plan)?, around)?;
     let vocabulary = teacher.student.vocab_size;
     let mut all = vec![("teacher", teacher)];
-    for (_, model, plan) in students(plan, Path::new(TEACHER))? {
+    let told = Told::of(plan, Path::new(TEACHER));
+    let told = told.as_ref().map(|told| told.dir.as_path());
+    for (_, model, plan) in students(plan, Path::new(TEACHER), told)? {
         let mut run = shapes(&plan, around)?;
         // The one that learns alone has the vocabulary of the same stories.
         run.student.vocab_size = vocabulary;
@@ -312,6 +330,13 @@ pub fn forecast_of_all(plan: &Plan, around: Where<'_>) -> Result<Vec<(&'static s
 
 /// The shapes of one of the runs.
 fn shapes(plan: &Plan, around: Where<'_>) -> Result<Shapes> {
+    if plan.data.signal.is_some() {
+        // It may not be there yet. The student's shape does not depend on it.
+        let data = DataPlan { signal: None, ..plan.data.clone() };
+        let mut run = Session::shapes(&Plan { data, ..plan.clone() }, around)?;
+        run.plan.data.signal = plan.data.signal.clone();
+        return Ok(run);
+    }
     // The teacher may not be there yet; its preset has its shape.
     let teacher = plan.teacher.as_ref().map(|_| TEACHER.to_string());
     Session::shapes(&Plan { teacher, ..plan.clone() }, around)
@@ -336,16 +361,22 @@ fn teacher_plan(student: &Plan) -> Result<Plan> {
 }
 
 /// Plain, dense and, if the plan selects, at random and selected: equal tokens, equal seeds, one
-/// difference at a time.
-fn students(plan: &Plan, teacher: &Path) -> Result<Vec<(&'static str, &'static str, Plan)>> {
+/// difference at a time. Those that are taught learn from the folder `teacher`, or from what it said,
+/// in the folder `told`.
+fn students(
+    plan: &Plan,
+    teacher: &Path,
+    told: Option<&Path>,
+) -> Result<Vec<(&'static str, &'static str, Plan)>> {
     let mut eslm = plan.clone();
-    eslm.teacher = Some(teacher.display().to_string());
+    eslm.data.signal = told.map(|told| told.display().to_string());
+    eslm.teacher = told.is_none().then(|| teacher.display().to_string());
     let mut random = eslm.clone();
     random.select.score = Score::Random;
     // As its own folder has it, by which it goes on alone.
     let dense = Plan { method: Method::Clm, ..eslm.clone() }.as_stored()?;
     let mut plain = dense.clone();
-    plain.teacher = None;
+    (plain.teacher, plain.data.signal) = (None, None);
     plain.objective.lambda = 0.0;
     plain.objective.lambda_end = None;
     let mut students = vec![
@@ -421,13 +452,13 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let run = place.path();
         for (i, (name, _, of)) in
-            students(&plan("seed=42"), Path::new("t")).unwrap().iter().enumerate()
+            students(&plan("seed=42"), Path::new("t"), None).unwrap().iter().enumerate()
         {
             std::fs::write(run.join("config.toml"), of.to_toml().unwrap()).unwrap();
             check_same(run, of).unwrap();
             assert_eq!(of.as_stored().unwrap(), *of, "{name} goes on alone");
             for (set, changes) in [("steps=300", true), ("select.alpha=0.5", of.selects())] {
-                let (_, _, other) = &students(&plan(set), Path::new("t")).unwrap()[i];
+                let (_, _, other) = &students(&plan(set), Path::new("t"), None).unwrap()[i];
                 assert_eq!(check_same(run, other).is_err(), changes, "{name}, {set}");
             }
         }
@@ -464,7 +495,7 @@ mod tests {
         let of = plan("steps=100");
         let shape = Gpt2Config::new(300, 8, 16, 1, 2);
         let model = Gpt2::scratch(shape, 1, &Device::Cpu).unwrap();
-        for (name, _, student) in students(&of, Path::new("t")).unwrap() {
+        for (name, _, student) in students(&of, Path::new("t"), None).unwrap() {
             let run = out.join(name);
             let save = SaveOptions { ids: SpecialIds::default(), tokenizer: None };
             save_model(&run.join(MODEL_FOLDER), &model.config, &model.params, &save).unwrap();
@@ -541,11 +572,17 @@ mod tests {
     fn the_students_differ_in_one_thing_each() {
         let file = RunFile::embedded("quickstart").unwrap();
         let plan = config::load(Some(&file), &Overrides::default()).unwrap().plan;
-        let students = students(&plan, Path::new("t")).unwrap();
-        let [(_, _, plain), (_, _, dense), (_, _, random), (_, _, eslm)] = students.as_slice()
-        else {
+        for told in [None, Some(Path::new("s"))] {
+            differ_in_one_thing(&students(&plan, Path::new("t"), told).unwrap());
+        }
+    }
+
+    fn differ_in_one_thing(students: &[(&str, &str, Plan)]) {
+        let [(_, _, plain), (_, _, dense), (_, _, random), (_, _, eslm)] = students else {
             panic!("four students")
         };
+        let sources = students.iter().map(|(_, _, plan)| (&plan.teacher, &plan.data.signal));
+        assert!(sources.skip(1).all(|of| of == (&eslm.teacher, &eslm.data.signal)));
         assert!(!plain.uses_teacher() && dense.uses_teacher() && eslm.uses_teacher());
         assert!(!plain.selects() && !dense.selects() && eslm.selects() && random.selects());
         let mut chosen = random.clone();
