@@ -36,6 +36,14 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A place that a command to paste can name as its result: `path`, or the first of `path-2`,
+/// `path-3` and so on where nothing is.
+pub fn free(path: &str) -> PathBuf {
+    let named = PathBuf::from(path);
+    let others = (2..).map(|n: u32| PathBuf::from(format!("{path}-{n}")));
+    std::iter::once(named.clone()).chain(others).find(|place| !place.exists()).unwrap_or(named)
+}
+
 /// Bytes of the files in a folder, not of those below it; 0 if it is not there.
 pub fn bytes_of_files(dir: &Path) -> u64 {
     let children = children(dir).unwrap_or_default();
@@ -117,6 +125,18 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_free_place_is_named_where_one_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("first").display().to_string();
+        let named = || free(&path).display().to_string();
+        assert_eq!(named(), path);
+        fs::create_dir(&path).unwrap();
+        assert_eq!(named(), format!("{path}-2"));
+        fs::write(format!("{path}-2"), "").unwrap();
+        assert_eq!(named(), format!("{path}-3"));
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_no_other() {

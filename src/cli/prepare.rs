@@ -6,6 +6,7 @@ use crate::data::prepare::{PrepareOptions, PrepareReport, TRAIN, Validation, che
 use crate::data::source::Source;
 use crate::data::tokens::END_OF_TEXT;
 use crate::error::Result;
+use crate::files::free;
 use crate::machine::available_memory;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{Screen, Table, bytes, count, quoted};
@@ -131,8 +132,9 @@ fn human(args: &PrepareArgs, report: &PrepareReport, screen: &Screen) -> String 
         }
     };
     format!(
-        "{}{around}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out runs/first",
-        table.on(screen)
+        "{}{around}{skipped}\ndata folder: {out}{fits}\nnext: eslm-kd pretrain --data {quoted} --student {student} --out {}",
+        table.on(screen),
+        free("runs/first").display()
     )
 }
 

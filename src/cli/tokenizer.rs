@@ -5,7 +5,7 @@ use super::number::whole;
 use crate::data::tokenizer::{TOKENIZER_FILES, Tokenizer};
 use crate::data::train_tokenizer::{TrainOptions, TrainReport};
 use crate::error::Result;
-use crate::files::{Contents, OutDir};
+use crate::files::{Contents, OutDir, free};
 use crate::progress::Progress;
 use crate::report::text::{bytes, count, quoted};
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub fn run(args: &TokenizerArgs, ui: &Printer) -> Result<()> {
     ui.result(&report, |_| {
         let (out, quoted) = (args.out.display(), quoted(&args.out));
         let skipped: String = report.skipped.iter().map(|s| format!("{s}\n")).collect();
-        format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {quoted} --out data/mine")
+        format!("{skipped}tokenizer of {tokens} tokens from {text} of text: {out}\nnext: eslm-kd prepare --input FILE --tokenizer {quoted} --out {}", free("data/mine").display())
     })
 }
 

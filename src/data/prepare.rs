@@ -8,7 +8,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, TokenHeader, TokenWriter};
 use crate::error::{Error, Result};
 use crate::files::near::did_you_mean;
-use crate::files::{Contents, OutDir, hex, same_bytes, same_file, write_atomic};
+use crate::files::{Contents, OutDir, free, hex, same_bytes, same_file, write_atomic};
 use crate::progress::Progress;
 use crate::report::text::{amount, percent, quoted};
 use crate::rng::{Rng, Stream};
@@ -389,8 +389,9 @@ impl DataDir {
                     "found one of its files; name the folder".to_string()
                 }
                 (true, _) => format!(
-                    "found a file; make a folder of it: eslm-kd prepare --input {} --tokenizer gpt2 --out data/mine",
-                    quoted(folder)
+                    "found a file; make a folder of it: eslm-kd prepare --input {} --tokenizer gpt2 --out {}",
+                    quoted(folder),
+                    free("data/mine").display()
                 ),
                 (_, true) => format!("it has no {TRAIN}"),
                 (_, false) => format!(

@@ -148,7 +148,9 @@ pub fn check_free(run_dir: &Path) -> Result<()> {
     }
     let found = names(run_dir)?;
     if found.iter().any(|name| name == "config.toml") || latest(run_dir)?.is_some() {
-        return refuse("already holds a run; add --resume to continue it, or choose another");
+        return refuse(
+            "already holds a run, which --resume goes on with if it is this one; choose another",
+        );
     }
     match found.iter().find(|name| !is_bystander(name)) {
         Some(name) => refuse(&format!(
@@ -267,7 +269,7 @@ mod tests {
         fs::write(run.join("notes.txt"), "mine").unwrap();
         assert!(message(&run).contains("is not empty (it holds notes.txt)"));
         fs::write(run.join("config.toml"), "").unwrap();
-        assert!(message(&run).contains("already holds a run; add --resume"));
+        assert!(message(&run).contains("already holds a run, which --resume"));
         assert!(message(&run.join("notes.txt")).contains("is not a folder"));
         RunLock::acquire(&run).unwrap().abandon();
         assert_eq!(fs::read(run.join("notes.txt")).unwrap(), b"mine");
