@@ -1,4 +1,4 @@
-//! `signal write | verify | inspect | ls`: what a teacher says of a data folder, on disk.
+//! `signal write | import | mix | verify | inspect | ls`: what a teacher says of a data folder, on disk.
 
 use super::Printer;
 use super::model::kept;
@@ -8,8 +8,8 @@ use crate::data::prepare::DataDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::text::{Screen, Table, amount, bytes, count, decimal, percent, quoted};
 use crate::signal::{
-    ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Shard, Verified, Window, WriteOptions,
-    Written, import, inspect, list, verify,
+    ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Mixed, MixedPart, Shard, Verified, Window,
+    WriteOptions, Written, import, inspect, list, mix, verify,
 };
 use crate::store::Where;
 use crate::store::hub::HubOptions;
@@ -34,6 +34,7 @@ Examples:
   eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium
   eslm-kd signal write --teacher gpt2-medium --data data/mine --out signals/medium --shard 2/8
   eslm-kd signal import --input said.jsonl.gz --data data/mine --out signals/served --context 1024
+  eslm-kd signal mix signals/medium=0.7 signals/served=0.3 --out signals/both
   eslm-kd signal verify signals/medium        exit status 3 if anything is damaged
   eslm-kd signal inspect signals/medium       bytes per token, entropy, ids
   eslm-kd signal ls signals
@@ -49,6 +50,9 @@ pub enum SignalCommand {
     /// vLLM or of an OpenAI-compatible server.
     #[command(after_help = EXAMPLES)]
     Import(SignalImportArgs),
+    /// Let several signals of the same data be heard as one, by weight; nothing is copied.
+    #[command(after_help = EXAMPLES)]
+    Mix(SignalMixArgs),
     /// Read every block against its hash, and name what is damaged.
     #[command(after_help = EXAMPLES)]
     Verify(SignalDirArgs),
@@ -134,10 +138,22 @@ pub struct SignalImportArgs {
     pub vocab_size: Option<u32>,
 }
 
+/// Arguments of `signal mix`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SignalMixArgs {
+    /// Folders of signals, each with its weight, a positive number whose share in the sum counts; or
+    /// all without, which weighs them alike.
+    #[arg(value_name = "DIR[=WEIGHT]", num_args = 1.., required = true)]
+    pub signals: Vec<Weighed>,
+    /// Folder of the mix, which names the signals and has to be kept beside them.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
 /// A signal's folder.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SignalDirArgs {
-    /// Folder written by `signal write`.
+    /// Folder written by `signal write`, `import` or `mix`.
     #[arg(value_name = "DIR")]
     pub signal: PathBuf,
 }
@@ -188,6 +204,23 @@ impl FromStr for Asked {
     }
 }
 
+/// `DIR` or `DIR=WEIGHT`: what follows the last `=` is a weight if it is a number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weighed(pub PathBuf, pub Option<f64>);
+
+impl FromStr for Weighed {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let split = text.rsplit_once('=').and_then(|(dir, w)| Some((dir, w.parse::<f64>().ok()?)));
+        match split {
+            Some(("", _)) => Err(format!("expected DIR or DIR=WEIGHT, found {text:?}")),
+            Some((dir, weight)) => Ok(Self(dir.into(), Some(weight))),
+            None => Ok(Self(text.into(), None)),
+        }
+    }
+}
+
 /// `I/N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardOf(pub Shard);
@@ -215,6 +248,10 @@ pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
         SignalCommand::Import(args) => {
             let written = imported(args, ui)?;
             ui.result(&written, |_| written_text(&written, &args.data, ""))
+        }
+        SignalCommand::Mix(args) => {
+            let made = mixed(args)?;
+            ui.result(&made, |_| mixed_text(&made))
         }
         SignalCommand::Verify(args) => {
             let found = verify(&args.signal, ui)?;
@@ -284,6 +321,37 @@ pub fn imported(args: &SignalImportArgs, ui: &Printer) -> Result<Written> {
         vocab_size: args.vocab_size,
     };
     import(&data.train, &options, ui)
+}
+
+/// `signal mix` without its printing.
+pub fn mixed(args: &SignalMixArgs) -> Result<Mixed> {
+    let weighed = args.signals.iter().filter(|signal| signal.1.is_some()).count();
+    if let Some(without) = args.signals.iter().find(|signal| signal.1.is_none())
+        && weighed > 0
+    {
+        return Err(Error::usage(format!(
+            "{}: expected a weight as the others have, found none; write {}=WEIGHT, or give no weights at all",
+            without.0.display(),
+            without.0.display()
+        )));
+    }
+    let signals = args.signals.iter().map(|Weighed(dir, w)| (dir.clone(), w.unwrap_or(1.0)));
+    mix(&signals.collect::<Vec<_>>(), &args.out)
+}
+
+fn mixed_text(made: &Mixed) -> String {
+    let kind = &made.header.signal;
+    let setting = match (kind, kind.temperature()) {
+        (Kind::Scores, _) => " --set objective.lambda=0".into(),
+        (_, Some(tau)) if tau != 1.0 => format!(" --set objective.temperature={tau}"),
+        _ => String::new(),
+    };
+    format!(
+        "{}: {kind}, {}\nnext: eslm-kd distill --signal {} --data DIR --student NAME{setting}",
+        made.header.teacher.name,
+        amount(made.header.positions_in_all(), "tokens"),
+        quoted(&made.signal)
+    )
 }
 
 /// What a run of this signal must set that is not what a run file says by itself.
@@ -356,7 +424,11 @@ fn inspected_text(found: &Inspected, screen: &Screen) -> String {
         None => header.teacher.name.clone(),
     };
     let line = |name: &str, text: String| format!("{name:<12}{text}\n");
+    let part = |part: &MixedPart| {
+        line("part", format!("{} of {}", decimal(part.weight, 4), part.signal.display()))
+    };
     let mut out = line("teacher", teacher)
+        + &found.parts.iter().map(part).collect::<String>()
         + &line("signal", header.signal.to_string())
         + &line("windows", header.window.to_string())
         + &line(

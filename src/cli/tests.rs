@@ -65,6 +65,7 @@ fn the_flags_of_the_other_verbs_are_these() {
     );
     assert_eq!(surface::<signal::SignalDirArgs>(), ["[DIR]"]);
     assert_eq!(surface::<signal::SignalLsArgs>(), ["[DIR]"]);
+    assert_eq!(surface::<signal::SignalMixArgs>(), ["[DIR[=WEIGHT]]", "--out"]);
     assert_eq!(
         surface::<compare::CompareArgs>(),
         [

@@ -35,8 +35,14 @@ pub struct Said {
 impl Said {
     /// Of the teacher's half of a row's statistics, at whose temperature it was scanned.
     pub fn of(stats: &RowStats) -> Self {
-        let rounded = |x: f32| f16::from_f32(x).to_f32();
         let Stats { nll, entropy, entropy_tau, .. } = stats.teacher;
+        Self { nll, entropy, entropy_tau }.rounded()
+    }
+
+    /// Each number as the nearest of 16 bits.
+    pub(crate) fn rounded(self) -> Self {
+        let rounded = |x: f32| f16::from_f32(x).to_f32();
+        let Self { nll, entropy, entropy_tau } = self;
         Self { nll: rounded(nll), entropy: rounded(entropy), entropy_tau: rounded(entropy_tau) }
     }
 }
@@ -48,7 +54,7 @@ pub struct TopK {
     pub k: usize,
     /// Ascending ids of each row [N, k].
     pub ids: Vec<u32>,
-    /// ln q of these ids [N, k], each of one of 1,023 levels: `(s / 1023)^2` is q.
+    /// ln q of these ids [N, k]; of one teacher each of one of 1,023 levels: `(s / 1023)^2` is q.
     pub logp: Vec<f32>,
     /// ln of the mass outside `[N]`; negative infinity where the ids are the whole vocabulary.
     pub rest: Vec<f32>,

@@ -2,9 +2,10 @@
 
 use super::block::Parts;
 use super::header::{Header, Kind, Shard};
+use super::mix::{MixedPart, is_mix, parts_of};
 use super::shard::{Begun, ShardReader, begun_in};
 use super::stored::{Stored, shards_in};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::files::children;
 use crate::loss::Signal;
 use crate::progress::Progress;
@@ -26,8 +27,35 @@ pub struct Verified {
     pub missing: Vec<String>,
 }
 
-/// Reads every block of every shard that is there, decodes it, and says what is damaged.
+/// Reads every block of every shard that is there, decodes it, and says what is damaged; of a mix
+/// that of all parts, and whether they are those that were mixed.
 pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Verified> {
+    if !is_mix(dir) {
+        return verify_part(dir, progress);
+    }
+    let signal = dir.to_path_buf();
+    let (damaged, missing) = (Vec::new(), Vec::new());
+    let mut out = Verified { signal, blocks: 0, positions: 0, damaged, missing };
+    for MixedPart { signal, .. } in parts_of(dir)? {
+        match verify_part(&signal, progress) {
+            Ok(part) => {
+                out.blocks += part.blocks;
+                out.positions += part.positions;
+                out.damaged.extend(part.damaged);
+                let named = |file: String| signal.join(file).display().to_string();
+                out.missing.extend(part.missing.into_iter().map(named));
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted(_)) => return Err(e),
+            Err(e) => out.damaged.push(e.to_string()),
+        }
+    }
+    if out.damaged.is_empty() && out.missing.is_empty() {
+        out.damaged.extend(Stored::open(dir).err().map(|e| e.to_string()));
+    }
+    Ok(out)
+}
+
+fn verify_part(dir: &Path, progress: &dyn Progress) -> Result<Verified> {
     let found = shards_in(dir)?;
     if found.is_empty() {
         Stored::open(dir)?; // says why
@@ -82,8 +110,11 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<Verified> {
 pub struct Inspected {
     /// The folder.
     pub signal: PathBuf,
-    /// What it is of; shard and positions are those of its first file.
+    /// What it is of; shard and positions are those of its first file, or all of a mix.
     pub header: Header,
+    /// The parts of a mix; what follows is then of the mixture, and bytes are those of all parts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<MixedPart>,
     /// What it is, whatever it is called.
     pub hash: String,
     /// Positions of all shards.
@@ -112,45 +143,69 @@ pub struct Inspected {
     pub histogram: Vec<(u32, u64)>,
 }
 
+/// What rows hold, added up.
+#[derive(Default)]
+struct Tally {
+    positions: u64,
+    nll: f64,
+    entropy: f64,
+    ids: u64,
+    histogram: Vec<(u32, u64)>,
+}
+
+impl Tally {
+    fn add(&mut self, signal: &Signal) {
+        for row in 0..signal.rows() {
+            let said = signal.said(row).unwrap_or_default();
+            self.positions += 1;
+            self.nll += f64::from(said.nll);
+            self.entropy += f64::from(said.entropy);
+            let named = match signal {
+                Signal::Sampled(sampled) => sampled.row(row).len() as u32,
+                Signal::TopK(top) => top.k as u32,
+                Signal::Dense(_) => 0,
+            };
+            self.ids += u64::from(named);
+            let upper = named.next_power_of_two();
+            match self.histogram.iter_mut().find(|(u, _)| *u == upper) {
+                Some((_, count)) => *count += 1,
+                None => self.histogram.push((upper, 1)),
+            }
+        }
+    }
+}
+
+/// Positions of a mix that are read at once.
+const AT_ONCE: u64 = 4096;
+
 /// Reads and decodes all of a signal.
 pub fn inspect(dir: &Path, progress: &dyn Progress) -> Result<Inspected> {
     let stored = Stored::open(dir)?;
-    let (mut parts, mut positions, mut nll, mut entropy, mut ids) =
-        (Parts::default(), 0u64, 0.0, 0.0, 0u64);
-    let mut histogram: Vec<(u32, u64)> = Vec::new();
+    let (mut parts, mut tally) = (Parts::default(), Tally::default());
     progress.start("Reading the signal", Some(stored.bytes()), "bytes");
     for shard in stored.shards() {
         for i in 0..shard.header.blocks() {
             crate::interrupt::check()?;
             let block = shard.block(i)?;
             let range = shard.header.of_block(i);
-            let n = (range.end - range.start) as usize;
             let of_block = block.parts();
             parts.scalars += of_block.scalars;
             parts.lengths += of_block.lengths;
             parts.rows += of_block.rows;
-            positions += n as u64;
-            let signal = shard.decoded(&block, n, i)?;
-            for row in 0..n {
-                let said = block.said(row);
-                nll += f64::from(said.nll);
-                entropy += f64::from(said.entropy);
-                let named = match &signal {
-                    Signal::Sampled(sampled) => sampled.row(row).len() as u32,
-                    Signal::TopK(top) => top.k as u32,
-                    Signal::Dense(_) => 0,
-                };
-                ids += u64::from(named);
-                let upper = named.next_power_of_two();
-                match histogram.iter_mut().find(|(u, _)| *u == upper) {
-                    Some((_, count)) => *count += 1,
-                    None => histogram.push((upper, 1)),
-                }
+            if !stored.is_mix() {
+                tally.add(&shard.decoded(&block, (range.end - range.start) as usize, i)?);
             }
         }
         progress.advance(shard.bytes);
     }
+    let total = stored.header().positions_in_all();
+    for start in (0..if stored.is_mix() { total } else { 0 }).step_by(AT_ONCE as usize) {
+        crate::interrupt::check()?;
+        let positions: Vec<u64> = (start..(start + AT_ONCE).min(total)).collect();
+        tally.add(&stored.fetch(&positions)?.signal(None)?);
+    }
     progress.finish();
+    let Tally { positions, nll, entropy, ids, mut histogram } = tally;
     histogram.sort_unstable();
     let each = |bytes: u64| bytes as f64 / positions.max(1) as f64;
     let frame = stored.bytes() - parts.scalars - parts.lengths - parts.rows;
@@ -158,7 +213,8 @@ pub fn inspect(dir: &Path, progress: &dyn Progress) -> Result<Inspected> {
         signal: dir.to_path_buf(),
         hash: stored.hash().to_string(),
         positions,
-        shards: stored.header().shard.of,
+        shards: stored.shards().count() as u32,
+        parts: if stored.is_mix() { parts_of(dir)? } else { Vec::new() },
         bytes: stored.bytes(),
         bytes_per_token: each(stored.bytes()),
         scalar_bytes_per_token: each(parts.scalars),
@@ -202,6 +258,10 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>> {
 }
 
 fn walk(dir: &Path, depth: u32, found: &mut Vec<Listed>) -> Result<()> {
+    if is_mix(dir) {
+        found.push(listed_mix(dir));
+        return Ok(());
+    }
     let shards = shards_in(dir);
     let is_there = shards.as_ref().map_or(true, |shards| !shards.is_empty());
     if is_there || !begun_in(dir).is_empty() {
@@ -218,19 +278,43 @@ fn walk(dir: &Path, depth: u32, found: &mut Vec<Listed>) -> Result<()> {
     Ok(())
 }
 
-fn listed(dir: &Path, shards: Result<Vec<Shard>>) -> Listed {
-    let damage = shards.as_ref().err().map(ToString::to_string);
-    let shards = shards.unwrap_or_default();
-    let mut out = Listed {
+/// A folder of which nothing is known yet.
+fn unknown(dir: &Path) -> Listed {
+    Listed {
         signal: dir.to_path_buf(),
         teacher: String::new(),
         kind: String::new(),
         context: 0,
         positions: 0,
         bytes: crate::files::bytes_of_files(dir),
-        shards: (shards.len() as u32, shards.first().map_or(0, |s| s.of)),
-        damage,
-    };
+        shards: (0, 0),
+        damage: None,
+    }
+}
+
+/// A mix; its shards are those of its parts, its bytes its own.
+fn listed_mix(dir: &Path) -> Listed {
+    match Stored::open(dir) {
+        Err(e) => Listed { damage: Some(e.to_string()), ..unknown(dir) },
+        Ok(stored) => {
+            let (header, shards) = (stored.header().clone(), stored.shards().count() as u32);
+            Listed {
+                kind: format!("mix: {}", header.signal),
+                context: header.window.context,
+                positions: header.positions_in_all(),
+                shards: (shards, shards),
+                teacher: header.teacher.name,
+                ..unknown(dir)
+            }
+        }
+    }
+}
+
+fn listed(dir: &Path, shards: Result<Vec<Shard>>) -> Listed {
+    let damage = shards.as_ref().err().map(ToString::to_string);
+    let shards = shards.unwrap_or_default();
+    let counts = (shards.len() as u32, shards.first().map_or(0, |s| s.of));
+    let mut out = Listed { shards: counts, damage, ..unknown(dir) };
     for shard in shards {
         match ShardReader::open(dir, shard) {
             Ok(ShardReader { header, .. }) => {

@@ -196,16 +196,20 @@ impl Kind {
         }
     }
 
+    /// Draws of its first plane, of the first two, and so on.
+    pub(super) fn sums(&self) -> Vec<u32> {
+        let planes = self.planes().iter();
+        let add = |sum: &mut u32, n: &u32| {
+            *sum += n;
+            Some(*sum)
+        };
+        planes.scan(0, add).collect()
+    }
+
     /// How many planes have `draws` draws. Errs where none end there.
     pub fn planes_for(&self, draws: u32) -> Result<usize> {
-        let Self::Sampled { planes, .. } = self else { return Ok(0) };
-        let sums: Vec<u32> = planes
-            .iter()
-            .scan(0, |sum, n| {
-                *sum += n;
-                Some(*sum)
-            })
-            .collect();
+        let Self::Sampled { .. } = self else { return Ok(0) };
+        let sums = self.sums();
         sums.iter().position(|sum| *sum == draws).map(|i| i + 1).ok_or_else(|| {
             let words: Vec<String> = sums.iter().map(u32::to_string).collect();
             Error::usage(format!(
@@ -213,6 +217,15 @@ impl Kind {
                 words.join(" or ")
             ))
         })
+    }
+
+    /// What it is, without its size.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Sampled { .. } => "sampled",
+            Self::TopK { .. } => "top-k",
+            Self::Scores => "none",
+        }
     }
 
     /// Whether positions have an entropy at another temperature than 1.
@@ -356,9 +369,32 @@ impl Header {
             ("positions of a block", count(a.block.into()), count(b.block.into())),
             ("tokens", count(a.data.tokens), count(b.data.tokens)),
         ];
-        let differ = pairs.into_iter().filter(|(_, a, b)| a != b);
-        differ.map(|(what, a, b)| format!("{what}: {a} there, {b} here")).collect()
+        differing(pairs, |a, b| format!("{a} there, {b} here"))
     }
+
+    /// What keeps it and `other` from being mixed, in words: its own value, then the other's.
+    pub(super) fn clashes(&self, other: &Self) -> Vec<String> {
+        let (a, b) = (self, other);
+        let tau = |kind: &Kind| kind.temperature().map_or("none".into(), |tau| tau.to_string());
+        let pairs = [
+            ("data (SHA-256)", a.data.content_hash.clone(), b.data.content_hash.clone()),
+            ("tokenizer (SHA-256)", a.data.tokenizer_hash.clone(), b.data.tokenizer_hash.clone()),
+            ("tokens", count(a.data.tokens), count(b.data.tokens)),
+            ("kind", a.signal.word().into(), b.signal.word().into()),
+            ("temperature", tau(&a.signal), tau(&b.signal)),
+            ("windows", a.window.to_string(), b.window.to_string()),
+        ];
+        differing(pairs, |a, b| format!("{a} and {b}"))
+    }
+}
+
+/// The pairs that differ, each in words.
+fn differing<const N: usize>(
+    pairs: [(&str, String, String); N],
+    in_words: impl Fn(&str, &str) -> String,
+) -> Vec<String> {
+    let differ = pairs.iter().filter(|(_, a, b)| a != b);
+    differ.map(|(what, a, b)| format!("{what}: {}", in_words(a, b))).collect()
 }
 
 fn words(text: &Option<String>) -> String {

@@ -2,6 +2,7 @@
 
 use super::block::{Block, Decoder};
 use super::header::{Header, Shard};
+use super::mix::{self, Mixture, is_mix};
 use super::shard::{PARTIAL, ShardReader, begun_in, hash_of_shards};
 use crate::error::{Error, Result};
 use crate::files::{children, is_bystander, name_of};
@@ -13,13 +14,96 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a teacher said of every position of a token file, read by position in any order. Cheap to
-/// share: it holds files and an index.
+/// What a teacher said of every position of a token file, read by position in any order; or what
+/// several said, mixed by weight as it is read. Cheap to share: it holds files and an index.
 #[derive(Debug)]
 pub struct Stored {
     dir: PathBuf,
-    shards: Vec<ShardReader>,
+    /// One, or those of a mix.
+    parts: Vec<Part>,
+    mix: Option<Mixture>,
     hash: String,
+}
+
+impl Stored {
+    /// Opens the folder that `eslm-kd signal write`, `import` or `mix` made; all planes will be read
+    /// that there are. Headers and indices are checked here, blocks where they are read.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if is_mix(dir) {
+            return mix::open(dir);
+        }
+        let part = Part::open(dir)?;
+        let hash = hash_of_shards(&part.shards);
+        Ok(Self { dir: dir.to_path_buf(), parts: vec![part], mix: None, hash })
+    }
+
+    /// Of several, which `mixture` says how to hear as one.
+    pub(super) fn mixed(dir: &Path, parts: Vec<Part>, mixture: Mixture, hash: String) -> Self {
+        Self { dir: dir.to_path_buf(), parts, mix: Some(mixture), hash }
+    }
+
+    /// The same, of which only the planes are read that hold the first `draws` draws of every part.
+    /// Errs where no plane ends there.
+    pub fn with_draws(self, draws: u32) -> Result<Self> {
+        self.header().signal.planes_for(draws)?; // a mix names those of all parts
+        let parts = self.parts.into_iter().map(|part| part.with_draws(draws));
+        Ok(Self { parts: parts.collect::<Result<_>>()?, ..self })
+    }
+
+    /// What it is of. Shard and positions are those of its first file, or all of a mix. A mix has no
+    /// teacher but a name, and the seed of its first part.
+    pub fn header(&self) -> &Header {
+        match &self.mix {
+            Some(mixture) => &mixture.header,
+            None => self.parts[0].header(),
+        }
+    }
+
+    /// SHA-256 of headers, which hold the hash of the index, which holds those of the blocks: what
+    /// the signal is, wherever it lies. Of a mix that of its weights and its parts' hashes.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Where it was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes of its files, those of a mix's parts included.
+    pub fn bytes(&self) -> u64 {
+        self.shards().map(|shard| shard.bytes).sum()
+    }
+
+    pub(super) fn shards(&self) -> impl Iterator<Item = &ShardReader> {
+        self.parts.iter().flat_map(|part| &part.shards)
+    }
+
+    pub(super) fn is_mix(&self) -> bool {
+        self.mix.is_some()
+    }
+
+    /// Reads and checks the blocks of these positions for the [`Stored::fetch`] that comes, on
+    /// whatever thread: a step then waits for no disk. What cannot be read, the fetch will say.
+    pub fn read_ahead(&self, positions: &[u64]) {
+        self.parts.iter().for_each(|part| part.read_ahead(positions));
+    }
+
+    /// Reads what the teacher said at these positions of the token file, each block once where
+    /// positions of a block follow each other. Errs where a block is damaged.
+    pub fn fetch(&self, positions: &[u64]) -> Result<Fetched<'_>> {
+        let parts = self.parts.iter().map(|part| part.fetch(positions)).collect::<Result<_>>();
+        let parts =
+            parts.map_err(|e| if self.is_mix() { e.context(self.dir.display()) } else { e });
+        Ok(Fetched { mix: self.mix.as_ref(), parts: parts?, rows: positions.len() as u32 })
+    }
+}
+
+/// A signal that was written, open for reading.
+#[derive(Debug)]
+pub(super) struct Part {
+    dir: PathBuf,
+    shards: Vec<ShardReader>,
     /// Planes that are read of a sampled signal.
     planes: usize,
     /// Blocks that were read ahead: those of the last two calls.
@@ -32,10 +116,8 @@ type Blocks = HashMap<(usize, u64), Arc<Block>>;
 /// Rows that are decoded by one task: some hundreds of microseconds.
 const ROWS_OF_A_TASK: usize = 128;
 
-impl Stored {
-    /// Opens the folder that `eslm-kd signal write` made; all of its planes will be read. Headers and
-    /// indices are checked here, blocks where they are read.
-    pub fn open(dir: &Path) -> Result<Self> {
+impl Part {
+    pub(super) fn open(dir: &Path) -> Result<Self> {
         let found = shards_in(dir)?;
         let Some(first) = found.first() else { return Err(no_signal(dir)) };
         let of = first.of;
@@ -65,40 +147,24 @@ impl Stored {
             }
         }
         let planes = header.signal.planes().len();
-        let hash = hash_of_shards(&shards);
-        Ok(Self { dir: dir.to_path_buf(), shards, hash, planes, ahead: Mutex::default() })
+        Ok(Self { dir: dir.to_path_buf(), shards, planes, ahead: Mutex::default() })
     }
 
-    /// The same, of which only the planes are read that hold the first `draws` draws. Errs where no
-    /// plane ends there.
-    pub fn with_draws(self, draws: u32) -> Result<Self> {
+    pub(super) fn with_draws(self, draws: u32) -> Result<Self> {
         let planes = self.header().signal.planes_for(draws)?;
         Ok(Self { planes, ..self })
     }
 
-    /// What it is of. Shard and positions are those of its first file.
-    pub fn header(&self) -> &Header {
+    pub(super) fn header(&self) -> &Header {
         &self.shards[0].header
     }
 
-    /// SHA-256 of headers, which hold the hash of the index, which holds those of the blocks: what
-    /// the signal is, wherever it lies.
-    pub fn hash(&self) -> &str {
-        &self.hash
+    pub(super) fn hash(&self) -> String {
+        hash_of_shards(&self.shards)
     }
 
-    /// Where it was opened.
-    pub fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// Bytes of its files.
-    pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes).sum()
-    }
-
-    pub(super) fn shards(&self) -> &[ShardReader] {
-        &self.shards
     }
 
     /// Shard and block of a position, and its place there.
@@ -123,9 +189,7 @@ impl Stored {
         }
     }
 
-    /// Reads and checks the blocks of these positions for the [`Stored::fetch`] that comes, on
-    /// whatever thread: a step then waits for no disk. What cannot be read, the fetch will say.
-    pub fn read_ahead(&self, positions: &[u64]) {
+    fn read_ahead(&self, positions: &[u64]) {
         let mut blocks = Blocks::new();
         for &position in positions {
             let Ok((shard, block, _)) = self.place(position) else { continue };
@@ -140,9 +204,7 @@ impl Stored {
         ahead[1] = blocks;
     }
 
-    /// Reads what the teacher said at these positions of the token file, each block once where
-    /// positions of a block follow each other. Errs where a block is damaged.
-    pub fn fetch(&self, positions: &[u64]) -> Result<Fetched<'_>> {
+    fn fetch(&self, positions: &[u64]) -> Result<Found<'_>> {
         let mut wanted: Vec<(usize, u64)> = Vec::new();
         let mut places = Vec::with_capacity(positions.len());
         for &position in positions {
@@ -153,7 +215,7 @@ impl Stored {
             places.push((wanted.len() - 1, row));
         }
         let blocks = wanted.par_iter().map(|key| self.block(*key)).collect::<Result<Vec<_>>>()?;
-        Ok(Fetched { stored: self, blocks, places })
+        Ok(Found { part: self, blocks, places })
     }
 }
 
@@ -191,9 +253,9 @@ fn no_signal(dir: &Path) -> Error {
     ))
 }
 
-/// Whether a folder holds a signal, or a part of one.
+/// Whether a folder holds a signal, a part of one, or a mix.
 pub fn is_signal(dir: &Path) -> bool {
-    shards_in(dir).is_ok_and(|shards| !shards.is_empty())
+    is_mix(dir) || shards_in(dir).is_ok_and(|shards| !shards.is_empty())
 }
 
 /// Errs where a signal has no place in the folder `out`: it holds something else.
@@ -231,40 +293,69 @@ pub(super) fn shards_in(dir: &Path) -> Result<Vec<Shard>> {
 /// What was read for some positions, not decoded yet.
 #[derive(Debug)]
 pub struct Fetched<'a> {
-    stored: &'a Stored,
-    blocks: Vec<Arc<Block>>,
-    places: Vec<(usize, usize)>,
+    mix: Option<&'a Mixture>,
+    parts: Vec<Found<'a>>,
+    rows: u32,
 }
 
 impl Fetched<'_> {
     /// What is said beside the signal, position by position.
     pub fn said(&self) -> Vec<Said> {
-        self.places.iter().map(|&(block, row)| self.blocks[block].said(row)).collect()
+        match self.mix {
+            None => self.parts[0].said(),
+            Some(mixture) => mixture.said(&self.parts.iter().map(Found::said).collect::<Vec<_>>()),
+        }
     }
 
     /// The signal of the positions at these places of what was asked for, in this order; None is all.
     pub fn signal(&self, rows: Option<&[u32]>) -> Result<Signal> {
-        let places: Vec<(usize, usize)> = match rows {
-            None => self.places.clone(),
-            Some(rows) => rows.iter().map(|&r| self.places[r as usize]).collect(),
-        };
-        let (header, ranks) = (self.stored.header(), &self.stored.shards[0].ranks);
-        let decoded = |places: &[(usize, usize)]| {
-            let mut decoder = Decoder::new(header, ranks, self.stored.planes);
-            for &(block, row) in places {
-                // Its hash was right, so what wrote it was not.
-                decoder.push(&self.blocks[block], row).ok_or_else(|| {
-                    Error::data(format!(
-                        "{}: a position's signal cannot be decoded; it was written by another program; write the signal again",
-                        self.stored.dir.display()
-                    ))
-                })?;
+        let all: Vec<u32>;
+        let rows = match rows {
+            Some(rows) => rows,
+            None => {
+                all = (0..self.rows).collect();
+                &all
             }
-            Ok(decoder.finish())
         };
-        let parts = places.par_chunks(ROWS_OF_A_TASK).map(decoded).collect::<Result<Vec<_>>>()?;
-        let empty = Decoder::new(header, ranks, self.stored.planes).finish();
-        Ok(parts.into_iter().fold(empty, joined))
+        let decoded = |rows: &[u32]| match self.mix {
+            None => self.parts[0].decoded(rows),
+            Some(mixture) => {
+                let parts = self.parts.iter().map(|part| part.decoded(rows));
+                mixture.signal(&parts.collect::<Result<Vec<_>>>()?)
+            }
+        };
+        let done = rows.par_chunks(ROWS_OF_A_TASK).map(decoded).collect::<Result<Vec<_>>>()?;
+        Ok(done.into_iter().fold(decoded(&[])?, joined))
+    }
+}
+
+/// What was read of one signal.
+#[derive(Debug)]
+struct Found<'a> {
+    part: &'a Part,
+    blocks: Vec<Arc<Block>>,
+    places: Vec<(usize, usize)>,
+}
+
+impl Found<'_> {
+    fn said(&self) -> Vec<Said> {
+        self.places.iter().map(|&(block, row)| self.blocks[block].said(row)).collect()
+    }
+
+    fn decoded(&self, rows: &[u32]) -> Result<Signal> {
+        let Part { dir, shards, planes, .. } = self.part;
+        let mut decoder = Decoder::new(self.part.header(), &shards[0].ranks, *planes);
+        for &row in rows {
+            let (block, row) = self.places[row as usize];
+            // Its hash was right, so what wrote it was not.
+            decoder.push(&self.blocks[block], row).ok_or_else(|| {
+                Error::data(format!(
+                    "{}: a position's signal cannot be decoded; it was written by another program; write the signal again",
+                    dir.display()
+                ))
+            })?;
+        }
+        Ok(decoder.finish())
     }
 }
 

@@ -10,6 +10,8 @@ use crate::rng::{Rng, Stream};
 use std::fs;
 use std::path::Path;
 
+mod mix;
+
 const VOCAB: u32 = 97;
 
 fn rng() -> Rng {
@@ -115,7 +117,7 @@ fn write_shard(dir: &Path, header: &Header, until: u64) -> bool {
             }
             Kind::Scores => block.push(header, ranks, said, Row::Nothing).unwrap(),
         }
-        if block.len() == 16 || position + 1 == end {
+        if block.len() == header.block as usize || position + 1 == end {
             let positions = block.len() as u32;
             shard.push(&block.take(header), positions).unwrap();
         }

@@ -23,7 +23,7 @@ pub struct Working {
 }
 
 /// Runs the teacher in `folder`, called `name`, over the training tokens of `data` and writes what it
-/// says of them, as [`write`] does. Errs where the data are of another tokenizer.
+/// says of them, as [`write()`] does. Errs where the data are of another tokenizer.
 pub fn write_signal(
     name: &str,
     folder: &ModelFolder,

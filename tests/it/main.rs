@@ -25,6 +25,7 @@ mod keys; // every key of a run file does what its line says
 mod laws;
 mod layers;
 mod mistakes; // what a new user gets wrong, and what is said then
+mod mixed; // several signals heard as one
 mod models;
 mod moved;
 mod parity;

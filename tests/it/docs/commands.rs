@@ -55,7 +55,8 @@ fn run_pages(folder: &str) {
     let path = format!("{}:{path}", common.path("bin").display());
     save_random(&common.path("model"), tiny::VOCAB, 64, true);
     let server = HubServer::start(0).unwrap();
-    for id in ["openai-community/gpt2", "openai-community/gpt2-medium"] {
+    for size in ["", "-medium", "-large"] {
+        let id = &format!("openai-community/gpt2{size}");
         server.add_folder(id, &common.path("model")).unwrap();
     }
     let stories = fs::read(tiny::world().join("stories.jsonl")).unwrap();
