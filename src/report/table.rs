@@ -219,7 +219,7 @@ pub fn broken(text: &str, width: usize) -> Vec<String> {
 
 /// A line of prose in lines of at most `width` columns, broken between words; behind a name and a
 /// gap (`chip        x86-64`) all of it stays there. What is longer than a line (a path), and a
-/// command in backticks, stays whole, so that it can be pasted.
+/// command, in backticks or bare, stays whole, so that it can be pasted.
 pub fn folded(line: &str, width: usize) -> String {
     let columns = |text: &str| text.replace(MARKED, "").width();
     if columns(line) <= width {
@@ -245,15 +245,29 @@ pub fn folded(line: &str, width: usize) -> String {
     out
 }
 
-/// What stands between spaces; with what stands in backticks as one.
+/// How a command begins that stands in prose without backticks; it ends with the sentence's part.
+const COMMAND: &str = "eslm-kd ";
+
+/// What stands between spaces; with what stands in backticks, and a bare command, as one.
 fn words(line: &str) -> Vec<&str> {
     let pairs = line.matches('`').count().is_multiple_of(2);
-    let mut inside = false;
-    line.split(|c: char| {
-        inside ^= pairs && c == '`';
-        c == ' ' && !inside
-    })
-    .collect()
+    let (mut words, mut rest) = (Vec::new(), line);
+    loop {
+        let mut inside = false;
+        let end = match rest.starts_with(COMMAND) {
+            true => rest.find("; ").map(|at| at + 1),
+            false => rest.find(|c: char| {
+                inside ^= pairs && c == '`';
+                c == ' ' && !inside
+            }),
+        };
+        let Some(end) = end else {
+            words.push(rest);
+            return words;
+        };
+        words.push(&rest[..end]);
+        rest = &rest[end + 1..];
+    }
 }
 
 impl std::fmt::Display for Table {
@@ -378,6 +392,13 @@ mod tests {
             "no data in it; name a folder,\nmade by\n`eslm-kd prepare --out data`,\nor a file"
         );
         assert_eq!(folded(line, 80), line);
+        let bare = "found a file; make a folder: eslm-kd prepare --input a.gz --out data/mine; or name one";
+        assert_eq!(
+            folded(bare, 30),
+            "found a file; make a folder:\neslm-kd prepare --input a.gz --out data/mine;\nor name one"
+        );
+        let last = bare.split_once("; or").unwrap().0;
+        assert!(folded(last, 30).ends_with("\neslm-kd prepare --input a.gz --out data/mine"));
         assert_eq!(folded("see runs/a/very/long/path now", 10), "see\nruns/a/very/long/path\nnow");
         // Behind a name; gaps stay as wide as they are.
         assert_eq!(
