@@ -56,7 +56,7 @@ impl DistillArgs {
                 && out.join(CONFIG_FILE).is_file()
             {
                 return Err(Error::usage(format!(
-                    "{0}: the run there has no teacher; it goes on with eslm-kd pretrain --resume --out {1}",
+                    "{0}: the run there has no teacher; it goes on with `eslm-kd pretrain --resume --out {1}`",
                     out.display(),
                     quoted(out)
                 )));

@@ -245,7 +245,8 @@ pub fn folded(line: &str, width: usize) -> String {
     out
 }
 
-/// How a command begins that stands in prose without backticks; it ends with the sentence's part.
+/// How a command begins that stands in prose without backticks, behind a colon in a sentence; it ends
+/// with the sentence's part.
 const COMMAND: &str = "eslm-kd ";
 
 /// What stands between spaces; with what stands in backticks, and a bare command, as one.
@@ -254,7 +255,10 @@ fn words(line: &str) -> Vec<&str> {
     let (mut words, mut rest) = (Vec::new(), line);
     loop {
         let mut inside = false;
-        let end = match rest.starts_with(COMMAND) {
+        // The first word is a label: `error:`.
+        let follows =
+            words.len() > 1 && words.last().is_some_and(|word: &&str| word.ends_with(':'));
+        let end = match follows && rest.starts_with(COMMAND) {
             true => rest.find("; ").map(|at| at + 1),
             false => rest.find(|c: char| {
                 inside ^= pairs && c == '`';
@@ -399,6 +403,8 @@ mod tests {
         );
         let last = bare.split_once("; or").unwrap().0;
         assert!(folded(last, 30).ends_with("\neslm-kd prepare --input a.gz --out data/mine"));
+        let verb = "error: eslm-kd eval needs --data, as in the help";
+        assert_eq!(folded(verb, 30), "error: eslm-kd eval needs\n--data, as in the help");
         assert_eq!(folded("see runs/a/very/long/path now", 10), "see\nruns/a/very/long/path\nnow");
         // Behind a name; gaps stay as wide as they are.
         assert_eq!(
