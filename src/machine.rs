@@ -10,10 +10,7 @@ pub fn available_memory() -> Option<u64> {
     let group = number("/sys/fs/cgroup/memory.max")
         .zip(number("/sys/fs/cgroup/memory.current"))
         .map(|(most, used)| most.saturating_sub(used));
-    match (system, group) {
-        (Some(system), Some(group)) => Some(system.min(group)),
-        (system, group) => system.or(group),
-    }
+    least(system, group)
 }
 
 /// Bytes of memory of this machine, within the limit of the process's control group. None where
@@ -23,10 +20,12 @@ pub fn total_memory() -> Option<u64> {
     let system = system.and_then(|text| field(&text, "MemTotal:"));
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let group = group.and_then(|text| text.trim().parse::<u64>().ok());
-    match (system, group) {
-        (Some(system), Some(group)) => Some(group.min(system)),
-        (system, group) => system.or(group),
-    }
+    least(system, group)
+}
+
+/// The least of what is known.
+fn least(system: Option<u64>, group: Option<u64>) -> Option<u64> {
+    system.into_iter().chain(group).min()
 }
 
 fn available(text: &str) -> Option<u64> {

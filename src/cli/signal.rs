@@ -243,7 +243,10 @@ pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
     match &args.command {
         SignalCommand::Write(args) => {
             let written = written(args, ui)?;
-            ui.result(&written, |_| written_text(&written, &args.data, &settings(args)))
+            ui.result(&written, |_| {
+                let temperature = (args.signal != Asked::None).then_some(args.temperature);
+                written_text(&written, &args.data, &settings(temperature))
+            })
         }
         SignalCommand::Import(args) => {
             let written = imported(args, ui)?;
@@ -341,11 +344,7 @@ pub fn mixed(args: &SignalMixArgs) -> Result<Mixed> {
 
 fn mixed_text(made: &Mixed) -> String {
     let kind = &made.header.signal;
-    let setting = match (kind, kind.temperature()) {
-        (Kind::Scores, _) => " --set objective.lambda=0".into(),
-        (_, Some(tau)) if tau != 1.0 => format!(" --set objective.temperature={tau}"),
-        _ => String::new(),
-    };
+    let setting = settings(kind.temperature());
     format!(
         "{}: {kind}, {}\nnext: eslm-kd distill --signal {} --data DIR --student NAME{setting}",
         made.header.teacher.name,
@@ -355,13 +354,12 @@ fn mixed_text(made: &Mixed) -> String {
 }
 
 /// What a run of this signal must set that is not what a run file says by itself.
-fn settings(args: &SignalWriteArgs) -> String {
-    match args.signal {
-        Asked::None => " --set objective.lambda=0".into(),
-        _ if args.temperature != 1.0 => {
-            format!(" --set objective.temperature={}", args.temperature)
-        }
-        _ => String::new(),
+/// Scores alone have no temperature.
+fn settings(temperature: Option<f32>) -> String {
+    match temperature {
+        None => " --set objective.lambda=0".into(),
+        Some(1.0) => String::new(),
+        Some(tau) => format!(" --set objective.temperature={tau}"),
     }
 }
 

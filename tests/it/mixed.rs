@@ -1,6 +1,6 @@
 //! Several signals mixed by weight, through the program. This is what `signal mix` does.
 
-use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random};
+use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random, trained};
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::model::{Gpt2, Gpt2Config};
@@ -29,13 +29,6 @@ fn place(kind: &str) -> (Place, String) {
 fn distill<'a>(data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let steps = ["--steps", "6", "--set", "checkpoint.every=2", "--set", "checkpoint.keep=9"];
     [&["distill", "--data", data, "--out", out][..], &steps, &TINY, more].concat()
-}
-
-/// Weights and moments at the end of a run.
-fn trained(place: &Place, args: &[&str], out: &str) -> [Vec<u8>; 4] {
-    let (code, _, stderr) = place.run(args);
-    assert_eq!(code, 0, "{args:?}: {stderr}");
-    numbers(&place.path(out))
 }
 
 #[test]

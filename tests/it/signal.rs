@@ -2,7 +2,7 @@
 //! teacher beside it. This is what `data.signal` does.
 
 use crate::crossings::net::{Net, log_softmax};
-use crate::support::place::{Place, TINY, copy_folder, data, numbers, save_random, stop};
+use crate::support::place::{Place, TINY, copy_folder, data, save_random, stop, trained};
 use crate::support::tiny;
 use candle_core::Device;
 use eslm_kd::data::tokens::TokenFile;
@@ -31,13 +31,6 @@ fn write<'a>(data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn distill<'a>(data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let steps = if more.contains(&"--steps") { &[][..] } else { &["--steps", "6"] };
     [&["distill", "--data", data, "--out", out][..], steps, &TINY, more].concat()
-}
-
-/// Weights and moments at the end of a run.
-fn trained(place: &Place, args: &[&str], out: &str) -> [Vec<u8>; 4] {
-    let (code, _, stderr) = place.run(args);
-    assert_eq!(code, 0, "{args:?}: {stderr}");
-    numbers(&place.path(out))
 }
 
 #[test]

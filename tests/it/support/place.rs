@@ -108,6 +108,13 @@ pub fn copy_data(to: &Path) {
     copy_folder(&tiny::data(), to);
 }
 
+/// Weights and moments at the end of a run that these words start.
+pub fn trained(place: &Place, args: &[&str], out: &str) -> [Vec<u8>; 4] {
+    let (code, _, stderr) = place.run(args);
+    assert_eq!(code, 0, "{args:?}: {stderr}");
+    numbers(&place.path(out))
+}
+
 /// A copy of a folder and all in it.
 pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
