@@ -1,4 +1,6 @@
-//! JSON as Python writes it.
+//! JSON as Python writes it, and with every bit.
+
+pub mod exact;
 
 use serde_json::Value;
 

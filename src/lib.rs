@@ -63,6 +63,7 @@
 //! | [`loss`] | cross-entropy mixed with divergences, at the head |
 //! | `ops` | the operations of a model, each with a slow reference, a CPU kernel and a GPU kernel |
 //! | [`config`], [`data`] | a run file as written, resolved to a [`config::Plan`]; text to tokens, tokens to batches |
+//! | [`world`] | the processes that train one model together |
 //! | [`error`], [`progress`], [`interrupt`] | what all of them share |
 //!
 //! # Rules that hold everywhere
@@ -115,5 +116,6 @@ pub mod teacher;
 #[doc(hidden)]
 pub mod testing;
 pub mod train;
+pub mod world;
 
 pub use error::{Error, ErrorKind, Result};

@@ -2,6 +2,8 @@
 //! exit status.
 
 use eslm_kd::cli::{Cli, Printer};
+use eslm_kd::error::Result;
+use eslm_kd::world::World;
 use eslm_kd::{allocator, guard, interrupt};
 use std::process::ExitCode;
 
@@ -9,8 +11,14 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     guard::quiet_guarded_panics();
     let cli = Cli::of_process();
-    let ui = Printer::new(&cli.globals);
-    match interrupt::install().and_then(|()| cli.verb.run(&ui)) {
+    let (world, joined) = match World::of_process() {
+        Ok(world) => (world, Ok(())),
+        Err(e) => (World::solo(), Err(e)),
+    };
+    let ui = Printer::new(&cli.globals, world.clone());
+    let done: Result<()> =
+        joined.and_then(|()| interrupt::install()).and_then(|()| cli.verb.run(&ui));
+    match world.end(done) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             ui.error(&error);

@@ -5,6 +5,7 @@ use super::help::laid_out;
 use super::mistakes::of_command_line;
 use super::{Cli, Globals, Printer};
 use crate::report::text::{PLAIN_WIDTH, Screen, shell_word};
+use crate::world::{Launched, World};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::path::Path;
@@ -17,9 +18,12 @@ impl Cli {
         let arguments = joined(&command, std::env::args_os());
         let found = (command.try_get_matches_from_mut(arguments.clone()))
             .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
+        // Of several processes one says it for all.
+        let is_mute = Launched::here().is_some_and(|launched| launched.rank > 0);
         found.unwrap_or_else(|e| match of_command_line(&e, &command, &arguments) {
+            _ if is_mute => std::process::exit(e.exit_code()),
             Some(error) => {
-                Printer::new(&Globals::default()).error(&error);
+                Printer::new(&Globals::default(), World::solo()).error(&error);
                 std::process::exit(error.exit_code())
             }
             None => e.exit(),

@@ -2,17 +2,18 @@
 
 use super::Printer;
 use super::number::whole;
+use super::seats::{placed, seated, shared};
 use crate::compare::arms::resolve_arms;
 use crate::compare::budget::Budget;
 use crate::compare::page;
 use crate::compare::summary::{CURVES_CSV, REPORT_CSV, Shown, Summary};
 use crate::compare::verdict::Verdict;
-use crate::compare::{Comparison, REPORT_HTML, compare};
+use crate::compare::{Comparison, Crew, REPORT_HTML, compare};
+use crate::config::Plan;
 use crate::error::{Error, Result};
 use crate::report::text::{Screen, Table, amount, count, flops, seconds, signed};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
-use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
 
 /// Compare methods: train several arms on the same data and seeds, test the differences, write a
@@ -70,10 +71,25 @@ Examples:
 /// Runs the verb.
 pub fn run(args: &CompareArgs, ui: &Printer) -> Result<()> {
     if !args.report_only {
-        let asked = args.resolve()?;
-        use_everywhere(asked.arms.first().map_or(0, |a| a.plan.machine.threads))?;
+        let mut asked = args.resolve()?;
+        let world = ui.world();
+        if world.size() > 1 && asked.budget == Budget::Seconds {
+            return Err(Error::usage(
+                "--budget seconds measures steps of one process; start the comparison with one",
+            ));
+        }
+        let seat = seated(asked.arms.first().map_or(0, |a| a.plan.machine.threads), ui)?;
+        for arm in &mut asked.arms {
+            arm.plan = shared(arm.plan.clone(), seat, ui);
+        }
         let hub = HubOptions::from_env(ui.offline());
-        compare(&asked, Where { hub: &hub, progress: ui })?;
+        let at = Where { hub: &hub, progress: ui };
+        let own = |plan: Plan| placed(plan, seat);
+        if Crew::led(world, at, own, |crew| compare(&asked, crew, at))?.is_none() {
+            return Ok(());
+        }
+    } else if !ui.world().is_root() {
+        return Ok(());
     }
     let summary = Summary::read(&args.out, args.baseline.as_deref())?;
     summary.write_csv()?;

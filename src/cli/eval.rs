@@ -1,16 +1,16 @@
 //! `eval`: mean loss, perplexity and bits per byte of a model on text.
 
 use super::number::whole;
+use super::seats::seated;
 use super::{ModelArgs, Printer};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenFile;
 use crate::error::Result;
-use crate::eval::perplexity::{EvalOptions, evaluate};
+use crate::eval::perplexity::{EvalOptions, evaluate_among};
 use crate::progress::Progress;
 use crate::report::text;
 use crate::runs::plan_behind;
 use crate::store::{OpenModel, begins_with, behind_first, open_tokens};
-use crate::train::threads::use_everywhere;
 use std::path::PathBuf;
 
 /// Measure a model: mean NLL, perplexity, bits per byte, tokens
@@ -72,8 +72,8 @@ fn note_context(model: &OpenModel, context: usize, ui: &Printer) {
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
-    use_everywhere(0)?;
-    let model = args.model.open(ui)?;
+    seated(0, ui)?;
+    let model = ui.world().root_first(|| args.model.open(ui))?;
     let mut tokens = open_tokens(&args.data, &model, ui)?;
     let tokenizer = model.tokenizer().ok();
     if args.bos {
@@ -97,7 +97,8 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         text::count(options.stride as u64),
         options.rows_per_batch
     ));
-    let found = evaluate(&model.model, &tokens, options, ui)?;
+    let world = ui.world();
+    let found = evaluate_among(world, &model.model, &tokens, options, ui, |_| ())?;
     note_context(&model, options.context, ui);
     ui.result(&found, |screen| {
         let mut table = text::Table::new(["tokens", "nll", "perplexity", "bits per byte"]);

@@ -26,6 +26,7 @@ mod quickstart;
 pub mod report;
 mod resume;
 pub mod runs;
+mod seats;
 pub mod signal;
 pub mod terminal;
 #[cfg(test)]
@@ -162,26 +163,28 @@ impl Verb {
     }
 
     fn done(&self, ui: &Printer) -> Result<()> {
+        // What one process does.
+        let alone = |work: &dyn Fn() -> Result<()>| ui.world().alone(work);
         match self {
-            Self::Prepare(args) => prepare::run(args, ui),
-            Self::Tokenizer(args) => tokenizer::run(args, ui),
             Self::Pretrain(args) => pretrain::run(args, ui),
             Self::Distill(args) => distill::run(args, ui),
             Self::Signal(args) => signal::run(args, ui),
             Self::Compare(args) => compare::run(args, ui),
-            Self::Download(args) => download::run(args, ui),
-            Self::Cache(args) => cache::run(args, ui),
-            Self::Plan(args) => plan::run(args, ui),
             Self::Eval(args) => eval::run(args, ui),
-            Self::Generate(args) => generate::run(args, ui),
-            Self::Inspect(args) => inspect::run(args, ui),
-            Self::Report(args) => report::run(args, ui),
-            Self::Export(args) => export::run(args, ui),
-            Self::Runs(args) => runs::run(args, ui),
-            Self::Doctor(args) => doctor::run(args, ui),
-            Self::Completions(args) => completions::run(args, ui),
-            Self::Man(args) => man::run(args, ui),
-            Self::Doc(args) => doc::run(args, ui),
+            Self::Prepare(args) => alone(&|| prepare::run(args, ui)),
+            Self::Tokenizer(args) => alone(&|| tokenizer::run(args, ui)),
+            Self::Download(args) => alone(&|| download::run(args, ui)),
+            Self::Cache(args) => alone(&|| cache::run(args, ui)),
+            Self::Plan(args) => alone(&|| plan::run(args, ui)),
+            Self::Generate(args) => alone(&|| generate::run(args, ui)),
+            Self::Inspect(args) => alone(&|| inspect::run(args, ui)),
+            Self::Report(args) => alone(&|| report::run(args, ui)),
+            Self::Export(args) => alone(&|| export::run(args, ui)),
+            Self::Runs(args) => alone(&|| runs::run(args, ui)),
+            Self::Doctor(args) => alone(&|| doctor::run(args, ui)),
+            Self::Completions(args) => alone(&|| completions::run(args, ui)),
+            Self::Man(args) => alone(&|| man::run(args, ui)),
+            Self::Doc(args) => alone(&|| doc::run(args, ui)),
         }
     }
 }

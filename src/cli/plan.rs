@@ -1,5 +1,6 @@
 //! `plan`: what a run is and what it would cost. Trains nothing.
 
+use super::number::whole;
 use super::{ConfigArgs, Printer};
 use crate::compare::quickstart::{forecast_of_all, is_quickstart};
 use crate::config::keys::Fallback;
@@ -29,6 +30,9 @@ pub struct PlanArgs {
     /// The run.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Show the memory of one of so many processes [default: those that were started]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=1 << 20))]
+    pub processes: Option<usize>,
 }
 
 const EXAMPLES: &str = "\
@@ -40,11 +44,16 @@ Examples:
 
 /// Prints the plan.
 pub fn run(args: &PlanArgs, ui: &Printer) -> Result<()> {
-    let resolved = args.config.resolve(None)?;
+    let mut resolved = args.config.resolve(None)?;
+    let processes = args.processes.unwrap_or(ui.world().size());
+    if processes > 1 {
+        resolved.plan.machine.groups = resolved.plan.groups(processes);
+    }
     let hub = HubOptions::from_env(ui.offline());
     use_everywhere(resolved.plan.machine.threads)?;
     let file = args.config.config.as_deref();
-    let mut report = Report::new(resolved, file, Where { hub: &hub, progress: ui })?;
+    let at = Where { hub: &hub, progress: ui };
+    let mut report = Report::new(resolved, file, processes, at)?;
     report.measure()?;
     ui.result(&report.json(), |screen| report.text(ui.verbose(), screen))
 }
@@ -59,7 +68,9 @@ struct Report {
     dense: Flops,
     selected: Flops,
     run: f64,
+    /// Of one process.
     memory: MemoryByPart,
+    processes: usize,
     /// Bytes of the tokenizer's files, which lie in every checkpoint; 0 without data.
     tokenizer: u64,
     /// What a step takes here; None where the models do not fit.
@@ -71,7 +82,12 @@ struct Report {
 }
 
 impl Report {
-    fn new(resolved: Resolved, file: Option<&str>, at: Where<'_>) -> Result<Self> {
+    fn new(
+        resolved: Resolved,
+        file: Option<&str>,
+        processes: usize,
+        at: Where<'_>,
+    ) -> Result<Self> {
         let quickstart = match is_quickstart(&resolved.plan) {
             true => forecast_of_all(&resolved.plan, at)?
                 .into_iter()
@@ -88,7 +104,7 @@ impl Report {
         let level = plan.level();
         let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
         let (dense, selected) = (flops(Level::default()), flops(level));
-        let (run, memory) = (shapes.flops(), shapes.memory());
+        let (run, memory) = (shapes.flops(), shapes.memory_among(processes));
         let mut of_name: Vec<String> =
             misnamed(file, &shapes.plan, &shapes.student).into_iter().collect();
         of_name.extend(file.filter(|name| lacks_a_teacher(name, &resolved)).map(|name| {
@@ -97,6 +113,11 @@ impl Report {
                 quoted(Path::new(name))
             )
         }));
+        if processes > 1 {
+            of_name.push(format!(
+                "memory is that of one of {processes} processes; FLOPs are those of all, and seconds those of one alone"
+            ));
+        }
         let tokenizer = (shapes.plan.data.dir.as_ref())
             .map_or(0, |data| bytes_of_files(&Path::new(data).join(TOKENIZER)));
         let pace = None;
@@ -108,6 +129,7 @@ impl Report {
             selected,
             run,
             memory,
+            processes,
             tokenizer,
             pace,
             quickstart,
@@ -339,7 +361,11 @@ impl Report {
         };
         row("weights", m.weights, String::new());
         row("gradients", m.gradients, String::new());
-        row("moments", m.moments, "two per weight".into());
+        let moments = match self.processes {
+            1 => "two per weight",
+            _ => "two per weight, divided by whole parameters",
+        };
+        row("moments", m.moments, moments.into());
         let tape = match plan.machine.activations {
             Activations::Keep => "tape",
             Activations::Recompute => "inputs of blocks, tape of one,",
@@ -363,6 +389,9 @@ impl Report {
         row("scratch", m.scratch, "of one block's backward, beyond the logits'".into());
         let rows = text::count(plan.data.rows as u64);
         row("batch", m.batch, format!("tokens of two steps, {rows} sequences each"));
+        if self.processes > 1 {
+            row("on the way", m.on_the_way, "gradients and weights between processes".into());
+        }
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());
         let checkpoint = cost::checkpoint_bytes(&self.shapes.student) + self.tokenizer;
@@ -409,7 +438,7 @@ mod tests {
             ..HubOptions::new("http://127.0.0.1:9", Path::new("/nonexistent"))
         };
         let file = config.config.as_deref();
-        Report::new(config.resolve(None)?, file, Where { hub: &hub, progress: &Silent })
+        Report::new(config.resolve(None)?, file, 1, Where { hub: &hub, progress: &Silent })
     }
 
     fn report(set: &[&str]) -> Result<Report> {

@@ -7,6 +7,7 @@ use crate::progress::Progress;
 use crate::report::screen::{BOLD, MARK, RED, RESET, YELLOW};
 use crate::report::table::folded;
 use crate::report::text::{self, HEADING, MARKED, PLAIN_WIDTH, Screen, amount, seconds};
+use crate::world::World;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -27,6 +28,8 @@ const LEAST_LABEL: usize = 5;
 #[derive(Debug)]
 pub struct Printer {
     globals: Globals,
+    /// Of several processes the first speaks for all.
+    world: World,
     out: Screen,
     err: Screen,
     phase: Mutex<Option<Phase>>,
@@ -75,14 +78,20 @@ impl Clock {
 }
 
 impl Printer {
-    /// A printer that obeys the global options.
-    pub fn new(globals: &Globals) -> Self {
+    /// A printer that obeys the global options, in one of the processes of `world`.
+    pub fn new(globals: &Globals, world: World) -> Self {
         Self {
             globals: globals.clone(),
+            world,
             out: Screen::of_stdout(),
             err: Screen::of_stderr(),
             phase: Mutex::new(None),
         }
+    }
+
+    /// The processes that were started together.
+    pub fn world(&self) -> &World {
+        &self.world
     }
 
     /// Whether results are JSON.
@@ -137,6 +146,9 @@ impl Printer {
 
     /// Text on stdout as it is, at once (streamed generation); nothing is added.
     pub fn stdout(&self, text: &str) -> Result<()> {
+        if !self.world.is_root() {
+            return Ok(());
+        }
         let mut stdout = std::io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -178,6 +190,9 @@ impl Printer {
 
     /// One line on stderr, above the bar if there is one. A closed stderr is not worth an end.
     fn speak(&self, phase: Option<&Phase>, line: &str) {
+        if !self.world.is_root() {
+            return;
+        }
         let line = text::visible(line); // names of files, and what servers say
         let line = coloured(&fitted(&line, &self.err), &self.err);
         match phase.and_then(|p| p.bar.as_ref()) {
@@ -291,7 +306,7 @@ fn figures(done: u64, total: Option<u64>, unit: &str, clock: &Clock) -> String {
 
 impl Progress for Printer {
     fn start(&self, label: &str, total: Option<u64>, unit: &str) {
-        if self.globals.quiet {
+        if self.globals.quiet || !self.world.is_root() {
             return;
         }
         let now = Instant::now();
@@ -444,7 +459,7 @@ mod tests {
 
     #[test]
     fn progress_without_a_phase_is_harmless() {
-        let printer = Printer::new(&Globals { quiet: true, ..Globals::default() });
+        let printer = Printer::new(&Globals { quiet: true, ..Globals::default() }, World::solo());
         printer.start("quiet", Some(3), "files");
         printer.advance(1);
         printer.finish();
@@ -453,7 +468,7 @@ mod tests {
 
     #[test]
     fn the_bars_estimate_is_that_of_the_line_of_figures_also_after_a_resume() {
-        let printer = Printer::new(&Globals::default());
+        let printer = Printer::new(&Globals::default(), World::solo());
         let mut sink = Terminal::new(&printer, Duration::from_secs(3600));
         let label = "plain, seed 1".to_string();
         sink.event(&Event::RunStarted { label, step: 500, steps: 1000, seconds: 5000.0 }).unwrap();

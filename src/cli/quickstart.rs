@@ -2,19 +2,29 @@
 //! download.
 
 use super::arguments::again;
+use super::seats::{placed, seated, shared};
 use super::train::out_folder;
 use super::{Printer, Resume, RunArgs};
+use crate::compare::Crew;
 use crate::compare::quickstart::{Quickstart, cache_folder, holds_one, quickstart};
 use crate::config::Plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::text::{Screen, Table, count, flops, perplexity, quoted, seconds};
 use crate::store::Where;
 use crate::store::hub::HubOptions;
-use crate::train::threads::use_everywhere;
 
 /// Runs the whole of it.
 pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
-    use_everywhere(plan.machine.threads)?;
+    let seat = seated(plan.machine.threads, ui)?;
+    let plan = &shared(plan.clone(), seat, ui);
+    let hub = HubOptions::from_env(ui.offline());
+    let around = Where { hub: &hub, progress: ui };
+    let own = |plan: Plan| placed(plan, seat);
+    let done = Crew::led(ui.world(), around, own, |crew| made(args, plan, crew, around))?;
+    done.map_or(Ok(()), |done| ui.result(&done, |screen| human(&done, screen)))
+}
+
+fn made(args: &RunArgs, plan: &Plan, crew: &Crew, around: Where<'_>) -> Result<Quickstart> {
     let out = out_folder("quickstart", args)?;
     let begun = holds_one(&out);
     if args.resume == Some(Resume::Must) && !begun {
@@ -33,9 +43,7 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
         )));
     }
     let resume = args.resume.is_some() && begun;
-    let hub = HubOptions::from_env(ui.offline());
-    let around = Where { hub: &hub, progress: ui };
-    let done = quickstart(plan, &out, resume, &cache_folder()?, around).map_err(|e| {
+    quickstart(plan, &out, resume, &cache_folder()?, crew, around).map_err(|e| {
         // A run inside names its own folder; what continues the whole is this command.
         let stopped = matches!(e.kind(), ErrorKind::Interrupted(_));
         if !stopped && e.go_on().is_none() {
@@ -51,8 +59,7 @@ pub fn run(args: &RunArgs, plan: &Plan, ui: &Printer) -> Result<()> {
             more.extend(["--out".to_string(), quoted(&out)]);
         }
         e.going_on_with(again(&more))
-    })?;
-    ui.result(&done, |screen| human(&done, screen))
+    })
 }
 
 fn human(done: &Quickstart, screen: &Screen) -> String {

@@ -3,6 +3,7 @@
 use super::Printer;
 use super::model::kept;
 use super::number::whole;
+use super::seats::{own_device, seated};
 use crate::config::{DeviceSpec, Dtype};
 use crate::data::prepare::DataDir;
 use crate::error::{Error, ErrorKind, Result};
@@ -240,6 +241,7 @@ impl FromStr for ShardOf {
 
 /// Runs the verb.
 pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
+    let alone = |work: &dyn Fn() -> Result<()>| ui.world().alone(work);
     match &args.command {
         SignalCommand::Write(args) => {
             let written = written(args, ui)?;
@@ -248,36 +250,37 @@ pub fn run(args: &SignalArgs, ui: &Printer) -> Result<()> {
                 written_text(&written, &args.data, &settings(temperature))
             })
         }
-        SignalCommand::Import(args) => {
+        SignalCommand::Import(args) => alone(&|| {
             let written = imported(args, ui)?;
             ui.result(&written, |_| written_text(&written, &args.data, ""))
-        }
-        SignalCommand::Mix(args) => {
+        }),
+        SignalCommand::Mix(args) => alone(&|| {
             let made = mixed(args)?;
             ui.result(&made, |_| mixed_text(&made))
-        }
-        SignalCommand::Verify(args) => {
+        }),
+        SignalCommand::Verify(args) => alone(&|| {
             let found = verify(&args.signal, ui)?;
             ui.result(&found, |_| verified_text(&found))?;
             complaint(&found).map_or(Ok(()), Err)
-        }
-        SignalCommand::Inspect(args) => {
+        }),
+        SignalCommand::Inspect(args) => alone(&|| {
             let found = inspect(&args.signal, ui)?;
             ui.result(&found, |screen| inspected_text(&found, screen))
-        }
-        SignalCommand::Ls(args) => {
+        }),
+        SignalCommand::Ls(args) => alone(&|| {
             if !args.dir.is_dir() {
                 return Err(Error::data(format!("{}: expected a folder", args.dir.display())));
             }
             let found = list(&args.dir)?;
             ui.result(&found, |screen| list_text(&found, &args.dir, screen))
-        }
+        }),
     }
 }
 
 /// `signal write` without its printing.
 pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
-    use_everywhere(0)?;
+    let world = ui.world();
+    let seat = seated(0, ui)?;
     if !(args.temperature.is_finite() && args.temperature >= 1e-3) {
         return Err(Error::usage(format!(
             "--temperature: expected at least 0.001, found {}",
@@ -287,8 +290,8 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
     let data = DataDir::open(&args.data)?;
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
-    let device = device(args.device)?;
-    let folder = find(&kept(&args.teacher), ModelKind::Teacher, at)?;
+    let device = device(own_device(args.device, seat))?;
+    let folder = world.root_first(|| find(&kept(&args.teacher), ModelKind::Teacher, at))?;
     let shape = folder.checked_config()?;
     let context = args.context.unwrap_or_else(|| shape.n_positions.min(1024) as u32);
     let stride = args.stride.unwrap_or(context);
@@ -305,9 +308,15 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
         Asked::None => Kind::Scores,
     };
     let window = Window { context, stride };
-    let options = WriteOptions { out: args.out.clone(), kind, window, shard: args.shard.0 };
+    // Of several processes each writes a part.
+    let shard = match (args.shard.0, world.size()) {
+        (Shard::ALL, of) if of > 1 => Shard { index: world.rank() as u32, of: of as u32 },
+        (shard, _) => shard,
+    };
+    let options = WriteOptions { out: args.out.clone(), kind, window, shard };
     let working = Working { device, dtype: args.dtype, stored: args.dtype };
-    write_signal(&args.teacher, &folder, &data, &working, &options, ui)
+    let done = write_signal(&args.teacher, &folder, &data, &working, &options, ui);
+    world.together(done)
 }
 
 /// `signal import` without its printing.

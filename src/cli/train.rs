@@ -1,6 +1,7 @@
 //! The body that `pretrain` and `distill` share: a plan becomes a run folder.
 
 use super::resume::{Found, of_several};
+use super::seats::{seated, shared};
 use super::{Printer, RunArgs};
 use crate::config::{Level, Plan, Resolved};
 use crate::cost;
@@ -16,7 +17,6 @@ use crate::teacher::Teacher;
 use crate::train::pace;
 use crate::train::run::{METRICS_FILE, MODEL_FOLDER, begin_again, train};
 use crate::train::session::Session;
-use crate::train::threads::use_everywhere;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -60,20 +60,33 @@ impl RunReport {
 
 /// Trains as `resolved` says and prints the summary.
 pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Result<()> {
-    let plan = &resolved.plan;
-    let out = out_folder(verb, args)?;
+    let world = ui.world();
     let hub = HubOptions::from_env(ui.offline());
     let at = Where { hub: &hub, progress: ui };
-    let resume = match Found::at(&out, args.resume, resolved, at)? {
-        Found::Nothing => false,
-        Found::Begun => true,
-        Found::Over(shown) => {
-            ui.note(&format!("{}: the run is finished, and stays as it is", out.display()));
-            let report = RunReport::of_finished(out, &shown)?;
-            return ui.result(&report, |screen| human(&report, plan, screen));
-        }
-    };
-    use_everywhere(plan.machine.threads)?;
+    // One looks, for all of them: the folder that is free is taken next.
+    let mut over = None;
+    let (out, resume, is_over) = world.from_root(|| {
+        let out = out_folder(verb, args)?;
+        let resume = match Found::at(&out, args.resume, resolved, at)? {
+            Found::Nothing => false,
+            Found::Begun => true,
+            Found::Over(shown) => {
+                over = Some(shown);
+                true
+            }
+        };
+        Ok((out, resume, over.is_some()))
+    })?;
+    if let Some(shown) = over {
+        ui.note(&format!("{}: the run is finished, and stays as it is", out.display()));
+        let report = RunReport::of_finished(out, &shown)?;
+        return ui.result(&report, |screen| human(&report, &resolved.plan, screen));
+    }
+    if is_over {
+        return Ok(());
+    }
+    let seat = seated(resolved.plan.machine.threads, ui)?;
+    let plan = &shared(resolved.plan.clone(), seat, ui);
     if resume && plan.data.dir.is_none() {
         let above = out.parent().filter(|parent| !parent.as_os_str().is_empty());
         let above = above.unwrap_or(Path::new("."));
@@ -87,10 +100,11 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         )));
     }
     check_folder(&out)?; // before a teacher is fetched
-    let session = match resume {
-        true => Session::resume(plan, &out, at)?,
-        false => Session::open(plan, at)?,
-    };
+    let session = world.root_first(|| match resume {
+        true => Session::resume(plan, &out, at),
+        false => Session::open(plan, at),
+    })?;
+    let session = world.together(Ok(session))?.among(world.clone());
     let student = &session.student.config;
     let parameters = student.parameters() as u64;
     // A run that goes on was told at its start.
@@ -101,7 +115,9 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     for note in resolved.notes() {
         ui.note(&format!("note: {note}"));
     }
-    say_what_is_coming(&session, ui);
+    if world.is_root() {
+        say_what_is_coming(&session, ui);
+    }
     let summary = train(session, &out, resume, ui)?;
     let report = RunReport {
         model: out.join(MODEL_FOLDER),

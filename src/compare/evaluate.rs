@@ -1,10 +1,11 @@
 //! What a finished run is worth: cross-entropy on every validation token, by how frequent the token
 //! is in training, and on other text.
 
+use super::crew::Crew;
 use crate::config::Plan;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, Result};
-use crate::eval::perplexity::{EvalOptions, evaluate, evaluate_each};
+use crate::eval::perplexity::{EvalOptions, evaluate};
 use crate::files::{hex, read_bounded, write_atomic};
 use crate::model::Gpt2;
 use crate::progress::Progress;
@@ -122,6 +123,7 @@ impl Texts {
         run: &Path,
         plan: &Plan,
         device: &Device,
+        crew: &Crew,
         progress: &dyn Progress,
     ) -> Result<Evaluation> {
         let (context, stride) = (plan.data.context, plan.eval.stride);
@@ -167,7 +169,7 @@ impl Texts {
                 also.extend(old);
                 Evaluation { also, ..known }
             }
-            None => self.full(&model, context, stride, also, progress)?,
+            None => self.full((plan, &folder, &model), also, crew, progress)?,
         };
         evaluation.write(run)?;
         Ok(evaluation)
@@ -175,17 +177,17 @@ impl Texts {
 
     fn full(
         &self,
-        model: &Gpt2,
-        context: usize,
-        stride: usize,
+        of: (&Plan, &Path, &Gpt2),
         also: Vec<Other>,
+        crew: &Crew,
         progress: &dyn Progress,
     ) -> Result<Evaluation> {
+        let (context, stride) = (of.0.data.context, of.0.eval.stride);
         let mut sums = [0.0; GROUPS];
         let mut counts = [0u64; GROUPS];
         let mut groups = self.deciles.group.iter();
         let options = EvalOptions { stride, ..EvalOptions::new(context) };
-        let found = evaluate_each(model, &self.valid, options, progress, |losses| {
+        let found = crew.evaluate(of, &self.valid, options, progress, |losses| {
             for (loss, group) in losses.iter().zip(&mut groups) {
                 sums[usize::from(*group)] += f64::from(*loss);
                 counts[usize::from(*group)] += 1;

@@ -1,7 +1,7 @@
 //! A comparison: arms (methods) times seeds on the same data, trained, evaluated and reported.
 //!
 //! [`arms`] reads what is compared, [`budget`] sets steps, [`runs`] trains one run in a folder of
-//! its own, [`evaluate`] measures it, [`state`] remembers all of that in `compare.json`,
+//! its own (by a [`Crew`] of processes), [`evaluate`] measures it, [`state`] remembers all of that in `compare.json`,
 //! [`summary`] brings the finished runs together with [`stats`], [`verdict`] says which arm to use,
 //! and [`page`] draws the page with its [`figures`]. [`live`] draws runs that may still be training.
 //! [`quickstart`] is a comparison of its own kind.
@@ -11,6 +11,7 @@ mod ahead;
 pub mod arms;
 #[doc(hidden)]
 pub mod budget;
+mod crew;
 #[doc(hidden)]
 pub mod evaluate;
 #[doc(hidden)]
@@ -48,6 +49,7 @@ use ahead::Ahead;
 use arms::Arm;
 use budget::{Budget, seconds_per_step, steps_for_flops, steps_for_seconds, with_steps};
 use candle_core::Device;
+pub use crew::Crew;
 use evaluate::{OtherText, Texts};
 use runs::Metrics;
 use state::{ArmState, DataState, State};
@@ -101,8 +103,8 @@ impl Probe {
 /// interrupted goes on.
 ///
 /// On a stop signal the run at hand is saved, and the same call goes on with it.
-pub fn compare(asked: &Comparison, around: Where<'_>) -> Result<()> {
-    compare_all(asked, around).map_err(|e| match e.kind() {
+pub fn compare(asked: &Comparison, crew: &Crew, around: Where<'_>) -> Result<()> {
+    compare_all(asked, crew, around).map_err(|e| match e.kind() {
         ErrorKind::Interrupted(_) => {
             let also = "`compare --report-only` reports on the runs that are finished";
             Error::new(e.kind(), format!("{e}; {also}"))
@@ -111,7 +113,7 @@ pub fn compare(asked: &Comparison, around: Where<'_>) -> Result<()> {
     })
 }
 
-fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
+fn compare_all(asked: &Comparison, crew: &Crew, around: Where<'_>) -> Result<()> {
     let out = &asked.out;
     let known = State::read(out)?;
     if known.is_none() {
@@ -158,7 +160,8 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             crate::interrupt::check()?;
             done += 1;
             let (arm, probe) = (&asked.arms[i], &probes[i]);
-            let steps = steps_of(&mut state, asked, &probes, (i, baseline.unwrap_or(i)), around)?;
+            let steps =
+                steps_of(&mut state, asked, &probes, (i, baseline.unwrap_or(i)), crew, around)?;
             let plan = Plan { seed, ..with_steps(&probe.shapes.plan, steps) };
             let folder = runs::folder(out, &arm.label, seed);
             let stands = if runs::is_finished(&folder) { ", found" } else { "" };
@@ -169,8 +172,8 @@ fn compare_all(asked: &Comparison, around: Where<'_>) -> Result<()> {
             let is_new = !runs::is_finished(&folder);
             let telling = ahead.telling(i, around.progress);
             let told = Where { progress: &telling, ..around };
-            runs::run(&plan, &folder, &label, asked.keep_checkpoints, told)?;
-            texts.evaluate(&folder, &plan, &probe.device, around.progress)?;
+            runs::run(&plan, &folder, &label, asked.keep_checkpoints, crew, told)?;
+            texts.evaluate(&folder, &plan, &probe.device, crew, around.progress)?;
             ahead.one_done(i, is_new.then(|| started.elapsed().as_secs_f64()));
         }
     }
@@ -358,10 +361,16 @@ fn check_runs(state: &State, arm: &Arm, probe: &Probe, asked: &Comparison) -> Re
 /// Mean seconds of a step over a whole run of `plan`, which leaves nothing behind: how few rows
 /// `rho = "auto"` does with depends on what the student has learnt, which no sample of steps can
 /// tell.
-fn seconds_of_a_run(plan: &Plan, out: &Path, label: &str, around: Where<'_>) -> Result<f64> {
+fn seconds_of_a_run(
+    plan: &Plan,
+    out: &Path,
+    label: &str,
+    crew: &Crew,
+    around: Where<'_>,
+) -> Result<f64> {
     let pilot = out.join("pilot");
     let folder = pilot.join(arms::folder_name(label));
-    runs::run(plan, &folder, &format!("{label}, measured"), false, around)?;
+    runs::run(plan, &folder, &format!("{label}, measured"), false, crew, around)?;
     let seconds = Metrics::read(&folder)?.seconds;
     std::fs::remove_dir_all(&pilot).map_err(|e| Error::io("remove", &pilot, e))?;
     Ok(seconds / plan.steps as f64)
@@ -373,6 +382,7 @@ fn steps_of(
     asked: &Comparison,
     probes: &[Probe],
     (i, baseline): (usize, usize),
+    crew: &Crew,
     around: Where<'_>,
 ) -> Result<u64> {
     let (arm, probe) = (&asked.arms[i], &probes[i]);
@@ -398,6 +408,7 @@ fn steps_of(
                         &with_steps(&probe.shapes.plan, steps),
                         &asked.out,
                         label,
+                        crew,
                         around,
                     )?
                 } else {

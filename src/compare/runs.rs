@@ -2,15 +2,14 @@
 
 use crate::config::{Overrides, Plan, RunFile, load};
 use crate::error::{Error, Result};
-use crate::progress::Progress;
 use crate::store::Where;
 use crate::train::events::each_metric;
-use crate::train::run::{METRICS_FILE, MODEL_FOLDER, train};
-use crate::train::session::Session;
+use crate::train::run::{METRICS_FILE, MODEL_FOLDER};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 use super::arms::folder_name;
+use super::crew::Crew;
 
 /// Checkpoints inside a run folder.
 const CHECKPOINTS: &str = "checkpoints";
@@ -41,30 +40,19 @@ pub fn check_same(run: &Path, plan: &Plan) -> Result<()> {
     )))
 }
 
-/// Trains the session's plan in the folder `run`, from its newest checkpoint if it has one. A
-/// finished run stays as it is, and its session is not opened.
-pub fn finish(
-    run: &Path,
-    session: impl FnOnce() -> Result<Session>,
-    progress: &dyn Progress,
-) -> Result<()> {
-    if !is_finished(run) {
-        train(session()?, run, true, progress)?;
-    }
-    Ok(())
-}
-
 /// Trains `plan` in the folder `run`, from its newest checkpoint if it has one; progress shows it as
-/// `label`. Afterwards its checkpoints go, unless they are to be kept.
+/// `label`. A finished run stays as it is. Afterwards its checkpoints go, unless they are to be kept.
 pub fn run(
     plan: &Plan,
     run: &Path,
     label: &str,
     keep_checkpoints: bool,
+    crew: &Crew,
     around: Where<'_>,
 ) -> Result<()> {
-    let session = || Ok(Session::resume(plan, run, around)?.called(label));
-    finish(run, session, around.progress)?;
+    if !is_finished(run) {
+        crew.train(plan, None, run, Some(label), around)?;
+    }
     let checkpoints = run.join(CHECKPOINTS);
     if !keep_checkpoints && checkpoints.is_dir() {
         std::fs::remove_dir_all(&checkpoints).map_err(|e| Error::io("remove", &checkpoints, e))?;

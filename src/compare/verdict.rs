@@ -142,7 +142,8 @@ fn takes_the_fewest<'a>(arm: &ArmResult, mut arms: impl Iterator<Item = &'a ArmR
 /// use.
 fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a ArmResult, String) {
     let even: Vec<&Rival> = rivals.iter().filter(|r| !r.is_beaten()).collect();
-    let seeds = even.iter().filter_map(|r| r.difference.map(|d| d.n)).min().unwrap_or(0);
+    let tested_seeds = even.iter().filter(|r| r.is_tested());
+    let seeds = tested_seeds.filter_map(|r| r.difference.map(|d| d.n)).min().unwrap_or(0);
     let all = || std::iter::once(best).chain(even.iter().map(|r| r.arm));
     let near = || std::iter::once(best).chain(even.iter().filter(|r| r.is_near()).map(|r| r.arm));
     // Of those that cost about as little as the cheapest, the one of lowest loss.
@@ -153,7 +154,7 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
     let (name, first) = (label(arm), label(best));
     let names: Vec<String> = all().map(label).collect();
     let tested = tested(best, &even, pairs);
-    let seeds = plural(seeds, "seed");
+    let seeds = if seeds == 0 { "so few seeds".to_string() } else { plural(seeds, "seed") };
     let text = if name == first {
         let fewest = flops(best) <= least && least < CHEAPER * dearest;
         let cost = match fewest {
@@ -193,6 +194,17 @@ fn open<'a>(best: &'a ArmResult, rivals: &[Rival<'a>], pairs: usize) -> (&'a Arm
 /// What was tested without a finding, in brackets.
 fn tested(best: &ArmResult, even: &[&Rival], pairs: usize) -> String {
     let [one] = even else {
+        let untested: Vec<String> =
+            even.iter().filter(|r| !r.is_tested()).map(|r| label(r.arm)).collect();
+        if untested.len() == even.len() {
+            return " (untested: too few equal seeds, or no spread)".into();
+        }
+        if !untested.is_empty() {
+            return format!(
+                " (no p below {LEVEL} after correction, and {} untested: too few equal seeds, or no spread)",
+                listed(&untested)
+            );
+        }
         let pairs = plural(pairs, "pair");
         return format!(" (each p is at least {LEVEL} after correction for {pairs} of arms)");
     };
@@ -284,6 +296,26 @@ mod tests {
                 "Use a: validation loss lower than b's by 0.2000 (95 % interval 0.1752 to 0.2248, 3 seeds, p < 0.001)."
             )
         );
+    }
+
+    #[test]
+    fn no_p_is_claimed_of_a_pair_without_a_test() {
+        // As a comparison that was stopped: c has one seed, which tests nothing.
+        let v =
+            verdict(&[("a", &[4.00, 4.10], 1e9), ("b", &[4.02, 4.05], 1e9), ("c", &[4.03], 1e9)]);
+        assert_eq!(
+            v.text,
+            "Use a, but that may be chance: it has the lowest mean validation loss, yet cannot be told apart from b and c with \
+             2 seeds (no p below 0.05 after correction, and c untested: too few equal seeds, or no spread)."
+        );
+        // One arm is beaten, and none of the others has a test.
+        let v = verdict(&[
+            ("a", &[4.00, 4.01, 4.02], 1e9),
+            ("b", &[4.50, 4.51, 4.53], 1e9),
+            ("c", &[4.03], 1e9),
+            ("d", &[4.04], 1e9),
+        ]);
+        assert!(v.text.contains("c and d with so few seeds (untested: too few"), "{}", v.text);
     }
 
     #[test]

@@ -149,6 +149,15 @@ impl Plan {
         self.selects() && (self.select.pool == Pool::MicroBatch || self.select.alpha_seq > 0.0)
     }
 
+    /// Into how many groups the sequences of a step are divided where so many processes train: as many
+    /// as `machine.groups` asks for if each process can then have as many of them, a tree of its own;
+    /// else one for each process.
+    pub fn groups(&self, processes: usize) -> usize {
+        let asked = self.machine.groups;
+        let divides = asked.is_power_of_two() && processes.is_power_of_two() && asked >= processes;
+        if divides { asked } else { processes }
+    }
+
     /// The keys that change results with their values, as JSON: what a checkpoint compares before
     /// it resumes. Which these are, the table of keys says. Settled first, so that `micro_rows` is
     /// a number where it counts.

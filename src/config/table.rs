@@ -477,7 +477,11 @@ keys! {
         /// a share of the gradient's own.
         #[serde(default)]
         added_variance: f64 = 0.1, in POSITIVE, counts BY_VARIANCE;
-        /// CPU threads; 0 is one per core.
+        /// Groups of a step's sequences whose gradients are added as a tree, a power of two: the same
+        /// bits on any number of processes that divides it; 0 is one per process.
+        #[serde(default)]
+        groups: usize = 0;
+        /// CPU threads of a process; 0 is one per core, or its share of them.
         threads: usize = 0;
     }
 }

@@ -28,6 +28,7 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
         }
     }
     check_work(student, teacher, plan)?;
+    check_groups(&settle(student, plan))?;
     if plan.selects() && plan.select.alpha_seq > 0.0 {
         let select = &plan.select;
         if select.exit_layer >= student.n_layer {
@@ -56,6 +57,26 @@ pub fn check_fit(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan
         return Err(Error::usage(format!(
             "layers names the teacher's layer {layer}, but the teacher has layers 0 to {}",
             teacher.n_layer - 1
+        )));
+    }
+    Ok(())
+}
+
+/// Errs where the sequences of a settled plan's step cannot be divided into its groups.
+fn check_groups(plan: &Plan) -> Result<()> {
+    let (rows, groups, micro) = (plan.data.rows, plan.groups(1), micro_rows(plan));
+    if !rows.is_multiple_of(groups) {
+        return Err(Error::usage(format!(
+            "data.rows = {rows} cannot be divided into {groups} groups of equal size, and each process has at least one \
+             (machine.groups); set data.rows to a multiple of {groups}, such as {}",
+            rows.next_multiple_of(groups)
+        )));
+    }
+    if !(rows / groups).is_multiple_of(micro) {
+        return Err(Error::usage(format!(
+            "the {micro} sequences of a micro-batch compete with each other (machine.micro_rows), and a group of the step has {} \
+             (data.rows = {rows}, {groups} groups); lower machine.micro_rows, or raise data.rows",
+            rows / groups
         )));
     }
     Ok(())

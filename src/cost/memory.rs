@@ -8,6 +8,7 @@ use crate::config::{CheckpointPlan, Plan};
 use crate::loss::head;
 use crate::model::parts::Residual;
 use crate::model::{Gpt2Config, ParamKind};
+use crate::world::AT_ONCE;
 use serde::Serialize;
 
 /// How large a micro-batch may grow, in bytes.
@@ -63,6 +64,8 @@ pub struct MemoryByPart {
     pub scratch: u64,
     /// The tokens of two optimizer steps: one at work, one read ahead.
     pub batch: u64,
+    /// Numbers on their way between processes.
+    pub on_the_way: u64,
     /// The program itself, without a run.
     pub program: u64,
 }
@@ -76,18 +79,35 @@ impl MemoryByPart {
             + self.activations
             + self.logits
             + self.teacher;
-        run + self.scratch + self.batch + self.program
+        run + self.scratch + self.batch + self.on_the_way + self.program
     }
 }
 
-/// Memory of a settled plan ([`settle`]).
+/// Memory of a settled plan ([`settle`]), on one process.
 pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> MemoryByPart {
+    memory_among(student, teacher, plan, 1)
+}
+
+/// Memory of one of so many processes. A sum of gradients waits for each doubling of its groups
+/// ([`Plan::groups`]). Moments are divided by whole parameters: the embedding is nobody's share
+/// but one's.
+pub fn memory_among(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    processes: usize,
+) -> MemoryByPart {
+    let groups = plan.groups(processes) / processes;
+    let sums = 1 + u64::from(groups.max(1).ilog2());
+    let processes = processes as u64;
     let micro = match plan.machine.micro_rows {
         MicroRows::Rows(n) => n,
         MicroRows::Auto => plan.data.rows,
     } as u64;
     let tokens = micro * plan.data.context as u64;
     let parameters = student.parameters() as u64;
+    let embedding = (student.vocab_size * student.n_embd) as u64;
+    let owned = parameters.div_ceil(processes).max(embedding);
     let logits = head_bytes(student, plan, micro);
     // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the
     // residual, the norm's input and output, and of what comes from above (4 D). The head is done
@@ -96,8 +116,8 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
     let scratch = F32 * tokens * (4 * student.n_embd as u64 + 2 * wide + inner);
     MemoryByPart {
         weights: F32 * parameters,
-        gradients: F32 * parameters,
-        moments: 2 * F32 * parameters,
+        gradients: F32 * parameters * sums,
+        moments: 2 * F32 * owned,
         activations: tape_bytes(student, plan, tokens),
         logits,
         teacher: teacher.filter(|_| plan.uses_teacher()).map_or(0, |t| {
@@ -106,7 +126,11 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
             teacher_weights(t, plan.machine.teacher_dtype) + F32 * tokens * (2 * d + heads.max(f))
         }),
         scratch: scratch.saturating_sub(logits),
-        batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step(),
+        batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step().div_ceil(processes),
+        on_the_way: match processes {
+            1 => 0,
+            n => 2 * F32 * n * AT_ONCE as u64,
+        },
         program: PROGRAM,
     }
 }
@@ -187,15 +211,18 @@ fn model_bytes(student: &Gpt2Config) -> u64 {
 /// "auto"` counts as a CPU.
 ///
 /// Both follow from the device's [`Budget`]. `head = "auto"` keeps logits up to `kept_logits`.
-/// `micro_rows = "auto"` is the largest divisor of `data.rows` whose tape and kept logits fit
+/// `micro_rows = "auto"` is the largest divisor of a group's sequences (`machine.groups`; else all of
+/// `data.rows`) whose tape and kept logits fit
 /// `micro_batch` with the head kept if any does, since keeping saves work; else recomputed; else 1.
 pub fn settle(student: &Gpt2Config, plan: &Plan) -> Plan {
-    let rows = plan.data.rows;
+    // A micro-batch lies within a group of sequences.
+    let rows = (plan.data.rows / plan.groups(1)).max(1);
     let budget = Budget::of(plan.machine.device);
     let fits_kept = |micro: usize| logit_bytes(student, plan, micro as u64) <= budget.kept_logits;
     let mut settled = plan.clone();
     let micro = match plan.machine.micro_rows {
-        MicroRows::Rows(n) => n,
+        MicroRows::Rows(n) if plan.micro_rows_matter() => n,
+        MicroRows::Rows(n) => largest_divisor(rows, n.min(rows)),
         MicroRows::Auto => {
             let bytes = |micro: usize, kept: bool| {
                 let tape = tape_bytes(student, plan, (micro * plan.data.context) as u64);

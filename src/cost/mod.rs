@@ -11,7 +11,7 @@ mod route;
 
 pub use fit::{check_fit, check_memory};
 pub use memory::{
-    Budget, DiskAtPeak, MemoryByPart, checkpoint_bytes, disk_at_peak, memory, settle,
+    Budget, DiskAtPeak, MemoryByPart, checkpoint_bytes, disk_at_peak, memory, memory_among, settle,
     stores_logits, tape_bytes,
 };
 pub use route::{Route, StepFacts, TeacherRows, forward_kl};

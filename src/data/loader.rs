@@ -173,6 +173,9 @@ impl Loader {
 #[derive(Debug)]
 pub struct Ahead {
     loader: Arc<Loader>,
+    /// The sequences of a step that are read.
+    share: Range<usize>,
+    /// All sequences of a step.
     rows: usize,
     next: Option<(u64, JoinHandle<Result<Batch>>)>,
     also: Also,
@@ -193,7 +196,13 @@ impl fmt::Debug for Also {
 impl Ahead {
     /// Batches of `rows` sequences.
     pub fn new(loader: Loader, rows: usize) -> Self {
-        Self { loader: Arc::new(loader), rows, next: None, also: Also::default() }
+        Self { loader: Arc::new(loader), share: 0..rows, rows, next: None, also: Also::default() }
+    }
+
+    /// The same, of whose batches only these sequences are read.
+    #[must_use]
+    pub fn share(self, share: Range<usize>) -> Self {
+        Self { share, ..self }
     }
 
     /// The same, whose thread also does this for each batch that it reads.
@@ -202,18 +211,20 @@ impl Ahead {
         Self { also: Also(Some(Arc::new(also))), ..self }
     }
 
-    /// As [`Loader::batch`]; quick where `cursor` is where the batch before ended.
+    /// As [`Loader::batch`] of the step that begins at `cursor`; quick where the one before ended
+    /// there.
     pub fn batch(&mut self, cursor: u64) -> Result<Batch> {
         let batch = match self.next.take() {
             Some((at, reading)) if at == cursor => reading
                 .join()
                 .map_err(|_| Error::internal("the thread that reads batches has panicked"))?,
-            _ => self.loader.batch(cursor, self.rows),
+            _ => self.loader.batch(cursor + self.share.start as u64, self.share.len()),
         }?;
-        let (loader, rows, at) = (Arc::clone(&self.loader), self.rows, cursor + self.rows as u64);
+        let (loader, share, at) =
+            (Arc::clone(&self.loader), self.share.clone(), cursor + self.rows as u64);
         let also = self.also.clone();
         let read = move || {
-            let batch = loader.batch(at, rows)?;
+            let batch = loader.batch(at + share.start as u64, share.len())?;
             if let Some(also) = also.0 {
                 also(&batch);
             }

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head;
 use crate::model::Gpt2;
 use crate::progress::Progress;
+use crate::world::World;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -70,6 +71,19 @@ pub fn evaluate_each(
     tokens: &Arc<TokenFile>,
     options: EvalOptions,
     progress: &dyn Progress,
+    each: impl FnMut(&[f32]),
+) -> Result<Evaluation> {
+    evaluate_among(&World::solo(), model, tokens, options, progress, each)
+}
+
+/// As [`evaluate_each`], by processes that all have the model and share its work: each finds the same,
+/// to the bit, as one alone.
+pub fn evaluate_among(
+    world: &World,
+    model: &Gpt2,
+    tokens: &Arc<TokenFile>,
+    options: EvalOptions,
+    progress: &dyn Progress,
     mut each: impl FnMut(&[f32]),
 ) -> Result<Evaluation> {
     tokens.check_vocab(model.config.vocab_size)?;
@@ -80,41 +94,50 @@ pub fn evaluate_each(
             model.config.n_positions
         )));
     }
-    let windows = EvalWindows::new(Arc::clone(tokens), context, stride, rows_per_batch)?;
+    let mut windows = EvalWindows::new(Arc::clone(tokens), context, stride, rows_per_batch)?;
     let limit = if rows_limit == 0 { u64::MAX } else { rows_limit as u64 };
     let whole = limit >= windows.windows();
     let all = windows.predictions();
     // Later windows add one stride each.
     let total = if whole { all } else { context as u64 + (limit - 1) * stride as u64 };
     progress.start("Evaluating", Some(total), "tokens");
-    let (mut sum, mut count, mut done) = (0.0, 0u64, 0u64);
-    let run = || -> Result<()> {
-        for batch in windows {
-            crate::interrupt::check()?;
-            let batch = batch?;
-            let rows = (limit - done).min(batch.sequences as u64) as usize;
-            let batch = if rows < batch.sequences { batch.slice(0..rows) } else { batch };
-            let losses = losses(model, &batch)?;
-            if let Some(at) = losses.iter().position(|nll| !nll.is_finite()) {
-                return Err(Error::new(
-                    ErrorKind::NonFinite,
-                    format!(
-                        "the loss of predicted token {} is {}; the model is broken",
-                        count + at as u64,
-                        losses[at]
-                    ),
-                ));
+    let (mut sum, mut count, mut left) = (0.0, 0u64, limit);
+    let mut next = || -> Option<Result<Batch>> {
+        let batch = windows.next().filter(|_| left > 0)?;
+        Some(batch.map(|batch| {
+            let rows = left.min(batch.sequences as u64);
+            left -= rows;
+            if rows < batch.sequences as u64 { batch.slice(0..rows as usize) } else { batch }
+        }))
+    };
+    let mut run = || -> Result<()> {
+        loop {
+            // One batch for each process.
+            let batches: Vec<_> = std::iter::from_fn(&mut next).take(world.size()).collect();
+            if batches.is_empty() {
+                return Ok(());
             }
-            sum = losses.iter().fold(sum, |sum, nll| sum + f64::from(*nll));
-            each(&losses);
-            count += losses.len() as u64;
-            progress.advance(losses.len() as u64);
-            done += rows as u64;
-            if done == limit {
-                break;
+            let mine = batches.into_iter().nth(world.rank()).map_or(Ok(Vec::new()), |batch| {
+                crate::interrupt::check()?;
+                losses(model, &batch?)
+            });
+            for losses in in_order(world, mine)? {
+                if let Some(at) = losses.iter().position(|nll| !nll.is_finite()) {
+                    return Err(Error::new(
+                        ErrorKind::NonFinite,
+                        format!(
+                            "the loss of predicted token {} is {}; the model is broken",
+                            count + at as u64,
+                            losses[at]
+                        ),
+                    ));
+                }
+                sum = losses.iter().fold(sum, |sum, nll| sum + f64::from(*nll));
+                each(&losses);
+                count += losses.len() as u64;
+                progress.advance(losses.len() as u64);
             }
         }
-        Ok(())
     };
     let outcome = run();
     progress.finish();
@@ -123,6 +146,16 @@ pub fn evaluate_each(
     let bytes = tokens.header().source_bytes;
     let bits_per_byte = (whole && bytes > 0).then(|| sum / std::f64::consts::LN_2 / bytes as f64);
     Ok(Evaluation { tokens: count, nll, perplexity: nll.exp(), bits_per_byte })
+}
+
+/// The losses that all processes found, by rank.
+fn in_order(world: &World, mine: Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    if world.size() == 1 {
+        return mine.map(|mine| vec![mine]);
+    }
+    let wide = mine.map(|losses| losses.into_iter().map(f64::from).collect());
+    let narrow = |losses: Vec<f64>| losses.into_iter().map(|x| x as f32).collect();
+    Ok(world.agree_on(wide)?.into_iter().map(narrow).collect())
 }
 
 /// Negative log-likelihoods of the predictions that count, in order.
@@ -147,6 +180,7 @@ mod tests {
     use crate::loss::head::reference;
     use crate::model::Gpt2Config;
     use crate::progress::Silent;
+    use crate::world::in_threads;
     use candle_core::{DType, Device};
 
     const VOCAB: u32 = 90;
@@ -254,6 +288,26 @@ mod tests {
         };
         let one = run(1, 1);
         assert!(one == run(4, 3) && one == run(100, 2));
+    }
+
+    #[test]
+    fn processes_that_share_the_work_find_the_same() {
+        let file = tokens(200);
+        for (limit, rows) in [(0, 3), (7, 2), (3, 4), (1, 1)] {
+            let options = options(16, 6, limit, rows);
+            let one = evaluate(&model(), &file, options, &Silent).unwrap();
+            for size in [2, 3] {
+                let all = in_threads(size, |world| {
+                    let mut order = Vec::new();
+                    let each = |losses: &[f32]| order.extend_from_slice(losses);
+                    let found =
+                        evaluate_among(&world, &model(), &file, options, &Silent, each).unwrap();
+                    assert_eq!(order.len() as u64, found.tokens);
+                    found
+                });
+                assert!(all.iter().all(|found| *found == one), "limit {limit}, {size} processes");
+            }
+        }
     }
 
     #[test]

@@ -272,6 +272,62 @@ impl ParamSet {
         Ok(Self::new(layout.clone(), tensors))
     }
 
+    /// The same where `is_held` says so; the others have no elements: another process has them.
+    pub fn zeros_where(
+        layout: &Layout,
+        dtype: DType,
+        device: &Device,
+        is_held: impl Fn(usize) -> bool,
+    ) -> Result<Self> {
+        let zeros = |(i, spec): (usize, &ParamSpec)| match is_held(i) {
+            true => Tensor::zeros(spec.shape.as_slice(), dtype, device),
+            false => Tensor::zeros(0, dtype, device),
+        };
+        let tensors = layout.entries.iter().enumerate().map(zeros);
+        Ok(Self::new(layout.clone(), tensors.collect::<candle_core::Result<_>>()?))
+    }
+
+    /// Adds the elements of `other`, of the same layout.
+    pub fn add_assign(&self, other: &Self) -> Result<()> {
+        self.beside(
+            other,
+            |a, b| a.iter_mut().zip(b).for_each(|(a, b)| *a += b),
+            buffer::add_assign,
+        )
+    }
+
+    /// Takes the elements of `other`, of the same layout.
+    pub fn assign(&self, other: &Self) -> Result<()> {
+        self.beside(other, <[f32]>::copy_from_slice, buffer::assign)
+    }
+
+    /// Sets every element to zero.
+    pub fn zero(&self) -> Result<()> {
+        Ok(self.tensors.iter().try_for_each(Tensor::zero_set)?)
+    }
+
+    /// Does `on_cpu` to pieces of this set's tensors beside those of another, or `elsewhere` to whole
+    /// ones.
+    fn beside(
+        &self,
+        other: &Self,
+        on_cpu: impl Fn(&mut [f32], &[f32]) + Sync,
+        elsewhere: impl Fn(&Tensor, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        for (mine, other) in self.tensors.iter().zip(&other.tensors) {
+            if Backend::of(mine) != Backend::Cpu {
+                elsewhere(mine, other)?;
+                continue;
+            }
+            let other = buffer::read(other)?;
+            buffer::with_mut(mine, |mine| {
+                let pieces = mine.par_chunks_mut(PAGES).zip(other.par_chunks(PAGES));
+                pieces.for_each(|(mine, other)| on_cpu(mine, other));
+            })?;
+        }
+        Ok(())
+    }
+
     /// Writes `value` into every element on the CPU. After [`ParamSet::zeros`] this takes the memory,
     /// which the system gives when it is first written, and a first step would wait for.
     pub(crate) fn fill(&self, value: f32) -> Result<()> {

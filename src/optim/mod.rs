@@ -1,4 +1,7 @@
-//! How parameters move: AdamW, and the learning rate over a run.
+//! How parameters move: AdamW, the learning rate over a run, and who steps which of them.
 
 pub mod adamw;
 pub mod schedule;
+mod shards;
+
+pub use shards::Shards;

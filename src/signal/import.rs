@@ -59,6 +59,7 @@ pub fn import(
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<Written> {
+    tokens.verify(progress)?;
     let sources = Source::open_all(&options.inputs)?;
     if let Some(other) = sources.iter().find(|source| source.format() == Format::Text) {
         return Err(Error::data(format!(

@@ -110,6 +110,7 @@ pub fn write(
     options: &WriteOptions,
     progress: &dyn Progress,
 ) -> Result<Written> {
+    tokens.verify(progress)?; // a signal says of which tokens it is
     let header = header(teacher, id, tokens, options)?;
     check_out(&options.out)?;
     let target = options.out.join(header.shard.file());

@@ -51,6 +51,7 @@ pub fn open_tokens_by(
         })?;
         if let Some(shared) = shared {
             tokens.check_vocab(shared as usize)?;
+            tokens.verify(progress)?;
             return Ok(tokens);
         }
         tokens
@@ -59,6 +60,7 @@ pub fn open_tokens_by(
     } else {
         return Ok(Arc::new(tokenise(data, tokenizer?, progress)?));
     };
+    tokens.verify(progress)?;
     let found = tokens.header().tokenizer_hash;
     if let Some(own) = tokenizer.ok().filter(|own| !own.reads(&found)) {
         let short = |hash: &Hash| hex(&hash[..6]);

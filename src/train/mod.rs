@@ -1,6 +1,7 @@
 //! Training: the learning rate, what is reported, what is saved.
 
 pub mod events;
+mod groups;
 mod heard;
 mod micro;
 #[doc(hidden)]
@@ -11,7 +12,10 @@ pub mod signal;
 mod step;
 mod sums;
 pub(crate) mod threads;
+mod window;
 
+#[cfg(test)]
+mod among_tests;
 #[cfg(test)]
 mod gpu_tests;
 

@@ -91,6 +91,7 @@ fn smaller(shapes: &Shapes) -> Plan {
     let Shapes { plan, student, teacher } = shapes;
     let mut small = plan.clone();
     (small.select.burn_in, small.select.ramp) = (0, 0);
+    small.machine.groups = 0;
     if small.data.signal.take().is_some() {
         // What is read costs less than a measurement of a second would show.
         small.teacher = None;

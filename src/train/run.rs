@@ -1,26 +1,30 @@
 //! A whole run: validation, steps, metrics, checkpoints, the exported model; resumable between any
 //! two steps.
 
+use super::Trainer;
 use super::events::{
-    Event, EventSink, Jsonl, Phases, SkipEvent, StepEvent, Summary, TENSORBOARD_FOLDER, Tee,
-    TensorBoard, Terminal, ValEvent,
+    Event, EventSink, Jsonl, SkipEvent, Summary, TENSORBOARD_FOLDER, Tee, TensorBoard, Terminal,
+    ValEvent,
 };
 use super::session::{Session, label_of};
 use super::threads::Threads;
-use super::{StepReport, Trainer};
+use super::window::Window;
 use crate::config::{MicroRows, OnNonfinite, Overrides, Plan, RunFile, load};
 use crate::cost::{checkpoint_bytes, disk_at_peak};
 use crate::data::loader::{Ahead, Loader};
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::eval::perplexity::{EvalOptions, evaluate};
+use crate::eval::perplexity::{EvalOptions, evaluate_among};
 use crate::files::{AtomicDir, bytes_of_files, check_space, write_atomic};
 use crate::interrupt::stopped_by;
+use crate::model::Gpt2;
+use crate::optim::adamw;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{amount, count, quoted};
 use crate::select::SelectionState;
 use crate::store::checkpoint::{self, Counters, Expected, Manifest, RunLock, TrainState};
 use crate::store::weights::{SaveOptions, SpecialIds, save_model};
+use crate::world::World;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,23 +48,37 @@ pub fn train(
     progress: &dyn Progress,
 ) -> Result<Summary> {
     let mut run = Run::open(session, out, resume, progress)?;
+    let sinks = match run.trainer.world().is_root() {
+        true => sinks(&run, out, resume, progress)?,
+        false => Vec::new(),
+    };
+    let done = run.train(&mut Tee(sinks));
+    if done.is_err() {
+        progress.finish();
+    }
+    done
+}
+
+/// Where the events of a run in `out` go.
+fn sinks<'a>(
+    run: &Run,
+    out: &Path,
+    resume: bool,
+    progress: &'a dyn Progress,
+) -> Result<Vec<Box<dyn EventSink + 'a>>> {
     let metrics = out.join(METRICS_FILE);
     let jsonl = if resume {
         Jsonl::resume(&metrics, run.step(), run.validated())?
     } else {
         Jsonl::create(&metrics)?
     };
-    let mut sinks: Vec<Box<dyn EventSink + '_>> =
+    let mut sinks: Vec<Box<dyn EventSink + 'a>> =
         vec![Box::new(jsonl), Box::new(Terminal::new(progress, REFRESH))];
     if run.trainer.plan.log.tensorboard {
         let folder = out.join(TENSORBOARD_FOLDER);
         sinks.push(Box::new(TensorBoard::create(&folder, run.step(), run.validated())?));
     }
-    let done = run.train(&mut Tee(sinks));
-    if done.is_err() {
-        progress.finish();
-    }
-    done
+    Ok(sinks)
 }
 
 /// The resolved plan of a run folder.
@@ -128,6 +146,7 @@ struct RunConfig {
 /// What a run starts from, found before anything is written.
 struct Prepared {
     trainer: Trainer,
+    world: World,
     saved: Option<TrainState>,
     loader: Ahead,
     valid: Option<Arc<TokenFile>>,
@@ -152,11 +171,13 @@ impl Prepared {
             signal,
             device,
             label,
+            world,
             ..
         } = session;
         let (inputs, begun) = (session.inputs, session.begun);
         let expected = Expected { plan: &plan, config: &student.config, inputs: &inputs };
-        let saved = if resume {
+        // Process 0 reads for all.
+        let saved = if resume && world.is_root() {
             checkpoint::load_latest_good(lock, &expected, &device, progress)?
         } else {
             None
@@ -165,30 +186,39 @@ impl Prepared {
             // It is the same student under another name; nobody looks for it any more.
             plan.student.clone_from(&saved.plan.student);
         }
-        if begun && saved.is_none() {
+        if begun && saved.is_none() && world.is_root() {
             return Err(Error::usage(format!(
                 "{}: the checkpoint that was there is gone; restore it, or start a new run folder",
                 lock.dir().display()
             )));
         }
-        if resume && saved.is_none() {
+        if resume && saved.is_none() && world.is_root() {
             check_unsaved(lock.dir(), progress)?;
         }
         // A run whose first checkpoint cannot be written would lose all it did; one that may fill
         // the disk later is told.
-        check_space(lock.dir(), checkpoint_bytes(&student.config), "the run's first checkpoint")?;
-        let disk = disk_at_peak(&student.config, &plan, bytes_of_files(&tokenizer)).bytes;
-        if let Err(e) = check_space(lock.dir(), disk, "the run") {
-            progress.note(&format!("warning: {e}"));
+        if world.is_root() {
+            let first = checkpoint_bytes(&student.config);
+            check_space(lock.dir(), first, "the run's first checkpoint")?;
+            let disk = disk_at_peak(&student.config, &plan, bytes_of_files(&tokenizer)).bytes;
+            if let Err(e) = check_space(lock.dir(), disk, "the run") {
+                progress.note(&format!("warning: {e}"));
+            }
         }
-        let mut loader =
-            Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, plan.data.rows);
+        let rows = plan.data.rows;
+        let mut loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, rows)
+            .share(world.share(rows));
         if let Some(signal) = signal.clone() {
             loader = loader.with(move |batch| signal.read_ahead(&batch.positions()));
         }
+        let student = match &saved {
+            Some(saved) => Gpt2 { params: saved.params.clone(), ..student },
+            None => student,
+        };
         let trainer = Trainer::new(plan, student, teacher)?.learning_from(signal);
         Ok(Self {
             trainer,
+            world,
             saved,
             loader,
             valid,
@@ -207,33 +237,41 @@ impl Run {
         resume: bool,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        if !resume {
-            checkpoint::check_free(out)?;
-        }
-        let lock = RunLock::acquire(out)?;
+        let world = session.world.clone();
+        let lock = world.together(taken(out, resume, &world))?;
         // Again, now that nobody else can begin a run there.
-        let prepared = if resume { Ok(()) } else { checkpoint::check_free(out) }
-            .and_then(|()| Prepared::new(session, &lock, resume, progress));
-        let Prepared { mut trainer, saved, loader, valid, config } = match prepared {
-            Ok(prepared) => prepared,
-            Err(e) => {
-                lock.abandon();
-                return Err(e);
-            }
-        };
-        let text = trainer.plan.to_toml()?;
-        let path = out.join(CONFIG_FILE);
-        write_atomic(&path, |w| {
-            w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
+        let prepared =
+            if resume || !world.is_root() { Ok(()) } else { checkpoint::check_free(out) }
+                .and_then(|()| Prepared::new(session, &lock, resume, progress));
+        let Prepared { trainer, world, saved, loader, valid, config } =
+            match world.together(prepared) {
+                Ok(prepared) => prepared,
+                Err(e) => {
+                    lock.abandon();
+                    return Err(e);
+                }
+            };
+        let mut trainer = trainer.among(world.clone())?;
+        trainer.take_memory(saved.is_none())?;
+        world.from_root(|| {
+            let text = trainer.plan.to_toml()?;
+            let path = out.join(CONFIG_FILE);
+            write_atomic(&path, |w| {
+                w.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
+            })
         })?;
         let mut counters = Counters::default();
-        let saved_at = saved.as_ref().map(|saved| saved.counters.step);
-        trainer.take_memory(saved.is_none())?;
-        if let Some(saved) = saved {
-            trainer.student.params = saved.params;
-            trainer.state = saved.optimizer;
-            counters = saved.counters;
-            trainer.selection = read_selection(saved.selector)?;
+        let known = world.from_root(|| {
+            let known = |saved: &TrainState| {
+                (saved.counters.clone(), saved.optimizer.step, saved.selector.clone())
+            };
+            Ok(saved.as_ref().map(known))
+        })?;
+        let saved_at = known.as_ref().map(|(counters, ..)| counters.step);
+        if let Some((known, updates, selector)) = known {
+            trainer.take_state(saved.map(|saved| saved.optimizer), updates)?;
+            counters = known;
+            trainer.selection = read_selection(selector)?;
             let possible = trainer.selection.check(counters.step, counters.tokens);
             possible.map_err(|what| checkpoint::impossible(&lock.place(counters.step), &what))?;
         }
@@ -289,6 +327,7 @@ impl Run {
 
     /// Saves, and says where the run stands.
     fn stopped(&mut self, signal: i32, sink: &mut dyn EventSink) -> Error {
+        self.trainer.world().forgive();
         let at = format!(
             "{} at step {} of {}",
             stopped_by(signal),
@@ -392,10 +431,10 @@ impl Run {
             if step == plan.steps {
                 return Ok(());
             }
-            if step > 0 && due(plan.checkpoint.every, step) || crate::interrupt::save_is_asked() {
+            let is_asked = self.is_save_asked()?;
+            if step > 0 && due(plan.checkpoint.every, step) || is_asked {
                 self.save(sink)?;
             }
-            crate::interrupt::check()?;
             let started = Instant::now();
             let batch = self.loader.batch(self.counters.cursor)?;
             let data_seconds = started.elapsed().as_secs_f64();
@@ -408,9 +447,11 @@ impl Run {
                 && skip
                 && self.counters.skipped < plan.optim.max_skips
             {
+                self.trainer.world().forgive();
                 self.counters.skipped += 1;
                 window.last = None; // the line of the skip says how far it came
-                self.counters.pass(&plan, batch.valid_count() as u64, seconds);
+                let all = batch.valid_count() * self.trainer.world().size();
+                self.counters.pass(&plan, all as u64, seconds);
                 let Counters { step, skipped, tokens, .. } = self.counters;
                 sink.event(&Event::Skipped(SkipEvent {
                     step,
@@ -436,9 +477,18 @@ impl Run {
         }
     }
 
+    /// Whether the state is to be saved before the next step; errs where the run is to stop. What is
+    /// asked of one process is asked of all.
+    fn is_save_asked(&self) -> Result<bool> {
+        let save = crate::interrupt::save_is_asked();
+        let mine = crate::interrupt::check().map(|()| vec![u8::from(save)]);
+        Ok(self.trainer.world().agree(mine)?.concat().contains(&1))
+    }
+
     fn finish(&mut self, sink: &mut dyn EventSink) -> Result<Summary> {
         self.save(sink)?;
-        self.export()?;
+        let exported = if self.trainer.world().is_root() { self.export() } else { Ok(()) };
+        self.trainer.world().together(exported)?;
         let summary = Summary {
             step: self.counters.step,
             val_loss: self.counters.last_validation.map(|(_, loss)| loss),
@@ -469,7 +519,9 @@ impl Run {
             },
         };
         let student = &self.trainer.student;
-        let val_loss = self.threads.install(|| evaluate(student, valid, options, &Silent))?.nll;
+        let world = self.trainer.world();
+        let evaluate = || evaluate_among(world, student, valid, options, &Silent, |_| ());
+        let val_loss = self.threads.install(evaluate)?.nll;
         if !val_loss.is_finite() {
             return Err(Error::new(
                 ErrorKind::NonFinite,
@@ -495,29 +547,32 @@ impl Run {
     fn save(&mut self, sink: &mut dyn EventSink) -> Result<PathBuf> {
         let step = self.counters.step;
         let standing = self.lock.place(step);
-        if self.saved_at == Some(step) && standing.is_dir() {
+        let world = self.trainer.world();
+        if world.from_root(|| Ok(self.saved_at == Some(step) && standing.is_dir()))? {
             return Ok(standing);
         }
+        let optimizer = self.trainer.whole_state()?;
+        let saved = if world.is_root() { self.saved(optimizer) } else { Ok(standing) };
+        let path = world.together(saved)?;
+        self.saved_at = Some(step);
+        sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
+        Ok(path)
+    }
+
+    /// Writes the checkpoint.
+    fn saved(&self, optimizer: adamw::State) -> Result<PathBuf> {
         let state = TrainState {
             plan: self.trainer.plan.clone(),
             config: self.trainer.student.config.clone(),
             params: self.trainer.student.params.clone(),
-            optimizer: self.trainer.state.clone(),
+            optimizer,
             counters: self.counters.clone(),
             selector: serde_json::to_value(&self.trainer.selection).map_err(|e| {
                 Error::internal(format!("cannot describe the state of the selection: {e}"))
             })?,
             inputs: self.config.inputs.clone(),
         };
-        let path = checkpoint::save(
-            &self.lock,
-            &state,
-            &self.save_options(),
-            &self.trainer.plan.checkpoint,
-        )?;
-        self.saved_at = Some(step);
-        sink.event(&Event::CheckpointSaved { path: path.clone(), step })?;
-        Ok(path)
+        checkpoint::save(&self.lock, &state, &self.save_options(), &self.trainer.plan.checkpoint)
     }
 
     /// Writes `model/` in Hugging Face layout, whole or not at all, with a manifest by which damage
@@ -538,6 +593,17 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { ids: self.config.ids.clone(), tokenizer: Some(&self.config.tokenizer) }
     }
+}
+
+/// The run folder, for process 0 to write to and for the others to know.
+fn taken(out: &Path, resume: bool, world: &World) -> Result<RunLock> {
+    if !world.is_root() {
+        return Ok(RunLock::beside(out));
+    }
+    if !resume {
+        checkpoint::check_free(out)?;
+    }
+    RunLock::acquire(out)
 }
 
 /// A run without a checkpoint begins at step 0, unless it was over: that would undo it.
@@ -568,77 +634,4 @@ fn read_selection(stored: Value) -> Result<SelectionState> {
     serde_json::from_value(stored).map_err(|e| {
         Error::data(format!("the checkpoint's selector state was written by another version ({e})"))
     })
-}
-
-/// Steps since the last logged one.
-#[derive(Default)]
-struct Window {
-    tokens: u64,
-    seconds: f64,
-    phases: Phases,
-    /// Tokens and seconds of a first step, if it is among them.
-    first: Option<(u64, f64)>,
-    /// The last of them.
-    last: Option<StepReport>,
-}
-
-impl Window {
-    fn add(&mut self, report: &StepReport, seconds: f64, is_first: bool) {
-        if is_first {
-            self.first = Some((report.sums.tokens, seconds));
-        }
-        self.tokens += report.sums.tokens;
-        self.seconds += seconds;
-        self.phases += report.sums.phases;
-    }
-
-    /// Tokens per second without a first step, unless it is the only one.
-    fn speed(&self) -> f64 {
-        let (tokens, seconds) = match self.first {
-            Some((tokens, seconds)) if self.tokens > tokens => {
-                (self.tokens - tokens, self.seconds - seconds)
-            }
-            _ => (self.tokens, self.seconds),
-        };
-        tokens as f64 / seconds
-    }
-
-    fn event(self, report: &StepReport, counters: &Counters) -> StepEvent {
-        let StepReport { settings, sums, .. } = report;
-        let (tokens, valid, kept) = (sums.tokens as f64, sums.valid as f64, sums.kept as f64);
-        let dropped = valid - kept;
-        let score_sum = || sums.scores.iter().map(|s| f64::from(*s)).sum::<f64>();
-        StepEvent {
-            step: counters.step,
-            loss: report.mean_loss(),
-            full_loss: (sums.valid == sums.tokens).then(|| sums.nll / valid),
-            kept_loss: sums.kept_nll / kept,
-            dropped_loss: (dropped > 0.0).then(|| (sums.nll - sums.kept_nll) / dropped),
-            kept: sums.kept,
-            kept_share: kept / tokens,
-            sequences_share: sums.sequences.1 as f64 / sums.sequences.0 as f64,
-            alpha: settings.alpha,
-            var: (sums.pools > 0).then(|| sums.var / sums.pools as f64),
-            cvar: (sums.pools > 0).then(|| sums.cvar / kept),
-            score_mean: (!sums.scores.is_empty()).then(|| score_sum() / valid),
-            rows: sums.rows,
-            effective_rows: sums.effective_rows(),
-            backward_share: sums.block_rows.0 as f64 / sums.block_rows.1 as f64,
-            threshold: report.carried.map(|c| c.threshold),
-            threshold_lag: report.carried.map(|c| c.lag),
-            threshold_error: report.carried.map(|c| c.error),
-            ada_delta: report.ada_delta,
-            easy_share: sums.easy_share(),
-            grad_norm: report.grad_norm,
-            lambda: settings.lambda,
-            temperature: settings.temperature,
-            lr: settings.lr,
-            tokens: counters.tokens,
-            tokens_per_second: self.speed(),
-            flops: counters.flops.total(),
-            flops_by_part: counters.flops,
-            seconds: counters.seconds,
-            seconds_by_phase: self.phases,
-        }
-    }
 }

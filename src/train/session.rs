@@ -21,12 +21,10 @@ use crate::store::student::Start;
 use crate::store::weights::SpecialIds;
 use crate::store::{Kind, ModelFolder, Where, shape_of};
 use crate::teacher::Teacher;
+use crate::world::World;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Bytes of a token file whose verification takes a noticeable time.
-const LARGE: u64 = 1 << 28;
 
 /// Everything a run works with.
 #[derive(Debug)]
@@ -53,6 +51,8 @@ pub struct Session {
     pub device: Device,
     /// What is read, by hash.
     pub inputs: Inputs,
+    /// The processes that train together; at first this one alone.
+    pub world: World,
     /// Whether the student is a shape alone, whose weights the run's checkpoint has.
     pub(super) begun: bool,
 }
@@ -77,7 +77,12 @@ impl Shapes {
 
     /// What the run would take, in bytes by part.
     pub fn memory(&self) -> MemoryByPart {
-        cost::memory(&self.student, self.teacher.as_ref(), &self.plan)
+        self.memory_among(1)
+    }
+
+    /// What one of so many processes would take.
+    pub fn memory_among(&self, processes: usize) -> MemoryByPart {
+        cost::memory_among(&self.student, self.teacher.as_ref(), &self.plan, processes)
     }
 
     /// Operations of the whole run, by forecast.
@@ -237,6 +242,7 @@ impl Survey {
             student,
             device,
             inputs,
+            world: World::solo(),
             begun,
         })
     }
@@ -297,6 +303,12 @@ impl Session {
     #[must_use]
     pub fn called(self, label: &str) -> Self {
         Self { label: label.to_string(), ..self }
+    }
+
+    /// The same as one of the processes of `world`, all of which have opened it.
+    #[must_use]
+    pub fn among(self, world: World) -> Self {
+        Self { world, ..self }
     }
 
     fn on(plan: &Plan, dir: &Path, known: Option<&Known>, at: Where<'_>) -> Result<Self> {
@@ -472,19 +484,9 @@ pub(crate) fn inputs_of(data: &DataDir, models: Models) -> Inputs {
     }
 }
 
-/// Compares the data's token files with their content hashes; `progress` receives that of a large
-/// one.
+/// Compares the data's token files with their content hashes.
 pub(crate) fn verify(data: &DataDir, progress: &dyn Progress) -> Result<()> {
-    data.files().try_for_each(|tokens| {
-        let bytes = tokens.len() * tokens.header().dtype.bytes() as u64;
-        if bytes < LARGE {
-            return tokens.verify();
-        }
-        progress.start(&format!("Verifying {}", tokens.path().display()), None, "bytes");
-        let done = tokens.verify();
-        progress.finish();
-        done
-    })
+    data.files().try_for_each(|tokens| tokens.verify(progress))
 }
 
 /// The folder of a stored model that fits the data: one that brings a tokenizer must have been

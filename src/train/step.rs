@@ -8,13 +8,16 @@ use crate::error::{Error, Result};
 use crate::loss::head::RowStats;
 use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
-use crate::optim::adamw::{self, AdamW, global_norm};
-use crate::optim::schedule;
+use crate::optim::adamw::{self, AdamW};
+use crate::optim::{Shards, schedule};
 use crate::select::{Observed, OwnScore, SelectionState, StepSelection};
 use crate::signal::Stored;
 use crate::teacher::Teacher;
+use crate::train::events::Phases;
+use crate::train::groups::{Pile, mine, total};
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
+use crate::world::World;
 use std::sync::Arc;
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
@@ -29,7 +32,7 @@ pub struct Trainer {
     /// What a teacher said of the training tokens, which stands for one
     /// ([`Trainer::learning_from`]).
     pub signal: Option<Arc<Stored>>,
-    /// AdamW's moments.
+    /// AdamW's moments, of the parameters that this process steps.
     pub state: adamw::State,
     /// What selection remembers from step to step.
     pub selection: SelectionState,
@@ -39,6 +42,8 @@ pub struct Trainer {
     pub phases_apart: bool,
     pub(super) grads: ParamSet,
     own_score: Option<OwnScore>,
+    /// The processes that train together, and who of them steps what.
+    pub(super) shards: Shards,
 }
 
 /// What the micro-batches of a step share.
@@ -60,7 +65,8 @@ impl Trainer {
         let teacher =
             teacher.map(|t| t.working_at(precision, plan.machine.teacher_dtype)).transpose()?;
         let layout = student.params.layout();
-        let state = adamw::State::new(layout, &device)?;
+        let shards = Shards::new(World::solo(), layout);
+        let state = shards.fresh(layout, &device)?;
         let grads = ParamSet::zeros(layout, student.params.wte().dtype(), &device)?;
         Ok(Self {
             plan,
@@ -72,7 +78,38 @@ impl Trainer {
             phases_apart: false,
             grads,
             own_score: None,
+            shards,
         })
+    }
+
+    /// The same as one of the processes that train together, before its first step: all begin with
+    /// the parameters of process 0. Each then steps on its share of every batch: as many sequences
+    /// as the others have, in the order of ranks, every position of which counts. What a step returns
+    /// is the whole step's.
+    pub fn among(self, world: World) -> Result<Self> {
+        let layout = self.student.params.layout();
+        let shards = Shards::new(world, layout);
+        shards.from_root(&self.student.params)?;
+        let state = shards.fresh(layout, self.student.params.wte().device())?;
+        Ok(Self { shards, state, ..self })
+    }
+
+    /// The moments of all parameters in process 0, for a checkpoint; elsewhere this process's.
+    pub(super) fn whole_state(&self) -> Result<adamw::State> {
+        self.shards.collect(&self.state)
+    }
+
+    /// Goes on with the moments that process 0 has of all parameters (None in the others), after so
+    /// many updates.
+    pub(super) fn take_state(&mut self, whole: Option<adamw::State>, step: u64) -> Result<()> {
+        let whole = whole.unwrap_or_else(|| adamw::State { step, ..self.state.clone() });
+        self.state = self.shards.deal(&whole)?;
+        Ok(())
+    }
+
+    /// The processes that train together.
+    pub fn world(&self) -> &World {
+        self.shards.world()
     }
 
     /// The same, which reads what a teacher said of the training tokens in place of asking one.
@@ -99,9 +136,9 @@ impl Trainer {
         self.own_score = Some(OwnScore::new(score));
     }
 
-    /// Trains on `batch`, the step's sequences, of which the run consumed `cursor` before. `step`
-    /// counts from 0, while errors and metrics count steps done. On an error no parameter has
-    /// changed.
+    /// Trains on `batch`, the step's sequences (of several processes this one's share), the step
+    /// beginning where the run has consumed `cursor` sequences. `step` counts from 0, while errors
+    /// and metrics count steps done. On an error no parameter has changed, and every process has it.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let done = self.try_step(step, cursor, batch);
         if done.is_err() {
@@ -133,7 +170,7 @@ impl Trainer {
         step: u64,
         cursor: u64,
         batch: &Batch,
-        mut own: Option<&mut OwnScore>,
+        own: Option<&mut OwnScore>,
     ) -> Result<StepReport> {
         let plan = &self.plan;
         let settings = StepSettings {
@@ -155,22 +192,69 @@ impl Trainer {
             own_score: own.is_some(),
         };
         let work = StepWork { settings, selection, route: Route::of(plan, facts) };
-        let mut sums = Sums { tokens: batch.valid_count() as u64, ..Sums::default() };
-        for first in (0..batch.sequences).step_by(micro_rows) {
-            // A step of a large model takes minutes on a CPU: a stop discards what there is of it.
-            crate::interrupt::check()?;
-            let micro = batch.slice(first..batch.sequences.min(first + micro_rows));
-            sums += self.micro_batch(&work, &micro, cursor + first as u64, own.as_deref_mut())?;
-        }
+        let mine = self.by_group(&work, micro_rows, cursor, batch, own);
+        let sums = self.agreed(mine)?;
         let denominator = selection.denominator(sums.kept, sums.valid);
         Ok(StepReport { settings, denominator, sums, ..StepReport::default() })
+    }
+
+    /// The sums of this process's groups; their gradients are added up.
+    fn by_group(
+        &self,
+        work: &StepWork<'_>,
+        micro_rows: usize,
+        cursor: u64,
+        batch: &Batch,
+        mut own: Option<&mut OwnScore>,
+    ) -> Result<Vec<Sums>> {
+        let world = self.world();
+        let (groups, rows) = mine(&self.plan, world, batch.sequences)?;
+        let cursor = cursor + (world.rank() * batch.sequences) as u64;
+        let mut pile = Pile::new(groups);
+        let mut all = Vec::with_capacity(groups);
+        for group in 0..groups {
+            let mut sums = Sums::default();
+            let end = (group + 1) * rows;
+            for first in (group * rows..end).step_by(micro_rows) {
+                // A step of a large model takes minutes on a CPU: a stop discards what there is of
+                // it.
+                crate::interrupt::check()?;
+                let micro = batch.slice(first..end.min(first + micro_rows));
+                sums.tokens += micro.valid_count() as u64;
+                sums +=
+                    self.micro_batch(work, &micro, cursor + first as u64, own.as_deref_mut())?;
+            }
+            all.push(sums);
+            pile.push(&self.grads)?;
+        }
+        pile.finish(&self.grads)?;
+        Ok(all)
+    }
+
+    /// The sums of the groups of all processes. Where one of these failed, its error is everyone's.
+    fn agreed(&self, mine: Result<Vec<Sums>>) -> Result<Sums> {
+        if self.world().size() == 1 {
+            return mine.map(total);
+        }
+        let phases = mine.iter().flatten().map(|sums| sums.phases);
+        let phases = phases.fold(Phases::default(), |mut all, phases| {
+            all += phases;
+            all
+        });
+        let heard = self
+            .world()
+            .agree_on(mine.map(|sums| sums.iter().flat_map(Sums::numbers).collect()))?;
+        let all = heard.into_iter().flat_map(|numbers| Sums::of_numbers(&numbers)).collect();
+        // Everyone's sums, and this process's seconds.
+        Ok(Sums { phases, ..total(all) })
     }
 
     /// Clips by the global norm of the mean gradient and steps; everything is checked before
     /// anything moves.
     fn update(&mut self, report: &mut StepReport) -> Result<()> {
         let optim = &self.plan.optim;
-        report.grad_norm = global_norm(&self.grads)? / report.denominator;
+        self.shards.sum(&self.grads)?;
+        report.grad_norm = self.shards.norm(&self.grads)? / report.denominator;
         let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip {
             optim.clip / report.grad_norm
         } else {
@@ -183,7 +267,9 @@ impl Trainer {
             weight_decay: optim.weight_decay,
         };
         let scale = (clip / report.denominator) as f32;
-        adamw.update(&self.student.params, &self.grads, &mut self.state, report.settings.lr, scale)
+        let (params, lr) = (&self.student.params, report.settings.lr);
+        adamw.update(params, &self.grads, &mut self.state, lr, scale)?;
+        self.shards.spread(params)
     }
 
     /// What the next steps' selection learns from this one; nothing may fail any more.

@@ -133,6 +133,86 @@ impl StepReport {
 }
 
 impl Sums {
+    /// All of them but the seconds, for another process; exact, as no count reaches 2^53.
+    pub(super) fn numbers(&self) -> Vec<f64> {
+        let Self { tokens, sequences, valid, kept, rows, block_rows, loss, nll, kept_nll, .. } =
+            self;
+        let Self { easy, scores, var, cvar, pools, row_norms, flops, .. } = self;
+        let counts = [
+            *tokens,
+            sequences.0,
+            sequences.1,
+            *valid,
+            *kept,
+            *rows,
+            block_rows.0,
+            block_rows.1,
+            *easy,
+            *pools as u64,
+            scores.len() as u64,
+        ];
+        let sums = [*loss, *nll, *kept_nll, *var, *cvar, row_norms.0, row_norms.1];
+        let flops = [flops.student_forward, flops.student_backward, flops.teacher, flops.scoring];
+        let scores = scores.iter().map(|&score| f64::from(score));
+        counts.into_iter().map(|n| n as f64).chain(sums).chain(flops).chain(scores).collect()
+    }
+
+    /// What [`Sums::numbers`] of one after the other made.
+    pub(super) fn of_numbers(mut numbers: &[f64]) -> Vec<Self> {
+        let mut all = Vec::new();
+        while let Some((
+            &[
+                tokens,
+                begun,
+                went_on,
+                valid,
+                kept,
+                rows,
+                with_gradient,
+                of_blocks,
+                easy,
+                pools,
+                scores,
+                loss,
+                nll,
+                kept_nll,
+                var,
+                cvar,
+                norms,
+                squares,
+                student_forward,
+                student_backward,
+                teacher,
+                scoring,
+            ],
+            rest,
+        )) = numbers.split_first_chunk()
+        {
+            let (scores, rest) = rest.split_at((scores as usize).min(rest.len()));
+            numbers = rest;
+            all.push(Self {
+                tokens: tokens as u64,
+                sequences: (begun as u64, went_on as u64),
+                valid: valid as u64,
+                kept: kept as u64,
+                rows: rows as u64,
+                block_rows: (with_gradient as u64, of_blocks as u64),
+                loss,
+                nll,
+                kept_nll,
+                easy: easy as u64,
+                scores: scores.iter().map(|&score| score as f32).collect(),
+                var,
+                cvar,
+                pools: pools as usize,
+                row_norms: (norms, squares),
+                flops: Flops { student_forward, student_backward, teacher, scoring },
+                phases: Phases::default(),
+            });
+        }
+        all
+    }
+
     pub(super) fn add(&mut self, stats: &[RowStats], batch: &Batch, selection: &Selection) {
         for (s, _) in stats.iter().zip(&batch.valid).filter(|(_, valid)| **valid) {
             self.valid += 1;
@@ -172,6 +252,37 @@ impl Sums {
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn sums_travel_without_loss() {
+        let one = |scores: &[f32]| Sums {
+            tokens: 1 << 40,
+            sequences: (2, 3),
+            valid: 4,
+            kept: 5,
+            rows: 6,
+            block_rows: (7, 8),
+            loss: 0.1,
+            nll: f64::MIN_POSITIVE,
+            kept_nll: -1e300,
+            easy: 9,
+            scores: scores.to_vec(),
+            var: 0.3,
+            cvar: 0.7,
+            pools: 10,
+            row_norms: (0.11, 0.13),
+            flops: Flops {
+                student_forward: 1.0,
+                student_backward: 2.0,
+                teacher: 3.0,
+                scoring: 4.0,
+            },
+            phases: Phases::default(),
+        };
+        let all = vec![one(&[0.1, -3.5]), one(&[]), Sums::default()];
+        let numbers: Vec<f64> = all.iter().flat_map(Sums::numbers).collect();
+        assert_eq!(Sums::of_numbers(&numbers), all);
+    }
 
     #[test]
     fn effective_rows_count_rows_of_equal_norm_once_and_small_ones_hardly() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 15] = [
     &["error"],
     &["interrupt", "progress", "guard", "rng", "allocator", "json", "machine"],
-    &["files", "report"],
+    &["files", "report", "world"],
     &["config", "data"],
     &["ops"],
     &["loss"],

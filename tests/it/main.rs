@@ -30,6 +30,7 @@ mod models;
 mod moved;
 mod parity;
 mod places; // where results go
+mod ranks; // several processes, by MPI
 mod report;
 mod run;
 mod run_lists;

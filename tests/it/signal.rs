@@ -207,6 +207,31 @@ fn what_does_not_belong_together_is_refused() {
 }
 
 #[test]
+fn what_reads_tokens_finds_a_damaged_file_before_it_says_anything_of_them() {
+    let (place, whole) = (place(), data());
+    for name in ["train.bin", "valid.bin"] {
+        let dir = place.path(&format!("damaged-{name}"));
+        copy_folder(Path::new(&whole), &dir);
+        let mut bytes = fs::read(dir.join(name)).unwrap();
+        let at = bytes.len() - 8;
+        bytes[at] ^= 1; // another token of the vocabulary
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+    let damaged = "damaged-train.bin";
+    let says = ["train.bin: content hash", "the file is damaged", "prepare the data again"];
+    place.refused(&write(damaged, "signal", &[]), 3, &says);
+    place.refused(&write(damaged, "signal", &["--signal", "none"]), 3, &says);
+    fs::write(place.path("said.jsonl"), "{}\n").unwrap();
+    place.refused(&import(damaged, "said.jsonl", "signal", &[]), 3, &says);
+    place.refused(&distill(damaged, "run", &["--teacher", "teacher"]), 3, &says);
+    place.refused(&["eval", "teacher", "--data", "damaged-train.bin/train.bin"], 3, &says);
+    let says = ["valid.bin: content hash", "the file is damaged"];
+    place.refused(&["eval", "teacher", "--data", "damaged-valid.bin"], 3, &says);
+    assert!(!place.path("signal").exists() && !place.path("run").exists());
+    place.json(&["eval", "teacher", "--data", &whole]);
+}
+
+#[test]
 fn a_stopped_writer_goes_on_to_the_same_bytes() {
     let (place, data) = (place(), data());
     place.json(&write(&data, "whole", &["--signal", "sampled=8", "--stride", "1"]));

@@ -10,7 +10,8 @@ pub mod stories;
 mod told;
 mod whole;
 
-use super::runs::{Metrics, check_same, finish, is_finished};
+use super::crew::Crew;
+use super::runs::{Metrics, check_same, is_finished};
 use crate::config::{self, DataPlan, Method, Overrides, Plan, RunFile, Score};
 use crate::data::prepare::{PrepareOptions, TRAIN, Validation, prepare};
 use crate::data::tokenizer::Tokenizer;
@@ -139,6 +140,7 @@ pub fn quickstart(
     out: &Path,
     resume: bool,
     cache: &Path,
+    crew: &Crew,
     around: Where<'_>,
 ) -> Result<Quickstart> {
     if !resume {
@@ -147,7 +149,7 @@ pub fn quickstart(
     check_folder(out)?; // before a teacher is trained
     let data = [cache.join("teacher-data"), cache.join("data")];
     let parts = parts(plan, out, cache, data.each_ref().map(PathBuf::as_path))?;
-    let models = compared(plan, out, &parts, around).map_err(|e| match e.kind() {
+    let models = compared(plan, out, &parts, crew, around).map_err(|e| match e.kind() {
         ErrorKind::Interrupted(signal) => stopped(signal, &parts).unwrap_or(e),
         _ => e,
     })?;
@@ -218,6 +220,7 @@ fn compared(
     plan_of_all: &Plan,
     out: &Path,
     parts: &[Part<'_>],
+    crew: &Crew,
     around: Where<'_>,
 ) -> Result<Vec<Trained>> {
     // What stands must be of this plan; the teacher is shared by all.
@@ -269,13 +272,12 @@ fn compared(
             (false, true) => format!("{model}, pretrained once and kept:"),
             (false, false) => format!("student, {model}:"),
         });
-        let session = || {
+        if !is_finished(folder) {
             if let Some(told) = told {
                 told.write(&teacher, data, plan, around)?;
             }
-            Session::with_data(plan, data, around)
-        };
-        finish(folder, session, around.progress)?;
+            crew.train(plan, Some(data), folder, None, around)?;
+        }
         models.push(trained(part.word(), folder)?);
     }
     Ok(models)
@@ -505,7 +507,14 @@ mod tests {
         }
         let hub = HubOptions::new("http://127.0.0.1:9", place.path());
         let again = |plan: &Plan| {
-            quickstart(plan, &out, true, &cache, Where { hub: &hub, progress: &Silent })
+            quickstart(
+                plan,
+                &out,
+                true,
+                &cache,
+                &Crew::default(),
+                Where { hub: &hub, progress: &Silent },
+            )
         };
         let done = again(&of).unwrap();
         let names: Vec<&str> = done.models.iter().map(|model| model.model).collect();

@@ -56,7 +56,7 @@ fn documents_come_back_whole_in_order_from_either_format() {
     assert_eq!(report.train, from_text.train);
     let data = DataDir::open(&setup.path("a")).unwrap();
     let tokens = data.train.to_vec(0..data.train.len()).unwrap();
-    data.train.verify().unwrap();
+    data.train.verify(&Silent).unwrap();
     assert!(data.valid.is_none());
     // The long document was encoded in pieces; the oracle encodes it whole.
     let expected: Vec<u32> = setup
@@ -134,7 +134,7 @@ fn a_fraction_of_few_documents_is_the_end_of_the_text() {
         assert!((0.5..1.6).contains(&(share / fraction)), "{input}, {fraction}: {share}");
         let data = DataDir::open(&setup.path("a")).unwrap();
         let text = |f: &TokenFile| {
-            f.verify().unwrap();
+            f.verify(&Silent).unwrap();
             data.tokenizer.decode(&f.to_vec(0..f.len()).unwrap()).unwrap()
         };
         let (head, tail) = (text(&data.train), text(data.valid.as_ref().unwrap()));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::progress::Silent;
 use std::fs;
 
 fn origin(vocab_size: u32) -> TokenOrigin {
@@ -38,17 +39,17 @@ fn both_widths_come_back_and_the_width_follows_the_vocabulary() {
         );
         assert_eq!(file.to_vec(0..1001).unwrap(), tokens);
         assert_eq!(file.to_vec(998..1001).unwrap(), tokens[998..]);
-        file.verify().unwrap();
+        file.verify(&Silent).unwrap();
         assert!(file.read(1000..1002, &mut Vec::new()).is_err());
         let memory = TokenFile::from_tokens(&tokens, origin(vocab), 1, 99).unwrap();
         assert_eq!(
             (memory.header(), memory.to_vec(3..9).unwrap()),
             (&header, tokens[3..9].to_vec())
         );
-        memory.verify().unwrap();
+        memory.verify(&Silent).unwrap();
         let behind = file.behind(&[file.header().eot]).unwrap();
         assert_eq!(behind.to_vec(0..1002).unwrap(), [&[vocab - 1], &tokens[..]].concat());
-        assert_eq!((behind.header().source_bytes, behind.verify().is_ok()), (99, true));
+        assert_eq!((behind.header().source_bytes, behind.verify(&Silent).is_ok()), (99, true));
     }
 }
 
@@ -104,7 +105,7 @@ fn a_changed_payload_fails_verification_and_foreign_ids_fail_on_reading() {
     bytes[HEADER_BYTES + 4] = 60;
     fs::write(&path, bytes).unwrap();
     let file = TokenFile::open(&path).unwrap();
-    assert!(file.verify().unwrap_err().to_string().contains("content hash"));
+    assert!(file.verify(&Silent).unwrap_err().to_string().contains("content hash"));
     assert!(file.to_vec(1..4).unwrap_err().to_string().contains("token 2 is 60"));
     assert_eq!(file.to_vec(3..5).unwrap(), [4, 5]);
     file.check_vocab(50).unwrap();

@@ -78,7 +78,9 @@ impl AdamW {
     /// the kept count: min(1, clip/norm)/kept). Moments move in place, gradients are left at zero.
     /// `lr` is this update's rate.
     ///
-    /// The caller has checked the gradients with [`global_norm`]; this function trusts them.
+    /// The caller has checked the gradients with [`global_norm`]; this function trusts them. Where the
+    /// moments have no elements, another process steps the parameter (`Shards`), and it stays as it
+    /// is here.
     pub fn update(
         &self,
         params: &ParamSet,
@@ -104,6 +106,10 @@ impl AdamW {
         let step = state.step + 1;
         for (i, (spec, p)) in layout.entries().iter().zip(params.tensors()).enumerate() {
             let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
+            if m.elem_count() == 0 && spec.elements() > 0 {
+                g.zero_set()?;
+                continue;
+            }
             let scalars = self.scalars(step, lr, f64::from(scale), spec.kind.decays());
             let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
             match if floats { Backend::of(p) } else { Backend::Reference } {
@@ -165,22 +171,41 @@ fn reference(
 /// infinity: a finite loss does not promise finite gradients. On the CPU the result has the same
 /// bits for any number of threads.
 pub fn global_norm(grads: &ParamSet) -> Result<f64> {
+    norm_of(grads.layout(), &squares(grads, |_| true)?)
+}
+
+/// The sum of squares of each gradient that `counts`, in f64; 0 for the others.
+pub fn squares(grads: &ParamSet, counts: impl Fn(usize) -> bool) -> Result<Vec<f64>> {
     let on_gpu =
         grads.tensors().iter().all(|g| Backend::of(g) == Backend::Gpu && g.dtype() == DType::F32);
-    let squares = match on_gpu {
-        true => cuda::sums_of_squares(grads.tensors())?,
-        false => grads.tensors().iter().map(sum_of_squares).collect::<Result<_>>()?,
+    let here: Vec<usize> = (0..grads.tensors().len()).filter(|&i| counts(i)).collect();
+    let found = match on_gpu {
+        true => {
+            let counted: Vec<Tensor> = here.iter().map(|&i| grads.tensors()[i].clone()).collect();
+            cuda::sums_of_squares(&counted)?
+        }
+        false => {
+            here.iter().map(|&i| sum_of_squares(&grads.tensors()[i])).collect::<Result<_>>()?
+        }
     };
+    let mut all = vec![0.0; grads.tensors().len()];
+    here.into_iter().zip(found).for_each(|(i, squares)| all[i] = squares);
+    Ok(all)
+}
+
+/// The norm of gradients whose sums of squares these are, by parameter of the layout.
+pub fn norm_of(layout: &Layout, squares: &[f64]) -> Result<f64> {
     let mut total = 0.0;
-    for ((name, _), squares) in grads.named().zip(squares) {
+    for (spec, squares) in layout.entries().iter().zip(squares) {
         // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes
         // the sum non-finite.
         if !squares.is_finite() {
             return Err(Error::new(
                 ErrorKind::NonFinite,
                 format!(
-                    "the gradient of {name} is not finite; no parameter was changed. A lower learning rate, a longer \
-                     warm-up or a higher temperature usually helps"
+                    "the gradient of {} is not finite; no parameter was changed. A lower learning rate, a longer \
+                     warm-up or a higher temperature usually helps",
+                    spec.name
                 ),
             ));
         }

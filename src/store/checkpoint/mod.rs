@@ -30,7 +30,6 @@
 //! In memory a run is a `Run`, on disk a [`TrainState`]; `state.json` is the part of it that is no
 //! tensor.
 
-mod exact;
 mod glance;
 mod manifest;
 mod rotation;
@@ -46,6 +45,7 @@ use crate::config::{CheckpointPlan, Plan};
 use crate::cost::Flops;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{AtomicDir, read_bounded, write_atomic};
+use crate::json::exact;
 use crate::model::{Gpt2Config, Layout, ParamSet};
 use crate::optim::{adamw, schedule};
 use crate::progress::Progress;

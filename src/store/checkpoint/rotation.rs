@@ -20,8 +20,8 @@ pub struct RunLock {
     dir: PathBuf,
     /// Whether the folder was made for this lock.
     fresh: bool,
-    // The lock lives as long as the open file.
-    _file: File,
+    // The lock lives as long as the open file; None where another process of the run has it.
+    _file: Option<File>,
 }
 
 impl RunLock {
@@ -58,9 +58,14 @@ impl RunLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {}", std::process::id()))
             .map_err(failed)?;
-        let lock = Self { dir: run_dir.to_path_buf(), fresh, _file: file };
+        let lock = Self { dir: run_dir.to_path_buf(), fresh, _file: Some(file) };
         lock.sweep()?;
         Ok(lock)
+    }
+
+    /// For the processes of a run beside the one that writes: they know the folder.
+    pub fn beside(run_dir: &Path) -> Self {
+        Self { dir: run_dir.to_path_buf(), fresh: false, _file: None }
     }
 
     /// The run folder.

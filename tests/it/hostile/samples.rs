@@ -83,7 +83,7 @@ pub fn read_tokens(path: &Path) -> Result<()> {
     file.check_vocab(11)?;
     let tokens = file.to_vec(0..file.len())?;
     assert!(tokens.iter().all(|t| *t < file.header().vocab_size));
-    file.verify()
+    file.verify(&Silent)
 }
 
 /// The shape of the models here.

@@ -9,7 +9,7 @@ use serde_json::{Number, Value};
 const MARK: &str = "f64:";
 
 /// Replaces the floats that reading back would change.
-pub(super) fn freeze(value: Value) -> Value {
+pub fn freeze(value: Value) -> Value {
     map(value, &|leaf| match &leaf {
         Value::Number(n) if n.is_f64() => {
             let read_back = serde_json::from_str::<Value>(&n.to_string()).ok();
@@ -27,7 +27,7 @@ pub(super) fn freeze(value: Value) -> Value {
 }
 
 /// Undoes [`freeze`].
-pub(super) fn thaw(value: Value) -> Value {
+pub fn thaw(value: Value) -> Value {
     map(value, &|leaf| {
         let number = leaf.as_str().and_then(|s| s.strip_prefix(MARK)).and_then(|s| s.parse().ok());
         number.and_then(Number::from_f64).map_or(leaf, Value::Number)

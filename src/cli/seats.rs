@@ -1,0 +1,63 @@
+//! Threads and devices of a process among those that a launcher started.
+
+use super::Printer;
+use crate::config::{DeviceSpec, Plan};
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::train::threads::use_everywhere;
+use crate::world::{Launched, Seat};
+
+/// Takes `threads` for every parallel loop of this process (0: a core each, of its share of them), and
+/// tells what is wrong with where the processes sit.
+pub fn seated(threads: usize, ui: &Printer) -> Result<Seat> {
+    let seats = ui.world().seats()?;
+    let alone = ui.world().size() == 1;
+    if !alone {
+        seats.warnings.iter().for_each(|warning| ui.note(&format!("warning: {warning}")));
+    }
+    if alone && let Some(started) = Launched::here().and_then(|l| l.size).filter(|n| *n > 1) {
+        ui.note(&format!(
+            "warning: {started} processes were started, and {}: each does all of the work by itself",
+            match cfg!(feature = "mpi") {
+                true => "they cannot reach each other (is this the MPI that the program was built with?)",
+                false => "this build has no MPI (build with --features mpi)",
+            }
+        ));
+    }
+    use_everywhere(if alone || threads > 0 { threads } else { seats.mine.threads })?;
+    Ok(seats.mine)
+}
+
+/// The plan of this process's share: its device, and groups for all processes.
+pub fn shared(mut plan: Plan, seat: Seat, ui: &Printer) -> Plan {
+    let size = ui.world().size();
+    if size == 1 {
+        return plan;
+    }
+    let groups = plan.groups(size);
+    if ![0, 1, groups].contains(&plan.machine.groups) {
+        ui.note(&format!(
+            "note: machine.groups is {groups} and not {}, as there are {size} processes: sums round otherwise",
+            plan.machine.groups
+        ));
+    }
+    plan.machine.groups = groups;
+    placed(plan, seat)
+}
+
+/// The plan on the device of this seat; process 0 has the first.
+pub fn placed(mut plan: Plan, seat: Seat) -> Plan {
+    plan.machine.device = own_device(plan.machine.device, seat);
+    plan
+}
+
+/// GPUs are dealt out in the order of a machine's processes, from the one that is named on.
+pub fn own_device(asked: DeviceSpec, seat: Seat) -> DeviceSpec {
+    match asked {
+        DeviceSpec::Cuda(first) => DeviceSpec::Cuda(first + seat.local_rank),
+        DeviceSpec::Auto if candle_core::utils::cuda_is_available() => {
+            DeviceSpec::Cuda(seat.local_rank)
+        }
+        other => other,
+    }
+}

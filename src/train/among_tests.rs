@@ -1,0 +1,124 @@
+//! Steps of several processes against those of one. The processes are threads; what MPI adds is that
+//! bytes travel, which `tests/it/ranks.rs` tries.
+
+use super::{StepReport, Sums, Trainer};
+use crate::data::loader::Batch;
+use crate::error::ErrorKind;
+use crate::model::Gpt2;
+use crate::teacher::Teacher;
+use crate::testing::{lively_model, random_batch, step_plan};
+use crate::train::events::Phases;
+use crate::world::{World, in_threads};
+
+const CONTEXT: usize = 16;
+const VOCAB: usize = 70;
+const ROWS: usize = 8;
+
+fn batch(step: u64) -> Batch {
+    let mut all = random_batch(ROWS * 4, CONTEXT, VOCAB);
+    let of_step = (step as usize % 4) * ROWS;
+    all.sequence_ids.iter_mut().for_each(|id| *id += 100 * step);
+    all.slice(of_step..of_step + ROWS)
+}
+
+fn trainer(settings: &[&str], world: World) -> Trainer {
+    let eight = ["data.rows=8", "machine.micro_rows=2"];
+    let plan = step_plan(&[&eight[..], settings].concat());
+    let model = |width, seed| lively_model(VOCAB, CONTEXT, width, 2, seed);
+    // What the others begin with is process 0's.
+    let student: Gpt2 = model(16, 1 + world.rank() as u64);
+    let teacher =
+        plan.teacher.is_some().then(|| Teacher::new(model(24, 9), &student.config).unwrap());
+    Trainer::new(plan, student, teacher).unwrap().among(world).unwrap()
+}
+
+/// What so many steps reported, without their seconds, and the parameters then.
+fn steps(settings: &[&str], world: World, n: u64) -> (Vec<StepReport>, Vec<Vec<f32>>) {
+    let (share, mut trainer) = (world.share(ROWS), trainer(settings, world));
+    let one = |step: u64| {
+        let done =
+            trainer.step(step, step * ROWS as u64, &batch(step).slice(share.clone())).unwrap();
+        StepReport { sums: Sums { phases: Phases::default(), ..done.sums.clone() }, ..done }
+    };
+    let reports = (0..n).map(one).collect();
+    let params = trainer.student.params.tensors();
+    (reports, params.iter().map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect())
+}
+
+/// Plain steps; selection in every pool, by the student and by a teacher; distillation from every form
+/// of signal; other backward passes; sequences that exit early; a schedule of alpha.
+const WAYS: [&[&str]; 12] = [
+    &["method=clm"],
+    &["select.score=entropy"],
+    &["select.pool=micro-batch", "select.score=loss"],
+    &["select.pool=carried", "select.score=loss"],
+    &["select.cvar_weight=0.5", "select.rest_rate=0.3"],
+    &["select.schedule=ada-eslm", "select.interval=2", "select.score=loss"],
+    &["teacher=t", "method=clm", "objective.lambda=0.5"],
+    &["teacher=t", "select.score=kl", "objective.lambda=0.5", "machine.head=recompute"],
+    &["teacher=t", "objective.lambda=0.5", "objective.signal=sampled", "objective.samples=5"],
+    &["teacher=t", "select.score=excess", "objective.signal=top-k", "objective.top_k=7"],
+    &["machine.backward=sampled", "machine.rho=0.5", "method=clm"],
+    &["select.alpha_seq=0.5", "select.probe_stride=4", "machine.backward=sparse"],
+];
+
+#[test]
+fn with_groups_every_number_of_processes_has_the_bits_of_one() {
+    for way in WAYS {
+        let settings = [way, &["machine.groups=4"]].concat();
+        let (reports, params) = steps(&settings, World::solo(), 20);
+        for size in [2, 4] {
+            let all = in_threads(size, |world| steps(&settings, world, 20));
+            for (rank, (found, weights)) in all.into_iter().enumerate() {
+                assert_eq!(found, reports, "{way:?}, process {rank} of {size}");
+                assert!(weights == params, "{way:?}, process {rank} of {size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_groups_sums_round_otherwise_and_nothing_else_differs() {
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs().max(1e-9);
+    for way in WAYS {
+        let (one, _) = steps(way, World::solo(), 20);
+        for size in [2, 4] {
+            let (found, _) = in_threads(size, |world| steps(way, world, 20)).remove(0);
+            for (step, (a, b)) in found.iter().zip(&one).enumerate() {
+                let (a, b) = (a.sums.clone(), b.sums.clone());
+                let counts = |s: &Sums| (s.tokens, s.sequences, s.valid, s.kept, s.pools, s.rows);
+                assert_eq!(counts(&a), counts(&b), "{way:?}, step {step}, {size} processes");
+                assert!(near(a.loss, b.loss) && near(a.nll, b.nll), "{way:?}, step {step}");
+            }
+        }
+    }
+    // And that nothing is compared with itself.
+    let clm: &[&str] = &["method=clm"];
+    let grouped = steps(&["method=clm", "machine.groups=4"], World::solo(), 20).1;
+    assert!(steps(clm, World::solo(), 20).1 != grouped);
+}
+
+#[test]
+fn a_step_that_fails_in_one_process_changes_nothing_in_any() {
+    let found = in_threads(2, |world| {
+        let (rank, share) = (world.rank(), world.share(ROWS));
+        let mut trainer = trainer(&["method=clm"], world.clone());
+        let before = trainer.student.params.wte().to_vec2::<f32>().unwrap();
+        // A token that the model does not have, in one process alone.
+        let mut broken = batch(0).slice(share.clone());
+        if rank == 1 {
+            broken.targets[3] = VOCAB as u32 + 5;
+        }
+        let failed = trainer.step(0, 0, &broken).unwrap_err();
+        assert!(trainer.student.params.wte().to_vec2::<f32>().unwrap() == before);
+        // What is survived is forgiven, and the next step is a first one.
+        world.forgive();
+        let next = trainer.step(0, 0, &batch(0).slice(share)).unwrap();
+        (failed.to_string(), failed.kind(), next.sums.loss)
+    });
+    let (said, kind, loss) = &found[0];
+    assert!(said.starts_with("step 1: process 1 of 2: "), "{said}");
+    assert!(*kind != ErrorKind::Interrupted(0) && found[1].0 == *said);
+    let clean = steps(&["method=clm", "machine.groups=2"], World::solo(), 1).0;
+    assert_eq!(*loss, clean[0].sums.loss);
+}

@@ -1,0 +1,128 @@
+//! Gradients of groups of sequences, added as a tree, so that a step has the same bits however many
+//! processes its groups are divided among.
+
+use crate::config::Plan;
+use crate::error::{Error, Result};
+use crate::model::ParamSet;
+use crate::world::{World, tree};
+use candle_core::Tensor;
+
+/// Groups of this process, and sequences of each; errs where the process's `sequences` cannot be
+/// divided so.
+pub(super) fn mine(plan: &Plan, world: &World, sequences: usize) -> Result<(usize, usize)> {
+    let all = plan.groups(world.size());
+    let groups = all / world.size();
+    if !sequences.is_multiple_of(groups) {
+        return Err(Error::usage(format!(
+            "a step of {} sequences cannot be divided into {all} groups of equal size; set machine.groups or data.rows so \
+             that it can",
+            sequences * world.size()
+        )));
+    }
+    Ok((groups, sequences / groups))
+}
+
+/// Sums of groups whose trees wait for their right halves: log2(groups) of them at most, beside the
+/// buffer in which a group adds up. One group takes no memory and no time.
+pub(super) struct Pile {
+    groups: usize,
+    waiting: Vec<(u32, ParamSet)>,
+}
+
+impl Pile {
+    /// For so many groups.
+    pub(super) fn new(groups: usize) -> Self {
+        Self { groups, waiting: Vec::new() }
+    }
+
+    /// Takes the sum of the next group out of `grads`, which is left at zero; of an only group it
+    /// stays there.
+    pub(super) fn push(&mut self, grads: &ParamSet) -> Result<()> {
+        if self.groups == 1 {
+            return Ok(());
+        }
+        let (mut height, mut joined) = (0, None::<ParamSet>);
+        while let Some((_, left)) = self.waiting.pop_if(|(top, _)| *top == height) {
+            left.add_assign(joined.as_ref().unwrap_or(grads))?;
+            joined = Some(left);
+            height += 1;
+        }
+        let part = match joined {
+            Some(part) => part,
+            None => copied(grads)?,
+        };
+        self.waiting.push((height, part));
+        grads.zero()
+    }
+
+    /// Puts the sum of all groups into `grads`.
+    pub(super) fn finish(self, grads: &ParamSet) -> Result<()> {
+        let parts = self.waiting.into_iter().map(|(_, part)| Ok(part)).collect();
+        let sum = tree_of(parts);
+        sum.map_or(Ok(()), |sum| grads.assign(&sum?))
+    }
+}
+
+/// What waits joins from the right, which is what the tree of unequal parts does.
+fn tree_of(parts: Vec<Result<ParamSet>>) -> Option<Result<ParamSet>> {
+    parts.into_iter().rev().reduce(|right, left| {
+        let (left, right) = (left?, right?);
+        left.add_assign(&right)?;
+        Ok(left)
+    })
+}
+
+fn copied(set: &ParamSet) -> Result<ParamSet> {
+    let tensors = set.tensors().iter().map(Tensor::copy).collect::<candle_core::Result<_>>()?;
+    Ok(ParamSet::new(set.layout().clone(), tensors))
+}
+
+/// The sum of the groups' `parts`, in the order of their sequences.
+pub(super) fn total<T: Default + std::ops::AddAssign>(parts: Vec<T>) -> T {
+    let mut add = |mut left: T, right: T| {
+        left += right;
+        left
+    };
+    tree(parts, &mut add).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Gpt2Config, Layout};
+    use crate::testing::plan;
+    use crate::world::in_threads;
+    use candle_core::Device;
+
+    #[test]
+    fn a_process_has_its_share_of_the_groups() {
+        let plan = plan(&["machine.groups=4"]);
+        assert_eq!(mine(&plan, &World::solo(), 8).unwrap(), (4, 2));
+        let shares = in_threads(2, |world| mine(&plan, &world, 8).unwrap());
+        assert_eq!(shares, [(2, 4); 2]);
+        let refused = mine(&plan, &World::solo(), 6).unwrap_err().to_string();
+        assert!(refused.contains("6 sequences cannot be divided into 4 groups"), "{refused}");
+    }
+
+    #[test]
+    fn a_pile_adds_as_the_tree() {
+        let layout = Layout::new(&Gpt2Config::new(8, 4, 6, 1, 2));
+        for groups in [1, 2, 4, 8, 3] {
+            let term = |g: usize| (1.0 + g as f32).sin() * 10f32.powi(g as i32 - 3);
+            let grads = ParamSet::zeros(&layout, candle_core::DType::F32, &Device::Cpu).unwrap();
+            let mut pile = Pile::new(groups);
+            let mut most = 0;
+            for g in 0..groups {
+                grads.fill(term(g)).unwrap();
+                pile.push(&grads).unwrap();
+                most = most.max(pile.waiting.len());
+            }
+            pile.finish(&grads).unwrap();
+            let mut add = |a: f32, b: f32| a + b;
+            let want = tree((0..groups).map(term).collect(), &mut add).unwrap();
+            let found: Vec<f32> = grads.wte().flatten_all().unwrap().to_vec1().unwrap();
+            assert!(found.iter().all(|x| x.to_bits() == want.to_bits()), "{groups} groups");
+            assert!(most <= groups.ilog2() as usize + usize::from(!groups.is_power_of_two()));
+        }
+    }
+}
