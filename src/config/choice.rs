@@ -200,6 +200,9 @@ choice! {
         MicroBatch = "micro-batch",
         /// The positions of one sequence.
         Sequence = "sequence",
+        /// All positions of an optimizer step, over micro-batches and processes (the paper's batch at
+        /// scale): where a process has several micro-batches, scoring is a forward pass of its own.
+        Step = "step",
         /// All positions, against a threshold estimated from earlier steps: scoring and gradient
         /// are one pass over the output layer.
         Carried = "carried",

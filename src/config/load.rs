@@ -384,13 +384,14 @@ impl Resolved {
     fn check_selection(&self, origin: &dyn Fn(&str) -> String) -> Result<()> {
         let (plan, select) = (&self.plan, &self.plan.select);
         if plan.method == Method::Eslm
-            && select.pool == Pool::Carried
+            && matches!(select.pool, Pool::Carried | Pool::Step)
             && select.score == Score::EntropyKl
         {
             return Err(Error::usage(format!(
-                "{}: select.score = \"entropy-kl\" is normalised within its pool, and pool = \"carried\" has none; choose \
-                 pool = \"sequence\" or another score",
-                origin("select.score")
+                "{}: select.score = \"entropy-kl\" is normalised within its pool, and pool = \"{}\" has none before scores are \
+                 compared; choose pool = \"sequence\" or another score",
+                origin("select.score"),
+                select.pool
             )));
         }
         if select.alpha_seq > 0.0 && select.cvar_weight < 1.0 {

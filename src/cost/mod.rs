@@ -282,7 +282,36 @@ pub fn flops_per_step(
     level: impl Into<Level>,
 ) -> Flops {
     let level = level.into();
-    flops(student, teacher, plan, usual_route(plan, level), work_of_step(plan, level))
+    let (route, work) = (usual_route(plan, level), work_of_step(plan, level));
+    let mut all = flops(student, teacher, plan, route, work);
+    if level.alpha > 0.0 && scores_first(plan, plan.data.rows) {
+        all.scoring += flops_of_scoring(student, teacher, route, work);
+    }
+    all
+}
+
+/// Whether the pool of a step makes a process, whose part of it has so many sequences, score them in a
+/// forward pass of its own: it has several micro-batches, and a threshold must be known in the first.
+pub fn scores_first(plan: &Plan, sequences: usize) -> bool {
+    plan.select.pool == Pool::Step && sequences > micro_rows(plan)
+}
+
+/// FLOPs of that forward pass over `work`.
+pub fn flops_of_scoring(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    route: Route,
+    work: Work,
+) -> f64 {
+    let Work { sequences, context, probe, .. } = work;
+    let of =
+        |model| trunk_forward(model, sequences, context) + head_forward(model, sequences * context);
+    let teacher = teacher.filter(|_| route.teacher == TeacherRows::All);
+    let probed = probe.map_or(0, |probe| {
+        let more = probe.sequences - sequences;
+        blocks_forward(student, probe.exit_layer, more, context) + head_forward(student, probe.rows)
+    });
+    (of(student) + teacher.map_or(0, of) + probed) as f64
 }
 
 fn usual_route(plan: &Plan, level: Level) -> Route {
@@ -347,7 +376,7 @@ pub fn kept_rows(plan: &Plan, level: impl Into<Level>) -> u64 {
         Pool::MicroBatch => {
             (plan.data.rows / micro * kept_of(alpha, kept_of(alpha_seq, micro) * context)) as u64
         }
-        Pool::Carried => kept_of(alpha, sequences as usize * context) as u64,
+        Pool::Step | Pool::Carried => kept_of(alpha, sequences as usize * context) as u64,
     }
 }
 

@@ -10,6 +10,7 @@ mod score;
 mod selector;
 mod state;
 mod step;
+mod step_pool;
 
 pub use adaptive::{AdaEslm, EasyShare};
 pub use carried::Carried;
@@ -20,3 +21,4 @@ use score::{score_is_finite, score_of};
 pub use selector::{Selection, Selector, kept_of};
 pub use state::{Observed, SelectionState};
 pub use step::{ByRow, Decision, OwnScore, StepSelection};
+pub use step_pool::StepPool;

@@ -39,11 +39,11 @@ pub fn kept_of(alpha: f64, m: usize) -> usize {
     (((1.0 - alpha) * m as f64 - 1e-9).ceil().max(0.0) as usize).clamp(m.min(1), m)
 }
 
-/// The pools of `n` positions. One with a carried threshold is only ever a whole step's, for its
-/// exact threshold.
+/// The pools of `n` positions. That of a step, and one with a carried threshold for its exact
+/// threshold, are given a whole step's.
 pub(super) fn pools(pool: Pool, n: usize, context: usize) -> impl Iterator<Item = Range<usize>> {
     let size = match pool {
-        Pool::MicroBatch | Pool::Carried => n,
+        Pool::MicroBatch | Pool::Step | Pool::Carried => n,
         Pool::Sequence => context,
     };
     (0..n).step_by(size.max(1)).map(move |start| start..n.min(start + size))

@@ -2,14 +2,15 @@
 //! ranking and weighs rows.
 
 use super::{
-    Carried, Mixture, Ranking, Rows, ScoreContext, Selection, SelectionState, Selector,
-    score_is_finite, score_of,
+    Carried, Mixture, Ranking, Rows, ScoreContext, Selection, SelectionState, Selector, StepPool,
+    kept_of, score_is_finite, score_of,
 };
 use crate::config::{Plan, Pool, SelectPlan};
 use crate::data::loader::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::RowStats;
 use crate::rng::{Rng, Stream};
+use crate::world::World;
 use std::fmt;
 
 /// A score of the user's own: from the statistics of a micro-batch's positions `[B T]`, in order,
@@ -64,6 +65,18 @@ pub struct StepSelection<'a> {
     threshold: Option<Carried>,
     mixture: Mixture,
     rest: Rng,
+    pool: Pooled<'a>,
+}
+
+/// Where the pool of a whole step stands.
+#[derive(Debug, Clone, Copy)]
+enum Pooled<'a> {
+    /// The pool is another one.
+    No,
+    /// Its tokens were scored before.
+    Known(&'a StepPool),
+    /// The micro-batch at hand is all that these processes have of it, each.
+    Now(&'a World),
 }
 
 /// What became of a micro-batch's positions.
@@ -80,14 +93,15 @@ pub struct Decision {
 
 impl<'a> StepSelection<'a> {
     /// The selection of a step at confidence level `alpha`, whose `batch` is cut into micro-batches
-    /// of `micro_rows` sequences. The share of tokens that will be kept must be known before the
-    /// first of them, for the mixture's weights.
+    /// of `micro_rows` sequences; it is this process's share of the step. The share of tokens that will
+    /// be kept must be known before the first of them, for the mixture's weights.
     pub fn new(
         plan: &'a Plan,
         memory: &SelectionState,
         alpha: f64,
         batch: &Batch,
         micro_rows: usize,
+        world: &'a World,
     ) -> Self {
         let select = &plan.select;
         let threshold = memory.carried.filter(|_| select.pool == Pool::Carried);
@@ -96,6 +110,10 @@ impl<'a> StepSelection<'a> {
             _ if alpha == 0.0 || counted == 0 => 1.0,
             Pool::Carried if threshold.is_none() => 1.0,
             Pool::Carried => 1.0 - alpha,
+            Pool::Step => {
+                let all = counted * world.size();
+                kept_of(alpha, all) as f64 / all as f64
+            }
             Pool::Sequence | Pool::MicroBatch => {
                 let selector = Selector::of(select, alpha);
                 let micro_batches = batch.valid.chunks(micro_rows * batch.context);
@@ -105,7 +123,49 @@ impl<'a> StepSelection<'a> {
             }
         };
         let mixture = Mixture::new(select, share);
-        Self { plan: select, alpha, threshold, mixture, rest: Rng::new(plan.seed, Stream::Rest) }
+        let rest = Rng::new(plan.seed, Stream::Rest);
+        let pool = if select.pool == Pool::Step { Pooled::Now(world) } else { Pooled::No };
+        Self { plan: select, alpha, threshold, mixture, rest, pool }
+    }
+
+    /// The same whose tokens were all scored before.
+    #[must_use]
+    pub fn within(self, pool: &'a StepPool) -> Self {
+        Self { pool: Pooled::Known(pool), ..self }
+    }
+
+    /// The positions of a micro-batch that count, by their number in the run, with their scores.
+    pub fn scored(
+        &self,
+        batch: &Batch,
+        numbers: ScoreContext<'_>,
+        stats: &[RowStats],
+        own: Option<&mut OwnScore>,
+    ) -> Result<Vec<(u64, f32)>> {
+        Ok(self.numbered(&self.ranking(batch, numbers, stats, own)?, batch, numbers))
+    }
+
+    fn numbered(
+        &self,
+        ranking: &Ranking<'_>,
+        batch: &Batch,
+        numbers: ScoreContext<'_>,
+    ) -> Vec<(u64, f32)> {
+        let counted = (0..batch.valid.len()).filter(|&i| batch.valid[i]);
+        counted.map(|i| (numbers.token(i, batch.context), ranking.scores[i])).collect()
+    }
+
+    fn ranking<'b>(
+        &self,
+        batch: &'b Batch,
+        numbers: ScoreContext<'_>,
+        stats: &[RowStats],
+        own: Option<&mut OwnScore>,
+    ) -> Result<Ranking<'b>> {
+        match own {
+            Some(own) => Ok(Ranking::of(own.of(stats, batch)?, self.plan.pool, batch)),
+            None => Ranking::new(self.plan.score, self.plan.pool, stats, batch, numbers),
+        }
     }
 
     /// Whether positions are scored and can be dropped.
@@ -136,22 +196,41 @@ impl<'a> StepSelection<'a> {
         if !self.selects() {
             return Ok(Decision::all(counted().collect()));
         }
-        let ranking = match own {
-            Some(own) => Ranking::of(own.of(stats, batch)?, self.plan.pool, batch),
-            None => Ranking::new(self.plan.score, self.plan.pool, stats, batch, numbers)?,
+        let ranking = self.ranking(batch, numbers, stats, own);
+        let now;
+        let pool = match self.pool {
+            Pooled::No => None,
+            Pooled::Known(pool) => Some(pool),
+            Pooled::Now(world) => {
+                let scored = ranking.as_ref().map_err(Clone::clone);
+                let scored = scored.map(|ranking| self.numbered(ranking, batch, numbers));
+                now = StepPool::agreed(world, self.plan, self.alpha, scored)?;
+                Some(&now)
+            }
         };
+        let ranking = ranking?;
         let scores = &ranking.scores;
-        let kept = if self.plan.pool == Pool::Carried {
-            // Before there is a threshold every position is kept, and the step's scores make the
-            // first one.
-            let keeps = |i: &u32| {
-                self.threshold.is_none_or(|t| t.keeps(scores[*i as usize], self.plan.tail))
-            };
-            let rows: Vec<u32> = counted().filter(keeps).collect();
+        let by = |keeps: &dyn Fn(u32) -> bool| {
+            let rows: Vec<u32> = counted().filter(|&i| keeps(i)).collect();
             let score_sum = rows.iter().map(|&i| f64::from(scores[i as usize])).sum();
             Selection { rows, score_sum, ..Selection::default() }
-        } else {
-            ranking.cut(self.alpha, self.plan.tail)
+        };
+        let kept = match (pool, self.plan.pool) {
+            (Some(pool), _) => by(&|i| pool.keeps(numbers.token(i as usize, batch.context))),
+            // Before there is a threshold every position is kept, and the step's scores make the
+            // first one.
+            (None, Pool::Carried) => {
+                by(&|i| self.threshold.is_none_or(|t| t.keeps(scores[i as usize], self.plan.tail)))
+            }
+            (None, _) => ranking.cut(self.alpha, self.plan.tail),
+        };
+        let kept = match self.pool {
+            // Of the one pool that all have, one process tells.
+            Pooled::Now(world) if world.is_root() => {
+                let (var_sum, pools) = pool.map_or((0.0, 0), |pool| (pool.var, pool.pools));
+                Selection { var_sum, pools, ..kept }
+            }
+            _ => kept,
         };
         let draw = |i: u32| self.draw(numbers, batch, i as usize);
         let rows = self.mixture.rows(kept.rows.clone(), &batch.valid, draw);
@@ -253,6 +332,8 @@ mod tests {
         losses.iter().map(row).collect()
     }
 
+    static SOLO: World = World::SOLO;
+
     const LOSSES: [f32; 8] = [3.0, 1.0, 2.0, 0.5, 0.1, 0.4, 0.3, 9.0];
 
     #[test]
@@ -269,7 +350,7 @@ mod tests {
                 ..SelectionState::default()
             };
             let (batch, stats) = (batch(), stats(&LOSSES));
-            let selection = StepSelection::new(&plan, &memory, 0.5, &batch, 2);
+            let selection = StepSelection::new(&plan, &memory, 0.5, &batch, 2, &SOLO);
             let numbers = ScoreContext::new(plan.seed, 3);
             let whole = selection.decide(&batch, numbers, &stats, None).unwrap();
             let mut by_row = selection.by_row(&batch, numbers).unwrap();
@@ -286,7 +367,7 @@ mod tests {
     fn the_kept_share_of_the_mixture_is_the_steps() {
         let of = |settings: &[&str], memory: &SelectionState| {
             let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
-            StepSelection::new(&plan, memory, 0.5, &batch(), 1).mixture
+            StepSelection::new(&plan, memory, 0.5, &batch(), 1, &SOLO).mixture
         };
         let share = |settings: &[&str], share: f64| {
             let plan = plan(&[&["select.score=loss", "select.cvar_weight=0.5"], settings].concat());
@@ -311,7 +392,8 @@ mod tests {
     fn an_own_score_ranks_and_is_checked() {
         let plan = plan(&["select.score=entropy", "select.pool=micro-batch"]);
         let batch = batch();
-        let selection = StepSelection::new(&plan, &SelectionState::default(), 0.5, &batch, 2);
+        let selection =
+            StepSelection::new(&plan, &SelectionState::default(), 0.5, &batch, 2, &SOLO);
         let decide = |score: fn(&[RowStats]) -> Vec<f32>| {
             let numbers = ScoreContext::new(plan.seed, 0);
             selection.decide(&batch, numbers, &stats(&LOSSES), Some(&mut OwnScore::new(score)))

@@ -38,7 +38,12 @@ fn steps(settings: &[&str], world: World, n: u64) -> (Vec<StepReport>, Vec<Vec<f
     let one = |step: u64| {
         let done =
             trainer.step(step, step * ROWS as u64, &batch(step).slice(share.clone())).unwrap();
-        StepReport { sums: Sums { phases: Phases::default(), ..done.sums.clone() }, ..done }
+        let mut sums = Sums { phases: Phases::default(), ..done.sums.clone() };
+        if settings.contains(&"select.pool=step") {
+            // A process with one micro-batch scores it on its way, others in a pass of its own.
+            sums.flops.scoring = 0.0;
+        }
+        StepReport { sums, ..done }
     };
     let reports = (0..n).map(one).collect();
     let params = trainer.student.params.tensors();
@@ -47,11 +52,13 @@ fn steps(settings: &[&str], world: World, n: u64) -> (Vec<StepReport>, Vec<Vec<f
 
 /// Plain steps; selection in every pool, by the student and by a teacher; distillation from every form
 /// of signal; other backward passes; sequences that exit early; a schedule of alpha.
-const WAYS: [&[&str]; 12] = [
+const WAYS: [&[&str]; 14] = [
     &["method=clm"],
     &["select.score=entropy"],
     &["select.pool=micro-batch", "select.score=loss"],
     &["select.pool=carried", "select.score=loss"],
+    &["select.pool=step", "select.score=loss"],
+    &["select.pool=step", "select.score=kl", "teacher=t", "machine.head=recompute"],
     &["select.cvar_weight=0.5", "select.rest_rate=0.3"],
     &["select.schedule=ada-eslm", "select.interval=2", "select.score=loss"],
     &["teacher=t", "method=clm", "objective.lambda=0.5"],

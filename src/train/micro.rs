@@ -4,7 +4,7 @@
 //! `rows` are the positions that carry gradient, ascending; `indices` are places among these rows,
 //! where a sampled backward draws a part of them.
 
-use super::heard::Heard;
+use super::heard::{Heard, Speaker};
 use super::step::{StepWork, Trainer};
 use super::sums::Sums;
 use crate::config::{BackwardMode, HeadMode, Rho, Statistic};
@@ -75,28 +75,12 @@ impl Trainer {
         sums.sequences.0 += sequences as u64;
         sums.sequences.1 += batch.sequences as u64;
         let numbers = numbers.among(left.as_deref());
-        let score = self.plan.select.score;
-        let selects = work.route.selects;
-        let micro = Micro {
-            work,
-            batch,
-            numbers,
-            objective: self.objective(work),
-            sampler: self.row_sampler(batch, numbers),
-            reverse_kl: selects && score.needs_reverse_kl(),
-            // An own score may read it.
-            sparse_kl: selects && (own.is_some() || score.reads().contains(&Statistic::Kl)),
-        };
+        let micro = self.micro(work, batch, numbers, own.is_some());
 
         let (hidden, tape) = self.student.finish(partial)?; // [B T, D]
         clock.lap(&mut sums.phases.forward);
         let speaker = self.speaker(&micro)?;
-        let signal = match &speaker {
-            Some(speaker) if work.route.teacher == TeacherRows::All => {
-                Some(self.signal_before_selection(&micro, speaker)?)
-            }
-            _ => None,
-        };
+        let signal = self.heard_before_selection(&micro, speaker.as_ref())?;
         clock.lap(&mut sums.phases.teacher);
         let logits = self.student.logits(hidden);
         let head = if work.route.one_pass {
@@ -125,6 +109,70 @@ impl Trainer {
         sums.flops += cost::flops(&self.student.config, teacher, &self.plan, work.route, done);
         clock.lap(&mut sums.phases.backward);
         Ok(sums)
+    }
+
+    /// The positions of `batch` that count, by their number in the run, with their scores, and the
+    /// operations that took: what [`Trainer::micro_batch`] will find of them again.
+    pub(super) fn scored(
+        &self,
+        work: &StepWork<'_>,
+        batch: &Batch,
+        first_sequence: u64,
+        own: Option<&mut OwnScore>,
+    ) -> Result<(Vec<(u64, f32)>, f64)> {
+        let numbers = ScoreContext::new(self.plan.seed, first_sequence);
+        let Begun { partial, probe, left } =
+            self.early_exit(batch, numbers, work.settings.alpha_seq)?;
+        let picked = left.as_ref().map(|left| batch.pick(left));
+        let batch = picked.as_ref().unwrap_or(batch);
+        let micro = self.micro(work, batch, numbers.among(left.as_deref()), own.is_some());
+        let (hidden, _) = self.student.finish(partial)?;
+        let speaker = self.speaker(&micro)?;
+        let signal = self.heard_before_selection(&micro, speaker.as_ref())?;
+        let (stats, ..) = self.scan(&micro, self.student.logits(hidden), signal)?;
+        let scored = work.selection.scored(batch, micro.numbers, &stats, own)?;
+        let done = Work {
+            sequences: batch.sequences as u64,
+            context: batch.context as u64,
+            kept: 0,
+            probe,
+            drawn: None,
+        };
+        let teacher = self.teacher.as_ref().map(|t| &t.model().config);
+        Ok((scored, cost::flops_of_scoring(&self.student.config, teacher, work.route, done)))
+    }
+
+    fn micro<'a>(
+        &self,
+        work: &'a StepWork<'a>,
+        batch: &'a Batch,
+        numbers: ScoreContext<'a>,
+        own_score: bool,
+    ) -> Micro<'a> {
+        let (score, selects) = (self.plan.select.score, work.route.selects);
+        Micro {
+            work,
+            batch,
+            numbers,
+            objective: self.objective(work),
+            sampler: self.row_sampler(batch, numbers),
+            reverse_kl: selects && score.needs_reverse_kl(),
+            // An own score may read it.
+            sparse_kl: selects && (own_score || score.reads().contains(&Statistic::Kl)),
+        }
+    }
+
+    /// What is known of the teacher at every position before selection, if the route reads it there.
+    fn heard_before_selection(
+        &self,
+        micro: &Micro<'_>,
+        speaker: Option<&Speaker<'_>>,
+    ) -> Result<Option<Signal>> {
+        let reads = |_: &&Speaker<'_>| micro.work.route.teacher == TeacherRows::All;
+        speaker
+            .filter(reads)
+            .map(|speaker| self.signal_before_selection(micro, speaker))
+            .transpose()
     }
 
     /// Cross-entropy and divergence of the step.
@@ -237,17 +285,13 @@ impl Trainer {
         Ok(Begun { partial, probe: Some(probe), left: Some(left) })
     }
 
-    /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None
-    /// if there are none.
-    fn two_passes(
+    /// The statistics of every row, with what was scanned for them.
+    fn scan(
         &self,
         micro: &Micro<'_>,
-        own: Option<&mut OwnScore>,
         logits: Logits,
-        heard: Heard<'_>,
-        sums: &mut Sums,
-        clock: &mut Clock,
-    ) -> Result<Option<HeadGradient>> {
+        signal: Option<Signal>,
+    ) -> Result<(Vec<RowStats>, Logits, Option<Signal>)> {
         let Micro { batch, objective, work, .. } = *micro;
         let route = work.route;
         // Where every row of the teacher is read anyway, one scan serves score and loss; a sparse
@@ -255,7 +299,6 @@ impl Trainer {
         let all = route.teacher == TeacherRows::All;
         let later = route.distils && !route.dense;
         let tau = if all || later || !route.selects { objective.temperature } else { 1.0 };
-        let Heard { signal, speaker } = heard;
         let (with, sparse) = match signal {
             Some(Signal::Dense(teacher)) => (Some(teacher), None),
             sparse => (None, sparse),
@@ -270,12 +313,29 @@ impl Trainer {
         if let Some(sparse) = &sparse {
             head::hear(&logits, sparse, &mut stats, micro.options(tau))?;
         }
-        let signal = with.map(Signal::Dense).or(sparse);
         // Whatever the score: a NaN is never dropped in silence.
         stats
             .iter()
             .enumerate()
             .try_for_each(|(i, s)| micro.check("loss of the student", i, s.student.nll))?;
+        Ok((stats, logits, with.map(Signal::Dense).or(sparse)))
+    }
+
+    /// Scans every row, selects in the pools, then forms loss and gradient of the chosen rows. None
+    /// if there are none.
+    fn two_passes(
+        &self,
+        micro: &Micro<'_>,
+        own: Option<&mut OwnScore>,
+        logits: Logits,
+        heard: Heard<'_>,
+        sums: &mut Sums,
+        clock: &mut Clock,
+    ) -> Result<Option<HeadGradient>> {
+        let Micro { batch, objective, work, .. } = *micro;
+        let route = work.route;
+        let Heard { signal, speaker } = heard;
+        let (stats, logits, signal) = self.scan(micro, logits, signal)?;
         clock.lap(&mut sums.phases.scan);
 
         let Decision { kept, rows, scores } =
@@ -302,7 +362,7 @@ impl Trainer {
             Some(Signal::Dense(teacher)) if route.scans_again() => {
                 stats = head::scan(&logits, Some(teacher), &targets, objective.temperature)?.into();
             }
-            Some(sparse) if !route.dense && !all => {
+            Some(sparse) if !route.dense && route.teacher != TeacherRows::All => {
                 head::hear(&logits, sparse, stats.to_mut(), objective.temperature)?;
             }
             _ => {}

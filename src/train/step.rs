@@ -2,7 +2,7 @@
 //! at its end, so micro-batches and selection add up.
 
 use crate::config::{MicroRows, Plan};
-use crate::cost::{Route, StepFacts};
+use crate::cost::{Route, StepFacts, scores_first};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::loss::head::RowStats;
@@ -10,7 +10,7 @@ use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW};
 use crate::optim::{Shards, schedule};
-use crate::select::{Observed, OwnScore, SelectionState, StepSelection};
+use crate::select::{Observed, OwnScore, SelectionState, StepPool, StepSelection};
 use crate::signal::Stored;
 use crate::teacher::Teacher;
 use crate::train::events::Phases;
@@ -18,6 +18,7 @@ use crate::train::groups::{Pile, mine, total};
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
 use crate::world::World;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a step learns from: a student, perhaps a teacher, and the plan that says how.
@@ -44,6 +45,24 @@ pub struct Trainer {
     own_score: Option<OwnScore>,
     /// The processes that train together, and who of them steps what.
     pub(super) shards: Shards,
+}
+
+/// A process's sequences of a step.
+struct Part<'a> {
+    batch: &'a Batch,
+    micro_rows: usize,
+    /// The number in the run of the first.
+    cursor: u64,
+}
+
+impl Part<'_> {
+    /// Some of its sequences, by micro-batch, each with the number of its first.
+    fn micro_batches(&self, of: Range<usize>) -> impl Iterator<Item = (u64, Batch)> {
+        of.clone().step_by(self.micro_rows).map(move |first| {
+            let micro = self.batch.slice(first..of.end.min(first + self.micro_rows));
+            (self.cursor + first as u64, micro)
+        })
+    }
 }
 
 /// What the micro-batches of a step share.
@@ -170,7 +189,7 @@ impl Trainer {
         step: u64,
         cursor: u64,
         batch: &Batch,
-        own: Option<&mut OwnScore>,
+        mut own: Option<&mut OwnScore>,
     ) -> Result<StepReport> {
         let plan = &self.plan;
         let settings = StepSettings {
@@ -183,8 +202,14 @@ impl Trainer {
         let MicroRows::Rows(micro_rows) = plan.machine.micro_rows else {
             return Err(Error::internal("the plan's micro_rows must be settled before training"));
         };
-        let selection =
-            StepSelection::new(plan, &self.selection, settings.alpha, batch, micro_rows);
+        let selection = StepSelection::new(
+            plan,
+            &self.selection,
+            settings.alpha,
+            batch,
+            micro_rows,
+            self.world(),
+        );
         let facts = StepFacts {
             selects: selection.selects(),
             weighs_teacher: settings.lambda > 0.0,
@@ -192,37 +217,69 @@ impl Trainer {
             own_score: own.is_some(),
         };
         let work = StepWork { settings, selection, route: Route::of(plan, facts) };
-        let mine = self.by_group(&work, micro_rows, cursor, batch, own);
-        let sums = self.agreed(mine)?;
+        let cursor = cursor + (self.world().rank() * batch.sequences) as u64;
+        let part = Part { batch, micro_rows, cursor };
+        let pool = match selection.selects() && scores_first(plan, batch.sequences) {
+            true => Some(self.step_pool(&work, &part, own.as_deref_mut())?),
+            false => None,
+        };
+        let work = match &pool {
+            Some((pool, _)) => StepWork { selection: selection.within(pool), ..work },
+            None => work,
+        };
+        let mine = self.by_group(&work, &part, own);
+        let mut sums = self.agreed(mine)?;
+        if let Some((pool, flops)) = &pool {
+            (sums.var, sums.pools) = (pool.var, pool.pools);
+            sums.flops.scoring += flops;
+        }
         let denominator = selection.denominator(sums.kept, sums.valid);
         Ok(StepReport { settings, denominator, sums, ..StepReport::default() })
+    }
+
+    /// Scores all tokens of the step, and cuts the ranking of all processes; with the operations that
+    /// took.
+    fn step_pool(
+        &self,
+        work: &StepWork<'_>,
+        part: &Part<'_>,
+        mut own: Option<&mut OwnScore>,
+    ) -> Result<(StepPool, f64)> {
+        let mut flops = 0.0;
+        let mut scored = || -> Result<Vec<(u64, f32)>> {
+            let mut all = Vec::new();
+            for (first, micro) in part.micro_batches(0..part.batch.sequences) {
+                crate::interrupt::check()?;
+                let (scored, operations) = self.scored(work, &micro, first, own.as_deref_mut())?;
+                flops += operations;
+                all.extend(scored);
+            }
+            Ok(all)
+        };
+        let scored = scored();
+        let (world, alpha) = (self.world(), work.settings.alpha);
+        let pool = StepPool::agreed(world, &self.plan.select, alpha, scored)?;
+        Ok((pool, world.agree_on(Ok(vec![flops]))?.concat().iter().sum()))
     }
 
     /// The sums of this process's groups; their gradients are added up.
     fn by_group(
         &self,
         work: &StepWork<'_>,
-        micro_rows: usize,
-        cursor: u64,
-        batch: &Batch,
+        part: &Part<'_>,
         mut own: Option<&mut OwnScore>,
     ) -> Result<Vec<Sums>> {
-        let world = self.world();
-        let (groups, rows) = mine(&self.plan, world, batch.sequences)?;
-        let cursor = cursor + (world.rank() * batch.sequences) as u64;
+        let (groups, rows) = mine(&self.plan, self.world(), part.batch.sequences)?;
         let mut pile = Pile::new(groups);
         let mut all = Vec::with_capacity(groups);
         for group in 0..groups {
             let mut sums = Sums::default();
-            let end = (group + 1) * rows;
-            for first in (group * rows..end).step_by(micro_rows) {
+            for (first, micro) in part.micro_batches(group * rows..(group + 1) * rows) {
                 // A step of a large model takes minutes on a CPU: a stop discards what there is of
                 // it.
                 crate::interrupt::check()?;
-                let micro = batch.slice(first..end.min(first + micro_rows));
                 sums.tokens += micro.valid_count() as u64;
-                sums +=
-                    self.micro_batch(work, &micro, cursor + first as u64, own.as_deref_mut())?;
+                sums += self.micro_batch(work, &micro, first, own.as_deref_mut())?;
             }
             all.push(sums);
             pile.push(&self.grads)?;

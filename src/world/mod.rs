@@ -60,8 +60,11 @@ struct Joined {
 
 impl World {
     /// One process alone.
+    pub const SOLO: Self = Self(None);
+
+    /// One process alone.
     pub fn solo() -> Self {
-        Self::default()
+        Self::SOLO
     }
 
     /// Those that `transport` reaches.

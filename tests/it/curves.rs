@@ -178,7 +178,7 @@ fn near_tie(plan: &Plan, report: &StepReport, carried: Option<f64>) -> bool {
     let pool = match plan.select.pool {
         Pool::Sequence => CONTEXT,
         Pool::MicroBatch => scores.len() / (plan.data.rows / micro_rows(plan)).max(1),
-        Pool::Carried => scores.len(),
+        Pool::Step | Pool::Carried => scores.len(),
     };
     if plan.select.pool == Pool::Carried {
         return carried.is_some_and(|t| scores.iter().any(|s| (s - t).abs() < TIE));

@@ -45,6 +45,7 @@ const FACTORS: [&[&[&str]]; 18] = [
         &["select.pool=sequence"],
         &["select.pool=micro-batch"],
         &["select.pool=carried", "select.threshold_ema=0.6"],
+        &["select.pool=step"],
     ],
     &[&["select.tail=high"], &["select.tail=low"]],
     &[
@@ -145,7 +146,7 @@ type Crossing = [usize; FACTORS.len()];
 /// src/config/load.rs.
 fn contradict(a: (usize, usize), b: (usize, usize)) -> bool {
     let one = |x: (usize, usize), y: (usize, usize)| match (x, y) {
-        ((SCORE, 4), (POOL, 2)) => true,
+        ((SCORE, 4), (POOL, 2 | 3)) => true,
         ((MIX, 1..), (PHASE_ONE, 1..)) => true,
         ((SIGNAL, 2), (DIVERGENCE, 1..)) => true,
         // A sample of the teacher knows nothing of KL(p || q).

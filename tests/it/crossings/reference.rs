@@ -384,7 +384,7 @@ fn pools_of(plan: &Plan, parts: &[Vec<usize>], context: usize, valid: &[usize]) 
     let lengths: Vec<usize> = match plan.select.pool {
         Pool::Sequence => parts.iter().flatten().map(|_| context).collect(),
         Pool::MicroBatch => parts.iter().map(|part| part.len() * context).collect(),
-        Pool::Carried => vec![parts.iter().flatten().count() * context],
+        Pool::Step | Pool::Carried => vec![parts.iter().flatten().count() * context],
     };
     let mut start = 0;
     let pool = |length: usize| {
