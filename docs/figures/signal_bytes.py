@@ -55,6 +55,7 @@ def main():
         path = "L".join(f"{x(size):.1f} {y(loss):.1f}" for size, loss, _ in points)
         out.append(f'<path class="{colour}" style="stroke-width:1.8" d="M{path}"/>')
         for size, loss, name in points:
+            name = name if (size, loss, name) == points[-1] else name.removesuffix(" draws")
             out.append(f'<circle class="{colour}" cx="{x(size):.1f}" cy="{y(loss):.1f}" r="4"/>'
                        f'<text class="ink" x="{x(size):.1f}" y="{y(loss) - 9:.1f}" text-anchor="middle">{name}</text>')
     out.append("</svg>\n")

@@ -4,6 +4,7 @@ use super::Printer;
 use crate::config::{DeviceSpec, Plan};
 use crate::error::Result;
 use crate::progress::Progress;
+use crate::report::text::amount;
 use crate::train::threads::use_everywhere;
 use crate::world::{Launched, Seat};
 
@@ -24,8 +25,18 @@ pub fn seated(threads: usize, ui: &Printer) -> Result<Seat> {
             }
         ));
     }
-    use_everywhere(if alone || threads > 0 { threads } else { seats.mine.threads })?;
-    Ok(seats.mine)
+    let mine = seats.mine;
+    let threads = if alone || threads > 0 { threads } else { mine.threads };
+    if !alone {
+        ui.note(&format!(
+            "{} together, {} on this machine, {} each",
+            amount(ui.world().size() as u64, "processes"),
+            mine.local_size,
+            amount(threads as u64, "threads")
+        ));
+    }
+    use_everywhere(threads)?;
+    Ok(mine)
 }
 
 /// The plan of this process's share: its device, and groups for all processes.

@@ -40,7 +40,8 @@ fn the_flags_of_runs_and_their_twins_are_these() {
     ];
     let config: Vec<&str> = ["[CONFIG]", "--set"].into_iter().chain(knobs).collect();
     let run: Vec<&str> = config.iter().copied().chain(["--out", "--resume"]).collect();
-    assert_eq!(surface::<plan::PlanArgs>(), config);
+    let plan: Vec<&str> = config.iter().copied().chain(["--processes"]).collect();
+    assert_eq!(surface::<plan::PlanArgs>(), plan);
     assert_eq!(surface::<pretrain::PretrainArgs>(), run);
     assert_eq!(surface::<distill::DistillArgs>(), run);
 }

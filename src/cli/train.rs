@@ -7,6 +7,7 @@ use crate::config::{Level, Plan, Resolved};
 use crate::cost;
 use crate::error::{Error, Result};
 use crate::files::check_folder;
+use crate::machine::total_memory;
 use crate::progress::Progress;
 use crate::report::text::{self, Screen, Table, count, flops, quoted, seconds};
 use crate::runs::{Shown, has_diverged};
@@ -106,6 +107,15 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
     })?;
     let session = world.together(Ok(session))?.among(world.clone());
     let student = &session.student.config;
+    if world.size() > 1 && session.device.is_cpu() {
+        let teacher = session.teacher.as_ref().map(Teacher::config);
+        let needed = cost::memory_among(student, teacher, &session.plan, world.size());
+        let share = total_memory().unwrap_or(u64::MAX) / seat.local_size as u64;
+        let fits = cost::check_memory(&needed, share, &session.plan);
+        world.together(fits.map_err(|e| {
+            e.context(format!("each of {} processes of a machine", seat.local_size))
+        }))?;
+    }
     let parameters = student.parameters() as u64;
     // A run that goes on was told at its start.
     if !resume && let Some(note) = misnamed(args.config.config.as_deref(), plan, student) {

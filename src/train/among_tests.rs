@@ -5,10 +5,12 @@ use super::{StepReport, Sums, Trainer};
 use crate::data::loader::Batch;
 use crate::error::ErrorKind;
 use crate::model::Gpt2;
+use crate::ops::testing::emulated;
 use crate::teacher::Teacher;
 use crate::testing::{lively_model, random_batch, step_plan};
 use crate::train::events::Phases;
 use crate::world::{World, in_threads};
+use candle_core::{Device, Tensor};
 
 const CONTEXT: usize = 16;
 const VOCAB: usize = 70;
@@ -103,6 +105,26 @@ fn without_groups_sums_round_otherwise_and_nothing_else_differs() {
     let clm: &[&str] = &["method=clm"];
     let grouped = steps(&["method=clm", "machine.groups=4"], World::solo(), 20).1;
     assert!(steps(clm, World::solo(), 20).1 != grouped);
+}
+
+#[test]
+fn on_a_gpu_parts_travel_through_the_host() {
+    for way in [&["method=clm"][..], &["teacher=t", "select.score=excess", "select.pool=step"]] {
+        let settings = [way, &["machine.groups=2", "machine.head=keep"]].concat();
+        let run = |world: World| {
+            emulated(|| {
+                let (_, params) = steps(&settings, world.clone(), 2);
+                let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+                params.into_iter().map(tensor).collect()
+            })
+        };
+        let Some(one) = run(World::solo()) else { return };
+        let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
+        for two in in_threads(2, run) {
+            let two = two.expect("a compiler, as before");
+            assert!(one.iter().zip(&two).all(|(a, b)| values(a) == values(b)), "{way:?}");
+        }
+    }
 }
 
 #[test]
