@@ -25,6 +25,7 @@ pub const KEYS: Proofs = &[
     ("machine.backward", Here(backward)),
     ("machine.rho", Here(rho)),
     ("machine.added_variance", Here(added_variance)),
+    ("machine.groups", Here(groups)),
     ("machine.threads", Here(threads)),
 ];
 
@@ -109,6 +110,28 @@ fn same_numbers(setting: &str, tolerance: f32) -> (f64, f64) {
     close(setting, other.grad_norm, plain.grad_norm);
     assert!(largest_difference(&a, &b) <= tolerance, "{setting}");
     (plain.sums.flops.student_backward, other.sums.flops.student_backward)
+}
+
+/// Sums of f32 tell their order: another number of groups is another tree. Which it is, and that
+/// processes change no bit of it, is tested beside `Pile` and in `src/train/among_tests.rs`.
+fn groups() {
+    let of = |groups: usize| {
+        let groups = format!("machine.groups={groups}");
+        let norms = reports(&["method=clm", "machine.micro_rows=1", &groups], 8);
+        norms.iter().map(|report| report.grad_norm).collect::<Vec<_>>()
+    };
+    let [in_order, one, two, four] = [0, 1, 2, 4].map(of);
+    assert_eq!(in_order, one);
+    for other in [two, four] {
+        assert!(one != other);
+        one.iter().zip(&other).for_each(|(one, other)| close("whatever the order", *other, *one));
+    }
+    let shape = model(16, 2, 1).config;
+    let plan = |groups: &str| crate::laws::plan(&[groups, "machine.micro_rows=auto"]);
+    let settled = eslm_kd::cost::settle(&shape, &plan("machine.groups=2"));
+    assert_eq!(settled.machine.micro_rows.to_string(), "2", "a micro-batch lies within a group");
+    let refused = eslm_kd::cost::check_fit(&shape, None, &plan("machine.groups=8"));
+    assert!(refused.unwrap_err().to_string().contains("data.rows = 4 cannot be divided into 8"));
 }
 
 fn head() {
