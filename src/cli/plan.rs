@@ -102,9 +102,11 @@ impl Report {
         };
         let Shapes { plan, student, teacher } = &shapes;
         let level = plan.level();
-        let flops = |level| cost::flops_per_step(student, teacher.as_ref(), plan, level);
+        let flops =
+            |level| cost::flops_per_step_among(student, teacher.as_ref(), plan, level, processes);
         let (dense, selected) = (flops(Level::default()), flops(level));
-        let (run, memory) = (shapes.flops(), shapes.memory_among(processes));
+        let run = cost::flops_of_run_among(student, teacher.as_ref(), plan, processes);
+        let memory = shapes.memory_among(processes);
         let mut of_name: Vec<String> =
             misnamed(file, &shapes.plan, &shapes.student).into_iter().collect();
         of_name.extend(file.filter(|name| lacks_a_teacher(name, &resolved)).map(|name| {

@@ -18,6 +18,7 @@ use crate::store::names::{Kind as ModelKind, find};
 use crate::train::session::device;
 use crate::train::signal::{Working, write_signal};
 use crate::train::threads::use_everywhere;
+use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -316,7 +317,24 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
     let options = WriteOptions { out: args.out.clone(), kind, window, shard };
     let working = Working { device, dtype: args.dtype, stored: args.dtype };
     let done = write_signal(&args.teacher, &folder, &data, &working, &options, ui);
-    world.together(done)
+    let done = world.together(done)?;
+    if options.shard == args.shard.0 { Ok(done) } else { of_all(done, world) }
+}
+
+/// What the parts of all processes come to; of the files it names its own.
+fn of_all(mine: Written, world: &World) -> Result<Written> {
+    let numbers = [mine.positions as f64, mine.bytes as f64, mine.computed as f64, mine.seconds];
+    let all = world.agree_on(Ok(numbers.to_vec()))?;
+    let sum = |i: usize| all.iter().map(|numbers| numbers[i]).sum::<f64>();
+    Ok(Written {
+        positions: sum(0) as u64,
+        bytes: sum(1) as u64,
+        bytes_per_token: sum(1) / sum(0),
+        computed: sum(2) as u64,
+        seconds: all.iter().map(|numbers| numbers[3]).fold(0.0, f64::max),
+        complete: true,
+        ..mine
+    })
 }
 
 /// `signal import` without its printing.

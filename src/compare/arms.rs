@@ -105,9 +105,10 @@ pub fn resolve_arms(specs: &[String], set: &[String], data: Option<&str>) -> Res
         let spec = Spec::parse(text)?;
         let plan = plan(&spec, set, data).map_err(|e| e.context(format!("arm \"{text}\"")))?;
         let label = spec.label.map_or_else(|| default_label(&spec), str::to_string);
+        let bare = spec.label.and_then(|_| text.split_once(':')).map_or(&**text, |(_, rest)| rest);
         if let Some(other) = arms.iter().find(|a| folder_name(&a.label) == folder_name(&label)) {
             return Err(Error::usage(format!(
-                "arm \"{text}\": the label \"{label}\" is that of \"{}\", too; give one of them another: LABEL:{text}",
+                "arm \"{text}\": the label \"{label}\" is that of \"{}\", too; give one of them another: LABEL:{bare}",
                 other.spec
             )));
         }
@@ -307,8 +308,9 @@ mod tests {
         assert_eq!(labels, ["distill-4m", "distill-4m+alpha=0.3+teacher=t", "x"]);
         assert!(
             message(&["a b:distill-4m", "a-b:distill-4m+steps=3"], &[])
-                .contains("give one of them another")
+                .contains("give one of them another: LABEL:distill-4m+steps=3")
         );
+        assert!(message(&["distill-4m", "distill-4m"], &[]).contains("another: LABEL:distill-4m"));
         assert_eq!(folder_name("a b/c:d"), "a-b-c-d");
         assert_eq!(folder_name(".."), "_..");
     }

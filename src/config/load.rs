@@ -232,6 +232,21 @@ impl Resolved {
     /// `clm`: selection off. A file made for `eslm` stays usable with `--method clm`, but a flag
     /// for `eslm` only is a contradiction.
     fn without_selection(&mut self) -> Result<()> {
+        let by_hand = |origin: &Origin| {
+            matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Arm | Origin::Builder)
+        };
+        let vain: Vec<&str> = (self.values.iter())
+            .filter(|v| v.key.name.starts_with("select.") && by_hand(&v.origin))
+            .map(|v| v.key.name)
+            .filter(|name| *name != "select.alpha")
+            .collect();
+        if !vain.is_empty() {
+            self.reading.push(format!(
+                "method = \"clm\" trains on every token, and {} {} no meaning there",
+                vain.join(", "),
+                if vain.len() == 1 { "has" } else { "have" }
+            ));
+        }
         for (name, off) in [
             ("select.score", Value::String(Score::Loss.to_string())),
             ("select.alpha", Value::Float(0.0)),
@@ -242,11 +257,11 @@ impl Resolved {
             ("select.alpha_seq", Value::Float(0.0)),
         ] {
             let Some(entry) = self.values.iter_mut().find(|v| v.key.name == name) else { continue };
-            let asked = matches!(
-                entry.origin,
-                Origin::Flag(_) | Origin::Set | Origin::Arm | Origin::Builder
-            );
-            if asked && name == "select.alpha" && entry.value.as_ref() != Some(&off) {
+            let alpha = name == "select.alpha"
+                && by_hand(&entry.origin)
+                && entry.value.as_ref() != Some(&off);
+            let score = name == "select.score" && matches!(entry.origin, Origin::Flag(_));
+            if alpha || score {
                 return Err(Error::usage(format!(
                     "{}: {name} has no meaning with method = \"clm\", which trains on every token; \
                      use method = \"eslm\" or drop it",

@@ -150,12 +150,13 @@ impl Plan {
     }
 
     /// Into how many groups the sequences of a step are divided where so many processes train: as many
-    /// as `machine.groups` asks for if each process can then have as many of them, a tree of its own;
-    /// else one for each process.
+    /// as `machine.groups` asks for if each process can then have a power of two of them, which is a
+    /// tree of its own within that of all; else one for each process. One process has any number.
     pub fn groups(&self, processes: usize) -> usize {
         let asked = self.machine.groups;
-        let divides = asked.is_power_of_two() && processes.is_power_of_two() && asked >= processes;
-        if divides { asked } else { processes }
+        let each = asked / processes;
+        let divides = asked.is_multiple_of(processes) && each.is_power_of_two();
+        if divides || processes == 1 && asked > 0 { asked } else { processes }
     }
 
     /// The keys that change results with their values, as JSON: what a checkpoint compares before

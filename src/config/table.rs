@@ -477,8 +477,9 @@ keys! {
         /// a share of the gradient's own.
         #[serde(default)]
         added_variance: f64 = 0.1, in POSITIVE, counts BY_VARIANCE;
-        /// Groups of a step's sequences whose gradients are added as a tree, a power of two: the same
-        /// bits on any number of processes that divides it; 0 is one per process.
+        /// Groups of a step's sequences whose gradients are added as a tree: the same bits on one process
+        /// and on as many as have a power of two of them each; must divide `data.rows`; 0 is one per
+        /// process.
         #[serde(default)]
         groups: usize = 0;
         /// CPU threads of a process; 0 is one per core, or its share of them.

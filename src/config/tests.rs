@@ -548,3 +548,46 @@ fn a_signal_stands_for_a_teacher() {
         assert!(refused.contains(parts), "{text}: {refused}");
     }
 }
+
+#[test]
+fn groups_are_trees_of_the_processes() {
+    for (asked, processes, found) in [
+        (0, 1, 1),
+        (0, 4, 4),
+        (1, 1, 1),
+        (4, 1, 4),
+        (4, 2, 4),
+        (4, 4, 4),
+        (2, 4, 4),
+        (4, 3, 3),
+        (3, 3, 3),
+        (3, 1, 3),
+        (6, 3, 6),
+        (6, 2, 2),
+        (12, 3, 12),
+    ] {
+        let plan = plan(&format!("[machine]\ngroups = {asked}\n"));
+        assert_eq!(plan.groups(processes), found, "{asked} asked, {processes} processes");
+    }
+}
+
+#[test]
+fn what_selection_alone_reads_is_not_asked_of_clm_in_silence() {
+    let of = |settings: &[&str]| {
+        let mut overrides = Overrides::default();
+        settings.iter().for_each(|setting| overrides.set(setting).unwrap());
+        load(Some(&file("method = 'clm'\n[select]\ntail = 'low'\n")), &overrides).unwrap().notes()
+    };
+    assert_eq!(of(&[]), Vec::<String>::new(), "a file made for eslm");
+    let said = of(&["select.pool=step", "select.burn_in=3"]);
+    assert_eq!(
+        said,
+        [
+            "method = \"clm\" trains on every token, and select.pool, select.burn_in have no meaning there"
+        ]
+    );
+    let mut flag = Overrides::default();
+    flag.put("select.score", "entropy", Origin::Flag("score")).unwrap();
+    let refused = load(Some(&file("method = 'clm'\n")), &flag).unwrap_err().to_string();
+    assert!(refused.starts_with("--score: select.score has no meaning"), "{refused}");
+}

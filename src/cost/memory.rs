@@ -98,7 +98,7 @@ pub fn memory_among(
     processes: usize,
 ) -> MemoryByPart {
     let groups = plan.groups(processes) / processes;
-    let sums = 1 + u64::from(groups.max(1).ilog2());
+    let sums = 1 + u64::from(groups.max(1).next_power_of_two().ilog2());
     let processes = processes as u64;
     let micro = match plan.machine.micro_rows {
         MicroRows::Rows(n) => n,

@@ -281,10 +281,21 @@ pub fn flops_per_step(
     plan: &Plan,
     level: impl Into<Level>,
 ) -> Flops {
+    flops_per_step_among(student, teacher, plan, level, 1)
+}
+
+/// The same of a step that so many processes share.
+pub fn flops_per_step_among(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    level: impl Into<Level>,
+    processes: usize,
+) -> Flops {
     let level = level.into();
     let (route, work) = (usual_route(plan, level), work_of_step(plan, level));
     let mut all = flops(student, teacher, plan, route, work);
-    if level.alpha > 0.0 && scores_first(plan, plan.data.rows) {
+    if level.alpha > 0.0 && scores_first(plan, plan.data.rows / processes) {
         all.scoring += flops_of_scoring(student, teacher, route, work);
     }
     all
@@ -336,7 +347,17 @@ fn work_of_step(plan: &Plan, level: Level) -> Work {
 
 /// FLOPs of all steps of a settled plan; those of the ramp count at its mean alpha.
 pub fn flops_of_run(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -> f64 {
-    let at = |level| flops_per_step(student, teacher, plan, level).total();
+    flops_of_run_among(student, teacher, plan, 1)
+}
+
+/// The same of a run that so many processes share.
+pub fn flops_of_run_among(
+    student: &Gpt2Config,
+    teacher: Option<&Gpt2Config>,
+    plan: &Plan,
+    processes: usize,
+) -> f64 {
+    let at = |level| flops_per_step_among(student, teacher, plan, level, processes).total();
     let Stages { plain, ramp, full } = Stages::of(plan);
     let ramp_flops = if ramp > 0 { ramp as f64 * at(ramp_mean(plan, ramp)) } else { 0.0 };
     let all = plain as f64 * at(Level::default()) + ramp_flops + full as f64 * at(plan.level());

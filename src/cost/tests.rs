@@ -391,3 +391,27 @@ fn what_no_machine_can_do_is_refused_for_what_it_is() {
         &["124,439,808 parameters", "data.rows = 100,000,000", "EFLOP"],
     );
 }
+
+#[test]
+fn processes_divide_memory_and_spare_a_pass_for_scores() {
+    let settled = |text: &str| settle(&gpt2(), &plan(text));
+    let of = |text: &str, processes| memory_among(&gpt2(), None, &settled(text), processes);
+    let (one, four) = (of("", 1), of("[machine]\ngroups = 4\n", 4));
+    assert_eq!((four.weights, four.gradients), (one.weights, one.gradients));
+    // The embedding is nobody's share but one's.
+    assert_eq!(four.moments, 8 * 50257 * 768);
+    assert!(four.batch < one.batch && four.on_the_way > 0 && one.on_the_way == 0);
+    // A sum of gradients waits for each doubling of a process's groups.
+    for (groups, processes, sums) in [(4, 1, 3), (4, 2, 2), (4, 4, 1), (8, 1, 4), (3, 1, 3)] {
+        let text = format!("[data]\nrows = 24\n[machine]\ngroups = {groups}\n");
+        assert_eq!(of(&text, processes).gradients, sums * one.gradients, "{groups}, {processes}");
+    }
+    // Scores take a pass of their own where a process has several micro-batches.
+    let step = settled(
+        "method = 'eslm'\n[data]\nrows = 8\n[select]\npool = 'step'\nalpha = 0.5\n[machine]\ngroups = 2\nmicro_rows = 4\n",
+    );
+    let [one, two] = [1, 2].map(|n| flops_per_step_among(&gpt2(), None, &step, step.level(), n));
+    let forward = trunk_forward(&gpt2(), 8, 1024) + head_forward(&gpt2(), 8 * 1024);
+    assert_eq!(one.scoring - two.scoring, forward as f64);
+    assert_eq!(Flops { scoring: 0.0, ..one }, Flops { scoring: 0.0, ..two });
+}

@@ -113,13 +113,18 @@ impl World {
     /// failed. After that, until something else is agreed or [`World::forgive`] says that work goes on,
     /// an error is what all have.
     pub fn agree(&self, mine: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        self.told(mine, false)
+    }
+
+    /// The same, where a process that fails does so `for_all`: its error names none.
+    fn told(&self, mine: Result<Vec<u8>>, for_all: bool) -> Result<Vec<Vec<u8>>> {
         let Some(Joined { transport, failed }) = self.0.as_deref() else {
             return mine.map(|mine| vec![mine]);
         };
         if mine.is_err() && failed.load(Ordering::Relaxed) {
             return mine.map(|mine| vec![mine]); // what follows from an error that all have
         }
-        let heard = transport.all_gather(&told::written(&mine));
+        let heard = transport.all_gather(&told::written(&mine, for_all));
         let outcome = told::read(&heard);
         failed.store(outcome.is_err(), Ordering::Relaxed);
         outcome
@@ -162,7 +167,7 @@ impl World {
             }),
             false => Ok(Vec::new()),
         };
-        let heard = self.agree(mine)?;
+        let heard = self.told(mine, true)?;
         match made {
             Some(made) => Ok(made),
             None => serde_json::from_slice(&heard[0])
@@ -183,10 +188,13 @@ impl World {
 
     /// Does `work` in process 0 first and then in the others, which find what it has fetched.
     pub fn root_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        match self.is_root() {
-            true => self.together(work()),
-            false => self.agree_that(Ok(())).and_then(|()| work()),
+        if !self.is_root() {
+            return self.agree_that(Ok(())).and_then(|()| work());
         }
+        let done = work();
+        let said = done.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
+        self.told(said, true)?;
+        done
     }
 
     /// Does in process 0 what one process does; the others wait, and take no time from it.
@@ -373,7 +381,11 @@ mod tests {
         let refused = in_threads(2, |world| {
             world.from_root(|| Err::<u8, _>(Error::usage("taken"))).unwrap_err().to_string()
         });
-        assert_eq!(refused, ["process 0 of 2: taken"; 2]);
+        assert_eq!(refused, ["taken"; 2]);
+        let first = in_threads(2, |world| {
+            world.root_first(|| Err::<u8, _>(Error::data("gone"))).unwrap_err().to_string()
+        });
+        assert_eq!(first, ["gone"; 2], "only one has tried");
     }
 
     #[test]

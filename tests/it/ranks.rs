@@ -106,10 +106,11 @@ fn any_number_of_processes_trains_the_same_model() {
     let (place, data) = (Place::new(), data());
     save_random(&place.path("teacher"), tiny::VOCAB, 64, true);
     let write = ["signal", "write", "--teacher", "teacher", "--data", &data, "--context", "16"];
-    let kind = ["--signal", "sampled=8", "--out", "signal"];
-    if done(&place, "2", &[&write[..], &kind].concat()).is_none() {
-        return;
-    }
+    let kind = ["--signal", "sampled=8", "--out", "signal", "--json"];
+    let Some(written) = done(&place, "2", &[&write[..], &kind].concat()) else { return };
+    let written: Value = serde_json::from_str(&written).unwrap();
+    let whole = place.json(&["signal", "inspect", "signal"]);
+    assert_eq!((&written["positions"], &written["complete"]), (&whole["positions"], &true.into()));
     assert_eq!(fs::read_dir(place.path("signal")).unwrap().count(), 2, "each wrote its part");
     place.json(&["signal", "verify", "signal"]);
     let distil =
