@@ -7,6 +7,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenFile;
 use crate::error::Result;
 use crate::eval::perplexity::{EvalOptions, evaluate_among};
+use crate::files::hex;
 use crate::progress::Progress;
 use crate::report::text;
 use crate::runs::plan_behind;
@@ -98,6 +99,13 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
         options.rows_per_batch
     ));
     let world = ui.world();
+    world.same(|| {
+        Ok(vec![
+            ("the model".to_string(), format!("{:?}", model.folder.identity()?)),
+            ("the data".to_string(), hex(&tokens.header().content_hash)),
+            ("the evaluation".to_string(), format!("{options:?}")),
+        ])
+    })?;
     let found = evaluate_among(world, &model.model, &tokens, options, ui, |_| ())?;
     note_context(&model, options.context, ui);
     ui.result(&found, |screen| {

@@ -163,6 +163,10 @@ impl Verb {
     }
 
     fn done(&self, ui: &Printer) -> Result<()> {
+        ui.world().same(|| {
+            let verb = format!("{self:?}").split('(').next().unwrap_or_default().to_lowercase();
+            Ok(vec![("the verb".to_string(), verb)])
+        })?;
         // What one process does.
         let alone = |work: &dyn Fn() -> Result<()>| ui.world().alone(work);
         match self {

@@ -46,7 +46,7 @@ pub fn shared(mut plan: Plan, seat: Seat, ui: &Printer) -> Plan {
         return plan;
     }
     let groups = plan.groups(size);
-    if ![0, 1, groups].contains(&plan.machine.groups) {
+    if ![0, groups].contains(&plan.machine.groups) {
         ui.note(&format!(
             "note: machine.groups is {groups} and not {}, as there are {size} processes: sums round otherwise",
             plan.machine.groups

@@ -7,7 +7,9 @@ use super::seats::{own_device, seated};
 use crate::config::{DeviceSpec, Dtype};
 use crate::data::prepare::DataDir;
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
 use crate::report::text::{Screen, Table, amount, bytes, count, decimal, percent, quoted};
+use crate::runs::plan_behind;
 use crate::signal::{
     ImportOptions, Inspected, Kind, Listed, MOST_DRAWS, Mixed, MixedPart, Shard, Verified, Window,
     WriteOptions, Written, import, inspect, list, mix, verify,
@@ -300,6 +302,16 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
         return Err(Error::usage(format!(
             "--stride {stride} would skip tokens: expected at most --context, {context}"
         )));
+    }
+    if let Some(trained) = plan_behind(&folder.dir).map(|plan| plan.data.context as u64)
+        && trained < u64::from(context)
+    {
+        ui.note(&format!(
+            "note: {} was trained on {} of context and reads {} here; --context {trained} is what it knows",
+            args.teacher,
+            amount(trained, "tokens"),
+            count(context.into())
+        ));
     }
     let kind = match &args.signal {
         Asked::Sampled(planes) => {

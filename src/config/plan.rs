@@ -169,6 +169,13 @@ impl Plan {
         Value::Object(leaves.into_iter().filter(|(name, _)| counts(name)).collect())
     }
 
+    /// Every key with its value as text.
+    pub fn as_text(&self) -> Vec<(String, String)> {
+        let mut leaves = Vec::new();
+        flatten("", &serde_json::to_value(self).unwrap_or(Value::Null), &mut leaves);
+        leaves.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+    }
+
     /// What differs between a stored [`Plan::mathematics`] and this plan's: one line per key, empty
     /// if nothing does.
     pub fn mathematics_differences(&self, stored: &Value) -> Vec<String> {

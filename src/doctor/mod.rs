@@ -181,7 +181,10 @@ pub fn examine(hub: &HubOptions, quickstart: Option<&Path>) -> Health {
     let mut health = Health {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-        features: if cfg!(feature = "cuda") { vec!["cuda"] } else { Vec::new() },
+        features: [("cuda", cfg!(feature = "cuda")), ("mpi", cfg!(feature = "mpi"))]
+            .into_iter()
+            .filter_map(|(name, is_there)| is_there.then_some(name))
+            .collect(),
         chip,
         memory: machine::memory(),
         gpu: gpu_found(),

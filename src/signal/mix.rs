@@ -75,6 +75,23 @@ pub fn mix(signals: &[(PathBuf, f64)], out: &Path) -> Result<Mixed> {
     };
     let named = parts.iter().zip(&weights).map(named).collect::<Result<Vec<_>>>()?;
     joined(out, parts, weights)?;
+    // A run that learned from it could not go on with other weights.
+    if is_mix(out)
+        && let Ok(there) = parts_of(out)
+    {
+        // Weights that were divided by their sum are divided again where they are read.
+        let equal = |(a, b): (&MixedPart, &MixedPart)| {
+            a.hash == b.hash && (a.weight - b.weight).abs() < 1e-9
+        };
+        if there.len() != named.len() || !there.iter().zip(&named).all(equal) {
+            let there = there.iter().map(|p| format!("{}={}", p.signal.display(), p.weight));
+            return Err(Error::usage(format!(
+                "{}: holds another mix ({}); choose another --out, or remove it",
+                out.display(),
+                there.collect::<Vec<_>>().join(" ")
+            )));
+        }
+    }
     let file = MixFile { format: FORMAT.into(), version: VERSION, parts: named };
     let failed = |e| Error::usage(format!("{}: cannot be described: {e}", out.display()));
     let text = serde_json::to_string_pretty(&file).map_err(failed)? + "\n";

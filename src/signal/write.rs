@@ -228,7 +228,8 @@ impl Job {
             self.take(teacher, &batch?)?;
             progress.advance(self.at - before);
             self.computed += self.at - before;
-            if !told {
+            // A first batch may complete no block, and says nothing of bytes then.
+            if !told && self.shard.done() > 0 {
                 told = true;
                 self.forecast(started.elapsed(), out, progress)?;
             }
@@ -240,19 +241,17 @@ impl Job {
         Ok(())
     }
 
-    /// Says, from the first batch, what the shard takes in time and bytes. Errs where the disk has no
+    /// Says, from the first blocks, what the shard takes in time and bytes. Errs where the disk has no
     /// room for it.
     fn forecast(&self, taken: Duration, out: &Path, progress: &dyn Progress) -> Result<()> {
         let left = self.header.positions.1 - self.header.positions.0 - self.at;
         if left == 0 || self.computed == 0 {
             return Ok(());
         }
-        let each = self.shard.bytes_of_blocks() as f64 / self.shard.done().max(1) as f64;
+        let each = self.shard.bytes_of_blocks() as f64 / self.shard.done() as f64;
         let (size, time) =
             ((each * left as f64) as u64, taken.as_secs_f64() / self.computed as f64 * left as f64);
-        if self.shard.done() > 0 {
-            check_space(out, size, "the rest of the signal")?;
-        }
+        check_space(out, size, "the rest of the signal")?;
         progress.note(&format!(
             "{} left: roughly {}, {}",
             amount(left, "tokens"),

@@ -225,6 +225,21 @@ impl Prepared {
             config: RunConfig { label, tokenizer, ids, inputs },
         })
     }
+
+    /// What every process of a run must have been told: all but where things lie and what a machine
+    /// has.
+    fn told(&self) -> Result<Vec<(String, String)>> {
+        let own =
+            ["student", "teacher", "data.dir", "data.signal", "machine.device", "machine.threads"];
+        let mut told = self.trainer.plan.as_text();
+        told.retain(|(name, _)| !own.contains(&name.as_str()));
+        told.push(("the student".into(), format!("{:?}", self.trainer.student.config)));
+        let inputs = serde_json::to_value(&self.config.inputs)
+            .map_err(|e| Error::internal(format!("cannot describe what a run reads: {e}")))?;
+        let inputs = inputs.as_object().into_iter().flatten();
+        told.extend(inputs.map(|(name, value)| (name.clone(), value.to_string())));
+        Ok(told)
+    }
 }
 
 impl Run {
@@ -244,7 +259,10 @@ impl Run {
             if resume || !world.is_root() { Ok(()) } else { checkpoint::check_free(out) }
                 .and_then(|()| Prepared::new(session, &lock, resume, progress));
         let Prepared { trainer, world, saved, loader, valid, config } =
-            match world.together(prepared) {
+            match world.together(prepared).and_then(|prepared| {
+                world.same(|| prepared.told())?;
+                Ok(prepared)
+            }) {
                 Ok(prepared) => prepared,
                 Err(e) => {
                     lock.abandon();

@@ -186,6 +186,30 @@ impl World {
         mine.ok_or_else(|| Error::internal("an error that nobody heard of"))
     }
 
+    /// Errs where a process was told something else than process 0: another setting, another file. What
+    /// each was told, by name; asked for only where there are several.
+    pub fn same(&self, told: impl FnOnce() -> Result<Vec<(String, String)>>) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let mine = self.together(told())?;
+        let first = self.from_root(|| Ok(mine.clone()))?;
+        let value = |of: &[(String, String)], name: &str| {
+            let found = of.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+            found.unwrap_or_else(|| "none".into())
+        };
+        let names = first.iter().chain(&mine).map(|(name, _)| name);
+        let differs = names.into_iter().find(|name| value(&first, name) != value(&mine, name));
+        self.agree_that(match differs {
+            None => Ok(()),
+            Some(name) => Err(Error::usage(format!(
+                "{name} is {} here and {} in process 0; start all processes with the same arguments, environment and files",
+                value(&mine, name),
+                value(&first, name)
+            ))),
+        })
+    }
+
     /// Does `work` in process 0 first and then in the others, which find what it has fetched.
     pub fn root_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.is_root() {
@@ -386,6 +410,28 @@ mod tests {
             world.root_first(|| Err::<u8, _>(Error::data("gone"))).unwrap_err().to_string()
         });
         assert_eq!(first, ["gone"; 2], "only one has tried");
+    }
+
+    #[test]
+    fn what_processes_were_told_otherwise_is_named() {
+        let said = |of: fn(usize) -> Vec<(&'static str, &'static str)>| {
+            in_threads(3, |world| {
+                let told: Vec<_> = of(world.rank())
+                    .into_iter()
+                    .map(|(name, value)| (name.to_string(), value.to_string()))
+                    .collect();
+                world.same(|| Ok(told)).err().map(|e| e.to_string())
+            })
+        };
+        assert_eq!(said(|_| vec![("seed", "1"), ("steps", "2")]), [None, None, None]);
+        let other = said(|rank| vec![("steps", "2"), ("seed", if rank == 2 { "7" } else { "1" })]);
+        let start = "process 2 of 3: seed is 7 here and 1 in process 0; start all";
+        assert!(
+            other.iter().all(|e| e.as_ref().is_some_and(|e| e.starts_with(start))),
+            "{other:?}"
+        );
+        let more = said(|rank| if rank == 0 { vec![] } else { vec![("teacher", "t")] });
+        assert!(more[0].as_ref().unwrap().contains("teacher is t here and none in process 0"));
     }
 
     #[test]

@@ -355,4 +355,29 @@ fn what_fails_in_one_process_is_told_with_its_number() {
     assert_eq!((code, stdout.as_str()), (3, ""), "{stderr}");
     assert!(stderr.contains("error: process 1 of 2: nowhere"), "{stderr}");
     assert!(!place.path("run").exists());
+    // What two were told otherwise is found before they wait for each other.
+    save_random(&place.path("a"), tiny::VOCAB, 16, true);
+    save_random(&place.path("b"), tiny::VOCAB, 32, true);
+    let eval = |model: &'static str| {
+        ["eval", model, "--data", &data, "--context", "16"].map(str::to_string).to_vec()
+    };
+    let owned = |args: &[&str]| args.iter().map(|a| a.to_string()).collect::<Vec<_>>();
+    let with = |more: &[&str]| owned(&[&args[..], more].concat());
+    for (first, second, what) in [
+        (with(&[]), with(&["--seed", "7"]), "seed is 7 here and 42 in process 0"),
+        (with(&[]), with(&["--micro-rows", "1"]), "machine.micro_rows is 1 here"),
+        (with(&[]), with(&["--set", "eval.rows=1"]), "eval.rows is 1 here and 0 in process 0"),
+        (with(&[]), owned(&["runs", "."]), "the verb is runs here and pretrain in process 0"),
+        (eval("a"), eval("b"), "the model is "),
+    ] {
+        let words: Vec<&str> = (one.iter().copied())
+            .chain(first.iter().map(String::as_str))
+            .chain(two)
+            .chain(second.iter().map(String::as_str))
+            .collect();
+        let (code, stdout, stderr) = ended(&mut mpirun(&place, &words).unwrap());
+        assert_eq!((code, stdout.as_str()), (2, ""), "{what}: {stderr}");
+        assert!(stderr.contains(&format!("error: process 1 of 2: {what}")), "{what}: {stderr}");
+        assert!(!place.path("run").exists(), "{what}");
+    }
 }

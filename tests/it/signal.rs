@@ -232,6 +232,22 @@ fn what_reads_tokens_finds_a_damaged_file_before_it_says_anything_of_them() {
 }
 
 #[test]
+fn a_teacher_that_reads_more_than_it_was_trained_on_is_named() {
+    let (place, data) = (Place::new(), data());
+    let wider = ["--steps", "2", "--set", "shape.n_positions=32", "--out", "t"];
+    trained(&place, &[&["pretrain", "--data", &data][..], &TINY, &wider].concat(), "t");
+    let write = |out: &str, more: &[&str]| {
+        let own = ["signal", "write", "--teacher", "t", "--data", &data, "--out", out];
+        let (code, _, stderr) = place.run(&[&own[..], more].concat());
+        assert_eq!(code, 0, "{stderr}");
+        stderr
+    };
+    let said = write("wide", &[]);
+    assert!(said.contains("trained on 16 tokens of context and reads 32 here"), "{said}");
+    assert!(!write("known", &["--context", "16"]).contains("was trained on"));
+}
+
+#[test]
 fn a_stopped_writer_goes_on_to_the_same_bytes() {
     let (place, data) = (place(), data());
     place.json(&write(&data, "whole", &["--signal", "sampled=8", "--stride", "1"]));
