@@ -103,16 +103,12 @@ fn a_mix_is_taken_wherever_a_signal_is() {
     assert!(numbers(&place.path("moved/runs/run")) == whole);
     // Other weights are another signal; and what a part lost is said of the mix.
     copy_folder(&place.path("moved/runs/run"), &place.path("moved/runs/more"));
-    place.json(&[
-        "signal",
-        "mix",
-        "moved/signals/a",
-        "moved/signals/b",
-        "--out",
-        "moved/signals/both",
-    ]);
+    let other = ["signal", "mix", "moved/signals/a", "moved/signals/b", "--out"];
+    let both = [&other[..], &["moved/signals/both"]].concat();
+    place.refused(&both, 2, &["holds another mix (moved/signals/a=0.7 moved/signals/b=0.3)"]);
+    place.json(&[&other[..], &["moved/signals/other"]].concat());
     let more = ["distill", "--resume", "--out", "moved/runs/more", "--steps", "8"];
-    let more = [&more[..], &["--signal", "moved/signals/both"]].concat();
+    let more = [&more[..], &["--signal", "moved/signals/other"]].concat();
     place.refused(&more, 2, &["learned from another signal"]);
     fs::rename(place.path("moved/signals/a"), place.path("moved/signals/c")).unwrap();
     let gone = ["signal", "inspect", "moved/signals/both"];
