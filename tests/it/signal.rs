@@ -232,6 +232,17 @@ fn what_reads_tokens_finds_a_damaged_file_before_it_says_anything_of_them() {
 }
 
 #[test]
+fn what_a_signal_will_take_is_told_from_whole_blocks() {
+    let (place, data) = (place(), data());
+    // Windows that overlap so much that a first batch completes no block.
+    let args = write(&data, "signal", &["--stride", "2"]);
+    let (code, _, stderr) = place.run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    let told = stderr.lines().find(|line| line.contains(" left: roughly ")).unwrap();
+    assert!(!told.ends_with(", 0 B"), "{told}");
+}
+
+#[test]
 fn a_teacher_that_reads_more_than_it_was_trained_on_is_named() {
     let (place, data) = (Place::new(), data());
     let wider = ["--steps", "2", "--set", "shape.n_positions=32", "--out", "t"];
