@@ -2,7 +2,7 @@
 
 use super::{Printer, RunArgs, quickstart, train};
 use crate::compare::quickstart::{SETTINGS, TEACHER, is_quickstart};
-use crate::config::{Resolved, RunFile, load};
+use crate::config::{Resolved, RunFile};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::report::text::quoted;
@@ -42,10 +42,11 @@ impl DistillArgs {
     /// The run as asked for. Without CONFIG it is the quickstart, unless another teacher than its own
     /// or data are named: those start from the defaults.
     pub fn resolve(&self) -> Result<Resolved> {
-        let named = load(None, &self.run.config.overrides()?)?.plan;
-        let own = named.data.dir.is_some()
-            || named.data.signal.is_some()
-            || named.teacher.is_some_and(|name| name != TEACHER);
+        // As given: without the run file they belong to they need not fit together.
+        let overrides = self.run.config.overrides()?;
+        let own = overrides.names("data.dir")
+            || overrides.names("data.signal")
+            || overrides.value("teacher").is_some_and(|name| name.as_str() != Some(TEACHER));
         let fallback = match own {
             true => None,
             false => self.earlier()?.or_else(|| RunFile::embedded(QUICKSTART)),

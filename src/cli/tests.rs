@@ -322,6 +322,16 @@ fn distill_without_arguments_is_the_quickstart() {
     assert_eq!(resolve(&["--steps", "7"]).unwrap().plan.student, "tiny");
     let medium = resolve(&["--teacher", "gpt2-medium"]).unwrap().plan;
     assert_eq!((medium.student.as_str(), medium.objective.lambda), ("gpt2-124m", 0.5));
+    // It has a teacher, whatever ranks the tokens.
+    for score in ["kl", "excess", "teacher-entropy", "entropy"] {
+        let plan = resolve(&["--score", score]).unwrap().plan;
+        assert_eq!(
+            (plan.select.score.to_string().as_str(), plan.student.as_str()),
+            (score, "tiny")
+        );
+        let set = format!("select.score={score}");
+        assert_eq!(resolve(&["--set", &set]).unwrap().plan, plan);
+    }
     let message = resolve(&["--data", "somewhere"]).unwrap_err().to_string();
     assert!(message.contains("distill needs a teacher"), "{message}");
 }

@@ -331,6 +331,12 @@ impl Overrides {
         self.list.iter().any(|o| o.key.name == name)
     }
 
+    /// The value for that key that counts, as it was given.
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        let of_key = self.list.iter().filter(|o| o.key.name == name);
+        of_key.max_by_key(|o| o.rank()).map(|o| &o.value)
+    }
+
     /// Writes them over what stands there: environment, then flags, then `--set` in the order
     /// given.
     pub fn apply(&self, written: &mut Written) -> Result<()> {
