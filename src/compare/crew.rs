@@ -18,8 +18,7 @@ use std::sync::Arc;
 /// What all do together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Job {
-    /// A run in the folder `run`, from its newest checkpoint if it has one. On the data folder `data`,
-    /// or on its plan's.
+    /// See [`Crew::train`]. On the data folder `data`, or on its plan's.
     Train { plan: Box<Plan>, data: Option<PathBuf>, run: PathBuf, label: Option<String> },
     /// The model in a folder on the first tokens of a file.
     Evaluate {
@@ -66,13 +65,14 @@ impl Crew {
         label: Option<&str>,
         around: Where<'_>,
     ) -> Result<()> {
-        self.tell(Some(Job::Train {
+        let job = Job::Train {
             plan: Box::new(plan.clone()),
             data: data.map(Path::to_path_buf),
             run: run.to_path_buf(),
             label: label.map(str::to_string),
-        }))?;
-        self.trained(plan, data, run, label, around)
+        };
+        self.tell(Some(job.clone()))?;
+        self.help(job, around, |plan| plan)
     }
 
     /// Evaluates the model in the folder `at`, which was trained by `plan`, on all of a token file;
@@ -104,7 +104,17 @@ impl Crew {
     fn help(&self, job: Job, around: Where<'_>, own: impl Fn(Plan) -> Plan) -> Result<()> {
         match job {
             Job::Train { plan, data, run, label } => {
-                self.trained(&own(*plan), data.as_deref(), &run, label.as_deref(), around)
+                let plan = own(*plan);
+                let session = self.0.root_first(|| match data {
+                    Some(data) => Session::with_data(&plan, &data, around),
+                    None => Session::resume(&plan, &run, around),
+                })?;
+                let session = self.0.together(Ok(session))?.among(self.0.clone());
+                let session = match label {
+                    Some(label) => session.called(&label),
+                    None => session,
+                };
+                train(session, &run, true, around.progress).map(drop)
             }
             Job::Evaluate { plan, model, text, tokens, context, stride } => {
                 let (config, params) = load_model(&model, &device(own(*plan).machine.device)?)?;
@@ -114,25 +124,5 @@ impl Crew {
                 evaluate_among(&self.0, &model, &text, options, &Silent, |_| ()).map(drop)
             }
         }
-    }
-
-    fn trained(
-        &self,
-        plan: &Plan,
-        data: Option<&Path>,
-        run: &Path,
-        label: Option<&str>,
-        around: Where<'_>,
-    ) -> Result<()> {
-        let session = self.0.root_first(|| match data {
-            Some(data) => Session::with_data(plan, data, around),
-            None => Session::resume(plan, run, around),
-        })?;
-        let session = self.0.together(Ok(session))?.among(self.0.clone());
-        let session = match label {
-            Some(label) => session.called(label),
-            None => session,
-        };
-        train(session, run, true, around.progress).map(drop)
     }
 }

@@ -199,7 +199,7 @@ pub fn flops(
     route: Route,
     work: Work,
 ) -> Flops {
-    let Work { sequences, context, kept, drawn, probe } = work;
+    let Work { sequences, context, kept, drawn, .. } = work;
     let dropped = sequences * context - kept;
     let recompute = plan.machine.head == HeadMode::Recompute && !route.one_pass;
     let summed = u64::from(route.distils && !route.one_pass && sums_first(plan));
@@ -209,11 +209,7 @@ pub fn flops(
         scoring: head_forward(student, dropped) as f64,
         ..Flops::default()
     };
-    if let Some(probe) = probe {
-        // The first blocks of sequences that went no further served the probe alone.
-        let began = blocks_forward(student, probe.exit_layer, probe.sequences - sequences, context);
-        flops.scoring += (began + head_forward(student, probe.rows)) as f64;
-    }
+    flops.scoring += probed(student, work) as f64;
     let drawn =
         drawn.unwrap_or_else(|| expected_draw(student, plan, route, sequences * context, kept));
     // Rows whose logits are differentiated.
@@ -314,15 +310,21 @@ pub fn flops_of_scoring(
     route: Route,
     work: Work,
 ) -> f64 {
-    let Work { sequences, context, probe, .. } = work;
+    let Work { sequences, context, .. } = work;
     let of =
         |model| trunk_forward(model, sequences, context) + head_forward(model, sequences * context);
     let teacher = teacher.filter(|_| route.teacher == TeacherRows::All);
-    let probed = probe.map_or(0, |probe| {
-        let more = probe.sequences - sequences;
-        blocks_forward(student, probe.exit_layer, more, context) + head_forward(student, probe.rows)
-    });
-    (of(student) + teacher.map_or(0, of) + probed) as f64
+    (of(student) + teacher.map_or(0, of) + probed(student, work)) as f64
+}
+
+/// FLOPs that an early exit took for itself: the first blocks of sequences that went no further, and
+/// the logits that judged all.
+fn probed(student: &Gpt2Config, work: Work) -> u64 {
+    work.probe.map_or(0, |probe| {
+        let ended = probe.sequences - work.sequences;
+        blocks_forward(student, probe.exit_layer, ended, work.context)
+            + head_forward(student, probe.rows)
+    })
 }
 
 fn usual_route(plan: &Plan, level: Level) -> Route {
