@@ -89,8 +89,7 @@ pub fn memory(student: &Gpt2Config, teacher: Option<&Gpt2Config>, plan: &Plan) -
 }
 
 /// Memory of one of so many processes. A sum of gradients waits for each doubling of its groups
-/// ([`Plan::groups`]). Moments are divided by whole parameters: the embedding is nobody's share
-/// but one's.
+/// ([`Plan::groups`]). Moments are divided evenly, by pieces.
 pub fn memory_among(
     student: &Gpt2Config,
     teacher: Option<&Gpt2Config>,
@@ -106,8 +105,7 @@ pub fn memory_among(
     } as u64;
     let tokens = micro * plan.data.context as u64;
     let parameters = student.parameters() as u64;
-    let embedding = (student.vocab_size * student.n_embd) as u64;
-    let owned = parameters.div_ceil(processes).max(embedding);
+    let owned = parameters.div_ceil(processes);
     let logits = head_bytes(student, plan, micro);
     // The widest moment: gradients of the MLP's two sides and its activation (3 F), of the
     // residual, the norm's input and output, and of what comes from above (4 D). The head is done

@@ -272,21 +272,6 @@ impl ParamSet {
         Ok(Self::new(layout.clone(), tensors))
     }
 
-    /// The same where `is_held` says so; the others have no elements: another process has them.
-    pub fn zeros_where(
-        layout: &Layout,
-        dtype: DType,
-        device: &Device,
-        is_held: impl Fn(usize) -> bool,
-    ) -> Result<Self> {
-        let zeros = |(i, spec): (usize, &ParamSpec)| match is_held(i) {
-            true => Tensor::zeros(spec.shape.as_slice(), dtype, device),
-            false => Tensor::zeros(0, dtype, device),
-        };
-        let tensors = layout.entries.iter().enumerate().map(zeros);
-        Ok(Self::new(layout.clone(), tensors.collect::<candle_core::Result<_>>()?))
-    }
-
     /// Adds the elements of `other`, of the same layout.
     pub fn add_assign(&self, other: &Self) -> Result<()> {
         self.beside(

@@ -1,14 +1,18 @@
-//! The optimizer's work divided among processes: each owns whole parameters, keeps their moments and
-//! steps them (ZeRO stage 1; Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
+//! The optimizer's work divided among processes: each keeps the moments of its part of the parameters
+//! and steps it (ZeRO stage 1; Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
 //! parameter models", SC 2020, section 5.1).
 //!
-//! A step sums gradients where their parameters are owned (reduce-scatter), steps there, and hands the
+//! Parameters are cut into pieces of a fixed size, dealt out evenly in their order: so every process
+//! owns a part of each large matrix, and the gradients of one block go to many.
+//!
+//! A step sums gradients where their pieces are owned (reduce-scatter), steps there, and hands the
 //! new parameters to all (all-gather). A transport promises no order of additions, so it adds nothing:
 //! parts travel, and the owner adds them as a tree ([`tree`]).
 
-use super::adamw::{self, State};
+use super::adamw::{self, SQUARES, State};
+use super::held::{Held, cut};
 use crate::error::Result;
-use crate::model::{Layout, ParamSet};
+use crate::model::{Layout, ParamSet, ParamSpec};
 use crate::ops::{Backend, buffer};
 use crate::world::{AT_ONCE, World, tree};
 use candle_core::{DType, Device, Tensor};
@@ -18,37 +22,62 @@ use std::ops::Range;
 /// Numbers that one task adds.
 const CHUNK: usize = 1 << 14;
 
-/// Who owns which parameters.
+/// Elements of a piece, of which a process owns all or nothing: 1 MiB. Small enough to deal the smallest
+/// model evenly among a hundred processes, and large enough to be sent alone.
+const PIECE: usize = 4 * SQUARES;
+
+/// A part of a parameter that one process steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    /// The parameter's place in the layout.
+    parameter: usize,
+    place: Range<usize>,
+    /// Where it begins among what its owner holds of the parameter.
+    held: usize,
+}
+
+/// Who owns which pieces.
 #[derive(Debug, Clone)]
 pub struct Shards {
     world: World,
-    /// Which parameters of the layout each process owns, in order.
-    owned: Vec<Vec<usize>>,
+    /// The pieces of each process, in order.
+    owned: Vec<Vec<Piece>>,
     /// Elements of each process's.
     elements: Vec<usize>,
+    /// What each process steps of every parameter.
+    held: Vec<Held>,
 }
 
-/// Elements that each of `processes` owns, and which parameters these are: from the largest on, each
-/// goes to whoever has least.
-fn divided(layout: &Layout, processes: usize) -> (Vec<Vec<usize>>, Vec<usize>) {
-    let sizes: Vec<usize> = layout.entries().iter().map(|spec| spec.elements()).collect();
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
-    let (mut owned, mut elements) = (vec![Vec::new(); processes], vec![0; processes]);
-    for i in order {
-        let least = (0..processes).min_by_key(|&r| (elements[r], r)).unwrap_or(0);
-        owned[least].push(i);
-        elements[least] += sizes[i];
+/// The pieces of each of `processes`: in the layout's order, each goes to whoever has least.
+fn divided(layout: &Layout, processes: usize) -> Vec<Vec<Piece>> {
+    let mut owned: Vec<Vec<Piece>> = vec![Vec::new(); processes];
+    let mut held = vec![(0, 0); processes]; // of all parameters, of this one
+    for (parameter, spec) in layout.entries().iter().enumerate() {
+        held.iter_mut().for_each(|(_, here)| *here = 0);
+        for place in cut(&[0..spec.elements()], PIECE) {
+            let least = (0..processes).min_by_key(|&r| (held[r].0, r)).unwrap_or(0);
+            let (all, here) = &mut held[least];
+            owned[least].push(Piece { parameter, place: place.clone(), held: *here });
+            *all += place.len();
+            *here += place.len();
+        }
     }
-    owned.iter_mut().for_each(|owned| owned.sort_unstable());
-    (owned, elements)
+    owned
 }
 
 impl Shards {
     /// Divides the parameters of `layout` among the processes.
     pub fn new(world: World, layout: &Layout) -> Self {
-        let (owned, elements) = divided(layout, world.size());
-        Self { world, owned, elements }
+        let owned = divided(layout, world.size());
+        let elements = |of: &Vec<Piece>| of.iter().map(|piece| piece.place.len()).sum();
+        let held = |of: &Vec<Piece>| {
+            let mut places = vec![Vec::new(); layout.entries().len()];
+            of.iter().for_each(|piece| places[piece.parameter].push(piece.place.clone()));
+            Held::of(places)
+        };
+        let (elements, held) =
+            (owned.iter().map(elements).collect(), owned.iter().map(held).collect());
+        Self { world, owned, elements, held }
     }
 
     /// The processes that share the work.
@@ -56,29 +85,29 @@ impl Shards {
         &self.world
     }
 
-    /// Whether parameter `i` of the layout is this process's.
-    pub fn owns(&self, i: usize) -> bool {
-        self.owned[self.world.rank()].binary_search(&i).is_ok()
-    }
-
     /// Moments before the first step, of what this process owns.
     pub fn fresh(&self, layout: &Layout, device: &Device) -> Result<State> {
-        let zeros = || ParamSet::zeros_where(layout, DType::F32, device, |i| self.owns(i));
-        Ok(State { step: 0, m: zeros()?, v: zeros()? })
+        State::of(self.held[self.world.rank()].clone(), layout, device)
     }
 
-    /// Adds up the gradients of all processes, each where its parameter is owned. The others keep
-    /// what they have.
+    /// Adds up the gradients of all processes, each piece where it is owned. The others keep what they
+    /// have.
     pub fn sum(&self, grads: &ParamSet) -> Result<()> {
         self.travel(grads, grads, |_, to| to..to + 1)
     }
 
     /// The norm of gradients that were summed ([`Shards::sum`]), as [`adamw::global_norm`].
     pub fn norm(&self, grads: &ParamSet) -> Result<f64> {
-        let heard = self.world.agree_on(adamw::squares(grads, |i| self.owns(i)))?;
-        let mut squares = vec![0.0; grads.tensors().len()];
-        for (owned, heard) in self.owned.iter().zip(&heard) {
-            owned.iter().for_each(|&i| squares[i] = heard[i]);
+        let mine = adamw::squares(grads, &self.held[self.world.rank()]);
+        let heard = self.world.agree_on(mine.map(|squares| squares.concat()))?;
+        let sums = |spec: &ParamSpec| vec![0.0; spec.elements().div_ceil(SQUARES)];
+        let mut squares: Vec<Vec<f64>> = grads.layout().entries().iter().map(sums).collect();
+        for (held, heard) in self.held.iter().zip(heard) {
+            let mut heard = heard.into_iter();
+            for (all, places) in squares.iter_mut().zip(held.by_parameter()) {
+                let places = cut(places, SQUARES).map(|place| place.start / SQUARES);
+                places.zip(&mut heard).for_each(|(at, sum)| all[at] = sum);
+            }
         }
         adamw::norm_of(grads.layout(), &squares)
     }
@@ -108,10 +137,13 @@ impl Shards {
             self.travel(part, &to, |from, to| if to == 0 { from..from + 1 } else { 0..0 })?;
             Ok(to)
         };
-        Ok(State { step: state.step, m: whole(&state.m)?, v: whole(&state.v)? })
+        Ok(match self.world.is_root() {
+            true => State::whole(state.step, whole(&state.m)?, whole(&state.v)?),
+            false => State { m: whole(&state.m)?, v: whole(&state.v)?, ..state.clone() },
+        })
     }
 
-    /// The other way: what each process owns of the moments that process 0 has of all parameters. In
+    /// The other way: what each process owns of the moments that process 0 has of all of them. In
     /// the others `whole` is as [`Shards::fresh`].
     pub fn deal(&self, whole: &State) -> Result<State> {
         if self.world.size() == 1 {
@@ -173,7 +205,8 @@ impl Shards {
         Ok(())
     }
 
-    /// The tensors that hold elements `range` of an owner's, and which of theirs these are.
+    /// The tensors that hold elements `range` of an owner's, and which of theirs these are. Moments are
+    /// those of a whole parameter, or what the owner holds of it.
     fn places<'a>(
         &'a self,
         set: &'a ParamSet,
@@ -181,11 +214,14 @@ impl Shards {
         range: Range<usize>,
     ) -> impl Iterator<Item = (&'a Tensor, Range<usize>)> {
         let mut at = 0;
-        self.owned[owner].iter().filter_map(move |&i| {
-            let n = set.layout().entries()[i].elements();
+        self.owned[owner].iter().filter_map(move |piece| {
+            let n = piece.place.len();
             let within = range.start.clamp(at, at + n) - at..range.end.clamp(at, at + n) - at;
             at += n;
-            (!within.is_empty()).then(|| (&set.tensors()[i], within))
+            let tensor = &set.tensors()[piece.parameter];
+            let whole = tensor.elem_count() == set.layout().entries()[piece.parameter].elements();
+            let begin = if whole { piece.place.start } else { piece.held };
+            (!within.is_empty()).then(|| (tensor, begin + within.start..begin + within.end))
         })
     }
 
@@ -246,7 +282,8 @@ mod tests {
     use crate::world::in_threads;
 
     fn layout() -> Layout {
-        Layout::new(&Gpt2Config::new(40, 8, 12, 3, 2))
+        // An embedding of more than two pieces, the last of them not whole.
+        Layout::new(&Gpt2Config::new(2 * PIECE / 12 + 40, 8, 12, 3, 2))
     }
 
     /// Element j of parameter i is f(i, j).
@@ -265,17 +302,25 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_has_one_owner_and_the_load_is_even() {
+    fn every_element_has_one_owner_and_the_load_is_even() {
         let layout = layout();
         for size in 1..6 {
-            let (owned, elements) = divided(&layout, size);
-            let mut all: Vec<usize> = owned.into_iter().flatten().collect();
-            all.sort_unstable();
-            assert_eq!(all, (0..layout.entries().len()).collect::<Vec<_>>());
-            let total: usize = elements.iter().sum();
-            let largest = layout.entries().iter().map(|spec| spec.elements()).max().unwrap();
-            let most = elements.into_iter().max().unwrap();
-            assert!(most <= total / size + largest, "{most} of {total} among {size}");
+            let owned = divided(&layout, size);
+            for (i, spec) in layout.entries().iter().enumerate() {
+                let of = |piece: &&Piece| piece.parameter == i;
+                let mut all: Vec<usize> = owned
+                    .iter()
+                    .flatten()
+                    .filter(of)
+                    .flat_map(|piece| piece.place.clone())
+                    .collect();
+                all.sort_unstable();
+                assert_eq!(all, (0..spec.elements()).collect::<Vec<_>>());
+            }
+            let elements = |of: &Vec<Piece>| of.iter().map(|p| p.place.len()).sum::<usize>();
+            let (least, most) =
+                (owned.iter().map(elements).min(), owned.iter().map(elements).max());
+            assert!(most.unwrap() - least.unwrap() <= PIECE, "among {size}");
         }
     }
 
@@ -312,7 +357,7 @@ mod tests {
             let moments = |add: f32| filled(&layout, |i, j| add + (i * 1000 + j) as f32);
             let fresh = shards.fresh(&layout, &Device::Cpu).unwrap();
             let whole = match root {
-                true => State { step: 7, m: moments(0.0), v: moments(0.5) },
+                true => State::whole(7, moments(0.0), moments(0.5)),
                 false => State { step: 7, ..fresh },
             };
             let mine = shards.deal(&whole).unwrap();

@@ -44,17 +44,21 @@ struct Squares {
     double* parts;   // one per block
     const float* g;
     uint64_t n;
+    uint64_t piece;  // elements of a sum
 };
 
-// A block's share of the sum of squares, in f64: the square of any finite f32 is finite there.
+// A block's share of the sum of squares of its piece, in f64: the square of any finite f32 is finite there.
 __device__ inline void square(const Squares& a) {
     double sum = 0;
+    const uint64_t begin = blockIdx.y * a.piece;
+    const uint64_t end = begin + a.piece < a.n ? begin + a.piece : a.n;
     const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < a.n; i += stride) {
+    const uint64_t first = begin + static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    for (uint64_t i = first; i < end; i += stride) {
         sum += static_cast<double>(a.g[i]) * a.g[i];
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) a.parts[blockIdx.x] = sum;
+    if (threadIdx.x == 0) a.parts[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
 KERNEL(sum_of_squares, 256, Squares, square)

@@ -4,12 +4,14 @@
 //! Neither loop lets the compiler fuse or reorder floating-point operations, so the instruction set
 //! chosen at run time changes the speed only.
 
-use super::Scalars;
+use super::{SQUARES, Scalars};
 use crate::ops::simd::{LANES, multiversion};
+use crate::optim::held::cut;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Elements per task. Fixed, so that partial sums never depend on the number of threads.
-const CHUNK: usize = 1 << 16;
+const CHUNK: usize = SQUARES;
 
 /// [`Scalars`] as the loop uses them.
 #[derive(Clone, Copy)]
@@ -24,8 +26,16 @@ struct Narrow {
     eps: f32,
 }
 
-/// One AdamW update of one tensor; `g` is zero afterwards. All slices have the same length.
-pub(super) fn update(p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32], s: &Scalars) {
+/// One AdamW update of the `held` elements of one tensor; their `g` is zero afterwards. The moments
+/// are those of the held elements alone, one behind the other.
+pub(super) fn update(
+    p: &mut [f32],
+    g: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    held: &[Range<usize>],
+    s: &Scalars,
+) {
     let s = Narrow {
         scale: s.scale as f32,
         keep: s.keep as f32,
@@ -36,14 +46,31 @@ pub(super) fn update(p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32],
         rate: s.rate as f32,
         eps: s.eps as f32,
     };
-    if p.len() <= CHUNK {
+    if p.len() <= CHUNK && m.len() == p.len() {
         return update_chunk(p, g, m, v, s); // biases and norms: not worth a task
     }
-    let chunks = p.par_chunks_mut(CHUNK).zip(g.par_chunks_mut(CHUNK));
-    chunks
-        .zip(m.par_chunks_mut(CHUNK))
-        .zip(v.par_chunks_mut(CHUNK))
+    let places: Vec<Range<usize>> = cut(held, CHUNK).collect();
+    let behind_each_other = places.iter().scan(0, |at, place| {
+        *at += place.len();
+        Some(*at - place.len()..*at)
+    });
+    let moments: Vec<Range<usize>> = behind_each_other.collect();
+    let weights = parts(p, &places).into_par_iter().zip(parts(g, &places));
+    weights
+        .zip(parts(m, &moments))
+        .zip(parts(v, &moments))
         .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, s));
+}
+
+/// What lies in `places` of `x`, which ascend.
+fn parts<'a>(mut x: &'a mut [f32], places: &[Range<usize>]) -> Vec<&'a mut [f32]> {
+    let mut gone = 0;
+    let one = |place: &Range<usize>| {
+        let (part, rest) = std::mem::take(&mut x)[place.start - gone..].split_at_mut(place.len());
+        (x, gone) = (rest, place.end);
+        part
+    };
+    places.iter().map(one).collect()
 }
 
 multiversion! {
@@ -74,12 +101,13 @@ multiversion! {
     }
 }
 
-/// Sum of squares in f64; not finite if and only if an element is not.
-pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
-    if x.len() <= CHUNK {
-        return squares_chunk(x);
+/// Sums of squares in f64 of what lies in `places`, by [`SQUARES`] elements; not finite if and only if
+/// an element is not.
+pub(super) fn squares(x: &[f32], places: &[Range<usize>]) -> Vec<f64> {
+    let places: Vec<Range<usize>> = cut(places, SQUARES).collect();
+    match &places[..] {
+        [one] => vec![squares_chunk(&x[one.clone()])],
+        // The partial sums are collected in order.
+        _ => places.into_par_iter().map(|place| squares_chunk(&x[place])).collect(),
     }
-    // The partial sums are collected in order and added one after the other.
-    let partial: Vec<f64> = x.par_chunks(CHUNK).map(squares_chunk).collect();
-    partial.iter().sum()
 }

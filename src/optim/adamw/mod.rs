@@ -16,10 +16,16 @@
 mod cpu;
 mod cuda;
 
+use super::held::{Held, cut, elements};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Layout, ParamSet};
+use crate::model::{Layout, ParamSet, ParamSpec};
 use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+/// Elements whose squares are one partial sum of the norm; processes divide parameters at multiples of
+/// it, so that the sums are the same whoever forms them.
+pub(super) const SQUARES: usize = 1 << 16;
 
 /// The constants of the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,16 +50,39 @@ pub struct State {
     pub m: ParamSet,
     /// Second moments, f32.
     pub v: ParamSet,
+    /// The elements that these are moments of. A parameter of which only some are held has moments of
+    /// one dimension, in the order of places.
+    pub held: Held,
 }
 
 impl State {
     /// No update yet: zero moments on `device`.
     pub fn new(layout: &Layout, device: &Device) -> Result<Self> {
-        Ok(Self {
-            step: 0,
-            m: ParamSet::zeros(layout, DType::F32, device)?,
-            v: ParamSet::zeros(layout, DType::F32, device)?,
-        })
+        Self::of(Held::all(layout), layout, device)
+    }
+
+    /// The same of these elements alone.
+    pub(super) fn of(held: Held, layout: &Layout, device: &Device) -> Result<Self> {
+        let zeros = || {
+            let one = |(spec, places): (&ParamSpec, &[Range<usize>])| match elements(places) {
+                all if all == spec.elements() => {
+                    Tensor::zeros(spec.shape.as_slice(), DType::F32, device)
+                }
+                some => Tensor::zeros(some, DType::F32, device),
+            };
+            let tensors = layout.entries().iter().zip(held.by_parameter()).map(one);
+            Ok::<_, Error>(ParamSet::new(
+                layout.clone(),
+                tensors.collect::<candle_core::Result<_>>()?,
+            ))
+        };
+        Ok(Self { step: 0, m: zeros()?, v: zeros()?, held: held.clone() })
+    }
+
+    /// Moments of every element, after so many updates.
+    pub fn whole(step: u64, m: ParamSet, v: ParamSet) -> Self {
+        let held = Held::all(m.layout());
+        Self { step, m, v, held }
     }
 }
 
@@ -78,9 +107,8 @@ impl AdamW {
     /// the kept count: min(1, clip/norm)/kept). Moments move in place, gradients are left at zero.
     /// `lr` is this update's rate.
     ///
-    /// The caller has checked the gradients with [`global_norm`]; this function trusts them. Where the
-    /// moments have no elements, another process steps the parameter (`Shards`), and it stays as it
-    /// is here.
+    /// The caller has checked the gradients with [`global_norm`]; this function trusts them. Elements
+    /// that the state does not hold are another process's (`Shards`), and stay as they are here.
     pub fn update(
         &self,
         params: &ParamSet,
@@ -104,26 +132,40 @@ impl AdamW {
             ));
         }
         let step = state.step + 1;
-        for (i, (spec, p)) in layout.entries().iter().zip(params.tensors()).enumerate() {
+        for (i, held) in state.held.by_parameter().enumerate() {
+            let (spec, p) = (&layout.entries()[i], &params.tensors()[i]);
             let (g, m, v) = (&grads.tensors()[i], &state.m.tensors()[i], &state.v.tensors()[i]);
-            if m.elem_count() == 0 && spec.elements() > 0 {
-                g.zero_set()?;
-                continue;
-            }
             let scalars = self.scalars(step, lr, f64::from(scale), spec.kind.decays());
             let floats = [p, g, m, v].iter().all(|t| t.dtype() == DType::F32);
-            match if floats { Backend::of(p) } else { Backend::Reference } {
+            let on = if floats { Backend::of(p) } else { Backend::Reference };
+            if on == Backend::Cpu {
                 // Four different tensors, so four locks that cannot wait for each other. `??`: a
                 // closure's own result travels inside the outer one.
-                Backend::Cpu => buffer::with_mut(p, |p| {
+                buffer::with_mut(p, |p| {
                     buffer::with_mut(g, |g| {
                         buffer::with_mut(m, |m| {
-                            buffer::with_mut(v, |v| cpu::update(p, g, m, v, &scalars))
+                            buffer::with_mut(v, |v| cpu::update(p, g, m, v, held, &scalars))
                         })
                     })
-                })????,
-                Backend::Gpu => cuda::update(p, g, m, v, &scalars)?,
-                Backend::Reference => reference(p, g, m, v, &scalars)?,
+                })????;
+            } else {
+                let mut begin = 0;
+                for place in held {
+                    let part = |x: &Tensor, begin| match place.len() == x.elem_count() {
+                        true => Ok(x.clone()),
+                        false => x.flatten_all()?.narrow(0, begin, place.len()),
+                    };
+                    let (p, g) = (part(p, place.start)?, part(g, place.start)?);
+                    let (m, v) = (part(m, begin)?, part(v, begin)?);
+                    match on {
+                        Backend::Gpu => cuda::update(&p, &g, &m, &v, &scalars)?,
+                        _ => reference(&p, &g, &m, &v, &scalars)?,
+                    }
+                    begin += place.len();
+                }
+            }
+            if elements(held) < spec.elements() {
+                g.zero_set()?;
             }
         }
         state.step = step;
@@ -171,32 +213,25 @@ fn reference(
 /// infinity: a finite loss does not promise finite gradients. On the CPU the result has the same
 /// bits for any number of threads.
 pub fn global_norm(grads: &ParamSet) -> Result<f64> {
-    norm_of(grads.layout(), &squares(grads, |_| true)?)
+    norm_of(grads.layout(), &squares(grads, &Held::all(grads.layout()))?)
 }
 
-/// The sum of squares of each gradient that `counts`, in f64; 0 for the others.
-pub fn squares(grads: &ParamSet, counts: impl Fn(usize) -> bool) -> Result<Vec<f64>> {
-    let on_gpu =
-        grads.tensors().iter().all(|g| Backend::of(g) == Backend::Gpu && g.dtype() == DType::F32);
-    let here: Vec<usize> = (0..grads.tensors().len()).filter(|&i| counts(i)).collect();
-    let found = match on_gpu {
-        true => {
-            let counted: Vec<Tensor> = here.iter().map(|&i| grads.tensors()[i].clone()).collect();
-            cuda::sums_of_squares(&counted)?
-        }
-        false => {
-            here.iter().map(|&i| sum_of_squares(&grads.tensors()[i])).collect::<Result<_>>()?
-        }
-    };
-    let mut all = vec![0.0; grads.tensors().len()];
-    here.into_iter().zip(found).for_each(|(i, squares)| all[i] = squares);
-    Ok(all)
+/// Sums of squares of the gradients' elements that are `held`, in f64: of each parameter one for every
+/// piece of [`SQUARES`] elements.
+pub(super) fn squares(grads: &ParamSet, held: &Held) -> Result<Vec<Vec<f64>>> {
+    let counted = || grads.tensors().iter().zip(held.by_parameter());
+    if counted().all(|(g, _)| Backend::of(g) == Backend::Gpu && g.dtype() == DType::F32) {
+        return cuda::squares(counted());
+    }
+    counted().map(|(g, places)| squares_of(g, places)).collect()
 }
 
-/// The norm of gradients whose sums of squares these are, by parameter of the layout.
-pub fn norm_of(layout: &Layout, squares: &[f64]) -> Result<f64> {
+/// The norm of gradients of which these are all sums of squares, by parameter of the layout and in
+/// the order of its elements.
+pub(super) fn norm_of(layout: &Layout, squares: &[Vec<f64>]) -> Result<f64> {
     let mut total = 0.0;
     for (spec, squares) in layout.entries().iter().zip(squares) {
+        let squares: f64 = squares.iter().sum();
         // The square of a finite f32 is at most 1.2e77, so in f64 only a non-finite element makes
         // the sum non-finite.
         if !squares.is_finite() {
@@ -214,11 +249,16 @@ pub fn norm_of(layout: &Layout, squares: &[f64]) -> Result<f64> {
     Ok(total.sqrt())
 }
 
-fn sum_of_squares(g: &Tensor) -> Result<f64> {
+fn squares_of(g: &Tensor, places: &[Range<usize>]) -> Result<Vec<f64>> {
     if Backend::of(g) == Backend::Cpu {
-        return Ok(cpu::sum_of_squares(&buffer::read(g)?));
+        return Ok(cpu::squares(&buffer::read(g)?, places));
     }
-    Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+    let all = g.flatten_all()?;
+    let one = |place: Range<usize>| {
+        let part = all.narrow(0, place.start, place.len())?.to_dtype(DType::F64)?;
+        Ok(part.sqr()?.sum_all()?.to_scalar::<f64>()?)
+    };
+    cut(places, SQUARES).map(one).collect()
 }
 
 #[cfg(test)]

@@ -552,11 +552,7 @@ fn read(
         plan,
         config,
         params,
-        optimizer: adamw::State {
-            step: saved.optimizer_step,
-            m: moments(first)?,
-            v: moments(second)?,
-        },
+        optimizer: adamw::State::whole(saved.optimizer_step, moments(first)?, moments(second)?),
         counters: saved.counters,
         selector: saved.selector,
         inputs: manifest.inputs.clone(),

@@ -58,11 +58,7 @@ fn state(step: u64) -> TrainState {
         plan: plan(),
         config,
         params: random(&layout, 1),
-        optimizer: adamw::State {
-            step: step - step / 4,
-            m: random(&layout, 2),
-            v: random(&layout, 3),
-        },
+        optimizer: adamw::State::whole(step - step / 4, random(&layout, 2), random(&layout, 3)),
         counters,
         selector: json!({ "alpha": 0.1 + 0.2, "last_cvar": 1.0 / 3.0, "sums": [std::f64::consts::PI * 1e-30] }),
         inputs: Inputs {

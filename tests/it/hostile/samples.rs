@@ -129,11 +129,7 @@ pub fn checkpoint_of(run: &Path, first: f32, second: f32) -> PathBuf {
         plan: plan(),
         config: model.config,
         params: model.params,
-        optimizer: adamw::State {
-            step: 5,
-            m: constant(&layout, first),
-            v: constant(&layout, second),
-        },
+        optimizer: adamw::State::whole(5, constant(&layout, first), constant(&layout, second)),
         counters: Counters { step: 5, tokens: 80, cursor: 20, ..Counters::default() },
         selector: json!({"alpha": 0.1}),
         inputs: inputs(),
