@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Sources under src; `src/ops/gpu/device.rs` embeds what they compile to by their last names.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "loss/head/head",
     "ops/activation/activation",
     "ops/attention/attention",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 9] = [
     "ops/matmul/matmul",
     "ops/rotary/rotary",
     "optim/adamw/adamw",
+    "optim/travel",
 ];
 
 fn main() {

@@ -3,10 +3,11 @@
 use super::Printer;
 use crate::config::{DeviceSpec, Plan};
 use crate::error::Result;
+use crate::ops::gpu;
 use crate::progress::Progress;
 use crate::report::text::amount;
 use crate::train::threads::use_everywhere;
-use crate::world::{Launched, Seat};
+use crate::world::{Launched, Launcher, Seat};
 
 /// Takes `threads` for every parallel loop of this process (0: a core each, of its share of them), and
 /// tells what is wrong with where the processes sit.
@@ -16,12 +17,13 @@ pub fn seated(threads: usize, ui: &Printer) -> Result<Seat> {
     if !alone {
         seats.warnings.iter().for_each(|warning| ui.note(&format!("warning: {warning}")));
     }
-    if alone && let Some(started) = Launched::here().and_then(|l| l.size).filter(|n| *n > 1) {
+    if alone && let Some(Launched { by, size: Some(started @ 2..), .. }) = Launched::here() {
         ui.note(&format!(
             "warning: {started} processes were started, and {}: each does all of the work by itself",
-            match cfg!(feature = "mpi") {
-                true => "they cannot reach each other (is this the MPI that the program was built with?)",
-                false => "this build has no MPI (build with --features mpi)",
+            match (by, by.is_served()) {
+                (_, true) => "they cannot reach each other (is this the MPI that the program was built with?)",
+                (Launcher::Mpi, _) => "this build has no MPI (build with --features mpi)",
+                (Launcher::Torchrun, _) => "this build has no NCCL (build with --features nccl)",
             }
         ));
     }
@@ -62,13 +64,17 @@ pub fn placed(mut plan: Plan, seat: Seat) -> Plan {
     plan
 }
 
-/// GPUs are dealt out in the order of a machine's processes, from the one that is named on.
+/// GPUs are dealt out in the order of a machine's processes, from the one that is named on, in turns
+/// where there are fewer. A launcher may show each process its own alone.
 pub fn own_device(asked: DeviceSpec, seat: Seat) -> DeviceSpec {
+    let there = gpu::count();
+    let dealt = |first: usize| match first < there {
+        true => DeviceSpec::Cuda((first + seat.local_rank) % there),
+        false => DeviceSpec::Cuda(first), // which is refused, by name
+    };
     match asked {
-        DeviceSpec::Cuda(first) => DeviceSpec::Cuda(first + seat.local_rank),
-        DeviceSpec::Auto if candle_core::utils::cuda_is_available() => {
-            DeviceSpec::Cuda(seat.local_rank)
-        }
+        DeviceSpec::Cuda(first) => dealt(first),
+        DeviceSpec::Auto if there > 0 => dealt(0),
         other => other,
     }
 }

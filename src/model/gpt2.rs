@@ -150,11 +150,12 @@ impl Gpt2 {
         d_hidden: &Tensor,
         grads: &ParamSet,
     ) -> Result<()> {
-        self.backward_through(tape, rows, d_hidden, grads, Flow::Exact).map(|_| ())
+        self.backward_through(tape, rows, d_hidden, grads, Flow::Exact, &mut |_| Ok(())).map(|_| ())
     }
 
     /// As [`Gpt2::backward`], with a choice of the rows that carry gradient further down. Returns
-    /// how many did.
+    /// how many did. Where nothing more is added to the gradients of parameter `n` of the layout and of
+    /// those behind it, `is_final` is told `n`; what is left when this returns, it is not told of.
     pub fn backward_through(
         &self,
         tape: Tape,
@@ -162,6 +163,7 @@ impl Gpt2 {
         d_hidden: &Tensor,
         grads: &ParamSet,
         flow: Flow<'_>,
+        is_final: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Reached> {
         let mut reached = Reached::default();
         if rows.is_some_and(<[u32]>::is_empty) {
@@ -181,6 +183,8 @@ impl Gpt2 {
             db,
         })?;
         drop((last, last_stats, x, stats));
+        let layout = grads.layout();
+        is_final(layout.block(self.config.n_layer).start)?;
         let mut rows = rows.map(Cow::Borrowed);
         for l in (0..self.config.n_layer).rev() {
             let Some(taped) = blocks.pop() else { break };
@@ -200,6 +204,7 @@ impl Gpt2 {
             let call = BlockCall { rows: rows.as_deref(), grads, common: &common, flow };
             let (d_in, keys) = self.block_backward(l, tape, d, call)?;
             d = d_in;
+            is_final(layout.block(l).start)?;
             reached.keys += keys;
             if !matches!(flow, Flow::Sparse) {
                 rows = None;

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::ops::{Backend, buffer};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Numbers that one task writes: 256 KiB.
 const PAGES: usize = 1 << 16;
@@ -248,6 +249,18 @@ impl Layout {
     pub fn entries(&self) -> &[ParamSpec] {
         &self.entries
     }
+
+    /// How many blocks there are.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The entries of block `l`; of the block after the last, where those of the final norm begin.
+    pub fn block(&self, l: usize) -> Range<usize> {
+        let first = self.wte + 1 + usize::from(self.wpe.is_some());
+        let each = (self.ln_f_w - first) / self.blocks().max(1);
+        first + l * each..(first + (l + 1) * each).min(self.ln_f_w)
+    }
 }
 
 /// One tensor per entry of a [`Layout`], all on one device. Cloning shares the storage.
@@ -274,8 +287,14 @@ impl ParamSet {
 
     /// Adds the elements of `other`, of the same layout.
     pub fn add_assign(&self, other: &Self) -> Result<()> {
+        self.add_assign_of(other, 0..self.tensors.len())
+    }
+
+    /// The same of some parameters, by their places in the layout.
+    pub fn add_assign_of(&self, other: &Self, parameters: Range<usize>) -> Result<()> {
         self.beside(
             other,
+            parameters,
             |a, b| a.iter_mut().zip(b).for_each(|(a, b)| *a += b),
             buffer::add_assign,
         )
@@ -283,7 +302,7 @@ impl ParamSet {
 
     /// Takes the elements of `other`, of the same layout.
     pub fn assign(&self, other: &Self) -> Result<()> {
-        self.beside(other, <[f32]>::copy_from_slice, buffer::assign)
+        self.beside(other, 0..self.tensors.len(), <[f32]>::copy_from_slice, buffer::assign)
     }
 
     /// Sets every element to zero.
@@ -291,15 +310,17 @@ impl ParamSet {
         Ok(self.tensors.iter().try_for_each(Tensor::zero_set)?)
     }
 
-    /// Does `on_cpu` to pieces of this set's tensors beside those of another, or `elsewhere` to whole
-    /// ones.
+    /// Does `on_cpu` to pieces of some of this set's tensors beside those of another, or `elsewhere` to
+    /// whole ones.
     fn beside(
         &self,
         other: &Self,
+        parameters: Range<usize>,
         on_cpu: impl Fn(&mut [f32], &[f32]) + Sync,
         elsewhere: impl Fn(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
-        for (mine, other) in self.tensors.iter().zip(&other.tensors) {
+        for (mine, other) in self.tensors[parameters.clone()].iter().zip(&other.tensors[parameters])
+        {
             if Backend::of(mine) != Backend::Cpu {
                 elsewhere(mine, other)?;
                 continue;

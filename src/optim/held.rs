@@ -1,6 +1,6 @@
 //! Which elements of which parameters a process steps, and so keeps moments of.
 
-use crate::model::Layout;
+use crate::model::{Layout, ParamSpec};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ pub struct Held(Arc<[Vec<Range<usize>>]>);
 impl Held {
     /// Every element.
     pub fn all(layout: &Layout) -> Self {
-        Self(layout.entries().iter().map(|spec| Vec::from([0..spec.elements()])).collect())
+        let all = |spec: &ParamSpec| std::iter::once(0..spec.elements()).collect();
+        Self(layout.entries().iter().map(all).collect())
     }
 
     /// These places, by parameter; those that touch become one.

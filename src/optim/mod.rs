@@ -4,6 +4,8 @@ pub mod adamw;
 mod held;
 pub mod schedule;
 mod shards;
+mod travel;
 
 pub use held::Held;
 pub use shards::Shards;
+pub use travel::{Arrived, Travel};

@@ -11,13 +11,15 @@
 
 use super::adamw::{self, SQUARES, State};
 use super::held::{Held, cut};
+use super::travel::{Arrived, Travel};
 use crate::error::Result;
 use crate::model::{Layout, ParamSet, ParamSpec};
 use crate::ops::{Backend, buffer};
-use crate::world::{AT_ONCE, World, tree};
+use crate::world::{AT_ONCE, Link, World, tree};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Numbers that one task adds.
 const CHUNK: usize = 1 << 14;
@@ -28,10 +30,10 @@ const PIECE: usize = 4 * SQUARES;
 
 /// A part of a parameter that one process steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
+pub(super) struct Piece {
     /// The parameter's place in the layout.
-    parameter: usize,
-    place: Range<usize>,
+    pub(super) parameter: usize,
+    pub(super) place: Range<usize>,
     /// Where it begins among what its owner holds of the parameter.
     held: usize,
 }
@@ -40,6 +42,9 @@ struct Piece {
 #[derive(Debug, Clone)]
 pub struct Shards {
     world: World,
+    /// What carries numbers between GPUs, if the model is on one and there is such a thing; else they
+    /// go through the host.
+    link: Option<Arc<dyn Link>>,
     /// The pieces of each process, in order.
     owned: Vec<Vec<Piece>>,
     /// Elements of each process's.
@@ -54,7 +59,7 @@ fn divided(layout: &Layout, processes: usize) -> Vec<Vec<Piece>> {
     let mut held = vec![(0, 0); processes]; // of all parameters, of this one
     for (parameter, spec) in layout.entries().iter().enumerate() {
         held.iter_mut().for_each(|(_, here)| *here = 0);
-        for place in cut(&[0..spec.elements()], PIECE) {
+        for place in cut(std::slice::from_ref(&(0..spec.elements())), PIECE) {
             let least = (0..processes).min_by_key(|&r| (held[r].0, r)).unwrap_or(0);
             let (all, here) = &mut held[least];
             owned[least].push(Piece { parameter, place: place.clone(), held: *here });
@@ -77,7 +82,12 @@ impl Shards {
         };
         let (elements, held) =
             (owned.iter().map(elements).collect(), owned.iter().map(held).collect());
-        Self { world, owned, elements, held }
+        Self { world, link: None, owned, elements, held }
+    }
+
+    /// The same of a model on `device`. Collective.
+    pub fn on(self, device: &Device) -> Result<Self> {
+        Ok(Self { link: self.world.linked(device)?, ..self })
     }
 
     /// The processes that share the work.
@@ -90,10 +100,25 @@ impl Shards {
         State::of(self.held[self.world.rank()].clone(), layout, device)
     }
 
-    /// Adds up the gradients of all processes, each piece where it is owned. The others keep what they
-    /// have.
-    pub fn sum(&self, grads: &ParamSet) -> Result<()> {
-        self.travel(grads, grads, |_, to| to..to + 1)
+    /// The pieces of a process, of these parameters.
+    pub(super) fn pieces(&self, owner: usize, parameters: &Range<usize>) -> &[Piece] {
+        let before = |n: usize| self.owned[owner].partition_point(|piece| piece.parameter < n);
+        &self.owned[owner][before(parameters.start)..before(parameters.end)]
+    }
+
+    /// Gradients that travel as they become final, where they do not go through the host. They end in
+    /// [`Shards::sum`]. Collective.
+    pub fn travel<'a>(&'a self, grads: &'a ParamSet) -> Option<Travel<'a>> {
+        self.link.as_deref().map(|link| Travel::new(self, link, grads))
+    }
+
+    /// Adds up the gradients of all processes, each piece where it is owned, from what has arrived if
+    /// they travelled. The others keep what they have.
+    pub fn sum(&self, grads: &ParamSet, arrived: Option<Arrived>) -> Result<()> {
+        match arrived {
+            Some(arrived) => self.world.or_abort(self.add(grads, arrived)),
+            None => self.carry(grads, grads, |_, to| to..to + 1),
+        }
     }
 
     /// The norm of gradients that were summed ([`Shards::sum`]), as [`adamw::global_norm`].
@@ -114,13 +139,19 @@ impl Shards {
 
     /// Hands what each process owns of `params` to all.
     pub fn spread(&self, params: &ParamSet) -> Result<()> {
-        self.travel(params, params, |from, _| from..from + 1)
+        match self.link.as_deref() {
+            Some(link) => self.world.or_abort(self.broadcast_owned(link, params)),
+            None => self.carry(params, params, |from, _| from..from + 1),
+        }
     }
 
     /// Makes all `params` those of process 0.
     pub fn from_root(&self, params: &ParamSet) -> Result<()> {
+        if let Some(link) = self.link.as_deref() {
+            return self.world.or_abort(self.broadcast_all(link, params));
+        }
         let all = 0..self.world.size();
-        self.travel(params, params, |from, _| if from == 0 { all.clone() } else { 0..0 })
+        self.carry(params, params, |from, _| if from == 0 { all.clone() } else { 0..0 })
     }
 
     /// The moments of all parameters, in process 0; elsewhere those that it has.
@@ -134,7 +165,7 @@ impl Shards {
                 ))?,
                 false => part.clone(),
             };
-            self.travel(part, &to, |from, to| if to == 0 { from..from + 1 } else { 0..0 })?;
+            self.carry(part, &to, |from, to| if to == 0 { from..from + 1 } else { 0..0 })?;
             Ok(to)
         };
         Ok(match self.world.is_root() {
@@ -152,7 +183,7 @@ impl Shards {
         let device = whole.m.tensors()[0].device();
         let mine = self.world.or_abort(self.fresh(whole.m.layout(), device))?;
         for (from, to) in [(&whole.m, &mine.m), (&whole.v, &mine.v)] {
-            self.travel(from, to, |from, to| if from == 0 { to..to + 1 } else { 0..0 })?;
+            self.carry(from, to, |from, to| if from == 0 { to..to + 1 } else { 0..0 })?;
         }
         Ok(State { step: whole.step, ..mine })
     }
@@ -160,7 +191,7 @@ impl Shards {
     /// What process `a` has in `from` of the parts that `carries(a, b)` names, by their owners, goes to
     /// process `b` and stands in its `to`: the sum where several send the same. Nothing is to be done
     /// for one process alone.
-    fn travel(
+    fn carry(
         &self,
         from: &ParamSet,
         to: &ParamSet,
@@ -336,7 +367,7 @@ mod tests {
                 let rank = world.rank();
                 let grads = filled(&layout, |i, j| term(rank, i, j));
                 let shards = Shards::new(world, &layout);
-                shards.sum(&grads).unwrap();
+                shards.sum(&grads, None).unwrap();
                 shards.spread(&grads).unwrap();
                 values(&grads)
             });

@@ -9,8 +9,9 @@ use crate::ops::testing::emulated;
 use crate::teacher::Teacher;
 use crate::testing::{lively_model, random_batch, step_plan};
 use crate::train::events::Phases;
-use crate::world::{World, in_threads};
+use crate::world::{World, in_linked_threads, in_threads};
 use candle_core::{Device, Tensor};
+use std::sync::Mutex;
 
 const CONTEXT: usize = 16;
 const VOCAB: usize = 70;
@@ -107,33 +108,68 @@ fn without_groups_sums_round_otherwise_and_nothing_else_differs() {
     assert!(steps(clm, World::solo(), 20).1 != grouped);
 }
 
+/// Steps on a GPU that the host plays: parameters then, or nothing where it cannot.
+fn steps_on_a_gpu(settings: &[&str], world: &World, n: u64) -> Option<Vec<Vec<f32>>> {
+    let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+    let run = || steps(settings, world.clone(), n).1.into_iter().map(tensor).collect();
+    let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
+    Some(emulated(run)?.iter().map(values).collect())
+}
+
+/// What of the ways differs in how gradients become final: one pass and two, rows that are dropped,
+/// sequences that exit, draws after which a block gets none.
+const WAYS_OF_A_GPU: [&[&str]; 5] = [
+    &["method=clm"],
+    &["teacher=t", "select.score=excess", "select.pool=step"],
+    &["select.pool=carried", "select.score=loss", "machine.backward=sparse"],
+    &["machine.backward=sampled", "machine.rho=0.5", "method=clm"],
+    &["select.alpha_seq=0.5", "select.probe_stride=4"],
+];
+
 #[test]
-fn on_a_gpu_parts_travel_through_the_host() {
-    for way in [&["method=clm"][..], &["teacher=t", "select.score=excess", "select.pool=step"]] {
-        let settings = [way, &["machine.groups=2", "machine.head=keep"]].concat();
-        let run = |world: World| {
-            emulated(|| {
-                let (_, params) = steps(&settings, world.clone(), 2);
-                let tensor = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
-                params.into_iter().map(tensor).collect()
-            })
-        };
+fn between_gpus_parts_travel_through_the_host_or_by_a_link_and_give_the_same() {
+    for way in WAYS_OF_A_GPU {
+        let settings = [way, &["machine.groups=4", "machine.head=keep"]].concat();
+        let run = |world: World| steps_on_a_gpu(&settings, &world, 2);
         let Some(one) = run(World::solo()) else { return };
-        let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
-        for two in in_threads(2, run) {
-            let two = two.expect("a compiler, as before");
-            assert!(one.iter().zip(&two).all(|(a, b)| values(a) == values(b)), "{way:?}");
+        for found in in_threads(2, run) {
+            assert!(found.as_ref() == Some(&one), "{way:?}, through the host");
+        }
+        for size in [1, 2, 4] {
+            for found in in_linked_threads(size, run).expect("a compiler, as before") {
+                assert!(found.as_ref() == Some(&one), "{way:?}, {size} processes with a link");
+            }
         }
     }
 }
 
 #[test]
+fn a_link_serves_what_no_tree_has_equal_halves_for() {
+    // Three processes have 9 sequences between them.
+    let settings = ["method=clm", "machine.groups=3", "machine.head=keep"];
+    let steps_of_nine = |world: World| {
+        let run = || {
+            let mut trainer = trainer(&settings, world.clone());
+            let batch = random_batch(9, CONTEXT, VOCAB).slice(world.share(9));
+            trainer.step(0, 0, &batch).unwrap();
+            trainer.student.params.tensors().to_vec()
+        };
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        Some(emulated(run)?.iter().map(values).collect::<Vec<_>>())
+    };
+    let Some(one) = steps_of_nine(World::solo()) else { return };
+    for found in in_linked_threads(3, steps_of_nine).expect("a compiler, as before") {
+        assert!(found.as_ref() == Some(&one));
+    }
+}
+
+#[test]
 fn a_step_that_fails_in_one_process_changes_nothing_in_any() {
-    let found = in_threads(2, |world| {
+    let fails = |world: World| {
         let (rank, share) = (world.rank(), world.share(ROWS));
-        let mut trainer = trainer(&["method=clm"], world.clone());
+        let mut trainer = trainer(&["method=clm", "machine.head=keep"], world.clone());
         let before = trainer.student.params.wte().to_vec2::<f32>().unwrap();
-        // A token that the model does not have, in one process alone.
+        // A token that the model does not have, in one process alone, and not in its last micro-batch.
         let mut broken = batch(0).slice(share.clone());
         if rank == 1 {
             broken.targets[3] = VOCAB as u32 + 5;
@@ -144,10 +180,26 @@ fn a_step_that_fails_in_one_process_changes_nothing_in_any() {
         world.forgive();
         let next = trainer.step(0, 0, &batch(0).slice(share)).unwrap();
         (failed.to_string(), failed.kind(), next.sums.loss)
+    };
+    let clean = &steps(&["method=clm", "machine.groups=2"], World::solo(), 1).0[0];
+    let check = |found: &[(String, ErrorKind, f64)]| {
+        let (said, kind, loss) = &found[0];
+        assert!(said.starts_with("step 1: process 1 of 2: "), "{said}");
+        assert!(*kind != ErrorKind::Interrupted(0) && found[1].0 == *said);
+        let off = (loss / clean.sums.loss - 1.0).abs();
+        assert!(off < 1e-6, "{loss} for {}", clean.sums.loss);
+    };
+    check(&in_threads(2, fails));
+    // With a link the others are in the middle of an exchange, which goes on to its end.
+    let found = in_linked_threads(2, |world| {
+        let done = Mutex::new(Vec::new());
+        let run = || {
+            done.lock().unwrap().push(fails(world.clone()));
+            Vec::new()
+        };
+        emulated(run)?;
+        done.into_inner().unwrap().pop()
     });
-    let (said, kind, loss) = &found[0];
-    assert!(said.starts_with("step 1: process 1 of 2: "), "{said}");
-    assert!(*kind != ErrorKind::Interrupted(0) && found[1].0 == *said);
-    let clean = steps(&["method=clm", "machine.groups=2"], World::solo(), 1).0;
-    assert_eq!(*loss, clean[0].sums.loss);
+    let found: Option<Vec<_>> = found.into_iter().flatten().collect();
+    check(&found.expect("both said something"));
 }

@@ -22,6 +22,9 @@ use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 use std::time::Instant;
 
+/// What is told which gradients are final, by [`Gpt2::backward_through`].
+type IsFinal<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
+
 /// What the stages of a micro-batch share.
 pub(super) struct Micro<'a> {
     pub(super) work: &'a StepWork<'a>,
@@ -57,13 +60,14 @@ struct HeadGradient {
 
 impl Trainer {
     /// Adds the gradients of `batch`, whose first sequence is number `first_sequence` of the run,
-    /// to those of the step, and returns its sums.
+    /// to those of the step, and returns its sums. `is_final` is that of [`Gpt2::backward_through`].
     pub(super) fn micro_batch(
         &self,
         work: &StepWork<'_>,
         batch: &Batch,
         first_sequence: u64,
         own: Option<&mut OwnScore>,
+        is_final: IsFinal<'_>,
     ) -> Result<Sums> {
         let mut sums = Sums::default();
         let mut clock = Clock::start(self);
@@ -99,7 +103,7 @@ impl Trainer {
         };
         if let Some(HeadGradient { rows, d_hidden, found, .. }) = head {
             if !rows.is_empty() {
-                done.drawn = self.trunk(&micro, tape, &rows, &d_hidden, &mut sums)?;
+                done.drawn = self.trunk(&micro, tape, (&rows, &d_hidden), is_final, &mut sums)?;
             }
             if let Some((found, decision)) = found {
                 micro.take_in(found, decision, &mut sums)?;
@@ -212,12 +216,13 @@ impl Trainer {
         &self,
         micro: &Micro<'_>,
         tape: Tape,
-        rows: &[u32],
-        d_hidden: &Tensor,
+        (rows, d_hidden): (&[u32], &Tensor),
+        is_final: IsFinal<'_>,
         sums: &mut Sums,
     ) -> Result<Option<Drawn>> {
         sums.rows += rows.len() as u64;
-        let Reached { outputs, keys } = self.trunk_backward(micro, tape, rows, d_hidden)?;
+        let Reached { outputs, keys } =
+            self.trunk_backward(micro, tape, rows, d_hidden, is_final)?;
         sums.block_rows.0 += outputs;
         sums.block_rows.1 += (self.student.config.n_layer * micro.batch.inputs.len()) as u64;
         // Only now, with all of its work handed over, is a GPU waited for.
@@ -236,6 +241,7 @@ impl Trainer {
         tape: Tape,
         rows: &[u32],
         d_hidden: &Tensor,
+        is_final: IsFinal<'_>,
     ) -> Result<Reached> {
         let mode = self.plan.machine.backward;
         let n = micro.batch.inputs.len();
@@ -246,14 +252,15 @@ impl Trainer {
             (_, Some(sampler)) => Flow::Sampled(sampler),
             _ => Flow::Exact,
         };
+        let (grads, student) = (&self.grads, &self.student);
         match gaps(rows, n) {
             Some(rows) if mode == BackwardMode::Dense => {
                 let dense =
                     Tensor::zeros((n, d_hidden.dim(1)?), d_hidden.dtype(), d_hidden.device())?;
                 scatter_add(&dense, d_hidden, rows)?;
-                self.student.backward_through(tape, None, &dense, &self.grads, flow)
+                student.backward_through(tape, None, &dense, grads, flow, is_final)
             }
-            rows => self.student.backward_through(tape, rows, d_hidden, &self.grads, flow),
+            rows => student.backward_through(tape, rows, d_hidden, grads, flow, is_final),
         }
     }
 

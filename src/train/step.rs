@@ -9,12 +9,12 @@ use crate::loss::head::RowStats;
 use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
 use crate::optim::adamw::{self, AdamW};
-use crate::optim::{Shards, schedule};
+use crate::optim::{Arrived, Shards, schedule};
 use crate::select::{Observed, OwnScore, SelectionState, StepPool, StepSelection};
 use crate::signal::Stored;
 use crate::teacher::Teacher;
 use crate::train::events::Phases;
-use crate::train::groups::{Pile, mine, total};
+use crate::train::groups::{Summing, mine, total};
 use crate::train::micro::Clock;
 use crate::train::sums::{CarriedReport, StepReport, StepSettings, Sums};
 use crate::world::World;
@@ -107,9 +107,10 @@ impl Trainer {
     /// is the whole step's.
     pub fn among(self, world: World) -> Result<Self> {
         let layout = self.student.params.layout();
-        let shards = Shards::new(world, layout);
+        let device = self.student.params.wte().device();
+        let shards = Shards::new(world, layout).on(device)?;
         shards.from_root(&self.student.params)?;
-        let state = shards.fresh(layout, self.student.params.wte().device())?;
+        let state = shards.fresh(layout, device)?;
         Ok(Self { shards, state, ..self })
     }
 
@@ -173,24 +174,25 @@ impl Trainer {
         let mut own_score = self.own_score.take();
         let summed = self.gradients(step, cursor, batch, own_score.as_mut());
         self.own_score = own_score;
-        let mut report = summed?;
+        let (mut report, arrived) = summed?;
         let mut clock = Clock::start(self);
         if report.sums.rows > 0 {
-            self.update(&mut report)?;
+            self.update(&mut report, arrived)?;
         }
         self.observe(step, &mut report);
         clock.lap(&mut report.sums.phases.optimizer);
         Ok(report)
     }
 
-    /// The gradients of a step, added up over its micro-batches, and its sums.
+    /// The gradients of a step, added up over its micro-batches, its sums, and what has come of other
+    /// processes' gradients meanwhile.
     fn gradients(
         &self,
         step: u64,
         cursor: u64,
         batch: &Batch,
         mut own: Option<&mut OwnScore>,
-    ) -> Result<StepReport> {
+    ) -> Result<(StepReport, Option<Arrived>)> {
         let plan = &self.plan;
         let settings = StepSettings {
             alpha: self.selection.alpha(plan, step),
@@ -227,14 +229,21 @@ impl Trainer {
             Some((pool, _)) => StepWork { selection: selection.within(pool), ..work },
             None => work,
         };
-        let mine = self.by_group(&work, &part, own);
+        let mut summing = Summing::new(&self.grads, self.shards.travel(&self.grads));
+        let mine = self.by_group(&work, &part, own, &mut summing);
+        // Also where this process has failed: others wait for its numbers before they can learn of it.
+        let arrived = summing.finish();
+        let (mine, arrived) = match arrived {
+            Ok(arrived) => (mine, arrived),
+            Err(e) => (mine.and(Err(e)), None),
+        };
         let mut sums = self.agreed(mine)?;
         if let Some((pool, flops)) = &pool {
             (sums.var, sums.pools) = (pool.var, pool.pools);
             sums.flops.scoring += flops;
         }
         let denominator = selection.denominator(sums.kept, sums.valid);
-        Ok(StepReport { settings, denominator, sums, ..StepReport::default() })
+        Ok((StepReport { settings, denominator, sums, ..StepReport::default() }, arrived))
     }
 
     /// Scores all tokens of the step, and cuts the ranking of all processes; with the operations that
@@ -262,29 +271,34 @@ impl Trainer {
         Ok((pool, world.agree_on(Ok(vec![flops]))?.concat().iter().sum()))
     }
 
-    /// The sums of this process's groups; their gradients are added up.
+    /// The sums of this process's groups, whose gradients go to `summing`.
     fn by_group(
         &self,
         work: &StepWork<'_>,
         part: &Part<'_>,
         mut own: Option<&mut OwnScore>,
+        summing: &mut Summing<'_>,
     ) -> Result<Vec<Sums>> {
         let (groups, rows) = mine(&self.plan, self.world(), part.batch.sequences)?;
-        let mut pile = Pile::new(groups);
         let mut all = Vec::with_capacity(groups);
         for group in 0..groups {
             let mut sums = Sums::default();
-            for (first, micro) in part.micro_batches(group * rows..(group + 1) * rows) {
+            let mut micros = part.micro_batches(group * rows..(group + 1) * rows).peekable();
+            while let Some((first, micro)) = micros.next() {
                 // A step of a large model takes minutes on a CPU: a stop discards what there is of
                 // it.
                 crate::interrupt::check()?;
                 sums.tokens += micro.valid_count() as u64;
-                sums += self.micro_batch(work, &micro, first, own.as_deref_mut())?;
+                let is_last = group + 1 == groups && micros.peek().is_none();
+                let mut is_final = |from| if is_last { summing.ready(from) } else { Ok(()) };
+                let own = own.as_deref_mut();
+                sums += self.micro_batch(work, &micro, first, own, &mut is_final)?;
             }
             all.push(sums);
-            pile.push(&self.grads)?;
+            if group + 1 < groups {
+                summing.next()?;
+            }
         }
-        pile.finish(&self.grads)?;
         Ok(all)
     }
 
@@ -308,9 +322,9 @@ impl Trainer {
 
     /// Clips by the global norm of the mean gradient and steps; everything is checked before
     /// anything moves.
-    fn update(&mut self, report: &mut StepReport) -> Result<()> {
+    fn update(&mut self, report: &mut StepReport, arrived: Option<Arrived>) -> Result<()> {
         let optim = &self.plan.optim;
-        self.shards.sum(&self.grads)?;
+        self.shards.sum(&self.grads, arrived)?;
         report.grad_norm = self.shards.norm(&self.grads)? / report.denominator;
         let clip = if optim.clip > 0.0 && report.grad_norm > optim.clip {
             optim.clip / report.grad_norm

@@ -5,23 +5,30 @@
 //! one process alone goes through [`World::agree`], where all of them learn of it, so that they end
 //! together, each with the same error, and nobody waits for one that is gone.
 
+mod link;
 mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(any(test, feature = "nccl"))]
+mod nccl;
 mod seats;
 mod told;
 
+pub use link::{Link, Move};
 pub use local::in_threads;
+#[cfg(test)]
+pub(crate) use nccl::in_linked_threads;
 pub use seats::{Seat, Seats};
 
 use crate::error::{Error, Result};
 use crate::json::exact;
+use candle_core::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Numbers that one process hands to another at once: 4 MiB. So much is held for every process, once
 /// to send and once to receive.
@@ -44,6 +51,10 @@ pub trait Transport: Debug + Send + Sync {
     fn abort(&self, status: i32) -> !;
     /// Says that no more will be said. To be called once, by all.
     fn finish(&self);
+    /// What carries numbers between the processes' GPUs, if this does.
+    fn link(&self) -> Option<Arc<dyn Link>> {
+        None
+    }
 }
 
 /// The processes of a run, seen from one of them. The default is one alone, to which every operation
@@ -56,6 +67,8 @@ struct Joined {
     transport: Box<dyn Transport>,
     /// Whether the last agreement was an error, which all processes then have.
     failed: AtomicBool,
+    /// What carries numbers between GPUs, once that is asked for.
+    link: OnceLock<Arc<dyn Link>>,
 }
 
 impl World {
@@ -73,18 +86,50 @@ impl World {
             transport.finish();
             return Self::solo();
         }
-        let failed = AtomicBool::new(false);
-        Self(Some(Arc::new(Joined { transport: Box::new(transport), failed })))
+        Self::even_alone(transport)
     }
 
-    /// The processes that a launcher started beside this one (`mpirun`, `srun`), where this build
-    /// can talk to them; else this one alone.
+    /// The same of a single process, too, which then talks to itself.
+    pub(crate) fn even_alone(transport: impl Transport + 'static) -> Self {
+        let link = transport.link().map_or_else(OnceLock::new, OnceLock::from);
+        let failed = AtomicBool::new(false);
+        Self(Some(Arc::new(Joined { transport: Box::new(transport), failed, link })))
+    }
+
+    /// The processes that a launcher started beside this one (`mpirun`, `srun`, `torchrun`), where
+    /// this build can talk to them; else this one alone.
     pub fn of_process() -> Result<Self> {
-        #[cfg(feature = "mpi")]
-        if Launched::here().is_some() {
-            return mpi::Mpi::start().map(Self::of);
+        match Launched::here() {
+            #[cfg(feature = "mpi")]
+            Some(Launched { by: Launcher::Mpi, .. }) => mpi::Mpi::start().map(Self::of),
+            #[cfg(feature = "nccl")]
+            Some(by @ Launched { by: Launcher::Torchrun, size: Some(2..), .. }) => {
+                nccl::Torchrun::start(&by).map(Self::of)
+            }
+            _ => Ok(Self::solo()),
         }
-        Ok(Self::solo())
+    }
+
+    /// What carries numbers between GPUs, of which `device` is this process's: nothing where it is none,
+    /// or where this build has no NCCL. Collective, and the same for all.
+    pub fn linked(&self, device: &Device) -> Result<Option<Arc<dyn Link>>> {
+        let Some(joined) = &self.0 else { return Ok(None) };
+        #[cfg(feature = "nccl")]
+        if let Device::Cuda(cuda) = device
+            && joined.link.get().is_none()
+        {
+            // Nobody else sets it meanwhile: it is collective.
+            let _ = joined.link.set(Arc::new(nccl::Nccl::beside(self, cuda)?));
+        }
+        match joined.link.get() {
+            Some(link) if link.is_on(device) => Ok(Some(Arc::clone(link))),
+            Some(_) if device.is_cuda() => Err(Error::usage(format!(
+                "expected the GPU that NCCL was started with, found {:?}; under torchrun a process has the GPU of its \
+                 LOCAL_RANK: choose among GPUs by CUDA_VISIBLE_DEVICES, and leave the number after cuda: away",
+                device.location()
+            ))),
+            _ => Ok(None),
+        }
     }
 
     /// The number of this process, from 0.
@@ -118,7 +163,7 @@ impl World {
 
     /// The same, where a process that fails does so `for_all`: its error names none.
     fn told(&self, mine: Result<Vec<u8>>, for_all: bool) -> Result<Vec<Vec<u8>>> {
-        let Some(Joined { transport, failed }) = self.0.as_deref() else {
+        let Some(Joined { transport, failed, .. }) = self.0.as_deref() else {
             return mine.map(|mine| vec![mine]);
         };
         if mine.is_err() && failed.load(Ordering::Relaxed) {
@@ -261,37 +306,73 @@ impl World {
     pub fn end(&self, mine: Result<()>) -> Result<()> {
         let ended = self.agree_that(mine);
         if let Some(joined) = &self.0 {
+            joined.link.get().inspect(|link| link.end());
             joined.transport.finish();
         }
         ended
     }
 }
 
+/// Who started several processes, by what they can talk through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// `mpirun`, `mpiexec` or `srun`.
+    Mpi,
+    /// `torchrun`, or a script that sets what it sets: each process has a GPU, and NCCL.
+    Torchrun,
+}
+
+impl Launcher {
+    /// Whether this build can talk to the others.
+    pub fn is_served(self) -> bool {
+        match self {
+            Self::Mpi => cfg!(feature = "mpi"),
+            Self::Torchrun => cfg!(feature = "nccl"),
+        }
+    }
+}
+
 /// What a launcher says of this process before it has spoken to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launched {
+    /// Who says it.
+    pub by: Launcher,
     /// Its number.
     pub rank: usize,
     /// How many there are; None where the launcher does not say.
     pub size: Option<usize>,
+    /// Its number among those of its machine, if the launcher says so.
+    pub local_rank: usize,
 }
 
 impl Launched {
     /// Of this process; None where nothing started it as one of several.
     pub fn here() -> Option<Self> {
-        Self::of(|name| std::env::var(name).ok())
+        let found = Self::of(|name| std::env::var(name).ok());
+        found.iter().find(|one| one.by.is_served()).or(found.first()).copied()
     }
 
-    /// By the variables of Open MPI, of MPICH's and Intel's Hydra and of PMIx, as `srun` has it.
-    fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+    /// By the variables of Open MPI, of MPICH's and Intel's Hydra, of PMIx, as `srun` has it, and of
+    /// torchrun.
+    fn of(variable: impl Fn(&str) -> Option<String>) -> Vec<Self> {
         let number = |name: &str| variable(name)?.trim().parse().ok();
-        [
-            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-            ("PMI_RANK", "PMI_SIZE"),
-            ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
+        let one = |(by, rank, size, local): (Launcher, &str, &str, &str)| {
+            let local_rank = number(local).unwrap_or(0);
+            Some(Self { by, rank: number(rank)?, size: number(size), local_rank })
+        };
+        let of_mpi = [
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+            ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+            ("PMIX_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
         ]
-        .into_iter()
-        .find_map(|(rank, size)| Some(Self { rank: number(rank)?, size: number(size) }))
+        .map(|(rank, size, local)| (Launcher::Mpi, rank, size, local));
+        let mut found: Vec<Self> = of_mpi.into_iter().find_map(one).into_iter().collect();
+        // RANK alone is anybody's word.
+        if variable("MASTER_ADDR").is_some() && variable("MASTER_PORT").is_some() {
+            let said = one((Launcher::Torchrun, "RANK", "WORLD_SIZE", "LOCAL_RANK"));
+            found.extend(said.filter(|said| said.size.is_some()));
+        }
+        found
     }
 }
 
@@ -474,13 +555,20 @@ mod tests {
                 set.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string())
             })
         };
-        assert_eq!(of(&[]), None);
-        let open_mpi = of(&[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]);
-        assert_eq!(open_mpi, Some(Launched { rank: 3, size: Some(4) }));
+        let one = |by, rank, size, local_rank| vec![Launched { by, rank, size, local_rank }];
+        assert_eq!(of(&[]), []);
+        let open_mpi = [("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")];
+        assert_eq!(of(&open_mpi), one(Launcher::Mpi, 3, Some(4), 0));
         let hydra = of(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]);
-        assert_eq!(hydra, Some(Launched { rank: 0, size: Some(2) }));
-        let srun = of(&[("PMIX_RANK", "1"), ("SLURM_STEP_NUM_TASKS", "8")]);
-        assert_eq!(srun, Some(Launched { rank: 1, size: Some(8) }));
-        assert_eq!(of(&[("SLURM_STEP_NUM_TASKS", "8")]), None, "a script in a job");
+        assert_eq!(hydra, one(Launcher::Mpi, 0, Some(2), 0));
+        let srun = [("PMIX_RANK", "1"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_LOCALID", "1")];
+        assert_eq!(of(&srun), one(Launcher::Mpi, 1, Some(8), 1));
+        let meeting = [("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")];
+        let torchrun = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")];
+        let torchrun = [&torchrun[..], &meeting].concat();
+        assert_eq!(of(&torchrun), one(Launcher::Torchrun, 5, Some(8), 1));
+        assert_eq!(of(&[&open_mpi[..], &torchrun].concat()).len(), 2);
+        assert_eq!(of(&torchrun[..3]), [], "RANK is anybody's word");
+        assert_eq!(of(&[("SLURM_STEP_NUM_TASKS", "8")]), [], "a script in a job");
     }
 }

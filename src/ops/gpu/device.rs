@@ -34,6 +34,7 @@ fn ptx(module: Module) -> &'static str {
         Module::LayerNorm => ptx!("layer_norm"),
         Module::Matmul => ptx!("matmul"),
         Module::Rotary => ptx!("rotary"),
+        Module::Travel => ptx!("travel"),
     }
 }
 
@@ -41,6 +42,10 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     // SAFETY: every tensor of the process lives on this device's one stream.
     unsafe { device.disable_event_tracking() };
     set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
+}
+
+pub(super) fn count() -> usize {
+    driver::CudaContext::device_count().map_or(0, |n| n.unsigned_abs() as usize)
 }
 
 pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {

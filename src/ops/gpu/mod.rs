@@ -30,6 +30,14 @@ pub fn prepare(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// GPUs that this build and this machine have.
+pub fn count() -> usize {
+    #[cfg(feature = "cuda")]
+    return device::count();
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
 /// A GPU's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -69,6 +77,7 @@ pub(crate) enum Module {
     LayerNorm,
     Matmul,
     Rotary,
+    Travel,
 }
 
 impl Module {
@@ -84,6 +93,7 @@ impl Module {
             Self::LayerNorm => "ops/layer_norm/layer_norm",
             Self::Matmul => "ops/matmul/matmul",
             Self::Rotary => "ops/rotary/rotary",
+            Self::Travel => "optim/travel",
         }
     }
 }
@@ -96,6 +106,11 @@ pub(crate) struct Address(u64);
 impl Address {
     /// Of nothing: an argument that a kernel is told not to read.
     pub(crate) const NULL: Self = Self(0);
+
+    /// As a number.
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
 
     /// Whether it is a multiple of `bytes`.
     pub(crate) const fn is_multiple_of(self, bytes: u64) -> bool {

@@ -1,0 +1,178 @@
+//! Gradients on their way between GPUs while the backward pass goes on, and parameters on their way
+//! back: what [`Shards`] does with numbers of the host, without a way through it.
+
+use super::shards::{Piece, Shards};
+use crate::error::Result;
+use crate::model::{Layout, ParamSet};
+use crate::ops::gpu::{Address, Grid, Module, floats, launch, uninitialised};
+use crate::world::{Link, Move};
+use candle_core::{DType, Tensor};
+use std::ops::Range;
+
+/// Elements of a bucket at least: 16 MiB, so that an exchange takes longer than to begin it.
+const BUCKET: usize = if cfg!(test) { 1 << 11 } else { 1 << 22 };
+
+/// Parameters that travel together, from the last on: those whose gradients are final at the same time,
+/// and as many of these as make a bucket. The embedding is final last, and has one of its own.
+fn buckets(layout: &Layout) -> Vec<Range<usize>> {
+    let ends = (0..=layout.blocks()).rev().map(|l| layout.block(l).start);
+    let mut all = Vec::new();
+    let mut end = layout.entries().len();
+    for begin in ends {
+        let elements: usize = layout.entries()[begin..end].iter().map(|spec| spec.elements()).sum();
+        if elements >= BUCKET {
+            all.push(begin..end);
+            end = begin;
+        }
+    }
+    let first = layout.block(0).start;
+    all.extend([first..end, 0..first].into_iter().filter(|bucket| !bucket.is_empty()));
+    all
+}
+
+/// Gradients that are summed as they become final.
+pub struct Travel<'a> {
+    shards: &'a Shards,
+    link: &'a dyn Link,
+    grads: &'a ParamSet,
+    /// What has not set out yet, the last parameters last.
+    waiting: Vec<Range<usize>>,
+    arrived: Arrived,
+}
+
+/// What the other processes have of the pieces of this one: [processes - 1, elements], by rank.
+#[derive(Debug, Default)]
+pub struct Arrived(Vec<(Piece, Tensor)>);
+
+impl<'a> Travel<'a> {
+    pub(super) fn new(shards: &'a Shards, link: &'a dyn Link, grads: &'a ParamSet) -> Self {
+        let mut waiting = buckets(grads.layout());
+        waiting.reverse();
+        Self { shards, link, grads, waiting, arrived: Arrived::default() }
+    }
+
+    /// The gradients from parameter `from` on are final. What fails here ends all processes: others wait
+    /// for numbers.
+    pub fn ready(&mut self, from: usize) -> Result<()> {
+        while let Some(bucket) = self.waiting.pop_if(|bucket| bucket.start >= from) {
+            self.shards.world().or_abort(self.set_out(&bucket))?;
+        }
+        Ok(())
+    }
+
+    /// Sends what has not set out yet, whatever it holds. Where a step has failed in this process the
+    /// others learn of it only after that.
+    pub fn finish(mut self) -> Result<Arrived> {
+        self.ready(0)?;
+        self.shards.world().or_abort(self.link.arrive())?;
+        Ok(self.arrived)
+    }
+
+    fn set_out(&mut self, bucket: &Range<usize>) -> Result<()> {
+        let (rank, size) = (self.shards.world().rank(), self.shards.world().size());
+        let mut moves = Vec::new();
+        for to in 0..size {
+            for piece in self.shards.pieces(to, bucket) {
+                let (part, n) = (part(self.grads, piece)?, piece.place.len());
+                if to != rank {
+                    moves.push(Move::Send { to, address: floats(&part)?.number(), n });
+                    continue;
+                }
+                let others = uninitialised((size - 1, n), DType::F32, &part)?;
+                let address = floats(&others)?.number();
+                for (row, from) in (0..size).filter(|from| *from != rank).enumerate() {
+                    let address = address + (row * n * size_of::<f32>()) as u64;
+                    moves.push(Move::Receive { from, address, n });
+                }
+                self.arrived.0.push((piece.clone(), others));
+            }
+        }
+        exchange(self.link, moves)
+    }
+}
+
+impl Shards {
+    /// Adds what has arrived to this process's gradients.
+    pub(super) fn add(&self, grads: &ParamSet, arrived: Arrived) -> Result<()> {
+        #[derive(Clone, Copy)]
+        #[repr(C)]
+        struct Sum {
+            own: Address,
+            others: Address,
+            n: u64,
+            rank: u32,
+            size: u32,
+        }
+        const THREADS: u32 = 256;
+        for (piece, others) in arrived.0 {
+            let own = part(grads, &piece)?;
+            let n = piece.place.len();
+            let args = Sum {
+                own: floats(&own)?,
+                others: floats(&others)?,
+                n: n as u64,
+                rank: self.world().rank() as u32,
+                size: self.world().size() as u32,
+            };
+            let grid = Grid::of(n.div_ceil(THREADS as usize), THREADS);
+            launch(&own, Module::Travel, "tree_sum", grid, args)?;
+        }
+        Ok(())
+    }
+
+    /// Hands what each process owns of `params` to all.
+    pub(super) fn broadcast_owned(&self, link: &dyn Link, params: &ParamSet) -> Result<()> {
+        let mut moves = Vec::new();
+        for root in 0..self.world().size() {
+            for piece in self.pieces(root, &(0..params.tensors().len())) {
+                let address = floats(&part(params, piece)?)?.number();
+                moves.push(Move::Broadcast { root, address, n: piece.place.len() });
+            }
+        }
+        exchange(link, moves)?;
+        link.arrive()
+    }
+
+    /// Makes all `params` those of process 0.
+    pub(super) fn broadcast_all(&self, link: &dyn Link, params: &ParamSet) -> Result<()> {
+        let one = |tensor: &Tensor| {
+            let address = floats(tensor)?.number();
+            Ok(Move::Broadcast { root: 0, address, n: tensor.elem_count() })
+        };
+        exchange(link, params.tensors().iter().map(one).collect::<Result<_>>()?)?;
+        link.arrive()
+    }
+}
+
+/// Where a piece lies in whole parameters.
+fn part(set: &ParamSet, piece: &Piece) -> Result<Tensor> {
+    let Piece { parameter, place, .. } = piece;
+    Ok(set.tensors()[*parameter].flatten_all()?.narrow(0, place.start, place.len())?)
+}
+
+#[allow(unsafe_code)]
+fn exchange(link: &dyn Link, moves: Vec<Move>) -> Result<()> {
+    // SAFETY: the addresses are of gradients and parameters, which outlive the step, and of tensors that
+    // `Arrived` holds; whatever reads, writes or frees these comes after `Link::arrive` on the model's stream.
+    unsafe { link.exchange(&mut moves.into_iter()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Gpt2Config;
+
+    #[test]
+    fn buckets_go_from_the_last_parameter_to_the_first_and_leave_none() {
+        // 12 D^2 + 13 D in each of 4 blocks: 3,280 at D = 16, more than a bucket; 872 at D = 8.
+        for (width, expected) in [(16, 5), (8, 3)] {
+            let layout = Layout::new(&Gpt2Config::new(300, 20, width, 4, 2));
+            let all = buckets(&layout);
+            assert_eq!(all.len(), expected, "{all:?}");
+            assert_eq!((all[0].end, all.last().unwrap().start), (layout.entries().len(), 0));
+            assert!(all.windows(2).all(|two| two[0].start == two[1].end));
+            // What is final last does not keep others waiting.
+            assert_eq!(all.last().unwrap(), &(0..2));
+        }
+    }
+}
