@@ -9,7 +9,7 @@ use crate::ops::testing::emulated;
 use crate::teacher::Teacher;
 use crate::testing::{lively_model, random_batch, step_plan};
 use crate::train::events::Phases;
-use crate::world::{World, in_linked_threads, in_threads};
+use crate::world::{World, in_linked_threads, in_threads, in_threads_beside};
 use candle_core::{Device, Tensor};
 use std::sync::Mutex;
 
@@ -139,6 +139,9 @@ fn between_gpus_parts_travel_through_the_host_or_by_a_link_and_give_the_same() {
             for found in in_linked_threads(size, run).expect("a compiler, as before") {
                 assert!(found.as_ref() == Some(&one), "{way:?}, {size} processes with a link");
             }
+        }
+        for found in in_threads_beside(2, run).expect("a compiler, as before") {
+            assert!(found.as_ref() == Some(&one), "{way:?}, with a link beside");
         }
     }
 }

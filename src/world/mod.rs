@@ -17,7 +17,7 @@ mod told;
 pub use link::{Link, Move};
 pub use local::in_threads;
 #[cfg(test)]
-pub(crate) use nccl::in_linked_threads;
+pub(crate) use nccl::{in_linked_threads, in_threads_beside};
 pub use seats::{Seat, Seats};
 
 use crate::error::{Error, Result};
@@ -110,6 +110,14 @@ impl World {
         }
     }
 
+    /// The same with a link between what stands for GPUs.
+    #[cfg(test)]
+    fn with_link(self, link: Arc<dyn Link>) -> Self {
+        let joined = self.0.as_ref().expect("several processes");
+        joined.link.set(link).expect("no link yet");
+        self
+    }
+
     /// What carries numbers between GPUs, of which `device` is this process's: nothing where it is none,
     /// or where this build has no NCCL. Collective, and the same for all.
     pub fn linked(&self, device: &Device) -> Result<Option<Arc<dyn Link>>> {
@@ -119,7 +127,7 @@ impl World {
             && joined.link.get().is_none()
         {
             // Nobody else sets it meanwhile: it is collective.
-            let _ = joined.link.set(Arc::new(nccl::Nccl::beside(self, cuda)?));
+            let _ = joined.link.set(Arc::new(nccl::Nccl::of_device(self, cuda)?));
         }
         match joined.link.get() {
             Some(link) if link.is_on(device) => Ok(Some(Arc::clone(link))),

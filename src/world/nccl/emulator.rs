@@ -9,12 +9,12 @@ use super::library::{Library, Pointer};
 use super::torchrun::Torchrun;
 use super::{Gpu, Memory, Nccl};
 use crate::error::{Error, Result};
-use crate::world::World;
+use crate::world::{World, in_threads};
 use candle_core::Device;
 use libloading::Symbol;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// The NCCL of the tests, compiled at its first use; None, said aloud, where there is no C++ compiler.
 fn library() -> Option<&'static (Library, libloading::Library)> {
@@ -152,6 +152,22 @@ pub(crate) fn in_linked_threads<T: Send>(
         };
         let threads: Vec<_> = (0..size).map(one).collect();
         threads.into_iter().map(|thread| thread.join().expect("a process of the world")).collect()
+    }))
+}
+
+/// The same of processes that talk by other means, as under MPI, and of which NCCL links the GPUs alone;
+/// at least two.
+pub(crate) fn in_threads_beside<T: Send>(
+    size: usize,
+    work: impl Fn(World) -> T + Sync,
+) -> Option<Vec<T>> {
+    let (library, _) = library()?;
+    Some(in_threads(size, |world| {
+        let nccl = Nccl::beside(&world, Ok(library), || Ok(Box::new(Host::new()))).unwrap();
+        let world = world.with_link(Arc::new(nccl));
+        let done = work(world.clone());
+        world.end(Ok(())).unwrap();
+        done
     }))
 }
 

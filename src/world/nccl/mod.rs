@@ -12,21 +12,21 @@ mod library;
 mod torchrun;
 
 #[cfg(test)]
-pub(crate) use emulator::in_linked_threads;
+pub(crate) use emulator::{in_linked_threads, in_threads_beside};
 #[cfg(feature = "nccl")]
 pub(super) use torchrun::Torchrun;
 
-use super::{Link, Move};
+use super::{Link, Move, World};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use candle_core::Device;
+#[cfg(feature = "nccl")]
+use candle_core::cuda_backend::CudaDevice;
 use library::{BYTES, FLOATS, Library, Pointer, UniqueId};
 use std::any::Any;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-#[cfg(feature = "nccl")]
-use {super::World, candle_core::cuda_backend::CudaDevice};
 
 /// For so long a wait looks whether it is over as often as it can; then it sleeps between looks.
 const EAGER: Duration = Duration::from_millis(2);
@@ -102,17 +102,22 @@ impl Nccl {
     /// The link between the GPUs of a world that talks by other means, of which `device` is this
     /// process's. Collective.
     #[cfg(feature = "nccl")]
-    pub(super) fn beside(world: &World, device: &CudaDevice) -> Result<Self> {
-        let id = world.from_root(|| Ok(Self::new_id(Library::here()?)?.0.to_vec()))?;
-        let opened = || {
-            let id =
-                UniqueId(id.try_into().map_err(|_| Error::internal("an id of another length"))?);
-            Ok::<_, Error>((Library::here()?, device::Cuda::of(device)?, id))
-        };
-        // Who cannot come says so before the others wait for it.
-        let (library, gpu, id) = world.together(opened())?;
+    pub(super) fn of_device(world: &World, device: &CudaDevice) -> Result<Self> {
+        Self::beside(world, Library::here(), || Ok(Box::new(device::Cuda::of(device)?)))
+    }
+
+    /// The same of what is opened. Who cannot come says so before the others wait for it.
+    fn beside(
+        world: &World,
+        library: Result<&'static Library>,
+        gpu: impl FnOnce() -> Result<Box<dyn Gpu>>,
+    ) -> Result<Self> {
+        let library = world.together(library)?;
+        let gpu = world.together(gpu())?;
+        let id = world.from_root(|| Ok(Self::new_id(library)?.0.to_vec()))?;
+        let id = id.try_into().map_err(|_| Error::internal("an id of another length"));
         let place = (world.rank(), world.size());
-        world.together(Self::join(library, Box::new(gpu), id, place))
+        world.together(id.and_then(|id| Self::join(library, gpu, UniqueId(id), place)))
     }
 
     /// The version of this system's NCCL.
