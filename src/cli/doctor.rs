@@ -54,6 +54,15 @@ fn text(health: &Health) -> String {
     let limit = memory.limit.map(|n| format!(", {} allowed", bytes(n))).unwrap_or_default();
     line("memory", format!("{} free of {}{limit}", known(memory.available), known(memory.total)));
     line("GPU", gpu(health));
+    let means = health.processes.iter().map(|means| match &means.version {
+        Some(version) => format!("{}: {version}", means.name),
+        None => format!("{}: cannot be opened", means.name),
+    });
+    let means = match health.processes.is_empty() {
+        true => "one alone: this build has neither MPI nor NCCL".into(),
+        false => means.collect::<Vec<_>>().join(", "),
+    };
+    line("processes", means);
     let hub = &health.hub;
     line("Hub cache", place(&hub.cache));
     let token = if hub.token { "a token" } else { "no token" };

@@ -365,7 +365,7 @@ impl Report {
         row("gradients", m.gradients, String::new());
         let moments = match self.processes {
             1 => "two per weight",
-            _ => "two per weight, divided by whole parameters",
+            _ => "two per weight, divided among processes",
         };
         row("moments", m.moments, moments.into());
         let tape = match plan.machine.activations {
@@ -392,7 +392,7 @@ impl Report {
         let rows = text::count(plan.data.rows as u64);
         row("batch", m.batch, format!("tokens of two steps, {rows} sequences each"));
         if self.processes > 1 {
-            row("on the way", m.on_the_way, "gradients and weights between processes".into());
+            row("on the way", m.on_the_way, "gradients and weights of other processes".into());
         }
         row("program", m.program, "its own buffers and its allocator's".into());
         row("memory in all", m.total(), "at the peak".into());

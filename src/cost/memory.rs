@@ -8,6 +8,7 @@ use crate::config::{CheckpointPlan, Plan};
 use crate::loss::head;
 use crate::model::parts::Residual;
 use crate::model::{Gpt2Config, ParamKind};
+use crate::ops::gpu;
 use crate::world::AT_ONCE;
 use serde::Serialize;
 
@@ -127,10 +128,22 @@ pub fn memory_among(
         batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step().div_ceil(processes),
         on_the_way: match processes {
             1 => 0,
+            // What the others have of this process's gradients waits for the end of the backward pass.
+            n if linked(plan) => F32 * owned * (n - 1),
             n => 2 * F32 * n * AT_ONCE as u64,
         },
         program: PROGRAM,
     }
+}
+
+/// Whether processes hand their gradients over from GPU to GPU.
+fn linked(plan: &Plan) -> bool {
+    let on_a_gpu = match plan.machine.device {
+        DeviceSpec::Cpu => false,
+        DeviceSpec::Cuda(_) => true,
+        DeviceSpec::Auto => gpu::count() > 0,
+    };
+    cfg!(feature = "nccl") && on_a_gpu
 }
 
 /// Bytes of a teacher's parameters, of which embedding and matrices are stored in a format of their

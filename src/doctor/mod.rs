@@ -11,6 +11,7 @@ use crate::ops::{gpu, peak};
 use crate::report::text::{bytes, percent, quoted};
 use crate::store::hub::HubOptions;
 use crate::train::session::device;
+use crate::world::means;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,8 @@ pub struct Health {
     pub memory: machine::Memory,
     /// GPUs.
     pub gpu: Gpu,
+    /// What several processes of a run can talk through.
+    pub processes: Vec<Means>,
     /// The cache of the Hub's models.
     pub hub: Hub,
     /// The quickstart's cache.
@@ -48,6 +51,15 @@ pub struct Health {
     pub products: Speed,
     /// What is wrong, the worst first.
     pub findings: Vec<Finding>,
+}
+
+/// Something that processes talk through.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Means {
+    /// MPI or NCCL.
+    pub name: &'static str,
+    /// What is there; None if it cannot be opened.
+    pub version: Option<String>,
 }
 
 /// The chip, and what of it we may use.
@@ -181,10 +193,14 @@ pub fn examine(hub: &HubOptions, quickstart: Option<&Path>) -> Health {
     let mut health = Health {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-        features: [("cuda", cfg!(feature = "cuda")), ("mpi", cfg!(feature = "mpi"))]
-            .into_iter()
-            .filter_map(|(name, is_there)| is_there.then_some(name))
-            .collect(),
+        features: [
+            ("cuda", cfg!(feature = "cuda")),
+            ("mpi", cfg!(feature = "mpi")),
+            ("nccl", cfg!(feature = "nccl")),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_there)| is_there.then_some(name))
+        .collect(),
         chip,
         memory: machine::memory(),
         gpu: gpu_found(),
@@ -201,9 +217,16 @@ pub fn examine(hub: &HubOptions, quickstart: Option<&Path>) -> Health {
         },
         here: Place::of(Some(Path::new("."))),
         products: speed::measure(),
+        processes: Vec::new(),
         findings: Vec::new(),
     };
     health.findings = health.judged(hub);
+    for (name, version) in means() {
+        if let Err(e) = &version {
+            health.findings.push(Finding::new(false, e.to_string()));
+        }
+        health.processes.push(Means { name, version: version.ok() });
+    }
     health
 }
 

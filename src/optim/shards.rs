@@ -100,6 +100,11 @@ impl Shards {
         State::of(self.held[self.world.rank()].clone(), layout, device)
     }
 
+    /// The most elements that a process owns.
+    pub(super) fn most(&self) -> usize {
+        self.elements.iter().copied().max().unwrap_or(0)
+    }
+
     /// The pieces of a process, of these parameters.
     pub(super) fn pieces(&self, owner: usize, parameters: &Range<usize>) -> &[Piece] {
         let before = |n: usize| self.owned[owner].partition_point(|piece| piece.parameter < n);
@@ -140,7 +145,7 @@ impl Shards {
     /// Hands what each process owns of `params` to all.
     pub fn spread(&self, params: &ParamSet) -> Result<()> {
         match self.link.as_deref() {
-            Some(link) => self.world.or_abort(self.broadcast_owned(link, params)),
+            Some(link) => self.world.or_abort(self.gather_owned(link, params)),
             None => self.carry(params, params, |from, _| from..from + 1),
         }
     }
@@ -201,7 +206,7 @@ impl Shards {
         if size == 1 {
             return Ok(());
         }
-        let longest = self.elements.iter().copied().max().unwrap_or(0);
+        let longest = self.most();
         let mut into = Vec::new();
         for begin in (0..longest).step_by(AT_ONCE) {
             let part =

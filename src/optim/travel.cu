@@ -1,4 +1,5 @@
-// The sum of what processes have of a piece, in the order of a tree, where the piece is owned.
+// What several processes need of a GPU: the sum of what they have of a piece, in the order of a tree, where the piece is
+// owned; and copies of many pieces at once.
 #include "common.cuh"
 
 struct Sum {
@@ -29,3 +30,19 @@ __device__ inline void sum(const Sum& a) {
 }
 
 KERNEL(tree_sum, 256, Sum, sum)
+
+struct Copies {
+    const uint64_t* table;  // [blocks in y, 3]: from where, to where, how many
+};
+
+__device__ inline void copy(const Copies& a) {
+    const uint64_t* row = a.table + 3 * static_cast<uint64_t>(blockIdx.y);
+    const float* from = reinterpret_cast<const float*>(row[0]);
+    float* to = reinterpret_cast<float*>(row[1]);
+    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < row[2]; i += stride) {
+        to[i] = from[i];
+    }
+}
+
+KERNEL(copy_many, 256, Copies, copy)

@@ -4,7 +4,7 @@
 use super::shards::{Piece, Shards};
 use crate::error::Result;
 use crate::model::{Layout, ParamSet};
-use crate::ops::gpu::{Address, Grid, Module, floats, launch, uninitialised};
+use crate::ops::gpu::{Address, Grid, Module, contiguous, floats, launch, uninitialised, upload};
 use crate::world::{Link, Move};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
@@ -120,17 +120,35 @@ impl Shards {
         Ok(())
     }
 
-    /// Hands what each process owns of `params` to all.
-    pub(super) fn broadcast_owned(&self, link: &dyn Link, params: &ParamSet) -> Result<()> {
-        let mut moves = Vec::new();
-        for root in 0..self.world().size() {
-            for piece in self.pieces(root, &(0..params.tensors().len())) {
-                let address = floats(&part(params, piece)?)?.number();
-                moves.push(Move::Broadcast { root, address, n: piece.place.len() });
-            }
-        }
-        exchange(link, moves)?;
-        link.arrive()
+    /// Hands what each process owns of `params` to all: one behind the other, so that one all-gather
+    /// carries all of it.
+    pub(super) fn gather_owned(&self, link: &dyn Link, params: &ParamSet) -> Result<()> {
+        let (rank, size) = (self.world().rank(), self.world().size());
+        let most = self.most();
+        let like = &params.tensors()[0];
+        let mine = uninitialised(most, DType::F32, like)?;
+        let all = uninitialised((size, most), DType::F32, like)?;
+        let (from, to) = (floats(&mine)?.number(), floats(&all)?.number());
+        let packed = self.copies(params, rank, from)?.into_iter().map(Carried::back);
+        copy(&packed.collect::<Vec<_>>(), like)?;
+        gather(link, (from, to), most)?;
+        link.arrive()?;
+        let row = |owner: usize| to + (owner * most * size_of::<f32>()) as u64;
+        let others = (0..size).filter(|owner| *owner != rank);
+        let copies = others.map(|owner| self.copies(params, owner, row(owner)));
+        copy(&copies.collect::<Result<Vec<_>>>()?.concat(), like)
+    }
+
+    /// What brings an owner's elements, packed from `packed` on, to their places in `params`.
+    fn copies(&self, params: &ParamSet, owner: usize, packed: u64) -> Result<Vec<Carried>> {
+        let mut from = packed;
+        let one = |piece: &Piece| {
+            let (to, n) = (floats(&part(params, piece)?)?.number(), piece.place.len() as u64);
+            let copy = Carried { from, to, n };
+            from += n * size_of::<f32>() as u64;
+            Ok(copy)
+        };
+        self.pieces(owner, &(0..params.tensors().len())).iter().map(one).collect()
     }
 
     /// Makes all `params` those of process 0.
@@ -142,6 +160,49 @@ impl Shards {
         exchange(link, params.tensors().iter().map(one).collect::<Result<_>>()?)?;
         link.arrive()
     }
+}
+
+/// Numbers that go from one place on a GPU to another.
+#[derive(Debug, Clone, Copy)]
+struct Carried {
+    from: u64,
+    to: u64,
+    n: u64,
+}
+
+impl Carried {
+    fn back(self) -> Self {
+        Self { from: self.to, to: self.from, ..self }
+    }
+
+    /// As a kernel reads it.
+    fn words(self) -> impl Iterator<Item = u32> {
+        [self.from, self.to, self.n].into_iter().flat_map(|x| [x as u32, (x >> 32) as u32])
+    }
+}
+
+/// Makes all copies at once, on the device of `like`.
+fn copy(copies: &[Carried], like: &Tensor) -> Result<()> {
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Copies {
+        table: Address,
+    }
+    const THREADS: u32 = 256;
+    const BLOCKS: usize = if cfg!(test) { 3 } else { 32 }; // for each copy
+    if copies.is_empty() {
+        return Ok(()); // of a model with fewer pieces than there are processes
+    }
+    let table: Vec<u32> = copies.iter().flat_map(|copy| copy.words()).collect();
+    let table = upload(&table, like)?;
+    let grid = Grid::of(BLOCKS, THREADS).by(copies.len());
+    launch(like, Module::Travel, "copy_many", grid, Copies { table: contiguous(&table)? })
+}
+
+#[allow(unsafe_code)]
+fn gather(link: &dyn Link, (from, to): (u64, u64), n: usize) -> Result<()> {
+    // SAFETY: as of `exchange`; both are packed tensors that live until `Link::arrive`.
+    unsafe { link.all_gather(from, to, n) }
 }
 
 /// Where a piece lies in whole parameters.

@@ -51,6 +51,13 @@ pub trait Link: Debug + Send + Sync {
     #[allow(unsafe_code)]
     unsafe fn exchange(&self, moves: &mut dyn Iterator<Item = Move>) -> Result<()>;
 
+    /// The same of `n` numbers of every process, at `mine`, which come to `all` [processes, n].
+    ///
+    /// # Safety
+    /// As [`Link::exchange`].
+    #[allow(unsafe_code)]
+    unsafe fn all_gather(&self, mine: u64, all: u64, n: usize) -> Result<()>;
+
     /// What the model's stream is handed from now on finds all exchanges done.
     fn arrive(&self) -> Result<()>;
 

@@ -340,6 +340,16 @@ impl Launcher {
     }
 }
 
+/// What this build can talk to other processes through, each with its version or why it cannot.
+pub fn means() -> Vec<(&'static str, Result<String>)> {
+    vec![
+        #[cfg(feature = "mpi")]
+        ("MPI", mpi::version()),
+        #[cfg(feature = "nccl")]
+        ("NCCL", nccl::Nccl::version()),
+    ]
+}
+
 /// What a launcher says of this process before it has spoken to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launched {

@@ -48,6 +48,15 @@ impl Mpi {
     }
 }
 
+/// `Open MPI v4.1.4`, `MPICH Version: 4.0.2`.
+pub(super) fn version() -> Result<String> {
+    let text = mpi::environment::library_version()
+        .map_err(|e| Error::internal(format!("MPI calls itself something unreadable: {e}")))?;
+    let first = text.lines().next().unwrap_or_default();
+    let name = first.split(',').next().unwrap_or_default();
+    Ok(name.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 fn world() -> SimpleCommunicator {
     SimpleCommunicator::world()
 }

@@ -181,14 +181,15 @@ impl Nccl {
     fn gather(&self, mine: &[u8]) -> Result<Vec<u8>> {
         self.gpu.bind()?;
         let (from, to) = (self.gpu.upload(mine)?, self.gpu.room(mine.len() * self.size)?);
-        let stream = self.gpu.stream();
-        self.with(|nccl, comm| {
-            let (from, to) = (from.address as Pointer, to.address as Pointer);
-            // SAFETY: both are live, and as long as is said.
-            unsafe { (nccl.all_gather)(from, to, mine.len(), BYTES, comm, stream) }
-        })?;
+        self.gather_at(from.address, to.address, mine.len(), BYTES)?;
         self.settle()?;
         self.gpu.download(&to)
+    }
+
+    fn gather_at(&self, mine: u64, all: u64, n: usize, kind: i32) -> Result<()> {
+        let (from, to, stream) = (mine as Pointer, all as Pointer, self.gpu.stream());
+        // SAFETY: the caller's addresses are of live memory of these lengths.
+        self.with(|nccl, comm| unsafe { (nccl.all_gather)(from, to, n, kind, comm, stream) })
     }
 
     /// [`super::Transport::all_to_all`] of numbers in the host's memory.
@@ -271,6 +272,12 @@ impl Link for Nccl {
         self.gpu.bind()?;
         self.gpu.after_model()?;
         self.together(moves)
+    }
+
+    unsafe fn all_gather(&self, mine: u64, all: u64, n: usize) -> Result<()> {
+        self.gpu.bind()?;
+        self.gpu.after_model()?;
+        self.gather_at(mine, all, n, FLOATS)
     }
 
     fn arrive(&self) -> Result<()> {
