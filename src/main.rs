@@ -11,13 +11,14 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     guard::quiet_guarded_panics();
     let cli = Cli::of_process();
+    // First: a launcher passes signals on as soon as it has started a process.
+    let listening = interrupt::install();
     let (world, joined) = match World::of_process() {
         Ok(world) => (world, Ok(())),
         Err(e) => (World::solo(), Err(e)),
     };
     let ui = Printer::new(&cli.globals, world.clone());
-    let done: Result<()> =
-        joined.and_then(|()| interrupt::install()).and_then(|()| cli.verb.run(&ui));
+    let done: Result<()> = listening.and(joined).and_then(|()| cli.verb.run(&ui));
     match world.end(done) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -9,7 +9,7 @@ out=target/gpu
 rm -rf "$out"
 mkdir -p "$out"
 executable() {
-    cargo bench --features cuda --no-run --bench "$1" --message-format=json |
+    cargo bench --features nccl --no-run --bench "$1" --message-format=json |
         grep '"executable":"' | grep "\"name\":\"$1\"" | sed 's/.*"executable":"\([^"]*\)".*/\1/' | tail -n 1
 }
 for bench in gpu step; do
@@ -19,6 +19,6 @@ for bench in gpu step; do
     strip "$out/$bench" 2>/dev/null || true
     gzip "$out/$bench" # candle's kernels are text of tens of MB
 done
-cp benches/peers/run.py benches/peers/twin.py benches/gpu/run.sh "$out/"
+cp benches/peers/run.py benches/peers/twin.py benches/gpu/run.sh benches/gpu/ranks.sh "$out/"
 git rev-parse HEAD >"$out/commit"
 du -sh "$out"

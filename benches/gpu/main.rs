@@ -65,6 +65,9 @@ impl On {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "ranks") {
+        return of_processes();
+    }
     let shapes: u64 = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(6);
     let gpu = Device::new_cuda(0).expect("a CUDA device");
     gpu::prepare(&gpu).unwrap();
@@ -80,6 +83,49 @@ fn main() -> ExitCode {
     println!("{} comparisons, {} out of tolerance", parity.done.len(), out.len());
     out.iter().for_each(|c| println!("OUT: {} {:.3e}", c.what, c.error));
     if out.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Three steps of each method by the processes that were started, whose sequences form two groups: what
+/// is printed must be the same for any number of them. `alone`: by one that talks to itself.
+#[cfg(feature = "nccl")]
+fn of_processes() -> ExitCode {
+    use eslm_kd::world::World;
+    use sha2::{Digest, Sha256};
+    let alone = std::env::args().any(|argument| argument == "alone");
+    let world = if alone { World::alone_through_nccl() } else { World::of_process() }.unwrap();
+    let gpu = Device::new_cuda(0).expect("a CUDA device");
+    gpu::prepare(&gpu).unwrap();
+    let on = On { device: gpu, precision: Precision::Mixed };
+    let two = "machine.groups=2";
+    for settings in [
+        &["method=clm", two][..],
+        &["select.score=loss", "select.pool=step", two],
+        &["teacher=t", "select.score=kl", "objective.lambda=0.5", two],
+        &["method=clm", "machine.backward=sampled", "machine.rho=0.5", two],
+    ] {
+        let trainer = small_trainer(settings, &on, &Parts::default());
+        let mut trainer = trainer.among(world.clone()).unwrap();
+        let share = world.share(4);
+        for step in 0..3 {
+            trainer.step(step, 0, &chain(step, 4, 64).slice(share.clone())).unwrap();
+        }
+        let mut hasher = Sha256::new();
+        for tensor in trainer.student.params.tensors() {
+            flat(tensor).iter().for_each(|x| hasher.update(x.to_le_bytes()));
+        }
+        let hash: String = hasher.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        if world.is_root() {
+            println!("{hash}  {}", settings.join(" "));
+        }
+    }
+    world.end(Ok(())).unwrap();
+    ExitCode::SUCCESS
+}
+
+#[cfg(not(feature = "nccl"))]
+fn of_processes() -> ExitCode {
+    eprintln!("this build has no NCCL");
+    ExitCode::FAILURE
 }
 
 /// A NaN is out of every tolerance.

@@ -15,8 +15,8 @@ for bench in gpu step; do
     gunzip -c "$here/$bench.gz" >"$programs/$bench" && chmod +x "$programs/$bench" || exit 1
 done
 
-wheels="$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent / "nvidia/cu13/lib")' 2>/dev/null || true)"
-export LD_LIBRARY_PATH="${wheels:+$wheels:}/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+wheels="$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent / "nvidia")' 2>/dev/null || true)"
+export LD_LIBRARY_PATH="${wheels:+$wheels/cu13/lib:$wheels/nccl/lib:}/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 {
     echo "# GPU, $(date -u +%F), commit $(cat "$here/commit")"
@@ -37,6 +37,7 @@ part() {
     { echo; echo "## $title"; echo; echo '```text'; cat "$file"; echo '```'; } >>"$out/record.md"
 }
 part "Parity with the CPU" parity.txt 120 "$programs/gpu" 3
+part "Processes" ranks.txt 90 bash "$here/ranks.sh" "$programs/gpu"
 part "Steps, bf16, B 32 x T 1024, keep" keep.txt 90 "$programs/step" 124m-long 5 bf16 --device cuda --only keep
 part "Steps, bf16, plain and sampled" plain.txt 40 "$programs/step" 124m-long 5 bf16 --device cuda --only rho
 part "Steps, bf16, distillation from 355M" kd.txt 70 "$programs/step" 124m-long 5 bf16 --device cuda --only KD

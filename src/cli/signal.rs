@@ -329,7 +329,14 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
     let options = WriteOptions { out: args.out.clone(), kind, window, shard };
     let working = Working { device, dtype: args.dtype, stored: args.dtype };
     let done = write_signal(&args.teacher, &folder, &data, &working, &options, ui);
-    let done = world.together(done)?;
+    // With another number the parts would be others.
+    let by_as_many = |e: Error| match (e.kind(), world.size()) {
+        (ErrorKind::Interrupted(_), size @ 2..) => {
+            e.followed_by(&format!(" (with {size} processes, as before)"))
+        }
+        _ => e,
+    };
+    let done = world.together(done.map_err(by_as_many))?;
     if options.shard == args.shard.0 { Ok(done) } else { of_all(done, world) }
 }
 

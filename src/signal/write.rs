@@ -3,7 +3,7 @@
 use super::block::{BlockWriter, Row};
 use super::codec::Ranks;
 use super::header::{DataId, Header, Kind, Shard, TeacherId, Window};
-use super::shard::{ShardReader, ShardWriter};
+use super::shard::{PARTIAL, ShardReader, ShardWriter, begun_in};
 use super::stored::{check_out, shards_in};
 use crate::data::loader::{Batch, EvalWindows};
 use crate::data::tokens::TokenFile;
@@ -114,11 +114,19 @@ pub fn write(
     let header = header(teacher, id, tokens, options)?;
     check_out(&options.out)?;
     let target = options.out.join(header.shard.file());
-    if shards_in(&options.out)?.iter().any(|there| there.of != header.shard.of) {
+    let of = header.shard.of;
+    if shards_in(&options.out)?.iter().any(|there| there.of != of) {
         return Err(Error::usage(format!(
-            "{}: holds a signal in another number of shards than {}; choose another --out",
+            "{}: holds a signal in another number of shards than {of}; choose another --out",
             options.out.display(),
-            header.shard.of
+        )));
+    }
+    if let Some(begun) = begun_in(&options.out).iter().find(|begun| begun.header.shard.of != of) {
+        return Err(Error::usage(format!(
+            "{}: holds a signal that was begun in {} and is not finished, and {of} are asked for; go on with as many, \
+             remove its *{PARTIAL}, or choose another --out",
+            options.out.display(),
+            amount(begun.header.shard.of.into(), "shards")
         )));
     }
     if target.exists() {

@@ -110,6 +110,14 @@ impl World {
         }
     }
 
+    /// One process on GPU 0 that says to itself, through NCCL, what several would say to each other: to
+    /// see on a machine with one GPU that this changes nothing.
+    #[cfg(feature = "nccl")]
+    pub fn alone_through_nccl() -> Result<Self> {
+        let alone = Launched { by: Launcher::Torchrun, rank: 0, size: Some(1), local_rank: 0 };
+        nccl::Torchrun::start(&alone).map(Self::even_alone)
+    }
+
     /// The same with a link between what stands for GPUs.
     #[cfg(test)]
     fn with_link(self, link: Arc<dyn Link>) -> Self {

@@ -180,6 +180,12 @@ fn what_does_not_belong_together_is_refused() {
     place.refused(&distill(&data, "run", &stored), 2, &["--signal DIR"]);
     place.refused(&write(&data, "signal", &["--signal", "sampled=9"]), 2, &["sampled=8 (8) there"]);
     place.refused(&write(&data, "signal", &["--shard", "0/2"]), 2, &["another number of shards"]);
+    // Begun by more machines or processes, and not finished.
+    place.json(&write(&data, "begun", &["--shard", "0/3"]));
+    let file = fs::read_dir(place.path("begun")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&file, file.with_extension("signal.partial")).unwrap();
+    let begun = ["begun in 3 shards", "2 are asked for"];
+    place.refused(&write(&data, "begun", &["--shard", "1/2"]), 2, &begun);
     place.refused(&write(&data, "new", &["--stride", "17"]), 2, &["skip tokens"]);
     place.refused(&write(&data, "new", &["--signal", "sampled=70000"]), 2, &["at most 65536"]);
     assert!(!place.path("new").exists() && !place.path("run").exists());
