@@ -454,7 +454,8 @@ impl Run {
                 self.save(sink)?;
             }
             let started = Instant::now();
-            let batch = self.loader.batch(self.counters.cursor)?;
+            // Within a step numbers travel before words do, so whoever cannot begin it says so here.
+            let batch = self.trainer.world().together(self.loader.batch(self.counters.cursor))?;
             let data_seconds = started.elapsed().as_secs_f64();
             let Counters { step, cursor, .. } = self.counters;
             let stepped = self.threads.install(|| self.trainer.step(step, cursor, &batch));

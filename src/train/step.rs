@@ -159,6 +159,7 @@ impl Trainer {
     /// Trains on `batch`, the step's sequences (of several processes this one's share), the step
     /// beginning where the run has consumed `cursor` sequences. `step` counts from 0, while errors
     /// and metrics count steps done. On an error no parameter has changed, and every process has it.
+    /// Where one process does not come to a step, the others wait for it.
     pub fn step(&mut self, step: u64, cursor: u64, batch: &Batch) -> Result<StepReport> {
         let done = self.try_step(step, cursor, batch);
         if done.is_err() {

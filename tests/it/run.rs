@@ -486,3 +486,19 @@ fn without_validation_tokens_a_run_trains_and_validates_nothing() {
     let lines = place.metrics("run");
     assert!(lines.len() == 3 && lines.iter().all(|l| l.get("val_loss").is_none()), "{lines:?}");
 }
+
+#[test]
+#[cfg(not(feature = "nccl"))]
+fn processes_that_this_build_cannot_join_are_told_so() {
+    let (place, data) = (Place::new(), data());
+    let mut command = place.command(&pretrain(&data, &["--steps", "1", "--out", "run"]));
+    let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")];
+    command.envs(torchrun).env("MASTER_PORT", "29500").env("LOCAL_RANK", "0");
+    let stderr = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    let told = "2 processes were started, and this build has no NCCL (build with --features nccl)";
+    assert!(stderr.contains(told), "{stderr}");
+    // WORLD_SIZE and RANK alone are anybody's.
+    command.env_remove("MASTER_ADDR");
+    let stderr = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(!stderr.contains("processes were started"), "{stderr}");
+}
