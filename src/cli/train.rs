@@ -105,7 +105,7 @@ pub fn run(verb: &str, args: &RunArgs, resolved: &Resolved, ui: &Printer) -> Res
         true => Session::resume(plan, &out, at),
         false => Session::open(plan, at),
     })?;
-    let session = world.together(Ok(session))?.among(world.clone());
+    let session = session.among(world.clone());
     let student = &session.student.config;
     if world.size() > 1 && session.device.is_cpu() {
         let teacher = session.teacher.as_ref().map(Teacher::config);

@@ -109,7 +109,7 @@ impl Crew {
                     Some(data) => Session::with_data(&plan, &data, around),
                     None => Session::resume(&plan, &run, around),
                 })?;
-                let session = self.0.together(Ok(session))?.among(self.0.clone());
+                let session = session.among(self.0.clone());
                 let session = match label {
                     Some(label) => session.called(&label),
                     None => session,

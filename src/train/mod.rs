@@ -6,6 +6,7 @@ mod heard;
 mod micro;
 #[doc(hidden)]
 pub mod pace;
+mod prepared;
 pub mod run;
 pub mod session;
 pub mod signal;

@@ -6,25 +6,23 @@ use super::events::{
     Event, EventSink, Jsonl, SkipEvent, Summary, TENSORBOARD_FOLDER, Tee, TensorBoard, Terminal,
     ValEvent,
 };
+use super::prepared::{Prepared, RunConfig, taken};
 use super::session::{Session, label_of};
 use super::threads::Threads;
 use super::window::Window;
 use crate::config::{MicroRows, OnNonfinite, Overrides, Plan, RunFile, load};
-use crate::cost::{checkpoint_bytes, disk_at_peak};
-use crate::data::loader::{Ahead, Loader};
+use crate::data::loader::Ahead;
 use crate::data::tokens::TokenFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::eval::perplexity::{EvalOptions, evaluate_among};
-use crate::files::{AtomicDir, bytes_of_files, check_space, write_atomic};
+use crate::files::{AtomicDir, write_atomic};
 use crate::interrupt::stopped_by;
-use crate::model::Gpt2;
 use crate::optim::adamw;
 use crate::progress::{Progress, Silent};
 use crate::report::text::{amount, count, quoted};
 use crate::select::SelectionState;
-use crate::store::checkpoint::{self, Counters, Expected, Manifest, RunLock, TrainState};
-use crate::store::weights::{SaveOptions, SpecialIds, save_model};
-use crate::world::World;
+use crate::store::checkpoint::{self, Counters, Manifest, RunLock, TrainState};
+use crate::store::weights::{SaveOptions, save_model};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,113 +131,6 @@ pub struct Run {
     valid: Option<Arc<TokenFile>>,
     config: RunConfig,
     threads: Threads,
-}
-
-/// What stays the same over a run.
-struct RunConfig {
-    label: String,
-    tokenizer: PathBuf,
-    ids: SpecialIds,
-    inputs: checkpoint::Inputs,
-}
-
-/// What a run starts from, found before anything is written.
-struct Prepared {
-    trainer: Trainer,
-    world: World,
-    saved: Option<TrainState>,
-    loader: Ahead,
-    valid: Option<Arc<TokenFile>>,
-    config: RunConfig,
-}
-
-impl Prepared {
-    fn new(
-        session: Session,
-        lock: &RunLock,
-        resume: bool,
-        progress: &dyn Progress,
-    ) -> Result<Self> {
-        let Session {
-            mut plan,
-            train,
-            valid,
-            tokenizer,
-            ids,
-            student,
-            teacher,
-            signal,
-            device,
-            label,
-            world,
-            ..
-        } = session;
-        let (inputs, begun) = (session.inputs, session.begun);
-        let expected = Expected { plan: &plan, config: &student.config, inputs: &inputs };
-        // Process 0 reads for all.
-        let saved = if resume && world.is_root() {
-            checkpoint::load_latest_good(lock, &expected, &device, progress)?
-        } else {
-            None
-        };
-        if let Some(saved) = &saved {
-            // It is the same student under another name; nobody looks for it any more.
-            plan.student.clone_from(&saved.plan.student);
-        }
-        if begun && saved.is_none() && world.is_root() {
-            return Err(Error::usage(format!(
-                "{}: the checkpoint that was there is gone; restore it, or start a new run folder",
-                lock.dir().display()
-            )));
-        }
-        if resume && saved.is_none() && world.is_root() {
-            check_unsaved(lock.dir(), progress)?;
-        }
-        // A run whose first checkpoint cannot be written would lose all it did; one that may fill
-        // the disk later is told.
-        if world.is_root() {
-            let first = checkpoint_bytes(&student.config);
-            check_space(lock.dir(), first, "the run's first checkpoint")?;
-            let disk = disk_at_peak(&student.config, &plan, bytes_of_files(&tokenizer)).bytes;
-            if let Err(e) = check_space(lock.dir(), disk, "the run") {
-                progress.note(&format!("warning: {e}"));
-            }
-        }
-        let rows = plan.data.rows;
-        let mut loader = Ahead::new(Loader::new(train, plan.data.context, plan.seed)?, rows)
-            .share(world.share(rows));
-        if let Some(signal) = signal.clone() {
-            loader = loader.with(move |batch| signal.read_ahead(&batch.positions()));
-        }
-        let student = match &saved {
-            Some(saved) => Gpt2 { params: saved.params.clone(), ..student },
-            None => student,
-        };
-        let trainer = Trainer::new(plan, student, teacher)?.learning_from(signal);
-        Ok(Self {
-            trainer,
-            world,
-            saved,
-            loader,
-            valid,
-            config: RunConfig { label, tokenizer, ids, inputs },
-        })
-    }
-
-    /// What every process of a run must have been told: all but where things lie and what a machine
-    /// has.
-    fn told(&self) -> Result<Vec<(String, String)>> {
-        let own =
-            ["student", "teacher", "data.dir", "data.signal", "machine.device", "machine.threads"];
-        let mut told = self.trainer.plan.as_text();
-        told.retain(|(name, _)| !own.contains(&name.as_str()));
-        told.push(("the student".into(), format!("{:?}", self.trainer.student.config)));
-        let inputs = serde_json::to_value(&self.config.inputs)
-            .map_err(|e| Error::internal(format!("cannot describe what a run reads: {e}")))?;
-        let inputs = inputs.as_object().into_iter().flatten();
-        told.extend(inputs.map(|(name, value)| (name.clone(), value.to_string())));
-        Ok(told)
-    }
 }
 
 impl Run {
@@ -612,32 +503,6 @@ impl Run {
     fn save_options(&self) -> SaveOptions<'_> {
         SaveOptions { ids: self.config.ids.clone(), tokenizer: Some(&self.config.tokenizer) }
     }
-}
-
-/// The run folder, for process 0 to write to and for the others to know.
-fn taken(out: &Path, resume: bool, world: &World) -> Result<RunLock> {
-    if !world.is_root() {
-        return Ok(RunLock::beside(out));
-    }
-    if !resume {
-        checkpoint::check_free(out)?;
-    }
-    RunLock::acquire(out)
-}
-
-/// A run without a checkpoint begins at step 0, unless it was over: that would undo it.
-fn check_unsaved(run: &Path, progress: &dyn Progress) -> Result<()> {
-    if run.join(MODEL_FOLDER).is_dir() {
-        return Err(Error::usage(format!(
-            "{}: the run there is finished and its checkpoints are gone, so it cannot go on; begin another in a folder of \
-             its own",
-            run.display()
-        )));
-    }
-    if run.join(CONFIG_FILE).is_file() {
-        progress.note(&format!("{}: no checkpoint yet: from step 0", run.display()));
-    }
-    Ok(())
 }
 
 /// `1 step was skipped`, `3 steps were skipped`.

@@ -271,15 +271,17 @@ impl World {
         })
     }
 
-    /// Does `work` in process 0 first and then in the others, which find what it has fetched.
+    /// Does `work` in process 0 first and then in the others, which find what it has fetched. The error of
+    /// one is that of all.
     pub fn root_first<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        if !self.is_root() {
-            return self.agree_that(Ok(())).and_then(|()| work());
+        if self.is_root() {
+            let done = work();
+            let said = done.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
+            self.told(said, true)?;
+            return self.together(done);
         }
-        let done = work();
-        let said = done.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
-        self.told(said, true)?;
-        done
+        self.agree_that(Ok(()))?;
+        self.together(work())
     }
 
     /// Does in process 0 what one process does; the others wait, and take no time from it.
