@@ -45,6 +45,8 @@ pub struct Shards {
     /// What carries numbers between GPUs, if the model is on one and there is such a thing; else they
     /// go through the host.
     link: Option<Arc<dyn Link>>,
+    /// How many processes each machine has, if all have as many and these follow each other; else 1.
+    on_a_machine: usize,
     /// The pieces of each process, in order.
     owned: Vec<Vec<Piece>>,
     /// Elements of each process's.
@@ -82,12 +84,25 @@ impl Shards {
         };
         let (elements, held) =
             (owned.iter().map(elements).collect(), owned.iter().map(held).collect());
-        Self { world, link: None, owned, elements, held }
+        Self { world, link: None, on_a_machine: 1, owned, elements, held }
     }
 
     /// The same of a model on `device`. Collective.
     pub fn on(self, device: &Device) -> Result<Self> {
-        Ok(Self { link: self.world.linked(device)?, ..self })
+        let Some(link) = self.world.linked(device)? else { return Ok(self) };
+        let on_a_machine = self.world.seats()?.on_a_machine;
+        Ok(Self { link: Some(link), on_a_machine, ..self })
+    }
+
+    /// How many processes each machine has, where that helps.
+    pub(super) fn on_a_machine(&self) -> usize {
+        self.on_a_machine
+    }
+
+    /// As if each machine had so many processes.
+    #[cfg(test)]
+    pub(crate) fn by_machines_of(self, on_a_machine: usize) -> Self {
+        Self { on_a_machine, ..self }
     }
 
     /// The processes that share the work.

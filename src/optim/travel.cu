@@ -4,9 +4,9 @@
 
 struct Sum {
     float* own;           // this process's part, and then the sum
-    const float* others;  // [size - 1, n]: the parts of the other processes, by rank
+    const float* others;  // [size - 1, n]: the parts of the other processes, in their order
     uint64_t n;
-    uint32_t rank;
+    uint32_t rank;  // this process's place in that order
     uint32_t size;
 };
 

@@ -30,32 +30,91 @@ fn buckets(layout: &Layout) -> Vec<Range<usize>> {
     all
 }
 
+/// A stage of a sum: processes that hand each other parts, each of what it then holds the sum of.
+#[derive(Debug, PartialEq, Eq)]
+struct Stage {
+    /// In the order in which their parts are added, this process among them.
+    peers: Vec<usize>,
+    /// This process's place among them.
+    mine: usize,
+    /// Whose pieces each of them is to hold.
+    owners: Vec<Vec<usize>>,
+}
+
+/// One stage between all. Or two, where every machine has the same power of two of processes, which is
+/// a subtree: within a machine, and then between those that have the same place on theirs, so that of
+/// what a machine's processes have to say one number goes to another machine, and not one of each.
+fn stages(rank: usize, size: usize, on_a_machine: usize) -> Vec<Stage> {
+    let n = on_a_machine;
+    let is_a_subtree = n.is_power_of_two() && size.is_multiple_of(n);
+    if !is_a_subtree || n == 1 || n == size {
+        let owners = (0..size).map(|rank| vec![rank]).collect();
+        return vec![Stage { peers: (0..size).collect(), mine: rank, owners }];
+    }
+    let (machine, place) = (rank / n, rank % n);
+    let like = |place: usize| (place..size).step_by(n);
+    vec![
+        Stage {
+            peers: (machine * n..(machine + 1) * n).collect(),
+            mine: place,
+            owners: (0..n).map(|place| like(place).collect()).collect(),
+        },
+        Stage {
+            peers: like(place).collect(),
+            mine: machine,
+            owners: like(place).map(|rank| vec![rank]).collect(),
+        },
+    ]
+}
+
 /// Gradients that are summed as they become final.
 pub struct Travel<'a> {
     shards: &'a Shards,
     link: &'a dyn Link,
     grads: &'a ParamSet,
+    stages: Vec<Stage>,
     /// What has not set out yet, the last parameters last.
     waiting: Vec<Range<usize>>,
-    arrived: Arrived,
+    /// What is in the first of two stages.
+    between: Option<(Range<usize>, Vec<Parts>)>,
+    arrived: Vec<Parts>,
 }
 
-/// What the other processes have of the pieces of this one: [processes - 1, elements], by rank.
-#[derive(Debug, Default)]
-pub struct Arrived(Vec<(Piece, Tensor)>);
+/// What other processes have of a piece.
+#[derive(Debug)]
+struct Parts {
+    piece: Piece,
+    /// [peers - 1, elements], in their order.
+    others: Tensor,
+    /// This process's place among the peers.
+    mine: usize,
+}
+
+/// What the other processes have of the pieces of this one.
+#[derive(Debug)]
+pub struct Arrived(Vec<Parts>);
 
 impl<'a> Travel<'a> {
     pub(super) fn new(shards: &'a Shards, link: &'a dyn Link, grads: &'a ParamSet) -> Self {
+        let world = shards.world();
         let mut waiting = buckets(grads.layout());
         waiting.reverse();
-        Self { shards, link, grads, waiting, arrived: Arrived::default() }
+        Self {
+            shards,
+            link,
+            grads,
+            stages: stages(world.rank(), world.size(), shards.on_a_machine()),
+            waiting,
+            between: None,
+            arrived: Vec::new(),
+        }
     }
 
     /// The gradients from parameter `from` on are final. What fails here ends all processes: others wait
     /// for numbers.
     pub fn ready(&mut self, from: usize) -> Result<()> {
         while let Some(bucket) = self.waiting.pop_if(|bucket| bucket.start >= from) {
-            self.shards.world().or_abort(self.set_out(&bucket))?;
+            self.shards.world().or_abort(self.set_out(bucket))?;
         }
         Ok(())
     }
@@ -64,60 +123,89 @@ impl<'a> Travel<'a> {
     /// others learn of it only after that.
     pub fn finish(mut self) -> Result<Arrived> {
         self.ready(0)?;
-        self.shards.world().or_abort(self.link.arrive())?;
-        Ok(self.arrived)
+        let done = self.go_on().and_then(|()| self.link.arrive());
+        self.shards.world().or_abort(done)?;
+        Ok(Arrived(self.arrived))
     }
 
-    fn set_out(&mut self, bucket: &Range<usize>) -> Result<()> {
-        let (rank, size) = (self.shards.world().rank(), self.shards.world().size());
-        let mut moves = Vec::new();
-        for to in 0..size {
-            for piece in self.shards.pieces(to, bucket) {
+    fn set_out(&mut self, bucket: Range<usize>) -> Result<()> {
+        // By now the one before has come through its first stage.
+        self.go_on()?;
+        let parts = self.hand_over(&self.stages[0], &bucket)?;
+        match self.stages.len() {
+            1 => self.arrived.extend(parts),
+            _ => self.between = Some((bucket, parts)),
+        }
+        Ok(())
+    }
+
+    /// Takes what is in the first of two stages into the second.
+    fn go_on(&mut self) -> Result<()> {
+        let Some((bucket, parts)) = self.between.take() else { return Ok(()) };
+        self.link.arrive()?;
+        add(self.grads, parts)?;
+        let parts = self.hand_over(&self.stages[1], &bucket)?;
+        self.arrived.extend(parts);
+        Ok(())
+    }
+
+    /// Begins a stage; what will be there when it is over.
+    fn hand_over(&self, stage: &Stage, bucket: &Range<usize>) -> Result<Vec<Parts>> {
+        let Stage { peers, mine, owners } = stage;
+        let (mut moves, mut parts) = (Vec::new(), Vec::new());
+        for (&peer, owners) in peers.iter().zip(owners) {
+            for piece in owners.iter().flat_map(|owner| self.shards.pieces(*owner, bucket)) {
                 let (part, n) = (part(self.grads, piece)?, piece.place.len());
-                if to != rank {
-                    moves.push(Move::Send { to, address: floats(&part)?.number(), n });
+                if peer != peers[*mine] {
+                    moves.push(Move::Send { to: peer, address: floats(&part)?.number(), n });
                     continue;
                 }
-                let others = uninitialised((size - 1, n), DType::F32, &part)?;
+                let others = uninitialised((peers.len() - 1, n), DType::F32, &part)?;
                 let address = floats(&others)?.number();
-                for (row, from) in (0..size).filter(|from| *from != rank).enumerate() {
+                for (row, &from) in peers.iter().filter(|from| **from != peer).enumerate() {
                     let address = address + (row * n * size_of::<f32>()) as u64;
                     moves.push(Move::Receive { from, address, n });
                 }
-                self.arrived.0.push((piece.clone(), others));
+                parts.push(Parts { piece: piece.clone(), others, mine: *mine });
             }
         }
-        exchange(self.link, moves)
+        exchange(self.link, moves)?;
+        Ok(parts)
     }
+}
+
+/// Adds what others have to what `grads` hold of the same pieces, as trees.
+fn add(grads: &ParamSet, parts: Vec<Parts>) -> Result<()> {
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Sum {
+        own: Address,
+        others: Address,
+        n: u64,
+        rank: u32,
+        size: u32,
+    }
+    const THREADS: u32 = 256;
+    for Parts { piece, others, mine } in parts {
+        let own = part(grads, &piece)?;
+        let n = piece.place.len();
+        let args = Sum {
+            own: floats(&own)?,
+            others: floats(&others)?,
+            n: n as u64,
+            rank: mine as u32,
+            size: others.dim(0)? as u32 + 1,
+        };
+        let grid = Grid::of(n.div_ceil(THREADS as usize), THREADS);
+        launch(&own, Module::Travel, "tree_sum", grid, args)?;
+    }
+    Ok(())
 }
 
 impl Shards {
     /// Adds what has arrived to this process's gradients.
     pub(super) fn add(&self, grads: &ParamSet, arrived: Arrived) -> Result<()> {
-        #[derive(Clone, Copy)]
-        #[repr(C)]
-        struct Sum {
-            own: Address,
-            others: Address,
-            n: u64,
-            rank: u32,
-            size: u32,
-        }
-        const THREADS: u32 = 256;
-        for (piece, others) in arrived.0 {
-            let own = part(grads, &piece)?;
-            let n = piece.place.len();
-            let args = Sum {
-                own: floats(&own)?,
-                others: floats(&others)?,
-                n: n as u64,
-                rank: self.world().rank() as u32,
-                size: self.world().size() as u32,
-            };
-            let grid = Grid::of(n.div_ceil(THREADS as usize), THREADS);
-            launch(&own, Module::Travel, "tree_sum", grid, args)?;
-        }
-        Ok(())
+        add(grads, arrived.0)
     }
 
     /// Hands what each process owns of `params` to all: one behind the other, so that one all-gather
@@ -235,5 +323,22 @@ mod tests {
             // What is final last does not keep others waiting.
             assert_eq!(all.last().unwrap(), &(0..2));
         }
+    }
+
+    #[test]
+    fn machines_of_equal_powers_of_two_add_up_before_they_talk() {
+        let flat = |rank, size| Stage {
+            peers: (0..size).collect(),
+            mine: rank,
+            owners: (0..size).map(|rank| vec![rank]).collect(),
+        };
+        for (size, on_a_machine) in [(4, 1), (4, 4), (6, 3), (6, 4)] {
+            assert_eq!(stages(1, size, on_a_machine), [flat(1, size)]);
+        }
+        let [within, between] = stages(4, 6, 2).try_into().unwrap();
+        let owners = vec![vec![0, 2, 4], vec![1, 3, 5]];
+        assert_eq!(within, Stage { peers: vec![4, 5], mine: 0, owners });
+        let owners = vec![vec![0], vec![2], vec![4]];
+        assert_eq!(between, Stage { peers: vec![0, 2, 4], mine: 2, owners });
     }
 }

@@ -26,14 +26,22 @@ fn batch(step: u64) -> Batch {
 
 fn trainer(settings: &[&str], world: World) -> Trainer {
     let eight = ["data.rows=8", "machine.micro_rows=2"];
-    let plan = step_plan(&[&eight[..], settings].concat());
+    let of_the_plan = settings.iter().filter(|setting| **setting != TWO_ON_A_MACHINE).copied();
+    let plan = step_plan(&eight.into_iter().chain(of_the_plan).collect::<Vec<_>>());
     let model = |width, seed| lively_model(VOCAB, CONTEXT, width, 2, seed);
     // What the others begin with is process 0's.
     let student: Gpt2 = model(16, 1 + world.rank() as u64);
     let teacher =
         plan.teacher.is_some().then(|| Teacher::new(model(24, 9), &student.config).unwrap());
-    Trainer::new(plan, student, teacher).unwrap().among(world).unwrap()
+    let mut trainer = Trainer::new(plan, student, teacher).unwrap().among(world).unwrap();
+    if settings.contains(&TWO_ON_A_MACHINE) {
+        trainer.shards = trainer.shards.by_machines_of(2);
+    }
+    trainer
 }
+
+/// Not a setting of a plan: as if every machine had two processes.
+const TWO_ON_A_MACHINE: &str = "two on a machine";
 
 /// What so many steps reported, without their seconds, and the parameters then.
 fn steps(settings: &[&str], world: World, n: u64) -> (Vec<StepReport>, Vec<Vec<f32>>) {
@@ -139,6 +147,11 @@ fn between_gpus_parts_travel_through_the_host_or_by_a_link_and_give_the_same() {
             for found in in_linked_threads(size, run).expect("a compiler, as before") {
                 assert!(found.as_ref() == Some(&one), "{way:?}, {size} processes with a link");
             }
+        }
+        let by_machines = [&settings[..], &[TWO_ON_A_MACHINE]].concat();
+        let run_by_machines = |world: World| steps_on_a_gpu(&by_machines, &world, 2);
+        for found in in_threads_beside(4, run_by_machines).expect("a compiler, as before") {
+            assert!(found.as_ref() == Some(&one), "{way:?}, on two machines");
         }
         for found in in_threads_beside(2, run).expect("a compiler, as before") {
             assert!(found.as_ref() == Some(&one), "{way:?}, with a link beside");

@@ -33,6 +33,8 @@ pub struct Seat {
 pub struct Seats {
     /// This process's.
     pub mine: Seat,
+    /// How many processes each machine has, if all have as many and these follow each other; else 1.
+    pub on_a_machine: usize,
     /// What is wrong with the division of cores, and what to pass to the launcher.
     pub warnings: Vec<String>,
 }
@@ -101,7 +103,15 @@ fn seats(places: &[Place], rank: usize) -> Seats {
             (here.online / beside.len()).max(1)
         ));
     }
-    Seats { mine, warnings }
+    Seats { mine, on_a_machine: on_a_machine(places), warnings }
+}
+
+fn on_a_machine(places: &[Place]) -> usize {
+    let first = places.iter().take_while(|place| place.host == places[0].host).count();
+    let are_alike = |machine: &[Place]| {
+        machine.len() == first && machine.iter().all(|place| place.host == machine[0].host)
+    };
+    if places.chunks(first.max(1)).all(are_alike) { first.max(1) } else { 1 }
 }
 
 #[cfg(test)]
@@ -125,15 +135,28 @@ mod tests {
     fn processes_share_the_cores_of_their_machine() {
         let two = ["a", "a", "b"].map(|host| place(host, "0-7", 8));
         let seat = |rank| seats(&two, rank);
+        assert_eq!(seat(0).on_a_machine, 1, "two and one");
         assert_eq!(seat(1).mine, Seat { local_rank: 1, local_size: 2, threads: 4 });
         assert_eq!(seat(2).mine, Seat { local_rank: 0, local_size: 1, threads: 8 });
         assert!((0..3).all(|rank| seat(rank).warnings.is_empty()));
     }
 
     #[test]
+    fn machines_with_as_many_processes_each_are_known() {
+        let on = |hosts: &[&str]| {
+            let places: Vec<Place> = hosts.iter().map(|host| place(host, "0-7", 8)).collect();
+            seats(&places, 0).on_a_machine
+        };
+        assert_eq!(on(&["a", "a", "b", "b"]), 2);
+        assert_eq!(on(&["a", "a", "a"]), 3);
+        assert_eq!(on(&["a", "b", "a", "b"]), 1, "dealt out in turns");
+        assert_eq!(on(&["a", "b", "b"]), 1);
+    }
+
+    #[test]
     fn a_launcher_that_leaves_cores_idle_is_named() {
         let bound = [place("a", "0", 16), place("a", "1", 16)];
-        let Seats { mine, warnings } = seats(&bound, 0);
+        let Seats { mine, warnings, .. } = seats(&bound, 0);
         assert_eq!(mine.threads, 1);
         assert!(warnings[0].starts_with("2 of 16 cores of a"), "{warnings:?}");
         assert!(warnings[0].contains("--map-by slot:PE=8"), "{warnings:?}");
