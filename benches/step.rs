@@ -31,6 +31,7 @@ use eslm_kd::testing::random_batch;
 use eslm_kd::train::Trainer;
 use eslm_kd::train::events::Phases;
 use eslm_kd::train::session::device;
+use eslm_kd::world::World;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -465,7 +466,7 @@ fn written(signal: Heard, scale: &Scale) -> Option<tempfile::TempDir> {
         revision: None,
         dtype: None,
     };
-    write(&teacher, id, &tokens, &options, &Silent).unwrap();
+    write(&teacher, id, &tokens, &options, &World::SOLO, &Silent).unwrap();
     Some(place)
 }
 

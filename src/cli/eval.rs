@@ -11,6 +11,7 @@ use crate::files::hex;
 use crate::progress::Progress;
 use crate::report::text;
 use crate::runs::plan_behind;
+use crate::store::identity::Identity;
 use crate::store::{OpenModel, begins_with, behind_first, open_tokens};
 use std::path::PathBuf;
 
@@ -100,8 +101,10 @@ pub fn run(args: &EvalArgs, ui: &Printer) -> Result<()> {
     ));
     let world = ui.world();
     world.same(|| {
+        let Identity { weights, function } = model.folder.identity()?;
         Ok(vec![
-            ("the model".to_string(), format!("{:?}", model.folder.identity()?)),
+            ("the model (SHA-256)".to_string(), weights),
+            ("the model's config.json".to_string(), function.unwrap_or_default()),
             ("the data".to_string(), hex(&tokens.header().content_hash)),
             ("the evaluation".to_string(), format!("{options:?}")),
         ])

@@ -14,7 +14,7 @@ use crate::world::{Launched, Launcher, Seat};
 pub fn seated(threads: usize, ui: &Printer) -> Result<Seat> {
     let seats = ui.world().seats()?;
     let alone = ui.world().size() == 1;
-    if !alone {
+    if !alone || Launched::here().is_some() {
         seats.warnings.iter().for_each(|warning| ui.note(&format!("warning: {warning}")));
     }
     if alone && let Some(Launched { by, size: Some(started @ 2..), .. }) = Launched::here() {

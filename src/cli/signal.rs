@@ -20,7 +20,6 @@ use crate::store::names::{Kind as ModelKind, find};
 use crate::train::session::device;
 use crate::train::signal::{Working, write_signal};
 use crate::train::threads::use_everywhere;
-use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -321,39 +320,15 @@ pub fn written(args: &SignalWriteArgs, ui: &Printer) -> Result<Written> {
         Asked::None => Kind::Scores,
     };
     let window = Window { context, stride };
-    // Of several processes each writes a part.
-    let shard = match (args.shard.0, world.size()) {
-        (Shard::ALL, of) if of > 1 => Shard { index: world.rank() as u32, of: of as u32 },
-        (shard, _) => shard,
-    };
-    let options = WriteOptions { out: args.out.clone(), kind, window, shard };
+    if args.shard.0 != Shard::ALL && world.size() > 1 {
+        return Err(Error::usage(format!(
+            "--shard is for jobs that do not know of each other; {} processes divide the signal by themselves: leave it out",
+            world.size()
+        )));
+    }
+    let options = WriteOptions { out: args.out.clone(), kind, window, shard: args.shard.0 };
     let working = Working { device, dtype: args.dtype, stored: args.dtype };
-    let done = write_signal(&args.teacher, &folder, &data, &working, &options, ui);
-    // With another number the parts would be others.
-    let by_as_many = |e: Error| match (e.kind(), world.size()) {
-        (ErrorKind::Interrupted(_), size @ 2..) => {
-            e.followed_by(&format!(" (with {size} processes, as before)"))
-        }
-        _ => e,
-    };
-    let done = world.together(done.map_err(by_as_many))?;
-    if options.shard == args.shard.0 { Ok(done) } else { of_all(done, world) }
-}
-
-/// What the parts of all processes come to; of the files it names its own.
-fn of_all(mine: Written, world: &World) -> Result<Written> {
-    let numbers = [mine.positions as f64, mine.bytes as f64, mine.computed as f64, mine.seconds];
-    let all = world.agree_on(Ok(numbers.to_vec()))?;
-    let sum = |i: usize| all.iter().map(|numbers| numbers[i]).sum::<f64>();
-    Ok(Written {
-        positions: sum(0) as u64,
-        bytes: sum(1) as u64,
-        bytes_per_token: sum(1) / sum(0),
-        computed: sum(2) as u64,
-        seconds: all.iter().map(|numbers| numbers[3]).fold(0.0, f64::max),
-        complete: true,
-        ..mine
-    })
+    write_signal(&args.teacher, &folder, &data, &working, &options, world, ui)
 }
 
 /// `signal import` without its printing.

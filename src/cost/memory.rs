@@ -128,8 +128,8 @@ pub fn memory_among(
         batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step().div_ceil(processes),
         on_the_way: match processes {
             1 => 0,
-            // What the others have of this process's gradients waits for the end of the backward pass.
-            n if linked(plan) => F32 * owned * (n - 1),
+            // The all-gather of new parameters; what arrives of gradients is less, and gone by then.
+            n if linked(plan) => F32 * owned * n,
             n => 2 * F32 * n * AT_ONCE as u64,
         },
         program: PROGRAM,

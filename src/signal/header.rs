@@ -355,21 +355,26 @@ impl Header {
 
     /// What differs from `other` apart from the shard, in words.
     pub fn differences(&self, other: &Self) -> Vec<String> {
-        let (a, b) = (self, other);
-        let (first, second) = (&a.teacher.weights, &b.teacher.weights);
-        let pairs = [
-            ("data (SHA-256)", a.data.content_hash.clone(), b.data.content_hash.clone()),
-            ("teacher's weights (SHA-256)", words(first), words(second)),
-            ("teacher's config.json", words(&a.teacher.function), words(&b.teacher.function)),
-            ("dtype", words(&a.teacher.dtype), words(&b.teacher.dtype)),
-            ("windows", a.window.to_string(), b.window.to_string()),
-            ("signal", a.signal.to_string(), b.signal.to_string()),
-            ("seed", seed(&a.signal), seed(&b.signal)),
-            ("vocabulary", count(a.vocab_size.into()), count(b.vocab_size.into())),
-            ("positions of a block", count(a.block.into()), count(b.block.into())),
-            ("tokens", count(a.data.tokens), count(b.data.tokens)),
-        ];
-        differing(pairs, |a, b| format!("{a} there, {b} here"))
+        let pairs = self.facts().into_iter().zip(other.facts());
+        differing(pairs.map(|((name, a), (_, b))| (name, a, b)), |a, b| {
+            format!("{a} there, {b} here")
+        })
+    }
+
+    /// What all shards of a signal have in common, in words.
+    pub(super) fn facts(&self) -> [(&'static str, String); 10] {
+        [
+            ("data (SHA-256)", self.data.content_hash.clone()),
+            ("teacher's weights (SHA-256)", words(&self.teacher.weights)),
+            ("teacher's config.json", words(&self.teacher.function)),
+            ("dtype", words(&self.teacher.dtype)),
+            ("windows", self.window.to_string()),
+            ("signal", self.signal.to_string()),
+            ("seed", seed(&self.signal)),
+            ("vocabulary", count(self.vocab_size.into())),
+            ("positions of a block", count(self.block.into())),
+            ("tokens", count(self.data.tokens)),
+        ]
     }
 
     /// What keeps it and `other` from being mixed, in words: its own value, then the other's.
@@ -389,12 +394,12 @@ impl Header {
 }
 
 /// The pairs that differ, each in words.
-fn differing<const N: usize>(
-    pairs: [(&str, String, String); N],
+fn differing(
+    pairs: impl IntoIterator<Item = (&'static str, String, String)>,
     in_words: impl Fn(&str, &str) -> String,
 ) -> Vec<String> {
-    let differ = pairs.iter().filter(|(_, a, b)| a != b);
-    differ.map(|(what, a, b)| format!("{what}: {}", in_words(a, b))).collect()
+    let differ = pairs.into_iter().filter(|(_, a, b)| a != b);
+    differ.map(|(what, a, b)| format!("{what}: {}", in_words(&a, &b))).collect()
 }
 
 fn words(text: &Option<String>) -> String {

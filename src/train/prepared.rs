@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::store::checkpoint::{self, Expected, RunLock, TrainState};
 use crate::store::weights::SpecialIds;
 use crate::world::World;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,20 +108,36 @@ impl Prepared {
         })
     }
 
-    /// What every process of a run must have been told: all but where things lie and what a machine
-    /// has.
-    pub(super) fn told(&self) -> Result<Vec<(String, String)>> {
+    /// What every process of a run must have been told: where the run lies, what it reads, what it trains
+    /// and how; but not where data and models lie, and what a machine has.
+    pub(super) fn told(&self, out: &Path) -> Result<Vec<(String, String)>> {
         let own =
             ["student", "teacher", "data.dir", "data.signal", "machine.device", "machine.threads"];
-        let mut told = self.trainer.plan.as_text();
-        told.retain(|(name, _)| !own.contains(&name.as_str()));
-        told.push(("the student".into(), format!("{:?}", self.trainer.student.config)));
-        let inputs = serde_json::to_value(&self.config.inputs)
-            .map_err(|e| Error::internal(format!("cannot describe what a run reads: {e}")))?;
-        let inputs = inputs.as_object().into_iter().flatten();
-        told.extend(inputs.map(|(name, value)| (name.clone(), value.to_string())));
+        let mut told = vec![("--out".to_string(), out.display().to_string())];
+        let inputs = fields(&self.config.inputs)?.into_iter().map(|(name, value)| {
+            let name = match name.as_str() {
+                "data_hash" => "the data (SHA-256)",
+                "valid_hash" => "the validation data (SHA-256)",
+                "tokenizer_hash" => "the tokenizer (SHA-256)",
+                other => other,
+            };
+            (name.to_string(), value)
+        });
+        told.extend(inputs);
+        let student = fields(&self.trainer.student.config)?.into_iter();
+        told.extend(student.map(|(name, value)| (format!("the student's {name}"), value)));
+        let plan = self.trainer.plan.as_text().into_iter();
+        told.extend(plan.filter(|(name, _)| !own.contains(&name.as_str())));
         Ok(told)
     }
+}
+
+/// The fields of a struct, each in words.
+fn fields(of: &impl Serialize) -> Result<Vec<(String, String)>> {
+    let value = serde_json::to_value(of)
+        .map_err(|e| Error::internal(format!("cannot describe what a run is told: {e}")))?;
+    let fields = value.as_object().into_iter().flatten();
+    Ok(fields.map(|(name, value)| (name.clone(), value.to_string())).collect())
 }
 
 /// The run folder, for process 0 to write to and for the others to know.

@@ -151,7 +151,7 @@ impl Run {
                 .and_then(|()| Prepared::new(session, &lock, resume, progress));
         let Prepared { trainer, world, saved, loader, valid, config } =
             match world.together(prepared).and_then(|prepared| {
-                world.same(|| prepared.told())?;
+                world.same(|| prepared.told(out))?;
                 Ok(prepared)
             }) {
                 Ok(prepared) => prepared,

@@ -9,6 +9,7 @@ use crate::progress::Progress;
 use crate::signal::{TeacherId, WriteOptions, Written, write};
 use crate::store::names::ModelFolder;
 use crate::teacher::Teacher;
+use crate::world::World;
 use candle_core::Device;
 
 /// How a teacher works.
@@ -30,6 +31,7 @@ pub fn write_signal(
     data: &DataDir,
     working: &Working,
     options: &WriteOptions,
+    world: &World,
     progress: &dyn Progress,
 ) -> Result<Written> {
     let Working { device, dtype, stored } = working;
@@ -50,5 +52,5 @@ pub fn write_signal(
     let model = folder.load(device)?;
     let config = model.config.clone();
     let teacher = Teacher::new(model, &config)?.working_at(precision, *stored)?;
-    write(&teacher, id, &data.train, options, progress)
+    write(&teacher, id, &data.train, options, world, progress)
 }

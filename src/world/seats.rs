@@ -15,6 +15,9 @@ struct Place {
     parallel: usize,
     /// Cores of the machine.
     online: usize,
+    /// Whether Open MPI's `mpirun` started it, which binds processes unless it is told not to.
+    #[serde(default)]
+    by_open_mpi: bool,
 }
 
 /// The seat of this process.
@@ -61,7 +64,8 @@ impl Place {
         let parallel = std::thread::available_parallelism().map_or(1, usize::from);
         let online = cores_of(&read("/sys/devices/system/cpu/online"), parallel);
         let host = read("/proc/sys/kernel/hostname").trim().to_string();
-        Self { host, cores, parallel, online }
+        let by_open_mpi = std::env::var_os("OMPI_COMM_WORLD_RANK").is_some();
+        Self { host, cores, parallel, online, by_open_mpi }
     }
 }
 
@@ -94,10 +98,10 @@ fn seats(places: &[Place], rank: usize) -> Seats {
             beside.len(),
             here.host
         ));
-    } else if busy < here.online {
+    } else if busy < here.online && here.by_open_mpi {
         warnings.push(format!(
-            "{busy} of {} cores of {} do all the work, as the launcher bound its processes; with Open MPI pass --bind-to none, \
-             or --map-by slot:PE={} --bind-to core",
+            "{busy} of {} cores of {} do all the work, as mpirun bound its processes; pass --bind-to none, or \
+             --map-by slot:PE={} --bind-to core",
             here.online,
             here.host,
             (here.online / beside.len()).max(1)
@@ -121,7 +125,7 @@ mod tests {
 
     fn place(host: &str, list: &str, online: usize) -> Place {
         let cores = cores(list);
-        Place { host: host.into(), parallel: cores.len(), cores, online }
+        Place { host: host.into(), parallel: cores.len(), cores, online, by_open_mpi: true }
     }
 
     #[test]

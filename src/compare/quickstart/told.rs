@@ -10,6 +10,7 @@ use crate::store::Where;
 use crate::store::names::{self, find};
 use crate::train::session::device;
 use crate::train::signal::{Working, write_signal};
+use crate::world::World;
 use std::path::{Path, PathBuf};
 
 /// A signal of the kind that a plan's loss hears, beside the students' folders.
@@ -64,7 +65,10 @@ impl Told {
             window: Window { context: self.context, stride: self.context },
             shard: Shard::ALL,
         };
-        let written = write_signal(super::TEACHER, &folder, &data, &working, &options, &Silent)?;
+        // Of several processes this is the one that leads; the others wait for what it asks of them.
+        let alone = World::SOLO;
+        let written =
+            write_signal(super::TEACHER, &folder, &data, &working, &options, &alone, &Silent)?;
         if written.computed > 0 {
             around.progress.note(&format!(
                 "what the teacher says of the students' {}, written once: {}",
