@@ -93,7 +93,8 @@ fn of_processes() -> ExitCode {
     use sha2::{Digest, Sha256};
     let alone = std::env::args().any(|argument| argument == "alone");
     let world = if alone { World::alone_through_nccl() } else { World::of_process() }.unwrap();
-    let gpu = Device::new_cuda(0).expect("a CUDA device");
+    let local = std::env::var("LOCAL_RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let gpu = Device::new_cuda(local % gpu::count()).expect("a CUDA device");
     gpu::prepare(&gpu).unwrap();
     let on = On { device: gpu, precision: Precision::Mixed };
     let two = "machine.groups=2";

@@ -27,7 +27,13 @@ pub fn seated(threads: usize, ui: &Printer) -> Result<Seat> {
             }
         ));
     }
-    let mine = seats.mine;
+    let mut mine = seats.mine;
+    if let Some(by @ Launched { by: Launcher::Torchrun, .. }) = Launched::here()
+        && by.by.is_served()
+    {
+        // NCCL was started with that one's GPU.
+        mine.local_rank = by.local_rank;
+    }
     let threads = if alone || threads > 0 { threads } else { mine.threads };
     if !alone {
         ui.note(&format!(

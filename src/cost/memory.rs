@@ -128,8 +128,9 @@ pub fn memory_among(
         batch: 2 * BYTES_OF_TOKEN * plan.tokens_per_step().div_ceil(processes),
         on_the_way: match processes {
             1 => 0,
-            // The all-gather of new parameters; what arrives of gradients is less, and gone by then.
-            n if linked(plan) => F32 * owned * n,
+            // The all-gather of new parameters, packed on both sides; what arrives of gradients is less, and
+            // gone by then.
+            n if linked(plan) => F32 * owned * (n + 1),
             n => 2 * F32 * n * AT_ONCE as u64,
         },
         program: PROGRAM,

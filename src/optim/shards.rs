@@ -286,12 +286,11 @@ impl Shards {
         for (tensor, within) in self.places(set, owner, range) {
             match Backend::of(tensor) {
                 Backend::Cpu => out.extend_from_slice(&buffer::read(tensor)?[within]),
-                _ => out.extend(
-                    tensor
-                        .flatten_all()?
-                        .narrow(0, within.start, within.len())?
-                        .to_vec1::<f32>()?,
-                ),
+                // A copy of the part alone: what is read off a GPU is a whole storage.
+                _ => {
+                    let part = tensor.flatten_all()?.narrow(0, within.start, within.len())?;
+                    out.extend(part.force_contiguous()?.to_vec1::<f32>()?);
+                }
             }
         }
         Ok(())

@@ -4,7 +4,7 @@
 use crate::config::{MicroRows, Plan};
 use crate::cost::{Route, StepFacts, scores_first};
 use crate::data::loader::Batch;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::loss::head::RowStats;
 use crate::model::{Gpt2, ParamSet};
 use crate::ops::matmul::Precision;
@@ -340,7 +340,11 @@ impl Trainer {
         };
         let scale = (clip / report.denominator) as f32;
         let (params, lr) = (&self.student.params, report.settings.lr);
-        adamw.update(params, &self.grads, &mut self.state, lr, scale)?;
+        match adamw.update(params, &self.grads, &mut self.state, lr, scale) {
+            // What the numbers forbid they forbid everywhere.
+            Err(e) if e.kind() == ErrorKind::NonFinite => return Err(e),
+            done => self.world().or_abort(done)?,
+        }
         self.shards.spread(params)
     }
 

@@ -126,26 +126,37 @@ impl World {
         self
     }
 
-    /// What carries numbers between GPUs, of which `device` is this process's: nothing where it is none,
-    /// or where this build has no NCCL. Collective, and the same for all.
+    /// What carries numbers between GPUs, of which `device` is this process's: nothing where one of the
+    /// processes has none, or where this build has no NCCL. Collective, and the same for all.
     pub fn linked(&self, device: &Device) -> Result<Option<Arc<dyn Link>>> {
         let Some(joined) = &self.0 else { return Ok(None) };
-        #[cfg(feature = "nccl")]
-        if let Device::Cuda(cuda) = device
-            && joined.link.get().is_none()
-        {
-            // Nobody else sets it meanwhile: it is collective.
-            let _ = joined.link.set(Arc::new(nccl::Nccl::of_device(self, cuda)?));
+        if joined.link.get().is_none() && !cfg!(feature = "nccl") {
+            return Ok(None);
         }
-        match joined.link.get() {
-            Some(link) if link.is_on(device) => Ok(Some(Arc::clone(link))),
-            Some(_) if device.is_cuda() => Err(Error::usage(format!(
+        let is_there = joined.link.get().is_some_and(|link| link.is_on(device));
+        let mine = if device.is_cuda() || is_there { identity(device).map(Some) } else { Ok(None) };
+        let mine = mine.and_then(|mine| match joined.link.get() {
+            Some(_) if mine.is_some() && !is_there => Err(Error::usage(format!(
                 "expected the GPU that NCCL was started with, found {:?}; under torchrun a process has the GPU of its \
                  LOCAL_RANK: choose among GPUs by CUDA_VISIBLE_DEVICES, and leave the number after cuda: away",
                 device.location()
             ))),
-            _ => Ok(None),
+            _ => Ok(mine),
+        });
+        let said = |mine: Option<Vec<u8>>| mine.map_or(Vec::new(), |id| [&[1], &id[..]].concat());
+        let all = self.agree(mine.map(said))?;
+        if all.iter().any(Vec::is_empty) {
+            return Ok(None); // a process without a GPU
         }
+        #[cfg(feature = "nccl")]
+        if let Device::Cuda(cuda) = device
+            && joined.link.get().is_none()
+        {
+            one_gpu_each(&all)?;
+            // Nobody else sets it meanwhile: it is collective.
+            let _ = joined.link.set(Arc::new(nccl::Nccl::of_device(self, cuda)?));
+        }
+        Ok(joined.link.get().cloned())
     }
 
     /// The number of this process, from 0.
@@ -329,6 +340,32 @@ impl World {
         }
         ended
     }
+}
+
+/// By what a GPU is told from others; nothing of what is none.
+fn identity(device: &Device) -> Result<Vec<u8>> {
+    #[cfg(feature = "nccl")]
+    if let Device::Cuda(cuda) = device {
+        return nccl::identity(cuda);
+    }
+    let _ = device;
+    Ok(Vec::new())
+}
+
+/// Errs where two processes have the same GPU, by what all said of theirs, unless NCCL is told to bear it.
+#[cfg(feature = "nccl")]
+fn one_gpu_each(all: &[Vec<u8>]) -> Result<()> {
+    let mut sorted: Vec<&Vec<u8>> = all.iter().collect();
+    sorted.sort();
+    let gpus = 1 + sorted.windows(2).filter(|two| two[0] != two[1]).count();
+    if gpus == all.len() || std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{} processes have {gpus} GPUs between them, and NCCL wants one for each; start as many processes as there are GPUs, \
+         or set NCCL_MULTI_RANK_GPU_ENABLE=1 (NCCL 2.30 and newer)",
+        all.len()
+    )))
 }
 
 /// Who started several processes, by what they can talk through.

@@ -362,13 +362,26 @@ fn what_fails_in_one_process_is_told_with_its_number() {
         ["eval", model, "--data", &data, "--context", "16"].map(str::to_string).to_vec()
     };
     let owned = |args: &[&str]| args.iter().map(|a| a.to_string()).collect::<Vec<_>>();
+    let signal = ["signal", "write", "--teacher", "a", "--data", &data, "--context", "16"];
+    let kind = ["--signal", "sampled=8"];
+    let write = |more: &[&str]| {
+        let out: &[&str] = if more.contains(&"--out") { &[] } else { &["--out", "run"] };
+        owned(&[&signal[..], &kind, out, more].concat())
+    };
     let with = |more: &[&str]| owned(&[&args[..], more].concat());
     for (first, second, what) in [
         (with(&[]), with(&["--seed", "7"]), "seed is 7 here and 42 in process 0"),
         (with(&[]), with(&["--micro-rows", "1"]), "machine.micro_rows is 1 here"),
         (with(&[]), with(&["--set", "eval.rows=1"]), "eval.rows is 1 here and 0 in process 0"),
         (with(&[]), owned(&["runs", "."]), "the verb is runs here and pretrain in process 0"),
-        (eval("a"), eval("b"), "the model is "),
+        (eval("a"), eval("b"), "the model (SHA-256) is "),
+        (write(&[]), write(&["--stride", "8"]), "the signal's windows is "),
+        (write(&[]), write(&["--seed", "7"]), "the signal's seed is 7 here and 42 in process 0"),
+        (
+            write(&[]),
+            write(&["--out", "elsewhere"]),
+            "--out is elsewhere here and run in process 0",
+        ),
     ] {
         let words: Vec<&str> = (one.iter().copied())
             .chain(first.iter().map(String::as_str))
@@ -380,4 +393,39 @@ fn what_fails_in_one_process_is_told_with_its_number() {
         assert!(stderr.contains(&format!("error: process 1 of 2: {what}")), "{what}: {stderr}");
         assert!(!place.path("run").exists(), "{what}");
     }
+    // A word that one alone was given is told by it, once it is clear that nobody else does.
+    let typo = with(&["--sed", "7"]);
+    let words = [&one[..], &args, &two].concat();
+    let words: Vec<&str> = words.into_iter().chain(typo.iter().map(String::as_str)).collect();
+    let (code, _, stderr) = ended(&mut mpirun(&place, &words).unwrap());
+    assert!(
+        code == 2 && stderr.contains("error: process 1: eslm-kd pretrain has no --sed"),
+        "{stderr}"
+    );
+}
+
+/// A signal that takes far longer to write than anybody waits, in three processes.
+fn long_signal(place: &Place, data: &str) -> Option<Child> {
+    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
+    let signal = ["signal", "write", "--teacher", "teacher", "--data", data, "--context", "16"];
+    let kind = ["--stride", "1", "--signal", "sampled=50", "--out", "signal"];
+    let mut command = ranks(place, "3", &[&signal[..], &kind].concat())?;
+    Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+#[test]
+fn a_signal_to_one_ends_the_writing_of_all_and_as_many_go_on() {
+    let (place, data) = (Place::new(), data());
+    let Some(child) = long_signal(&place, &data) else { return };
+    wait_until("parts", || fs::read_dir(place.path("signal")).is_ok_and(|dir| dir.count() == 3));
+    kill("-USR2", children(child.id())[1]);
+    let (code, stderr) = ends(child);
+    assert_eq!(code, Some(140), "{stderr}");
+    assert!(stderr.contains("and the same command goes on with 3 processes"), "{stderr}");
+    let words = ["signal", "write", "--teacher", "teacher", "--data", &data, "--context", "16"];
+    let kind = ["--stride", "1", "--signal", "sampled=50", "--out", "signal"];
+    let (code, _, stderr) = ended(&mut ranks(&place, "2", &[&words[..], &kind].concat()).unwrap());
+    assert!(code == 2 && stderr.contains("begun in 3 shards"), "{stderr}");
+    done(&place, "3", &[&words[..], &kind].concat());
+    place.json(&["signal", "verify", "signal"]);
 }

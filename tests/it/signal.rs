@@ -184,7 +184,7 @@ fn what_does_not_belong_together_is_refused() {
     place.json(&write(&data, "begun", &["--shard", "0/3"]));
     let file = fs::read_dir(place.path("begun")).unwrap().next().unwrap().unwrap().path();
     fs::rename(&file, file.with_extension("signal.partial")).unwrap();
-    let begun = ["begun in 3 shards", "2 are asked for"];
+    let begun = ["begun in 3 shards", "asked for, 2"];
     place.refused(&write(&data, "begun", &["--shard", "1/2"]), 2, &begun);
     place.refused(&write(&data, "new", &["--stride", "17"]), 2, &["skip tokens"]);
     place.refused(&write(&data, "new", &["--signal", "sampled=70000"]), 2, &["at most 65536"]);

@@ -72,6 +72,9 @@ pub(super) fn squares<'a>(
         |places: &[Range<usize>]| places.iter().map(|p| p.len().div_ceil(SQUARES)).sum();
     let counts: Vec<usize> = tensors.clone().map(|(_, places)| pieces_of(places)).collect();
     let Some((first, _)) = tensors.clone().next() else { return Ok(Vec::new()) };
+    if counts.iter().all(|n| *n == 0) {
+        return Ok(counts.iter().map(|_| Vec::new()).collect());
+    }
     let parts = uninitialised((counts.iter().sum::<usize>(), BLOCKS), DType::F64, first)?;
     let mut at = 0;
     for (g, places) in tensors {

@@ -23,17 +23,16 @@ impl Cuda {
         Self::new(device.cuda_stream())
     }
 
-    /// GPU number `ordinal`, before a model is there.
-    pub(super) fn numbered(ordinal: usize) -> Result<Self> {
+    /// The GPU of a process with that number on its machine, before a model is there.
+    pub(super) fn of_local(rank: usize) -> Result<Self> {
         let found = CudaContext::device_count().map_err(failed)?.unsigned_abs() as usize;
-        if ordinal >= found {
-            return Err(Error::usage(format!(
-                "expected GPU {ordinal} (LOCAL_RANK), found {found} that this process may use; start as many processes \
-                 on a machine as it has GPUs"
-            )));
+        if found == 0 {
+            return Err(Error::usage(
+                "torchrun's processes need a GPU each, and this one may use none",
+            ));
         }
         // The stream that candle's devices use.
-        Self::new(CudaContext::new(ordinal).map_err(failed)?.per_thread_stream())
+        Self::new(CudaContext::new(rank % found).map_err(failed)?.per_thread_stream())
     }
 
     fn new(model: Arc<CudaStream>) -> Result<Self> {
@@ -66,18 +65,20 @@ impl Gpu for Cuda {
         self.model.join(&self.own).map_err(failed)
     }
 
-    fn mark(&self) -> Result<Box<dyn Fn() -> bool + '_>> {
+    fn mark(&self) -> Result<Box<dyn Fn() -> Result<bool> + '_>> {
         let event = self.own.record_event(None).map_err(failed)?;
-        Ok(Box::new(move || event.is_complete()))
+        Ok(Box::new(move || event.try_is_complete().map_err(failed)))
     }
 
     fn upload(&self, bytes: &[u8]) -> Result<Memory> {
+        // Not every GPU has nothing to give.
+        let bytes = if bytes.is_empty() { &[0] } else { bytes };
         self.held(self.own.clone_htod(bytes).map_err(failed)?)
     }
 
     fn room(&self, bytes: usize) -> Result<Memory> {
         // SAFETY: what is in it is written before it is read.
-        self.held(unsafe { self.own.alloc::<u8>(bytes) }.map_err(failed)?)
+        self.held(unsafe { self.own.alloc::<u8>(bytes.max(1)) }.map_err(failed)?)
     }
 
     fn download(&self, memory: &Memory) -> Result<Vec<u8>> {
@@ -99,6 +100,12 @@ impl Cuda {
         drop(_recorded);
         Ok(Memory { address, held: Box::new(slice) })
     }
+}
+
+/// By what a GPU is told from others, on any machine.
+pub(in crate::world) fn identity(device: &CudaDevice) -> Result<Vec<u8>> {
+    let uuid = device.cuda_stream().context().uuid().map_err(failed)?;
+    Ok(uuid.bytes.iter().map(|byte| *byte as u8).collect())
 }
 
 fn failed(e: DriverError) -> Error {

@@ -106,9 +106,9 @@ impl Gpu for Host {
         self.run()
     }
 
-    fn mark(&self) -> Result<Box<dyn Fn() -> bool + '_>> {
+    fn mark(&self) -> Result<Box<dyn Fn() -> Result<bool> + '_>> {
         self.run()?;
-        Ok(Box::new(|| true))
+        Ok(Box::new(|| Ok(true)))
     }
 
     fn upload(&self, bytes: &[u8]) -> Result<Memory> {

@@ -9,8 +9,11 @@ mod device;
 #[cfg(test)]
 pub(crate) mod emulator;
 mod library;
+mod meeting;
 mod torchrun;
 
+#[cfg(feature = "nccl")]
+pub(super) use device::identity;
 #[cfg(test)]
 pub(crate) use emulator::{in_linked_threads, in_threads_beside};
 #[cfg(feature = "nccl")]
@@ -18,7 +21,6 @@ pub(super) use torchrun::Torchrun;
 
 use super::{Link, Move, World};
 use crate::error::{Error, Result};
-use crate::interrupt;
 use candle_core::Device;
 #[cfg(feature = "nccl")]
 use candle_core::cuda_backend::CudaDevice;
@@ -31,8 +33,6 @@ use std::time::{Duration, Instant};
 /// For so long a wait looks whether it is over as often as it can; then it sleeps between looks.
 const EAGER: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_micros(100);
-/// How long after a signal to stop the others are waited for: a launcher kills after 30 seconds.
-const LAST_WAIT: Duration = Duration::from_secs(20);
 
 /// What NCCL needs of a GPU: a stream for its work, beside the one that the model's is on.
 trait Gpu: fmt::Debug + Send + Sync {
@@ -45,7 +45,7 @@ trait Gpu: fmt::Debug + Send + Sync {
     /// The other way round.
     fn before_model(&self) -> Result<()>;
     /// Whether all is done that NCCL's stream has been handed so far: to be asked again and again.
-    fn mark(&self) -> Result<Box<dyn Fn() -> bool + '_>>;
+    fn mark(&self) -> Result<Box<dyn Fn() -> Result<bool> + '_>>;
     /// Memory with these bytes, in the order of NCCL's stream.
     fn upload(&self, bytes: &[u8]) -> Result<Memory>;
     /// So many bytes, of unknown content.
@@ -222,23 +222,16 @@ impl Nccl {
         Ok(())
     }
 
-    /// Waits for NCCL's stream. Errs where NCCL learns that others are gone, and where this process has
-    /// been told to stop and they do not come.
+    /// Waits for NCCL's stream. Errs where NCCL or the GPU says that it will not come to an end. Who waits
+    /// for one that is gone is ended by the launcher.
     fn settle(&self) -> Result<()> {
         let done = self.gpu.mark()?;
         let begun = Instant::now();
-        let mut told: Option<Instant> = None;
-        while !done() {
+        while !done()? {
             let mut error = 0;
             // SAFETY: it writes one number.
             self.with(|nccl, comm| unsafe { (nccl.async_error)(comm, &raw mut error) })?;
             self.with(|_, _| error)?;
-            if let Err(e) = interrupt::check() {
-                let since = *told.get_or_insert_with(Instant::now);
-                if since.elapsed() > LAST_WAIT {
-                    return Err(e.context("waited for the other processes in vain"));
-                }
-            }
             match begun.elapsed() < EAGER {
                 true => std::thread::yield_now(),
                 false => std::thread::sleep(PATIENCE),

@@ -30,15 +30,21 @@ impl Torchrun {
     pub(in crate::world) fn start(by: &crate::world::Launched) -> Result<Self> {
         use super::device::Cuda;
         use super::library::Library;
+        use super::meeting::Meeting;
         use crate::error::Error;
         let size = by.size.unwrap_or(1);
         let context = |e: Error| e.context(format!("process {} of {size}", by.rank));
         let library = Library::here().map_err(context)?;
-        let gpu = Cuda::numbered(by.local_rank).map_err(context)?;
-        // All make the same id of the address that NCCL is told, and process 0 listens there.
-        meet();
-        let id = Nccl::new_id(library).map_err(context)?;
-        let nccl = Nccl::join(library, Box::new(gpu), id, (by.rank, size)).map_err(context)?;
+        let gpu = Cuda::of_local(by.local_rank).map_err(context)?;
+        let place = (by.rank, size);
+        let make = || Nccl::new_id(library);
+        let id = match (size, std::env::var_os("NCCL_COMM_ID")) {
+            (2.., None) => Meeting::of(|name| std::env::var(name).ok())?.id(place, make),
+            // NCCL makes the same of it everywhere.
+            _ => make(),
+        };
+        let id = id.map_err(context)?;
+        let nccl = Nccl::join(library, Box::new(gpu), id, place).map_err(context)?;
         Ok(Self::new(nccl))
     }
 
@@ -109,49 +115,5 @@ impl Transport for Torchrun {
 
     fn link(&self) -> Option<Arc<dyn Link>> {
         Some(Arc::clone(&self.0) as Arc<dyn Link>)
-    }
-}
-
-/// Tells NCCL where the processes meet, unless the user has: beside the port of torchrun's, which that
-/// holds itself.
-#[cfg(feature = "nccl")]
-#[allow(unsafe_code)]
-fn meet() {
-    const NAME: &str = "NCCL_COMM_ID";
-    if let Some(place) = place(|name| std::env::var(name).ok())
-        && std::env::var_os(NAME).is_none()
-    {
-        // SAFETY: the program has just started, and has one thread.
-        unsafe { std::env::set_var(NAME, place) };
-    }
-}
-
-/// `10.0.0.1:29501` of MASTER_ADDR and the port after MASTER_PORT.
-#[cfg(any(test, feature = "nccl"))]
-fn place(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let (address, port) = (variable("MASTER_ADDR")?, variable("MASTER_PORT")?);
-    let port: u16 = port.trim().parse().ok()?;
-    let beside = port.checked_add(1).unwrap_or(port - 1);
-    let address = address.trim();
-    Some(match address.contains(':') && !address.starts_with('[') {
-        true => format!("[{address}]:{beside}"),
-        false => format!("{address}:{beside}"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_meet_beside_torchruns_own_port() {
-        let at = |address: &str, port: &str| {
-            place(|name| Some(if name == "MASTER_ADDR" { address } else { port }.to_string()))
-        };
-        assert_eq!(at("10.0.0.1", "29500").unwrap(), "10.0.0.1:29501");
-        assert_eq!(at("localhost", "65535").unwrap(), "localhost:65534");
-        assert_eq!(at("fd00::1", "29500").unwrap(), "[fd00::1]:29501");
-        assert_eq!(at("host", "what"), None);
-        assert_eq!(place(|_| None), None);
     }
 }
