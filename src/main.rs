@@ -17,8 +17,9 @@ fn main() -> ExitCode {
         Ok(world) => (world, Ok(())),
         Err(e) => (World::solo(), Err(e)),
     };
-    let ui = Printer::new(&cli.globals, world.clone());
-    let done: Result<()> = listening.and(joined).and_then(|()| cli.verb.run(&ui));
+    let globals = cli.as_ref().map(|cli| cli.globals.clone()).unwrap_or_default();
+    let ui = Printer::new(&globals, world.clone());
+    let done: Result<()> = listening.and(joined).and(cli).and_then(|cli| cli.verb.run(&ui));
     match world.end(done) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,39 +1,28 @@
 //! What the shell hands over, made ready for clap: empty variables are unset ones, and a value that
 //! is due may begin with a dash.
 
+use super::Cli;
 use super::help::laid_out;
 use super::mistakes::of_command_line;
-use super::{Cli, Globals, Printer};
 use crate::report::text::{PLAIN_WIDTH, Screen, shell_word};
-use crate::world::{Launched, World};
+use crate::world::Launched;
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::Duration;
-
-/// How long a launcher may take to end the processes beside one that failed.
-const UNTIL_ENDED: Duration = Duration::from_secs(2);
 
 impl Cli {
-    /// The command line of this process; ends it where that is wrong, or asks for help.
-    pub fn of_process() -> Self {
+    /// The command line of this process; ends it where that asks for help.
+    pub fn of_process() -> crate::error::Result<Self> {
         let width = Screen::of_stdout().width.unwrap_or(PLAIN_WIDTH);
         let mut command = laid_out(without_empty_variables(Self::command()), width);
         let arguments = joined(&command, std::env::args_os());
         let found = (command.try_get_matches_from_mut(arguments.clone()))
             .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
-        // Of several processes one says it for all, and the launcher then ends the others. Where these
-        // are still there, it has nothing to say.
-        let other = Launched::here().filter(|launched| launched.rank > 0);
-        found.unwrap_or_else(|e| match of_command_line(&e, &command, &arguments) {
-            _ if other.is_some() && e.exit_code() == 0 => std::process::exit(0),
-            Some(mut error) => {
-                if let Some(Launched { rank, .. }) = other {
-                    std::thread::sleep(UNTIL_ENDED);
-                    error = error.context(format!("process {rank}"));
-                }
-                Printer::new(&Globals::default(), World::solo()).error(&error);
-                std::process::exit(error.exit_code())
+        found.or_else(|e| match of_command_line(&e, &command, &arguments) {
+            Some(error) => Err(error),
+            // Of several processes one shows help for all.
+            None if Launched::here().is_some_and(|launched| launched.rank > 0) => {
+                std::process::exit(e.exit_code())
             }
             None => e.exit(),
         })

@@ -393,13 +393,13 @@ fn what_fails_in_one_process_is_told_with_its_number() {
         assert!(stderr.contains(&format!("error: process 1 of 2: {what}")), "{what}: {stderr}");
         assert!(!place.path("run").exists(), "{what}");
     }
-    // A word that one alone was given is told by it, once it is clear that nobody else does.
+    // A word that one alone was given.
     let typo = with(&["--sed", "7"]);
     let words = [&one[..], &args, &two].concat();
     let words: Vec<&str> = words.into_iter().chain(typo.iter().map(String::as_str)).collect();
     let (code, _, stderr) = ended(&mut mpirun(&place, &words).unwrap());
     assert!(
-        code == 2 && stderr.contains("error: process 1: eslm-kd pretrain has no --sed"),
+        code == 2 && stderr.contains("error: process 1 of 2: eslm-kd pretrain has no --sed"),
         "{stderr}"
     );
 }
