@@ -403,29 +403,3 @@ fn what_fails_in_one_process_is_told_with_its_number() {
         "{stderr}"
     );
 }
-
-/// A signal that takes far longer to write than anybody waits, in three processes.
-fn long_signal(place: &Place, data: &str) -> Option<Child> {
-    save_random(&place.path("teacher"), tiny::VOCAB, 16, true);
-    let signal = ["signal", "write", "--teacher", "teacher", "--data", data, "--context", "16"];
-    let kind = ["--stride", "1", "--signal", "sampled=50", "--out", "signal"];
-    let mut command = ranks(place, "3", &[&signal[..], &kind].concat())?;
-    Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-}
-
-#[test]
-fn a_signal_to_one_ends_the_writing_of_all_and_as_many_go_on() {
-    let (place, data) = (Place::new(), data());
-    let Some(child) = long_signal(&place, &data) else { return };
-    wait_until("parts", || fs::read_dir(place.path("signal")).is_ok_and(|dir| dir.count() == 3));
-    kill("-USR2", children(child.id())[1]);
-    let (code, stderr) = ends(child);
-    assert_eq!(code, Some(140), "{stderr}");
-    assert!(stderr.contains("and the same command goes on with 3 processes"), "{stderr}");
-    let words = ["signal", "write", "--teacher", "teacher", "--data", &data, "--context", "16"];
-    let kind = ["--stride", "1", "--signal", "sampled=50", "--out", "signal"];
-    let (code, _, stderr) = ended(&mut ranks(&place, "2", &[&words[..], &kind].concat()).unwrap());
-    assert!(code == 2 && stderr.contains("begun in 3 shards"), "{stderr}");
-    done(&place, "3", &[&words[..], &kind].concat());
-    place.json(&["signal", "verify", "signal"]);
-}
